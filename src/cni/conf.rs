@@ -1,0 +1,139 @@
+//! The network configuration on stdin: what every plugin needs of it (CNI spec 1.1, section 1).
+
+use std::io::Read;
+
+use serde_json::Value;
+
+use crate::cni::Version;
+use crate::cni::request::Id;
+use crate::cni::result::AddResult;
+use crate::cni::shape::{self, Shape};
+use crate::error::{Code, Error};
+
+/// The largest configuration that is read, in bytes: a GC of 100,000 attachments fits.
+const MAX_BYTES: u64 = 32 << 20;
+
+const DOCUMENT: &str = "configuration";
+
+/// A network configuration.
+#[derive(Debug)]
+pub struct NetConf {
+    /// The network's name.
+    pub name: Id,
+    /// The version in which to answer.
+    pub version: Version,
+    /// The document as it came, for a delegate.
+    pub bytes: Vec<u8>,
+    root: Value,
+}
+
+impl NetConf {
+    /// Reads a configuration to its end.
+    ///
+    /// # Errors
+    /// Code 5 when reading fails, code 6 for a document over 32 MiB, and those of [`NetConf::parse`].
+    pub fn read(from: impl Read) -> Result<NetConf, Error> {
+        let mut bytes = Vec::with_capacity(4096);
+        from.take(MAX_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|cause| {
+                Error::new(
+                    Code::IO,
+                    format!("cannot read the configuration from stdin: {cause}"),
+                )
+            })?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(Error::new(
+                Code::DECODE,
+                format!("{DOCUMENT} is larger than {MAX_BYTES} bytes"),
+            ));
+        }
+        NetConf::parse(bytes)
+    }
+
+    /// Parses a configuration.
+    ///
+    /// # Errors
+    /// Code 6 for what is not JSON or of the wrong type, 7 for the name, 1 for the version.
+    pub fn parse(bytes: Vec<u8>) -> Result<NetConf, Error> {
+        if bytes.trim_ascii().is_empty() {
+            return Err(Error::new(
+                Code::DECODE,
+                format!("{DOCUMENT} on stdin is empty"),
+            ));
+        }
+        let root = match shape::parse(DOCUMENT, &bytes)? {
+            Value::Null => Value::Object(Default::default()),
+            root => root,
+        };
+        let shape = Shape::root(DOCUMENT, &root).into_object()?;
+        let name = shape.text("name")?.unwrap_or_default();
+        let name = name
+            .parse()
+            .map_err(|wanted| shape.at("name").refused(format!("{name:?}"), wanted))?;
+        let version = Version::parse(shape.text("cniVersion")?.unwrap_or_default())?;
+        Ok(NetConf {
+            name,
+            version,
+            bytes,
+            root,
+        })
+    }
+
+    /// Its top level.
+    pub fn root(&self) -> Shape<'_> {
+        Shape::root(DOCUMENT, &self.root)
+    }
+
+    /// The result of the ADD before, as the runtime kept it; one without a version has the configuration's.
+    ///
+    /// # Errors
+    /// Code 6 when it is not a result.
+    pub fn prev_result(&self) -> Result<Option<AddResult>, Error> {
+        let prev = self.root().object("prevResult")?;
+        prev.map(|prev| AddResult::parse(&prev, self.version))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(text: &str) -> u32 {
+        NetConf::parse(text.into()).unwrap_err().code.0
+    }
+
+    #[test]
+    fn name_and_version_are_read() {
+        let conf = NetConf::parse(br#"{"NAME": "net", "cniVersion": "0.4.0"}"#.to_vec()).unwrap();
+        assert_eq!((conf.name.as_str(), conf.version), ("net", Version::V0_4_0));
+        let conf = NetConf::parse(br#"{"name": "a..b", "cniVersion": null}"#.to_vec()).unwrap();
+        assert_eq!(conf.version, Version::V0_1_0);
+    }
+
+    #[test]
+    fn each_refusal_has_the_code_of_its_kind() {
+        assert_eq!(
+            [code(""), code(" \n"), code("[]"), code("5"), code("{}x")],
+            [6; 5]
+        );
+        assert_eq!(
+            [
+                code(r#"{"name":5}"#),
+                code(r#"{"name":"n","cniVersion":1}"#)
+            ],
+            [6; 2]
+        );
+        assert_eq!(
+            [
+                code("null"),
+                code("{}"),
+                code(r#"{"name":""}"#),
+                code(r#"{"name":"../x"}"#)
+            ],
+            [7; 4]
+        );
+        assert_eq!(code(r#"{"name":"n","cniVersion":"9.9.9"}"#), 1);
+    }
+}

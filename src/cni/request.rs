@@ -1,0 +1,485 @@
+//! The environment a runtime sets (CNI spec 1.1, section 2 "Execution Protocol", "Parameters").
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::error::{Code, Error};
+use crate::net::{IfName, Mac, parse_ip};
+
+/// The six verbs of CNI_COMMAND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Command {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Command {
+    const ALL: [Command; 6] = [
+        Command::Add,
+        Command::Del,
+        Command::Check,
+        Command::Gc,
+        Command::Status,
+        Command::Version,
+    ];
+
+    /// As it is written in CNI_COMMAND.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Command::Add => "ADD",
+            Command::Del => "DEL",
+            Command::Check => "CHECK",
+            Command::Gc => "GC",
+            Command::Status => "STATUS",
+            Command::Version => "VERSION",
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A container id or a network name: an ASCII letter or digit, then any of `[A-Za-z0-9_.-]`.
+///
+/// It holds no slash and is neither `.` nor `..`, so it is one component of a path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(String);
+
+impl Id {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Id {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Id, Self::Err> {
+        let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        if text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.bytes().all(rest) {
+            Ok(Id(text.to_owned()))
+        } else {
+            Err("it must be a letter or digit followed by letters, digits, \"_\", \".\" and \"-\"")
+        }
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What identifies an attachment within a network: a container and the name of its interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// CNI_CONTAINERID.
+    pub container: Id,
+    /// CNI_IFNAME, the interface inside the container.
+    pub interface: IfName,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "container {} interface {}",
+            self.container, self.interface
+        )
+    }
+}
+
+/// A verb with what the spec requires for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Verb {
+    Add {
+        who: Attachment,
+        netns: String,
+    },
+    Check {
+        who: Attachment,
+        netns: String,
+    },
+    /// `netns` is `None` when it was empty or unset: the container is gone.
+    Del {
+        who: Attachment,
+        netns: Option<String>,
+    },
+    Gc,
+    Status,
+    Version,
+}
+
+/// The environment, read once.
+#[derive(Clone, Debug)]
+pub struct Environment(BTreeMap<String, OsString>);
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Environment {
+        std::env::vars_os().collect()
+    }
+
+    /// The value of a variable; `None` when it is unset or empty. Bytes that are not UTF-8 become U+FFFD,
+    /// which no identifier accepts.
+    pub fn var(&self, name: &str) -> Option<String> {
+        let value = self.0.get(name)?.to_string_lossy();
+        (!value.is_empty()).then(|| value.into_owned())
+    }
+}
+
+impl<K: Into<OsString>> FromIterator<(K, OsString)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (K, OsString)>>(vars: I) -> Environment {
+        let key = |name: OsString| name.to_string_lossy().into_owned();
+        Environment(
+            vars.into_iter()
+                .map(|(name, value)| (key(name.into()), value))
+                .collect(),
+        )
+    }
+}
+
+/// A request as the environment tells it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The verb.
+    pub verb: Verb,
+    /// Where plugins live: CNI_PATH, split. An empty element is the current directory.
+    pub path: Vec<PathBuf>,
+    /// CNI_ARGS as given; see [`Args`].
+    pub args: String,
+    /// CNI_NETNS_OVERRIDE: CNI_NETNS may be the plugin's own namespace.
+    pub own_netns_allowed: bool,
+}
+
+impl Request {
+    /// The verb's name.
+    pub fn command(&self) -> Command {
+        match self.verb {
+            Verb::Add { .. } => Command::Add,
+            Verb::Check { .. } => Command::Check,
+            Verb::Del { .. } => Command::Del,
+            Verb::Gc => Command::Gc,
+            Verb::Status => Command::Status,
+            Verb::Version => Command::Version,
+        }
+    }
+
+    /// Parses the environment.
+    ///
+    /// # Errors
+    /// Code 4: an unknown verb, a malformed identifier, or all missing variables at once.
+    pub fn parse(env: &Environment) -> Result<Request, Error> {
+        let mut missing = Vec::new();
+        let mut required = |name: &'static str| {
+            let value = env.var(name);
+            if value.is_none() {
+                missing.push(name);
+            }
+            value
+        };
+        let Some(command) = required("CNI_COMMAND") else {
+            return Err(missing_variables(&missing));
+        };
+        let command = parse_command(&command)?;
+        let attached = matches!(command, Command::Add | Command::Check | Command::Del);
+        let mut who = None;
+        if attached {
+            let container = required("CNI_CONTAINERID")
+                .map(parse_container)
+                .transpose()?;
+            let netns = match command {
+                Command::Del => env.var("CNI_NETNS"),
+                _ => required("CNI_NETNS"),
+            };
+            let interface = required("CNI_IFNAME").map(parse_interface).transpose()?;
+            who = container.zip(interface).map(|(container, interface)| {
+                (
+                    Attachment {
+                        container,
+                        interface,
+                    },
+                    netns,
+                )
+            });
+        }
+        if command != Command::Version {
+            required("CNI_PATH");
+        }
+        if !missing.is_empty() {
+            return Err(missing_variables(&missing));
+        }
+        let verb = match (command, who) {
+            (Command::Add, Some((who, Some(netns)))) => Verb::Add { who, netns },
+            (Command::Check, Some((who, Some(netns)))) => Verb::Check { who, netns },
+            (Command::Del, Some((who, netns))) => Verb::Del { who, netns },
+            (Command::Gc, _) => Verb::Gc,
+            (Command::Status, _) => Verb::Status,
+            (Command::Version, _) => Verb::Version,
+            (Command::Add | Command::Check | Command::Del, _) => {
+                unreachable!("what these need is not missing")
+            }
+        };
+        let path = env.var("CNI_PATH").unwrap_or_default();
+        Ok(Request {
+            verb,
+            path: std::env::split_paths(&path).collect(),
+            args: env.var("CNI_ARGS").unwrap_or_default(),
+            own_netns_allowed: env.var("CNI_NETNS_OVERRIDE").is_some_and(|v| is_true(&v)),
+        })
+    }
+}
+
+fn missing_variables(names: &[&str]) -> Error {
+    let list = names.join(",");
+    Error::new(
+        Code::INVALID_ENVIRONMENT,
+        format!("required env variables [{list}] missing"),
+    )
+}
+
+fn parse_command(text: &str) -> Result<Command, Error> {
+    let known = Command::ALL
+        .into_iter()
+        .find(|command| command.as_str() == text);
+    known.ok_or_else(|| {
+        let all = Command::ALL.map(Command::as_str).join(", ");
+        Error::new(
+            Code::INVALID_ENVIRONMENT,
+            format!("unknown CNI_COMMAND {text:?}: it must be one of {all}"),
+        )
+    })
+}
+
+fn parse_container(text: String) -> Result<Id, Error> {
+    text.parse().map_err(|wanted| {
+        Error::new(
+            Code::INVALID_ENVIRONMENT,
+            format!("invalid CNI_CONTAINERID {text:?}: {wanted}"),
+        )
+    })
+}
+
+fn parse_interface(text: String) -> Result<IfName, Error> {
+    text.parse().map_err(|wrong| {
+        Error::new(
+            Code::INVALID_ENVIRONMENT,
+            format!("invalid CNI_IFNAME: {wrong}"),
+        )
+    })
+}
+
+fn is_true(text: &str) -> bool {
+    text == "1" || text.eq_ignore_ascii_case("true")
+}
+
+/// CNI_ARGS, parsed once for the plugin and its in-process IPAM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Args {
+    /// `MAC=`: the MAC address asked for the container's interface.
+    pub mac: Option<Mac>,
+    /// `IP=`: the addresses asked for; prefix lengths are dropped.
+    pub ips: Vec<std::net::IpAddr>,
+    /// `K8S_POD_NAMESPACE=` and `K8S_POD_NAME=`, joined by a slash.
+    pub pod: Option<String>,
+}
+
+impl Args {
+    /// Keys that runtimes and neighbouring plugins set and that are not ours to judge.
+    const FOREIGN: [&'static str; 3] = ["GATEWAY", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];
+
+    /// Parses `KEY=VALUE;KEY=VALUE`; keys are case-sensitive.
+    ///
+    /// # Errors
+    /// Code 4: a piece without exactly one `=`, a malformed value, or unknown keys without `IgnoreUnknown=1`.
+    pub fn parse(text: &str) -> Result<Args, Error> {
+        let wrong = |what: String| {
+            Error::new(
+                Code::INVALID_ENVIRONMENT,
+                format!("invalid CNI_ARGS: {what}"),
+            )
+        };
+        let mut args = Args::default();
+        let mut ignore_unknown = false;
+        let mut unknown = Vec::new();
+        let (mut namespace, mut name) = (None, None);
+        for piece in text.split(';').filter(|_| !text.is_empty()) {
+            let (key, value) = piece
+                .split_once('=')
+                .filter(|(_, value)| !value.contains('='))
+                .ok_or_else(|| wrong(format!("{piece:?} is not of the form KEY=VALUE")))?;
+            match key {
+                "IgnoreUnknown" => {
+                    ignore_unknown = match value {
+                        _ if is_true(value) => true,
+                        _ if value == "0" || value.eq_ignore_ascii_case("false") => false,
+                        _ => {
+                            return Err(wrong(format!(
+                                "IgnoreUnknown is {value:?}, not a boolean"
+                            )));
+                        }
+                    }
+                }
+                "MAC" if value.is_empty() => {}
+                "MAC" => args.mac = Some(value.parse().map_err(|e| wrong(format!("MAC: {e}")))?),
+                "IP" if value.is_empty() => {}
+                "IP" => {
+                    let ips = value.split(',').map(parse_requested_ip);
+                    args.ips = ips
+                        .collect::<Result<_, _>>()
+                        .map_err(|e| wrong(format!("IP: {e}")))?;
+                }
+                "K8S_POD_NAMESPACE" => namespace = Some(value),
+                "K8S_POD_NAME" => name = Some(value),
+                _ if Args::FOREIGN.contains(&key) => {}
+                _ => unknown.push(key),
+            }
+        }
+        if !unknown.is_empty() && !ignore_unknown {
+            return Err(wrong(format!("unknown keys {unknown:?}"))
+                .details("add IgnoreUnknown=1 to pass them by"));
+        }
+        args.pod = namespace
+            .zip(name)
+            .map(|(namespace, name)| format!("{namespace}/{name}"));
+        Ok(args)
+    }
+}
+
+/// Parses an address asked for, `IP` or `IP/prefix`: the prefix length is that of the range anyway.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_requested_ip(text: &str) -> Result<std::net::IpAddr, crate::net::ParseError> {
+    if text.contains('/') {
+        text.parse::<crate::net::Cidr>()
+            .map(crate::net::Cidr::address)
+    } else {
+        parse_ip(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(vars: &[(&str, &str)]) -> Environment {
+        vars.iter()
+            .map(|(name, value)| (*name, OsString::from(value)))
+            .collect()
+    }
+
+    const ADD: [(&str, &str); 5] = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/x"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/a:/b"),
+    ];
+
+    #[test]
+    fn an_add_is_read_whole() {
+        let request = Request::parse(&env(&ADD)).unwrap();
+        assert_eq!(request.command(), Command::Add);
+        assert_eq!(request.path, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        let Verb::Add { who, netns } = request.verb else {
+            panic!()
+        };
+        assert_eq!(
+            (who.to_string().as_str(), netns.as_str()),
+            ("container c1 interface eth0", "/run/netns/x")
+        );
+    }
+
+    #[test]
+    fn all_missing_variables_are_named_at_once_in_the_specs_order() {
+        let error = Request::parse(&env(&[("CNI_COMMAND", "ADD"), ("CNI_NETNS", "")])).unwrap_err();
+        assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
+        assert!(
+            error
+                .msg
+                .contains("[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_del_needs_no_netns_and_gc_no_attachment() {
+        let del: Vec<_> = ADD
+            .iter()
+            .filter(|(name, _)| *name != "CNI_NETNS")
+            .copied()
+            .collect();
+        let mut del = del;
+        del[0].1 = "DEL";
+        let request = Request::parse(&env(&del)).unwrap();
+        assert!(matches!(request.verb, Verb::Del { netns: None, .. }));
+        let gc = [
+            ("CNI_COMMAND", "GC"),
+            ("CNI_PATH", "/a"),
+            ("CNI_CONTAINERID", "!junk"),
+        ];
+        assert_eq!(Request::parse(&env(&gc)).unwrap().verb, Verb::Gc);
+    }
+
+    #[test]
+    fn malformed_identifiers_are_refused_by_value() {
+        for (name, value) in [
+            ("CNI_COMMAND", "add"),
+            ("CNI_CONTAINERID", "_c"),
+            ("CNI_CONTAINERID", "a/b"),
+            ("CNI_CONTAINERID", "a\n"),
+            ("CNI_CONTAINERID", "ä"),
+            ("CNI_IFNAME", "1234567890123456"),
+            ("CNI_IFNAME", "a:b"),
+        ] {
+            let mut vars = ADD.to_vec();
+            vars.retain(|(key, _)| *key != name);
+            vars.push((name, value));
+            let error = Request::parse(&env(&vars)).unwrap_err();
+            assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
+            assert!(error.msg.contains(&format!("{value:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn args_are_read_in_any_order() {
+        let text = "K8S_POD_NAME=web;IgnoreUnknown=1;X=y;MAC=02:00:00:00:00:01;IP=10.1.2.3/24;K8S_POD_NAMESPACE=shop";
+        let args = Args::parse(text).unwrap();
+        assert_eq!(args.pod.as_deref(), Some("shop/web"));
+        assert_eq!(args.mac, "02:00:00:00:00:01".parse().ok());
+        assert_eq!(args.ips, ["10.1.2.3".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(Args::parse("").unwrap(), Args::default());
+        assert_eq!(Args::parse("IP=;MAC=").unwrap(), Args::default());
+    }
+
+    #[test]
+    fn wrong_args_are_refused() {
+        for wrong in [
+            "MAC",
+            "A=b",
+            "MAC=1=2",
+            "IP=10.1.2.3;",
+            "IP=10.1.2",
+            "MAC=zz",
+            "IgnoreUnknown=yes",
+            ";",
+            "X=y;IgnoreUnknown=0",
+        ] {
+            assert!(Args::parse(wrong).is_err(), "{wrong:?} was taken");
+        }
+    }
+}

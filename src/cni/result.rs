@@ -1,0 +1,484 @@
+//! The result of an ADD: one type inside, the shape of each protocol version outside.
+//!
+//! Inside it has the newest shape (CNI spec 1.1, section 5). Key order and which empty keys are printed are those
+//! of the reference, so that results compare byte for byte.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+use serde::ser::Error as _;
+use serde_json::ser::{PrettyFormatter, Serializer};
+use serde_json::{Value, json};
+
+use crate::cni::shape::Shape;
+use crate::cni::{Schema, Version};
+use crate::error::{Code, Error};
+use crate::net::{Cidr, Family, Route, parse_ip};
+
+/// What an ADD has made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddResult {
+    /// All interfaces of the attachment, on the host and in the container.
+    pub interfaces: Vec<Interface>,
+    /// The container's addresses.
+    pub ips: Vec<IpConfig>,
+    /// The container's routes.
+    pub routes: Vec<Route>,
+    /// Name service.
+    pub dns: Dns,
+}
+
+/// An interface of a result.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address as text; empty when unknown.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+    /// Its MTU in bytes (1.1.0).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The path of the container's namespace; empty on the host.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sandbox: String,
+    /// The socket of a user-space interface (1.1.0); only passed through.
+    #[serde(rename = "socketPath", skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    /// The PCI address of a physical interface (1.1.0); only passed through.
+    #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
+    pub pci_id: String,
+}
+
+/// An address of a result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IpConfig {
+    /// Position in the list of interfaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<usize>,
+    /// The address with its subnet's prefix length.
+    pub address: Cidr,
+    /// The gateway of the subnet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+}
+
+/// Name service of a result.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Dns {
+    /// Addresses of name servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<String>,
+    /// The local domain; empty when there is none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    /// Search domains.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Options of the resolver.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        *self == Dns::default()
+    }
+
+    /// Reads the object with the keys of the spec.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type.
+    pub fn parse(shape: &Shape) -> Result<Dns, Error> {
+        Ok(Dns {
+            nameservers: shape.texts("nameservers")?.unwrap_or_default(),
+            domain: shape.text("domain")?.unwrap_or_default().to_owned(),
+            search: shape.texts("search")?.unwrap_or_default(),
+            options: shape.texts("options")?.unwrap_or_default(),
+        })
+    }
+}
+
+/// Reads a route with the keys of the spec.
+///
+/// # Errors
+/// Code 6 for a wrong type, code 7 for a destination or next hop that is none.
+pub fn parse_route(shape: Shape) -> Result<Route, Error> {
+    let shape = shape.into_object()?;
+    let dst = shape.parsed("dst")?.ok_or_else(|| {
+        shape
+            .at("dst")
+            .refused("missing", "a route needs a destination")
+    })?;
+    let gw = shape.get("gw").filter(|gw| gw.as_text() != Ok(""));
+    Ok(Route {
+        dst,
+        gw: gw.map(|gw| gw.parse_with(parse_ip)).transpose()?,
+        mtu: shape.number("mtu", 0..=u32::MAX)?.filter(|mtu| *mtu > 0),
+        advmss: shape.number("advmss", 0..=u32::MAX)?.filter(|mss| *mss > 0),
+        priority: shape
+            .number("priority", 0..=u32::MAX)?
+            .filter(|priority| *priority > 0),
+        table: shape.number("table", 0..=u32::MAX)?,
+        scope: shape.number("scope", 0..=255)?,
+    })
+}
+
+impl AddResult {
+    /// Reads a result of any version; one that does not say its version has that of `assumed`.
+    ///
+    /// # Errors
+    /// Code 1 for an unsupported version, 6 and 7 for what is not a result.
+    pub fn parse(shape: &Shape, assumed: Version) -> Result<AddResult, Error> {
+        let version = match shape.filled_text("cniVersion")? {
+            Some(text) => Version::parse(text)?,
+            None => assumed,
+        };
+        let dns = shape
+            .object("dns")?
+            .map(|dns| Dns::parse(&dns))
+            .transpose()?
+            .unwrap_or_default();
+        if version.schema() == Schema::V0_1 {
+            return AddResult::parse_0_1(shape, dns);
+        }
+        let interfaces = shape.list("interfaces")?.unwrap_or_default();
+        let ips = shape.list("ips")?.unwrap_or_default();
+        let routes = shape.list("routes")?.unwrap_or_default();
+        Ok(AddResult {
+            interfaces: interfaces
+                .into_iter()
+                .map(parse_interface)
+                .collect::<Result<_, _>>()?,
+            ips: ips
+                .into_iter()
+                .map(parse_ip_config)
+                .collect::<Result<_, _>>()?,
+            routes: routes
+                .into_iter()
+                .map(parse_route)
+                .collect::<Result<_, _>>()?,
+            dns,
+        })
+    }
+
+    fn parse_0_1(shape: &Shape, dns: Dns) -> Result<AddResult, Error> {
+        let mut result = AddResult {
+            dns,
+            ..AddResult::default()
+        };
+        for key in ["ip4", "ip6"] {
+            let Some(block) = shape.object(key)? else {
+                continue;
+            };
+            let address = block
+                .parsed("ip")?
+                .ok_or_else(|| block.at("ip").refused("missing", "it must be an address"))?;
+            let gateway = parse_gateway(&block)?;
+            result.ips.push(IpConfig {
+                interface: None,
+                address,
+                gateway,
+            });
+            for route in block.list("routes")?.unwrap_or_default() {
+                result.routes.push(parse_route(route)?);
+            }
+        }
+        Ok(result)
+    }
+
+    /// Whether the result can be told in this version.
+    ///
+    /// # Errors
+    /// Code 1: a result without addresses does not exist before 0.3.0.
+    pub fn representable(&self, version: Version) -> Result<(), Error> {
+        if version.schema() == Schema::V0_1 && self.ips.is_empty() {
+            let msg = format!("cniVersion {version} has no result without an address");
+            return Err(Error::new(Code::INCOMPATIBLE_VERSION, msg)
+                .details("a layer-2 network (no ipam) needs cniVersion 0.3.0 or newer"));
+        }
+        Ok(())
+    }
+
+    /// The document to print: indented by four spaces, no newline at its end.
+    ///
+    /// # Errors
+    /// Code 1 when the version cannot tell this result.
+    pub fn to_document(&self, version: Version) -> Result<String, Error> {
+        self.representable(version)?;
+        Ok(match version.schema() {
+            Schema::V0_1 => pretty(&self.to_0_1(version)),
+            Schema::V0_3 => pretty(&self.to_0_3(version)),
+            Schema::V1 => pretty(&self.to_1(version)),
+        })
+    }
+
+    /// Keys in alphabetical order, which is how a JSON value keeps them.
+    fn to_1(&self, version: Version) -> Value {
+        let mut document = json!({ "cniVersion": version.as_str() });
+        let mut put = |key: &str, is_empty: bool, value: Value| {
+            if !is_empty {
+                document[key] = value;
+            }
+        };
+        put("dns", self.dns.is_empty(), json!(self.dns));
+        put(
+            "interfaces",
+            self.interfaces.is_empty(),
+            json!(self.interfaces),
+        );
+        put("ips", self.ips.is_empty(), json!(self.ips));
+        put("routes", self.routes.is_empty(), json!(self.routes));
+        document
+    }
+
+    fn to_0_3(&self, version: Version) -> impl Serialize {
+        #[derive(Serialize)]
+        struct Document {
+            #[serde(rename = "cniVersion")]
+            version: &'static str,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            interfaces: Vec<Interface>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            ips: Vec<Ip>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            routes: Vec<Route>,
+            dns: Dns,
+        }
+        #[derive(Serialize)]
+        struct Ip {
+            version: &'static str,
+            #[serde(flatten)]
+            ip: IpConfig,
+        }
+        let plain = |interface: &Interface| Interface {
+            name: interface.name.clone(),
+            mac: interface.mac.clone(),
+            sandbox: interface.sandbox.clone(),
+            ..Interface::default()
+        };
+        let tagged = |ip: &IpConfig| Ip {
+            version: match ip.address.family() {
+                Family::V4 => "4",
+                Family::V6 => "6",
+            },
+            ip: ip.clone(),
+        };
+        Document {
+            version: version.as_str(),
+            interfaces: self.interfaces.iter().map(plain).collect(),
+            ips: self.ips.iter().map(tagged).collect(),
+            routes: self.routes.clone(),
+            dns: self.dns.clone(),
+        }
+    }
+
+    fn to_0_1(&self, version: Version) -> impl Serialize {
+        #[derive(Serialize)]
+        struct Document {
+            #[serde(rename = "cniVersion")]
+            version: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            ip4: Option<Block>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            ip6: Option<Block>,
+            dns: Dns,
+        }
+        #[derive(Serialize)]
+        struct Block {
+            ip: Cidr,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            gateway: Option<IpAddr>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            routes: Vec<Route>,
+        }
+        let block = |family: Family| {
+            let ip = self.ips.iter().find(|ip| ip.address.family() == family)?;
+            let routes = self
+                .routes
+                .iter()
+                .filter(|route| route.dst.family() == family);
+            let routes = routes
+                .map(|route| Route::new(route.dst, route.gw))
+                .collect();
+            Some(Block {
+                ip: ip.address,
+                gateway: ip.gateway,
+                routes,
+            })
+        };
+        Document {
+            version: version.as_str(),
+            ip4: block(Family::V4),
+            ip6: block(Family::V6),
+            dns: self.dns.clone(),
+        }
+    }
+}
+
+fn parse_interface(shape: Shape) -> Result<Interface, Error> {
+    let shape = shape.into_object()?;
+    let text = |key| Ok::<_, Error>(shape.text(key)?.unwrap_or_default().to_owned());
+    Ok(Interface {
+        name: text("name")?,
+        mac: text("mac")?,
+        mtu: shape.number("mtu", 0..=u32::MAX)?.filter(|mtu| *mtu > 0),
+        sandbox: text("sandbox")?,
+        socket_path: text("socketPath")?,
+        pci_id: text("pciID")?,
+    })
+}
+
+fn parse_ip_config(shape: Shape) -> Result<IpConfig, Error> {
+    let shape = shape.into_object()?;
+    let address = shape.parsed("address")?.ok_or_else(|| {
+        shape
+            .at("address")
+            .refused("missing", "it must be an address")
+    })?;
+    let interface = shape
+        .number("interface", 0..=u32::MAX)?
+        .map(|index| index as usize);
+    Ok(IpConfig {
+        interface,
+        address,
+        gateway: parse_gateway(&shape)?,
+    })
+}
+
+fn parse_gateway(shape: &Shape) -> Result<Option<IpAddr>, Error> {
+    let gateway = shape
+        .get("gateway")
+        .filter(|gateway| gateway.as_text() != Ok(""));
+    gateway
+        .map(|gateway| gateway.parse_with(parse_ip))
+        .transpose()
+}
+
+/// Serializes with an indent of four spaces and no newline at the end.
+pub(crate) fn pretty(value: &impl Serialize) -> String {
+    let mut bytes = Vec::with_capacity(1024);
+    let mut serializer =
+        Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(b"    "));
+    value
+        .serialize(&mut serializer)
+        .and_then(|()| String::from_utf8(bytes).map_err(serde_json::Error::custom))
+        .expect("our documents have string keys and no failing parts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::shape;
+
+    fn sample() -> AddResult {
+        let ip = |address: &str, gateway: &str| IpConfig {
+            interface: Some(0),
+            address: address.parse().unwrap(),
+            gateway: gateway.parse().ok(),
+        };
+        AddResult {
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                mac: "0a:58:0a:01:02:03".into(),
+                mtu: Some(1450),
+                sandbox: "/run/netns/x".into(),
+                ..Interface::default()
+            }],
+            ips: vec![ip("10.1.2.3/24", "10.1.2.1"), ip("fd00::3/64", "")],
+            routes: vec![Route {
+                mtu: Some(1400),
+                scope: Some(0),
+                ..Route::new("0.0.0.0/0".parse().unwrap(), None)
+            }],
+            dns: Dns::default(),
+        }
+    }
+
+    fn read(text: &str, version: Version) -> AddResult {
+        let value = shape::parse("result", text.as_bytes()).unwrap();
+        AddResult::parse(&Shape::root("result", &value), version).unwrap()
+    }
+
+    #[test]
+    fn the_newest_shape_is_alphabetical_and_omits_what_is_empty() {
+        let compact: String = sample()
+            .to_document(Version::V1_0_0)
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            compact,
+            concat!(
+                r#"{"cniVersion":"1.0.0","interfaces":[{"mac":"0a:58:0a:01:02:03","mtu":1450,"name":"eth0","#,
+                r#""sandbox":"/run/netns/x"}],"ips":[{"address":"10.1.2.3/24","gateway":"10.1.2.1","interface":0},"#,
+                r#"{"address":"fd00::3/64","interface":0}],"routes":[{"dst":"0.0.0.0/0","mtu":1400,"scope":0}]}"#
+            )
+        );
+    }
+
+    #[test]
+    fn the_0_3_shape_tags_addresses_and_always_has_dns() {
+        let text = sample().to_document(Version::V0_3_1).unwrap();
+        assert!(
+            text.starts_with("{\n    \"cniVersion\": \"0.3.1\",\n    \"interfaces\": ["),
+            "{text}"
+        );
+        let compact: String = text.split_whitespace().collect();
+        assert_eq!(
+            compact,
+            concat!(
+                r#"{"cniVersion":"0.3.1","interfaces":[{"name":"eth0","mac":"0a:58:0a:01:02:03","sandbox":"/run/netns/x"}],"#,
+                r#""ips":[{"version":"4","interface":0,"address":"10.1.2.3/24","gateway":"10.1.2.1"},"#,
+                r#"{"version":"6","interface":0,"address":"fd00::3/64"}],"routes":[{"dst":"0.0.0.0/0","mtu":1400,"scope":0}],"dns":{}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn the_0_1_shape_has_one_block_per_family() {
+        let compact: String = sample()
+            .to_document(Version::V0_2_0)
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            compact,
+            concat!(
+                r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1","routes":[{"dst":"0.0.0.0/0"}]},"#,
+                r#""ip6":{"ip":"fd00::3/64"},"dns":{}}"#
+            )
+        );
+        assert!(AddResult::default().to_document(Version::V0_1_0).is_err());
+    }
+
+    #[test]
+    fn a_result_survives_the_way_there_and_back() {
+        let whole = sample();
+        assert_eq!(
+            read(
+                &whole.to_document(Version::V1_1_0).unwrap(),
+                Version::V0_4_0
+            ),
+            whole
+        );
+        let mut without_mtu = whole.clone();
+        without_mtu.interfaces[0].mtu = None;
+        assert_eq!(
+            read(
+                &whole.to_document(Version::V0_4_0).unwrap(),
+                Version::V1_0_0
+            ),
+            without_mtu
+        );
+        let old = read(
+            &whole.to_document(Version::V0_1_0).unwrap(),
+            Version::V1_0_0,
+        );
+        assert_eq!(
+            (old.ips.len(), old.routes.len(), old.interfaces.len()),
+            (2, 1, 0)
+        );
+    }
+}

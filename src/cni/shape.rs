@@ -1,0 +1,372 @@
+//! Typed access to a JSON document, with the path of the value in every refusal.
+//!
+//! Decodes as the reference's library does, because configurations in the field rely on it: keys match in any
+//! letter case, of duplicate keys the last one wins (objects merge), `null` means absent, unknown keys are
+//! passed by, integers are written without fraction or exponent.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::error::{Code, Error};
+use crate::net::ParseError;
+
+/// Parses a JSON document; the keys of its objects are lower case from here on.
+///
+/// # Errors
+/// Code 6 when it is not one JSON document, or is nested more than 127 deep; `document` names it.
+pub fn parse(document: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+    // Bytes that are not UTF-8 are only legal inside strings, where they become U+FFFD.
+    let text = String::from_utf8_lossy(bytes);
+    let mut deserializer = serde_json::Deserializer::from_str(&text);
+    Folded
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value))
+        .map_err(|cause| Error::new(Code::DECODE, format!("{document} is not JSON: {cause}")))
+}
+
+/// Builds a [`Value`] with folded keys.
+struct Folded;
+
+impl<'de> DeserializeSeed<'de> for Folded {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Folded {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = seq.next_element_seed(Folded)? {
+            list.push(value);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value_seed(Folded)?;
+            merge(&mut object, key.to_ascii_lowercase(), value);
+        }
+        Ok(object.into())
+    }
+}
+
+fn merge(object: &mut Map<String, Value>, key: String, value: Value) {
+    match (object.get_mut(&key), value) {
+        (Some(_), Value::Null) => {}
+        (Some(Value::Object(old)), Value::Object(new)) => {
+            for (key, value) in new {
+                merge(old, key, value);
+            }
+        }
+        (_, value) => {
+            object.insert(key, value);
+        }
+    }
+}
+
+/// A value of a document and the way to it.
+#[derive(Clone, Debug)]
+pub struct Shape<'a> {
+    document: &'static str,
+    path: String,
+    value: &'a Value,
+}
+
+impl<'a> Shape<'a> {
+    /// The root of a document; `document` names it in errors.
+    pub fn root(document: &'static str, value: &'a Value) -> Shape<'a> {
+        Shape {
+            document,
+            path: String::new(),
+            value,
+        }
+    }
+
+    /// The value behind a key; `None` when it is absent or null, or when this is no object.
+    pub fn get(&self, key: &str) -> Option<Shape<'a>> {
+        let value = self
+            .value
+            .get(key.to_ascii_lowercase())
+            .filter(|value| !value.is_null())?;
+        let separator = if self.path.is_empty() { "" } else { "." };
+        Some(Shape {
+            document: self.document,
+            path: format!("{}{separator}{key}", self.path),
+            value,
+        })
+    }
+
+    /// An object behind a key.
+    ///
+    /// # Errors
+    /// Code 6 for another JSON type; so for all the accessors below.
+    pub fn object(&self, key: &str) -> Result<Option<Shape<'a>>, Error> {
+        self.get(key).map(Shape::into_object).transpose()
+    }
+
+    /// A boolean behind a key.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, Error> {
+        let read = |shape: Shape| {
+            shape
+                .value
+                .as_bool()
+                .ok_or_else(|| shape.mistyped("true or false"))
+        };
+        self.get(key).map(read).transpose()
+    }
+
+    /// A string behind a key.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+        self.get(key).map(|shape| shape.as_text()).transpose()
+    }
+
+    /// A string behind a key that is no different from an absent one when it is empty.
+    pub fn filled_text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+        Ok(self.text(key)?.filter(|text| !text.is_empty()))
+    }
+
+    /// A whole number behind a key.
+    pub fn integer(&self, key: &str) -> Result<Option<i64>, Error> {
+        let read = |shape: Shape| {
+            shape
+                .value
+                .as_i64()
+                .ok_or_else(|| shape.mistyped("a whole number"))
+        };
+        self.get(key).map(read).transpose()
+    }
+
+    /// A whole number within a range behind a key.
+    ///
+    /// # Errors
+    /// Code 6 for another JSON type, code 7 for a number outside.
+    pub fn number<T>(
+        &self,
+        key: &str,
+        range: std::ops::RangeInclusive<T>,
+    ) -> Result<Option<T>, Error>
+    where
+        T: TryFrom<i64> + PartialOrd + fmt::Display + Copy,
+    {
+        let Some(value) = self.integer(key)? else {
+            return Ok(None);
+        };
+        let inside = T::try_from(value)
+            .ok()
+            .filter(|value| range.contains(value));
+        inside.map(Some).ok_or_else(|| {
+            let wanted = format!("it must be {} to {}", range.start(), range.end());
+            self.at(key).refused(value, wanted)
+        })
+    }
+
+    /// A string behind a key, parsed.
+    ///
+    /// # Errors
+    /// Code 6 for another JSON type, code 7 for text that does not parse.
+    pub fn parsed<T: FromStr<Err = ParseError>>(&self, key: &str) -> Result<Option<T>, Error> {
+        self.get(key)
+            .map(|shape| shape.parse_with(str::parse))
+            .transpose()
+    }
+
+    /// A list behind a key.
+    pub fn list(&self, key: &str) -> Result<Option<Vec<Shape<'a>>>, Error> {
+        self.get(key).map(Shape::into_list).transpose()
+    }
+
+    /// A list of strings behind a key.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>, Error> {
+        let Some(list) = self.list(key)? else {
+            return Ok(None);
+        };
+        let texts = list.iter().map(|item| item.as_text().map(str::to_owned));
+        texts.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// This value, which must be an object.
+    pub fn into_object(self) -> Result<Shape<'a>, Error> {
+        if self.value.is_object() {
+            Ok(self)
+        } else {
+            Err(self.mistyped("an object"))
+        }
+    }
+
+    /// The elements of this value, which must be a list. A null among them is an element.
+    pub fn into_list(self) -> Result<Vec<Shape<'a>>, Error> {
+        let list = self
+            .value
+            .as_array()
+            .ok_or_else(|| self.mistyped("a list"))?;
+        let element = |(index, value)| Shape {
+            document: self.document,
+            path: format!("{}[{index}]", self.path),
+            value,
+        };
+        Ok(list.iter().enumerate().map(element).collect())
+    }
+
+    /// This value, which must be a string.
+    pub fn as_text(&self) -> Result<&'a str, Error> {
+        self.value.as_str().ok_or_else(|| self.mistyped("a string"))
+    }
+
+    /// This value, which must be a string that parses.
+    pub fn parse_with<T>(&self, parse: impl Fn(&str) -> Result<T, ParseError>) -> Result<T, Error> {
+        parse(self.as_text()?).map_err(|wrong| {
+            self.refused(
+                format!("{:?}", wrong.value),
+                format!("it must be {}", wrong.wanted),
+            )
+        })
+    }
+
+    /// A refusal of this value, code 7: what it holds and what would be right.
+    pub fn refused(&self, value: impl fmt::Display, wanted: impl fmt::Display) -> Error {
+        self.wrong(Code::INVALID_CONFIG, value, wanted)
+    }
+
+    /// A place below this one, for a refusal of something that is absent or known already.
+    pub fn at(&self, key: &str) -> Shape<'a> {
+        let separator = if self.path.is_empty() { "" } else { "." };
+        Shape {
+            document: self.document,
+            path: format!("{}{separator}{key}", self.path),
+            value: self.value,
+        }
+    }
+
+    fn mistyped(&self, wanted: &str) -> Error {
+        const SHOWN: usize = 60;
+        let mut value = self.value.to_string();
+        if let Some((cut, _)) = value.char_indices().nth(SHOWN) {
+            value.truncate(cut);
+            value.push('…');
+        }
+        self.wrong(Code::DECODE, value, format!("it must be {wanted}"))
+    }
+
+    fn wrong(&self, code: Code, value: impl fmt::Display, wanted: impl fmt::Display) -> Error {
+        let place = if self.path.is_empty() {
+            "its top level"
+        } else {
+            &self.path
+        };
+        Error::new(
+            code,
+            format!("{}: {place} is {value}, but {wanted}", self.document),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc(text: &str) -> Value {
+        parse("configuration", text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn keys_match_in_any_case_and_the_last_of_them_wins() {
+        let value = doc(
+            r#"{"MTU": 1, "mtu": 2, "Mtu": 3, "mTU": null, "ipam": {"a": 1}, "IPAM": {"b": 2}}"#,
+        );
+        let root = Shape::root("configuration", &value);
+        assert_eq!(root.integer("mtu"), Ok(Some(3)));
+        let ipam = root.object("ipam").unwrap().unwrap();
+        assert_eq!(
+            (ipam.integer("A"), ipam.integer("b")),
+            (Ok(Some(1)), Ok(Some(2)))
+        );
+    }
+
+    #[test]
+    fn refusals_name_path_value_and_what_would_be_right() {
+        let value =
+            doc(r#"{"ipam": {"ranges": [[{"subnet": 5}, null]], "mtu": 1500.0}, "n": 70000}"#);
+        let root = Shape::root("configuration", &value);
+        let ipam = root.object("ipam").unwrap().unwrap();
+        let set = ipam
+            .list("ranges")
+            .unwrap()
+            .unwrap()
+            .remove(0)
+            .into_list()
+            .unwrap();
+        let errors = [
+            set[0].text("subnet").unwrap_err(),
+            set[1].clone().into_object().unwrap_err(),
+            ipam.integer("mtu").unwrap_err(),
+            root.number::<u32>("n", 68..=65535).unwrap_err(),
+        ];
+        let messages = errors.each_ref().map(|error| error.msg.as_str());
+        assert_eq!(
+            messages,
+            [
+                "configuration: ipam.ranges[0][0].subnet is 5, but it must be a string",
+                "configuration: ipam.ranges[0][1] is null, but it must be an object",
+                "configuration: ipam.mtu is 1500.0, but it must be a whole number",
+                "configuration: n is 70000, but it must be 68 to 65535",
+            ]
+        );
+        assert_eq!(errors.map(|error| error.code.0), [6, 6, 6, 7]);
+    }
+
+    #[test]
+    fn what_is_not_one_document_is_refused() {
+        for wrong in [
+            "",
+            "{",
+            "{} {}",
+            "\u{feff}{}",
+            "nul",
+            "{\"a\":1,}",
+            &"[".repeat(1000),
+        ] {
+            assert_eq!(
+                parse("configuration", wrong.as_bytes()).unwrap_err().code,
+                Code::DECODE
+            );
+        }
+        assert!(parse("configuration", b"{\"a\": \"\xff\"} \n").is_ok());
+    }
+}

@@ -1,0 +1,155 @@
+//! The versions of the protocol, and which verb needs which.
+
+use std::fmt;
+
+use crate::cni::request::Command;
+use crate::error::{Code, Error};
+
+/// A released version of the CNI specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 0.1.0, also what an absent `cniVersion` means.
+    V0_1_0,
+    /// 0.2.0
+    V0_2_0,
+    /// 0.3.0: results with interfaces and lists of addresses.
+    V0_3_0,
+    /// 0.3.1
+    V0_3_1,
+    /// 0.4.0: CHECK and prevResult.
+    V0_4_0,
+    /// 1.0.0
+    V1_0_0,
+    /// 1.1.0: GC and STATUS.
+    V1_1_0,
+}
+
+/// The shapes a result can have; versions share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// `ip4` and `ip6`: 0.1.0 and 0.2.0.
+    V0_1,
+    /// `ips` with a `version` in each: 0.3.0, 0.3.1 and 0.4.0.
+    V0_3,
+    /// `ips` without: 1.0.0 and 1.1.0.
+    V1,
+}
+
+impl Version {
+    /// All that are supported, oldest first.
+    pub const ALL: [Version; 7] = [
+        Version::V0_1_0,
+        Version::V0_2_0,
+        Version::V0_3_0,
+        Version::V0_3_1,
+        Version::V0_4_0,
+        Version::V1_0_0,
+        Version::V1_1_0,
+    ];
+
+    /// The newest.
+    pub const NEWEST: Version = Version::V1_1_0;
+
+    /// As it is written in `cniVersion`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::V0_1_0 => "0.1.0",
+            Version::V0_2_0 => "0.2.0",
+            Version::V0_3_0 => "0.3.0",
+            Version::V0_3_1 => "0.3.1",
+            Version::V0_4_0 => "0.4.0",
+            Version::V1_0_0 => "1.0.0",
+            Version::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// The shape of its results.
+    pub fn schema(self) -> Schema {
+        match self {
+            Version::V0_1_0 | Version::V0_2_0 => Schema::V0_1,
+            Version::V0_3_0 | Version::V0_3_1 | Version::V0_4_0 => Schema::V0_3,
+            Version::V1_0_0 | Version::V1_1_0 => Schema::V1,
+        }
+    }
+
+    /// Parses a `cniVersion`; an empty one means 0.1.0 (CNI spec 0.2.0, "Network Configuration").
+    ///
+    /// # Errors
+    /// Code 1 for a version that is not supported.
+    pub fn parse(text: &str) -> Result<Version, Error> {
+        if text.is_empty() {
+            return Ok(Version::V0_1_0);
+        }
+        let known = Version::ALL
+            .into_iter()
+            .find(|version| version.as_str() == text);
+        known.ok_or_else(|| {
+            Error::new(
+                Code::INCOMPATIBLE_VERSION,
+                format!("incompatible CNI versions: the configuration's cniVersion is {text:?}"),
+            )
+            .details(format!("supported are {}", Version::list()))
+        })
+    }
+
+    /// Refuses a verb that this version does not have.
+    ///
+    /// # Errors
+    /// Code 1 for CHECK before 0.4.0, GC and STATUS before 1.1.0.
+    pub fn allow(self, command: Command) -> Result<(), Error> {
+        let since = match command {
+            Command::Check => Version::V0_4_0,
+            Command::Gc | Command::Status => Version::V1_1_0,
+            Command::Add | Command::Del | Command::Version => return Ok(()),
+        };
+        if self >= since {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::INCOMPATIBLE_VERSION,
+            format!(
+                "{command} needs cniVersion {since} or newer, but the configuration's is {self}"
+            ),
+        )
+        .details(format!("supported are {}", Version::list())))
+    }
+
+    /// All supported versions, separated by a comma and a space.
+    pub fn list() -> String {
+        Version::ALL.map(Version::as_str).join(", ")
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_is_read_back_from_its_text_and_nothing_else_is_one() {
+        for version in Version::ALL {
+            assert_eq!(Version::parse(version.as_str()), Ok(version));
+        }
+        assert_eq!(Version::parse(""), Ok(Version::V0_1_0));
+        for wrong in ["1.1", "0.3.2", "9.9.9", " 1.0.0", "v1.0.0", "1.0.0 "] {
+            assert_eq!(
+                Version::parse(wrong).unwrap_err().code,
+                Code::INCOMPATIBLE_VERSION
+            );
+        }
+    }
+
+    #[test]
+    fn verbs_come_with_their_version() {
+        assert!(Version::V0_1_0.allow(Command::Add).is_ok());
+        assert!(Version::V0_3_1.allow(Command::Check).is_err());
+        assert!(Version::V0_4_0.allow(Command::Check).is_ok());
+        assert!(Version::V1_0_0.allow(Command::Gc).is_err());
+        assert!(Version::V1_1_0.allow(Command::Status).is_ok());
+    }
+}

@@ -1,0 +1,3 @@
+//! The only place that knows the kernel: namespaces, netlink, sysctls and other programs.
+
+pub mod process;

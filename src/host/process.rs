@@ -1,0 +1,284 @@
+//! Other programs: found in fixed places, run without a shell, never waited for without bound.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
+const PIPE_CAPACITY: usize = 64 << 10;
+
+/// Where system programs are, before PATH is asked: whoever sets our PATH does not choose our tools.
+const SYSTEM_DIRECTORIES: [&str; 6] = [
+    "/usr/sbin",
+    "/sbin",
+    "/usr/bin",
+    "/bin",
+    "/usr/local/sbin",
+    "/usr/local/bin",
+];
+
+/// Why a program gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not be started.
+    #[error("cannot run {program}: {cause}")]
+    NotStarted {
+        /// Its path.
+        program: PathBuf,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// Talking to it failed.
+    #[error("lost the connection to {program}: {cause}")]
+    Broken {
+        /// Its path.
+        program: PathBuf,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// It did not end in time and was killed.
+    #[error("{program} did not end within {} s and was killed", limit.as_secs())]
+    TimedOut {
+        /// Its path.
+        program: PathBuf,
+        /// The time it had.
+        limit: Duration,
+    },
+}
+
+/// What a program that ended left behind.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// All it wrote to stdout.
+    pub stdout: Vec<u8>,
+    /// All it wrote to stderr.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// What it said on stderr, or else how it ended, in one line.
+    pub fn complaint(&self) -> String {
+        let said = String::from_utf8_lossy(&self.stderr);
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        if said.is_empty() {
+            self.status.to_string()
+        } else {
+            said
+        }
+    }
+}
+
+/// The program of that name in the system's directories, then in PATH.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let fixed = SYSTEM_DIRECTORIES.iter().map(PathBuf::from);
+    let absolute = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    fixed
+        .chain(absolute)
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_file())
+}
+
+/// A program that runs while we do something else.
+///
+/// Dropped before its end was awaited, it is left to run on: what it was told to do is one transaction.
+#[derive(Debug)]
+pub struct Running {
+    program: PathBuf,
+    child: Child,
+    deadline: Instant,
+    limit: Duration,
+}
+
+/// Starts a program with more environment variables than ours and the given stdin.
+///
+/// # Errors
+/// When it cannot be started or does not take its input.
+pub fn start(
+    program: &Path,
+    args: &[&str],
+    env: &[(&str, &str)],
+    stdin: &[u8],
+    limit: Duration,
+) -> Result<Running, ProcessError> {
+    let mut child = Command::new(program)
+        .args(args)
+        .envs(env.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|cause| ProcessError::NotStarted {
+            program: program.to_owned(),
+            cause,
+        })?;
+    let mut pipe = child.stdin.take().expect("stdin was asked to be a pipe");
+    if stdin.len() < PIPE_CAPACITY {
+        // A program may end without reading its input; its status will tell.
+        let _ = pipe.write_all(stdin);
+    } else {
+        let rest = stdin.to_vec();
+        std::thread::spawn(move || pipe.write_all(&rest));
+    }
+    Ok(Running {
+        program: program.to_owned(),
+        child,
+        deadline: Instant::now() + limit,
+        limit,
+    })
+}
+
+/// Runs a program to its end.
+///
+/// # Errors
+/// When it cannot be started or does not end within `limit`.
+pub fn run(
+    program: &Path,
+    args: &[&str],
+    env: &[(&str, &str)],
+    stdin: &[u8],
+    limit: Duration,
+) -> Result<Output, ProcessError> {
+    start(program, args, env, stdin, limit)?.finish()
+}
+
+impl Running {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time; it is killed then.
+    pub fn finish(mut self) -> Result<Output, ProcessError> {
+        let mut stdout = self
+            .child
+            .stdout
+            .take()
+            .expect("stdout was asked to be a pipe");
+        let mut stderr = self
+            .child
+            .stderr
+            .take()
+            .expect("stderr was asked to be a pipe");
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let (mut out_open, mut err_open) = (true, true);
+        while out_open || err_open {
+            let fds = [(out_open, stdout.as_fd()), (err_open, stderr.as_fd())];
+            let ready = match self.wait_readable(fds) {
+                Ok(Some(ready)) => ready,
+                Ok(None) => return Err(self.kill()),
+                Err(cause) => return Err(self.broken(cause)),
+            };
+            if ready[0] {
+                out_open = read_some(&mut stdout, &mut out).map_err(|cause| self.broken(cause))?;
+            }
+            if ready[1] {
+                err_open = read_some(&mut stderr, &mut err).map_err(|cause| self.broken(cause))?;
+            }
+        }
+        let status = self.child.wait().map_err(|cause| self.broken(cause))?;
+        Ok(Output {
+            status,
+            stdout: out,
+            stderr: err,
+        })
+    }
+
+    /// Which of the open ones can be read; `None` when the time is over.
+    fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Option<[bool; 2]>> {
+        let open = |wanted: bool| {
+            if wanted {
+                PollFlags::POLLIN
+            } else {
+                PollFlags::empty()
+            }
+        };
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let mut polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut polled, timeout) {
+                Err(Errno::EINTR) | Ok(0) => continue,
+                Err(errno) => return Err(errno.into()),
+                Ok(_) => {}
+            }
+            let ready = [0, 1].map(|i| fds[i].0 && polled[i].any().unwrap_or(false));
+            if ready.contains(&true) {
+                return Ok(Some(ready));
+            }
+        }
+    }
+
+    fn kill(&mut self) -> ProcessError {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        ProcessError::TimedOut {
+            program: self.program.clone(),
+            limit: self.limit,
+        }
+    }
+
+    fn broken(&self, cause: io::Error) -> ProcessError {
+        ProcessError::Broken {
+            program: self.program.clone(),
+            cause,
+        }
+    }
+}
+
+/// Reads what is there; false at the end of the stream.
+fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> io::Result<bool> {
+    let mut buffer = [0; 4096];
+    loop {
+        match from.read(&mut buffer) {
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(0) => return Ok(false),
+            Ok(length) => {
+                into.extend_from_slice(&buffer[..length]);
+                return Ok(true);
+            }
+            Err(cause) => return Err(cause),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn input_goes_in_and_both_outputs_come_back() {
+        let sh = find("sh").unwrap();
+        let script = "cat; echo $WHO >&2; exit 3";
+        let big = vec![b'x'; 300_000];
+        let output = run(&sh, &["-c", script], &[("WHO", "me")], &big, LIMIT).unwrap();
+        assert_eq!(output.stdout, big);
+        assert_eq!(output.complaint(), "me");
+        assert_eq!(output.status.code(), Some(3));
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_killed() {
+        let sleep = find("sleep").unwrap();
+        let limit = Duration::from_millis(50);
+        let error = run(&sleep, &["60"], &[], b"", limit).unwrap_err();
+        assert!(matches!(error, ProcessError::TimedOut { .. }), "{error}");
+    }
+
+    #[test]
+    fn one_that_is_not_there_says_so() {
+        let error = run(Path::new("/nonexistent"), &[], &[], b"", LIMIT).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent"), "{error}");
+        assert_eq!(find("no-such-program-anywhere"), None);
+    }
+}

@@ -1,0 +1,6 @@
+//! gangplank: container networking in one small binary.
+pub mod cni;
+mod error;
+pub mod host;
+pub mod net;
+pub use error::{Code, Error, Failures};

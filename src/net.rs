@@ -1,0 +1,463 @@
+//! Values of networking that cannot be wrong: whoever holds one need not check it again.
+//!
+//! IPv4 and IPv6 share one code path; an IPv4-mapped IPv6 address is IPv4 from here on.
+//! Knows nothing of JSON documents, of the kernel or of files.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// Text that is not the value it should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?} is not {wanted}")]
+pub struct ParseError {
+    /// The text as it was given.
+    pub value: String,
+    /// What would be right.
+    pub wanted: &'static str,
+}
+
+impl ParseError {
+    fn new(value: &str, wanted: &'static str) -> ParseError {
+        ParseError {
+            value: value.to_owned(),
+            wanted,
+        }
+    }
+}
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which results list them.
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+
+    /// The length of its addresses: 32 or 128 bits.
+    pub fn bits(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+
+    /// `0.0.0.0/0` or `::/0`.
+    pub fn default_destination(self) -> Cidr {
+        let any = match self {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Cidr(IpNetwork::new(any, 0).expect("0 is a prefix length of both families"))
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// Parses an address; IPv4-mapped IPv6 becomes IPv4. Zones and leading zeros are refused.
+///
+/// # Errors
+/// When the text is not an address.
+pub fn parse_ip(text: &str) -> Result<IpAddr, ParseError> {
+    text.parse::<IpAddr>()
+        .map(|ip| ip.to_canonical())
+        .map_err(|_| ParseError::new(text, "an IP address like 10.1.2.3 or fd00::3"))
+}
+
+/// The address as a number, for arithmetic; the inverse is [`ip_from_bits`].
+pub fn ip_to_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+/// The address of a number; bits above the family's length are dropped.
+pub fn ip_from_bits(family: Family, bits: u128) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::from(bits as u32)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(bits)),
+    }
+}
+
+/// An address with a prefix length. Host bits are kept: `10.1.2.3/24` is an interface's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Cidr(IpNetwork);
+
+impl Cidr {
+    const WANTED: &'static str = "an address with a prefix length like 10.1.2.0/24 or fd00::/64";
+
+    /// `address/prefix`; `None` when the prefix is longer than the family's addresses.
+    pub fn new(address: IpAddr, prefix: u8) -> Option<Cidr> {
+        IpNetwork::new(address, prefix).ok().map(Cidr)
+    }
+
+    /// The address alone: /32 or /128.
+    pub fn host(address: IpAddr) -> Cidr {
+        Cidr(IpNetwork::from(address))
+    }
+
+    /// The address, host bits included.
+    pub fn address(self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// The prefix length.
+    pub fn prefix(self) -> u8 {
+        self.0.prefix()
+    }
+
+    /// The family.
+    pub fn family(self) -> Family {
+        Family::of(self.address())
+    }
+
+    /// The same prefix with the host bits cleared.
+    pub fn network(self) -> Cidr {
+        Cidr(IpNetwork::new(self.0.network(), self.prefix()).expect("the prefix is unchanged"))
+    }
+
+    /// Whether no host bit is set.
+    pub fn is_network(self) -> bool {
+        self == self.network()
+    }
+
+    /// Whether this is the whole family: prefix length 0.
+    pub fn is_default(self) -> bool {
+        self.prefix() == 0
+    }
+
+    /// Whether the address lies inside; never for the other family.
+    pub fn contains(self, address: IpAddr) -> bool {
+        self.0.contains(address)
+    }
+
+    /// Whether the two share an address.
+    pub fn overlaps(self, other: Cidr) -> bool {
+        self.contains(other.0.network()) || other.contains(self.0.network())
+    }
+
+    /// The first address behind the network address: where a gateway lives when nobody says otherwise.
+    pub fn first_host(self) -> IpAddr {
+        ip_from_bits(self.family(), ip_to_bits(self.0.network()).wrapping_add(1))
+    }
+
+    /// The last address: the broadcast address in IPv4.
+    pub fn last(self) -> IpAddr {
+        self.0.broadcast()
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Cidr, ParseError> {
+        let wrong = || ParseError::new(text, Cidr::WANTED);
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        let given = address.parse::<IpAddr>().map_err(|_| wrong())?;
+        let ip = given.to_canonical();
+        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        // The prefix of a mapped address counts the 96 bits in front of the IPv4 ones.
+        let prefix = if ip.is_ipv4() && given.is_ipv6() {
+            prefix.checked_sub(96).ok_or_else(wrong)?
+        } else {
+            prefix
+        };
+        Cidr::new(ip, prefix).ok_or_else(wrong)
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = ParseError;
+
+    fn try_from(text: String) -> Result<Cidr, ParseError> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> String {
+        cidr.to_string()
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address(), self.prefix())
+    }
+}
+
+/// The name of a network interface: 1 to 15 bytes, as the kernel takes it (`dev_valid_name`, net/core/dev.c).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName(String);
+
+impl IfName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IfName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<IfName, ParseError> {
+        let wanted = if text.len() > 15 {
+            "an interface name: it is longer than the kernel's 15 bytes"
+        } else {
+            "an interface name: 1 to 15 bytes, neither \".\" nor \"..\", no \"/\", \":\", NUL or white space"
+        };
+        let forbidden = |c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace();
+        if text.is_empty()
+            || text.len() > 15
+            || matches!(text, "." | "..")
+            || text.contains(forbidden)
+        {
+            return Err(ParseError::new(text, wanted));
+        }
+        Ok(IfName(text.to_owned()))
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The hardware address of an Ethernet interface.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// From its six bytes, whatever they are: what the kernel reports.
+    pub fn from_bytes(bytes: [u8; 6]) -> Mac {
+        Mac(bytes)
+    }
+
+    /// The six bytes.
+    pub fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+
+    /// All zero: what a bridge without ports and without an address of its own shows.
+    pub fn is_zero(self) -> bool {
+        self.0 == [0; 6]
+    }
+
+    /// The same bytes made a unicast, locally administered address, as IEEE 802 asks of addresses made up.
+    pub fn made_local(self) -> Mac {
+        let mut bytes = self.0;
+        bytes[0] = (bytes[0] & 0xfc) | 0x02;
+        Mac(bytes)
+    }
+
+    /// Whether an interface can have it: not multicast, not all zero (`is_valid_ether_addr`).
+    pub fn is_assignable(self) -> bool {
+        self.0[0] & 1 == 0 && !self.is_zero()
+    }
+}
+
+impl FromStr for Mac {
+    type Err = ParseError;
+
+    /// Reads `02:42:ac:11:00:02`, `02-42-…` and `0242.ac11.0002`.
+    fn from_str(text: &str) -> Result<Mac, ParseError> {
+        let wrong = || ParseError::new(text, "a MAC address of six bytes like 02:42:ac:11:00:02");
+        let (separator, digits) = match text.as_bytes().get(2) {
+            Some(b':') => (':', 2),
+            Some(b'-') => ('-', 2),
+            _ => ('.', 4),
+        };
+        let groups: Vec<&str> = text.split(separator).collect();
+        let hex = |group: &&str| {
+            group.len() == digits && group.bytes().all(|byte| byte.is_ascii_hexdigit())
+        };
+        if groups.len() * digits != 12 || !groups.iter().all(hex) {
+            return Err(wrong());
+        }
+        let number = u64::from_str_radix(&groups.concat(), 16).map_err(|_| wrong())?;
+        let [_, _, bytes @ ..] = number.to_be_bytes();
+        Ok(Mac(bytes))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A route of a result (CNI spec 1.1, "routes"); in JSON it has the spec's keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Destination.
+    pub dst: Cidr,
+    /// Next hop; absent means "the address's gateway, if there is one".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gw: Option<IpAddr>,
+    /// Path MTU in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// TCP maximum segment size advertised to the destination, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+    /// Metric; the lower one wins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// Routing table; absent means main (254).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// Scope as in `rtnetlink(7)`: 0 universe, 253 link, 254 host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+impl Route {
+    /// A plain route; the attributes are absent.
+    pub fn new(dst: Cidr, gw: Option<IpAddr>) -> Route {
+        Route {
+            dst,
+            gw,
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        }
+    }
+
+    /// Whether its destination is directly on the link (`scope` link or host), so that it has no next hop.
+    pub fn is_on_link(&self) -> bool {
+        self.scope.is_some_and(|scope| scope >= 253)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cidr(text: &str) -> Cidr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_cidr_keeps_its_host_bits_and_knows_its_network() {
+        let address = cidr("10.1.2.3/24");
+        assert_eq!(address.to_string(), "10.1.2.3/24");
+        assert_eq!(address.network().to_string(), "10.1.2.0/24");
+        assert_eq!(address.first_host().to_string(), "10.1.2.1");
+        assert_eq!(address.last().to_string(), "10.1.2.255");
+        assert!(!address.is_network() && address.network().is_network());
+        assert_eq!(cidr("FD00:0::7/64").to_string(), "fd00::7/64");
+    }
+
+    #[test]
+    fn a_mapped_address_is_ipv4() {
+        assert_eq!(parse_ip("::ffff:10.1.2.3").unwrap().to_string(), "10.1.2.3");
+        assert_eq!(cidr("::ffff:10.1.2.3/120").to_string(), "10.1.2.3/24");
+        assert!("::ffff:10.1.2.3/64".parse::<Cidr>().is_err());
+    }
+
+    #[test]
+    fn what_is_no_cidr_is_refused() {
+        for wrong in [
+            "",
+            "10.1.2.3",
+            "10.1.2.3/",
+            "10.1.2.3/33",
+            "10.1.2.3/+8",
+            "10.1.2/24",
+            "010.1.2.3/24",
+            "10.1.2.3/24 ",
+            "fd00::1/129",
+            "fe80::1%eth0/64",
+            "10.1.2.3/0x8",
+            "10.1.2.3/256",
+        ] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong:?} was taken");
+        }
+    }
+
+    #[test]
+    fn overlap_is_seen_in_both_directions() {
+        assert!(cidr("10.1.0.0/16").overlaps(cidr("10.1.2.0/24")));
+        assert!(cidr("10.1.2.0/24").overlaps(cidr("10.1.0.0/16")));
+        assert!(!cidr("10.1.2.0/24").overlaps(cidr("10.1.3.0/24")));
+        assert!(!cidr("0.0.0.0/0").overlaps(cidr("::/0")));
+    }
+
+    #[test]
+    fn interface_names_are_the_kernels() {
+        for right in ["eth0", "a", "ünï", "eth0.100", "123456789012345"] {
+            assert!(right.parse::<IfName>().is_ok(), "{right:?} was refused");
+        }
+        for wrong in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\u{a0}b",
+            "a\0",
+            "1234567890123456",
+        ] {
+            assert!(wrong.parse::<IfName>().is_err(), "{wrong:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_mac_has_three_spellings_and_six_bytes() {
+        let mac = "02:42:ac:11:00:02".parse::<Mac>().unwrap();
+        assert_eq!("02-42-AC-11-00-02".parse(), Ok(mac));
+        assert_eq!("0242.ac11.0002".parse(), Ok(mac));
+        assert_eq!(mac.to_string(), "02:42:ac:11:00:02");
+        for wrong in [
+            "",
+            "02:42:ac:11:00",
+            "02:42:ac:11:00:02:03:04",
+            "02:42-ac:11:00:02",
+            "0242ac110002",
+            "02:42:ac:11:00:0g",
+            "+2:42:ac:11:00:02",
+        ] {
+            assert!(wrong.parse::<Mac>().is_err(), "{wrong:?} was taken");
+        }
+        assert!(!"01:00:5e:00:00:01".parse::<Mac>().unwrap().is_assignable());
+    }
+}
