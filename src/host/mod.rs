@@ -1,3 +1,9 @@
 //! The only place that knows the kernel: namespaces, netlink, sysctls and other programs.
+//!
+//! It speaks in the values of [`crate::net`]; what an errno means for the caller is a variant of its errors.
 
+pub mod netlink;
+pub mod netns;
 pub mod process;
+pub mod random;
+pub mod sysctl;

@@ -1,0 +1,311 @@
+//! Links: bridges, veth pairs and what the kernel tells of them.
+
+use std::os::fd::AsRawFd;
+
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
+
+use super::{Netlink, NetlinkError, present};
+use crate::host::netns::Netns;
+use crate::net::{IfName, Mac};
+
+/// What a link is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A bridge.
+    Bridge,
+    /// One end of a veth pair.
+    Veth,
+    /// Another kind, by the kernel's name; "device" for one without a kind: hardware, loopback.
+    Other(String),
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Bridge => "bridge",
+            Kind::Veth => "veth",
+            Kind::Other(kind) => kind,
+        })
+    }
+}
+
+/// A link as the kernel tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its MAC address; `None` when it has none of six bytes.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is set up (IFF_UP).
+    pub is_up: bool,
+    /// Whether packets pass now (operstate up or unknown, as the bridge sees it in `netif_oper_up`).
+    pub is_running: bool,
+    /// Whether it was told to be promiscuous; a packet capture does not show here (IFF_PROMISC of `ifi_flags`
+    /// is what users asked for, not the counter).
+    pub is_promiscuous: bool,
+    /// The index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// The index of the other end of a veth pair, in the namespace of that end.
+    pub peer: Option<u32>,
+}
+
+/// A bridge to be made; it is born up.
+#[derive(Clone, Debug)]
+pub struct NewBridge<'a> {
+    /// Its name.
+    pub name: &'a IfName,
+    /// Its MAC address: given at birth, it does not follow the ports'.
+    pub mac: Mac,
+    /// Its MTU in bytes; the kernel's default when absent.
+    pub mtu: Option<u32>,
+}
+
+/// A veth pair to be made: one end a port of a bridge, the other in a container.
+#[derive(Clone, Debug)]
+pub struct NewVeth<'a> {
+    /// The name of the end on the host.
+    pub host: &'a IfName,
+    /// The index of the bridge.
+    pub bridge: u32,
+    /// The name of the end in the container.
+    pub container: &'a IfName,
+    /// The MAC address of the end in the container.
+    pub mac: Mac,
+    /// The MTU of both ends in bytes; the kernel's default when absent.
+    pub mtu: Option<u32>,
+}
+
+/// How a bridge treats a port (bridge(8), "bridge link set").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortFlags {
+    /// A frame may leave by the port it came in.
+    pub hairpin: bool,
+    /// No frames between this port and other isolated ones.
+    pub isolated: bool,
+}
+
+impl Netlink {
+    /// The link of that name.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell; that there is none is `None`.
+    pub fn link(&self, name: &IfName) -> Result<Option<Link>, NetlinkError> {
+        self.fetch_link(message(vec![LinkAttribute::IfName(name.to_string())]))
+    }
+
+    /// The link with that index.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn link_at(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        self.fetch_link(indexed(index, Vec::new()))
+    }
+
+    fn fetch_link(&self, mut request: LinkMessage) -> Result<Option<Link>, NetlinkError> {
+        let sparing = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+        request.attributes.push(sparing);
+        let answer = present(self.fetch(RouteNetlinkMessage::GetLink(request)))?.flatten();
+        Ok(answer.and_then(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
+            _ => None,
+        }))
+    }
+
+    /// Makes a bridge.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Exists`] when the name is taken.
+    pub fn create_bridge(&self, bridge: &NewBridge) -> Result<(), NetlinkError> {
+        let mut attributes = vec![
+            LinkAttribute::IfName(bridge.name.to_string()),
+            LinkAttribute::Address(bridge.mac.bytes().to_vec()),
+        ];
+        attributes.extend(bridge.mtu.map(LinkAttribute::Mtu));
+        attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+            InfoKind::Bridge,
+        )]));
+        let mut request = message(attributes);
+        raise(&mut request);
+        self.change(
+            RouteNetlinkMessage::NewLink(request),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    /// Makes a veth pair in one message: the host's end a port of the bridge, the other end born in the container.
+    ///
+    /// Both ends are down: the kernel refuses to make a veth that is up before its peer exists
+    /// (`veth_open`, drivers/net/veth.c).
+    ///
+    /// # Errors
+    /// [`NetlinkError::Exists`] when one of the names is taken; nothing is made then.
+    pub fn create_veth(&self, veth: &NewVeth, container: &Netns) -> Result<(), NetlinkError> {
+        let mut peer = vec![
+            LinkAttribute::IfName(veth.container.to_string()),
+            LinkAttribute::NetNsFd(container.as_raw_fd()),
+            LinkAttribute::Address(veth.mac.bytes().to_vec()),
+        ];
+        let mut host = vec![
+            LinkAttribute::IfName(veth.host.to_string()),
+            LinkAttribute::Controller(veth.bridge),
+        ];
+        peer.extend(veth.mtu.map(LinkAttribute::Mtu));
+        host.extend(veth.mtu.map(LinkAttribute::Mtu));
+        host.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message(peer)))),
+        ]));
+        self.change(
+            RouteNetlinkMessage::NewLink(message(host)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    /// Sets a port's flags and alias, and brings it up, in one message.
+    ///
+    /// # Errors
+    /// When there is no such port.
+    pub fn start_port(
+        &self,
+        name: &IfName,
+        flags: PortFlags,
+        alias: &str,
+    ) -> Result<(), NetlinkError> {
+        let mut request = message(vec![
+            LinkAttribute::IfName(name.to_string()),
+            LinkAttribute::IfAlias(alias.to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                    InfoBridgePort::HairpinMode(flags.hairpin),
+                    InfoBridgePort::Isolated(flags.isolated),
+                ])),
+            ]),
+        ]);
+        raise(&mut request);
+        self.change(RouteNetlinkMessage::NewLink(request), 0)
+    }
+
+    /// Brings a link up.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut request = indexed(index, Vec::new());
+        raise(&mut request);
+        self.change(RouteNetlinkMessage::SetLink(request), 0)
+    }
+
+    /// Takes a link down.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut request = indexed(index, Vec::new());
+        request.header.change_mask = LinkFlags::Up;
+        self.change(RouteNetlinkMessage::SetLink(request), 0)
+    }
+
+    /// Makes a link take every frame.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn set_promiscuous(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut request = indexed(index, Vec::new());
+        request.header.flags = LinkFlags::Promisc;
+        request.header.change_mask = LinkFlags::Promisc;
+        self.change(RouteNetlinkMessage::SetLink(request), 0)
+    }
+
+    /// Gives a link a MAC address of its own.
+    ///
+    /// # Errors
+    /// When there is no such link or the address is not assignable.
+    pub fn set_mac(&self, index: u32, mac: Mac) -> Result<(), NetlinkError> {
+        let request = indexed(index, vec![LinkAttribute::Address(mac.bytes().to_vec())]);
+        self.change(RouteNetlinkMessage::SetLink(request), 0)
+    }
+
+    /// Deletes a link by its name; the other end of a veth pair goes with it.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NotFound`] when there is none.
+    pub fn delete_link(&self, name: &IfName) -> Result<(), NetlinkError> {
+        let request = message(vec![LinkAttribute::IfName(name.to_string())]);
+        self.change(RouteNetlinkMessage::DelLink(request), 0)
+    }
+}
+
+fn message(attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = attributes;
+    message
+}
+
+fn indexed(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = message(attributes);
+    message.header.index = index;
+    message
+}
+
+fn raise(message: &mut LinkMessage) {
+    message.header.flags |= LinkFlags::Up;
+    message.header.change_mask |= LinkFlags::Up;
+}
+
+impl Link {
+    fn of(message: LinkMessage) -> Link {
+        let flags = message.header.flags;
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            kind: Kind::Other("device".to_owned()),
+            mac: None,
+            mtu: 0,
+            is_up: flags.contains(LinkFlags::Up),
+            is_running: false,
+            is_promiscuous: flags.contains(LinkFlags::Promisc),
+            master: None,
+            peer: None,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(bytes) => {
+                    link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::from_bytes)
+                }
+                LinkAttribute::OperState(state) => {
+                    link.is_running = matches!(state, State::Up | State::Unknown)
+                }
+                LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
+                LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.into_iter().find_map(kind_of).unwrap_or(link.kind)
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+fn kind_of(info: LinkInfo) -> Option<Kind> {
+    match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(Kind::Bridge),
+        LinkInfo::Kind(InfoKind::Veth) => Some(Kind::Veth),
+        LinkInfo::Kind(other) => Some(Kind::Other(other.to_string())),
+        _ => None,
+    }
+}

@@ -1,0 +1,197 @@
+//! Route netlink, blocking: one socket per namespace, one method per thing we ask of the kernel.
+//!
+//! The messages are those of rtnetlink(7); links, addresses and routes have a file each.
+
+mod address;
+mod link;
+mod route;
+
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use nix::errno::Errno;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::host::netns::{Netns, NetnsError};
+
+pub use address::{Address, Detection};
+pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
+pub use route::{RouteEntry, RouteQuery};
+
+/// The kernel answers within microseconds; only a hung one needs longer than this.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often a dump is started again because something changed while it ran.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// What the kernel refused, as far as callers tell refusals apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetlinkError {
+    /// ENODEV, ENOENT, EADDRNOTAVAIL, ESRCH: what was named is not there.
+    #[error("{}", .0.desc())]
+    NotFound(Errno),
+    /// EEXIST: the name or value is taken.
+    #[error("it exists already")]
+    Exists,
+    /// ENETUNREACH, EHOSTUNREACH: no connected network leads to the next hop.
+    #[error("the next hop is not on a connected network")]
+    Unreachable,
+    /// EPERM, EACCES.
+    #[error("not permitted: CAP_NET_ADMIN in that network namespace is needed")]
+    Denied,
+    /// EOPNOTSUPP: a part of the kernel is missing.
+    #[error("this kernel does not support it")]
+    Unsupported,
+    /// Any other errno.
+    #[error("{}", .0.desc())]
+    Refused(Errno),
+    /// The kernel did not answer.
+    #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
+    NoAnswer,
+    /// A dump was interrupted by changes again and again.
+    #[error("it changed too often to be listed")]
+    Unsteady,
+}
+
+impl NetlinkError {
+    fn of(errno: Errno) -> NetlinkError {
+        match errno {
+            Errno::ENODEV | Errno::ENOENT | Errno::EADDRNOTAVAIL | Errno::ESRCH => {
+                NetlinkError::NotFound(errno)
+            }
+            Errno::EEXIST => NetlinkError::Exists,
+            Errno::ENETUNREACH | Errno::EHOSTUNREACH => NetlinkError::Unreachable,
+            Errno::EPERM | Errno::EACCES => NetlinkError::Denied,
+            Errno::EOPNOTSUPP => NetlinkError::Unsupported,
+            errno => NetlinkError::Refused(errno),
+        }
+    }
+}
+
+/// Makes "there is no such thing" an absence instead of an error.
+pub fn present<T>(outcome: Result<T, NetlinkError>) -> Result<Option<T>, NetlinkError> {
+    match outcome {
+        Err(NetlinkError::NotFound(_)) => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
+/// A netlink socket in one namespace; it works there wherever the thread is.
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    runtime: Rc<Runtime>,
+}
+
+impl Netlink {
+    /// Opens a socket in the thread's own namespace.
+    ///
+    /// # Errors
+    /// When no socket can be had.
+    pub fn open() -> io::Result<Netlink> {
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
+        Netlink::on(Rc::new(runtime))
+    }
+
+    /// Opens a socket in another namespace, served by the same event loop.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or no socket can be had.
+    pub fn open_in(&self, netns: &Netns) -> Result<Netlink, NetnsError> {
+        Ok(netns.inside(|| Netlink::on(Rc::clone(&self.runtime)))??)
+    }
+
+    fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
+        let _entered = runtime.enter();
+        // With strict checking the kernel filters dumps by what the request says.
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        runtime.spawn(connection);
+        drop(_entered);
+        Ok(Netlink { handle, runtime })
+    }
+
+    /// Asks the kernel to change something.
+    fn change(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
+        self.wait(self.answers(message, NLM_F_REQUEST | NLM_F_ACK | flags))
+            .map(drop)
+    }
+
+    /// Asks the kernel for one thing.
+    fn fetch(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
+        let (answers, _) = self.wait(self.answers(message, NLM_F_REQUEST))?;
+        Ok(answers.into_iter().next())
+    }
+
+    /// Asks the kernel for all things of a kind, until nothing changed meanwhile.
+    fn dump(&self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let request = self.answers(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            match self.wait(request) {
+                Ok((answers, Dump::Consistent)) => return Ok(answers),
+                Ok((_, Dump::Interrupted)) | Err(NetlinkError::Refused(Errno::EINTR)) => continue,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(NetlinkError::Unsteady)
+    }
+
+    fn wait<T>(
+        &self,
+        work: impl Future<Output = Result<T, NetlinkError>>,
+    ) -> Result<T, NetlinkError> {
+        let limited = async {
+            timeout(ANSWER_LIMIT, work)
+                .await
+                .unwrap_or(Err(NetlinkError::NoAnswer))
+        };
+        self.runtime.block_on(limited)
+    }
+
+    async fn answers(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(Vec<RouteNetlinkMessage>, Dump), NetlinkError> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = flags;
+        let mut handle = self.handle.clone();
+        let mut stream = handle
+            .request(request)
+            .map_err(|_| NetlinkError::NoAnswer)?;
+        let (mut answers, mut dump) = (Vec::new(), Dump::Consistent);
+        while let Some(answer) = stream.next().await {
+            if answer.header.flags & NLM_F_DUMP_INTR != 0 {
+                dump = Dump::Interrupted;
+            }
+            match answer.payload {
+                NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                NetlinkPayload::Error(error) if error.code.is_some() => {
+                    return Err(NetlinkError::of(Errno::from_raw(-error.raw_code())));
+                }
+                NetlinkPayload::Overrun(_) => dump = Dump::Interrupted,
+                _ => {}
+            }
+        }
+        Ok((answers, dump))
+    }
+}
+
+/// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dump {
+    Consistent,
+    Interrupted,
+}

@@ -1,0 +1,144 @@
+//! Routes.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_core::NLM_F_CREATE;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::{Netlink, NetlinkError};
+use crate::net::{Cidr, Family, Route};
+
+/// Which routes to list.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuery {
+    /// Their family.
+    pub family: Family,
+    /// Their output interface.
+    pub link: u32,
+}
+
+/// A route of the kernel, as far as it can be compared with one that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteEntry {
+    /// Destination.
+    pub dst: Cidr,
+    /// Next hop.
+    pub gw: Option<IpAddr>,
+    /// Table: 254 is main.
+    pub table: u32,
+    /// Metric; 0 when the route has none (IPv6 shows 1024 by default).
+    pub priority: u32,
+    /// The path MTU, where the route sets one.
+    pub mtu: Option<u32>,
+    /// The advertised MSS, where the route sets one.
+    pub advmss: Option<u32>,
+}
+
+impl Netlink {
+    /// Adds a route over a link, with all its attributes. Its `gw` is taken as it is.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
+    /// [`NetlinkError::Exists`] when there is the same one.
+    pub fn add_route(&self, link: u32, route: &Route) -> Result<(), NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(route.dst.family());
+        request.header.destination_prefix_length = route.dst.prefix();
+        request.header.protocol = RouteProtocol::Boot;
+        request.header.scope = RouteScope::from(route.scope.unwrap_or(0));
+        request.header.kind = RouteType::Unicast;
+        let attributes = &mut request.attributes;
+        match route.table.map(u8::try_from) {
+            None => request.header.table = RouteHeader::RT_TABLE_MAIN,
+            Some(Ok(table)) => request.header.table = table,
+            Some(Err(_)) => attributes.extend(route.table.map(RouteAttribute::Table)),
+        }
+        attributes.push(RouteAttribute::Destination(route.dst.address().into()));
+        attributes.push(RouteAttribute::Oif(link));
+        attributes.extend(route.gw.map(|gw| RouteAttribute::Gateway(gw.into())));
+        attributes.extend(route.priority.map(RouteAttribute::Priority));
+        let metrics = [
+            route.mtu.map(RouteMetric::Mtu),
+            route.advmss.map(RouteMetric::Advmss),
+        ];
+        let metrics: Vec<_> = metrics.into_iter().flatten().collect();
+        if !metrics.is_empty() {
+            attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        self.change(RouteNetlinkMessage::NewRoute(request), NLM_F_CREATE)
+    }
+
+    /// The unicast routes over a link, in all tables.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn routes(&self, query: RouteQuery) -> Result<Vec<RouteEntry>, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(query.family);
+        request.header.kind = RouteType::Unspec;
+        request.attributes.push(RouteAttribute::Oif(query.link));
+        let answers = self.dump(RouteNetlinkMessage::GetRoute(request))?;
+        let entries = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(message) => entry(&message, query),
+            _ => None,
+        });
+        Ok(entries.collect())
+    }
+}
+
+fn family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn entry(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let nothing = query.family.default_destination().address();
+    let mut route = RouteEntry {
+        dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
+        gw: None,
+        table: message.header.table.into(),
+        priority: 0,
+        mtu: None,
+        advmss: None,
+    };
+    let mut link = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Priority(priority) => route.priority = *priority,
+            RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
+            RouteAttribute::Destination(dst) => {
+                route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
+            }
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
+                        RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    (link == Some(query.link)).then_some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,119 @@
+//! The iptables backend: one `iptables-restore` transaction per family, for both variants of iptables.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Code, Error};
+use crate::host::process::{self, Output, ProcessError, Running};
+use crate::masquerade::rules::Listing;
+use crate::net::Family;
+
+/// How long a transaction may take, waiting for the lock of other users of iptables included.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The exit status of iptables when others hold its lock (RESOURCE_PROBLEM, include/xtables.h).
+const LOCKED: i32 = 4;
+
+/// The programs of one family.
+#[derive(Clone, Debug)]
+pub struct Iptables {
+    restore: PathBuf,
+    save: PathBuf,
+}
+
+/// A transaction on its way.
+#[derive(Debug)]
+pub struct Transaction(Running);
+
+/// How a transaction ended that could be tried.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All of it is in place.
+    Committed,
+    /// Nothing of it is; the error says why.
+    Refused(Error),
+}
+
+impl Iptables {
+    /// The programs of a family; `None` where they are not installed.
+    pub fn find(family: Family) -> Option<Iptables> {
+        let (restore, save) = match family {
+            Family::V4 => ("iptables-restore", "iptables-save"),
+            Family::V6 => ("ip6tables-restore", "ip6tables-save"),
+        };
+        Some(Iptables {
+            restore: process::find(restore)?,
+            save: process::find(save)?,
+        })
+    }
+
+    /// Starts a transaction.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start(&self, script: &str) -> Result<Transaction, Error> {
+        let args = ["--noflush", "--wait"];
+        process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
+            .map(Transaction)
+            .map_err(failure)
+    }
+
+    /// Runs a transaction to its end.
+    ///
+    /// # Errors
+    /// When it could not be tried or was refused.
+    pub fn commit(&self, script: &str) -> Result<(), Error> {
+        match self.start(script)?.finish()? {
+            Outcome::Committed => Ok(()),
+            Outcome::Refused(error) => Err(error),
+        }
+    }
+
+    /// What the nat table holds.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn list(&self) -> Result<Listing, Error> {
+        let output = process::run(&self.save, &["-t", "nat"], &[], b"", LIMIT).map_err(failure)?;
+        if !output.status.success() {
+            return Err(refusal("list", &output));
+        }
+        Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)))
+    }
+}
+
+impl Transaction {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// Code 11 when it did not end in time or others hold the lock, 999 when the program is broken.
+    pub fn finish(self) -> Result<Outcome, Error> {
+        let output = self.0.finish().map_err(failure)?;
+        if output.status.success() {
+            return Ok(Outcome::Committed);
+        }
+        let error = refusal("change", &output);
+        if output.status.code() == Some(LOCKED) && output.complaint().contains("lock") {
+            return Err(Error {
+                code: Code::TRY_AGAIN,
+                ..error
+            });
+        }
+        Ok(Outcome::Refused(error))
+    }
+}
+
+fn refusal(operation: &str, output: &Output) -> Error {
+    Error::failed(format!(
+        "masquerade: cannot {operation} the nat table: {}",
+        output.complaint()
+    ))
+}
+
+fn failure(cause: ProcessError) -> Error {
+    let code = match cause {
+        ProcessError::TimedOut { .. } => Code::TRY_AGAIN,
+        _ => Code::PLUGIN,
+    };
+    Error::new(code, format!("masquerade: {cause}"))
+}

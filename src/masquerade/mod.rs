@@ -1,0 +1,176 @@
+//! Masquerade: packets of a container that leave its subnet take the address of the host.
+//!
+//! Knows the rules of an attachment and how to install and remove them; knows neither links nor leases. Both verbs
+//! start their work and finish it later, so that the caller can work on the link meanwhile.
+
+mod iptables;
+mod rules;
+
+use std::net::IpAddr;
+
+use crate::cni::request::Id;
+use crate::error::{Error, Failures};
+use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
+use crate::masquerade::rules::Chain;
+use crate::net::{Cidr, Family};
+
+/// The masquerading of a container on a network.
+#[derive(Clone, Debug)]
+pub struct Masquerade {
+    chain: Chain,
+}
+
+/// Rules on their way into the kernel.
+#[derive(Debug)]
+#[must_use = "rules are not in place before `finish`"]
+pub struct Installing {
+    chain: Chain,
+    families: Vec<(Iptables, Vec<Cidr>, Transaction)>,
+}
+
+/// Rules on their way out of the kernel.
+#[derive(Debug)]
+#[must_use = "rules are not gone before `finish`"]
+pub struct Removing {
+    chain: Chain,
+    addresses: Option<Vec<IpAddr>>,
+    families: Vec<(Iptables, Option<Transaction>)>,
+    failures: Failures,
+}
+
+impl Masquerade {
+    /// That of a container on a network.
+    pub fn of(network: &Id, container: &Id) -> Masquerade {
+        Masquerade {
+            chain: Chain::of(network, container),
+        }
+    }
+
+    /// Starts to masquerade addresses: one transaction per family.
+    ///
+    /// # Errors
+    /// When a family has no iptables or it cannot be started. Nothing is installed then.
+    pub fn install(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let of_family = |address: &Cidr| address.family() == family;
+            let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
+            if !own.is_empty() {
+                found.push((
+                    Iptables::find(family).ok_or_else(|| not_installed(family))?,
+                    own,
+                ));
+            }
+        }
+        let mut installing = Installing {
+            chain: self.chain.clone(),
+            families: Vec::new(),
+        };
+        for (iptables, own) in found {
+            let transaction = iptables.start(&self.chain.create(&own))?;
+            installing.families.push((iptables, own, transaction));
+        }
+        Ok(installing)
+    }
+
+    /// Starts to remove what was installed, by whichever plugin. With `addresses` only what is theirs, which costs one
+    /// process; without them all of the container on the network, which must be looked for.
+    pub fn remove(&self, addresses: Option<Vec<IpAddr>>) -> Removing {
+        let mut failures = Failures::default();
+        let mut families = Vec::new();
+        for family in Family::BOTH {
+            let Some(iptables) = Iptables::find(family) else {
+                continue;
+            };
+            let mut start =
+                |own: &[IpAddr]| failures.note(iptables.start(&self.chain.destroy(own)));
+            match addresses.as_deref().map(|all| of_family(all, family)) {
+                Some(own) if own.is_empty() => {}
+                Some(own) => families.push((iptables.clone(), start(&own))),
+                None => families.push((iptables, None)),
+            }
+        }
+        Removing {
+            chain: self.chain.clone(),
+            addresses,
+            families,
+            failures,
+        }
+    }
+}
+
+impl Installing {
+    /// Waits until the rules are in place.
+    ///
+    /// # Errors
+    /// When a family refused them; the other one may hold them.
+    pub fn finish(self) -> Result<(), Error> {
+        let mut failures = Failures::default();
+        for (iptables, addresses, transaction) in self.families {
+            failures.note(match transaction.finish() {
+                Ok(Outcome::Committed) => Ok(()),
+                Ok(Outcome::Refused(why)) => complete(&self.chain, &iptables, &addresses, why),
+                Err(error) => Err(error),
+            });
+        }
+        failures.into_result()
+    }
+}
+
+/// The second way to install: see what is there already and add the rest. `why` is what the first way met.
+fn complete(
+    chain: &Chain,
+    iptables: &Iptables,
+    addresses: &[Cidr],
+    why: Error,
+) -> Result<(), Error> {
+    let listing = iptables
+        .list()
+        .map_err(|error| why.clone().details(error))?;
+    match chain.complete(addresses, &listing) {
+        Some(script) => iptables.commit(&script).map_err(|error| why.details(error)),
+        None => Ok(()),
+    }
+}
+
+impl Removing {
+    /// Waits until the rules are gone.
+    ///
+    /// # Errors
+    /// When some could not be removed.
+    pub fn finish(self) -> Result<(), Error> {
+        let mut failures = self.failures;
+        for (iptables, transaction) in self.families {
+            let done = transaction.and_then(|transaction| failures.note(transaction.finish()));
+            if !matches!(done, Some(Outcome::Committed)) {
+                failures.note(clear(&self.chain, &iptables, self.addresses.as_deref()));
+            }
+        }
+        failures.into_result()
+    }
+}
+
+/// The second way to remove: see what is there and take that.
+fn clear(chain: &Chain, iptables: &Iptables, addresses: Option<&[IpAddr]>) -> Result<(), Error> {
+    match chain.clear(addresses, &iptables.list()?) {
+        Some(script) => iptables.commit(&script),
+        None => Ok(()),
+    }
+}
+
+fn of_family(addresses: &[IpAddr], family: Family) -> Vec<IpAddr> {
+    addresses
+        .iter()
+        .copied()
+        .filter(|address| Family::of(*address) == family)
+        .collect()
+}
+
+fn not_installed(family: Family) -> Error {
+    let (program, wanted) = match family {
+        Family::V4 => ("iptables-restore", "IPv4"),
+        Family::V6 => ("ip6tables-restore", "IPv6"),
+    };
+    Error::failed(format!("masquerade: ipMasq for {wanted} addresses needs {program}, which is not installed"))
+        .details("looked in the system's directories and in PATH; install the package iptables, or set ipMasq to false")
+}
