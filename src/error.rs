@@ -14,6 +14,8 @@ pub struct Code(pub u32);
 impl Code {
     /// The configuration's `cniVersion` is not supported, or too old for the verb.
     pub const INCOMPATIBLE_VERSION: Code = Code(1);
+    /// A key of the configuration that cannot be honoured; the message names key and value.
+    pub const UNSUPPORTED_FIELD: Code = Code(2);
     /// An environment variable is missing or malformed.
     pub const INVALID_ENVIRONMENT: Code = Code(4);
     /// Reading stdin or writing stdout failed.

@@ -67,6 +67,13 @@ pub enum OwnNetns {
     Allowed,
 }
 
+impl OwnNetns {
+    /// What CNI_NETNS_OVERRIDE says.
+    pub fn allowed(is_overridden: bool) -> OwnNetns {
+        if is_overridden { OwnNetns::Allowed } else { OwnNetns::Refused }
+    }
+}
+
 /// An open network namespace, and the one to come back to.
 #[derive(Debug)]
 pub struct Netns {

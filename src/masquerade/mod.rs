@@ -28,12 +28,22 @@ pub struct Installing {
     families: Vec<(Iptables, Vec<Cidr>, Transaction)>,
 }
 
+/// How much of a container's masquerading goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it on that network: no other interface of the container needs it.
+    Container,
+    /// That of the addresses; when there are none, all of it.
+    Addresses,
+}
+
 /// Rules on their way out of the kernel.
 #[derive(Debug)]
 #[must_use = "rules are not gone before `finish`"]
 pub struct Removing {
     chain: Chain,
-    addresses: Option<Vec<IpAddr>>,
+    addresses: Vec<IpAddr>,
+    scope: Scope,
     families: Vec<(Iptables, Option<Transaction>)>,
     failures: Failures,
 }
@@ -73,26 +83,28 @@ impl Masquerade {
         Ok(installing)
     }
 
-    /// Starts to remove what was installed, by whichever plugin. With `addresses` only what is theirs, which costs one
-    /// process; without them all of the container on the network, which must be looked for.
-    pub fn remove(&self, addresses: Option<Vec<IpAddr>>) -> Removing {
+    /// Starts to remove what was installed, by whichever plugin. Knowing the addresses costs one process per family;
+    /// without them what is there must be looked for.
+    pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope) -> Removing {
         let mut failures = Failures::default();
         let mut families = Vec::new();
         for family in Family::BOTH {
             let Some(iptables) = Iptables::find(family) else {
                 continue;
             };
-            let mut start =
-                |own: &[IpAddr]| failures.note(iptables.start(&self.chain.destroy(own)));
-            match addresses.as_deref().map(|all| of_family(all, family)) {
-                Some(own) if own.is_empty() => {}
-                Some(own) => families.push((iptables.clone(), start(&own))),
-                None => families.push((iptables, None)),
+            let own: Vec<IpAddr> =
+                addresses.iter().copied().filter(|address| Family::of(*address) == family).collect();
+            if addresses.is_empty() {
+                families.push((iptables, None));
+            } else if !own.is_empty() {
+                let transaction = failures.note(iptables.start(&self.chain.destroy(&own)));
+                families.push((iptables, transaction));
             }
         }
         Removing {
             chain: self.chain.clone(),
             addresses,
+            scope,
             families,
             failures,
         }
@@ -138,32 +150,25 @@ impl Removing {
     ///
     /// # Errors
     /// When some could not be removed.
-    pub fn finish(self) -> Result<(), Error> {
-        let mut failures = self.failures;
-        for (iptables, transaction) in self.families {
+    pub fn finish(mut self) -> Result<(), Error> {
+        let mut failures = std::mem::take(&mut self.failures);
+        for (iptables, transaction) in std::mem::take(&mut self.families) {
             let done = transaction.and_then(|transaction| failures.note(transaction.finish()));
             if !matches!(done, Some(Outcome::Committed)) {
-                failures.note(clear(&self.chain, &iptables, self.addresses.as_deref()));
+                failures.note(self.clear(&iptables));
             }
         }
         failures.into_result()
     }
-}
 
-/// The second way to remove: see what is there and take that.
-fn clear(chain: &Chain, iptables: &Iptables, addresses: Option<&[IpAddr]>) -> Result<(), Error> {
-    match chain.clear(addresses, &iptables.list()?) {
-        Some(script) => iptables.commit(&script),
-        None => Ok(()),
+    /// The second way to remove: see what is there and take that.
+    fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
+        let only = (self.scope == Scope::Addresses && !self.addresses.is_empty()).then_some(&*self.addresses);
+        match self.chain.clear(only, &iptables.list()?) {
+            Some(script) => iptables.commit(&script),
+            None => Ok(()),
+        }
     }
-}
-
-fn of_family(addresses: &[IpAddr], family: Family) -> Vec<IpAddr> {
-    addresses
-        .iter()
-        .copied()
-        .filter(|address| Family::of(*address) == family)
-        .collect()
 }
 
 fn not_installed(family: Family) -> Error {

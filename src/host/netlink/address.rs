@@ -1,5 +1,8 @@
 //! Addresses of links.
 
+use std::time::Duration;
+
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
@@ -7,6 +10,7 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, NetlinkError};
+use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
 
 /// Whether an IPv6 address waits until no neighbour claims it (RFC 4862, section 5.4). IPv4 has no such state.
@@ -73,6 +77,26 @@ impl Netlink {
             RouteNetlinkMessage::NewAddress(request),
             NLM_F_CREATE | NLM_F_EXCL,
         )
+    }
+
+    /// Waits until duplicate address detection is over for all addresses of a link in `netns`.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Duplicate`] when a neighbour has one of them, [`NetlinkError::TimedOut`] when it does not end.
+    pub fn wait_unique(
+        &self,
+        index: u32,
+        netns: &Netns,
+        limit: Duration,
+    ) -> Result<(), NetlinkError> {
+        let groups = [MulticastGroup::Ipv6Ifaddr];
+        self.until(&groups, Some(netns), limit, || {
+            let addresses = self.addresses(index)?;
+            match addresses.iter().find(|address| address.is_duplicate) {
+                Some(duplicate) => Err(NetlinkError::Duplicate(duplicate.cidr)),
+                None => Ok(addresses.iter().all(|address| !address.is_tentative).then_some(())),
+            }
+        })
     }
 
     /// Takes an address from a link.

@@ -1,7 +1,10 @@
 //! Links: bridges, veth pairs and what the kernel tells of them.
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
@@ -49,7 +52,7 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up (IFF_UP).
     pub is_up: bool,
-    /// Whether packets pass now (operstate up or unknown, as the bridge sees it in `netif_oper_up`).
+    /// Whether packets pass now (operstate up).
     pub is_running: bool,
     /// Whether it was told to be promiscuous; a packet capture does not show here (IFF_PROMISC of `ifi_flags`
     /// is what users asked for, not the counter).
@@ -207,6 +210,17 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(request), 0)
     }
 
+    /// Waits until packets pass a link of the thread's namespace.
+    ///
+    /// # Errors
+    /// [`NetlinkError::TimedOut`] when they do not in time, [`NetlinkError::NotFound`] when there is no such link.
+    pub fn wait_running(&self, name: &IfName, limit: Duration) -> Result<(), NetlinkError> {
+        self.until(&[MulticastGroup::Link], None, limit, || match self.link(name)? {
+            None => Err(NetlinkError::NotFound(Errno::ENODEV)),
+            Some(link) => Ok(link.is_running.then_some(())),
+        })
+    }
+
     /// Takes a link down.
     ///
     /// # Errors
@@ -287,7 +301,7 @@ impl Link {
                     link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::from_bytes)
                 }
                 LinkAttribute::OperState(state) => {
-                    link.is_running = matches!(state, State::Up | State::Unknown)
+                    link.is_running = state == State::Up
                 }
                 LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
                 LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),

@@ -9,10 +9,11 @@ mod route;
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use nix::errno::Errno;
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -21,6 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::host::netns::{Netns, NetnsError};
+use crate::net::Cidr;
 
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
@@ -56,6 +58,12 @@ pub enum NetlinkError {
     /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
+    /// What was waited for did not happen.
+    #[error("it did not happen in time")]
+    TimedOut,
+    /// A duplicate address was detected.
+    #[error("another host on the network has {0}")]
+    Duplicate(Cidr),
     /// A dump was interrupted by changes again and again.
     #[error("it changed too often to be listed")]
     Unsteady,
@@ -111,6 +119,15 @@ impl Netlink {
         Ok(netns.inside(|| Netlink::on(Rc::clone(&self.runtime)))??)
     }
 
+    /// Opens a socket in another namespace, and none in the thread's own.
+    ///
+    /// # Errors
+    /// As [`Netlink::open_in`].
+    pub fn open_only_in(netns: &Netns) -> Result<Netlink, NetnsError> {
+        let runtime = Rc::new(event_loop()?);
+        Ok(netns.inside(|| Netlink::on(runtime))??)
+    }
+
     fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
         let _entered = runtime.enter();
         // With strict checking the kernel filters dumps by what the request says.
@@ -160,6 +177,45 @@ impl Netlink {
         self.runtime.block_on(limited)
     }
 
+    /// Probes once, and then again at each event of the groups, until there is something or the time is over.
+    ///
+    /// `place` is the socket's namespace where it is not the thread's own.
+    fn until<T>(
+        &self,
+        groups: &[MulticastGroup],
+        place: Option<&Netns>,
+        limit: Duration,
+        probe: impl Fn() -> Result<Option<T>, NetlinkError>,
+    ) -> Result<T, NetlinkError> {
+        if let Some(found) = probe()? {
+            return Ok(found);
+        }
+        let subscribe = || -> io::Result<_> {
+            let _entered = self.runtime.enter();
+            let (connection, handle, events) = rtnetlink::new_multicast_connection(groups)?;
+            self.runtime.spawn(connection);
+            Ok((handle, events))
+        };
+        let subscribed = match place {
+            Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
+            None => subscribe(),
+        };
+        let (_handle, mut events) = subscribed.map_err(|cause| {
+            NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0)))
+        })?;
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(found) = probe()? {
+                return Ok(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = async { timeout(left, events.next()).await };
+            if !matches!(self.runtime.block_on(next), Ok(Some(_))) {
+                return Err(NetlinkError::TimedOut);
+            }
+        }
+    }
+
     async fn answers(
         &self,
         message: RouteNetlinkMessage,
@@ -187,6 +243,10 @@ impl Netlink {
         }
         Ok((answers, dump))
     }
+}
+
+fn event_loop() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_io().enable_time().build()
 }
 
 /// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).

@@ -1,0 +1,248 @@
+//! The keys of a `bridge` configuration, parsed into what cannot be wrong.
+
+use crate::cni::conf::NetConf;
+use crate::cni::request::Args;
+use crate::cni::result::Dns;
+use crate::cni::shape::Shape;
+use crate::cni::{Schema, Version};
+use crate::error::{Code, Error};
+use crate::net::{IfName, Mac};
+
+/// The bridge of a configuration that names none.
+const DEFAULT_BRIDGE: &str = "cni0";
+
+/// What the bridge is for its containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway {
+    /// A switch only.
+    None,
+    /// It has the gateway's address (`isGateway`).
+    Address,
+    /// And containers have a default route to it (`isDefaultGateway`).
+    DefaultRoute,
+}
+
+/// What happens when the bridge has another address than the gateway's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressConflict {
+    /// The ADD fails.
+    Refuse,
+    /// The other address is replaced (`forceAddress`).
+    Replace,
+}
+
+/// A `bridge` configuration.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// The bridge's name.
+    pub bridge: IfName,
+    /// The bridge's part in routing.
+    pub gateway: Gateway,
+    /// What to do with another address of the bridge.
+    pub conflict: AddressConflict,
+    /// Masquerade what leaves the subnet.
+    pub masquerade: bool,
+    /// MTU of bridge and veth pair in bytes.
+    pub mtu: Option<u32>,
+    /// Frames may return by the port they came in.
+    pub hairpin: bool,
+    /// The bridge takes every frame.
+    pub promiscuous: bool,
+    /// No frames between isolated ports.
+    pub isolated: bool,
+    /// IPv6 addresses of the container wait for duplicate address detection.
+    pub detect_duplicates: bool,
+    /// The container's end stays down.
+    pub leave_down: bool,
+    /// The MAC address asked for the container's end.
+    pub mac: Option<Mac>,
+    /// Name service that replaces IPAM's.
+    pub dns: Option<Dns>,
+}
+
+impl BridgeConfig {
+    /// Parses a configuration for an ADD or CHECK.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong value, 2 for a key that is not supported; each names the key.
+    pub fn parse(conf: &NetConf, args: &Args) -> Result<BridgeConfig, Error> {
+        let root = conf.root();
+        refuse_unsupported(&root)?;
+        let flag = |key| root.bool(key).map(|value| value.unwrap_or(false));
+        let gateway = match (flag("isGateway")?, flag("isDefaultGateway")?) {
+            (_, true) => Gateway::DefaultRoute,
+            (true, false) => Gateway::Address,
+            (false, false) => Gateway::None,
+        };
+        let conflict = match flag("forceAddress")? {
+            true => AddressConflict::Replace,
+            false => AddressConflict::Refuse,
+        };
+        let (hairpin, promiscuous) = (flag("hairpinMode")?, flag("promiscMode")?);
+        if hairpin && promiscuous {
+            let wanted = "promiscMode is set too: a bridge in promiscuous mode would see each frame twice; set one of them";
+            return Err(root.at("hairpinMode").refused("true", wanted));
+        }
+        let bridge = root.parsed("bridge")?;
+        Ok(BridgeConfig {
+            bridge: bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")),
+            gateway,
+            conflict,
+            masquerade: flag("ipMasq")?,
+            mtu: parse_mtu(&root)?,
+            hairpin,
+            promiscuous,
+            isolated: flag("portIsolation")?,
+            detect_duplicates: flag("enabledad")?,
+            leave_down: flag("disableContainerInterface")?,
+            mac: parse_mac(&root, args)?,
+            dns: parse_dns(&root)?,
+        })
+    }
+
+    /// Refuses what does not go together with the presence or absence of IPAM.
+    ///
+    /// # Errors
+    /// Code 7 for `disableContainerInterface` with IPAM, code 1 for layer 2 in a version without such results.
+    pub fn suits(&self, layer: Layer, version: Version) -> Result<(), Error> {
+        match layer {
+            Layer::Three if self.leave_down => Err(Error::config(
+                "disableContainerInterface",
+                "true",
+                "ipam is set too: an interface that stays down cannot have addresses",
+            )),
+            Layer::Two if version.schema() == Schema::V0_1 => {
+                crate::cni::result::AddResult::default().representable(version)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether containers get addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// No `ipam`: a port on the bridge and no more.
+    Two,
+    /// Addresses and routes from IPAM.
+    Three,
+}
+
+/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes; 0 is "not set".
+fn parse_mtu(root: &Shape) -> Result<Option<u32>, Error> {
+    match root.integer("mtu")? {
+        None | Some(0) => Ok(None),
+        Some(_) => root.number("mtu", 68..=65535),
+    }
+}
+
+fn parse_mac(root: &Shape, args: &Args) -> Result<Option<Mac>, Error> {
+    let args_cni = root.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
+    let places = [root.object("runtimeConfig")?, args_cni];
+    for place in places.iter().flatten() {
+        if place.filled_text("mac")?.is_some() {
+            let mac: Option<Mac> = place.parsed("mac")?;
+            return mac.map(|mac| assignable(mac, &place.at("mac"))).transpose();
+        }
+    }
+    args.mac.map(|mac| assignable(mac, &root.at("CNI_ARGS MAC"))).transpose()
+}
+
+fn assignable(mac: Mac, place: &Shape) -> Result<Mac, Error> {
+    if mac.is_assignable() {
+        return Ok(mac);
+    }
+    Err(place.refused(mac, "an interface's address must be unicast and not all zero"))
+}
+
+/// `dns` counts when its domain is set or any of its lists is there, even empty.
+fn parse_dns(root: &Shape) -> Result<Option<Dns>, Error> {
+    let Some(shape) = root.object("dns")? else { return Ok(None) };
+    let dns = Dns::parse(&shape)?;
+    let has_list = ["nameservers", "search", "options"].iter().any(|key| shape.get(key).is_some());
+    Ok((has_list || !dns.domain.is_empty()).then_some(dns))
+}
+
+/// Keys of the reference that change what an attachment is, and that this version cannot honour yet.
+fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
+    let unsupported = |key: &str, value: String| {
+        let msg = format!("configuration: {key} is {value}, but this version does not support it");
+        Error::new(Code::UNSUPPORTED_FIELD, msg)
+    };
+    if let Some(vlan) = root.number::<u16>("vlan", 0..=4094)?.filter(|vlan| *vlan != 0) {
+        return Err(unsupported("vlan", vlan.to_string()));
+    }
+    if root.list("vlanTrunk")?.is_some() {
+        return Err(unsupported("vlanTrunk", "set".to_owned()));
+    }
+    if root.bool("macspoofchk")? == Some(true) {
+        return Err(unsupported("macspoofchk", "true".to_owned()));
+    }
+    match root.text("ipMasqBackend")? {
+        None | Some("iptables") => Ok(()),
+        Some("nftables") => Err(unsupported("ipMasqBackend", "\"nftables\"".to_owned())),
+        Some(other) => {
+            let wanted = "it must be \"iptables\" or \"nftables\"";
+            Err(root.at("ipMasqBackend").refused(format!("{other:?}"), wanted))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(keys: &str) -> Result<BridgeConfig, Error> {
+        let text = format!(r#"{{"name": "n", "cniVersion": "1.0.0", {keys}}}"#);
+        BridgeConfig::parse(&NetConf::parse(text.into_bytes()).unwrap(), &Args::default())
+    }
+
+    #[test]
+    fn an_empty_configuration_is_a_plain_switch_on_cni0() {
+        let config = parse(r#""type": "bridge""#).unwrap();
+        assert_eq!((config.bridge.as_str(), config.gateway, config.mtu), ("cni0", Gateway::None, None));
+        assert!(!config.masquerade && config.mac.is_none() && config.dns.is_none());
+    }
+
+    #[test]
+    fn default_gateway_implies_gateway() {
+        assert_eq!(parse(r#""isDefaultGateway": true"#).unwrap().gateway, Gateway::DefaultRoute);
+        assert_eq!(parse(r#""isgateway": true"#).unwrap().gateway, Gateway::Address);
+    }
+
+    #[test]
+    fn the_mac_of_the_runtime_wins() {
+        let keys = r#""runtimeConfig": {"mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "02:00:00:00:00:02"}}"#;
+        assert_eq!(parse(keys).unwrap().mac, "02:00:00:00:00:01".parse().ok());
+        let keys = r#""runtimeConfig": {"mac": ""}, "args": {"cni": {"mac": "02:00:00:00:00:02"}}"#;
+        assert_eq!(parse(keys).unwrap().mac, "02:00:00:00:00:02".parse().ok());
+    }
+
+    #[test]
+    fn dns_counts_when_a_list_is_there() {
+        assert!(parse(r#""dns": {}"#).unwrap().dns.is_none());
+        assert!(parse(r#""dns": {"nameservers": null}"#).unwrap().dns.is_none());
+        assert!(parse(r#""dns": {"search": []}"#).unwrap().dns.is_some());
+        assert_eq!(parse(r#""dns": {"domain": "x"}"#).unwrap().dns.unwrap().domain, "x");
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        for (keys, key, code) in [
+            (r#""mtu": 67"#, "mtu", 7),
+            (r#""mtu": -1"#, "mtu", 7),
+            (r#""mtu": 65536"#, "mtu", 7),
+            (r#""mtu": "1500""#, "mtu", 6),
+            (r#""vlan": 4095"#, "vlan", 7),
+            (r#""vlan": 5"#, "vlan", 2),
+            (r#""bridge": """#, "bridge", 7),
+            (r#""hairpinMode": true, "promiscMode": true"#, "hairpinMode", 7),
+            (r#""ipMasqBackend": "ipvs""#, "ipMasqBackend", 7),
+            (r#""runtimeConfig": {"mac": "01:00:5e:00:00:01"}"#, "runtimeConfig.mac", 7),
+            (r#""isGateway": "yes""#, "isGateway", 6),
+        ] {
+            let error = parse(keys).unwrap_err();
+            assert!(error.msg.contains(key) && error.code.0 == code, "{keys}: {error:?}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The `bridge` plugin: a container becomes a port of a bridge, with the addresses that IPAM gives it.
+//!
+//! The verbs are told here as short stories: [`config`] says what is asked, [`plan`] works out what will be made,
+//! [`attach`] makes it. Knows neither files of leases nor text of rules: those are [`crate::ipam`] and
+//! [`crate::masquerade`].
+
+mod attach;
+mod check;
+mod config;
+mod detach;
+mod plan;
+
+use crate::bridge::attach::{Site, attach};
+use crate::bridge::config::{BridgeConfig, Layer};
+use crate::bridge::plan::Plan;
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Args, Attachment, Request};
+use crate::cni::result::AddResult;
+use crate::error::Error;
+use crate::host::netlink::Netlink;
+use crate::host::netns::{Netns, OwnNetns};
+use crate::ipam::{Ipam, Lease};
+use crate::masquerade::{Masquerade, Scope};
+use crate::undo::Undo;
+
+/// ADD: a lease, a link and its masquerading, or none of them.
+///
+/// # Errors
+/// Configuration and namespace are refused before anything is touched; a later failure is undone.
+pub fn add(
+    conf: &NetConf,
+    request: &Request,
+    who: &Attachment,
+    netns: &str,
+) -> Result<AddResult, Error> {
+    let prepared = Prepared::new(conf, request, netns)?;
+    let host = open_host()?;
+    let pod = open_pod(&host, &prepared.netns, netns)?;
+    let site = Site { host: &host, pod: &pod, netns: &prepared.netns };
+    let mut undo = Undo::default();
+    prepared.carry_out(conf, who, &site, &mut undo).map_err(|cause| undo.unwind(cause))
+}
+
+/// CHECK: whether an attachment is still as its ADD made it.
+///
+/// # Errors
+/// The first difference found.
+pub fn check(conf: &NetConf, request: &Request, who: &Attachment, netns: &str) -> Result<(), Error> {
+    let Prepared { args: _, config, ipam, netns: namespace } = Prepared::new(conf, request, netns)?;
+    if let Some(ipam) = &ipam {
+        ipam.check(who)?;
+    }
+    let host = open_host()?;
+    let pod = open_pod(&host, &namespace, netns)?;
+    let site = Site { host: &host, pod: &pod, netns: &namespace };
+    check::check(&check::Expected::new(conf, config, who, netns)?, &site)
+}
+
+pub use detach::del;
+
+/// A request in which nothing is wrong.
+struct Prepared {
+    args: Args,
+    config: BridgeConfig,
+    ipam: Option<Ipam>,
+    netns: Netns,
+}
+
+impl Prepared {
+    fn new(conf: &NetConf, request: &Request, netns: &str) -> Result<Prepared, Error> {
+        let args = Args::parse(&request.args)?;
+        let config = BridgeConfig::parse(conf, &args)?;
+        let ipam = Ipam::parse(conf, request, &args)?;
+        let layer = if ipam.is_some() { Layer::Three } else { Layer::Two };
+        config.suits(layer, conf.version)?;
+        let opened = Netns::open(netns, OwnNetns::allowed(request.own_netns_allowed));
+        Ok(Prepared { args, config, ipam, netns: opened.map_err(|cause| cause.report(netns))? })
+    }
+
+    fn carry_out<'a>(
+        &'a self,
+        conf: &'a NetConf,
+        who: &'a Attachment,
+        site: &Site<'a>,
+        undo: &mut Undo<'a>,
+    ) -> Result<AddResult, Error> {
+        let lease = match &self.ipam {
+            None => Lease::default(),
+            Some(ipam) => {
+                let lease = ipam.reserve(who)?;
+                let held = lease.held();
+                undo.push(move || ipam.release(who, Some(held)));
+                lease
+            }
+        };
+        let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
+        let plan = Plan::new(&self.config, &conf.name, who, lease)?.with_alias(alias);
+        // The rules are on their way while the link is made: neither needs the other.
+        let rules = Masquerade::of(&conf.name, &who.container);
+        let addresses = plan.addresses();
+        let mut installing = None;
+        if self.config.masquerade && !addresses.is_empty() {
+            installing = Some(rules.install(&addresses)?);
+            let owned = addresses.iter().map(|address| address.address()).collect();
+            undo.push(move || rules.remove(owned, Scope::Addresses).finish());
+        }
+        let attached = attach(&plan, &self.config, site, undo);
+        let installed = installing.map_or(Ok(()), |installing| installing.finish());
+        let facts = attached?;
+        installed?;
+        Ok(plan.into_result(&self.config.bridge, &facts, &site.netns.path().to_string_lossy()))
+    }
+}
+
+fn open_host() -> Result<Netlink, Error> {
+    Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
+}
+
+fn open_pod(host: &Netlink, netns: &Netns, path: &str) -> Result<Netlink, Error> {
+    host.open_in(netns).map_err(|cause| cause.report(path))
+}

@@ -1,0 +1,172 @@
+//! From a plugin and a verb to the one function that does it; writes the result or the error, once.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::bridge;
+use crate::cni::Version;
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Args, Environment, Request, Verb};
+use crate::cni::result::{AddResult, pretty};
+use crate::error::{Code, Error};
+use crate::host::netns::{Netns, NetnsError, OwnNetns};
+use crate::ipam::HostLocal;
+use crate::loopback;
+
+/// The plugins that this binary is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Plugin {
+    Bridge,
+    HostLocal,
+    Loopback,
+}
+
+impl Plugin {
+    /// All of them.
+    pub const ALL: [Plugin; 3] = [Plugin::Bridge, Plugin::HostLocal, Plugin::Loopback];
+
+    /// The name by which a configuration and argv[0] call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Plugin::Bridge => "bridge",
+            Plugin::HostLocal => "host-local",
+            Plugin::Loopback => "loopback",
+        }
+    }
+
+    /// The plugin of that name.
+    pub fn named(name: &str) -> Option<Plugin> {
+        Plugin::ALL.into_iter().find(|plugin| plugin.name() == name)
+    }
+}
+
+/// Serves one request of a runtime.
+pub fn serve(plugin: Plugin, env: &Environment, stdin: impl Read) -> ExitCode {
+    if env.var("CNI_COMMAND").is_none() {
+        eprintln!("CNI {} plugin {}", plugin.name(), env!("CARGO_PKG_VERSION"));
+        eprintln!("CNI protocol versions supported: {}", Version::list());
+        return ExitCode::SUCCESS;
+    }
+    let mut version = Version::NEWEST;
+    match answer(plugin, env, stdin, &mut version) {
+        Ok(document) if print(&document).is_ok() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => fail(&error, version),
+    }
+}
+
+/// Reports an error as the document the spec asks for, on stdout.
+pub fn fail(error: &Error, version: Version) -> ExitCode {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        #[serde(rename = "cniVersion")]
+        version: &'static str,
+        code: u32,
+        msg: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        details: &'a str,
+    }
+    // Nobody is left to tell when even this cannot be written.
+    let _ = print(&pretty(&Document {
+        version: version.as_str(),
+        code: error.code.0,
+        msg: &error.msg,
+        details: &error.details,
+    }));
+    ExitCode::FAILURE
+}
+
+fn print(document: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(document.as_bytes())?;
+    stdout.flush()
+}
+
+/// What goes to stdout. `version` becomes the configuration's as soon as that is known.
+fn answer(
+    plugin: Plugin,
+    env: &Environment,
+    stdin: impl Read,
+    version: &mut Version,
+) -> Result<String, Error> {
+    let request = Request::parse(env)?;
+    if request.verb == Verb::Version {
+        return Ok(supported_versions());
+    }
+    let conf = NetConf::read(stdin)?;
+    *version = conf.version;
+    conf.version.allow(request.command())?;
+    let nothing = |()| String::new();
+    match plugin {
+        Plugin::Bridge => match &request.verb {
+            Verb::Add { who, netns } => tell(bridge::add(&conf, &request, who, netns)?, &conf),
+            Verb::Check { who, netns } => bridge::check(&conf, &request, who, netns).map(nothing),
+            Verb::Del { who, netns } => {
+                bridge::del(&conf, &request, who, netns.as_deref()).map(nothing)
+            }
+            Verb::Gc | Verb::Status | Verb::Version => Ok(String::new()),
+        },
+        Plugin::HostLocal => host_local(&conf, &request),
+        Plugin::Loopback => match &request.verb {
+            Verb::Add { netns, .. } => tell(loopback::add(&conf, &request, netns)?, &conf),
+            Verb::Check { netns, .. } => loopback::check(&request, netns).map(nothing),
+            Verb::Del { netns, .. } => loopback::del(&request, netns.as_deref()).map(nothing),
+            Verb::Gc | Verb::Status | Verb::Version => Ok(String::new()),
+        },
+    }
+}
+
+/// `host-local` as a plugin of its own, as `ptp` and `macvlan` call it.
+fn host_local(conf: &NetConf, request: &Request) -> Result<String, Error> {
+    refuse_own_netns(request)?;
+    match &request.verb {
+        Verb::Add { who, .. } => {
+            let plugin = HostLocal::parse(conf, &Args::parse(&request.args)?)?;
+            tell(plugin.reserve(who)?.into(), conf)
+        }
+        Verb::Check { who, .. } => {
+            HostLocal::parse(conf, &Args::parse(&request.args)?)?.check(who)?;
+            Ok(String::new())
+        }
+        Verb::Del { who, .. } => {
+            let plugin = HostLocal::parse_for_release(conf)?;
+            plugin.release(who, &plugin.held(who)?)?;
+            Ok(String::new())
+        }
+        Verb::Gc | Verb::Status | Verb::Version => Ok(String::new()),
+    }
+}
+
+/// host-local does not enter the namespace, so any other path is none of its business.
+fn refuse_own_netns(request: &Request) -> Result<(), Error> {
+    let path = match &request.verb {
+        Verb::Add { netns, .. } | Verb::Check { netns, .. } => Some(netns),
+        Verb::Del { netns, .. } => netns.as_ref(),
+        _ => None,
+    };
+    let Some(path) = path else { return Ok(()) };
+    match Netns::open(path, OwnNetns::allowed(request.own_netns_allowed)) {
+        Err(own @ NetnsError::Own) => Err(own.report(path)),
+        _ => Ok(()),
+    }
+}
+
+fn tell(result: AddResult, conf: &NetConf) -> Result<String, Error> {
+    result.to_document(conf.version)
+}
+
+/// The answer to VERSION: compact, with a newline, whatever the configuration's version is.
+fn supported_versions() -> String {
+    let all = Version::ALL.map(Version::as_str);
+    let list = serde_json::json!({ "cniVersion": Version::NEWEST.as_str(), "supportedVersions": all });
+    format!("{list}\n")
+}
+
+/// The error to report when the program itself is at fault.
+pub fn internal_error(what: &str) -> Error {
+    Error::new(Code::PLUGIN, format!("internal error: {what}"))
+        .details("this is a fault of gangplank; run DEL to clean up, and please report it")
+}
