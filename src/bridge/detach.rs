@@ -113,7 +113,7 @@ impl Detachment<'_> {
             Some(_) => Scope::Container,
             None => Scope::Addresses,
         };
-        let mut known = held.map(Held::addresses).unwrap_or_default();
+        let mut known = held.map(|held| held.addresses().to_vec()).unwrap_or_default();
         if known.is_empty() {
             let listed = self.prev.iter().flat_map(|prev| &prev.ips);
             known = listed.map(|ip| ip.address.address()).collect();
