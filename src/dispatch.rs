@@ -161,7 +161,8 @@ fn tell(result: AddResult, conf: &NetConf) -> Result<String, Error> {
 /// The answer to VERSION: compact, with a newline, whatever the configuration's version is.
 fn supported_versions() -> String {
     let all = Version::ALL.map(Version::as_str);
-    let list = serde_json::json!({ "cniVersion": Version::NEWEST.as_str(), "supportedVersions": all });
+    let list =
+        serde_json::json!({ "cniVersion": Version::NEWEST.as_str(), "supportedVersions": all });
     format!("{list}\n")
 }
 

@@ -17,10 +17,16 @@ pub fn add(conf: &NetConf, request: &Request, netns: &str) -> Result<AddResult, 
     let namespace = open(request, netns).map_err(|cause| cause.report(netns))?;
     let pod = netlink_in(&namespace, netns)?;
     let link = loopback_link(&pod)?;
-    pod.set_up(link.index).map_err(|cause| failed("bring up", cause))?;
-    let addresses = pod.addresses(link.index).map_err(|cause| failed("list addresses of", cause))?;
+    pod.set_up(link.index)
+        .map_err(|cause| failed("bring up", cause))?;
+    let addresses = pod
+        .addresses(link.index)
+        .map_err(|cause| failed("list addresses of", cause))?;
     if let Some(foreign) = addresses.iter().find(|a| !a.cidr.address().is_loopback()) {
-        let msg = format!("lo in {netns} has the address {}, which is not a loopback one", foreign.cidr);
+        let msg = format!(
+            "lo in {netns} has the address {}, which is not a loopback one",
+            foreign.cidr
+        );
         return Err(Error::failed(msg).details("remove it from the container's namespace"));
     }
     Ok(prev.unwrap_or_else(|| AddResult {
@@ -32,7 +38,11 @@ pub fn add(conf: &NetConf, request: &Request, netns: &str) -> Result<AddResult, 
         }],
         ips: addresses
             .iter()
-            .map(|a| IpConfig { interface: Some(0), address: a.cidr, gateway: None })
+            .map(|a| IpConfig {
+                interface: Some(0),
+                address: a.cidr,
+                gateway: None,
+            })
             .collect(),
         ..AddResult::default()
     }))
@@ -49,7 +59,8 @@ pub fn del(request: &Request, netns: Option<&str>) -> Result<(), Error> {
         opened => opened.map_err(|cause| cause.report(path))?,
     };
     let pod = netlink_in(&namespace, path)?;
-    pod.set_down(loopback_link(&pod)?.index).map_err(|cause| failed("take down", cause))
+    pod.set_down(loopback_link(&pod)?.index)
+        .map_err(|cause| failed("take down", cause))
 }
 
 /// CHECK: `lo` is up.
@@ -59,7 +70,11 @@ pub fn del(request: &Request, netns: Option<&str>) -> Result<(), Error> {
 pub fn check(request: &Request, netns: &str) -> Result<(), Error> {
     let namespace = open(request, netns).map_err(|cause| cause.report(netns))?;
     let link = loopback_link(&netlink_in(&namespace, netns)?)?;
-    if link.is_up { Ok(()) } else { Err(Error::failed(format!("check: lo in {netns} is down"))) }
+    if link.is_up {
+        Ok(())
+    } else {
+        Err(Error::failed(format!("check: lo in {netns} is down")))
+    }
 }
 
 fn open(request: &Request, path: &str) -> Result<Netns, NetnsError> {

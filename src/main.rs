@@ -3,20 +3,26 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use gangplank::cli;
 use gangplank::cni::Version;
 use gangplank::cni::request::Environment;
 use gangplank::dispatch::{self, Plugin};
-use gangplank::cli;
 
 fn main() -> ExitCode {
     // The runtime reads stdout: even a fault of ours must be a CNI error there.
     std::panic::set_hook(Box::new(|panic| {
-        dispatch::fail(&dispatch::internal_error(&panic.to_string()), Version::NEWEST);
+        dispatch::fail(
+            &dispatch::internal_error(&panic.to_string()),
+            Version::NEWEST,
+        );
         std::process::exit(1);
     }));
     let mut args = std::env::args_os();
     let called = args.next().unwrap_or_default();
-    let name = Path::new(&called).file_name().unwrap_or_default().to_string_lossy();
+    let name = Path::new(&called)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
     let env = Environment::of_process();
     let by_default = || env.var("CNI_COMMAND").map(|_| Plugin::Bridge);
     match Plugin::named(&name).or_else(by_default) {

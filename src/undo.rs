@@ -16,10 +16,13 @@ impl<'a> Undo<'a> {
 
     /// Gives everything back, last taken first. `cause` comes back with what could not be undone in its details.
     pub fn unwind(self, cause: Error) -> Error {
-        self.steps.into_iter().rev().fold(cause, |cause, step| match step() {
-            Ok(()) => cause,
-            Err(left) => cause.details(format!("and the undo failed: {left}")),
-        })
+        self.steps
+            .into_iter()
+            .rev()
+            .fold(cause, |cause, step| match step() {
+                Ok(()) => cause,
+                Err(left) => cause.details(format!("and the undo failed: {left}")),
+            })
     }
 }
 
@@ -31,10 +34,17 @@ mod tests {
     #[test]
     fn steps_run_backwards_and_their_failures_join_the_cause() {
         let order = RefCell::new(Vec::new());
+        let note = |step: i32| order.borrow_mut().push(step);
         let mut undo = Undo::default();
-        undo.push(|| Ok(order.borrow_mut().push(1)));
+        undo.push(|| {
+            note(1);
+            Ok(())
+        });
         undo.push(|| Err(Error::failed("stuck")));
-        undo.push(|| Ok(order.borrow_mut().push(3)));
+        undo.push(|| {
+            note(3);
+            Ok(())
+        });
         let error = undo.unwind(Error::failed("cause"));
         assert_eq!(*order.borrow(), [3, 1]);
         assert_eq!(error.to_string(), "cause (and the undo failed: stuck)");

@@ -43,9 +43,9 @@ pub fn attach<'a>(
     let bridge = ensure_bridge(site.host, config)?;
     ensure_gateways(site.host, &bridge, plan, config)?;
     let host_end = create_veth(plan, config, site, &bridge, undo)?;
-    let container = host_end.peer.ok_or_else(|| {
-        Error::failed(format!("{} has no other end in the container", plan.host))
-    })?;
+    let container = host_end
+        .peer
+        .ok_or_else(|| Error::failed(format!("{} has no other end in the container", plan.host)))?;
     configure_container(plan, config, site, container)?;
     let host_mac = host_end.mac;
     if !config.leave_down {
@@ -55,23 +55,39 @@ pub fn attach<'a>(
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
     // then the first packets from the host would be dropped.
-    let bridge = site.host.link_at(bridge.index).ok().flatten().unwrap_or(bridge);
-    Ok(Facts { bridge_mac: bridge.mac, host_mac })
+    let bridge = site
+        .host
+        .link_at(bridge.index)
+        .ok()
+        .flatten()
+        .unwrap_or(bridge);
+    Ok(Facts {
+        bridge_mac: bridge.mac,
+        host_mac,
+    })
 }
 
 /// The bridge as it is configured, made where it is not there.
 fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
     let name = &config.bridge;
-    let look = || host.link(name).map_err(|cause| failed("look up bridge", name, cause));
+    let look = || {
+        host.link(name)
+            .map_err(|cause| failed("look up bridge", name, cause))
+    };
     let bridge = match look()? {
         Some(bridge) => bridge,
         None => {
             create_bridge(host, config)?;
-            look()?.ok_or_else(|| Error::failed(format!("bridge {name} was deleted as soon as it was made")))?
+            look()?.ok_or_else(|| {
+                Error::failed(format!("bridge {name} was deleted as soon as it was made"))
+            })?
         }
     };
     if bridge.kind != Kind::Bridge {
-        let msg = format!("cannot use {name} as a bridge: there is a {} of that name", bridge.kind);
+        let msg = format!(
+            "cannot use {name} as a bridge: there is a {} of that name",
+            bridge.kind
+        );
         return Err(Error::failed(msg).details("rename it or choose another name in \"bridge\""));
     }
     if config.promiscuous && !bridge.is_promiscuous {
@@ -79,7 +95,8 @@ fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
         set.map_err(|cause| failed("make promiscuous bridge", name, cause))?;
     }
     if !bridge.is_up {
-        host.set_up(bridge.index).map_err(|cause| failed("bring up bridge", name, cause))?;
+        host.set_up(bridge.index)
+            .map_err(|cause| failed("bring up bridge", name, cause))?;
     }
     // Without ports and without an address of its own a bridge shows zeros, and would take the first port's address.
     if bridge.mac.is_none_or(|mac| mac.is_zero()) {
@@ -91,7 +108,11 @@ fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
 
 fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let name = &config.bridge;
-    let new = NewBridge { name, mac: new_mac(name)?, mtu: config.mtu };
+    let new = NewBridge {
+        name,
+        mac: new_mac(name)?,
+        mtu: config.mtu,
+    };
     match host.create_bridge(&new) {
         // Another ADD was faster.
         Err(NetlinkError::Exists) => Ok(()),
@@ -105,7 +126,11 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
 }
 
 fn new_mac(bridge: &IfName) -> Result<crate::net::Mac, Error> {
-    random::mac().map_err(|cause| Error::failed(format!("cannot choose a MAC address for bridge {bridge}: {cause}")))
+    random::mac().map_err(|cause| {
+        Error::failed(format!(
+            "cannot choose a MAC address for bridge {bridge}: {cause}"
+        ))
+    })
 }
 
 /// Puts the gateway's addresses on the bridge and lets the host forward.
@@ -119,24 +144,46 @@ fn ensure_gateways(
         return Ok(());
     }
     let present = host.addresses(bridge.index);
-    let present = present.map_err(|cause| failed("list addresses of bridge", &config.bridge, cause))?;
+    let present =
+        present.map_err(|cause| failed("list addresses of bridge", &config.bridge, cause))?;
     let present: Vec<Cidr> = present.into_iter().map(|address| address.cidr).collect();
-    for gateway in plan.gateways.iter().filter(|gateway| !present.contains(gateway)) {
+    for gateway in plan
+        .gateways
+        .iter()
+        .filter(|gateway| !present.contains(gateway))
+    {
         for other in conflicts(&present, *gateway, &plan.gateways) {
             if config.conflict == AddressConflict::Refuse {
                 return Err(address_conflict(&config.bridge, other, *gateway));
             }
-            crate::host::netlink::present(host.delete_address(bridge.index, other))
-                .map_err(|cause| failed(&format!("remove {other} from bridge"), &config.bridge, cause))?;
+            crate::host::netlink::present(host.delete_address(bridge.index, other)).map_err(
+                |cause| {
+                    failed(
+                        &format!("remove {other} from bridge"),
+                        &config.bridge,
+                        cause,
+                    )
+                },
+            )?;
         }
         // The gateway must answer at once, and nobody else may have its address.
         match host.add_address(bridge.index, *gateway, Detection::Skipped) {
             Ok(()) | Err(NetlinkError::Exists) => {}
-            Err(cause) => return Err(failed(&format!("add {gateway} to bridge"), &config.bridge, cause)),
+            Err(cause) => {
+                return Err(failed(
+                    &format!("add {gateway} to bridge"),
+                    &config.bridge,
+                    cause,
+                ));
+            }
         }
     }
     for family in Family::BOTH {
-        if plan.gateways.iter().any(|gateway| gateway.family() == family) {
+        if plan
+            .gateways
+            .iter()
+            .any(|gateway| gateway.family() == family)
+        {
             sysctl::enable_forwarding(family).map_err(|cause| {
                 Error::failed(format!("cannot enable {family} forwarding: {cause}"))
                     .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
@@ -149,8 +196,13 @@ fn ensure_gateways(
 /// The addresses of the bridge that a gateway cannot stand beside: in IPv4 every other one that is not a gateway of
 /// this network, in IPv6 those whose subnets overlap.
 fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
-    let others = present.iter().filter(|other| other.family() == gateway.family() && !gateways.contains(other));
-    others.copied().filter(|other| gateway.family() == Family::V4 || other.overlaps(gateway)).collect()
+    let others = present
+        .iter()
+        .filter(|other| other.family() == gateway.family() && !gateways.contains(other));
+    others
+        .copied()
+        .filter(|other| gateway.family() == Family::V4 || other.overlaps(gateway))
+        .collect()
 }
 
 fn address_conflict(bridge: &IfName, present: Cidr, wanted: Cidr) -> Error {
@@ -176,16 +228,26 @@ fn create_veth<'a>(
         mac: plan.mac,
         mtu: config.mtu,
     };
-    host.create_veth(&veth, site.netns).map_err(|cause| match cause {
-        NetlinkError::Exists => taken(plan, site),
-        cause => failed(&format!("create {} in the container and", plan.container), &plan.host, cause),
-    })?;
+    host.create_veth(&veth, site.netns)
+        .map_err(|cause| match cause {
+            NetlinkError::Exists => taken(plan, site),
+            cause => failed(
+                &format!("create {} in the container and", plan.container),
+                &plan.host,
+                cause,
+            ),
+        })?;
     let name = plan.host.clone();
     undo.push(move || {
-        present(host.delete_link(&name)).map(drop).map_err(|cause| failed("delete", &name, cause))
+        present(host.delete_link(&name))
+            .map(drop)
+            .map_err(|cause| failed("delete", &name, cause))
     });
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
-    let flags = PortFlags { hairpin: config.hairpin, isolated: config.isolated };
+    let flags = PortFlags {
+        hairpin: config.hairpin,
+        isolated: config.isolated,
+    };
     host.start_port(&plan.host, flags, &plan.alias)
         .map_err(|cause| failed("start port", &plan.host, cause))?;
     host.link(&plan.host)
@@ -197,11 +259,18 @@ fn create_veth<'a>(
 fn taken(plan: &Plan, site: &Site) -> Error {
     let (container, path) = (&plan.container, site.netns.path().display());
     if let Ok(Some(link)) = site.pod.link(container) {
-        let msg = format!("interface {container} already exists in {path}: it is a {}", link.kind);
-        return Error::failed(msg).details("an attachment is added once; run DEL before another ADD");
+        let msg = format!(
+            "interface {container} already exists in {path}: it is a {}",
+            link.kind
+        );
+        return Error::failed(msg)
+            .details("an attachment is added once; run DEL before another ADD");
     }
-    Error::failed(format!("interface {} already exists on the host", plan.host))
-        .details("it belongs to this very attachment; run DEL before another ADD")
+    Error::failed(format!(
+        "interface {} already exists on the host",
+        plan.host
+    ))
+    .details("it belongs to this very attachment; run DEL before another ADD")
 }
 
 /// Gives the container's end its settings, addresses and routes, and brings it up.
@@ -224,16 +293,24 @@ fn configure_container(
             .map_err(|cause| failed(&format!("add address {address} to"), name, cause))?;
     }
     if !config.leave_down {
-        pod.set_up(link).map_err(|cause| failed("bring up", name, cause))?;
+        pod.set_up(link)
+            .map_err(|cause| failed("bring up", name, cause))?;
     }
     if config.detect_duplicates && plan.addresses().iter().any(|a| a.family() == Family::V6) {
         let unique = pod.wait_unique(link, site.netns, DETECTION_LIMIT);
-        unique.map_err(|cause| failed("make sure that no neighbour has the addresses of", name, cause))?;
+        unique.map_err(|cause| {
+            failed(
+                "make sure that no neighbour has the addresses of",
+                name,
+                cause,
+            )
+        })?;
     }
     for route in &plan.routes {
         let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
         let operation = format!("add route {}{gw} over", route.dst);
-        pod.add_route(link, route).map_err(|cause| failed(&operation, name, cause))?;
+        pod.add_route(link, route)
+            .map_err(|cause| failed(&operation, name, cause))?;
     }
     Ok(())
 }
@@ -241,7 +318,11 @@ fn configure_container(
 /// Sets what the kernel must know of the container's end before it comes up.
 fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Error> {
     let name = &plan.container;
-    let has_v6 = plan.lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
+    let has_v6 = plan
+        .lease
+        .ips
+        .iter()
+        .any(|ip| ip.address.family() == Family::V6);
     let settings = || {
         // These are absent where the kernel has no IPv6. IPAM owns the addresses, so nobody else hands out any.
         let _ = Parameter::AcceptRa.set(name, 0);
@@ -259,16 +340,22 @@ fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Erro
             Ok(())
         }
     };
-    netns.inside(settings).map_err(|cause| cause.report(&netns.path().to_string_lossy()))?
+    netns
+        .inside(settings)
+        .map_err(|cause| cause.report(&netns.path().to_string_lossy()))?
 }
 
 fn enable_ipv6(name: &IfName) -> Result<(), Error> {
     let loopback: IfName = "lo".parse().expect("it is a name");
     for link in [&loopback, name] {
-        let is_off = Parameter::DisableIpv6.read(link).is_ok_and(|value| value != "0");
+        let is_off = Parameter::DisableIpv6
+            .read(link)
+            .is_ok_and(|value| value != "0");
         if is_off {
             Parameter::DisableIpv6.set(link, 0).map_err(|cause| {
-                Error::failed(format!("cannot enable IPv6 on {link} in the container: {cause}"))
+                Error::failed(format!(
+                    "cannot enable IPv6 on {link} in the container: {cause}"
+                ))
             })?;
         }
     }

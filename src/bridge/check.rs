@@ -33,22 +33,40 @@ impl Expected {
     ) -> Result<Expected, Error> {
         let result = conf.prev_result()?.ok_or_else(|| {
             let msg = "configuration: prevResult is missing, but CHECK compares with it";
-            Error::new(Code::INVALID_CONFIG, msg).details("the runtime must pass the result of the ADD")
+            Error::new(Code::INVALID_CONFIG, msg)
+                .details("the runtime must pass the result of the ADD")
         })?;
         let is_ours = |interface: &&Interface| {
             interface.name == who.interface.as_str() && interface.sandbox == netns
         };
-        let container = result.interfaces.iter().find(is_ours).cloned().ok_or_else(|| {
-            let wanted = format!("none of them is {} in {netns}", who.interface);
-            Error::config("prevResult.interfaces", "a list", wanted)
-        })?;
-        Ok(Expected { config, interface: who.interface.clone(), result, container })
+        let container = result
+            .interfaces
+            .iter()
+            .find(is_ours)
+            .cloned()
+            .ok_or_else(|| {
+                let wanted = format!("none of them is {} in {netns}", who.interface);
+                Error::config("prevResult.interfaces", "a list", wanted)
+            })?;
+        Ok(Expected {
+            config,
+            interface: who.interface.clone(),
+            result,
+            container,
+        })
     }
 
     /// Whether an address or gateway of the result belongs to the container's interface.
     fn addresses(&self) -> impl Iterator<Item = &crate::cni::result::IpConfig> {
-        let ours = self.result.interfaces.iter().position(|interface| *interface == self.container);
-        self.result.ips.iter().filter(move |ip| ip.interface.is_none() || ip.interface == ours)
+        let ours = self
+            .result
+            .interfaces
+            .iter()
+            .position(|interface| *interface == self.container);
+        self.result
+            .ips
+            .iter()
+            .filter(move |ip| ip.interface.is_none() || ip.interface == ours)
     }
 }
 
@@ -70,24 +88,36 @@ fn differs(what: impl std::fmt::Display) -> Error {
 
 fn check_bridge(expected: &Expected, site: &Site) -> Result<Link, Error> {
     let name = &expected.config.bridge;
-    let bridge = site.host.link(name).map_err(|cause| failed("look up bridge", name, cause))?;
+    let bridge = site
+        .host
+        .link(name)
+        .map_err(|cause| failed("look up bridge", name, cause))?;
     let bridge = bridge.ok_or_else(|| differs(format!("bridge {name} is missing")))?;
     if bridge.kind != Kind::Bridge {
-        return Err(differs(format!("{name} is not a bridge but a {}", bridge.kind)));
+        return Err(differs(format!(
+            "{name} is not a bridge but a {}",
+            bridge.kind
+        )));
     }
     if !bridge.is_up {
         return Err(differs(format!("bridge {name} is down")));
     }
     if expected.config.promiscuous && !bridge.is_promiscuous {
-        return Err(differs(format!("bridge {name} is not promiscuous, though promiscMode is set")));
+        return Err(differs(format!(
+            "bridge {name} is not promiscuous, though promiscMode is set"
+        )));
     }
     if expected.config.gateway != Gateway::None {
         let present = site.host.addresses(bridge.index);
         let present = present.map_err(|cause| failed("list addresses of bridge", name, cause))?;
         for ip in expected.addresses() {
-            let gateway = ip.gateway.and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
+            let gateway = ip
+                .gateway
+                .and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
             if let Some(gateway) = gateway.filter(|g| !present.iter().any(|a| a.cidr == *g)) {
-                return Err(differs(format!("bridge {name} has lost the gateway address {gateway}")));
+                return Err(differs(format!(
+                    "bridge {name} has lost the gateway address {gateway}"
+                )));
             }
         }
     }
@@ -96,15 +126,24 @@ fn check_bridge(expected: &Expected, site: &Site) -> Result<Link, Error> {
 
 fn check_container(expected: &Expected, site: &Site) -> Result<Link, Error> {
     let name = &expected.interface;
-    let link = site.pod.link(name).map_err(|cause| failed("look up", name, cause))?;
-    let link = link.ok_or_else(|| differs(format!("interface {name} is missing in the container")))?;
+    let link = site
+        .pod
+        .link(name)
+        .map_err(|cause| failed("look up", name, cause))?;
+    let link =
+        link.ok_or_else(|| differs(format!("interface {name} is missing in the container")))?;
     if link.kind != Kind::Veth {
-        return Err(differs(format!("interface {name} is not a veth but a {}", link.kind)));
+        return Err(differs(format!(
+            "interface {name} is not a veth but a {}",
+            link.kind
+        )));
     }
     let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
     let wanted = &expected.container.mac;
     if !wanted.is_empty() && !mac.eq_ignore_ascii_case(wanted) {
-        return Err(differs(format!("interface {name} has the MAC address {mac}, expected {wanted}")));
+        return Err(differs(format!(
+            "interface {name} has the MAC address {mac}, expected {wanted}"
+        )));
     }
     if !link.is_up && !expected.config.leave_down {
         return Err(differs(format!("interface {name} is down")));
@@ -119,16 +158,27 @@ fn check_port(
     container: &Link,
 ) -> Result<(), Error> {
     let (name, bridge_name) = (&expected.interface, &expected.config.bridge);
-    let port = container.peer.map(|index| site.host.link_at(index)).transpose();
-    let port = port.map_err(|cause| failed("look up the other end of", name, cause))?.flatten();
+    let port = container
+        .peer
+        .map(|index| site.host.link_at(index))
+        .transpose();
+    let port = port
+        .map_err(|cause| failed("look up the other end of", name, cause))?
+        .flatten();
     let port = port
         .filter(|port| port.kind == Kind::Veth && port.peer == Some(container.index))
         .ok_or_else(|| differs(format!("the other end of {name} is not on the host")))?;
     if port.master != Some(bridge.index) {
-        return Err(differs(format!("{} is not a port of bridge {bridge_name}", port.name)));
+        return Err(differs(format!(
+            "{} is not a port of bridge {bridge_name}",
+            port.name
+        )));
     }
     if !port.is_up {
-        return Err(differs(format!("port {} of bridge {bridge_name} is down", port.name)));
+        return Err(differs(format!(
+            "port {} of bridge {bridge_name} is down",
+            port.name
+        )));
     }
     Ok(())
 }
@@ -137,9 +187,14 @@ fn check_addresses(expected: &Expected, site: &Site, container: &Link) -> Result
     let name = &expected.interface;
     let present = site.pod.addresses(container.index);
     let present = present.map_err(|cause| failed("list addresses of", name, cause))?;
-    let missing = expected.addresses().find(|ip| !present.iter().any(|a| a.cidr == ip.address));
+    let missing = expected
+        .addresses()
+        .find(|ip| !present.iter().any(|a| a.cidr == ip.address));
     missing.map_or(Ok(()), |ip| {
-        Err(differs(format!("interface {name} has lost the address {}", ip.address)))
+        Err(differs(format!(
+            "interface {name} has lost the address {}",
+            ip.address
+        )))
     })
 }
 
@@ -150,14 +205,27 @@ fn check_routes(expected: &Expected, site: &Site, container: &Link) -> Result<()
         if wanted.is_empty() {
             continue;
         }
-        let query = RouteQuery { family, link: container.index };
+        let query = RouteQuery {
+            family,
+            link: container.index,
+        };
         let present = site.pod.routes(query);
-        let present = present.map_err(|cause| failed("list routes of", &expected.interface, cause))?;
-        if let Some(lost) = wanted.iter().find(|route| !present.iter().any(|p| serves(p, route))) {
+        let present =
+            present.map_err(|cause| failed("list routes of", &expected.interface, cause))?;
+        if let Some(lost) = wanted
+            .iter()
+            .find(|route| !present.iter().any(|p| serves(p, route)))
+        {
             let gw = lost.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
-            let table = lost.table.map(|table| format!(" in table {table}")).unwrap_or_default();
+            let table = lost
+                .table
+                .map(|table| format!(" in table {table}"))
+                .unwrap_or_default();
             let name = &expected.interface;
-            return Err(differs(format!("route {}{gw}{table} over {name} is missing", lost.dst)));
+            return Err(differs(format!(
+                "route {}{gw}{table} over {name} is missing",
+                lost.dst
+            )));
         }
     }
     Ok(())
@@ -165,9 +233,14 @@ fn check_routes(expected: &Expected, site: &Site, container: &Link) -> Result<()
 
 /// Whether a route is the one asked for. Its metrics are left out: the reference does not program them.
 fn serves(present: &RouteEntry, wanted: &Route) -> bool {
-    let table = wanted.table.filter(|table| *table != 0).unwrap_or(MAIN_TABLE);
+    let table = wanted
+        .table
+        .filter(|table| *table != 0)
+        .unwrap_or(MAIN_TABLE);
     present.dst == wanted.dst.network()
         && present.table == table
         && wanted.gw.is_none_or(|gw| present.gw == Some(gw))
-        && wanted.priority.is_none_or(|priority| present.priority == priority)
+        && wanted
+            .priority
+            .is_none_or(|priority| present.priority == priority)
 }

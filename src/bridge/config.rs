@@ -137,7 +137,11 @@ fn parse_mtu(root: &Shape) -> Result<Option<u32>, Error> {
 }
 
 fn parse_mac(root: &Shape, args: &Args) -> Result<Option<Mac>, Error> {
-    let args_cni = root.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
+    let args_cni = root
+        .object("args")?
+        .map(|args| args.object("cni"))
+        .transpose()?
+        .flatten();
     let places = [root.object("runtimeConfig")?, args_cni];
     for place in places.iter().flatten() {
         if place.filled_text("mac")?.is_some() {
@@ -145,21 +149,30 @@ fn parse_mac(root: &Shape, args: &Args) -> Result<Option<Mac>, Error> {
             return mac.map(|mac| assignable(mac, &place.at("mac"))).transpose();
         }
     }
-    args.mac.map(|mac| assignable(mac, &root.at("CNI_ARGS MAC"))).transpose()
+    args.mac
+        .map(|mac| assignable(mac, &root.at("CNI_ARGS MAC")))
+        .transpose()
 }
 
 fn assignable(mac: Mac, place: &Shape) -> Result<Mac, Error> {
     if mac.is_assignable() {
         return Ok(mac);
     }
-    Err(place.refused(mac, "an interface's address must be unicast and not all zero"))
+    Err(place.refused(
+        mac,
+        "an interface's address must be unicast and not all zero",
+    ))
 }
 
 /// `dns` counts when its domain is set or any of its lists is there, even empty.
 fn parse_dns(root: &Shape) -> Result<Option<Dns>, Error> {
-    let Some(shape) = root.object("dns")? else { return Ok(None) };
+    let Some(shape) = root.object("dns")? else {
+        return Ok(None);
+    };
     let dns = Dns::parse(&shape)?;
-    let has_list = ["nameservers", "search", "options"].iter().any(|key| shape.get(key).is_some());
+    let has_list = ["nameservers", "search", "options"]
+        .iter()
+        .any(|key| shape.get(key).is_some());
     Ok((has_list || !dns.domain.is_empty()).then_some(dns))
 }
 
@@ -169,7 +182,10 @@ fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
         let msg = format!("configuration: {key} is {value}, but this version does not support it");
         Error::new(Code::UNSUPPORTED_FIELD, msg)
     };
-    if let Some(vlan) = root.number::<u16>("vlan", 0..=4094)?.filter(|vlan| *vlan != 0) {
+    if let Some(vlan) = root
+        .number::<u16>("vlan", 0..=4094)?
+        .filter(|vlan| *vlan != 0)
+    {
         return Err(unsupported("vlan", vlan.to_string()));
     }
     if root.list("vlanTrunk")?.is_some() {
@@ -183,7 +199,9 @@ fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
         Some("nftables") => Err(unsupported("ipMasqBackend", "\"nftables\"".to_owned())),
         Some(other) => {
             let wanted = "it must be \"iptables\" or \"nftables\"";
-            Err(root.at("ipMasqBackend").refused(format!("{other:?}"), wanted))
+            Err(root
+                .at("ipMasqBackend")
+                .refused(format!("{other:?}"), wanted))
         }
     }
 }
@@ -194,20 +212,32 @@ mod tests {
 
     fn parse(keys: &str) -> Result<BridgeConfig, Error> {
         let text = format!(r#"{{"name": "n", "cniVersion": "1.0.0", {keys}}}"#);
-        BridgeConfig::parse(&NetConf::parse(text.into_bytes()).unwrap(), &Args::default())
+        BridgeConfig::parse(
+            &NetConf::parse(text.into_bytes()).unwrap(),
+            &Args::default(),
+        )
     }
 
     #[test]
     fn an_empty_configuration_is_a_plain_switch_on_cni0() {
         let config = parse(r#""type": "bridge""#).unwrap();
-        assert_eq!((config.bridge.as_str(), config.gateway, config.mtu), ("cni0", Gateway::None, None));
+        assert_eq!(
+            (config.bridge.as_str(), config.gateway, config.mtu),
+            ("cni0", Gateway::None, None)
+        );
         assert!(!config.masquerade && config.mac.is_none() && config.dns.is_none());
     }
 
     #[test]
     fn default_gateway_implies_gateway() {
-        assert_eq!(parse(r#""isDefaultGateway": true"#).unwrap().gateway, Gateway::DefaultRoute);
-        assert_eq!(parse(r#""isgateway": true"#).unwrap().gateway, Gateway::Address);
+        assert_eq!(
+            parse(r#""isDefaultGateway": true"#).unwrap().gateway,
+            Gateway::DefaultRoute
+        );
+        assert_eq!(
+            parse(r#""isgateway": true"#).unwrap().gateway,
+            Gateway::Address
+        );
     }
 
     #[test]
@@ -221,9 +251,21 @@ mod tests {
     #[test]
     fn dns_counts_when_a_list_is_there() {
         assert!(parse(r#""dns": {}"#).unwrap().dns.is_none());
-        assert!(parse(r#""dns": {"nameservers": null}"#).unwrap().dns.is_none());
+        assert!(
+            parse(r#""dns": {"nameservers": null}"#)
+                .unwrap()
+                .dns
+                .is_none()
+        );
         assert!(parse(r#""dns": {"search": []}"#).unwrap().dns.is_some());
-        assert_eq!(parse(r#""dns": {"domain": "x"}"#).unwrap().dns.unwrap().domain, "x");
+        assert_eq!(
+            parse(r#""dns": {"domain": "x"}"#)
+                .unwrap()
+                .dns
+                .unwrap()
+                .domain,
+            "x"
+        );
     }
 
     #[test]
@@ -236,13 +278,24 @@ mod tests {
             (r#""vlan": 4095"#, "vlan", 7),
             (r#""vlan": 5"#, "vlan", 2),
             (r#""bridge": """#, "bridge", 7),
-            (r#""hairpinMode": true, "promiscMode": true"#, "hairpinMode", 7),
+            (
+                r#""hairpinMode": true, "promiscMode": true"#,
+                "hairpinMode",
+                7,
+            ),
             (r#""ipMasqBackend": "ipvs""#, "ipMasqBackend", 7),
-            (r#""runtimeConfig": {"mac": "01:00:5e:00:00:01"}"#, "runtimeConfig.mac", 7),
+            (
+                r#""runtimeConfig": {"mac": "01:00:5e:00:00:01"}"#,
+                "runtimeConfig.mac",
+                7,
+            ),
             (r#""isGateway": "yes""#, "isGateway", 6),
         ] {
             let error = parse(keys).unwrap_err();
-            assert!(error.msg.contains(key) && error.code.0 == code, "{keys}: {error:?}");
+            assert!(
+                error.msg.contains(key) && error.code.0 == code,
+                "{keys}: {error:?}"
+            );
         }
     }
 }

@@ -45,7 +45,8 @@ pub fn del(
         host: &host,
     };
     let masquerades = conf.root().bool("ipMasq").ok().flatten() == Some(true);
-    let removing = (ipam.is_some() && masquerades).then(|| link.start_unmasquerading(held.as_ref()));
+    let removing =
+        (ipam.is_some() && masquerades).then(|| link.start_unmasquerading(held.as_ref()));
     failures.note(link.remove());
     failures.note(removing.map_or(Ok(()), Removing::finish));
     failures.into_result()?;
@@ -76,7 +77,10 @@ impl Detachment<'_> {
     fn remove(&self) -> Result<(), Error> {
         let name = host_interface(&self.conf.name, self.who);
         let deleted = present(self.host.delete_link(&name));
-        if deleted.map_err(|cause| failed("delete", &name, cause))?.is_some() {
+        if deleted
+            .map_err(|cause| failed("delete", &name, cause))?
+            .is_some()
+        {
             return Ok(());
         }
         // The reference's veth has a name of its own.
@@ -95,11 +99,18 @@ impl Detachment<'_> {
     fn remove_listed_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);
         for interface in listed.filter(|interface| interface.sandbox.is_empty()) {
-            let Ok(name) = interface.name.parse() else { continue };
-            let link = self.host.link(&name).map_err(|cause| failed("look up", &name, cause))?;
-            let is_same = |mac: crate::net::Mac| mac.to_string().eq_ignore_ascii_case(&interface.mac);
+            let Ok(name) = interface.name.parse() else {
+                continue;
+            };
+            let link = self
+                .host
+                .link(&name)
+                .map_err(|cause| failed("look up", &name, cause))?;
+            let is_same =
+                |mac: crate::net::Mac| mac.to_string().eq_ignore_ascii_case(&interface.mac);
             if link.is_some_and(|link| link.kind == Kind::Veth && link.mac.is_some_and(is_same)) {
-                present(self.host.delete_link(&name)).map_err(|cause| failed("delete", &name, cause))?;
+                present(self.host.delete_link(&name))
+                    .map_err(|cause| failed("delete", &name, cause))?;
             }
         }
         Ok(())
@@ -113,7 +124,9 @@ impl Detachment<'_> {
             Some(_) => Scope::Container,
             None => Scope::Addresses,
         };
-        let mut known = held.map(|held| held.addresses().to_vec()).unwrap_or_default();
+        let mut known = held
+            .map(|held| held.addresses().to_vec())
+            .unwrap_or_default();
         if known.is_empty() {
             let listed = self.prev.iter().flat_map(|prev| &prev.ips);
             known = listed.map(|ip| ip.address.address()).collect();
@@ -129,13 +142,20 @@ impl Detachment<'_> {
         let pod = self.pod().ok().flatten()?;
         let link = pod.link(&self.who.interface).ok().flatten()?;
         let addresses = pod.addresses(link.index).ok()?;
-        Some(addresses.iter().map(|address| address.cidr.address()).collect())
+        Some(
+            addresses
+                .iter()
+                .map(|address| address.cidr.address())
+                .collect(),
+        )
     }
 }
 
 fn remove_container_end(pod: &Netlink, who: &Attachment) -> Result<(), Error> {
     let name = &who.interface;
-    let link = pod.link(name).map_err(|cause| failed("look up", name, cause))?;
+    let link = pod
+        .link(name)
+        .map_err(|cause| failed("look up", name, cause))?;
     // Anything but a veth was not made by this plugin.
     if link.is_some_and(|link| link.kind == Kind::Veth) {
         present(pod.delete_link(name)).map_err(|cause| failed("delete", name, cause))?;

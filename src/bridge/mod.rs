@@ -36,23 +36,43 @@ pub fn add(
     let prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
     let pod = open_pod(&host, &prepared.netns, netns)?;
-    let site = Site { host: &host, pod: &pod, netns: &prepared.netns };
+    let site = Site {
+        host: &host,
+        pod: &pod,
+        netns: &prepared.netns,
+    };
     let mut undo = Undo::default();
-    prepared.carry_out(conf, who, &site, &mut undo).map_err(|cause| undo.unwind(cause))
+    prepared
+        .carry_out(conf, who, &site, &mut undo)
+        .map_err(|cause| undo.unwind(cause))
 }
 
 /// CHECK: whether an attachment is still as its ADD made it.
 ///
 /// # Errors
 /// The first difference found.
-pub fn check(conf: &NetConf, request: &Request, who: &Attachment, netns: &str) -> Result<(), Error> {
-    let Prepared { args: _, config, ipam, netns: namespace } = Prepared::new(conf, request, netns)?;
+pub fn check(
+    conf: &NetConf,
+    request: &Request,
+    who: &Attachment,
+    netns: &str,
+) -> Result<(), Error> {
+    let Prepared {
+        args: _,
+        config,
+        ipam,
+        netns: namespace,
+    } = Prepared::new(conf, request, netns)?;
     if let Some(ipam) = &ipam {
         ipam.check(who)?;
     }
     let host = open_host()?;
     let pod = open_pod(&host, &namespace, netns)?;
-    let site = Site { host: &host, pod: &pod, netns: &namespace };
+    let site = Site {
+        host: &host,
+        pod: &pod,
+        netns: &namespace,
+    };
     check::check(&check::Expected::new(conf, config, who, netns)?, &site)
 }
 
@@ -71,10 +91,19 @@ impl Prepared {
         let args = Args::parse(&request.args)?;
         let config = BridgeConfig::parse(conf, &args)?;
         let ipam = Ipam::parse(conf, request, &args)?;
-        let layer = if ipam.is_some() { Layer::Three } else { Layer::Two };
+        let layer = if ipam.is_some() {
+            Layer::Three
+        } else {
+            Layer::Two
+        };
         config.suits(layer, conf.version)?;
         let opened = Netns::open(netns, OwnNetns::allowed(request.own_netns_allowed));
-        Ok(Prepared { args, config, ipam, netns: opened.map_err(|cause| cause.report(netns))? })
+        Ok(Prepared {
+            args,
+            config,
+            ipam,
+            netns: opened.map_err(|cause| cause.report(netns))?,
+        })
     }
 
     fn carry_out<'a>(
@@ -108,7 +137,11 @@ impl Prepared {
         let installed = installing.map_or(Ok(()), |installing| installing.finish());
         let facts = attached?;
         installed?;
-        Ok(plan.into_result(&self.config.bridge, &facts, &site.netns.path().to_string_lossy()))
+        Ok(plan.into_result(
+            &self.config.bridge,
+            &facts,
+            &site.netns.path().to_string_lossy(),
+        ))
     }
 }
 

@@ -49,8 +49,13 @@ pub fn host_interface(network: &Id, who: &Attachment) -> IfName {
         .chain_update("\0")
         .chain_update(who.interface.as_str())
         .finalize();
-    let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("veth{}", &hex[..11]).parse().expect("it is fifteen bytes of ASCII")
+    let hex: String = digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("veth{}", &hex[..11])
+        .parse()
+        .expect("it is fifteen bytes of ASCII")
 }
 
 impl Plan {
@@ -67,7 +72,11 @@ impl Plan {
         let mut lease = lease;
         let has_v6 = lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
         if let Some(mtu) = config.mtu.filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6) {
-            return Err(Error::config("mtu", mtu, format!("IPv6 needs at least {MIN_MTU_IPV6}")));
+            return Err(Error::config(
+                "mtu",
+                mtu,
+                format!("IPv6 needs at least {MIN_MTU_IPV6}"),
+            ));
         }
         for ip in &mut lease.ips {
             ip.interface = Some(CONTAINER_INTERFACE);
@@ -85,14 +94,20 @@ impl Plan {
             Gateway::None => Vec::new(),
             Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips),
         };
-        let mac = config.mac.unwrap_or_else(|| mac_for(&lease.ips, network, who));
+        let mac = config
+            .mac
+            .unwrap_or_else(|| mac_for(&lease.ips, network, who));
         Ok(Plan {
             host: host_interface(network, who),
             alias: String::new(),
             container: who.interface.clone(),
             mac,
             gateways,
-            routes: lease.routes.iter().map(|route| with_next_hop(route, &lease.ips)).collect(),
+            routes: lease
+                .routes
+                .iter()
+                .map(|route| with_next_hop(route, &lease.ips))
+                .collect(),
             lease,
         })
     }
@@ -120,7 +135,12 @@ impl Plan {
         let Lease { ips, routes, dns } = self.lease;
         let host = interface(&self.host, facts.host_mac);
         let interfaces = vec![interface(bridge, facts.bridge_mac), host, container];
-        AddResult { interfaces, ips, routes, dns }
+        AddResult {
+            interfaces,
+            ips,
+            routes,
+            dns,
+        }
     }
 }
 
@@ -152,13 +172,17 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
 }
 
 fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
-    ips.iter().filter_map(|ip| ip.gateway).find(|gateway| Family::of(*gateway) == family)
+    ips.iter()
+        .filter_map(|ip| ip.gateway)
+        .find(|gateway| Family::of(*gateway) == family)
 }
 
 fn gateways_of(ips: &[IpConfig]) -> Vec<Cidr> {
     let mut gateways = Vec::new();
     for ip in ips {
-        let gateway = ip.gateway.and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
+        let gateway = ip
+            .gateway
+            .and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
         gateways.extend(gateway.filter(|gateway| !gateways.contains(gateway)));
     }
     gateways
@@ -182,13 +206,19 @@ fn mac_for(ips: &[IpConfig], network: &Id, who: &Attachment) -> Mac {
     });
     let [a, b, c, d] = v4.unwrap_or_else(|| match ips.first() {
         Some(ip) => last_four(Sha512::digest(ip.address.address().to_string())),
-        None => last_four(Sha512::digest(format!("{network}\0{}\0{}", who.container, who.interface))),
+        None => last_four(Sha512::digest(format!(
+            "{network}\0{}\0{}",
+            who.container, who.interface
+        ))),
     });
     Mac::from_bytes([0x0a, 0x58, a, b, c, d])
 }
 
 fn last_four(digest: impl AsRef<[u8]>) -> [u8; 4] {
-    *digest.as_ref().last_chunk().expect("a digest is longer than four bytes")
+    *digest
+        .as_ref()
+        .last_chunk()
+        .expect("a digest is longer than four bytes")
 }
 
 #[cfg(test)]
@@ -207,16 +237,26 @@ mod tests {
             address: address.parse().unwrap(),
             gateway: gateway.parse().ok(),
         };
-        let lease = Lease { ips: ips.iter().map(ip).collect(), routes, dns: Dns::default() };
+        let lease = Lease {
+            ips: ips.iter().map(ip).collect(),
+            routes,
+            dns: Dns::default(),
+        };
         Plan::new(&config, &conf.name, &who("eth0"), lease)
     }
 
     fn who(interface: &str) -> Attachment {
-        Attachment { container: "c1".parse().unwrap(), interface: interface.parse().unwrap() }
+        Attachment {
+            container: "c1".parse().unwrap(),
+            interface: interface.parse().unwrap(),
+        }
     }
 
     fn default_v4(gw: Option<&str>) -> Route {
-        Route::new("0.0.0.0/0".parse().unwrap(), gw.map(|gw| gw.parse().unwrap()))
+        Route::new(
+            "0.0.0.0/0".parse().unwrap(),
+            gw.map(|gw| gw.parse().unwrap()),
+        )
     }
 
     #[test]
@@ -241,7 +281,12 @@ mod tests {
     #[test]
     fn a_gateway_is_the_first_address_unless_ipam_says_otherwise() {
         let keys = r#", "isGateway": true"#;
-        let plan = plan(keys, &[("10.1.2.3/24", ""), ("fd00::3/64", "fd00::9")], vec![]).unwrap();
+        let plan = plan(
+            keys,
+            &[("10.1.2.3/24", ""), ("fd00::3/64", "fd00::9")],
+            vec![],
+        )
+        .unwrap();
         let gateways: Vec<String> = plan.gateways.iter().map(Cidr::to_string).collect();
         assert_eq!(gateways, ["10.1.2.1/24", "fd00::9/64"]);
         assert_eq!(plan.lease.ips[0].gateway, "10.1.2.1".parse().ok());
@@ -250,11 +295,22 @@ mod tests {
 
     #[test]
     fn routes_without_a_next_hop_go_to_the_gateway_but_not_those_on_the_link() {
-        let on_link = Route { scope: Some(253), ..Route::new("10.9.0.0/16".parse().unwrap(), None) };
-        let plan = plan("", &[("10.1.2.3/24", "10.1.2.1")], vec![default_v4(None), on_link]).unwrap();
+        let on_link = Route {
+            scope: Some(253),
+            ..Route::new("10.9.0.0/16".parse().unwrap(), None)
+        };
+        let plan = plan(
+            "",
+            &[("10.1.2.3/24", "10.1.2.1")],
+            vec![default_v4(None), on_link],
+        )
+        .unwrap();
         assert_eq!(plan.routes[0].gw, "10.1.2.1".parse().ok());
         assert_eq!(plan.routes[1].gw, None);
-        assert_eq!(plan.lease.routes[0].gw, None, "the result tells the route as IPAM gave it");
+        assert_eq!(
+            plan.lease.routes[0].gw, None,
+            "the result tells the route as IPAM gave it"
+        );
     }
 
     #[test]
@@ -265,11 +321,24 @@ mod tests {
         assert_eq!(added.len(), 2);
         assert_eq!(added[0], default_v4(Some("10.1.2.1")));
         for given in [default_v4(None), default_v4(Some("10.1.2.9"))] {
-            let routes = plan(keys, &ips[..1], vec![given.clone()]).unwrap().lease.routes;
+            let routes = plan(keys, &ips[..1], vec![given.clone()])
+                .unwrap()
+                .lease
+                .routes;
             assert_eq!(routes, [given]);
         }
-        let elsewhere = Route { table: Some(100), ..default_v4(None) };
-        assert_eq!(plan(keys, &ips[..1], vec![elsewhere]).unwrap().lease.routes.len(), 2);
+        let elsewhere = Route {
+            table: Some(100),
+            ..default_v4(None)
+        };
+        assert_eq!(
+            plan(keys, &ips[..1], vec![elsewhere])
+                .unwrap()
+                .lease
+                .routes
+                .len(),
+            2
+        );
     }
 
     #[test]

@@ -29,7 +29,11 @@ pub fn install(directory: &Path) -> Result<Vec<String>, Error> {
 fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
     remove_if_there(staged)?;
     let mut from = File::open(binary)?;
-    let mut to = OpenOptions::new().write(true).create_new(true).mode(0o755).open(staged)?;
+    let mut to = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o755)
+        .open(staged)?;
     io::copy(&mut from, &mut to)?;
     to.sync_all()
 }
@@ -38,7 +42,11 @@ fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
 fn place(directory: &Path, staged: &Path, name: &str) -> Result<String, Error> {
     let target = directory.join(name);
     let kept = directory.join(format!("{name}.orig"));
-    let mut line = format!("{}: gangplank {}", target.display(), env!("CARGO_PKG_VERSION"));
+    let mut line = format!(
+        "{}: gangplank {}",
+        target.display(),
+        env!("CARGO_PKG_VERSION")
+    );
     if is_foreign(&target, staged) && !kept.exists() {
         at(&kept, "write", fs::hard_link(&target, &kept))?;
         line.push_str(&format!(", what was there is kept as {name}.orig"));
@@ -70,7 +78,10 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
     done.map_err(|cause| {
-        Error::failed(format!("install: cannot {operation} {}: {cause}", PathBuf::from(path).display()))
-            .details("run it as root, or name a directory that you may write")
+        Error::failed(format!(
+            "install: cannot {operation} {}: {cause}",
+            PathBuf::from(path).display()
+        ))
+        .details("run it as root, or name a directory that you may write")
     })
 }

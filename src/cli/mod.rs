@@ -34,7 +34,10 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
         _ => {
-            eprintln!("gangplank: cannot understand: {}\n\n{HELP}", words.join(" "));
+            eprintln!(
+                "gangplank: cannot understand: {}\n\n{HELP}",
+                words.join(" ")
+            );
             return ExitCode::from(2);
         }
     }

@@ -133,6 +133,14 @@ impl<'a> Shape<'a> {
         })
     }
 
+    /// The keys of this object that hold something, in lower case.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        let entries = self.value.as_object().into_iter().flatten();
+        entries
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, _)| key.as_str())
+    }
+
     /// An object behind a key.
     ///
     /// # Errors

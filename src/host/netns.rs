@@ -70,7 +70,11 @@ pub enum OwnNetns {
 impl OwnNetns {
     /// What CNI_NETNS_OVERRIDE says.
     pub fn allowed(is_overridden: bool) -> OwnNetns {
-        if is_overridden { OwnNetns::Allowed } else { OwnNetns::Refused }
+        if is_overridden {
+            OwnNetns::Allowed
+        } else {
+            OwnNetns::Refused
+        }
     }
 }
 

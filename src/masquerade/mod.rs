@@ -92,8 +92,11 @@ impl Masquerade {
             let Some(iptables) = Iptables::find(family) else {
                 continue;
             };
-            let own: Vec<IpAddr> =
-                addresses.iter().copied().filter(|address| Family::of(*address) == family).collect();
+            let own: Vec<IpAddr> = addresses
+                .iter()
+                .copied()
+                .filter(|address| Family::of(*address) == family)
+                .collect();
             if addresses.is_empty() {
                 families.push((iptables, None));
             } else if !own.is_empty() {
@@ -163,7 +166,8 @@ impl Removing {
 
     /// The second way to remove: see what is there and take that.
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
-        let only = (self.scope == Scope::Addresses && !self.addresses.is_empty()).then_some(&*self.addresses);
+        let only = (self.scope == Scope::Addresses && !self.addresses.is_empty())
+            .then_some(&*self.addresses);
         match self.chain.clear(only, &iptables.list()?) {
             Some(script) => iptables.commit(&script),
             None => Ok(()),

@@ -94,7 +94,10 @@ impl Netlink {
             let addresses = self.addresses(index)?;
             match addresses.iter().find(|address| address.is_duplicate) {
                 Some(duplicate) => Err(NetlinkError::Duplicate(duplicate.cidr)),
-                None => Ok(addresses.iter().all(|address| !address.is_tentative).then_some(())),
+                None => Ok(addresses
+                    .iter()
+                    .all(|address| !address.is_tentative)
+                    .then_some(())),
             }
         })
     }

@@ -215,9 +215,11 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::TimedOut`] when they do not in time, [`NetlinkError::NotFound`] when there is no such link.
     pub fn wait_running(&self, name: &IfName, limit: Duration) -> Result<(), NetlinkError> {
-        self.until(&[MulticastGroup::Link], None, limit, || match self.link(name)? {
-            None => Err(NetlinkError::NotFound(Errno::ENODEV)),
-            Some(link) => Ok(link.is_running.then_some(())),
+        self.until(&[MulticastGroup::Link], None, limit, || {
+            match self.link(name)? {
+                None => Err(NetlinkError::NotFound(Errno::ENODEV)),
+                Some(link) => Ok(link.is_running.then_some(())),
+            }
         })
     }
 
@@ -300,9 +302,7 @@ impl Link {
                 LinkAttribute::Address(bytes) => {
                     link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::from_bytes)
                 }
-                LinkAttribute::OperState(state) => {
-                    link.is_running = state == State::Up
-                }
+                LinkAttribute::OperState(state) => link.is_running = state == State::Up,
                 LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
                 LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),
                 LinkAttribute::LinkInfo(infos) => {

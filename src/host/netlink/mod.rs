@@ -246,7 +246,10 @@ impl Netlink {
 }
 
 fn event_loop() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_io().enable_time().build()
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
 }
 
 /// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).

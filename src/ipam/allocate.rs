@@ -1,0 +1,187 @@
+//! Which address is next: round robin over a range set. Pure; who holds what is told by the caller.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use crate::ipam::range::{Range, RangeSet};
+use crate::net::{ip_from_bits, ip_to_bits};
+
+/// The next address that nobody has, behind the one reserved last.
+///
+/// `kept` are the addresses nobody gets: the gateways of the whole configuration, not only of this set.
+pub fn next_free<'a>(
+    set: &'a RangeSet,
+    last: Option<IpAddr>,
+    kept: &[IpAddr],
+    is_taken: impl Fn(IpAddr) -> bool,
+) -> Option<(&'a Range, IpAddr)> {
+    in_turn(set.ranges(), last).find(|(range, address)| {
+        !range.is_edge(*address) && !kept.contains(address) && !is_taken(*address)
+    })
+}
+
+/// Each address once, lazily: from behind `last` to the end of its range, through the other ranges, and round again
+/// to `last` itself. Without a `last` in one of the ranges it begins at the first range's start.
+fn in_turn(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = (&Range, IpAddr)> {
+    let position = last.and_then(|last| {
+        let index = ranges.iter().position(|range| range.contains(last))?;
+        Some((index, ip_to_bits(last)))
+    });
+    let whole = |range| {
+        let range: &Range = range;
+        (range, ip_to_bits(range.first())..=ip_to_bits(range.last()))
+    };
+    let mut segments: Vec<(&Range, RangeInclusive<u128>)> = Vec::with_capacity(ranges.len() + 1);
+    match position {
+        None => segments.extend(ranges.iter().map(whole)),
+        Some((index, last)) => {
+            let (current, all) = whole(&ranges[index]);
+            // Behind the highest address of IPv6 there is none.
+            segments.extend(last.checked_add(1).map(|next| (current, next..=*all.end())));
+            segments.extend(ranges[index + 1..].iter().map(whole));
+            segments.extend(ranges[..index].iter().map(whole));
+            segments.push((current, *all.start()..=last));
+        }
+    }
+    segments
+        .into_iter()
+        .flat_map(|(range, bits)| bits.map(move |bits| (range, ip_from_bits(range.family(), bits))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::shape::{self, Shape};
+    use std::collections::BTreeSet;
+
+    fn set(ranges: &[(&str, &str, &str)]) -> RangeSet {
+        let parse = |(subnet, start, end): &(&str, &str, &str)| {
+            let text =
+                format!(r#"{{"subnet":"{subnet}","rangeStart":"{start}","rangeEnd":"{end}"}}"#);
+            let value = shape::parse("configuration", text.as_bytes()).unwrap();
+            Range::parse(&Shape::root("configuration", &value)).unwrap()
+        };
+        let ranges = ranges.iter().map(parse).collect();
+        let place = serde_json::Value::Null;
+        RangeSet::new(ranges, &Shape::root("configuration", &place)).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn order(set: &RangeSet, last: Option<&str>) -> Vec<String> {
+        in_turn(set.ranges(), last.map(ip))
+            .map(|(_, address)| address.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn addresses_come_in_turn_and_the_last_one_last() {
+        let set = set(&[
+            ("10.1.2.0/24", "10.1.2.4", "10.1.2.6"),
+            ("10.1.3.0/24", "10.1.3.8", "10.1.3.9"),
+        ]);
+        let from_start = ["10.1.2.4", "10.1.2.5", "10.1.2.6", "10.1.3.8", "10.1.3.9"];
+        assert_eq!(order(&set, None), from_start);
+        assert_eq!(order(&set, Some("10.1.9.9")), from_start);
+        assert_eq!(order(&set, Some("fd00::1")), from_start);
+        assert_eq!(order(&set, Some("10.1.3.9")), from_start);
+        assert_eq!(
+            order(&set, Some("10.1.2.5")),
+            ["10.1.2.6", "10.1.3.8", "10.1.3.9", "10.1.2.4", "10.1.2.5"]
+        );
+        assert_eq!(
+            order(&set, Some("10.1.3.8")),
+            ["10.1.3.9", "10.1.2.4", "10.1.2.5", "10.1.2.6", "10.1.3.8"]
+        );
+    }
+
+    #[test]
+    fn the_ends_of_the_address_space_do_not_overflow() {
+        let top = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        let set = set(&[("ffff::/16", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe", top)]);
+        assert_eq!(order(&set, Some(top)).len(), 2);
+        let high = super::tests::set(&[("255.255.255.0/24", "255.255.255.254", "255.255.255.255")]);
+        assert_eq!(order(&high, Some("255.255.255.255")).len(), 2);
+    }
+
+    #[test]
+    fn a_subnet_of_any_size_costs_only_the_candidates_that_are_tried() {
+        let set = set(&[("fd00::/64", "", "")]);
+        let (_, address) = next_free(&set, None, &[ip("fd00::1")], |_| false).unwrap();
+        assert_eq!(address, ip("fd00::2"));
+        let last = Some(ip("fd00::ffff:ffff:ffff:ffff"));
+        let (_, address) = next_free(&set, last, &[ip("fd00::1")], |_| false).unwrap();
+        assert_eq!(address, ip("fd00::2"));
+    }
+
+    #[test]
+    fn nobody_gets_an_edge_of_the_subnet_or_a_gateway() {
+        let set = set(&[("10.1.2.0/29", "10.1.2.0", "10.1.2.7")]);
+        let kept = [ip("10.1.2.1"), ip("10.1.2.5")];
+        let mut taken = BTreeSet::new();
+        while let Some((_, address)) = next_free(&set, None, &kept, |ip| taken.contains(&ip)) {
+            taken.insert(address);
+        }
+        let given: Vec<_> = taken.iter().map(ToString::to_string).collect();
+        assert_eq!(given, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.6"]);
+    }
+
+    /// Deterministic, so that a failure can be run again (Marsaglia's xorshift).
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % limit as u64) as usize
+        }
+    }
+
+    /// The model: all addresses in a list; search it cyclically behind the last one.
+    fn model(all: &[IpAddr], last: Option<IpAddr>, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+        let start = last
+            .and_then(|last| all.iter().position(|address| *address == last))
+            .map_or(0, |index| index + 1);
+        let turn = (0..all.len()).map(|step| all[(start + step) % all.len()]);
+        turn.into_iter().find(|address| !taken.contains(address))
+    }
+
+    #[test]
+    fn many_sequences_agree_with_a_simple_model() {
+        let mut dice = Dice(0x5eed);
+        for _ in 0..200 {
+            let starts = [1, 30, 80].map(|from| from + dice.below(10));
+            let texts = starts.map(|start| {
+                let end = start + dice.below(12);
+                (format!("10.0.0.{start}"), format!("10.0.0.{end}"))
+            });
+            let ranges = texts
+                .each_ref()
+                .map(|(start, end)| ("10.0.0.0/24", start.as_str(), end.as_str()));
+            let set = set(&ranges[..=dice.below(3)]);
+            let kept = [ip("10.0.0.1"), ip("10.0.0.35")];
+            let all: Vec<IpAddr> = order(&set, None).iter().map(|text| ip(text)).collect();
+            let usable: Vec<IpAddr> = all.iter().copied().filter(|a| !kept.contains(a)).collect();
+            if usable.is_empty() {
+                continue;
+            }
+            let (mut taken, mut last) = (BTreeSet::new(), None);
+            for _ in 0..100 {
+                if dice.below(3) == 0 {
+                    taken.remove(&usable[dice.below(usable.len())]);
+                    continue;
+                }
+                let next = next_free(&set, last, &kept, |address| taken.contains(&address));
+                let next = next.map(|(_, address)| address);
+                assert_eq!(next, model(&usable, last, &taken), "{set} behind {last:?}");
+                if let Some(address) = next {
+                    taken.insert(address);
+                    last = Some(address);
+                }
+            }
+        }
+    }
+}

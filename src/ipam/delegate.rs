@@ -1,0 +1,224 @@
+//! Another IPAM plugin: a program from CNI_PATH that is given our environment and our stdin (CNI spec 1.1, section 4).
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use crate::cni::Version;
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Attachment, Command, Request};
+use crate::cni::result::AddResult;
+use crate::cni::shape::{self, Shape};
+use crate::error::{Code, Error};
+use crate::host::process::{self, Output, ProcessError};
+use crate::ipam::Lease;
+
+/// Some ask servers on the network, but a runtime gives up sooner or later.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a program that is just being written is tried again, and how long after.
+const BUSY_RETRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// How much of a program's output an error quotes, in characters.
+const QUOTED: usize = 300;
+
+/// Not IPAM plugins; being us, they would run themselves again and again.
+const NOT_IPAM: [&str; 3] = ["bridge", "gangplank", "loopback"];
+
+/// Another IPAM plugin with the configuration of one network.
+#[derive(Clone, Debug)]
+pub struct Delegate {
+    plugin: String,
+    path: Vec<PathBuf>,
+    stdin: Vec<u8>,
+    version: Version,
+    is_no_ipam: bool,
+}
+
+impl Delegate {
+    /// The plugin of that name; whether it exists is not asked.
+    pub fn new(plugin: &str, conf: &NetConf, request: &Request) -> Delegate {
+        let ours = conf.root().text("type").ok().flatten();
+        Delegate {
+            plugin: plugin.to_owned(),
+            path: request.path.clone(),
+            stdin: conf.bytes.clone(),
+            version: conf.version,
+            is_no_ipam: NOT_IPAM.contains(&plugin) || ours == Some(plugin),
+        }
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    /// Code 7 when the name is a path or a plugin that is no IPAM, or no directory of CNI_PATH has it.
+    pub fn locate(&self) -> Result<PathBuf, Error> {
+        let refused = |wanted| Error::config("ipam.type", format!("{:?}", self.plugin), wanted);
+        if self.plugin.contains(['/', '\0']) || matches!(self.plugin.as_str(), "." | "..") {
+            return Err(refused("it must be the name of a plugin, not a path"));
+        }
+        if self.is_no_ipam {
+            return Err(refused(
+                "that is no IPAM plugin: did you mean \"host-local\"?",
+            ));
+        }
+        // An empty element is the current directory; a bare name would be looked for in PATH.
+        let here = Path::new(".");
+        let directories = self.path.iter().map(|directory| match directory {
+            empty if empty.as_os_str().is_empty() => here,
+            directory => directory,
+        });
+        let mut programs = directories.map(|directory| directory.join(&self.plugin));
+        programs.find(|program| program.is_file()).ok_or_else(|| {
+            let tried: Vec<_> = self
+                .path
+                .iter()
+                .map(|path| path.to_string_lossy())
+                .collect();
+            refused("no directory of CNI_PATH has a plugin of that name")
+                .details(format!("looked in {}", tried.join(", ")))
+        })
+    }
+
+    /// Runs its ADD. What it gives but cannot be used is given back.
+    ///
+    /// # Errors
+    /// Its own error as it is; 999 when it gives no answer, an answer that is no result, or no address.
+    pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
+        let output = self.run(Command::Add, who)?;
+        self.parse_lease(&output.stdout).map_err(|error| {
+            let error = error.context(format!("IPAM plugin {}", self.plugin));
+            match self.release(who) {
+                Ok(()) => error,
+                Err(more) => error.details(format!("also: {more}")),
+            }
+        })
+    }
+
+    /// Runs its DEL.
+    ///
+    /// # Errors
+    /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
+    pub fn release(&self, who: &Attachment) -> Result<(), Error> {
+        self.run(Command::Del, who).map(drop)
+    }
+
+    /// Runs its CHECK.
+    ///
+    /// # Errors
+    /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
+    pub fn check(&self, who: &Attachment) -> Result<(), Error> {
+        self.run(Command::Check, who).map(drop)
+    }
+
+    fn run(&self, command: Command, who: &Attachment) -> Result<Output, Error> {
+        let program = self.locate()?;
+        let env = [
+            ("CNI_COMMAND", command.as_str()),
+            ("CNI_CONTAINERID", who.container.as_str()),
+            ("CNI_IFNAME", who.interface.as_str()),
+        ];
+        let output = run_when_written(&program, &env, &self.stdin).map_err(|cause| {
+            Error::failed(format!(
+                "{command} of IPAM plugin {} failed: {cause}",
+                self.plugin
+            ))
+        })?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(parse_error(&output.stdout).unwrap_or_else(|| {
+            let path = program.display();
+            let what = format!(
+                "{command} of IPAM plugin {} failed: {}",
+                self.plugin,
+                quote(&output.complaint())
+            );
+            let said = String::from_utf8_lossy(&output.stdout);
+            let error = Error::failed(what).details(format!("{path} ended with {}", output.status));
+            match said.trim() {
+                "" => error,
+                said => error.details(format!("its answer is no CNI error: {}", quote(said))),
+            }
+        }))
+    }
+
+    fn parse_lease(&self, stdout: &[u8]) -> Result<Lease, Error> {
+        if stdout.trim_ascii().is_empty() {
+            return Err(Error::failed("it ended well but gave no result"));
+        }
+        let unusable = |error: Error| Error {
+            code: Code::PLUGIN,
+            ..error
+        };
+        let value = shape::parse("result", stdout).map_err(unusable)?;
+        let result = match value {
+            serde_json::Value::Null => AddResult::default(),
+            value => Shape::root("result", &value)
+                .into_object()
+                .and_then(|root| AddResult::parse(&root, self.version))
+                .map_err(unusable)?,
+        };
+        if result.ips.is_empty() {
+            return Err(Error::failed("its result has no address"));
+        }
+        let mut ips = result.ips;
+        for ip in &mut ips {
+            // It knows nothing of interfaces.
+            ip.interface = None;
+        }
+        Ok(Lease {
+            ips,
+            routes: result.routes,
+            dns: result.dns,
+        })
+    }
+}
+
+fn run_when_written(
+    program: &Path,
+    env: &[(&str, &str)],
+    stdin: &[u8],
+) -> Result<Output, ProcessError> {
+    let mut retries = BUSY_RETRIES;
+    loop {
+        match process::run(program, &[], env, stdin, LIMIT) {
+            // ETXTBSY tells of somebody who still writes the file, and nothing tells when that ends.
+            Err(ProcessError::NotStarted { cause, .. })
+                if retries > 0 && cause.kind() == ErrorKind::ExecutableFileBusy =>
+            {
+                retries -= 1;
+                thread::sleep(BUSY_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A CNI error document; `None` for anything else.
+fn parse_error(stdout: &[u8]) -> Option<Error> {
+    let value = shape::parse("error", stdout).ok()?;
+    let root = Shape::root("error", &value);
+    let code = root.number("code", 0..=u32::MAX).ok()??;
+    let msg = root.text("msg").ok()?.unwrap_or_default();
+    let details = root.text("details").ok()?.unwrap_or_default();
+    Some(Error {
+        code: Code(code),
+        msg: msg.to_owned(),
+        details: details.to_owned(),
+    })
+}
+
+/// The first part of what a program said, in one line.
+fn quote(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(QUOTED) {
+        None => line,
+        Some((cut, _)) => format!("{}…", &line[..cut]),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! The IPAM plugin host-local, in process: addresses of this node, kept in a directory.
+//!
+//! A request is decided as a whole under one lock before the first file is written, so that what cannot be given leaves
+//! nothing behind.
+
+use std::net::IpAddr;
+
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Args, Attachment};
+use crate::cni::result::IpConfig;
+use crate::error::{Error, Failures};
+use crate::ipam::allocate::next_free;
+use crate::ipam::config::{self, Config, Pool};
+use crate::ipam::range::Range;
+use crate::ipam::store::{Held, Leases, Locked, Store};
+use crate::ipam::{Lease, resolv};
+
+/// How many holders an error about an exhausted range set names.
+const NAMED_HOLDERS: usize = 3;
+
+/// host-local with the configuration of one network.
+#[derive(Clone, Debug)]
+pub struct HostLocal {
+    network: String,
+    store: Store,
+    /// Absent when it was parsed for a release.
+    config: Option<Config>,
+}
+
+impl HostLocal {
+    /// For ADD and CHECK; nothing is touched.
+    ///
+    /// # Errors
+    /// Code 6, 7 or 4 for everything that can be refused, also a missing `ipam`.
+    pub fn parse(conf: &NetConf, args: &Args) -> Result<HostLocal, Error> {
+        let config = Config::parse(conf, args)?;
+        Ok(HostLocal {
+            config: Some(config),
+            ..HostLocal::parse_for_release(conf)?
+        })
+    }
+
+    /// For DEL: knows only where the leases are, so that what became invalid since the ADD keeps no address.
+    ///
+    /// # Errors
+    /// Code 6 when `ipam` or its `dataDir` has the wrong type.
+    pub fn parse_for_release(conf: &NetConf) -> Result<HostLocal, Error> {
+        Ok(HostLocal {
+            network: conf.name.to_string(),
+            store: config::store(conf)?,
+            config: None,
+        })
+    }
+
+    /// Reserves one address of each range set, or none.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock; 999 when a set is exhausted, the address asked for is taken, `who`
+    /// has an address already, resolvConf cannot be read or the directory not be written.
+    pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
+        let config = self.config.as_ref().ok_or_else(|| {
+            Error::failed("cannot reserve with a configuration that was read for a release")
+        })?;
+        let dns = config
+            .resolv_conf
+            .as_deref()
+            .map(resolv::read)
+            .transpose()?;
+        let chosen = self.reserve_chosen(config, who)?;
+        let ip = |(range, address): (&Range, IpAddr)| IpConfig {
+            interface: None,
+            address: range.with_prefix(address),
+            gateway: Some(range.gateway()),
+        };
+        Ok(Lease {
+            ips: chosen.into_iter().map(ip).collect(),
+            routes: config.routes.clone(),
+            dns: dns.unwrap_or_default(),
+        })
+    }
+
+    /// The addresses `who` holds. Does not wait for the lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn held(&self, who: &Attachment) -> Result<Held, Error> {
+        self.store.held(who)
+    }
+
+    /// Frees what was found, as far as it is still `who`'s. What is gone is fine; nothing is created.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock; 999 when a file cannot be removed.
+    pub fn release(&self, who: &Attachment, held: &Held) -> Result<(), Error> {
+        if held.is_empty() {
+            return Ok(());
+        }
+        let Some(locked) = self.store.lock()? else {
+            return Ok(());
+        };
+        let mut failures = Failures::default();
+        for address in held.addresses() {
+            failures.note(locked.release(*address, who));
+        }
+        failures.note(locked.clear(held));
+        failures.into_result()
+    }
+
+    /// Whether `who` holds an address.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self, who: &Attachment) -> Result<(), Error> {
+        if !self.held(who)?.addresses().is_empty() {
+            return Ok(());
+        }
+        let directory = self.store.directory().display();
+        Err(Error::failed(format!(
+            "host-local: {who} holds no address of network {} in {directory}",
+            self.network
+        )))
+    }
+
+    fn reserve_chosen<'a>(
+        &self,
+        config: &'a Config,
+        who: &Attachment,
+    ) -> Result<Vec<(&'a Range, IpAddr)>, Error> {
+        let locked = self.store.lock_or_create()?;
+        let leases = locked.scan(who)?;
+        self.refuse_duplicate(config, who, &leases)?;
+        let mut chosen = Vec::with_capacity(config.pools.len());
+        for (index, pool) in config.pools.iter().enumerate() {
+            let choice = match pool.requested {
+                Some(address) => self.requested(pool, address, &leases)?,
+                None => {
+                    let last = locked.last_reserved(index);
+                    next_free(&pool.set, last, &config.gateways, |address| {
+                        leases.taken.contains(&address)
+                    })
+                    .ok_or_else(|| self.exhausted(config, index))?
+                }
+            };
+            chosen.push(choice);
+        }
+        write(&locked, &chosen, who, &leases)?;
+        Ok(chosen)
+    }
+
+    fn refuse_duplicate(
+        &self,
+        config: &Config,
+        who: &Attachment,
+        leases: &Leases,
+    ) -> Result<(), Error> {
+        let in_a_set = |address: &&IpAddr| {
+            let mut pools = config.pools.iter();
+            pools.any(|pool| pool.set.range_of(**address).is_some())
+        };
+        let Some(address) = leases.mine.iter().find(in_a_set) else {
+            return Ok(());
+        };
+        let network = &self.network;
+        let what = format!(
+            "host-local: duplicate allocation is not allowed: {who} already holds {address} of network {network}"
+        );
+        Err(Error::failed(what).details("run DEL first"))
+    }
+
+    fn requested<'a>(
+        &self,
+        pool: &'a Pool,
+        address: IpAddr,
+        leases: &Leases,
+    ) -> Result<(&'a Range, IpAddr), Error> {
+        let range = pool.set.range_of(address);
+        match range.filter(|_| !leases.taken.contains(&address)) {
+            Some(range) => Ok((range, address)),
+            None => {
+                let set = &pool.set;
+                let what = format!(
+                    "host-local: requested IP address {address} is not available in range set {set}"
+                );
+                Err(
+                    Error::failed(what).details(match self.store.holder(address) {
+                        Some(holder) => format!("held: {holder}"),
+                        None => format!(
+                            "{} holds a file of that name",
+                            self.store.directory().display()
+                        ),
+                    }),
+                )
+            }
+        }
+    }
+
+    fn exhausted(&self, config: &Config, index: usize) -> Error {
+        let set = &config.pools[index].set;
+        let what = format!("host-local: no IP addresses available in range set: {set}");
+        let usable = set.usable(&config.gateways);
+        let directory = self.store.directory().display();
+        let error =
+            Error::failed(what).details(format!("all {usable} are reserved in {directory}"));
+        let wanted = |address| set.range_of(address).is_some();
+        let oldest = self.store.oldest(NAMED_HOLDERS, wanted);
+        let oldest: Vec<String> = oldest.iter().map(ToString::to_string).collect();
+        if oldest.is_empty() {
+            return error;
+        }
+        error
+            .details(format!("held longest: {}", oldest.join(", ")))
+            .details("containers that are gone need a DEL")
+    }
+}
+
+/// Writes the leases; when one fails, those before it go again.
+fn write(
+    locked: &Locked,
+    chosen: &[(&Range, IpAddr)],
+    who: &Attachment,
+    leases: &Leases,
+) -> Result<(), Error> {
+    let mut made = Vec::with_capacity(chosen.len());
+    let mut outcome = Ok(());
+    for (index, (_, address)) in chosen.iter().enumerate() {
+        outcome = locked.put(*address, who, leases).and_then(|()| {
+            made.push(*address);
+            locked.remember(index, *address)
+        });
+        if outcome.is_err() {
+            break;
+        }
+    }
+    outcome.map_err(|error| {
+        let undone = made.iter().map(|address| locked.take_back(*address));
+        undone.fold(error, |error, undone| match undone {
+            Ok(()) => error,
+            Err(more) => error.details(format!("also: {more}")),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+use super::*;
+use crate::error::Code;
+use crate::ipam::tests::{Scratch, attachment};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::thread;
+
+fn plugin(scratch: &Scratch, ranges: &str, args: &str) -> HostLocal {
+    let dir = scratch.path().display();
+    let text = format!(
+        r#"{{"cniVersion":"1.0.0","name":"net","ipam":{{"type":"host-local","dataDir":"{dir}","ranges":{ranges}}}}}"#
+    );
+    let conf = NetConf::parse(text.into_bytes()).unwrap();
+    HostLocal::parse(&conf, &Args::parse(args).unwrap()).unwrap()
+}
+
+fn given(host_local: &HostLocal, container: &str) -> Result<Vec<String>, Error> {
+    let lease = host_local.reserve(&attachment(container, "eth0"))?;
+    let text = |ip: &IpConfig| format!("{} via {}", ip.address, ip.gateway.unwrap());
+    Ok(lease.ips.iter().map(text).collect())
+}
+
+fn release(host_local: &HostLocal, container: &str) {
+    let who = attachment(container, "eth0");
+    let held = host_local.held(&who).unwrap();
+    host_local.release(&who, &held).unwrap();
+}
+
+const SMALL: &str = r#"[[{"subnet":"10.1.0.0/29","rangeEnd":"10.1.0.4"}]]"#;
+
+#[test]
+fn addresses_go_round_and_each_is_given_back_by_its_owner_only() {
+    let scratch = Scratch::new();
+    let pool = plugin(&scratch, SMALL, "");
+    assert_eq!(given(&pool, "a").unwrap(), ["10.1.0.2/29 via 10.1.0.1"]);
+    assert_eq!(given(&pool, "b").unwrap(), ["10.1.0.3/29 via 10.1.0.1"]);
+    release(&pool, "a");
+    release(&pool, "a");
+    release(&pool, "never");
+    assert_eq!(given(&pool, "c").unwrap(), ["10.1.0.4/29 via 10.1.0.1"]);
+    assert_eq!(given(&pool, "d").unwrap(), ["10.1.0.2/29 via 10.1.0.1"]);
+    assert_eq!(scratch.read("net/last_reserved_ip.0"), "10.1.0.2");
+    assert_eq!(scratch.read("net/10.1.0.3"), "b\r\neth0");
+}
+
+#[test]
+fn an_exhausted_set_names_the_ranges_and_who_holds_them_longest() {
+    let scratch = Scratch::new();
+    let pool = plugin(&scratch, SMALL, "");
+    for container in ["a", "b", "c"] {
+        given(&pool, container).unwrap();
+    }
+    let error = given(&pool, "d").unwrap_err();
+    assert_eq!(error.code, Code::PLUGIN);
+    assert!(
+        error
+            .msg
+            .contains("no IP addresses available in range set: 10.1.0.1-10.1.0.4"),
+        "{error}"
+    );
+    assert!(error.details.contains("all 3 are reserved in"), "{error}");
+    assert!(
+        error
+            .details
+            .contains("10.1.0.2 by container a interface eth0 for 0 s"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_second_reservation_is_refused_and_keeps_the_first() {
+    let scratch = Scratch::new();
+    given(&plugin(&scratch, SMALL, ""), "a").unwrap();
+    for args in ["", "IP=10.1.0.4"] {
+        let error = given(&plugin(&scratch, SMALL, args), "a").unwrap_err();
+        assert!(error.msg.contains("already holds 10.1.0.2"), "{error}");
+        assert_eq!(error.details, "run DEL first");
+    }
+    assert_eq!(
+        scratch.names("net"),
+        ["10.1.0.2", "last_reserved_ip.0", "lock"]
+    );
+}
+
+#[test]
+fn a_requested_address_moves_the_turn_and_is_not_given_twice() {
+    let scratch = Scratch::new();
+    let asking = plugin(&scratch, SMALL, "IP=10.1.0.3");
+    assert_eq!(given(&asking, "a").unwrap(), ["10.1.0.3/29 via 10.1.0.1"]);
+    let error = given(&asking, "b").unwrap_err();
+    assert!(
+        error
+            .msg
+            .contains("requested IP address 10.1.0.3 is not available"),
+        "{error}"
+    );
+    assert!(error.details.contains("container a"), "{error}");
+    let plain = plugin(&scratch, SMALL, "");
+    assert_eq!(given(&plain, "b").unwrap(), ["10.1.0.4/29 via 10.1.0.1"]);
+}
+
+#[test]
+fn a_failure_in_a_later_set_leaves_nothing_and_no_older_lease_goes() {
+    let scratch = Scratch::new();
+    let one = r#"[[{"subnet":"10.2.0.0/24"}]]"#;
+    given(&plugin(&scratch, one, ""), "a").unwrap();
+    let two = r#"[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00::/126","rangeEnd":"fd00::2"}]]"#;
+    let both = plugin(&scratch, two, "");
+    given(&both, "b").unwrap();
+    assert!(given(&both, "a").is_err());
+    assert_eq!(scratch.read("net/10.2.0.2"), "a\r\neth0");
+    assert!(!scratch.names("net").contains(&"10.1.0.3".to_owned()));
+}
+
+#[test]
+fn a_write_that_fails_half_way_is_undone() {
+    let scratch = Scratch::new();
+    // The hint of the second set cannot be written over a directory.
+    scratch.write("net/last_reserved_ip.1/x", "");
+    let two = r#"[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00::/64"}]]"#;
+    let error = given(&plugin(&scratch, two, ""), "a").unwrap_err();
+    assert!(error.msg.contains("last_reserved_ip.1"), "{error}");
+    let left = ["last_reserved_ip.0", "last_reserved_ip.1", "lock"];
+    let names = scratch.names("net");
+    assert!(
+        names.iter().all(|name| left.contains(&name.as_str())),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn the_gateway_of_one_range_is_not_given_from_another() {
+    let scratch = Scratch::new();
+    let ranges = r#"[[{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.10","rangeEnd":"10.1.0.20","gateway":"10.1.0.200"}],
+                     [{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.200","rangeEnd":"10.1.0.210","gateway":"10.1.0.10"}]]"#;
+    let pool = plugin(&scratch, ranges, "");
+    let expected = ["10.1.0.11/24 via 10.1.0.200", "10.1.0.201/24 via 10.1.0.10"];
+    assert_eq!(given(&pool, "a").unwrap(), expected);
+}
+
+#[test]
+fn the_flat_layer_2_network_of_the_walkthrough_works() {
+    let scratch = Scratch::new();
+    let ranges = r#"[[{"subnet":"10.10.0.0/16","rangeStart":"10.10.1.1","rangeEnd":"10.10.1.101","gateway":"10.10.1.0"}]]"#;
+    let pool = plugin(&scratch, ranges, "");
+    assert_eq!(given(&pool, "a").unwrap(), ["10.10.1.1/16 via 10.10.1.0"]);
+}
+
+#[test]
+fn releasing_and_checking_create_nothing_and_need_no_valid_ranges() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().join("missing");
+    let text = format!(
+        r#"{{"name":"net","ipam":{{"dataDir":"{}","ranges":5,"routes":"x"}}}}"#,
+        dir.display()
+    );
+    let conf = NetConf::parse(text.into_bytes()).unwrap();
+    let pool = HostLocal::parse_for_release(&conf).unwrap();
+    release(&pool, "a");
+    let error = pool.check(&attachment("a", "eth0")).unwrap_err();
+    assert!(error.msg.contains("holds no address"), "{error}");
+    assert!(pool.reserve(&attachment("a", "eth0")).is_err());
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_release_takes_only_what_is_still_the_attachments() {
+    let scratch = Scratch::new();
+    let pool = plugin(&scratch, SMALL, "");
+    let who = attachment("a", "eth0");
+    given(&pool, "a").unwrap();
+    let held = pool.held(&who).unwrap();
+    pool.check(&who).unwrap();
+    scratch.write("net/10.1.0.2", "b\r\neth0");
+    pool.release(&who, &held).unwrap();
+    assert_eq!(scratch.read("net/10.1.0.2"), "b\r\neth0");
+}
+
+#[test]
+fn an_unreadable_resolv_conf_is_refused_before_the_store_is_touched() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().join("missing");
+    let text = format!(
+        r#"{{"name":"net","ipam":{{"dataDir":"{}","subnet":"10.1.0.0/24","resolvConf":"/nonexistent"}}}}"#,
+        dir.display()
+    );
+    let conf = NetConf::parse(text.into_bytes()).unwrap();
+    let pool = HostLocal::parse(&conf, &Args::default()).unwrap();
+    let error = pool.reserve(&attachment("a", "eth0")).unwrap_err();
+    assert!(error.msg.contains("/nonexistent"), "{error}");
+    assert!(!dir.exists());
+}
+
+#[test]
+fn twenty_at_once_get_twenty_addresses_or_a_clear_no() {
+    let scratch = Scratch::new();
+    let ranges = r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.151"}],[{"subnet":"fd00::/64"}]]"#;
+    let pool = plugin(&scratch, ranges, "");
+    let seen = Mutex::new(BTreeSet::new());
+    thread::scope(|scope| {
+        for worker in 0..20 {
+            let (pool, seen) = (&pool, &seen);
+            scope.spawn(move || {
+                for round in 0..10 {
+                    let container = format!("c{worker}-{round}");
+                    match given(pool, &container) {
+                        Ok(addresses) => {
+                            for address in addresses {
+                                assert!(seen.lock().unwrap().insert(address), "given twice");
+                            }
+                        }
+                        Err(error) => {
+                            assert!(error.msg.contains("no IP addresses available"), "{error}")
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(seen.lock().unwrap().len(), 300);
+    // 150 leases of each family, two hints and the lock.
+    assert_eq!(scratch.names("net").len(), 303);
+}

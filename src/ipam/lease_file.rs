@@ -1,0 +1,144 @@
+//! What a file of the store says: `<container id>\r\n<interface>`. Only reads.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::SystemTime;
+
+use crate::cni::request::{Attachment, Id};
+
+/// What a lease file says about an attachment.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is the attachment's.
+    Mine,
+    /// It names the container only, as old versions of the reference wrote it.
+    Containers,
+    /// It is another interface's of the same container.
+    Siblings,
+    /// It is somebody else's.
+    Foreign,
+    /// It is nobody's.
+    Garbled,
+}
+
+/// Reads what a file says about `who`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_claim(path: &Path, who: &Attachment) -> io::Result<Claim> {
+    read_small(path).map(|content| claim(&content, who))
+}
+
+fn claim(content: &[u8], who: &Attachment) -> Claim {
+    let (container, interface) = (who.container.as_str(), who.interface.as_str());
+    let rest = content.trim_ascii().strip_prefix(container.as_bytes());
+    match rest {
+        Some(b"") => return Claim::Containers,
+        Some(rest) if rest.strip_prefix(b"\r\n") == Some(interface.as_bytes()) => {
+            return Claim::Mine;
+        }
+        Some(rest) if rest.starts_with(b"\r\n") => return Claim::Siblings,
+        _ => {}
+    }
+    match parse_owner(content) {
+        Some(_) => Claim::Foreign,
+        None => Claim::Garbled,
+    }
+}
+
+/// Container and interface; the latter is empty in the legacy form. `None` when the first line is no container id.
+fn parse_owner(content: &[u8]) -> Option<(Id, String)> {
+    let text = String::from_utf8_lossy(content.trim_ascii());
+    let (container, interface) = text.split_once('\n').unwrap_or((&text, ""));
+    let container = container.trim_ascii().parse().ok()?;
+    Some((container, interface.to_owned()))
+}
+
+/// Reads a file that holds two short lines, with one system call where they are.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    const USUAL: usize = 512;
+    const LIMIT: u64 = 256 << 10;
+    let mut file = File::open(path)?;
+    let mut content = vec![0; USUAL];
+    let length = file.read(&mut content)?;
+    content.truncate(length);
+    if length == USUAL {
+        file.take(LIMIT).read_to_end(&mut content)?;
+    }
+    Ok(content)
+}
+
+/// A lease as an error message tells it.
+#[derive(Debug)]
+pub struct Holder {
+    address: IpAddr,
+    owner: String,
+    since: SystemTime,
+}
+
+impl Holder {
+    /// Reads a lease; `None` when it is gone or garbled.
+    pub fn read(path: &Path, address: IpAddr) -> Option<Holder> {
+        let since = fs::metadata(path).and_then(|file| file.modified()).ok()?;
+        let owner = match parse_owner(&read_small(path).ok()?)? {
+            (container, interface) if interface.is_empty() => format!("container {container}"),
+            (container, interface) => format!("container {container} interface {interface}"),
+        };
+        Some(Holder {
+            address,
+            owner,
+            since,
+        })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let age = self.since.elapsed().unwrap_or_default().as_secs();
+        let (number, unit) = match age {
+            0..120 => (age, "s"),
+            120..7200 => (age / 60, "min"),
+            7200..172_800 => (age / 3600, "h"),
+            _ => (age / 86400, "days"),
+        };
+        write!(f, "{} by {} for {number} {unit}", self.address, self.owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipam::tests::attachment;
+
+    #[test]
+    fn only_the_first_line_decides_whether_a_file_is_somebodys() {
+        let who = attachment("c1", "eth0");
+        for (content, expected) in [
+            ("c1\r\neth0", Claim::Mine),
+            (" c1\r\neth0\n", Claim::Mine),
+            ("c1", Claim::Containers),
+            ("c1\n", Claim::Containers),
+            ("c1\r\neth1", Claim::Siblings),
+            ("c10\r\neth0", Claim::Foreign),
+            ("c1\neth0", Claim::Foreign),
+            ("c2", Claim::Foreign),
+            ("c2\r\n\u{fc}", Claim::Foreign),
+            ("", Claim::Garbled),
+            (" \r\n", Claim::Garbled),
+            ("\r\neth0", Claim::Foreign), // trimmed, it names a container "eth0"
+            ("\0\0\0\0", Claim::Garbled),
+            ("-c1\r\neth0", Claim::Garbled),
+            ("not a container\r\neth0", Claim::Garbled),
+        ] {
+            assert_eq!(claim(content.as_bytes(), &who), expected, "{content:?}");
+        }
+        assert_eq!(claim(b"c2\r\n\xff", &who), Claim::Foreign);
+        assert_eq!(claim(b"\xff\xfe", &who), Claim::Garbled);
+    }
+}

@@ -1,0 +1,169 @@
+//! Addresses: where they come from and who has them.
+//!
+//! [`host_local`] runs in process and keeps its leases in a directory it shares with the reference's host-local; any
+//! other type is a program ([`delegate`]). [`Ipam::parse`] refuses all that can be refused; `reserve` and `release` are
+//! inverses. Knows nothing of links, bridges and namespaces.
+
+mod allocate;
+mod config;
+pub mod delegate;
+pub mod host_local;
+mod lease_file;
+mod range;
+mod resolv;
+mod store;
+
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Args, Attachment, Request};
+use crate::cni::result::{AddResult, Dns, IpConfig};
+use crate::cni::shape::Shape;
+use crate::error::Error;
+use crate::net::Route;
+
+pub use delegate::Delegate;
+pub use host_local::HostLocal;
+pub use store::Held;
+
+/// Who gives addresses for a network.
+#[derive(Clone, Debug)]
+pub enum Ipam {
+    /// `host-local`, in process.
+    HostLocal(HostLocal),
+    /// Any other type, executed from CNI_PATH.
+    Delegate(Delegate),
+}
+
+/// What an attachment has been given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lease {
+    /// Addresses; they do not say yet whose interface they are for. At least one.
+    pub ips: Vec<IpConfig>,
+    /// Routes.
+    pub routes: Vec<Route>,
+    /// Name service.
+    pub dns: Dns,
+}
+
+impl Lease {
+    /// Its addresses as something to release: for an undo, which frees these and no others.
+    pub fn held(&self) -> Held {
+        let addresses = self.ips.iter().map(|ip| ip.address.address());
+        Held::exactly(addresses.collect())
+    }
+}
+
+impl From<Lease> for AddResult {
+    /// The result of an IPAM plugin: no interfaces.
+    fn from(lease: Lease) -> AddResult {
+        AddResult {
+            interfaces: Vec::new(),
+            ips: lease.ips,
+            routes: lease.routes,
+            dns: lease.dns,
+        }
+    }
+}
+
+impl Ipam {
+    /// For ADD and CHECK. `None` is a layer-2 network: `ipam` is absent, null or says nothing. Nothing is touched.
+    ///
+    /// # Errors
+    /// Code 6, 7 or 4 for everything that can be refused: an `ipam` without type, an unknown plugin, what is wrong in the
+    /// configuration of host-local, an address asked for that cannot be given.
+    pub fn parse(conf: &NetConf, request: &Request, args: &Args) -> Result<Option<Ipam>, Error> {
+        let Some(ipam) = conf.root().object("ipam")? else {
+            return Ok(None);
+        };
+        match ipam.filled_text("type")? {
+            Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
+            Some(plugin) => {
+                let delegate = Delegate::new(plugin, conf, request);
+                delegate.locate()?;
+                Ok(Some(Ipam::Delegate(delegate)))
+            }
+            None => refuse_untyped(&ipam).map(|()| None),
+        }
+    }
+
+    /// For DEL: needs the network's name, `ipam.type` and `ipam.dataDir`, so that what became invalid since the ADD
+    /// does not keep an address. Whether a delegate still exists shows at its release.
+    ///
+    /// # Errors
+    /// Code 6 when one of these has the wrong type.
+    pub fn parse_for_release(conf: &NetConf, request: &Request) -> Result<Option<Ipam>, Error> {
+        let Some(ipam) = conf.root().object("ipam")? else {
+            return Ok(None);
+        };
+        Ok(match ipam.filled_text("type")? {
+            Some("host-local") => Some(Ipam::HostLocal(HostLocal::parse_for_release(conf)?)),
+            Some(plugin) => Some(Ipam::Delegate(Delegate::new(plugin, conf, request))),
+            None => None,
+        })
+    }
+
+    /// Reserves addresses for an attachment: all it should have, or none.
+    ///
+    /// # Errors
+    /// When there is none to give or the attachment has one already; code 11 when the store is locked for too long; a
+    /// delegate's error as it is.
+    pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.reserve(who),
+            Ipam::Delegate(delegate) => delegate.reserve(who),
+        }
+    }
+
+    /// The addresses an attachment holds; `None` when only the delegate knows. Waits for nobody.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn held(&self, who: &Attachment) -> Result<Option<Held>, Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.held(who).map(Some),
+            Ipam::Delegate(_) => Ok(None),
+        }
+    }
+
+    /// Frees what [`Ipam::held`] found or [`Lease::held`] names, or all that the attachment holds when that was not
+    /// asked. What is gone already is fine.
+    ///
+    /// # Errors
+    /// When something could not be freed; code 11 when the store is locked for too long; a delegate's error as it is.
+    pub fn release(&self, who: &Attachment, held: Option<Held>) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(host_local) => {
+                let held = match held {
+                    Some(held) => held,
+                    None => host_local.held(who)?,
+                };
+                host_local.release(who, &held)
+            }
+            Ipam::Delegate(delegate) => delegate.release(who),
+        }
+    }
+
+    /// Whether the attachment holds what it was given.
+    ///
+    /// # Errors
+    /// When it does not; a delegate's error as it is.
+    pub fn check(&self, who: &Attachment) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.check(who),
+            Ipam::Delegate(delegate) => delegate.check(who),
+        }
+    }
+}
+
+/// Somebody who writes ranges does not want a network without addresses.
+fn refuse_untyped(ipam: &Shape) -> Result<(), Error> {
+    let keys: Vec<&str> = ipam.keys().filter(|key| *key != "type").collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let what = format!("missing, though ipam has {}", keys.join(", "));
+    let wanted = "it must name a plugin, for example \"host-local\"";
+    Err(ipam.at("type").refused(what, wanted))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,394 @@
+//! The directory of one network's leases, shared with the reference's host-local.
+//!
+//! `<ip>` holds `<container id>\r\n<interface>`, `last_reserved_ip.<set>` an address, `lock` is what every writer
+//! locks. Knows nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::cni::request::{Attachment, Id};
+use crate::error::{Code, Error};
+use crate::host::locks::{LockError, lock_within};
+use crate::ipam::lease_file::{Claim, Holder, read_claim, read_small};
+use crate::net::parse_ip;
+
+/// How long to wait for others. Who has the lock works for milliseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
+const ASIDE: &str = ".gangplank.new";
+
+/// The leases of one network.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+/// What the directory held when it was read.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// All addresses that somebody has.
+    pub taken: HashSet<IpAddr>,
+    /// The addresses of the attachment that was asked for.
+    pub mine: Vec<IpAddr>,
+    /// Whether another interface of the container has an address.
+    siblings: bool,
+    /// Files that name no owner: a crash or a full disk left them.
+    garbled: HashSet<IpAddr>,
+    /// A writer crashed, or one is at work.
+    aside: bool,
+}
+
+/// The addresses that an attachment was found to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    addresses: Vec<IpAddr>,
+    siblings: bool,
+    litter: bool,
+}
+
+impl Held {
+    /// Exactly these.
+    pub(in crate::ipam) fn exactly(addresses: Vec<IpAddr>) -> Held {
+        Held {
+            addresses,
+            siblings: false,
+            litter: false,
+        }
+    }
+
+    /// The addresses, in no order.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Whether another interface of the same container has an address on this network.
+    pub fn has_siblings(&self) -> bool {
+        self.siblings
+    }
+
+    /// Whether there is nothing to release.
+    pub(in crate::ipam) fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && !self.litter
+    }
+}
+
+impl Store {
+    /// The store of a network below `data_dir`; nothing is created.
+    pub fn new(data_dir: &Path, network: &Id) -> Store {
+        Store {
+            directory: data_dir.join(network.as_str()),
+        }
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Takes the lock, making the directory where it is missing.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock, 999 when the directory cannot be made.
+    pub fn lock_or_create(&self) -> Result<Locked<'_>, Error> {
+        if let Some(locked) = self.lock()? {
+            return Ok(locked);
+        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.directory)
+            .map_err(|cause| self.failed("create the directory", "", &cause))?;
+        self.lock()?.ok_or_else(|| {
+            let gone = io::Error::from(ErrorKind::NotFound);
+            self.failed("open", "lock", &gone)
+        })
+    }
+
+    /// Takes the lock; `None` when there is no directory.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock.
+    pub fn lock(&self) -> Result<Option<Locked<'_>>, Error> {
+        // Writable, because NFS gives an exclusive lock on nothing else; the mode is the reference's.
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o750)
+            .open(self.path("lock"));
+        let file = match opened {
+            Ok(file) => file,
+            Err(cause) if is_absence(&cause) => return Ok(None),
+            Err(cause) => return Err(self.failed("open", "lock", &cause)),
+        };
+        let lock = lock_within(file, LOCK_LIMIT).map_err(|refused| match refused {
+            LockError::Held { .. } => {
+                let path = self.path("lock");
+                let what = format!("cannot lock {}: {refused}", path.display());
+                Error::new(Code::TRY_AGAIN, what)
+            }
+            LockError::Io(cause) => self.failed("lock", "lock", &cause),
+        })?;
+        Ok(Some(Locked {
+            store: self,
+            _lock: lock,
+        }))
+    }
+
+    /// Reads all leases once; a missing directory holds none. Without the lock a lease that comes or goes meanwhile
+    /// may be missed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn scan(&self, who: &Attachment) -> Result<Leases, Error> {
+        let mut leases = Leases::default();
+        let mut of_container = Vec::new();
+        for entry in self.entries()? {
+            let Some(address) = address_of(&entry) else {
+                leases.aside |= entry.file_name() == ASIDE;
+                continue;
+            };
+            let claim = match entry.file_type() {
+                Ok(kind) if kind.is_file() => read_claim(&entry.path(), who),
+                // Not a lease and not ours to remove, but the address cannot have a file.
+                _ => Ok(Claim::Foreign),
+            };
+            match claim {
+                Ok(Claim::Mine) => leases.mine.push(address),
+                Ok(Claim::Containers) => of_container.push(address),
+                Ok(Claim::Garbled) => {
+                    leases.garbled.insert(address);
+                    continue;
+                }
+                Err(cause) if is_absence(&cause) => continue,
+                Ok(Claim::Siblings) => leases.siblings = true,
+                // What cannot be read may well be somebody's.
+                Ok(Claim::Foreign) | Err(_) => {}
+            }
+            leases.taken.insert(address);
+        }
+        if leases.mine.is_empty() {
+            leases.mine = of_container;
+        }
+        Ok(leases)
+    }
+
+    /// The addresses `who` holds, read without the lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn held(&self, who: &Attachment) -> Result<Held, Error> {
+        let leases = self.scan(who)?;
+        Ok(Held {
+            addresses: leases.mine,
+            siblings: leases.siblings,
+            litter: leases.aside,
+        })
+    }
+
+    /// Who has this address, for a message.
+    pub fn holder(&self, address: IpAddr) -> Option<Holder> {
+        Holder::read(&self.path(&address.to_string()), address)
+    }
+
+    /// The oldest leases among those wanted, oldest first, for a message.
+    pub fn oldest(&self, count: usize, is_wanted: impl Fn(IpAddr) -> bool) -> Vec<Holder> {
+        let mut leases: Vec<(SystemTime, IpAddr)> = Vec::new();
+        for entry in self.entries().into_iter().flatten() {
+            let address = address_of(&entry).filter(|address| is_wanted(*address));
+            let since = entry.metadata().and_then(|file| file.modified());
+            leases.extend(since.ok().zip(address));
+        }
+        leases.sort();
+        let holders = leases
+            .iter()
+            .filter_map(|(_, address)| self.holder(*address));
+        holders.take(count).collect()
+    }
+
+    fn entries(&self) -> Result<Vec<DirEntry>, Error> {
+        let listed = fs::read_dir(&self.directory).and_then(Iterator::collect);
+        match listed {
+            Err(cause) if is_absence(&cause) => Ok(Vec::new()),
+            listed => listed.map_err(|cause| self.failed("read", "", &cause)),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn failed(&self, verb: &str, name: &str, cause: &io::Error) -> Error {
+        let path = match name {
+            "" => self.directory.clone(),
+            name => self.path(name),
+        };
+        let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
+        match cause.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                error.details("leases need a writable directory: see ipam.dataDir")
+            }
+            _ => error,
+        }
+    }
+}
+
+/// The store while nobody else changes it.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    store: &'a Store,
+    _lock: File,
+}
+
+impl Locked<'_> {
+    /// All leases; see [`Store::scan`].
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn scan(&self, who: &Attachment) -> Result<Leases, Error> {
+        self.store.scan(who)
+    }
+
+    /// The address reserved last in the range set of that index. It is a hint: what cannot be read is none.
+    pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
+        let content = read_small(&self.store.path(&last_reserved_name(set))).ok()?;
+        parse_ip(std::str::from_utf8(&content).ok()?).ok()
+    }
+
+    /// Remembers the address reserved last.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remember(&self, set: usize, address: IpAddr) -> Result<(), Error> {
+        let name = last_reserved_name(set);
+        let aside = self.store.path(ASIDE);
+        self.write_aside(&address.to_string())
+            .and_then(|()| fs::rename(&aside, self.store.path(&name)))
+            .map_err(|cause| {
+                let _ = remove(&aside);
+                self.store.failed("write", &name, &cause)
+            })
+    }
+
+    /// Makes a lease: whole or not at all, and never over somebody's. A garbled file in its place is replaced.
+    ///
+    /// # Errors
+    /// When it cannot be written, or appeared meanwhile.
+    pub fn put(&self, address: IpAddr, who: &Attachment, leases: &Leases) -> Result<(), Error> {
+        let name = address.to_string();
+        let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
+        let content = format!("{}\r\n{}", who.container, who.interface);
+        let made = self.write_aside(&content).and_then(|()| {
+            if leases.garbled.contains(&address) {
+                remove(&place)?;
+            }
+            fs::hard_link(&aside, &place)
+        });
+        // Kept, it would be a second name of the lease.
+        let cleared = remove(&aside);
+        made.map_err(|cause| self.store.failed("write the lease", &name, &cause))?;
+        cleared.map_err(|cause| {
+            let _ = remove(&place);
+            self.store.failed("remove", ASIDE, &cause)
+        })
+    }
+
+    /// Removes a lease that this very lock has made.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn take_back(&self, address: IpAddr) -> Result<(), Error> {
+        let name = address.to_string();
+        remove(&self.store.path(&name)).map_err(|cause| self.store.failed("remove", &name, &cause))
+    }
+
+    /// Removes a lease if it still belongs to `who`.
+    ///
+    /// # Errors
+    /// When it cannot be read or removed.
+    pub fn release(&self, address: IpAddr, who: &Attachment) -> Result<(), Error> {
+        let name = address.to_string();
+        match read_claim(&self.store.path(&name), who) {
+            Ok(Claim::Mine | Claim::Containers) => self.take_back(address),
+            Ok(Claim::Siblings | Claim::Foreign | Claim::Garbled) => Ok(()),
+            Err(cause) if is_absence(&cause) => Ok(()),
+            Err(cause) => Err(self.store.failed("read", &name, &cause)),
+        }
+    }
+
+    /// Removes what a crashed writer left.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn clear(&self, held: &Held) -> Result<(), Error> {
+        if !held.litter {
+            return Ok(());
+        }
+        remove(&self.store.path(ASIDE)).map_err(|cause| self.store.failed("remove", ASIDE, &cause))
+    }
+
+    fn write_aside(&self, content: &str) -> io::Result<()> {
+        let path = self.store.path(ASIDE);
+        let mut file = match create_new(&path) {
+            // One that a crash left may be a second name of a lease: it is not to be written to.
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
+                remove(&path)?;
+                create_new(&path)?
+            }
+            created => created?,
+        };
+        file.write_all(content.as_bytes()).inspect_err(|_| {
+            let _ = remove(&path);
+        })
+    }
+}
+
+fn last_reserved_name(set: usize) -> String {
+    format!("last_reserved_ip.{set}")
+}
+
+fn create_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Removes a file; one that is gone already is fine.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(cause) if is_absence(&cause) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Whether the error says that a path names nothing: also when it never could.
+fn is_absence(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::NotADirectory
+            | ErrorKind::InvalidFilename
+            | ErrorKind::InvalidInput
+    )
+}
+
+/// The address that a file is named after, in canonical text.
+fn address_of(entry: &DirEntry) -> Option<IpAddr> {
+    let name = entry.file_name();
+    let name = name.to_str()?;
+    parse_ip(name)
+        .ok()
+        .filter(|address| address.to_string() == name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+use super::*;
+use crate::ipam::tests::{Scratch, attachment};
+use std::os::unix::fs::PermissionsExt;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn store(scratch: &Scratch) -> Store {
+    Store::new(scratch.path(), &"net".parse().unwrap())
+}
+
+#[test]
+fn files_are_those_of_the_reference() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let who = attachment("c1", "eth0");
+    let locked = store.lock_or_create().unwrap();
+    let leases = locked.scan(&who).unwrap();
+    locked.put(ip("10.1.0.2"), &who, &leases).unwrap();
+    locked.put(ip("fd00:0::2"), &who, &leases).unwrap();
+    locked.remember(1, ip("fd00::2")).unwrap();
+    drop(locked);
+    let file = |name: &str| {
+        let path = scratch.path().join("net").join(name);
+        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        (fs::read_to_string(path).unwrap(), mode)
+    };
+    assert_eq!(file("10.1.0.2"), ("c1\r\neth0".into(), 0o600));
+    assert_eq!(file("fd00::2"), ("c1\r\neth0".into(), 0o600));
+    assert_eq!(file("last_reserved_ip.1"), ("fd00::2".into(), 0o600));
+    assert_eq!(file("lock"), (String::new(), 0o750));
+    let names = ["10.1.0.2", "fd00::2", "last_reserved_ip.1", "lock"];
+    assert_eq!(scratch.names("net"), names);
+}
+
+#[test]
+fn legacy_files_are_the_containers_only_when_none_is_exactly_its() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let who = attachment("c1", "eth0");
+    scratch.write("net/10.1.0.2", "c1");
+    scratch.write("net/10.1.0.3", "c1\r\neth0");
+    scratch.write("net/10.1.0.4", "c1\r\neth1");
+    assert_eq!(store.held(&who).unwrap().addresses(), [ip("10.1.0.3")]);
+    let other = attachment("c1", "net1");
+    assert_eq!(store.held(&other).unwrap().addresses(), [ip("10.1.0.2")]);
+    let leases = store.scan(&who).unwrap();
+    assert_eq!(leases.taken.len(), 3);
+}
+
+#[test]
+fn what_is_not_a_lease_is_not_touched() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let who = attachment("c1", "eth0");
+    let foreign = [
+        "notes",
+        "010.1.0.2",
+        "10.1.0.0/24x",
+        "FD00::1",
+        "::ffff:10.1.0.7",
+        "lock",
+    ];
+    for name in foreign {
+        scratch.write(&format!("net/{}", name.replace('/', "_")), "c1\r\neth0");
+    }
+    scratch.write("net/10.1.0.9/10.1.0.8", "c1\r\neth0");
+    std::os::unix::fs::symlink("notes", scratch.path().join("net/10.1.0.10")).unwrap();
+    let before = scratch.names("net");
+    let leases = store.scan(&who).unwrap();
+    assert_eq!(leases.mine, [] as [IpAddr; 0]);
+    // Their names are in the way all the same.
+    assert_eq!(
+        leases.taken,
+        HashSet::from([ip("10.1.0.9"), ip("10.1.0.10")])
+    );
+    let all = Held::exactly(vec![ip("10.1.0.7"), ip("10.1.0.2")]);
+    let locked = store.lock().unwrap().unwrap();
+    for address in all.addresses() {
+        locked.release(*address, &who).unwrap();
+    }
+    assert_eq!(scratch.names("net"), before);
+}
+
+#[test]
+fn a_garbled_lease_is_replaced_and_a_good_one_never() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let who = attachment("c1", "eth0");
+    scratch.write("net/10.1.0.2", "");
+    scratch.write("net/10.1.0.3", "c2\r\neth0");
+    let locked = store.lock_or_create().unwrap();
+    let leases = locked.scan(&who).unwrap();
+    assert_eq!(leases.taken, HashSet::from([ip("10.1.0.3")]));
+    locked.put(ip("10.1.0.2"), &who, &leases).unwrap();
+    assert_eq!(scratch.read("net/10.1.0.2"), "c1\r\neth0");
+    let error = locked.put(ip("10.1.0.3"), &who, &leases).unwrap_err();
+    assert!(error.msg.contains("10.1.0.3"), "{error}");
+    assert_eq!(scratch.read("net/10.1.0.3"), "c2\r\neth0");
+    assert!(!scratch.path().join("net").join(ASIDE).exists());
+}
+
+#[test]
+fn what_a_crash_left_aside_is_not_written_through() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let (dead, who) = (attachment("dead", "eth0"), attachment("c1", "eth0"));
+    scratch.write("net/10.1.0.2", "dead\r\neth0");
+    let net = scratch.path().join("net");
+    // Killed between giving the lease its name and taking away the other.
+    fs::hard_link(net.join("10.1.0.2"), net.join(ASIDE)).unwrap();
+    let locked = store.lock_or_create().unwrap();
+    let leases = locked.scan(&who).unwrap();
+    locked.put(ip("10.1.0.3"), &who, &leases).unwrap();
+    drop(locked);
+    assert_eq!(scratch.read("net/10.1.0.2"), "dead\r\neth0");
+    assert!(!net.join(ASIDE).exists());
+
+    fs::hard_link(net.join("10.1.0.2"), net.join(ASIDE)).unwrap();
+    let held = store.held(&dead).unwrap();
+    assert_eq!(held.addresses(), [ip("10.1.0.2")]);
+    let locked = store.lock().unwrap().unwrap();
+    locked.release(ip("10.1.0.2"), &dead).unwrap();
+    locked.clear(&held).unwrap();
+    drop(locked);
+    assert_eq!(scratch.names("net"), ["10.1.0.3", "lock"]);
+}
+
+#[test]
+fn reading_creates_nothing() {
+    let scratch = Scratch::new();
+    let who = attachment("c1", "eth0");
+    let store = store(&scratch);
+    assert!(store.held(&who).unwrap().is_empty());
+    assert!(store.lock().unwrap().is_none());
+    assert!(!scratch.path().join("net").exists());
+    // Neither where there can be no directory.
+    let nowhere = Store::new(Path::new("/dev/null/x"), &"net".parse().unwrap());
+    assert!(nowhere.held(&who).unwrap().is_empty());
+    assert!(nowhere.lock().unwrap().is_none());
+    assert!(nowhere.lock_or_create().is_err());
+    let long = Store::new(scratch.path(), &"n".repeat(256).parse().unwrap());
+    assert!(long.held(&who).unwrap().is_empty());
+}
+
+#[test]
+fn a_hint_that_is_garbled_is_none() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let locked = store.lock_or_create().unwrap();
+    assert_eq!(locked.last_reserved(0), None);
+    for (content, expected) in [
+        ("10.1.0.2", Some(ip("10.1.0.2"))),
+        ("10.1.0.2\n", None),
+        ("", None),
+        ("x", None),
+    ] {
+        scratch.write("net/last_reserved_ip.0", content);
+        assert_eq!(locked.last_reserved(0), expected);
+    }
+}
+
+#[test]
+fn long_container_ids_are_read_whole() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let id = "x".repeat(5000);
+    let who = attachment(&id, "eth0");
+    let locked = store.lock_or_create().unwrap();
+    locked
+        .put(ip("10.1.0.2"), &who, &Leases::default())
+        .unwrap();
+    assert_eq!(store.held(&who).unwrap().addresses(), [ip("10.1.0.2")]);
+}

@@ -1,0 +1,153 @@
+use super::*;
+use crate::cni::request::Environment;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A directory of a test's own, removed in the end.
+pub(in crate::ipam) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gangplank-ipam-{}-{count}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file and the directories above it.
+    pub fn write(&self, name: &str, content: &str) {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap()
+    }
+
+    /// What a directory holds, sorted.
+    pub fn names(&self, directory: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.0.join(directory)).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(in crate::ipam) fn attachment(container: &str, interface: &str) -> Attachment {
+    Attachment {
+        container: container.parse().unwrap(),
+        interface: interface.parse().unwrap(),
+    }
+}
+
+fn conf(ipam: &str) -> NetConf {
+    let text = format!(r#"{{"cniVersion":"1.0.0","name":"net"{ipam}}}"#);
+    NetConf::parse(text.into_bytes()).unwrap()
+}
+
+fn request() -> Request {
+    let env: Environment = [("CNI_COMMAND", "VERSION"), ("CNI_PATH", "/nonexistent")]
+        .map(|(name, value)| (name, OsString::from(value)))
+        .into_iter()
+        .collect();
+    Request::parse(&env).unwrap()
+}
+
+fn parse(ipam: &str) -> Result<Option<Ipam>, Error> {
+    Ipam::parse(&conf(ipam), &request(), &Args::default())
+}
+
+#[test]
+fn an_ipam_that_says_nothing_is_layer_2() {
+    for ipam in [
+        "",
+        r#","ipam":null"#,
+        r#","ipam":{}"#,
+        r#","ipam":{"type":""}"#,
+        r#","ipam":{"type":null,"subnet":null}"#,
+    ] {
+        assert!(parse(ipam).unwrap().is_none(), "{ipam}");
+        let released = Ipam::parse_for_release(&conf(ipam), &request());
+        assert!(released.unwrap().is_none(), "{ipam}");
+    }
+}
+
+#[test]
+fn an_ipam_that_names_no_plugin_is_refused() {
+    for (ipam, says) in [
+        (r#","ipam":5"#, "ipam is 5"),
+        (r#","ipam":{"type":5}"#, "ipam.type is 5"),
+        (
+            r#","ipam":{"subnet":"10.1.0.0/24"}"#,
+            "ipam.type is missing, though ipam has subnet",
+        ),
+        (
+            r#","ipam":{"type":"","dataDir":"/x"}"#,
+            "ipam.type is missing",
+        ),
+        (r#","ipam":{"type":"absent"}"#, r#"ipam.type is "absent""#),
+        (r#","ipam":{"type":"../x"}"#, r#"ipam.type is "../x""#),
+        (r#","ipam":{"type":"host-local"}"#, "ipam.ranges is missing"),
+    ] {
+        let error = parse(ipam).unwrap_err();
+        assert!(error.msg.contains(says), "{ipam}: {error}");
+    }
+}
+
+#[test]
+fn a_release_is_never_refused_for_what_only_an_add_needs() {
+    for ipam in [
+        r#","ipam":{"type":"host-local"}"#,
+        r#","ipam":{"type":"host-local","ranges":5,"routes":[null]},"args":7,"runtimeConfig":[]"#,
+        r#","ipam":{"type":"absent"}"#,
+    ] {
+        let ipam = Ipam::parse_for_release(&conf(ipam), &request());
+        assert!(ipam.unwrap().is_some());
+    }
+    let untyped = conf(r#","ipam":{"subnet":"10.1.0.0/24"}"#);
+    let untyped = Ipam::parse_for_release(&untyped, &request());
+    assert!(untyped.unwrap().is_none());
+}
+
+#[test]
+fn an_undo_frees_what_the_lease_names() {
+    let scratch = Scratch::new();
+    let dir = scratch.path().display();
+    let ipam = format!(
+        r#","ipam":{{"type":"host-local","dataDir":"{dir}","ranges":[[{{"subnet":"10.1.0.0/24"}}],[{{"subnet":"fd00::/64"}}]]}}"#
+    );
+    let ipam = parse(&ipam).unwrap().unwrap();
+    let who = attachment("a", "eth0");
+    scratch.write("net/10.9.0.1", "a\r\neth0");
+    let lease = ipam.reserve(&who).unwrap();
+    assert_eq!(lease.held().addresses().len(), 2);
+    ipam.check(&who).unwrap();
+    ipam.release(&who, Some(lease.held())).unwrap();
+    let left = [
+        "10.9.0.1",
+        "last_reserved_ip.0",
+        "last_reserved_ip.1",
+        "lock",
+    ];
+    assert_eq!(scratch.names("net"), left);
+    assert_eq!(AddResult::from(lease).ips.len(), 2);
+    ipam.release(&who, None).unwrap();
+    assert_eq!(scratch.names("net"), left[1..]);
+}
