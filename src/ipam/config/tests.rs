@@ -1,4 +1,3 @@
-
 use super::*;
 
 fn parse_with(ipam: &str, more: &str, args: &str) -> Result<Config, Error> {
