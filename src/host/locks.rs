@@ -63,7 +63,8 @@ fn lock_uninterrupted(file: &File) -> io::Result<()> {
 
 /// The process that holds the lock on a file, as `pid 123 (name)`.
 ///
-/// `None` when nobody does, or on file systems that show another device to users than to /proc/locks (overlayfs, btrfs).
+/// `None` when nobody does, and on file systems that show another device to users than to /proc/locks (overlayfs,
+/// btrfs).
 pub fn holder(file: &Metadata) -> Option<String> {
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let pid = find_holder(&locks, file)?;

@@ -68,8 +68,8 @@ impl Ipam {
     /// For ADD and CHECK. `None` is a layer-2 network: `ipam` is absent, null or says nothing. Nothing is touched.
     ///
     /// # Errors
-    /// Code 6, 7 or 4 for everything that can be refused: an `ipam` without type, an unknown plugin, what is wrong in the
-    /// configuration of host-local, an address asked for that cannot be given.
+    /// Code 6, 7 or 4 for everything that can be refused: an `ipam` without type, an unknown plugin, what is wrong in
+    /// the configuration of host-local, an address asked for that cannot be given.
     pub fn parse(conf: &NetConf, request: &Request, args: &Args) -> Result<Option<Ipam>, Error> {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
