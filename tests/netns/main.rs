@@ -1,0 +1,6 @@
+//! The plugins at work: every test makes hosts and pods in namespaces of its own and lets packets flow there.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod walkthroughs;
