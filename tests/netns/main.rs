@@ -3,4 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bridge;
+mod host_local;
 mod walkthroughs;
+mod wishes;
