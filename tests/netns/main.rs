@@ -5,5 +5,8 @@ mod support;
 
 mod bridge;
 mod host_local;
+mod host_local_neighbours;
+mod loopback;
+mod masquerade;
 mod walkthroughs;
 mod wishes;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -10,7 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
 use super::place::{Place, apart};
-use super::{Call, Network, plugin_file};
+use super::{Call, GO_PLUGINS, Network, plugin_file};
 
 /// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
 pub struct Node {
@@ -58,8 +59,17 @@ impl Node {
 
     /// Puts a plugin into the node's directory of plugins.
     pub fn install(&self, plugin: &str) {
-        let file = plugin_file(plugin);
-        self.inside(|| std::os::unix::fs::symlink(file, format!("{}/{plugin}", Node::BIN)))
+        self.link_plugin(&plugin_file(plugin), plugin);
+    }
+
+    /// Puts a plugin of the reference beside ours; it is then called `go-NAME`.
+    pub fn install_reference(&self, plugin: &str) {
+        let file = Path::new(GO_PLUGINS).join(plugin);
+        self.link_plugin(&file, &format!("go-{plugin}"));
+    }
+
+    fn link_plugin(&self, file: &Path, name: &str) {
+        self.inside(|| std::os::unix::fs::symlink(file, format!("{}/{name}", Node::BIN)))
             .unwrap();
     }
 
