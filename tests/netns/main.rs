@@ -4,9 +4,13 @@
 mod support;
 
 mod bridge;
+mod check;
+mod del;
+mod delegate;
 mod host_local;
 mod host_local_neighbours;
 mod loopback;
 mod masquerade;
+mod undo;
 mod walkthroughs;
 mod wishes;
