@@ -1,0 +1,366 @@
+//! What the keys of a bridge network do.
+
+use serde_json::{Value, json};
+
+use crate::support::{Network, Node, needs, reference, small_network, worse_in_go};
+
+fn dual_stack() -> Value {
+    json!({
+        "cniVersion": "1.0.0",
+        "name": "dual",
+        "type": "bridge",
+        "bridge": "br0",
+        "isDefaultGateway": true,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{ "subnet": "10.77.0.0/24" }], [{ "subnet": "fd00:77::/64" }]],
+        },
+    })
+}
+
+#[test]
+fn a_network_without_ipam_joins_the_pod_to_the_segment_and_gives_it_no_address() {
+    needs!("ping");
+    let node = Node::new("node");
+    let network = node.network(json!({
+        "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0",
+    }));
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let result = network.add(&a);
+    network.add(&b);
+    assert_eq!(result.get("ips"), None, "{result}");
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 3);
+    for (pod, address) in [(&a, "10.9.9.1"), (&b, "10.9.9.2")] {
+        let link = pod.link("eth0").unwrap();
+        assert_eq!(link["operstate"], "UP", "{link}");
+        assert_eq!(pod.addresses("eth0"), [""; 0]);
+        pod.run(&format!("ip addr add {address}/24 dev eth0"));
+    }
+    a.reaches("10.9.9.2");
+    network.del(&a);
+    assert!(a.link("eth0").is_none());
+}
+
+#[test]
+fn the_default_bridge_is_cni0_and_an_existing_bridge_is_joined() {
+    needs!();
+    let node = Node::new("node");
+    let mut config = small_network();
+    config.as_object_mut().unwrap().remove("bridge");
+    node.run("ip link add cni0 address 02:00:00:00:00:77 type bridge");
+    let a = node.pod("a");
+    let result = node.network(config).add(&a);
+    assert_eq!(result["interfaces"][0]["name"], "cni0");
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:77");
+    assert_eq!(
+        node.link("cni0").unwrap()["operstate"],
+        "UP",
+        "the plugin sets it up"
+    );
+    assert_eq!(
+        node.link(&Network::host_link(&result)).unwrap()["master"],
+        "cni0"
+    );
+}
+
+#[test]
+fn a_link_of_the_bridges_name_that_is_no_bridge_is_left_alone() {
+    needs!();
+    let node = Node::new("node");
+    node.run("ip link add br0 type veth peer name other");
+    let pod = node.pod("a");
+    let refusal = node
+        .network(small_network())
+        .call("ADD", &pod)
+        .run()
+        .refused();
+    assert!(refusal.text().contains("br0"), "{refusal:?}");
+    assert!(pod.link("eth0").is_none());
+}
+
+#[test]
+fn a_gateway_makes_the_host_a_router_and_says_so_in_the_result() {
+    needs!("ping");
+    let node = Node::new("node");
+    let a = node.pod("a");
+    assert_eq!(node.read("/proc/sys/net/ipv4/ip_forward"), "0\n");
+    let result = node.network(small_network()).add(&a);
+    assert_eq!(
+        result["ips"],
+        json!([{ "address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 2 }])
+    );
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/24"]);
+    assert_eq!(node.read("/proc/sys/net/ipv4/ip_forward"), "1\n");
+    assert_eq!(result.get("routes"), None, "no route was asked for");
+    assert_eq!(a.run("ip route").lines().count(), 1);
+    a.reaches("10.77.0.1");
+}
+
+#[test]
+fn a_default_gateway_adds_the_default_route_of_each_family() {
+    needs!();
+    let node = Node::new("node");
+    let a = node.pod("a");
+    let result = node.network(dual_stack()).add(&a);
+    assert_eq!(
+        result["routes"],
+        json!([
+            { "dst": "0.0.0.0/0", "gw": "10.77.0.1" },
+            { "dst": "::/0", "gw": "fd00:77::1" },
+        ])
+    );
+    assert!(a.run("ip route").contains("default via 10.77.0.1 dev eth0"));
+    let v6 = a.run("ip -6 route");
+    assert!(v6.contains("default via fd00:77::1 dev eth0"), "{v6}");
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/24", "fd00:77::1/64"]);
+    assert_eq!(node.read("/proc/sys/net/ipv6/conf/all/forwarding"), "1\n");
+}
+
+#[test]
+fn a_default_route_that_ipam_gives_is_not_added_twice() {
+    needs!();
+    let node = Node::new("node");
+    let mut config = dual_stack();
+    config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0", "gw": "10.77.0.200" }]);
+    let a = node.pod("a");
+    let result = node.network(config.clone()).add(&a);
+    assert_eq!(
+        result["routes"],
+        json!([
+            { "dst": "0.0.0.0/0", "gw": "10.77.0.200" },
+            { "dst": "::/0", "gw": "fd00:77::1" },
+        ])
+    );
+    if worse_in_go("D7: a default route without a next hop makes it fail") {
+        return;
+    }
+    config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
+    let b = node.pod("b");
+    node.network(config).add(&b);
+    let routes = b.run("ip route");
+    assert_eq!(routes.matches("default").count(), 1, "{routes}");
+    assert!(routes.contains("default via 10.77.0.1 dev eth0"));
+}
+
+#[test]
+fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
+    needs!("ping");
+    let node = Node::new("node");
+    let network = node.network(dual_stack());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    network.add(&a);
+    network.add(&b);
+    let once = |place: &crate::support::Place, to: &str| {
+        place.run(&format!("ping -n -c 1 -W 1 {to}"));
+    };
+    once(&b, "fd00:77::2");
+    once(&a, "10.77.0.3");
+    for address in ["10.77.0.2/24", "fd00:77::2/64"] {
+        assert!(a.addresses("eth0").contains(&address.to_owned()));
+    }
+    let tentative = a.run("ip -6 addr show dev eth0 scope global tentative");
+    assert_eq!(tentative, "", "nothing waits for duplicate detection");
+    if worse_in_go("D20: the gateway on the bridge is tentative for a second") {
+        return;
+    }
+    let c = node.pod("c");
+    network.add(&c);
+    once(&c, "fd00:77::1");
+    once(&node, "fd00:77::4");
+    assert_eq!(
+        node.run("ip -6 addr show dev br0 scope global tentative"),
+        ""
+    );
+}
+
+#[test]
+fn a_foreign_address_on_the_bridge_is_refused_unless_it_may_be_replaced() {
+    needs!();
+    let node = Node::new("node");
+    node.run("ip link add br0 type bridge");
+    node.run("ip addr add 10.99.0.1/16 dev br0");
+    let network = node.network(small_network());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let refusal = network.call("ADD", &a).run().refused();
+    for word in ["br0", "10.99.0.1/16"] {
+        assert!(
+            refusal.text().contains(word) || reference().is_some(),
+            "{word}: {refusal:?}"
+        );
+    }
+    assert_eq!(node.addresses("br0"), ["10.99.0.1/16"]);
+    network.with("forceAddress", true).add(&b);
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/24"]);
+}
+
+#[test]
+fn the_mtu_is_that_of_the_pod_of_the_bridge_and_of_the_port() {
+    needs!();
+    let node = Node::new("node");
+    let a = node.pod("a");
+    let result = node.network(small_network()).with("mtu", 1400).add(&a);
+    let port = Network::host_link(&result);
+    for (link, at) in [
+        (a.link("eth0"), "eth0"),
+        (node.link("br0"), "br0"),
+        (node.link(&port), &port),
+    ] {
+        assert_eq!(link.unwrap()["mtu"], 1400, "{at}");
+    }
+    let b = node.pod("b");
+    node.network(small_network()).with("mtu", 0).add(&b);
+    assert_eq!(b.link("eth0").unwrap()["mtu"], 1500, "0 means unset");
+}
+
+#[test]
+fn hairpin_mode_is_a_flag_of_the_port_and_off_unless_asked_for() {
+    needs!();
+    let node = Node::new("node");
+    for (name, on) in [("a", true), ("b", false)] {
+        let pod = node.pod(name);
+        let result = node
+            .network(small_network())
+            .with("hairpinMode", on)
+            .add(&pod);
+        let port = node.run(&format!(
+            "bridge -d link show dev {}",
+            Network::host_link(&result)
+        ));
+        let expected = if on { "hairpin on" } else { "hairpin off" };
+        assert!(port.contains(expected), "{port}");
+    }
+}
+
+#[test]
+fn a_frame_comes_back_to_its_own_port_only_in_hairpin_mode() {
+    needs!("ping");
+    let node = Node::new("node");
+    for (name, on) in [("a", true), ("b", false)] {
+        let pod = node.pod(name);
+        node.network(small_network())
+            .with("hairpinMode", on)
+            .add(&pod);
+        // An address behind the pod's own MAC: only the bridge could bring its packets back.
+        let mac = pod.link("eth0").unwrap()["address"].clone();
+        let mac = mac.as_str().unwrap();
+        pod.run(&format!(
+            "ip neigh add 10.77.0.222 lladdr {mac} dev eth0 nud permanent"
+        ));
+        let received = || {
+            let text = pod.run("ip -s -j link show dev eth0");
+            let links: Value = serde_json::from_str(&text).unwrap();
+            links[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+        };
+        let before = received();
+        let _ = pod.try_run("ping -n -c 50 -i 0.002 -W 0.1 10.77.0.222");
+        let came_back = received() - before;
+        assert_eq!(came_back >= 50, on, "{came_back} of 50 frames came back");
+    }
+}
+
+#[test]
+fn promiscuous_mode_is_a_flag_of_the_bridge() {
+    needs!();
+    let node = Node::new("node");
+    let a = node.pod("a");
+    node.network(small_network()).add(&a);
+    let promiscuous = || node.run("ip link show dev br0").contains("PROMISC");
+    assert!(!promiscuous());
+    let b = node.pod("b");
+    node.network(small_network())
+        .with("promiscMode", true)
+        .add(&b);
+    assert!(promiscuous());
+}
+
+#[test]
+fn the_bridges_mac_does_not_change_when_ports_come_and_go() {
+    needs!();
+    let node = Node::new("node");
+    let network = node.network(small_network());
+    let a = node.pod("a");
+    network.add(&a);
+    let mac = node.link("br0").unwrap()["address"].clone();
+    let low = node.pod("low");
+    let call = network.call("ADD", &low);
+    let _ = call.args("MAC=02:00:00:00:00:01").run();
+    assert_eq!(node.link("br0").unwrap()["address"], mac);
+    network.del(&a);
+    network.del(&low);
+    assert_eq!(node.link("br0").unwrap()["address"], mac);
+    if worse_in_go("D6: without a gateway the MAC follows the lowest port") {
+        return;
+    }
+    let network = network
+        .with("bridge", "br1")
+        .with("name", "other")
+        .with("isGateway", false);
+    let (b, c) = (node.pod("b"), node.pod("c"));
+    network.add(&b);
+    let mac = node.link("br1").unwrap()["address"].clone();
+    network.add(&c);
+    network.del(&b);
+    network.del(&c);
+    assert_eq!(node.link("br1").unwrap()["address"], mac);
+}
+
+#[test]
+fn a_gateway_comes_to_a_bridge_that_was_used_without_one() {
+    needs!("ping");
+    if worse_in_go("D5: it then writes a MAC of zeros and fails") {
+        return;
+    }
+    let node = Node::new("node");
+    node.run("ip link add br0 type bridge");
+    let network = node.network(small_network());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    network.with("isGateway", false).add(&a);
+    network.with("isGateway", false).del(&a);
+    let result = network.add(&b);
+    node.reaches(&Network::address(&result));
+}
+
+#[test]
+fn two_interfaces_of_one_container_are_independent() {
+    needs!("ping");
+    let node = Node::new("node");
+    let (pod, peer) = (node.pod("a"), node.pod("b"));
+    let network = node.network(small_network());
+    let second = network.with("name", "second").with("bridge", "br1");
+    let mut second_config = second.config.clone();
+    second_config["ipam"]["subnet"] = "10.78.0.0/24".into();
+    let second = node.network(second_config);
+    network.add(&pod);
+    second.call("ADD", &pod).ifname("net1").run().ok();
+    // And once more on the same network.
+    network.call("ADD", &pod).ifname("net2").run().ok();
+    assert_eq!(pod.addresses("eth0"), ["10.77.0.2/24"]);
+    assert_eq!(pod.addresses("net1"), ["10.78.0.2/24"]);
+    assert_eq!(pod.addresses("net2"), ["10.77.0.3/24"]);
+
+    network.call("DEL", &pod).ifname("net2").run().ok();
+    assert!(pod.link("net2").is_none());
+    assert_eq!(node.lease("small", "10.77.0.3"), None);
+    assert!(node.lease("small", "10.77.0.2").is_some());
+    network.add(&peer);
+    pod.reaches("10.77.0.4");
+    pod.reaches("10.78.0.1");
+}
+
+#[test]
+fn a_repeated_add_is_refused_and_does_no_harm() {
+    needs!("ping");
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let network = node.network(small_network());
+    let result = network.add(&pod);
+    let before = crate::support::Footprint::of_pods(&node);
+    let refusal = network.call("ADD", &pod).run().refused();
+    assert!(
+        refusal.text().contains("eth0") || refusal.text().contains('a'),
+        "{refusal:?}"
+    );
+    assert_eq!(crate::support::Footprint::of_pods(&node), before);
+    node.reaches(&Network::address(&result));
+    network.check(&pod, &result).ok();
+}

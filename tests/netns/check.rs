@@ -1,0 +1,271 @@
+//! CHECK: it confirms what ADD has made, and names what is no longer as it was.
+
+use serde_json::{Value, json};
+
+use crate::support::{Network, Node, Pod, Refusal, needs, reference, small_network, worse_in_go};
+
+fn config() -> Value {
+    let mut config = small_network();
+    config["cniVersion"] = "0.4.0".into();
+    config["isDefaultGateway"] = true.into();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.77.0.1" }]);
+    config
+}
+
+/// What a CHECK says after `damage` was done to a pod that a CHECK had confirmed.
+#[track_caller]
+fn refusal_after(damage: impl FnOnce(&Node, &Pod, &Value)) -> Refusal {
+    let node = Node::new("node");
+    let network = node.network(config());
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    damage(&node, &pod, &result);
+    network.check(&pod, &result).refused()
+}
+
+/// Fails unless the refusal names these; the reference's words are its own.
+#[track_caller]
+fn names(refusal: &Refusal, words: &[&str]) {
+    for word in words {
+        assert!(
+            refusal.text().contains(word) || reference().is_some(),
+            "{word:?} in {refusal:?}"
+        );
+    }
+}
+
+#[test]
+fn every_version_that_has_check_confirms_an_add() {
+    needs!("iptables", "ip6tables");
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        if reference().is_some() && version == "1.1.0" {
+            continue;
+        }
+        let node = Node::new("node");
+        let network = node
+            .network(config())
+            .with("cniVersion", version)
+            .with("ipMasq", true);
+        let (a, b) = (node.pod("a"), node.pod("b"));
+        let at_a = network.add(&a);
+        let at_b = network.add(&b);
+        assert_eq!(network.check(&a, &at_a).ok(), Value::Null);
+        network.check(&b, &at_b).ok();
+        network.del(&b);
+        network.check(&a, &at_a).ok();
+    }
+}
+
+#[test]
+fn a_layer_2_network_is_confirmed() {
+    needs!();
+    if worse_in_go("D8: it never is") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(
+        json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" }),
+    );
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    pod.run("ip link del eth0");
+    network.check(&pod, &result).refused();
+}
+
+#[test]
+fn a_pod_without_a_gateway_is_confirmed_when_others_have_come() {
+    needs!();
+    if worse_in_go("D6: the bridge's MAC has changed by then") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(small_network()).with("isGateway", false);
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    for n in 0..5 {
+        network.add(&node.pod(&format!("p{n}")));
+    }
+    network.check(&pod, &result).ok();
+}
+
+#[test]
+fn a_route_that_does_not_say_its_next_hop_is_confirmed() {
+    needs!();
+    if worse_in_go("it misses every route but the default one that has no `gw`") {
+        return;
+    }
+    let node = Node::new("node");
+    let mut config = config();
+    config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24" }]);
+    let network = node.network(config);
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+}
+
+#[test]
+fn routes_in_a_table_of_their_own_are_confirmed_and_missed() {
+    needs!();
+    if worse_in_go("D8b: only the main table is searched; Debian's ignores `table`") {
+        return;
+    }
+    let node = Node::new("node");
+    let mut config = config();
+    config["ipam"]["routes"] = json!([{ "dst": "203.0.113.0/24", "table": 100 }]);
+    let network = node.network(config);
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    pod.run("ip route del 203.0.113.0/24 table 100");
+    let refusal = network.check(&pod, &result).refused();
+    names(&refusal, &["203.0.113.0/24"]);
+}
+
+#[test]
+fn an_address_that_went_is_named() {
+    needs!();
+    let refusal = refusal_after(|_, pod, _| {
+        pod.run("ip addr del 10.77.0.2/24 dev eth0");
+    });
+    names(&refusal, &["10.77.0.2/24", "eth0"]);
+    let refusal = refusal_after(|_, pod, _| {
+        pod.run("ip addr del fd00:77::2/64 dev eth0");
+    });
+    names(&refusal, &["fd00:77::2/64"]);
+}
+
+#[test]
+fn a_route_that_went_is_named() {
+    needs!();
+    let refusal = refusal_after(|_, pod, _| {
+        pod.run("ip route del 192.0.2.0/24");
+    });
+    names(&refusal, &["192.0.2.0/24"]);
+    let refusal = refusal_after(|_, pod, _| {
+        pod.run("ip -6 route del default");
+    });
+    names(&refusal, &["::/0"]);
+}
+
+#[test]
+fn an_interface_that_went_from_the_pod_is_named() {
+    needs!();
+    let refusal = refusal_after(|_, pod, _| {
+        pod.run("ip link del eth0");
+    });
+    names(&refusal, &["eth0"]);
+}
+
+#[test]
+fn an_interface_with_another_mac_is_named() {
+    needs!();
+    let refusal = refusal_after(|_, pod, _| {
+        pod.run("ip link set eth0 address 02:00:00:00:00:99");
+    });
+    names(&refusal, &["eth0", "02:00:00:00:00:99"]);
+}
+
+#[test]
+fn a_port_that_left_the_bridge_is_named() {
+    needs!();
+    let refusal = refusal_after(|node, _, result| {
+        let host = Network::host_link(result);
+        node.run(&format!("ip link set {host} nomaster"));
+    });
+    names(&refusal, &["veth", "br0"]);
+}
+
+#[test]
+fn a_bridge_that_went_is_named() {
+    needs!();
+    let refusal = refusal_after(|node, _, _| {
+        node.run("ip link del br0");
+    });
+    names(&refusal, &["br0"]);
+}
+
+#[test]
+fn a_lease_that_went_is_named() {
+    needs!();
+    let refusal = refusal_after(|node, _, _| {
+        for address in ["10.77.0.2", "fd00:77::2"] {
+            node.run(&format!("rm /var/lib/cni/networks/small/{address}"));
+        }
+    });
+    names(&refusal, &["small"]);
+}
+
+#[test]
+fn a_link_that_is_down_is_named() {
+    needs!();
+    if worse_in_go("it does not look at the state of links") {
+        return;
+    }
+    let refusal = refusal_after(|node, _, result| {
+        let host = Network::host_link(result);
+        node.run(&format!("ip link set {host} down"));
+    });
+    names(&refusal, &["veth", "down"]);
+}
+
+#[test]
+fn masquerade_that_went_is_named() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("it does not look at the rules") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(config()).with("ipMasq", true);
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    node.run("iptables -t nat -F POSTROUTING");
+    let refusal = network.check(&pod, &result).refused();
+    names(&refusal, &["10.77.0.2"]);
+}
+
+#[test]
+fn a_namespace_that_went_is_named() {
+    needs!();
+    let node = Node::new("node");
+    let network = node.network(config());
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    let call = network
+        .with("prevResult", result.clone())
+        .call("CHECK", &pod);
+    pod.end();
+    names(&call.run().refused(), &["/run/netns/a"]);
+}
+
+#[test]
+fn check_needs_a_previous_result_that_is_about_this_pod() {
+    needs!();
+    let node = Node::new("node");
+    let network = node.network(config());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let at_a = network.add(&a);
+    network.add(&b);
+    let refusal = network.call("CHECK", &a).run().refused();
+    names(&refusal, &["prevResult"]);
+    network.check(&b, &at_a).refused();
+    let mut other = at_a.clone();
+    other["ips"][0]["address"] = "10.77.0.200/24".into();
+    let refusal = network.check(&a, &other).refused();
+    names(&refusal, &["10.77.0.200/24"]);
+}
+
+#[test]
+fn check_changes_nothing() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let network = node.network(config());
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    let before = crate::support::Footprint::of(&node);
+    network.check(&pod, &result).ok();
+    assert_eq!(crate::support::Footprint::of(&node), before);
+}

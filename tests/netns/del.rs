@@ -1,0 +1,255 @@
+//! DEL: it always succeeds, and afterwards nothing of the attachment is left.
+
+use serde_json::{Value, json};
+
+use crate::support::{Footprint, Network, Node, Pod, chain_of, needs, small_network, worse_in_go};
+
+fn dual_masqueraded() -> Value {
+    let mut config = small_network();
+    config["cniVersion"] = "0.4.0".into();
+    config["ipMasq"] = true.into();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    config
+}
+
+/// A node with a neighbour whose attachment must outlive everything, and a pod that is attached.
+struct Scene {
+    node: Node,
+    before: Footprint,
+    neighbour: Pod,
+    pod: Pod,
+    result: Value,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let node = Node::new("node");
+        let network = node.network(dual_masqueraded());
+        let neighbour = node.pod("neighbour");
+        let at = network.add(&neighbour);
+        assert_eq!(Network::address(&at), "10.77.0.2");
+        let before = Footprint::of_pods(&node);
+        let pod = node.pod("victim");
+        let result = network.add(&pod);
+        let during = Footprint::of_pods(&node);
+        assert_eq!(during.links.len(), before.links.len() + 1);
+        assert_eq!(during.rules.len(), before.rules.len() + 8);
+        assert_eq!(during.files.len(), before.files.len() + 2);
+        Scene {
+            node,
+            before,
+            neighbour,
+            pod,
+            result,
+        }
+    }
+
+    fn network(&self) -> Network<'_> {
+        self.node.network(dual_masqueraded())
+    }
+
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        // A veth whose peer's namespace ended goes a moment later.
+        for _ in 0..100 {
+            if Footprint::of_pods(&self.node).links == self.before.links {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(Footprint::of_pods(&self.node), self.before);
+        self.node.reaches("10.77.0.2");
+        self.neighbour.reaches("10.77.0.1");
+    }
+}
+
+#[test]
+fn del_takes_everything_and_doing_it_again_is_no_error() {
+    needs!("ping", "iptables", "ip6tables");
+    let scene = Scene::new();
+    scene.network().del(&scene.pod);
+    assert!(scene.pod.link("eth0").is_none());
+    scene.nothing_is_left();
+    scene.network().del(&scene.pod);
+    scene.nothing_is_left();
+    // And the pod can come back.
+    scene.network().add(&scene.pod);
+}
+
+#[test]
+fn del_without_an_add_is_no_error() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let before = Footprint::of_pods(&node);
+    node.network(dual_masqueraded()).del(&pod);
+    assert_eq!(Footprint::of_pods(&node), before);
+    node.network(json!({ "cniVersion": "0.3.1", "name": "flat", "type": "bridge" }))
+        .del(&pod);
+    assert!(node.link("br0").is_none());
+}
+
+#[test]
+fn del_with_an_empty_netns_takes_everything() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D1: the rules stay for ever") {
+        return;
+    }
+    let scene = Scene::new();
+    let call = scene.network().call("DEL", &scene.pod).netns("");
+    call.run().ok();
+    scene.nothing_is_left();
+    call.run().ok();
+    scene.nothing_is_left();
+}
+
+#[test]
+fn del_without_a_netns_takes_everything() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D1: the rules stay for ever") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.network().call_for("DEL", "victim").run().ok();
+    scene.nothing_is_left();
+}
+
+#[test]
+fn del_after_the_namespace_has_gone_takes_everything() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D1: the rules stay for ever") {
+        return;
+    }
+    let Scene {
+        node,
+        before,
+        neighbour,
+        pod,
+        result,
+    } = Scene::new();
+    let call = node.network(dual_masqueraded()).call("DEL", &pod);
+    pod.end();
+    call.run().ok();
+    let pod = node.pod("another");
+    let scene = Scene {
+        node,
+        before,
+        neighbour,
+        pod,
+        result,
+    };
+    scene.nothing_is_left();
+}
+
+#[test]
+fn del_with_a_path_that_is_no_namespace_takes_everything() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D4c: it is an error for ever, and the address is never freed") {
+        return;
+    }
+    for path in ["/run/netns/plain", "/run"] {
+        let scene = Scene::new();
+        scene.node.write("/run/netns/plain", "");
+        let call = scene.network().call("DEL", &scene.pod);
+        call.netns(path).run().ok();
+        scene.nothing_is_left();
+    }
+}
+
+#[test]
+fn del_after_the_interface_has_gone_takes_everything() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D1: the rules stay for ever") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.pod.run("ip link del eth0");
+    scene.network().del(&scene.pod);
+    scene.nothing_is_left();
+    let scene = Scene::new();
+    let host = Network::host_link(&scene.result);
+    scene.node.run(&format!("ip link del {host}"));
+    scene.network().del(&scene.pod);
+    scene.nothing_is_left();
+}
+
+#[test]
+fn del_after_the_pod_changed_its_address_takes_everything() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D4: it deletes the rules of the wrong address, and fails") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.pod.run("ip addr flush dev eth0");
+    scene.pod.run("ip addr add 10.77.0.99/24 dev eth0");
+    scene.network().del(&scene.pod);
+    scene.nothing_is_left();
+}
+
+#[test]
+fn del_does_not_depend_on_a_previous_result() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("a previous result of another type is an error; D1") {
+        return;
+    }
+    let prevs = [
+        json!("a string"),
+        json!(5),
+        json!([]),
+        json!({}),
+        json!({ "cniVersion": "9.9.9" }),
+        json!({ "ips": [{ "address": "10.77.0.2/24" }], "interfaces": [{ "name": "br0" }] }),
+        json!({ "ips": "none" }),
+    ];
+    for prev in prevs {
+        let scene = Scene::new();
+        let network = scene.network().with("prevResult", prev.clone());
+        let call = network.call("DEL", &scene.pod);
+        call.run().ok();
+        call.netns("").run().ok();
+        scene.nothing_is_left();
+    }
+    let scene = Scene::new();
+    let network = scene.network().with("prevResult", scene.result.clone());
+    network.del(&scene.pod);
+    scene.nothing_is_left();
+}
+
+#[test]
+fn del_of_one_containers_interface_leaves_the_pods_others() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let network = node.network(small_network());
+    let pod = node.pod("a");
+    network.add(&pod);
+    network.call("ADD", &pod).ifname("net1").run().ok();
+    network.del(&pod);
+    assert!(pod.link("eth0").is_none());
+    assert!(pod.link("net1").is_some());
+    assert_eq!(node.lease("small", "10.77.0.3").unwrap(), "a\r\nnet1");
+}
+
+#[test]
+fn del_takes_what_an_older_configuration_masqueraded() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("without ipMasq in the configuration it does not look for rules") {
+        return;
+    }
+    let scene = Scene::new();
+    assert!(!scene.node.nat("iptables").is_empty());
+    scene.network().with("ipMasq", false).del(&scene.pod);
+    let chain = chain_of("small", "victim");
+    let left = scene.node.nat("iptables");
+    assert!(!left.iter().any(|rule| rule.contains(&chain)), "{left:?}");
+}
+
+#[test]
+fn the_bridge_and_its_address_stay() {
+    needs!();
+    let node = Node::new("node");
+    let network = node.network(small_network());
+    let pod = node.pod("a");
+    network.add(&pod);
+    network.del(&pod);
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/24"]);
+}

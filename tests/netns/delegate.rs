@@ -1,0 +1,160 @@
+//! IPAM plugins other than host-local: found in CNI_PATH, executed, and believed.
+
+use serde_json::{Value, json};
+
+use crate::support::{Network, Node, needs, reference, small_network};
+
+fn with_ipam(ipam: Value) -> Value {
+    let mut config = small_network();
+    config["ipam"] = ipam;
+    config
+}
+
+/// Puts a shell script among a node's plugins.
+fn script(node: &Node, path: &str, text: &str) {
+    node.write(path, &format!("#!/bin/sh\n{text}\n"));
+    node.run(&format!("chmod 755 {path}"));
+}
+
+#[test]
+fn static_gives_the_address_that_the_configuration_says() {
+    needs!("ping", "cni:static");
+    let node = Node::new("node");
+    node.install("static");
+    let network = node.network(with_ipam(json!({
+        "type": "static",
+        "addresses": [
+            { "address": "10.77.0.55/24", "gateway": "10.77.0.1" },
+            { "address": "fd00:77::55/64" },
+        ],
+        "routes": [{ "dst": "0.0.0.0/0" }],
+        "dns": { "nameservers": ["10.0.0.53"] },
+    })));
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    assert_eq!(pod.addresses("eth0"), ["10.77.0.55/24", "fd00:77::55/64"]);
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/24", "fd00:77::1/64"]);
+    assert_eq!(result["ips"][1]["gateway"], "fd00:77::1");
+    assert!(pod.run("ip route").contains("default via 10.77.0.1"));
+    if reference().is_none() {
+        assert_eq!(result["dns"], json!({ "nameservers": ["10.0.0.53"] }));
+    }
+    node.reaches("10.77.0.55");
+    network.check(&pod, &result).ok();
+    network.del(&pod);
+    network.del(&pod);
+}
+
+#[test]
+fn a_delegate_gets_the_same_bytes_and_the_same_environment() {
+    needs!();
+    let node = Node::new("node");
+    let path = format!("{}/spy", Node::BIN);
+    script(
+        &node,
+        &path,
+        "cat > /run/stdin.$CNI_COMMAND; env > /run/env.$CNI_COMMAND; echo note to self >&2\n\
+         echo '{\"cniVersion\": \"0.4.0\", \"ips\": [{\"version\": \"4\", \"address\": \"10.77.0.9/24\"}]}'",
+    );
+    let pod = node.pod("a");
+    // White space and unknown keys are not ours to change.
+    let config = "{ \"cniVersion\":\"1.0.0\",\n\n \"name\":\"small\", \"type\":\"bridge\", \"bridge\":\"br0\",\
+                  \"isGateway\":true, \"ipam\": {\"type\":\"spy\", \"x\": [1, 2.50]} }";
+    let network = node.network(small_network());
+    for verb in ["ADD", "DEL"] {
+        let answer = network
+            .call(verb, &pod)
+            .stdin(config)
+            .args("IgnoreUnknown=1;FOO=bar")
+            .run();
+        answer.ok();
+        assert!(answer.stderr.contains("note to self"), "{answer:?}");
+        assert_eq!(node.read(&format!("/run/stdin.{verb}")), config);
+        let env = node.read(&format!("/run/env.{verb}"));
+        for line in [
+            "CNI_CONTAINERID=a".to_owned(),
+            "CNI_IFNAME=eth0".to_owned(),
+            "CNI_ARGS=IgnoreUnknown=1;FOO=bar".to_owned(),
+            format!("CNI_NETNS={}", pod.path),
+            format!("CNI_COMMAND={verb}"),
+        ] {
+            assert!(env.lines().any(|have| have == line), "{line} in {env}");
+        }
+    }
+    assert_eq!(
+        node.link("br0").unwrap()["operstate"],
+        "DOWN",
+        "no port left"
+    );
+}
+
+#[test]
+fn an_answer_of_an_older_version_is_understood() {
+    needs!();
+    let node = Node::new("node");
+    let path = format!("{}/old", Node::BIN);
+    script(
+        &node,
+        &path,
+        "echo '{\"cniVersion\": \"0.2.0\", \"ip4\": {\"ip\": \"10.77.0.9/24\", \"gateway\": \"10.77.0.1\", \
+         \"routes\": [{\"dst\": \"0.0.0.0/0\"}]}}'",
+    );
+    let pod = node.pod("a");
+    let result = node.network(with_ipam(json!({ "type": "old" }))).add(&pod);
+    assert_eq!(result["ips"][0]["address"], "10.77.0.9/24");
+    assert_eq!(pod.addresses("eth0"), ["10.77.0.9/24"]);
+    assert!(pod.run("ip route").contains("default via 10.77.0.1"));
+}
+
+#[test]
+fn the_first_directory_of_cni_path_that_has_the_plugin_counts() {
+    needs!();
+    let node = Node::new("node");
+    node.run("mkdir -p /run/first /run/second /run/second/dir");
+    let answer = |address: &str| {
+        format!("echo '{{\"cniVersion\": \"1.0.0\", \"ips\": [{{\"address\": \"{address}\"}}]}}'")
+    };
+    node.run("mkdir /run/first/mine");
+    script(&node, "/run/second/mine", &answer("10.77.0.22/24"));
+    script(
+        &node,
+        &format!("{}/mine", Node::BIN),
+        &answer("10.77.0.33/24"),
+    );
+    let pod = node.pod("a");
+    let network = node.network(with_ipam(json!({ "type": "mine" })));
+    let path = format!("/run/nowhere:/run/first:/run/second:{}", Node::BIN);
+    let result = network.call("ADD", &pod).env("CNI_PATH", &path).run().ok();
+    assert_eq!(Network::address(&result), "10.77.0.22");
+}
+
+#[test]
+fn a_delegate_that_is_missing_is_refused_with_the_path_that_was_searched() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let network = node.network(with_ipam(json!({ "type": "absent" })));
+    let refusal = network.call("ADD", &pod).run().refused();
+    for word in ["absent", Node::BIN] {
+        assert!(refusal.text().contains(word), "{word}: {refusal:?}");
+    }
+    assert!(pod.link("eth0").is_none() || reference().is_some());
+}
+
+#[test]
+fn a_delegates_refusal_is_passed_on_word_for_word() {
+    needs!();
+    let node = Node::new("node");
+    let path = format!("{}/no", Node::BIN);
+    script(
+        &node,
+        &path,
+        "echo '{\"code\": 111, \"msg\": \"none left\", \"details\": \"ask later\"}'; exit 1",
+    );
+    let pod = node.pod("a");
+    let network = node.network(with_ipam(json!({ "type": "no" })));
+    let refusal = network.call("ADD", &pod).run().refused();
+    assert_eq!(refusal.code, 111);
+    assert!(refusal.msg.contains("none left"));
+    assert!(refusal.details.contains("ask later"));
+}

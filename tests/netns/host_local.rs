@@ -1,0 +1,334 @@
+//! Addresses: how a pod asks for one, which one it gets, and what is written down about it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Call, Node, leases, needs, reference};
+
+/// A network that only `host-local` sees, when it is called as a plugin of its own.
+fn network(ipam: Value) -> Value {
+    let mut ipam = ipam;
+    ipam["type"] = "host-local".into();
+    json!({ "cniVersion": "1.0.0", "name": "lan", "type": "ptp", "ipam": ipam })
+}
+
+fn call<'n>(node: &'n Node, verb: &str, container: &str, config: &Value) -> Call<'n> {
+    node.cni("host-local")
+        .verb(verb)
+        .container(container)
+        .ifname("eth0")
+        .netns("/run/netns/none")
+        .config(config)
+}
+
+fn add(node: &Node, container: &str, config: &Value) -> Answer {
+    call(node, "ADD", container, config).run()
+}
+
+/// The addresses of a result, with their prefix lengths.
+#[track_caller]
+fn addresses(answer: &Answer) -> Vec<String> {
+    let result = answer.ok();
+    let ips = result["ips"].as_array().expect("addresses").iter();
+    ips.map(|ip| ip["address"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_subnet_gives_its_first_free_address_behind_the_gateway() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.2.0/24", "routes": [{ "dst": "0.0.0.0/0" }] }));
+    let result = add(&node, "a", &config).ok();
+    assert_eq!(
+        result["ips"],
+        json!([{ "address": "10.1.2.2/24", "gateway": "10.1.2.1" }])
+    );
+    assert_eq!(result["routes"], json!([{ "dst": "0.0.0.0/0" }]));
+    assert_eq!(result.get("interfaces"), None);
+    assert_eq!(addresses(&add(&node, "b", &config)), ["10.1.2.3/24"]);
+}
+
+#[test]
+fn every_way_to_write_a_range_gives_its_addresses() {
+    needs!();
+    let cases = [
+        (
+            json!({ "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.50", "rangeEnd": "10.1.0.51", "gateway": "10.1.0.254" }),
+            vec!["10.1.0.50/24"],
+        ),
+        (
+            json!({ "ranges": [[{ "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.50" }]] }),
+            vec!["10.1.0.50/24"],
+        ),
+        (
+            json!({ "ranges": [
+                [{ "subnet": "10.1.0.0/24" }, { "subnet": "10.2.0.0/24" }],
+                [{ "subnet": "fd00:1::/64", "rangeStart": "fd00:1::50", "rangeEnd": "fd00:1::5f" }],
+            ] }),
+            vec!["10.1.0.2/24", "fd00:1::50/64"],
+        ),
+        (
+            json!({ "subnet": "10.9.0.0/16", "ranges": [[{ "subnet": "10.1.0.0/24" }]] }),
+            vec!["10.9.0.2/16", "10.1.0.2/24"],
+        ),
+        (json!({ "subnet": "10.1.0.0/30" }), vec!["10.1.0.2/30"]),
+        (json!({ "subnet": "fd00:1::/126" }), vec!["fd00:1::2/126"]),
+        (
+            json!({ "subnet": "FD00:1:0::/64", "rangeStart": "", "gateway": "fd00:1::2" }),
+            vec!["fd00:1::1/64"],
+        ),
+    ];
+    for (ipam, expected) in cases {
+        let node = Node::new("node");
+        let answer = add(&node, "a", &network(ipam.clone()));
+        assert_eq!(addresses(&answer), expected, "{ipam}");
+    }
+}
+
+#[test]
+fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
+    needs!();
+    let node = Node::new("node");
+    let mut config = network(json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }]] }));
+    config["runtimeConfig"] = json!({ "ipRanges": [[{ "subnet": "10.5.0.0/24" }]] });
+    assert_eq!(
+        addresses(&add(&node, "a", &config)),
+        ["10.5.0.2/24", "10.1.0.2/24"]
+    );
+    let dir = "/var/lib/cni/networks/lan";
+    assert_eq!(node.read(&format!("{dir}/last_reserved_ip.0")), "10.5.0.2");
+    assert_eq!(node.read(&format!("{dir}/last_reserved_ip.1")), "10.1.0.2");
+}
+
+#[test]
+fn an_address_is_asked_for_in_three_ways() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(
+        json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00:1::/64" }]] }),
+    );
+    let by_args = call(&node, "ADD", "a", &config)
+        .args("IgnoreUnknown=1;K8S_POD_NAME=web;IP=10.1.0.20")
+        .run();
+    assert_eq!(addresses(&by_args), ["10.1.0.20/24", "fd00:1::2/64"]);
+    let mut by_cni = config.clone();
+    by_cni["args"] = json!({ "cni": { "ips": ["10.1.0.30/24", "fd00:1::30"] } });
+    assert_eq!(
+        addresses(&add(&node, "b", &by_cni)),
+        ["10.1.0.30/24", "fd00:1::30/64"]
+    );
+    let mut by_runtime = config.clone();
+    by_runtime["runtimeConfig"] = json!({ "ips": ["fd00:1::40", "10.1.0.40"] });
+    assert_eq!(
+        addresses(&add(&node, "c", &by_runtime)),
+        ["10.1.0.40/24", "fd00:1::40/64"]
+    );
+    // The cursor follows an address that was asked for.
+    assert_eq!(
+        addresses(&add(&node, "d", &config)),
+        ["10.1.0.41/24", "fd00:1::41/64"]
+    );
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_refused_by_name_and_nothing_is_leased() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(
+        json!({ "ranges": [[{ "subnet": "fd00:1::/64" }], [{ "subnet": "10.1.0.0/24" }]] }),
+    );
+    let _ = call(&node, "ADD", "a", &config).args("IP=10.1.0.20").run();
+    let before = leases(&node, "lan");
+    for wish in ["10.1.0.20", "10.1.0.1", "10.7.0.1", "fd00:2::1"] {
+        let answer = call(&node, "ADD", "b", &config)
+            .args(&format!("IP={wish}"))
+            .run();
+        let refusal = answer.refused();
+        assert!(refusal.text().contains(wish), "{wish}: {refusal:?}");
+        assert_eq!(leases(&node, "lan"), before, "{wish}");
+    }
+}
+
+#[test]
+fn a_lease_is_a_file_that_names_its_holder() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(
+        json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00:1::/64" }]] }),
+    );
+    add(&node, "c1", &config).ok();
+    let files = node.files("/var/lib/cni/networks/lan");
+    let mut files: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(path, bytes)| (path.rsplit('/').next().unwrap(), bytes.as_slice()))
+        .collect();
+    files.retain(|(name, _)| reference().is_some() || !name.starts_with('.') && *name != "boot_id");
+    let expected: [(&str, &[u8]); 5] = [
+        ("10.1.0.2", b"c1\r\neth0"),
+        ("fd00:1::2", b"c1\r\neth0"),
+        ("last_reserved_ip.0", b"10.1.0.2"),
+        ("last_reserved_ip.1", b"fd00:1::2"),
+        ("lock", b""),
+    ];
+    for file in expected {
+        assert!(files.contains(&file), "{file:?} in {files:?}");
+    }
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    let parse = |name: &&&str| name.parse::<IpAddr>().is_ok();
+    assert_eq!(names.iter().filter(parse).count(), 2, "{names:?}");
+    if reference().is_none() {
+        let modes =
+            node.run("stat -c %a /var/lib/cni/networks/lan /var/lib/cni/networks/lan/10.1.0.2");
+        assert_eq!(modes, "755\n600\n");
+    }
+}
+
+#[test]
+fn the_data_directory_is_where_the_configuration_says() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24", "dataDir": "/run/my/leases" }));
+    add(&node, "a", &config).ok();
+    assert_eq!(node.read("/run/my/leases/lan/10.1.0.2"), "a\r\neth0");
+    assert_eq!(node.files("/var/lib/cni").len(), 0);
+    call(&node, "DEL", "a", &config).run().ok();
+    assert!(
+        !node
+            .files("/run/my/leases")
+            .contains_key("/run/my/leases/lan/10.1.0.2")
+    );
+}
+
+#[test]
+fn a_released_address_waits_until_the_round_comes_back_to_it() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/29" }));
+    let next = |name: &str| addresses(&add(&node, name, &config)).remove(0);
+    assert_eq!(next("a"), "10.1.0.2/29");
+    assert_eq!(next("b"), "10.1.0.3/29");
+    call(&node, "DEL", "a", &config).run().ok();
+    assert_eq!(next("c"), "10.1.0.4/29");
+    assert_eq!(next("d"), "10.1.0.5/29");
+    assert_eq!(next("e"), "10.1.0.6/29");
+    assert_eq!(next("f"), "10.1.0.2/29");
+    let refusal = add(&node, "g", &config).refused();
+    assert!(refusal.text().contains("10.1.0."), "{refusal:?}");
+    assert_eq!(leases(&node, "lan").len(), 5);
+}
+
+#[test]
+fn an_exhausted_set_frees_what_the_sets_before_it_gave() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(
+        json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "10.2.0.0/30" }]] }),
+    );
+    add(&node, "a", &config).ok();
+    add(&node, "b", &config).refused();
+    assert_eq!(leases(&node, "lan").len(), 2);
+}
+
+#[test]
+fn a_second_add_of_one_attachment_is_refused_and_its_lease_stays() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24" }));
+    add(&node, "a", &config).ok();
+    add(&node, "a", &config).refused();
+    assert_eq!(node.lease("lan", "10.1.0.2").unwrap(), "a\r\neth0");
+    assert_eq!(leases(&node, "lan").len(), 1);
+    // Another interface of the same container is another attachment.
+    let other = call(&node, "ADD", "a", &config).ifname("net1").run();
+    assert_eq!(addresses(&other), ["10.1.0.3/24"]);
+}
+
+#[test]
+fn del_frees_the_attachment_alone_twice_and_without_add() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24" }));
+    call(&node, "DEL", "never", &config).run().ok();
+    for name in ["a", "b"] {
+        add(&node, name, &config).ok();
+    }
+    let other = call(&node, "ADD", "a", &config).ifname("net1").run();
+    other.ok();
+    for _ in 0..2 {
+        call(&node, "DEL", "a", &config)
+            .unset("CNI_NETNS")
+            .run()
+            .ok();
+        let left: Vec<String> = leases(&node, "lan").iter().map(IpAddr::to_string).collect();
+        assert_eq!(left, ["10.1.0.3", "10.1.0.4"]);
+    }
+}
+
+#[test]
+fn leases_that_older_plugins_wrote_are_known() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24" }));
+    let dir = "/var/lib/cni/networks/lan";
+    node.run(&format!("mkdir -p {dir}"));
+    node.write(&format!("{dir}/10.1.0.2"), "old");
+    node.write(&format!("{dir}/10.1.0.3"), "new\r\neth0\n");
+    node.write(&format!("{dir}/last_reserved_ip.0"), "10.1.0.1");
+    assert_eq!(addresses(&add(&node, "a", &config)), ["10.1.0.4/24"]);
+    for name in ["old", "new"] {
+        call(&node, "CHECK", name, &config).run().ok();
+        add(&node, name, &config).refused();
+        call(&node, "DEL", name, &config).run().ok();
+        call(&node, "CHECK", name, &config).run().refused();
+    }
+    assert_eq!(leases(&node, "lan").len(), 1);
+}
+
+#[test]
+fn resolv_conf_becomes_the_dns_of_the_result() {
+    needs!();
+    let node = Node::new("node");
+    node.write(
+        "/run/resolv.conf",
+        "# comment\n; another\n  nameserver   10.0.0.1  ignored\nnameserver fd00::1\ndomain one.test\n\
+         domain two.test\nsearch a.test b.test\nsearch c.test\noptions ndots:2 rotate\nsortlist x\nnameserver\n",
+    );
+    let config = network(json!({ "subnet": "10.1.0.0/24", "resolvConf": "/run/resolv.conf" }));
+    let result = add(&node, "a", &config).ok();
+    assert_eq!(
+        result["dns"],
+        json!({
+            "nameservers": ["10.0.0.1", "fd00::1"],
+            "domain": "two.test",
+            "search": ["a.test", "b.test", "c.test"],
+            "options": ["ndots:2", "rotate"],
+        })
+    );
+    let config = network(json!({ "subnet": "10.1.0.0/24", "resolvConf": "/run/absent.conf" }));
+    let refusal = add(&node, "b", &config).refused();
+    assert!(refusal.text().contains("/run/absent.conf"), "{refusal:?}");
+    assert_eq!(leases(&node, "lan").len(), 1);
+}
+
+#[test]
+fn twenty_processes_at_once_get_twenty_addresses() {
+    needs!();
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24" }));
+    let given: Vec<String> = std::thread::scope(|scope| {
+        let (node, config) = (&node, &config);
+        let calls: Vec<_> = (0..20)
+            .map(|n| scope.spawn(move || addresses(&add(node, &format!("c{n}"), config))))
+            .collect();
+        calls
+            .into_iter()
+            .flat_map(|call| call.join().unwrap())
+            .collect()
+    });
+    let distinct: BTreeSet<&String> = given.iter().collect();
+    assert_eq!(distinct.len(), 20, "{given:?}");
+    assert_eq!(leases(&node, "lan").len(), 20);
+}

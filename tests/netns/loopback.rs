@@ -1,0 +1,147 @@
+//! `loopback`.
+
+use serde_json::{Value, json};
+
+use crate::support::{Node, Pod, needs, reference, worse_in_go};
+
+fn config(version: &str) -> Value {
+    json!({ "cniVersion": version, "name": "lo", "type": "loopback" })
+}
+
+fn flags(pod: &Pod) -> Value {
+    pod.link("lo").unwrap()["flags"].clone()
+}
+
+fn is_up(pod: &Pod) -> bool {
+    flags(pod).as_array().unwrap().contains(&"UP".into())
+}
+
+#[test]
+fn add_sets_the_loopback_interface_up_and_tells_its_addresses() {
+    needs!("ping");
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    pod.does_not_reach("127.0.0.1");
+    let result = node.network(config("1.0.0")).add(&pod);
+    pod.reaches("127.0.0.1");
+    pod.reaches("::1");
+    assert_eq!(
+        result["interfaces"],
+        json!([{ "name": "lo", "mac": "00:00:00:00:00:00", "sandbox": pod.path }])
+    );
+    assert_eq!(
+        result["ips"],
+        json!([
+            { "address": "127.0.0.1/8", "interface": 0 },
+            { "address": "::1/128", "interface": 0 },
+        ])
+    );
+}
+
+#[test]
+fn dockershim_calls_it_with_0_2_0_and_eth0() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let result = node.network(config("0.2.0")).add(&pod);
+    assert!(is_up(&pod));
+    assert_eq!(result["cniVersion"], "0.2.0");
+    if worse_in_go("D11: the shape is that of 1.x") {
+        return;
+    }
+    assert_eq!(result["ip4"], json!({ "ip": "127.0.0.1/8" }));
+    assert_eq!(result["ip6"], json!({ "ip": "::1/128" }));
+}
+
+#[test]
+fn every_version_is_answered_in_its_own_shape() {
+    needs!();
+    if worse_in_go("D11: the shape is that of 1.x") {
+        return;
+    }
+    let node = Node::new("node");
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.1.0"] {
+        let pod = node.pod(version);
+        let result = node.network(config(version)).add(&pod);
+        assert_eq!(result["cniVersion"], version);
+        let expected = if version < "1.0.0" {
+            json!("4")
+        } else {
+            Value::Null
+        };
+        assert_eq!(result["ips"][0]["version"], expected, "{version}");
+    }
+}
+
+#[test]
+fn a_previous_result_is_passed_on() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let prev = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{ "name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": pod.path }],
+        "ips": [{ "address": "10.1.2.3/24", "gateway": "10.1.2.1", "interface": 0 }],
+        "dns": { "nameservers": ["10.0.0.1"] },
+    });
+    let network = node
+        .network(config("1.0.0"))
+        .with("prevResult", prev.clone());
+    assert_eq!(network.add(&pod), prev);
+    assert!(is_up(&pod));
+}
+
+#[test]
+fn check_tells_when_it_is_down() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let network = node.network(config("1.0.0"));
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    pod.run("ip link set lo down");
+    let refusal = network.check(&pod, &result).refused();
+    assert!(
+        refusal.text().contains("lo") || reference().is_some(),
+        "{refusal:?}"
+    );
+}
+
+#[test]
+fn del_succeeds_however_often_and_without_a_namespace() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let network = node.network(config("0.3.1"));
+    network.add(&pod);
+    network.del(&pod);
+    assert!(!is_up(&pod));
+    network.del(&pod);
+    network.call("DEL", &pod).netns("").run().ok();
+    network.call_for("DEL", "a").run().ok();
+    network
+        .call_for("DEL", "a")
+        .netns("/run/netns/gone")
+        .run()
+        .ok();
+    if worse_in_go("a path that is no namespace is an error for ever") {
+        return;
+    }
+    node.write("/run/netns/plain", "");
+    network
+        .call_for("DEL", "a")
+        .netns("/run/netns/plain")
+        .run()
+        .ok();
+}
+
+#[test]
+fn add_without_a_namespace_is_refused() {
+    needs!();
+    let node = Node::new("node");
+    let call = node.network(config("1.0.0")).call_for("ADD", "a");
+    let refusal = call.clone().netns("/run/netns/gone").run().refused();
+    assert!(refusal.text().contains("/run/netns/gone"), "{refusal:?}");
+    let refusal = call.run().refused();
+    assert!(refusal.text().contains("CNI_NETNS"), "{refusal:?}");
+}

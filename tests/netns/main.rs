@@ -1,0 +1,16 @@
+//! The plugins at work: every test makes hosts and pods in namespaces of its own and lets packets flow there.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bridge;
+mod check;
+mod del;
+mod delegate;
+mod host_local;
+mod host_local_neighbours;
+mod loopback;
+mod masquerade;
+mod undo;
+mod walkthroughs;
+mod wishes;

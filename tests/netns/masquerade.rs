@@ -1,0 +1,230 @@
+//! Masquerade: the rules, word for word, and what packets make of them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Footprint, Network, Node, Pod, chain_of, needs, reference, small_network, wire, worse_in_go,
+};
+
+fn masqueraded() -> Value {
+    let mut config = small_network();
+    config["name"] = "masq".into();
+    config["ipMasq"] = true.into();
+    config["isDefaultGateway"] = true.into();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    config
+}
+
+/// The rules that the reference writes for a pod with both families.
+fn expected(program: &str, pods: &[&str]) -> Vec<String> {
+    let v6 = program == "ip6tables";
+    let mut chains: Vec<String> = pods.iter().map(|pod| chain_of("masq", pod)).collect();
+    chains.sort();
+    let mut rules: Vec<String> = chains.iter().map(|chain| format!("-N {chain}")).collect();
+    let comment = |pod: &str| format!(r#"-m comment --comment "name: \"masq\" id: \"{pod}\"""#);
+    for (index, pod) in pods.iter().enumerate() {
+        let n = index + 2;
+        let source = if v6 {
+            format!("fd00:77::{n}/128")
+        } else {
+            format!("10.77.0.{n}/32")
+        };
+        let (chain, comment) = (chain_of("masq", pod), comment(pod));
+        rules.push(format!("-A POSTROUTING -s {source} {comment} -j {chain}"));
+    }
+    let (own, multicast) = if v6 {
+        ("fd00:77::/64", "ff00::/8")
+    } else {
+        ("10.77.0.0/24", "224.0.0.0/4")
+    };
+    let mut pods = pods.to_vec();
+    pods.sort_by_key(|pod| chain_of("masq", pod));
+    for pod in pods {
+        let (chain, comment) = (chain_of("masq", pod), comment(pod));
+        rules.push(format!("-A {chain} -d {own} {comment} -j ACCEPT"));
+        rules.push(format!(
+            "-A {chain} ! -d {multicast} {comment} -j MASQUERADE"
+        ));
+    }
+    rules
+}
+
+fn uplink(node: &Node) -> Node {
+    let outside = Node::new("outside");
+    wire(node, "eth0", &outside, "eth0");
+    node.run_all("ip addr add 172.18.0.5/24 dev eth0\nip addr add fd18::5/64 dev eth0 nodad");
+    outside.run_all("ip addr add 172.18.0.9/24 dev eth0\nip addr add fd18::9/64 dev eth0 nodad");
+    outside
+}
+
+/// Waits for the gateway where it is the reference that set it up: there it is tentative for a second or two.
+fn wait_for_gateway(node: &Node) {
+    while reference().is_some() && !node.run("ip -6 addr show dev br0 tentative").is_empty() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn is_masqueraded(pod: &Pod, outside: &Node) {
+    assert_eq!(pod.seen_as(outside, "172.18.0.9"), "172.18.0.5");
+    assert_eq!(pod.seen_as(outside, "fd18::9"), "fd18::5");
+}
+
+#[test]
+fn the_rules_of_both_families_are_those_of_the_reference() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    let pods = ["spec-ctr-0001", "spec-ctr-0002", "other"];
+    for (index, name) in pods.iter().enumerate() {
+        network.add(&node.pod(name));
+        for program in ["iptables", "ip6tables"] {
+            assert_eq!(node.nat(program), expected(program, &pods[..=index]));
+        }
+    }
+    assert_eq!(
+        chain_of("spec-masq", "spec-ctr-0001"),
+        "CNI-9144d59fbceca2a02b5592f2",
+        "the reference's name for a chain"
+    );
+}
+
+#[test]
+fn packets_of_both_families_leave_with_the_hosts_address() {
+    needs!("ping", "iptables", "ip6tables");
+    let node = Node::new("node");
+    let outside = uplink(&node);
+    let network = node.network(masqueraded());
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    network.add(&a);
+    network.add(&b);
+    wait_for_gateway(&node);
+    is_masqueraded(&a, &outside);
+    is_masqueraded(&b, &outside);
+    assert_eq!(a.seen_as(&b, "10.77.0.3"), "10.77.0.2");
+    assert_eq!(a.seen_as(&b, "fd00:77::3"), "fd00:77::2");
+    assert_eq!(a.reaches("fd18::9"), 63);
+    network.del(&a);
+    is_masqueraded(&b, &outside);
+}
+
+#[test]
+fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
+    needs!(
+        "iptables",
+        "ip6tables",
+        "iptables-legacy",
+        "ip6tables-legacy"
+    );
+    let node = Node::new("node");
+    for program in ["iptables", "ip6tables"] {
+        for part in ["", "-restore", "-save"] {
+            // Of the programs' names only argv[0] counts, so each file may be the one of all of them.
+            node.bind(
+                &format!("/usr/sbin/{program}-legacy{part}"),
+                &format!("/usr/sbin/{program}{part}"),
+            );
+        }
+    }
+    let version = node.run("iptables --version");
+    assert!(version.contains("legacy"), "{version}");
+    let outside = uplink(&node);
+    let before = Footprint::of_pods(&node);
+    let network = node.network(masqueraded());
+    let a = node.pod("a");
+    network.add(&a);
+    for program in ["iptables", "ip6tables"] {
+        assert_eq!(node.nat(program), expected(program, &["a"]));
+    }
+    let ruleset = node.run("nft list ruleset");
+    assert!(!ruleset.contains("CNI-"), "{ruleset}");
+    wait_for_gateway(&node);
+    is_masqueraded(&a, &outside);
+    network.del(&a);
+    assert_eq!(Footprint::of_pods(&node).rules, before.rules);
+}
+
+#[test]
+fn rules_of_others_stay_as_they_are() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    node.run("iptables -t nat -N CNI-aaaaaaaaaaaaaaaaaaaaaaaa");
+    node.run("iptables -t nat -A POSTROUTING -s 10.77.0.0/16 -o eth7 -j MASQUERADE");
+    node.run("iptables -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080");
+    let before = node.nat("iptables");
+    let network = node.network(masqueraded());
+    let a = node.pod("a");
+    network.add(&a);
+    let during = node.nat("iptables");
+    assert_eq!(during.len(), before.len() + 4);
+    let position = |rule: &str| during.iter().position(|line| line.contains(rule)).unwrap();
+    assert!(
+        position("-o eth7") < position("--comment"),
+        "ours goes to the end: {during:?}"
+    );
+    network.del(&a);
+    assert_eq!(node.nat("iptables"), before);
+}
+
+#[test]
+fn one_family_has_rules_in_that_family_alone() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let mut config = masqueraded();
+    config["ipam"] = json!({ "type": "host-local", "subnet": "fd00:77::/64" });
+    let network = node.network(config);
+    let a = node.pod("a");
+    network.add(&a);
+    assert_eq!(node.nat("iptables"), [""; 0]);
+    assert_eq!(node.nat("ip6tables"), expected("ip6tables", &["a"]));
+    network.del(&a);
+    assert_eq!(node.nat("ip6tables"), [""; 0]);
+}
+
+#[test]
+fn forty_adds_and_dels_at_once_leave_what_they_should() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    let pods: Vec<Pod> = (0..20).map(|n| node.pod(&format!("c{n}"))).collect();
+    let at_once = |work: &(dyn Fn(&Pod) + Sync)| {
+        std::thread::scope(|scope| {
+            for pod in &pods {
+                scope.spawn(move || work(pod));
+            }
+        });
+    };
+    at_once(&|pod| drop(network.add(pod)));
+    for program in ["iptables", "ip6tables"] {
+        assert_eq!(node.nat(program).len(), 20 * 4, "{program}");
+    }
+    at_once(&|pod| network.del(pod));
+    for program in ["iptables", "ip6tables"] {
+        assert_eq!(node.nat(program), [""; 0]);
+    }
+}
+
+#[test]
+fn two_interfaces_of_a_container_on_one_network_do_not_take_each_others_rules() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D2: DEL of the first flushes the chain of both and fails") {
+        return;
+    }
+    let node = Node::new("node");
+    let outside = uplink(&node);
+    let network = node.network(masqueraded());
+    let pod = node.pod("a");
+    network.add(&pod);
+    let second = network.call("ADD", &pod).ifname("net1");
+    let result = second.run().ok();
+    network.del(&pod);
+    let left = node.nat("iptables");
+    let source = format!("-s {}/32", Network::address(&result));
+    assert!(left.iter().any(|rule| rule.contains(&source)), "{left:?}");
+    pod.run("ip route replace default via 10.77.0.1 dev net1");
+    assert_eq!(pod.seen_as(&outside, "172.18.0.9"), "172.18.0.5");
+    second.verb("DEL").run().ok();
+    assert_eq!(node.nat("iptables"), [""; 0]);
+    assert_eq!(node.nat("ip6tables"), [""; 0]);
+}

@@ -1,0 +1,258 @@
+//! An ADD that fails, at whatever step, leaves no link, no rule and no lease; the next one works.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Footprint, Network, Node, Pod, Refusal, leases, needs, reference, small_network, worse_in_go,
+};
+
+fn masqueraded() -> Value {
+    let mut config = small_network();
+    config["ipMasq"] = true.into();
+    config
+}
+
+/// Fails an ADD of `config` in a node where another pod is at work, and proves that nothing came of it. The
+/// same ADD by `repaired` succeeds then.
+fn undone(node: &Node, config: Value, repaired: &dyn Fn(&Node) -> Value) -> Refusal {
+    let neighbour = node.pod("neighbour");
+    node.network(small_network()).add(&neighbour);
+    let pod = node.pod("victim");
+    fails_without_trace(node, &config, &pod, repaired)
+}
+
+fn fails_without_trace(
+    node: &Node,
+    config: &Value,
+    pod: &Pod,
+    repaired: &dyn Fn(&Node) -> Value,
+) -> Refusal {
+    let before = Footprint::of_pods(node);
+    let in_pod = pod.run("ip -o link") + &pod.run("ip -o addr");
+    let refusal = node
+        .network(config.clone())
+        .call("ADD", pod)
+        .run()
+        .refused();
+    if reference().is_none() {
+        let after = Footprint::of_pods(node);
+        assert_eq!(after.links, before.links, "{refusal:?}");
+        assert_eq!(after.rules, before.rules, "{refusal:?}");
+        assert_eq!(after.files, before.files, "{refusal:?}");
+        assert_eq!(pod.run("ip -o link") + &pod.run("ip -o addr"), in_pod);
+        let config = repaired(node);
+        let result = node.network(config).add(pod);
+        assert_eq!(result["interfaces"][2]["name"], "eth0");
+    }
+    refusal
+}
+
+#[test]
+fn when_the_pool_is_empty() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let mut config = masqueraded();
+    config["name"] = "tiny".into();
+    config["bridge"] = "br1".into();
+    config["ipam"]["subnet"] = "10.66.0.0/30".into();
+    node.network(config.clone()).add(&node.pod("only"));
+    let refusal = undone(&node, config, &|node| {
+        let mut config = masqueraded();
+        config["name"] = "tiny".into();
+        config["bridge"] = "br1".into();
+        config["ipam"]["subnet"] = "10.66.0.0/30".into();
+        node.network(config.clone())
+            .call_for("DEL", "only")
+            .run()
+            .ok();
+        config
+    });
+    assert!(refusal.text().contains("10.66.0."), "{refusal:?}");
+}
+
+#[test]
+fn when_a_later_range_set_is_empty() {
+    needs!();
+    let node = Node::new("node");
+    let mut config = small_network();
+    config["name"] = "tiny".into();
+    config["isGateway"] = false.into();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "10.66.0.0/30" }]]);
+    node.network(config.clone()).add(&node.pod("only"));
+    undone(&node, config, &|_| small_network());
+    assert_eq!(leases(&node, "tiny").len(), 2);
+}
+
+#[test]
+fn when_the_bridge_has_another_address() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let mut config = masqueraded();
+    config["name"] = "clash".into();
+    config["ipam"]["subnet"] = "10.66.0.0/24".into();
+    let refusal = undone(&node, config.clone(), &|_| {
+        let mut config = config.clone();
+        config["forceAddress"] = true.into();
+        config
+    });
+    for word in ["br0", "10.77.0.1/24"] {
+        assert!(
+            refusal.text().contains(word) || reference().is_some(),
+            "{refusal:?}"
+        );
+    }
+}
+
+#[test]
+fn when_the_bridges_name_belongs_to_another_kind_of_link() {
+    needs!();
+    let node = Node::new("node");
+    node.run("ip link add taken type veth peer name other");
+    let mut config = masqueraded();
+    config["bridge"] = "taken".into();
+    let refusal = undone(&node, config, &|_| masqueraded());
+    assert!(refusal.text().contains("taken"), "{refusal:?}");
+}
+
+#[test]
+fn when_a_routes_next_hop_cannot_be_reached() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let mut config = masqueraded();
+    config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.99.99.99" }]);
+    let refusal = undone(&node, config, &|_| masqueraded());
+    for word in ["192.0.2.0/24", "10.99.99.99"] {
+        assert!(
+            refusal.text().contains(word) || reference().is_some(),
+            "{word}: {refusal:?}"
+        );
+    }
+}
+
+#[test]
+fn when_the_interfaces_name_is_taken_in_the_pod() {
+    needs!("iptables", "ip6tables");
+    let node = Node::new("node");
+    let pod = node.pod("victim");
+    pod.run("ip link add eth0 type veth peer name other");
+    let neighbour = node.pod("neighbour");
+    node.network(small_network()).add(&neighbour);
+    let refusal = fails_without_trace(&node, &masqueraded(), &pod, &|_| {
+        pod.run("ip link del eth0");
+        masqueraded()
+    });
+    assert!(refusal.text().contains("eth0"), "{refusal:?}");
+    assert_eq!(
+        leases(&node, "small").len(),
+        2 - usize::from(reference().is_some())
+    );
+}
+
+#[test]
+fn when_the_address_is_not_free() {
+    needs!();
+    let node = Node::new("node");
+    let mut config = small_network();
+    config["args"] = json!({ "cni": { "ips": ["10.77.0.2"] } });
+    let refusal = undone(&node, config, &|_| small_network());
+    assert!(refusal.text().contains("10.77.0.2"), "{refusal:?}");
+}
+
+/// Makes one of the iptables programs fail on this node. All of them are links to one file, which tells by the
+/// name it is called by what to do; so does the script that takes its place.
+fn break_program(node: &Node, program: &str, complaint: &str) {
+    node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
+    let script = format!(
+        "name=${{0##*/}}\n\
+         [ $name = {program} ] && echo '{complaint}' >&2 && exit 4\n\
+         exec /run/xtables $name \"$@\""
+    );
+    node.replace_program(&format!("/usr/sbin/{program}"), &script);
+}
+
+#[test]
+fn when_iptables_restore_fails() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D3: the veth stays, and it has no single program that could fail") {
+        return;
+    }
+    let node = Node::new("node");
+    break_program(&node, "iptables-restore", "it rains");
+    let refusal = undone(&node, masqueraded(), &|node| {
+        node.unbind("/usr/sbin/iptables-restore");
+        masqueraded()
+    });
+    assert!(refusal.text().contains("it rains"), "{refusal:?}");
+}
+
+#[test]
+fn when_only_the_second_familys_rules_fail() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D18: the rules of the first family stay") {
+        return;
+    }
+    let node = Node::new("node");
+    let mut config = masqueraded();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    break_program(&node, "ip6tables-restore", "no v6 here");
+    let refusal = undone(&node, config.clone(), &|node| {
+        node.unbind("/usr/sbin/ip6tables-restore");
+        config.clone()
+    });
+    assert!(refusal.text().contains("no v6 here"), "{refusal:?}");
+}
+
+#[test]
+fn when_the_ipam_plugin_fails_or_is_missing_or_talks_nonsense() {
+    needs!();
+    let node = Node::new("node");
+    let scripts = [
+        (
+            "fails",
+            r#"echo '{"code": 123, "msg": "no more addresses today"}'; exit 1"#,
+            "no more addresses today",
+        ),
+        ("mute", "exit 3", "mute"),
+        ("nonsense", "echo hello", "nonsense"),
+        ("empty", r#"echo '{"cniVersion": "1.0.0"}'"#, "empty"),
+    ];
+    let neighbour = node.pod("neighbour");
+    node.network(small_network()).add(&neighbour);
+    for (name, script, word) in scripts {
+        let file = format!("{}/{name}", Node::BIN);
+        node.write(&file, &format!("#!/bin/sh\n{script}\n"));
+        node.run(&format!("chmod 755 {file}"));
+        let mut config = masqueraded();
+        config["ipam"] = json!({ "type": name });
+        let pod = node.pod(&format!("pod-{name}"));
+        let refusal = fails_without_trace(&node, &config, &pod, &|_| small_network());
+        assert!(
+            refusal.text().contains(word) || reference().is_some(),
+            "{refusal:?}"
+        );
+        if name == "fails" {
+            assert_eq!(refusal.code, 123, "a delegate's code is passed on");
+        }
+    }
+    let mut config = small_network();
+    config["ipam"] = json!({ "type": "absent" });
+    let pod = node.pod("victim");
+    let refusal = fails_without_trace(&node, &config, &pod, &|_| small_network());
+    assert!(refusal.text().contains("absent"), "{refusal:?}");
+    assert!(refusal.text().contains(Node::BIN), "{refusal:?}");
+}
+
+#[test]
+fn when_the_first_pod_of_a_network_fails_the_next_one_still_works() {
+    needs!("ping");
+    let node = Node::new("node");
+    let mut config = small_network();
+    config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.99.99.99" }]);
+    let pod = node.pod("a");
+    node.network(config).call("ADD", &pod).run().refused();
+    if worse_in_go("D3: the interface stays in the pod") {
+        return;
+    }
+    let result = node.network(small_network()).add(&pod);
+    node.reaches(&Network::address(&result));
+}

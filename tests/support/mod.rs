@@ -1,0 +1,118 @@
+//! What every suite stands on: hosts and pods in private namespaces, calls of a plugin, witnesses of what it did.
+//!
+//! Nothing here touches the machine's own network: a [`Node`] has network and mount namespaces of its own, and all
+//! packets stay inside them. The plugins under test are ours, or those of the directory that
+//! `GANGPLANK_TEST_PLUGINS` names: the same suites then run against the reference.
+
+// Each suite uses a part of this.
+#![allow(dead_code, unused_imports)]
+
+mod call;
+mod node;
+mod place;
+mod witness;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub use call::{Answer, Call, Network, Refusal, small_network};
+pub use node::{Node, Pod, wire};
+pub use place::{Ping, Place};
+pub use witness::{Footprint, chain_of, leases};
+
+/// Where Debian's programs live; an ordinary user's PATH lacks half of it.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where Debian has the Go plugins.
+const GO_PLUGINS: &str = "/usr/lib/cni";
+
+/// The directory of the plugins that run instead of ours.
+pub fn reference() -> Option<PathBuf> {
+    std::env::var_os("GANGPLANK_TEST_PLUGINS").map(PathBuf::from)
+}
+
+/// Whether this test must be passed by because the reference runs, and is known to do worse (`why`).
+pub fn worse_in_go(why: &str) -> bool {
+    let skipped = reference().is_some();
+    if skipped {
+        say(&format!("passed by on the reference: {why}"));
+    }
+    skipped
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("GANGPLANK_BIN")
+        .map_or_else(|| env!("CARGO_BIN_EXE_gangplank").into(), PathBuf::from)
+}
+
+/// The file that is `plugin` in this run; other names are those of the Go plugins that Debian packages.
+pub fn plugin_file(plugin: &str) -> PathBuf {
+    match (plugin, reference()) {
+        ("bridge" | "host-local" | "loopback", None) => binary(),
+        ("bridge" | "host-local" | "loopback", Some(dir)) => dir.join(plugin),
+        _ => Path::new(GO_PLUGINS).join(plugin),
+    }
+}
+
+/// Whether a test that makes namespaces and needs these programs can run; `cni:NAME` is a Go plugin.
+///
+/// Says why when it cannot, and fails where CI says that everything must be there.
+pub fn require(programs: &[&str]) -> bool {
+    let mut missing: Vec<String> = Vec::new();
+    if !nix::unistd::geteuid().is_root() {
+        missing.push("the right to make namespaces: use tests/run, or root".into());
+    }
+    for program in ["ip"].iter().chain(programs) {
+        let found = match program.strip_prefix("cni:") {
+            Some(plugin) => Path::new(GO_PLUGINS).join(plugin).exists(),
+            None => PATH
+                .split(':')
+                .any(|dir| Path::new(dir).join(program).exists()),
+        };
+        if !found {
+            missing.push(format!("the program {program}: use tests/run"));
+        }
+    }
+    if missing.is_empty() {
+        return true;
+    }
+    let why = format!("cannot run, for it lacks {}", missing.join(", and "));
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    say(&why);
+    false
+}
+
+/// Returns from a test that cannot run here.
+macro_rules! needs {
+    ($($program:literal),*) => {
+        if !$crate::support::require(&[$($program),*]) {
+            return;
+        }
+    };
+}
+pub(crate) use needs;
+
+/// Says something about the running test even when it passes: the harness swallows only what is `print`ed.
+pub fn say(what: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "NOTE {test}: {what}");
+}
+
+/// The text of a file under `examples/`, which is what a user would drop into /etc/cni/net.d.
+pub fn example(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples")
+        .join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A command from one line of words.
+pub fn command(line: &str) -> Command {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().expect("a command line has words"));
+    command.args(words).env("PATH", PATH);
+    command
+}

@@ -1,0 +1,181 @@
+//! Hosts and pods.
+
+use std::fs::{self, File};
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::Value;
+
+use super::place::{Place, apart};
+use super::{Call, GO_PLUGINS, Network, plugin_file};
+
+/// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
+pub struct Node {
+    place: Place,
+}
+
+impl Deref for Node {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Node {
+    /// Where a node has its plugins.
+    pub const BIN: &str = "/run/cni/bin";
+
+    /// A host with nothing but a loopback interface, which is up.
+    pub fn new(name: &str) -> Node {
+        let place = apart(|| {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            for dir in ["/run", "/var/lib"] {
+                let tmpfs = Some("tmpfs");
+                mount(tmpfs, dir, tmpfs, MsFlags::empty(), Some("mode=0755")).unwrap();
+            }
+            for dir in ["/run/netns", "/run/lock", Node::BIN, "/var/lib/cni"] {
+                fs::create_dir_all(dir).unwrap();
+            }
+            Place {
+                name: name.to_owned(),
+                netns: Arc::new(File::open("/proc/thread-self/ns/net").unwrap()),
+                mntns: Arc::new(File::open("/proc/thread-self/ns/mnt").unwrap()),
+            }
+        });
+        let node = Node { place };
+        node.run("ip link set lo up");
+        for plugin in ["bridge", "host-local", "loopback"] {
+            node.install(plugin);
+        }
+        node
+    }
+
+    /// Puts a plugin into the node's directory of plugins.
+    pub fn install(&self, plugin: &str) {
+        self.link_plugin(&plugin_file(plugin), plugin);
+    }
+
+    /// Puts a plugin of the reference beside ours; it is then called `go-NAME`.
+    pub fn install_reference(&self, plugin: &str) {
+        let file = Path::new(GO_PLUGINS).join(plugin);
+        self.link_plugin(&file, &format!("go-{plugin}"));
+    }
+
+    fn link_plugin(&self, file: &Path, name: &str) {
+        self.inside(|| std::os::unix::fs::symlink(file, format!("{}/{name}", Node::BIN)))
+            .unwrap();
+    }
+
+    /// Puts a shell script where a program is, for this node alone.
+    pub fn replace_program(&self, program: &str, script: &str) {
+        let file = format!("/run/replaced-{}", program.replace('/', "-"));
+        self.write(&file, &format!("#!/bin/sh\n{script}\n"));
+        self.run(&format!("chmod 755 {file}"));
+        self.bind(&file, program);
+    }
+
+    /// Lays one file over another, for this node alone.
+    pub fn bind(&self, file: &str, over: &str) {
+        self.inside(|| {
+            let over = fs::canonicalize(over).unwrap();
+            let none: Option<&str> = None;
+            mount(Some(file), &over, none, MsFlags::MS_BIND, none).unwrap();
+        });
+    }
+
+    /// Takes the last file laid over another away.
+    pub fn unbind(&self, over: &str) {
+        self.inside(|| umount2(&fs::canonicalize(over).unwrap(), MntFlags::MNT_DETACH))
+            .unwrap();
+    }
+
+    /// A pod on this node: a network namespace at /run/netns/NAME, as `ip netns add` makes it.
+    pub fn pod(&self, name: &str) -> Pod {
+        let path = format!("/run/netns/{name}");
+        let netns = self.inside(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            File::create_new(&path).unwrap();
+            let none: Option<&str> = None;
+            let own = "/proc/thread-self/ns/net";
+            mount(Some(own), path.as_str(), none, MsFlags::MS_BIND, none).unwrap();
+            File::open(own).unwrap()
+        });
+        let place = Place {
+            name: name.to_owned(),
+            netns: Arc::new(netns),
+            mntns: self.mntns.clone(),
+        };
+        Pod { place, path }
+    }
+
+    /// A call of a plugin on this node.
+    pub fn cni(&self, plugin: &str) -> Call<'_> {
+        Call::new(self, plugin)
+    }
+
+    /// A network of the plugin that the configuration names.
+    pub fn network(&self, config: impl Into<Value>) -> Network<'_> {
+        Network::new(self, config.into())
+    }
+
+    /// A network from the text of a configuration file.
+    pub fn network_from(&self, text: &str) -> Network<'_> {
+        Network::new(self, serde_json::from_str(text).unwrap())
+    }
+}
+
+/// A pod. Its interfaces are those that plugins made, and a loopback interface that is down.
+pub struct Pod {
+    place: Place,
+    /// CNI_NETNS.
+    pub path: String,
+}
+
+impl Deref for Pod {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Pod {
+    /// Its name, which is also its container id.
+    pub fn id(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends the pod: its namespace goes, with the path to it.
+    pub fn end(self) {
+        let Pod { place, path } = self;
+        let host = place.mntns.clone();
+        drop(place);
+        apart(|| {
+            unshare(CloneFlags::CLONE_FS).unwrap();
+            setns(&*host, CloneFlags::CLONE_NEWNS).unwrap();
+            umount2(path.as_str(), MntFlags::MNT_DETACH).unwrap();
+            fs::remove_file(&path).unwrap();
+        });
+    }
+}
+
+/// Joins two nodes by a cable: `wire(&a, "eth0", &b, "eth1")`. Both ends are up.
+pub fn wire(one: &Node, one_link: &str, other: &Node, other_link: &str) {
+    let netns = format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        other.netns.as_raw_fd()
+    );
+    one.run(&format!(
+        "ip link add {one_link} type veth peer name {other_link} netns {netns}"
+    ));
+    one.run(&format!("ip link set {one_link} up"));
+    other.run(&format!("ip link set {other_link} up"));
+}
