@@ -63,6 +63,12 @@ pub struct Output {
 }
 
 impl Output {
+    /// Passes on to our stderr what it said on its own: a delegate speaks through us.
+    pub fn relay_stderr(&self) {
+        // Who closed our stderr does not want to know.
+        let _ = io::stderr().write_all(&self.stderr);
+    }
+
     /// What it said on stderr, or else how it ended, in one line.
     pub fn complaint(&self) -> String {
         let said = String::from_utf8_lossy(&self.stderr);

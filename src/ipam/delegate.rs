@@ -127,6 +127,7 @@ impl Delegate {
             ))
         })?;
         if output.status.success() {
+            output.relay_stderr();
             return Ok(output);
         }
         Err(parse_error(&output.stdout).unwrap_or_else(|| {
