@@ -180,9 +180,6 @@ fn all_missing_variables_are_named_at_once_in_order() {
             }
             let command = ("CNI_COMMAND", verb);
             for env in [&[command][..], &[command, ("CNI_CONTAINERID", "")]] {
-                if reference().is_some() && env.len() > 1 {
-                    continue; // Debian's version forgets to name the empty one.
-                }
                 let refusal = call(plugin, &[], env, &config("1.0.0")).refused();
                 assert_eq!(refusal.code, 4);
                 assert!(refusal.msg.contains(missing), "{refusal:?}");
@@ -192,7 +189,8 @@ fn all_missing_variables_are_named_at_once_in_order() {
         let env = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "a/b")];
         let refusal = call(plugin, &[], &env, &config("1.0.0")).refused();
         assert_eq!(refusal.code, 4);
-        assert!(refusal.text().contains("a/b"), "{refusal:?}");
+        let told = refusal.text().contains("a/b");
+        assert!(told || reference().is_some(), "{refusal:?}");
     }
 }
 
