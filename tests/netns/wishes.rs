@@ -15,7 +15,7 @@ fn a_mac_is_asked_for_in_three_ways_and_the_runtimes_wins() {
     let node = Node::new("node");
     let network = node.network(small_network());
     let by_args = "IgnoreUnknown=1;MAC=02:00:00:00:00:0a";
-    let cases: [(&str, &str, Option<&str>, Option<&str>, &str); 7] = [
+    let cases = [
         ("args", by_args, None, None, "02:00:00:00:00:0a"),
         (
             "cni",
