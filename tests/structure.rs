@@ -36,6 +36,14 @@ fn sources() -> Vec<Source> {
     sources
 }
 
+/// Whether a line has the word, and not as the end of a longer one.
+fn names(code: &str, word: &str) -> bool {
+    code.match_indices(word).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        !before.is_some_and(|before| before.is_alphanumeric() || before == '_')
+    })
+}
+
 /// Fails where a file outside `rooms` has a line with one of the words; comments do not count.
 fn only_in(rooms: &[&str], words: &[&str]) {
     let mut wrong = Vec::new();
@@ -45,7 +53,7 @@ fn only_in(rooms: &[&str], words: &[&str]) {
         }
         for (index, line) in source.code.iter().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            if let Some(word) = words.iter().find(|word| code.contains(**word)) {
+            if let Some(word) = words.iter().find(|word| names(code, word)) {
                 wrong.push(format!("src/{}:{}: {word}", source.path, index + 1));
             }
         }
