@@ -320,3 +320,23 @@ fn a_reader_that_went_away_does_not_make_it_crash() {
         assert_eq!(status.signal(), None, "{status}");
     }
 }
+
+#[test]
+fn the_release_binary_needs_no_library_and_is_small() {
+    let Some(file) = std::env::var_os("GANGPLANK_BIN") else {
+        return support::say("cannot run: tests/run tells where the release binary is");
+    };
+    let elf = std::fs::read(file).unwrap();
+    assert!(elf.len() <= 2_500_000, "{} bytes", elf.len());
+    // ELF-64: where the program headers are, how large one is, how many there are (elf(5)).
+    let number = |at: usize, bytes: usize| {
+        let read = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);
+        elf[at..at + bytes].iter().rev().fold(0, read)
+    };
+    assert_eq!((&elf[..4], elf[4], elf[5]), (&b"\x7fELF"[..], 2, 1));
+    let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    const PT_INTERP: usize = 3;
+    for header in 0..count {
+        assert_ne!(number(table + header * size, 4), PT_INTERP, "it is dynamic");
+    }
+}
