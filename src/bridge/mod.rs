@@ -6,9 +6,9 @@
 
 mod attach;
 mod check;
-mod config;
+pub mod config;
 mod detach;
-mod plan;
+pub mod plan;
 
 use crate::bridge::attach::{Site, attach};
 use crate::bridge::config::{BridgeConfig, Layer};

@@ -4,7 +4,7 @@
 //! start their work and finish it later, so that the caller can work on the link meanwhile.
 
 mod iptables;
-mod rules;
+pub mod rules;
 
 use std::net::IpAddr;
 

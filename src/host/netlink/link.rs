@@ -281,7 +281,8 @@ fn raise(message: &mut LinkMessage) {
 }
 
 impl Link {
-    fn of(message: LinkMessage) -> Link {
+    /// A link as a message of the kernel tells it.
+    pub fn of(message: LinkMessage) -> Link {
         let flags = message.header.flags;
         let mut link = Link {
             index: message.header.index,
