@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod detach;
 mod plan;
+mod sweep;
 
 use crate::bridge::attach::{Site, attach};
 use crate::bridge::config::{BridgeConfig, Layer};
@@ -77,6 +78,7 @@ pub fn check(
 }
 
 pub use detach::del;
+pub use sweep::gc;
 
 /// A request in which nothing is wrong.
 struct Prepared {

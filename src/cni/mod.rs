@@ -7,6 +7,8 @@ pub mod conf;
 pub mod request;
 pub mod result;
 pub mod shape;
+mod valid;
 mod version;
 
+pub use valid::ValidAttachments;
 pub use version::{Schema, Version};

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment};
 use crate::cni::result::IpConfig;
@@ -104,6 +105,25 @@ impl HostLocal {
         }
         failures.note(locked.clear(held));
         failures.into_result()
+    }
+
+    /// The attachments that hold an address though they are not valid any more. Does not wait for the lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
+        self.store.strays(valid)
+    }
+
+    /// Frees whatever no valid attachment holds, whoever reserved it; nothing is created.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock; 999 when a file cannot be read or removed.
+    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+        match self.store.lock()? {
+            Some(locked) => locked.sweep(valid),
+            None => Ok(()),
+        }
     }
 
     /// Whether `who` holds an address.

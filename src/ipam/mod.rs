@@ -13,6 +13,7 @@ mod range;
 mod resolv;
 mod store;
 
+use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::{AddResult, Dns, IpConfig};
@@ -139,6 +140,28 @@ impl Ipam {
                 host_local.release(who, &held)
             }
             Ipam::Delegate(delegate) => delegate.release(who),
+        }
+    }
+
+    /// The attachments that hold an address though they are not valid any more; none when only the delegate knows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.strays(valid),
+            Ipam::Delegate(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Frees whatever no valid attachment holds; a delegate finds the list on its stdin.
+    ///
+    /// # Errors
+    /// When something could not be freed; a delegate's error as it is.
+    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.sweep(valid),
+            Ipam::Delegate(delegate) => delegate.sweep(),
         }
     }
 

@@ -4,6 +4,8 @@
 //! locks. `.gangplank.boot` holds the boot they are of ([`boot`]). Knows nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
+mod holders;
+mod sweep;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
@@ -11,12 +13,12 @@ use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
 use crate::host::locks::{LockError, lock_within};
-use crate::ipam::lease_file::{Claim, Holder, read_claim, read_small};
+use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
@@ -198,26 +200,6 @@ impl Store {
         })
     }
 
-    /// Who has this address, for a message.
-    pub fn holder(&self, address: IpAddr) -> Option<Holder> {
-        Holder::read(&self.path(&address.to_string()), address)
-    }
-
-    /// The oldest leases among those wanted, oldest first, for a message.
-    pub fn oldest(&self, count: usize, is_wanted: impl Fn(IpAddr) -> bool) -> Vec<Holder> {
-        let mut leases: Vec<(SystemTime, IpAddr)> = Vec::new();
-        for entry in self.entries().into_iter().flatten() {
-            let address = address_of(&entry).filter(|address| is_wanted(*address));
-            let since = entry.metadata().and_then(|file| file.modified());
-            leases.extend(since.ok().zip(address));
-        }
-        leases.sort();
-        let holders = leases
-            .iter()
-            .filter_map(|(_, address)| self.holder(*address));
-        holders.take(count).collect()
-    }
-
     fn entries(&self) -> Result<Vec<DirEntry>, Error> {
         let listed = fs::read_dir(&self.directory).and_then(Iterator::collect);
         match listed {
@@ -346,6 +328,10 @@ impl Locked<'_> {
         if !held.litter {
             return Ok(());
         }
+        self.clear_aside()
+    }
+
+    fn clear_aside(&self) -> Result<(), Error> {
         remove(&self.store.path(ASIDE)).map_err(|cause| self.store.failed("remove", ASIDE, &cause))
     }
 

@@ -3,10 +3,12 @@
 //! Chain names, rule text and order within POSTROUTING are the reference's, so that either plugin takes down what the
 //! other set up. Everything here is text in the language of iptables-save(8); nothing is run.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use sha2::{Digest, Sha512};
 
+use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::net::{Cidr, Family};
 
@@ -30,7 +32,7 @@ impl Chain {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let mut comment = format!("name: \"{network}\" id: \"{container}\"");
+        let mut comment = format!("{}{container}\"", comment_of(network));
         comment.truncate(MAX_COMMENT);
         Chain {
             name: format!("CNI-{hex}"),
@@ -117,6 +119,11 @@ impl Chain {
     /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
     /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
     pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
+        let lines = self.clearing(addresses, listing);
+        (!lines.is_empty()).then(|| transaction(lines))
+    }
+
+    fn clearing(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Vec<String> {
         let target = format!("-j {}", self.name);
         let (mut lines, mut still_used) = (Vec::new(), false);
         for rule in listing.rules.iter().filter(|rule| rule.ends_with(&target)) {
@@ -129,12 +136,53 @@ impl Chain {
         if listing.has_chain(&self.name) && !still_used {
             lines.extend(self.emptying());
         }
-        (!lines.is_empty()).then(|| transaction(lines))
+        lines
     }
 
     fn emptying(&self) -> [String; 2] {
         [format!("-F {}", self.name), format!("-X {}", self.name)]
     }
+}
+
+/// What the comments of all rules of a network begin with.
+fn comment_of(network: &Id) -> String {
+    format!("name: \"{network}\" id: \"")
+}
+
+/// Takes down all chains of a network but those of valid containers, in one transaction; `None` when there are none.
+///
+/// The comments tell the network, the names of chains whether they are valid: comments may have been cut.
+pub fn sweep(network: &Id, valid: &ValidAttachments, listing: &Listing) -> Option<String> {
+    let valid: HashSet<String> = valid
+        .containers()
+        .map(|container| Chain::of(network, container).name)
+        .collect();
+    let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
+    let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
+    let names: BTreeSet<&str> = of_network
+        .flat_map(|rule| {
+            let mut words = rule.split_whitespace();
+            [words.nth(1), words.next_back()]
+        })
+        .flatten()
+        .filter(|name| is_chain_name(name) && !valid.contains(*name))
+        .collect();
+    let lines: Vec<String> = names
+        .into_iter()
+        .flat_map(|name| {
+            let chain = Chain {
+                name: name.to_owned(),
+                comment: String::new(),
+            };
+            chain.clearing(None, listing)
+        })
+        .collect();
+    (!lines.is_empty()).then(|| transaction(lines))
+}
+
+fn is_chain_name(name: &str) -> bool {
+    let digits = name.strip_prefix("CNI-").unwrap_or_default();
+    digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether the source of a rule is one of the addresses, or a subnet with one of them, as old versions of the
@@ -280,6 +328,47 @@ mod tests {
         let all = chain().clear(None, &both).unwrap();
         assert_eq!(all, chain().destroy(&ips(&["10.1.0.2", "10.1.0.3"])));
         assert_eq!(chain().clear(None, &Listing::default()), None);
+    }
+
+    #[test]
+    fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
+        let of = |network: &str, container: &str| {
+            Chain::of(&network.parse().unwrap(), &container.parse().unwrap())
+        };
+        let scripts: String = [
+            ("n", "a", "10.1.0.2/24"),
+            ("n", "b", "10.1.0.3/24"),
+            ("n2", "c", "10.2.0.2/24"),
+        ]
+        .map(|(network, container, address)| of(network, container).create(&cidrs(&[address])))
+        .concat();
+        let listing = listing_after(&scripts);
+        let network = "n".parse().unwrap();
+        let attachment = |container: &str| crate::cni::request::Attachment {
+            container: container.parse().unwrap(),
+            interface: "eth0".parse().unwrap(),
+        };
+        let swept = |valid: &[&str]| {
+            let valid = valid
+                .iter()
+                .map(|container| attachment(container))
+                .collect();
+            sweep(&network, &valid, &listing)
+        };
+        assert_eq!(
+            swept(&["b"]),
+            Some(of("n", "a").destroy(&ips(&["10.1.0.2"])))
+        );
+        assert_eq!(swept(&["a", "b"]), None);
+        let all = swept(&["c"]).unwrap();
+        assert!(
+            all.contains("10.1.0.2/32") && all.contains("10.1.0.3/32"),
+            "{all}"
+        );
+        assert!(
+            !all.contains("10.2.0.2") && all.matches("COMMIT").count() == 1,
+            "{all}"
+        );
     }
 
     #[test]

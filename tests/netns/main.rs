@@ -7,6 +7,7 @@ mod bridge;
 mod check;
 mod del;
 mod delegate;
+mod gc;
 mod host_local;
 mod host_local_neighbours;
 mod loopback;
