@@ -108,7 +108,8 @@ fn answer(
                 bridge::del(&conf, &request, who, netns.as_deref()).map(nothing)
             }
             Verb::Gc => bridge::gc(&conf, &request).map(nothing),
-            Verb::Status | Verb::Version => Ok(String::new()),
+            Verb::Status => bridge::status(&conf, &request).map(nothing),
+            Verb::Version => Ok(String::new()),
         },
         Plugin::HostLocal => host_local(&conf, &request),
         Plugin::Loopback => match &request.verb {
@@ -141,7 +142,11 @@ fn host_local(conf: &NetConf, request: &Request) -> Result<String, Error> {
             HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
             Ok(String::new())
         }
-        Verb::Status | Verb::Version => Ok(String::new()),
+        Verb::Status => {
+            HostLocal::parse(conf, &Args::default())?.status()?;
+            Ok(String::new())
+        }
+        Verb::Version => Ok(String::new()),
     }
 }
 

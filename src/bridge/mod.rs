@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::ipam::{Ipam, Lease};
-use crate::masquerade::{Masquerade, Scope};
+use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
 
 /// ADD: a lease, a link and its masquerading, or none of them.
@@ -77,6 +77,24 @@ pub fn check(
     check::check(&check::Expected::new(conf, config, who, netns)?, &site)
 }
 
+/// STATUS: whether an ADD could work now. Cheap, for it is asked every few seconds: where IPAM is host-local it runs no
+/// process, and it writes nothing.
+///
+/// # Errors
+/// Those of a configuration that ADD would refuse; code 50 for what is missing or used up; a delegate's as it is.
+pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
+    // CNI_ARGS are of an attachment, and there is none.
+    let args = Args::default();
+    let config = BridgeConfig::parse(conf, &args)?;
+    let ipam = Ipam::parse_for_status(conf, request, &args)?;
+    config.suits(Layer::of(ipam.as_ref()), conf.version)?;
+    let Some(ipam) = ipam else { return Ok(()) };
+    if config.masquerade {
+        masquerade::status(ipam.families().as_deref())?;
+    }
+    ipam.status()
+}
+
 pub use detach::del;
 pub use sweep::gc;
 
@@ -93,12 +111,7 @@ impl Prepared {
         let args = Args::parse(&request.args)?;
         let config = BridgeConfig::parse(conf, &args)?;
         let ipam = Ipam::parse(conf, request, &args)?;
-        let layer = if ipam.is_some() {
-            Layer::Three
-        } else {
-            Layer::Two
-        };
-        config.suits(layer, conf.version)?;
+        config.suits(Layer::of(ipam.as_ref()), conf.version)?;
         let opened = Netns::open(netns, OwnNetns::allowed(request.own_netns_allowed));
         Ok(Prepared {
             args,

@@ -121,6 +121,19 @@ impl Delegate {
         self.run(Command::Gc, None).map(drop)
     }
 
+    /// Runs its STATUS.
+    ///
+    /// # Errors
+    /// Its own error as it is; code 50 when it is not there or gives no answer.
+    pub fn status(&self) -> Result<(), Error> {
+        self.locate().map_err(Error::into_not_available)?;
+        let answered = self.run(Command::Status, None).map(drop);
+        answered.map_err(|error| match error.code {
+            Code::PLUGIN => error.into_not_available(),
+            _ => error,
+        })
+    }
+
     /// What concerns a whole network names no attachment.
     fn run<'a>(
         &self,

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
+use crate::host::files::can_fill;
 use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
@@ -26,6 +27,9 @@ const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the files that hold the address reserved last begin with; the number of the range set follows.
 const CURSOR: &str = "last_reserved_ip.";
+
+/// What to do about a directory that cannot be written.
+const REMEDY: &str = "leases need a writable directory: see ipam.dataDir";
 
 /// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
 const ASIDE: &str = ".gangplank.new";
@@ -96,6 +100,17 @@ impl Store {
     /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Whether leases could be written; nothing is.
+    ///
+    /// # Errors
+    /// When they could not.
+    pub fn writable(&self) -> Result<(), Error> {
+        can_fill(&self.directory).map_err(|why| {
+            let directory = self.directory.display();
+            Error::failed(format!("cannot write leases to {directory}: {why}")).details(REMEDY)
+        })
     }
 
     /// Takes the lock, making the directory where it is missing.
@@ -219,9 +234,7 @@ impl Store {
         };
         let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
         match cause.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                error.details("leases need a writable directory: see ipam.dataDir")
-            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => error.details(REMEDY),
             _ => error,
         }
     }

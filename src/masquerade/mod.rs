@@ -118,6 +118,23 @@ impl Masquerade {
     }
 }
 
+/// Whether addresses of these families could be masqueraded now; of `None`, whether those of any family could. Runs no
+/// process.
+///
+/// # Errors
+/// Code 50 when a program is not installed.
+pub fn status(families: Option<&[Family]>) -> Result<(), Error> {
+    let missing = |family: &Family| Iptables::find(*family).is_none();
+    let lacking = match families {
+        Some(families) => families.iter().copied().find(missing),
+        None => Family::BOTH.iter().all(missing).then_some(Family::V4),
+    };
+    match lacking {
+        Some(family) => Err(not_installed(family).into_not_available()),
+        None => Ok(()),
+    }
+}
+
 /// Removes the masquerading of all containers of a network that have no valid attachment, whichever plugin installed it.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ mod host_local;
 mod host_local_neighbours;
 mod loopback;
 mod masquerade;
+mod status;
 mod undo;
 mod walkthroughs;
 mod wishes;

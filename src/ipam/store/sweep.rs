@@ -1,5 +1,6 @@
 //! What of the directory is nobody's: leases whose attachment is gone, and what crashes have left.
 
+use std::collections::HashSet;
 use std::fs::DirEntry;
 use std::net::IpAddr;
 
@@ -28,6 +29,29 @@ impl Store {
             })
         });
         Ok(named.collect())
+    }
+
+    /// All addresses that have a file. That is cheap: no file is opened.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn named(&self) -> Result<HashSet<IpAddr>, Error> {
+        Ok(self.entries()?.iter().filter_map(address_of).collect())
+    }
+
+    /// Of these addresses, those that an ADD could give all the same: their files are torn, or older than this boot.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn reclaimable(&self) -> Result<HashSet<IpAddr>, Error> {
+        let mut reclaimable = self.outlived()?;
+        for (entry, address) in self.lease_files()? {
+            let content = read_small(&entry.path());
+            if content.is_ok_and(|content| parse_owner(&content).is_none()) {
+                reclaimable.insert(address);
+            }
+        }
+        Ok(reclaimable)
     }
 
     fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
