@@ -14,6 +14,7 @@ mod sweep;
 use crate::bridge::attach::{Site, attach};
 use crate::bridge::config::{BridgeConfig, Layer};
 use crate::bridge::plan::Plan;
+use crate::cni::Schema;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::AddResult;
@@ -63,6 +64,7 @@ pub fn check(
         config,
         ipam,
         netns: namespace,
+        previous: _,
     } = Prepared::new(conf, request, netns)?;
     if let Some(ipam) = &ipam {
         ipam.check(who)?;
@@ -104,6 +106,8 @@ struct Prepared {
     config: BridgeConfig,
     ipam: Option<Ipam>,
     netns: Netns,
+    /// Of the plugins before this one in a chain.
+    previous: AddResult,
 }
 
 impl Prepared {
@@ -118,6 +122,7 @@ impl Prepared {
             config,
             ipam,
             netns: opened.map_err(|cause| cause.report(netns))?,
+            previous: previous_in_chain(conf)?,
         })
     }
 
@@ -152,12 +157,18 @@ impl Prepared {
         let installed = installing.map_or(Ok(()), |installing| installing.finish());
         let facts = attached?;
         installed?;
-        Ok(plan.into_result(
-            &self.config.bridge,
-            &facts,
-            &site.netns.path().to_string_lossy(),
-        ))
+        let sandbox = site.netns.path().to_string_lossy();
+        let result = plan.into_result(&self.config.bridge, &facts, &sandbox);
+        Ok(result.after(self.previous.clone()))
     }
+}
+
+/// What the result must keep. Before 0.3.0 there were no chains, and a result has no room for a second address.
+fn previous_in_chain(conf: &NetConf) -> Result<AddResult, Error> {
+    if conf.version.schema() == Schema::V0_1 {
+        return Ok(AddResult::default());
+    }
+    Ok(conf.prev_result()?.unwrap_or_default())
 }
 
 fn open_host() -> Result<Netlink, Error> {

@@ -22,6 +22,8 @@ use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
+pub use holders::Held;
+
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -53,40 +55,6 @@ pub struct Leases {
     garbled: HashSet<IpAddr>,
     /// A writer crashed, or one is at work.
     aside: bool,
-}
-
-/// The addresses that an attachment was found to hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    addresses: Vec<IpAddr>,
-    siblings: bool,
-    litter: bool,
-}
-
-impl Held {
-    /// Exactly these.
-    pub(in crate::ipam) fn exactly(addresses: Vec<IpAddr>) -> Held {
-        Held {
-            addresses,
-            siblings: false,
-            litter: false,
-        }
-    }
-
-    /// The addresses, in no order.
-    pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
-    }
-
-    /// Whether another interface of the same container has an address on this network.
-    pub fn has_siblings(&self) -> bool {
-        self.siblings
-    }
-
-    /// Whether there is nothing to release.
-    pub(in crate::ipam) fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && !self.litter
-    }
 }
 
 impl Store {

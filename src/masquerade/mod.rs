@@ -87,6 +87,29 @@ impl Masquerade {
         Ok(installing)
     }
 
+    /// Whether addresses are masqueraded, by whichever plugin: one listing per family.
+    ///
+    /// # Errors
+    /// The first address that is not; when a family cannot be listed.
+    pub fn check(&self, addresses: &[Cidr]) -> Result<(), Error> {
+        for family in Family::BOTH {
+            let of_family = |address: &Cidr| address.family() == family;
+            let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
+            if own.is_empty() {
+                continue;
+            }
+            let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
+            if let Some(address) = self.chain.lacking(&own, &iptables.list()?) {
+                let what = format!("check: rules that masquerade {address} are missing");
+                return Err(Error::failed(what).details(format!(
+                    "looked in the nat table of {family} for {}",
+                    self.chain
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Starts to remove what was installed, by whichever plugin. Knowing the addresses costs one process per family;
     /// without them what is there must be looked for.
     pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope) -> Removing {

@@ -4,6 +4,7 @@
 mod support;
 
 mod bridge;
+mod chain;
 mod check;
 mod del;
 mod delegate;

@@ -1,10 +1,44 @@
-//! Who holds what, for messages.
+//! Who holds what: for a release, and for messages.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::ipam::lease_file::Holder;
 use crate::ipam::store::{Store, address_of};
+
+/// The addresses that an attachment was found to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) siblings: bool,
+    pub(super) litter: bool,
+}
+
+impl Held {
+    /// Exactly these.
+    pub(in crate::ipam) fn exactly(addresses: Vec<IpAddr>) -> Held {
+        Held {
+            addresses,
+            siblings: false,
+            litter: false,
+        }
+    }
+
+    /// The addresses, in no order.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Whether another interface of the same container has an address on this network.
+    pub fn has_siblings(&self) -> bool {
+        self.siblings
+    }
+
+    /// Whether there is nothing to release.
+    pub(in crate::ipam) fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && !self.litter
+    }
+}
 
 impl Store {
     /// Who has this address.
