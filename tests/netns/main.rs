@@ -13,6 +13,7 @@ mod host_local;
 mod host_local_neighbours;
 mod loopback;
 mod masquerade;
+mod neighbours;
 mod status;
 mod undo;
 mod walkthroughs;
