@@ -12,5 +12,6 @@ mod host_local_neighbours;
 mod loopback;
 mod masquerade;
 mod undo;
+mod vlan;
 mod walkthroughs;
 mod wishes;
