@@ -23,6 +23,7 @@ fn without_802_1q_a_vlan_is_refused_by_name_before_anything_is_touched() {
     if knows_vlans(&node) {
         return;
     }
+    let pod = node.pod("a");
     for (key, value, asked) in [
         ("vlan", json!(100), "vlan is 100"),
         (
@@ -38,14 +39,12 @@ fn without_802_1q_a_vlan_is_refused_by_name_before_anything_is_touched() {
                 node.run("ip link add br0 type bridge");
             }
             let before = Footprint::of(&node);
-            let pod = node.pod(&format!("{bridge}{}", asked.replace(' ', "-")));
             let refusal = network.call("ADD", &pod).run().refused();
             let why = "but this kernel has no 802.1Q VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING)";
             assert_eq!(refusal.code, 2, "{refusal:?}");
             assert_eq!(refusal.msg, format!("configuration: {asked}, {why}"));
             assert_eq!(Footprint::of(&node), before, "bridge br0 {bridge}");
             assert!(pod.link("eth0").is_none());
-            pod.end();
         }
         assert_eq!(leases(&node, "small"), [] as [std::net::IpAddr; 0]);
         assert_eq!(node.link("br0").unwrap()["operstate"], "DOWN");
