@@ -54,6 +54,7 @@ pub fn attach<'a>(
         site.host
             .wait_running(&plan.host, PORT_LIMIT)
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
+        announce(plan, site, container)?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
     // then the first packets from the host would be dropped.
@@ -68,6 +69,17 @@ pub fn attach<'a>(
         host_mac,
         gateway_mac: gateway.and_then(|gateway| gateway.mac),
     })
+}
+
+/// Tells the neighbours whose the addresses are now: somebody else may have had them a moment ago, under another MAC
+/// address. Setting the MAC address, even to what it is, makes the kernel announce all addresses (`inetdev_event` and
+/// `ndisc_netdev_event` on NETDEV_CHANGEADDR); when the link came up, the port did not forward yet.
+fn announce(plan: &Plan, site: &Site, link: u32) -> Result<(), Error> {
+    if plan.lease.ips.is_empty() {
+        return Ok(());
+    }
+    let announced = site.pod.set_mac(link, plan.mac);
+    announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
 }
 
 /// The bridge as it is configured, made where it is not there.

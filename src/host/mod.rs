@@ -2,6 +2,7 @@
 //!
 //! It speaks in the values of [`crate::net`]; what an errno means for the caller is a variant of its errors.
 
+pub mod boot;
 pub mod locks;
 pub mod netlink;
 pub mod netns;

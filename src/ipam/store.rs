@@ -1,7 +1,9 @@
 //! The directory of one network's leases, shared with the reference's host-local.
 //!
 //! `<ip>` holds `<container id>\r\n<interface>`, `last_reserved_ip.<set>` an address, `lock` is what every writer
-//! locks. Knows nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
+//! locks. `.gangplank.boot` holds the boot they are of ([`boot`]). Knows nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
+
+mod boot;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
@@ -19,6 +21,9 @@ use crate::net::parse_ip;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the files that hold the address reserved last begin with; the number of the range set follows.
+const CURSOR: &str = "last_reserved_ip.";
 
 /// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
 const ASIDE: &str = ".gangplank.new";
@@ -267,13 +272,23 @@ impl Locked<'_> {
     /// # Errors
     /// When it cannot be written.
     pub fn remember(&self, set: usize, address: IpAddr) -> Result<(), Error> {
-        let name = last_reserved_name(set);
+        self.replace(&last_reserved_name(set), &address.to_string(), boot::mark)
+    }
+
+    /// Puts a file in place of whatever has its name: whole or not at all. `finish` is done to it before.
+    fn replace(
+        &self,
+        name: &str,
+        content: &str,
+        finish: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), Error> {
         let aside = self.store.path(ASIDE);
-        self.write_aside(&address.to_string())
-            .and_then(|()| fs::rename(&aside, self.store.path(&name)))
+        self.write_aside(content)
+            .and_then(|file| finish(&file))
+            .and_then(|()| fs::rename(&aside, self.store.path(name)))
             .map_err(|cause| {
                 let _ = remove(&aside);
-                self.store.failed("write", &name, &cause)
+                self.store.failed("write", name, &cause)
             })
     }
 
@@ -285,7 +300,7 @@ impl Locked<'_> {
         let name = address.to_string();
         let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
         let content = format!("{}\r\n{}", who.container, who.interface);
-        let made = self.write_aside(&content).and_then(|()| {
+        let made = self.write_aside(&content).and_then(|_| {
             if leases.garbled.contains(&address) {
                 remove(&place)?;
             }
@@ -334,7 +349,7 @@ impl Locked<'_> {
         remove(&self.store.path(ASIDE)).map_err(|cause| self.store.failed("remove", ASIDE, &cause))
     }
 
-    fn write_aside(&self, content: &str) -> io::Result<()> {
+    fn write_aside(&self, content: &str) -> io::Result<File> {
         let path = self.store.path(ASIDE);
         let mut file = match create_new(&path) {
             // One that a crash left may be a second name of a lease: it is not to be written to.
@@ -344,14 +359,18 @@ impl Locked<'_> {
             }
             created => created?,
         };
-        file.write_all(content.as_bytes()).inspect_err(|_| {
-            let _ = remove(&path);
-        })
+        match file.write_all(content.as_bytes()) {
+            Ok(()) => Ok(file),
+            Err(cause) => {
+                let _ = remove(&path);
+                Err(cause)
+            }
+        }
     }
 }
 
 fn last_reserved_name(set: usize) -> String {
-    format!("last_reserved_ip.{set}")
+    format!("{CURSOR}{set}")
 }
 
 fn create_new(path: &Path) -> io::Result<File> {

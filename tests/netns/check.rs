@@ -212,22 +212,6 @@ fn a_link_that_is_down_is_named() {
 }
 
 #[test]
-fn masquerade_that_went_is_named() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("it does not look at the rules") {
-        return;
-    }
-    let node = Node::new("node");
-    let network = node.network(config()).with("ipMasq", true);
-    let pod = node.pod("a");
-    let result = network.add(&pod);
-    network.check(&pod, &result).ok();
-    node.run("iptables -t nat -F POSTROUTING");
-    let refusal = network.check(&pod, &result).refused();
-    names(&refusal, &["10.77.0.2"]);
-}
-
-#[test]
 fn a_namespace_that_went_is_named() {
     needs!();
     let node = Node::new("node");

@@ -11,6 +11,7 @@ mod host_local;
 mod host_local_neighbours;
 mod loopback;
 mod masquerade;
+mod neighbours;
 mod undo;
 mod vlan;
 mod walkthroughs;
