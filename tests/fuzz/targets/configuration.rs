@@ -24,6 +24,9 @@ fuzz_target!(|data: &[u8]| {
     let name = conf.name.as_str();
     assert!(!name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']));
     let _ = conf.prev_result();
+    if let Ok(valid) = conf.valid_attachments() {
+        assert!(valid.containers().all(|container| valid.has_container(container)));
+    }
     let args = Args::default();
     let _ = Ipam::parse(&conf, request(), &args);
     let _ = Ipam::parse_for_release(&conf, request());
@@ -88,6 +91,7 @@ fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
     }
     let facts = Facts {
         bridge_mac: None,
+        gateway_mac: None,
         host_mac: Some(plan.mac),
     };
     let result = plan.into_result(&config.bridge, &facts, "/run/netns/x");
