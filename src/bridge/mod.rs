@@ -8,10 +8,13 @@ mod attach;
 mod check;
 mod config;
 mod detach;
+mod gateway;
 mod plan;
+mod ports;
 mod sweep;
+mod vlan;
 
-use crate::bridge::attach::{Site, attach};
+use crate::bridge::attach::{Site, attach, ensure_bridge};
 use crate::bridge::config::{BridgeConfig, Layer};
 use crate::bridge::plan::Plan;
 use crate::cni::Schema;
@@ -133,6 +136,10 @@ impl Prepared {
         site: &Site<'a>,
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
+        if self.config.vlans.is_some() {
+            // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
+            ensure_bridge(site.host, &self.config)?;
+        }
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => {

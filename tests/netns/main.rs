@@ -16,5 +16,6 @@ mod masquerade;
 mod neighbours;
 mod status;
 mod undo;
+mod vlan;
 mod walkthroughs;
 mod wishes;
