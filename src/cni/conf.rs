@@ -49,10 +49,10 @@ impl NetConf {
     /// Code 6 for what is not JSON or of the wrong type, 7 for the name, 1 for the version.
     pub fn parse(bytes: Vec<u8>) -> Result<NetConf, Error> {
         if bytes.trim_ascii().is_empty() {
-            return Err(Error::new(
-                Code::DECODE,
-                format!("{DOCUMENT} on stdin is empty"),
-            ));
+            return Err(
+                Error::new(Code::DECODE, format!("{DOCUMENT} on stdin is empty"))
+                    .details("the runtime passes the network configuration there, as JSON"),
+            );
         }
         let root = match shape::parse(DOCUMENT, &bytes)? {
             Value::Null => Value::Object(Default::default()),

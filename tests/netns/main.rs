@@ -19,3 +19,4 @@ mod undo;
 mod vlan;
 mod walkthroughs;
 mod wishes;
+mod words;
