@@ -8,6 +8,7 @@ use crate::cni::request::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
+use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Route};
 
 /// The routing table that is meant when a route names none (RT_TABLE_MAIN).
@@ -19,6 +20,7 @@ pub struct Expected {
     interface: IfName,
     result: AddResult,
     container: Interface,
+    masquerade: Masquerade,
 }
 
 impl Expected {
@@ -54,20 +56,38 @@ impl Expected {
             interface: who.interface.clone(),
             result,
             container,
+            masquerade: Masquerade::of(&conf.name, &who.container),
         })
     }
 
-    /// Whether an address or gateway of the result belongs to the container's interface.
+    /// The addresses of the container's interface: those that say so, or where none does those that say nothing.
     fn addresses(&self) -> impl Iterator<Item = &IpConfig> {
         let ours = self
             .result
             .interfaces
             .iter()
             .position(|interface| *interface == self.container);
-        self.result
-            .ips
-            .iter()
-            .filter(move |ip| ip.interface.is_none() || ip.interface == ours)
+        let ips = &self.result.ips;
+        let wanted = ours.filter(|_| ips.iter().any(|ip| ip.interface == ours));
+        ips.iter().filter(move |ip| ip.interface == wanted)
+    }
+}
+
+impl Expected {
+    /// Whether all that the container has is of this attachment. Routes of a chain may be over other interfaces.
+    fn is_alone(&self) -> bool {
+        let sandbox = &self.container.sandbox;
+        let interfaces = self.result.interfaces.iter();
+        interfaces.filter(|other| other.sandbox == *sandbox).count() == 1
+    }
+
+    /// Compares the rules of its addresses.
+    fn check_masquerade(&self) -> Result<(), Error> {
+        if !self.config.masquerade {
+            return Ok(());
+        }
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        self.masquerade.check(&addresses)
     }
 }
 
@@ -80,7 +100,8 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     let container = check_container(expected, site)?;
     check_port(expected, site, &bridge, &container)?;
     check_addresses(expected, site, &container)?;
-    check_routes(expected, site, &container)
+    check_routes(expected, site, &container)?;
+    expected.check_masquerade()
 }
 
 fn differs(what: impl std::fmt::Display) -> Error {
@@ -243,7 +264,7 @@ fn check_routes(expected: &Expected, site: &Site, container: &Link) -> Result<()
         }
         let query = RouteQuery {
             family,
-            link: container.index,
+            link: expected.is_alone().then_some(container.index),
         };
         let present = site.pod.routes(query);
         let present =

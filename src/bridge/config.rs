@@ -133,6 +133,16 @@ pub enum Layer {
     Three,
 }
 
+impl Layer {
+    /// That of a network with this IPAM.
+    pub fn of<T>(ipam: Option<T>) -> Layer {
+        match ipam {
+            Some(_) => Layer::Three,
+            None => Layer::Two,
+        }
+    }
+}
+
 /// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes; 0 is "not set".
 fn parse_mtu(root: &Shape) -> Result<Option<u32>, Error> {
     match root.integer("mtu")? {

@@ -17,7 +17,7 @@ const MAX_ALIAS: usize = 255;
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
 const MIN_MTU_IPV6: u32 = 1280;
 
-/// The position of the container's interface among those of a result.
+/// The position of the container's interface among those that the plan makes; see [`Plan::into_result`].
 const CONTAINER_INTERFACE: usize = 2;
 
 /// What an attachment will be.
