@@ -1,5 +1,9 @@
 //! The keys `vlan`, `vlanTrunk` and `preserveDefaultVlan`: what a configuration asks of 802.1Q, and what a port is to
 //! have because of it. Pure data.
+//!
+//! In the words of bridge(8): `vlan` is `bridge vlan add vid N pvid untagged dev PORT`, an item of `vlanTrunk` is
+//! `bridge vlan add vid FIRST-LAST dev PORT`, and unless `preserveDefaultVlan` is true, `bridge vlan del vid 1 dev PORT`
+//! comes before them.
 
 use std::collections::BTreeSet;
 
@@ -119,7 +123,7 @@ fn gateway_name(root: &Shape, bridge: &IfName, vlan: VlanId) -> Result<IfName, E
     let name = format!("{bridge}.{vlan}");
     name.parse().map_err(|_| {
         let wanted = format!(
-            "the gateway's interface would be {name}, and a name has at most 15 bytes; choose a shorter one"
+            "the gateway's interface would be {name}, longer than the kernel's 15 bytes; choose a shorter name"
         );
         root.at("bridge").refused(format!("{:?}", bridge.as_str()), wanted)
     })
