@@ -66,8 +66,8 @@ pub struct Facts {
 impl Facts {
     /// Those of a link of a place.
     pub fn of(place: &Place, link: &str) -> Result<Facts, Failure> {
-        let facts = place.inside(|| look(link).map_err(|cause| cause.to_string()));
-        Ok(facts.map_err(|cause| format!("{} of {}: {cause}", link, place.name))?)
+        let facts = place.inside(|| look(link));
+        Ok(facts.map_err(|cause| format!("{link} of {}: {cause}", place.name))?)
     }
 }
 

@@ -31,7 +31,7 @@ const CONFIGURATION: &str = include_str!("../10-gangplank.conflist");
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// Why the demo ends early.
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     match demonstrate() {

@@ -85,36 +85,33 @@ impl Scene {
 }
 
 /// Lays a cable from here to the namespace at a path, and takes up this end.
-fn join(path: &str) -> Result<(), String> {
-    let text = |cause: &dyn std::error::Error| cause.to_string();
-    let netlink = Netlink::open().map_err(|e| text(&e))?;
-    let world = Netns::open(path, OwnNetns::Refused).map_err(|e| text(&e))?;
+fn join(path: &str) -> Result<(), Failure> {
     let cable = NewVeth {
-        host: &name(CARD),
+        port: &name(CARD),
         // No link has the index 0: the end is a port of no bridge.
         bridge: 0,
-        container: &name(CARD),
-        mac: random::mac().map_err(|e| text(&e))?,
+        end: &name(CARD),
+        mac: random::mac()?,
         mtu: None,
     };
-    netlink.create_veth(&cable, &world).map_err(|e| text(&e))?;
+    let world = Netns::open(path, OwnNetns::Refused)?;
+    Netlink::open()?.create_veth(&cable, Some(&world))?;
     raise(NODE)
 }
 
 /// Brings up the loopback interface and the network card of the place where this runs, with an address.
-fn raise(address: &str) -> Result<(), String> {
-    let steps = || -> Result<(), Failure> {
-        let netlink = Netlink::open()?;
-        for link in ["lo", CARD] {
-            let link = netlink.link(&name(link))?.ok_or("there is no such link")?;
-            netlink.set_up(link.index)?;
-            if link.name == CARD {
-                netlink.add_address(link.index, cidr(address), Detection::Skipped)?;
-            }
+fn raise(address: &str) -> Result<(), Failure> {
+    let netlink = Netlink::open()?;
+    for link in ["lo", CARD] {
+        let link = netlink
+            .link(&name(link))?
+            .ok_or_else(|| format!("there is no {link}"))?;
+        netlink.set_up(link.index)?;
+        if link.name == CARD {
+            netlink.add_address(link.index, cidr(address), Detection::Skipped)?;
         }
-        Ok(())
-    };
-    steps().map_err(|cause| cause.to_string())
+    }
+    Ok(())
 }
 
 fn name(text: &str) -> IfName {
