@@ -1,16 +1,15 @@
 //! Hosts and pods.
 
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
-use super::place::{Place, apart};
+use super::ground::{self, Place, apart};
 use super::{Call, GO_PLUGINS, Network, plugin_file};
 
 /// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
@@ -28,27 +27,11 @@ impl Deref for Node {
 
 impl Node {
     /// Where a node has its plugins.
-    pub const BIN: &str = "/run/cni/bin";
+    pub const BIN: &str = ground::BIN;
 
     /// A host with nothing but a loopback interface, which is up.
     pub fn new(name: &str) -> Node {
-        let place = apart(|| {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            for dir in ["/run", "/var/lib"] {
-                let tmpfs = Some("tmpfs");
-                mount(tmpfs, dir, tmpfs, MsFlags::empty(), Some("mode=0755")).unwrap();
-            }
-            for dir in ["/run/netns", "/run/lock", Node::BIN, "/var/lib/cni"] {
-                fs::create_dir_all(dir).unwrap();
-            }
-            Place {
-                name: name.to_owned(),
-                netns: Arc::new(File::open("/proc/thread-self/ns/net").unwrap()),
-                mntns: Arc::new(File::open("/proc/thread-self/ns/mnt").unwrap()),
-            }
-        });
+        let place = Place::host(name).unwrap();
         let node = Node { place };
         node.run("ip link set lo up");
         for plugin in ["bridge", "host-local", "loopback"] {
@@ -98,20 +81,8 @@ impl Node {
 
     /// A pod on this node: a network namespace at /run/netns/NAME, as `ip netns add` makes it.
     pub fn pod(&self, name: &str) -> Pod {
-        let path = format!("/run/netns/{name}");
-        let netns = self.inside(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            File::create_new(&path).unwrap();
-            let none: Option<&str> = None;
-            let own = "/proc/thread-self/ns/net";
-            mount(Some(own), path.as_str(), none, MsFlags::MS_BIND, none).unwrap();
-            File::open(own).unwrap()
-        });
-        let place = Place {
-            name: name.to_owned(),
-            netns: Arc::new(netns),
-            mntns: self.mntns.clone(),
-        };
+        let place = self.place.pod(name).unwrap();
+        let path = place.netns_path();
         Pod { place, path }
     }
 
