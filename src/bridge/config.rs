@@ -6,6 +6,7 @@ use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
+use crate::masquerade::Backend;
 use crate::net::{IfName, Mac};
 
 /// The bridge of a configuration that names none.
@@ -42,6 +43,8 @@ pub struct BridgeConfig {
     pub conflict: AddressConflict,
     /// Masquerade what leaves the subnet.
     pub masquerade: bool,
+    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
+    pub masquerade_backend: Option<Backend>,
     /// MTU of bridge and veth pair in bytes.
     pub mtu: Option<u32>,
     /// Frames may return by the port they came in.
@@ -89,6 +92,7 @@ impl BridgeConfig {
             gateway,
             conflict,
             masquerade: flag("ipMasq")?,
+            masquerade_backend: parse_backend(&root)?,
             mtu: parse_mtu(&root)?,
             hairpin,
             promiscuous,
@@ -194,9 +198,14 @@ fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
     if root.bool("macspoofchk")? == Some(true) {
         return Err(unsupported("macspoofchk", "true".to_owned()));
     }
+    Ok(())
+}
+
+fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
     match root.text("ipMasqBackend")? {
-        None | Some("iptables") => Ok(()),
-        Some("nftables") => Err(unsupported("ipMasqBackend", "\"nftables\"".to_owned())),
+        None => Ok(None),
+        Some("iptables") => Ok(Some(Backend::Iptables)),
+        Some("nftables") => Ok(Some(Backend::Nftables)),
         Some(other) => {
             let wanted = "it must be \"iptables\" or \"nftables\"";
             Err(root

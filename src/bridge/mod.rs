@@ -125,11 +125,11 @@ impl Prepared {
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
         let plan = Plan::new(&self.config, &conf.name, who, lease)?.with_alias(alias);
         // The rules are on their way while the link is made: neither needs the other.
-        let rules = Masquerade::of(&conf.name, &who.container);
+        let rules = Masquerade::of(&conf.name, who);
         let addresses = plan.addresses();
         let mut installing = None;
         if self.config.masquerade && !addresses.is_empty() {
-            installing = Some(rules.install(&addresses)?);
+            installing = Some(rules.install(&addresses, self.config.masquerade_backend)?);
             let owned = addresses.iter().map(|address| address.address()).collect();
             undo.push(move || rules.remove(owned, Scope::Addresses).finish());
         }

@@ -5,6 +5,8 @@
 pub mod locks;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod process;
 pub mod random;
 pub mod sysctl;
+pub mod xtables;

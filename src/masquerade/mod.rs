@@ -4,20 +4,35 @@
 //! start their work and finish it later, so that the caller can work on the link meanwhile.
 
 mod iptables;
+mod label;
+mod nftables;
 mod rules;
 
 use std::net::IpAddr;
 
-use crate::cni::request::Id;
+use crate::cni::request::{Attachment, Id};
 use crate::error::{Error, Failures};
+use crate::host::nftables::Nftables;
 use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
+use crate::masquerade::label::Label;
 use crate::masquerade::rules::Chain;
 use crate::net::{Cidr, Family};
 
-/// The masquerading of a container on a network.
+/// Which part of the kernel masquerades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// iptables, or its successor's translation of it.
+    Iptables,
+    /// nftables, without a program.
+    Nftables,
+}
+
+/// The masquerading of an attachment to a network.
 #[derive(Clone, Debug)]
 pub struct Masquerade {
+    network: Id,
     chain: Chain,
+    label: Label,
 }
 
 /// Rules on their way into the kernel.
@@ -49,18 +64,47 @@ pub struct Removing {
 }
 
 impl Masquerade {
-    /// That of a container on a network.
-    pub fn of(network: &Id, container: &Id) -> Masquerade {
+    /// That of an attachment.
+    pub fn of(network: &Id, who: &Attachment) -> Masquerade {
         Masquerade {
-            chain: Chain::of(network, container),
+            network: network.clone(),
+            chain: Chain::of(network, &who.container),
+            label: Label::of(network, who),
         }
     }
 
-    /// Starts to masquerade addresses: one transaction per family.
+    /// Starts to masquerade addresses: one transaction per family, or one in all. Where no backend is asked for it is
+    /// iptables, if that is installed for all of the addresses.
     ///
     /// # Errors
-    /// When a family has no iptables or it cannot be started. Nothing is installed then.
-    pub fn install(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
+    /// When a family has no iptables or it cannot be started, or nftables refuses. Nothing is installed then.
+    pub fn install(
+        &self,
+        addresses: &[Cidr],
+        backend: Option<Backend>,
+    ) -> Result<Installing, Error> {
+        match backend {
+            Some(Backend::Iptables) => self.install_iptables(addresses),
+            Some(Backend::Nftables) => self.install_nftables(addresses),
+            None => {
+                let mut families = addresses.iter().map(|address| address.family());
+                match families.all(|family| Iptables::find(family).is_some()) {
+                    true => self.install_iptables(addresses),
+                    false => self.install_nftables(addresses),
+                }
+            }
+        }
+    }
+
+    fn install_nftables(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
+        nftables::install(&self.network, &self.label, addresses)?;
+        Ok(Installing {
+            chain: self.chain.clone(),
+            families: Vec::new(),
+        })
+    }
+
+    fn install_iptables(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
         let mut found = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
@@ -83,12 +127,16 @@ impl Masquerade {
         Ok(installing)
     }
 
-    /// Starts to remove what was installed, by whichever plugin. Knowing the addresses costs one process per family;
-    /// without them what is there must be looked for.
+    /// Starts to remove what was installed, by whichever plugin and backend. Knowing the addresses costs one process
+    /// per family that holds anything; without them what is there must be looked for.
     pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope) -> Removing {
         let mut failures = Failures::default();
         let mut families = Vec::new();
+        let nftables = Nftables::open().ok();
         for family in Family::BOTH {
+            if !Iptables::may_have_chain(nftables.as_ref(), family, self.chain.name()) {
+                continue;
+            }
             let Some(iptables) = Iptables::find(family) else {
                 continue;
             };
@@ -97,12 +145,19 @@ impl Masquerade {
                 .copied()
                 .filter(|address| Family::of(*address) == family)
                 .collect();
-            if addresses.is_empty() {
-                families.push((iptables, None));
-            } else if !own.is_empty() {
-                let transaction = failures.note(iptables.start(&self.chain.destroy(&own)));
-                families.push((iptables, transaction));
-            }
+            let transaction = match own.is_empty() {
+                true => None,
+                false => failures.note(iptables.start(&self.chain.destroy(&own))),
+            };
+            families.push((iptables, transaction));
+        }
+        if let Some(nftables) = &nftables {
+            failures.note(nftables::remove(
+                nftables,
+                &self.network,
+                &self.label,
+                &addresses,
+            ));
         }
         Removing {
             chain: self.chain.clone(),

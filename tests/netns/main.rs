@@ -11,6 +11,7 @@ mod host_local;
 mod host_local_neighbours;
 mod loopback;
 mod masquerade;
+mod nftables;
 mod undo;
 mod walkthroughs;
 mod wishes;
