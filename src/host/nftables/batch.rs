@@ -1,29 +1,36 @@
 //! Transactions: messages that take effect together or not at all.
 
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, NfTablesMessage, RuleAttribute,
-    RuleMessage, SetAttribute, SetFlags, SetMessage, TableAttribute, TableMessage,
-};
-use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use rtnetlink::packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
-};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
+use super::attribute::Attributes;
 use super::element::{self, Element};
-use super::rule::Rule;
-use super::{Generation, Table, VERSION};
+use super::message::{Message, Verb};
+use super::rule::{self, RULE_HANDLE, Rule};
+use super::{CHAIN_NAME, CHAIN_TABLE, Generation, TABLE_NAME, Table};
 use crate::net::Family;
 
-/// NFNL_SUBSYS_NFTABLES, NFNL_MSG_BATCH_BEGIN and NFNL_BATCH_GENID (linux/netfilter/nfnetlink.h).
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u8 = 16;
-const BATCH_GENID: u16 = 1;
+/// The brackets of a transaction, and the ruleset it is for (NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END and
+/// NFNL_BATCH_GENID, linux/netfilter/nfnetlink.h).
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const BATCH_GENERATION: u16 = 1;
 
-/// The type of data that is a verdict (NFT_DATA_VERDICT).
+/// What a new chain holds (enum nft_chain_attributes), and its hook (nft_hook_attributes).
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+
+/// What a new set holds (enum nft_set_attributes), what makes it a map (NFT_SET_MAP), and what makes its data verdicts
+/// (NFT_DATA_VERDICT).
+const SET_TABLE: u16 = 1;
+const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
+const SET_KEY_TYPE: u16 = 4;
+const SET_KEY_LENGTH: u16 = 5;
+const SET_DATA_TYPE: u16 = 6;
+const SET_ID: u16 = 10;
+const MAP: u32 = 8;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// A chain where packets come in from the kernel.
@@ -48,10 +55,19 @@ pub enum HookPoint {
     Postrouting,
 }
 
+impl HookPoint {
+    fn number(self) -> u32 {
+        match self {
+            HookPoint::Prerouting => 0,
+            HookPoint::Postrouting => 4,
+        }
+    }
+}
+
 /// Changes that will be made together.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    messages: Vec<(u16, NetfilterMessage)>,
+    messages: Vec<(u16, Message)>,
 }
 
 impl Batch {
@@ -60,23 +76,20 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    fn push(&mut self, table: Table, flags: u16, message: NfTablesMessage) {
-        let message = NetfilterMessage::new(table.layer.header(), message);
+    fn push(&mut self, flags: u16, message: Message) {
         self.messages.push((flags, message));
     }
 
     /// Makes a table where there is none of that name.
     pub fn create_table(&mut self, table: Table) {
-        let attributes = vec![TableAttribute::Name(table.name.to_owned())];
-        let message = NfTablesMessage::NewTable(TableMessage { attributes });
-        self.push(table, NLM_F_CREATE, message);
+        let named = Attributes::default().text(TABLE_NAME, table.name);
+        self.push(NLM_F_CREATE, Message::new(Verb::NewTable, table, named));
     }
 
     /// Deletes a table with all that is in it.
     pub fn delete_table(&mut self, table: Table) {
-        let attributes = vec![TableAttribute::Name(table.name.to_owned())];
-        let message = NfTablesMessage::DeleteTable(TableMessage { attributes });
-        self.push(table, 0, message);
+        let named = Attributes::default().text(TABLE_NAME, table.name);
+        self.push(0, Message::new(Verb::DelTable, table, named));
     }
 
     /// Makes a map from addresses of a family to chains, where there is none of that name.
@@ -86,151 +99,138 @@ impl Batch {
             Family::V4 => (7, 4),
             Family::V6 => (8, 16),
         };
-        let attributes = vec![
-            SetAttribute::Table(table.name.to_owned()),
-            SetAttribute::Name(name.to_owned()),
-            SetAttribute::Flags(SetFlags::Map),
-            SetAttribute::KeyType(kind),
-            SetAttribute::KeyLen(length),
-            SetAttribute::DataType(VERDICT_TYPE),
-            SetAttribute::DataLen(0),
+        let map = Attributes::default()
+            .text(SET_TABLE, table.name)
+            .text(SET_NAME, name)
+            .number(SET_FLAGS, MAP)
+            .number(SET_KEY_TYPE, kind)
+            .number(SET_KEY_LENGTH, length)
+            .number(SET_DATA_TYPE, VERDICT_TYPE)
             // Names the set within this batch.
-            SetAttribute::Id(self.messages.len() as u32),
-        ];
-        let message = NfTablesMessage::NewSet(SetMessage { attributes });
-        self.push(table, NLM_F_CREATE, message);
+            .number(SET_ID, self.messages.len() as u32);
+        self.push(NLM_F_CREATE, Message::new(Verb::NewSet, table, map));
     }
 
     /// Makes a chain that the kernel calls, where there is none of that name.
-    pub fn create_base_chain(&mut self, table: Table, chain: BaseChain) {
-        let hook = match chain.hook {
-            HookPoint::Prerouting => InetHookNumber::PreRouting,
-            HookPoint::Postrouting => InetHookNumber::PostRouting,
-        };
-        let attributes = vec![
-            ChainAttribute::Table(table.name.to_owned()),
-            ChainAttribute::Name(chain.name.to_owned()),
-            ChainAttribute::Hook(vec![
-                Hook::Number(HookNumber::Inet(hook)),
-                Hook::Priority(chain.priority.cast_unsigned()),
-            ]),
-            ChainAttribute::Type(chain.kind.to_owned()),
-        ];
-        let message = NfTablesMessage::NewChain(ChainMessage { attributes });
-        self.push(table, NLM_F_CREATE, message);
+    pub fn create_base_chain(&mut self, table: Table, base: BaseChain) {
+        let hook = Attributes::default()
+            .number(HOOK_NUMBER, base.hook.number())
+            .number(HOOK_PRIORITY, base.priority.cast_unsigned());
+        let chain = chain(table, base.name)
+            .nest(CHAIN_HOOK, hook)
+            .text(CHAIN_TYPE, base.kind);
+        self.push(NLM_F_CREATE, Message::new(Verb::NewChain, table, chain));
     }
 
     /// Makes a chain where there is none of that name.
     pub fn create_chain(&mut self, table: Table, name: &str) {
-        let message = NfTablesMessage::NewChain(named_chain(table, name));
-        self.push(table, NLM_F_CREATE, message);
+        let chain = chain(table, name);
+        self.push(NLM_F_CREATE, Message::new(Verb::NewChain, table, chain));
     }
 
     /// Deletes a chain with its rules; refused when others refer to it.
     pub fn delete_chain(&mut self, table: Table, name: &str) {
-        let message = NfTablesMessage::DeleteChain(named_chain(table, name));
-        self.push(table, 0, message);
+        self.push(0, Message::new(Verb::DelChain, table, chain(table, name)));
     }
 
     /// Puts a rule at the beginning of a chain.
     pub fn prepend(&mut self, table: Table, chain: &str, rule: &Rule) {
-        self.new_rule(table, chain, rule, 0);
+        let rule = rule.attributes(rule::place(table, Some(chain)));
+        self.push(NLM_F_CREATE, Message::new(Verb::NewRule, table, rule));
     }
 
     /// Puts a rule at the end of a chain.
     pub fn append(&mut self, table: Table, chain: &str, rule: &Rule) {
-        self.new_rule(table, chain, rule, NLM_F_APPEND);
-    }
-
-    fn new_rule(&mut self, table: Table, chain: &str, rule: &Rule, place: u16) {
-        let mut attributes = vec![
-            RuleAttribute::Table(table.name.to_owned()),
-            RuleAttribute::Chain(chain.to_owned()),
-        ];
-        attributes.extend(rule.attributes());
-        let message = NfTablesMessage::NewRule(RuleMessage { attributes });
-        self.push(table, NLM_F_CREATE | place, message);
+        let rule = rule.attributes(rule::place(table, Some(chain)));
+        let message = Message::new(Verb::NewRule, table, rule);
+        self.push(NLM_F_CREATE | NLM_F_APPEND, message);
     }
 
     /// Deletes all rules of a chain.
     pub fn flush(&mut self, table: Table, chain: &str) {
-        let attributes = vec![
-            RuleAttribute::Table(table.name.to_owned()),
-            RuleAttribute::Chain(chain.to_owned()),
-        ];
-        let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
-        self.push(table, 0, message);
+        let rules = rule::place(table, Some(chain));
+        self.push(0, Message::new(Verb::DelRule, table, rules));
     }
 
     /// Deletes the rule of that number.
     pub fn delete_rule(&mut self, table: Table, chain: &str, handle: u64) {
-        let attributes = vec![
-            RuleAttribute::Table(table.name.to_owned()),
-            RuleAttribute::Chain(chain.to_owned()),
-            RuleAttribute::Handle(handle),
-        ];
-        let message = NfTablesMessage::DeleteRule(RuleMessage { attributes });
-        self.push(table, 0, message);
+        let rule = rule::place(table, Some(chain)).long(RULE_HANDLE, handle);
+        self.push(0, Message::new(Verb::DelRule, table, rule));
     }
 
     /// Adds an element to a map; refused when there is one of that address.
     pub fn add_element(&mut self, table: Table, map: &str, element: &Element) {
-        let message = element::list(table, map, element.attributes());
-        let message = NfTablesMessage::NewSetElement(message);
-        self.push(table, NLM_F_CREATE | NLM_F_EXCL, message);
+        let element = element::list(table, map, element.attributes());
+        let message = Message::new(Verb::NewElements, table, element);
+        self.push(NLM_F_CREATE | NLM_F_EXCL, message);
     }
 
     /// Deletes the element of an address from a map.
     pub fn delete_element(&mut self, table: Table, map: &str, element: &Element) {
-        let message = element::list(table, map, vec![element::key(element.address)]);
-        self.push(table, 0, NfTablesMessage::DeleteSetElement(message));
+        let element = element::list(table, map, element::key(element.address));
+        self.push(0, Message::new(Verb::DelElements, table, element));
     }
 
     /// The datagram, and how many messages are in it, numbered from `first` on.
     pub(super) fn into_bytes(self, generation: Generation, first: u32) -> (Vec<u8>, u32) {
-        let genid = DefaultNla::new(BATCH_GENID, generation.0.to_be_bytes().to_vec());
-        let begin = ControlMessage::Other {
-            message_type: BATCH_BEGIN,
-            attributes: vec![genid],
-        };
-        let control = |message: ControlMessage| {
-            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, VERSION, SUBSYSTEM);
-            (
-                0,
-                NetfilterMessage::new(header, NetfilterMessageInner::None(message)),
-            )
-        };
+        let condition = Attributes::default().number(BATCH_GENERATION, generation.0);
+        let begin = (0, Message::control(BATCH_BEGIN, condition));
+        let end = (0, Message::control(BATCH_END, Attributes::default()));
         let mut changes = self.messages;
         if let Some((flags, _)) = changes.last_mut() {
             *flags |= NLM_F_ACK;
         }
-        let (begin, end) = (control(begin), control(ControlMessage::BatchEnd));
-        let messages = [begin].into_iter().chain(changes).chain([end]);
         let (mut bytes, mut number) = (Vec::new(), first);
-        for (flags, message) in messages {
-            let mut header = NetlinkHeader::default();
-            (header.flags, header.sequence_number) = (NLM_F_REQUEST | flags, number);
-            write(&mut bytes, header, message);
+        for (flags, message) in [begin].into_iter().chain(changes).chain([end]) {
+            message.write(&mut bytes, NLM_F_REQUEST | flags, number);
             number = number.wrapping_add(1);
         }
         (bytes, number.wrapping_sub(first))
     }
 }
 
-/// Adds a message to a datagram.
-pub(super) fn write(bytes: &mut Vec<u8>, header: NetlinkHeader, message: NetfilterMessage) {
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-    message.finalize();
-    let start = bytes.len();
-    bytes.resize(start + message.buffer_len(), 0);
-    message.serialize(&mut bytes[start..]);
+/// What names a chain.
+pub(super) fn chain(table: Table, name: &str) -> Attributes {
+    Attributes::default()
+        .text(CHAIN_TABLE, table.name)
+        .text(CHAIN_NAME, name)
 }
 
-fn named_chain(table: Table, name: &str) -> ChainMessage {
-    ChainMessage {
-        attributes: vec![
-            ChainAttribute::Table(table.name.to_owned()),
-            ChainAttribute::Name(name.to_owned()),
-        ],
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::nftables::Layer;
+
+    #[test]
+    fn a_transaction_is_bracketed_and_its_last_change_is_acknowledged() {
+        let table = Table {
+            layer: Layer::Inet,
+            name: "t",
+        };
+        let mut batch = Batch::default();
+        batch.create_table(table);
+        batch.delete_table(table);
+        let (bytes, count) = batch.into_bytes(Generation(0x0102_0304), 40);
+        assert_eq!(count, 4);
+        let expected: [&[u8]; 4] = [
+            &[
+                28, 0, 0, 0, 16, 0, 1, 0, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 8, 0, 1, 0, 1, 2,
+                3, 4,
+            ],
+            &[
+                28, 0, 0, 0, 0, 10, 1, 4, 41, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 6, 0, 1, 0, b't', 0,
+                0, 0,
+            ],
+            &[
+                28, 0, 0, 0, 2, 10, 5, 0, 42, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 6, 0, 1, 0, b't', 0,
+                0, 0,
+            ],
+            &[
+                20, 0, 0, 0, 17, 0, 1, 0, 43, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10,
+            ],
+        ];
+        if cfg!(target_endian = "little") {
+            assert_eq!(bytes, expected.concat());
+        }
     }
 }

@@ -3,8 +3,10 @@
 //! The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c; numbers without a source are those of
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
+mod attribute;
 mod batch;
 mod element;
+mod message;
 mod rule;
 mod socket;
 
@@ -12,26 +14,28 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenAttribute, GenMessage, NfTablesMessage, RuleAttribute,
-    RuleMessage, SetElementList, SetElementMessage, TableAttribute, TableMessage,
-};
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterProtoFamily};
 use nix::errno::Errno;
-use rtnetlink::packet_core::Parseable;
 
 use crate::net::Family;
 
+use attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
 pub use element::Element;
+use message::{Message, Verb};
 pub use rule::{Action, Match, Rule, RuleEntry};
 use socket::{ANSWER_LIMIT, Socket};
 
 /// How long a change is tried again because somebody else was faster.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
 
-/// NFNETLINK_V0 (linux/netfilter/nfnetlink.h).
-const VERSION: u8 = 0;
+/// Attributes of tables, chains and the ruleset that are asked for (enum nft_table_attributes, nft_chain_attributes and
+/// nft_gen_attributes).
+const TABLE_NAME: u16 = 1;
+const TABLE_USE: u16 = 3;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_USE: u16 = 6;
+const GENERATION_ID: u16 = 1;
 
 /// What the kernel refused, as far as callers tell refusals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,14 +112,14 @@ pub enum Layer {
 }
 
 impl Layer {
-    fn header(self) -> NetfilterHeader {
-        let family = match self {
-            Layer::Inet => NetfilterProtoFamily::Inet,
-            Layer::Ip(Family::V4) => NetfilterProtoFamily::IPv4,
-            Layer::Ip(Family::V6) => NetfilterProtoFamily::IPv6,
-            Layer::Bridge => NetfilterProtoFamily::Bridge,
-        };
-        NetfilterHeader::new(family, VERSION, 0)
+    /// The kernel's number (enum in linux/netfilter.h).
+    fn number(self) -> u8 {
+        match self {
+            Layer::Inet => 1,
+            Layer::Ip(Family::V4) => 2,
+            Layer::Ip(Family::V6) => 10,
+            Layer::Bridge => 7,
+        }
     }
 }
 
@@ -178,13 +182,14 @@ impl Nftables {
     }
 
     fn generation(&self) -> Result<Generation, NftablesError> {
-        let message = NfTablesMessage::GetGen(GenMessage { attributes: vec![] });
-        let answer = parse::<GenMessage>(&self.socket.fetch(Layer::Inet, message)?)?;
-        let number = answer.attributes.into_iter().find_map(|it| match it {
-            GenAttribute::Id(number) => Some(number),
-            _ => None,
-        });
-        number.map(Generation).ok_or(NftablesError::Garbled)
+        let any = Table {
+            layer: Layer::Inet,
+            name: "",
+        };
+        let request = Message::new(Verb::GetGeneration, any, Attributes::default());
+        let answer = self.socket.fetch(request)?;
+        let id = find(&answer, GENERATION_ID).and_then(number);
+        id.map(Generation).ok_or(NftablesError::Garbled)
     }
 
     /// How often a table is referred to; `None` when there is none of that name.
@@ -192,16 +197,12 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn table(&self, table: Table) -> Result<Option<Uses>, NftablesError> {
-        let attributes = vec![TableAttribute::Name(table.name.to_owned())];
-        let message = NfTablesMessage::GetTable(TableMessage { attributes });
-        let Some(answer) = present(self.socket.fetch(table.layer, message))? else {
-            return Ok(None);
-        };
-        let answer = parse::<TableMessage>(&answer)?;
-        Ok(answer.attributes.into_iter().find_map(|it| match it {
-            TableAttribute::Use(uses) => Some(uses),
-            _ => None,
-        }))
+        let named = Attributes::default().text(TABLE_NAME, table.name);
+        let answer = present(
+            self.socket
+                .fetch(Message::new(Verb::GetTable, table, named)),
+        )?;
+        Ok(answer.and_then(|answer| find(&answer, TABLE_USE).and_then(number)))
     }
 
     /// How often a chain is referred to; `None` when there is none of that name.
@@ -209,19 +210,9 @@ impl Nftables {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn chain(&self, table: Table, name: &str) -> Result<Option<Uses>, NftablesError> {
-        let attributes = vec![
-            ChainAttribute::Table(table.name.to_owned()),
-            ChainAttribute::Name(name.to_owned()),
-        ];
-        let message = NfTablesMessage::GetChain(ChainMessage { attributes });
-        let Some(answer) = present(self.socket.fetch(table.layer, message))? else {
-            return Ok(None);
-        };
-        let answer = parse::<ChainMessage>(&answer)?;
-        Ok(answer.attributes.into_iter().find_map(|it| match it {
-            ChainAttribute::Use(uses) => Some(uses),
-            _ => None,
-        }))
+        let request = Message::new(Verb::GetChain, table, batch::chain(table, name));
+        let answer = present(self.socket.fetch(request))?;
+        Ok(answer.and_then(|answer| find(&answer, CHAIN_USE).and_then(number)))
     }
 
     /// The rules of one chain, or of all chains of a table, in order; none where there is no such table or chain.
@@ -233,13 +224,10 @@ impl Nftables {
         table: Table,
         chain: Option<&str>,
     ) -> Result<Vec<RuleEntry>, NftablesError> {
-        let mut attributes = vec![RuleAttribute::Table(table.name.to_owned())];
-        attributes.extend(chain.map(|chain| RuleAttribute::Chain(chain.to_owned())));
-        let message = NfTablesMessage::GetRule(RuleMessage { attributes });
+        let request = Message::new(Verb::GetRule, table, rule::place(table, chain));
         let mut rules = Vec::new();
-        present(self.socket.dump(table.layer, message, |answer| {
-            rules.push(RuleEntry::of(parse::<RuleMessage>(answer)?));
-            Ok(())
+        present(self.socket.dump(request, |answer| {
+            rules.extend(RuleEntry::parse(answer));
         }))?;
         Ok(rules)
     }
@@ -249,15 +237,10 @@ impl Nftables {
     /// # Errors
     /// As [`Nftables::rules`].
     pub fn elements(&self, table: Table, map: &str) -> Result<Vec<Element>, NftablesError> {
-        let attributes = vec![
-            SetElementList::Table(table.name.to_owned()),
-            SetElementList::Set(map.to_owned()),
-        ];
-        let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
+        let request = Message::new(Verb::GetElements, table, element::map(table, map));
         let mut elements = Vec::new();
-        present(self.socket.dump(table.layer, message, |answer| {
-            elements.extend(element::parse(parse::<SetElementMessage>(answer)?));
-            Ok(())
+        present(self.socket.dump(request, |answer| {
+            elements.extend(element::parse(answer));
         }))?;
         Ok(elements)
     }
@@ -272,18 +255,9 @@ impl Nftables {
         map: &str,
         address: IpAddr,
     ) -> Result<Option<Element>, NftablesError> {
-        let message =
-            NfTablesMessage::GetSetElement(element::list(table, map, vec![element::key(address)]));
-        match present(self.socket.fetch(table.layer, message))? {
-            Some(answer) => {
-                let elements = element::parse(parse::<SetElementMessage>(&answer)?);
-                Ok(elements.into_iter().next())
-            }
-            None => Ok(None),
-        }
+        let wanted = element::list(table, map, element::key(address));
+        let request = Message::new(Verb::GetElements, table, wanted);
+        let answer = present(self.socket.fetch(request))?;
+        Ok(answer.and_then(|answer| element::parse(&answer).into_iter().next()))
     }
-}
-
-fn parse<T: Parseable<[u8]>>(answer: &[u8]) -> Result<T, NftablesError> {
-    T::parse(answer).map_err(|_| NftablesError::Garbled)
 }

@@ -1,15 +1,44 @@
 //! Rules as data, and as the expressions that the kernel runs.
 
-use netlink_packet_netfilter::nftables::{
-    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute,
-    Lookup, Meta, MetaKey, Operator, Payload, Register, RuleAttribute, RuleMessage, Verdict,
-    VerdictAttribute,
-};
+use std::net::IpAddr;
+use std::ops::Range;
 
 use crate::net::{Cidr, Family, IfName, Mac};
 
-/// The verdict that ends a packet (NF_DROP, linux/netfilter.h).
-const NF_DROP: u32 = 0;
+use super::Table;
+use super::attribute::{Attributes, dig, each, find, long, text};
+
+/// What a rule holds (enum nft_rule_attributes).
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+
+/// What a list holds (enum nft_list_attributes), and an expression (nft_expr_attributes).
+const LIST_ELEMENT: u16 = 1;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+
+/// What data holds (enum nft_data_attributes), and a verdict (nft_verdict_attributes).
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+
+/// Verdicts (NF_DROP, linux/netfilter.h, and enum nft_verdicts).
+const DROP: i32 = 0;
+const JUMP: i32 = -3;
+pub(super) const GOTO: i32 = -4;
+const RETURN: i32 = -5;
+
+/// The register of the verdict and the one for everything else (enum nft_registers).
+const VERDICT_REGISTER: u32 = 0;
+const REGISTER: u32 = 1;
+
+/// What is known of a packet beside its bytes (enum nft_meta_keys).
+const META_INPUT_NAME: u32 = 6;
+const META_PROTOCOL_FAMILY: u32 = 15;
 
 /// Where a payload is counted from (enum nft_payload_bases).
 const LINK_HEADER: u32 = 0;
@@ -73,7 +102,7 @@ pub struct RuleEntry {
     pub handle: u64,
     /// What it says of itself.
     pub comment: String,
-    expressions: Vec<Expressions>,
+    expressions: Vec<u8>,
 }
 
 impl Rule {
@@ -86,172 +115,164 @@ impl Rule {
         }
     }
 
-    /// The attributes of a new rule, but for its place.
-    pub(super) fn attributes(&self) -> Vec<RuleAttribute> {
-        let expressions = self.expressions().into_iter().map(ListAttribute::from);
-        let mut attributes = vec![RuleAttribute::Expressions(expressions.collect())];
-        if !self.comment.is_empty() {
-            attributes.push(RuleAttribute::UserData(userdata(&self.comment)));
+    /// What a new rule holds in that place.
+    pub(super) fn attributes(&self, place: Attributes) -> Attributes {
+        let rule = place.nest(RULE_EXPRESSIONS, self.expressions());
+        match self.comment.is_empty() {
+            true => rule,
+            false => rule.bytes(RULE_USERDATA, &userdata(&self.comment)),
         }
-        attributes
     }
 
     /// Attributes are in the order in which the kernel lists them, so that its rules can be compared with ours.
-    fn expressions(&self) -> Vec<Expressions> {
-        let mut expressions: Vec<Expressions> = Vec::new();
-        for matching in &self.matches {
-            match matching {
-                Match::Family(family) => {
-                    expressions
-                        .extend([meta(MetaKey::Nfproto), equals(vec![protocol_of(*family)])]);
-                }
-                Match::Destination(cidr) => expressions.extend(destination(*cidr)),
-                Match::Input(name) => {
-                    let mut bytes = name.as_str().as_bytes().to_vec();
-                    bytes.resize(NAME_SIZE, 0);
-                    expressions.extend([meta(MetaKey::Iifname), equals(bytes)]);
-                }
-                Match::EthernetSource(mac) => {
-                    // Behind the destination in the header (struct ethhdr, linux/if_ether.h).
-                    let load = payload(LINK_HEADER, 6, 6);
-                    expressions.extend([load, equals(mac.bytes().to_vec())]);
-                }
+    fn expressions(&self) -> Attributes {
+        let matches = self.matches.iter();
+        let matched = matches.fold(Attributes::default(), |so_far, it| it.expressions(so_far));
+        self.action.expressions(matched)
+    }
+}
+
+impl Match {
+    fn expressions(&self, so_far: Attributes) -> Attributes {
+        match self {
+            Match::Family(family) => {
+                let number = protocol_of(*family);
+                equals(meta(so_far, META_PROTOCOL_FAMILY), &[number])
             }
+            Match::Destination(cidr) => destination(so_far, *cidr),
+            Match::Input(name) => {
+                let mut bytes = name.as_str().as_bytes().to_vec();
+                bytes.resize(NAME_SIZE, 0);
+                equals(meta(so_far, META_INPUT_NAME), &bytes)
+            }
+            // Behind the destination in the header (struct ethhdr, linux/if_ether.h).
+            Match::EthernetSource(mac) => equals(payload(so_far, LINK_HEADER, 6..12), &mac.bytes()),
         }
-        expressions.extend(self.action.expressions());
-        expressions
     }
 }
 
 impl Action {
-    fn expressions(&self) -> Vec<Expressions> {
+    fn expressions(&self, so_far: Attributes) -> Attributes {
         match self {
-            Action::Return => vec![verdict(Verdict::Return, None)],
-            Action::Drop => vec![verdict(Verdict::Other(NF_DROP), None)],
-            Action::Jump(chain) => vec![verdict(Verdict::Jump, Some(chain.clone()))],
-            Action::Masquerade => vec![Expressions::Other {
-                expression_type: "masq".to_owned(),
-                attributes: Vec::new(),
-            }],
+            Action::Return => immediate(so_far, verdict(RETURN, None)),
+            Action::Drop => immediate(so_far, verdict(DROP, None)),
+            Action::Jump(chain) => immediate(so_far, verdict(JUMP, Some(chain))),
+            Action::Masquerade => expression(so_far, "masq", Attributes::default()),
             Action::BySource(family, map) => {
-                let lookup = Expressions::Lookup(vec![
-                    Lookup::Set((*map).to_owned()),
-                    Lookup::SourceRegister(Register::Reg1),
-                    Lookup::DestinationRegister(Register::Verdict),
-                    Lookup::Flags(0),
-                ]);
-                // Offsets in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
-                let (offset, length) = match family {
-                    Family::V4 => (12, 4),
-                    Family::V6 => (8, 16),
+                // Places in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
+                let place = match family {
+                    Family::V4 => 12..16,
+                    Family::V6 => 8..24,
                 };
-                let kind = [meta(MetaKey::Nfproto), equals(vec![protocol_of(*family)])];
-                let source = [payload(NETWORK_HEADER, offset, length), lookup];
-                kind.into_iter().chain(source).collect()
+                let kind = Match::Family(*family).expressions(so_far);
+                // enum nft_lookup_attributes: set, source and destination register, flags.
+                let lookup = Attributes::default()
+                    .text(1, map)
+                    .number(2, REGISTER)
+                    .number(3, VERDICT_REGISTER)
+                    .number(5, 0);
+                expression(payload(kind, NETWORK_HEADER, place), "lookup", lookup)
             }
         }
     }
 }
 
 impl RuleEntry {
-    pub(super) fn of(message: RuleMessage) -> RuleEntry {
-        let mut entry = RuleEntry {
-            chain: String::new(),
-            handle: 0,
-            comment: String::new(),
-            expressions: Vec::new(),
-        };
-        for attribute in message.attributes {
-            match attribute {
-                RuleAttribute::Chain(chain) => entry.chain = chain,
-                RuleAttribute::Handle(handle) => entry.handle = handle,
-                RuleAttribute::UserData(data) => entry.comment = comment_of(&data),
-                RuleAttribute::Expressions(list) => {
-                    entry.expressions = list.into_iter().filter_map(expression).collect();
-                }
-                _ => {}
-            }
-        }
-        entry
+    pub(super) fn parse(answer: &[u8]) -> Option<RuleEntry> {
+        Some(RuleEntry {
+            chain: find(answer, RULE_CHAIN).and_then(text)?.to_owned(),
+            handle: find(answer, RULE_HANDLE).and_then(long)?,
+            comment: comment_of(find(answer, RULE_USERDATA).unwrap_or_default()),
+            expressions: find(answer, RULE_EXPRESSIONS).unwrap_or_default().to_vec(),
+        })
     }
 
     /// Whether it does what the rule does, and says the same.
     pub fn is(&self, rule: &Rule) -> bool {
-        self.comment == rule.comment && self.expressions == rule.expressions()
+        self.comment == rule.comment && self.expressions == rule.expressions().as_bytes()
     }
 
-    /// The interface of which it takes the packets.
+    /// The interface of which it takes the packets, if that is what it looks at first.
     pub fn input(&self) -> Option<IfName> {
-        let mut expressions = self.expressions.iter();
-        expressions.find(|it| **it == meta(MetaKey::Iifname))?;
-        let Expressions::Cmp(attributes) = expressions.next()? else {
-            return None;
-        };
-        let name = attributes.iter().find_map(|it| match it {
-            Cmp::Data(DataAttribute::Value(name)) => Some(name),
-            _ => None,
-        });
-        let name = std::str::from_utf8(name?).ok()?;
+        let mut expressions = each(&self.expressions).map(|(_, expression)| expression);
+        let wanted = meta(Attributes::default(), META_INPUT_NAME);
+        let wanted = find(wanted.as_bytes(), LIST_ELEMENT);
+        expressions.next().filter(|it| Some(*it) == wanted)?;
+        // enum nft_cmp_attributes: data.
+        let name = dig(expressions.next()?, &[EXPRESSION_DATA, 3, DATA_VALUE])?;
+        let name = std::str::from_utf8(name).ok()?;
         name.trim_end_matches('\0').parse().ok()
     }
 
     /// The chain into which it leads.
     pub fn target(&self) -> Option<&str> {
-        let Some(Expressions::Immediate(attributes)) = self.expressions.last() else {
-            return None;
-        };
-        let verdict = attributes.iter().find_map(|it| match it {
-            Immediate::Data(DataAttribute::Verdict(verdict)) => Some(verdict),
-            _ => None,
-        });
-        verdict?.iter().find_map(|it| match it {
-            VerdictAttribute::Chain(chain) => Some(chain.as_str()),
-            _ => None,
-        })
+        let (_, last) = each(&self.expressions).last()?;
+        // enum nft_immediate_attributes: data.
+        let path = [EXPRESSION_DATA, 2, DATA_VERDICT, VERDICT_CHAIN];
+        dig(last, &path).and_then(text)
     }
 }
 
-fn expression(listed: ListAttribute<ExpressionAttribute>) -> Option<Expressions> {
-    let ListAttribute::Element(attributes) = listed else {
-        return None;
-    };
-    let mut name = String::new();
-    for attribute in attributes {
-        match attribute {
-            ExpressionAttribute::Name(of) => name = of,
-            ExpressionAttribute::Data(expression) => return Some(expression),
-            _ => {}
-        }
+/// Where a rule stands.
+pub(super) fn place(table: Table, chain: Option<&str>) -> Attributes {
+    let place = Attributes::default().text(RULE_TABLE, table.name);
+    match chain {
+        Some(chain) => place.text(RULE_CHAIN, chain),
+        None => place,
     }
-    // One without attributes may come without data.
-    Some(Expressions::Other {
-        expression_type: name,
-        attributes: Vec::new(),
-    })
 }
 
-fn meta(key: MetaKey) -> Expressions {
-    Expressions::Meta(vec![
-        Meta::Key(key),
-        Meta::DestinationRegister(Register::Reg1),
-    ])
+fn expression(so_far: Attributes, name: &str, data: Attributes) -> Attributes {
+    let expression = Attributes::default()
+        .text(EXPRESSION_NAME, name)
+        .nest(EXPRESSION_DATA, data);
+    so_far.nest(LIST_ELEMENT, expression)
 }
 
-fn payload(base: u32, offset: u32, length: u32) -> Expressions {
-    Expressions::Payload(vec![
-        Payload::DestinationRegister(Register::Reg1),
-        Payload::Base(base),
-        Payload::Offset(offset),
-        Payload::Len(length),
-    ])
+/// enum nft_meta_attributes: key, destination register.
+fn meta(so_far: Attributes, key: u32) -> Attributes {
+    let data = Attributes::default().number(2, key).number(1, REGISTER);
+    expression(so_far, "meta", data)
 }
 
-fn equals(value: Vec<u8>) -> Expressions {
-    Expressions::Cmp(vec![
-        Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
-        Cmp::Data(DataAttribute::Value(value)),
-    ])
+/// enum nft_payload_attributes: destination register, base, offset, length.
+fn payload(so_far: Attributes, base: u32, place: Range<u32>) -> Attributes {
+    let data = Attributes::default()
+        .number(1, REGISTER)
+        .number(2, base)
+        .number(3, place.start)
+        .number(4, place.end - place.start);
+    expression(so_far, "payload", data)
+}
+
+/// enum nft_cmp_attributes: source register, operation (NFT_CMP_EQ), data.
+fn equals(so_far: Attributes, value: &[u8]) -> Attributes {
+    let data = Attributes::default()
+        .number(1, REGISTER)
+        .number(2, 0)
+        .nest(3, data(value));
+    expression(so_far, "cmp", data)
+}
+
+fn data(value: &[u8]) -> Attributes {
+    Attributes::default().bytes(DATA_VALUE, value)
+}
+
+/// enum nft_immediate_attributes: destination register, data.
+fn immediate(so_far: Attributes, verdict: Attributes) -> Attributes {
+    let data = Attributes::default()
+        .number(1, VERDICT_REGISTER)
+        .nest(2, verdict);
+    expression(so_far, "immediate", data)
+}
+
+/// A verdict as data.
+pub(super) fn verdict(code: i32, chain: Option<&str>) -> Attributes {
+    let mut verdict = Attributes::default().number(VERDICT_CODE, code.cast_unsigned());
+    if let Some(chain) = chain {
+        verdict = verdict.text(VERDICT_CHAIN, chain);
+    }
+    Attributes::default().nest(DATA_VERDICT, verdict)
 }
 
 /// NFPROTO_IPV4 and NFPROTO_IPV6 (linux/netfilter.h).
@@ -262,52 +283,40 @@ fn protocol_of(family: Family) -> u8 {
     }
 }
 
-/// The network part of the destination, in whole bytes where the prefix ends at one, as nft(8) writes it.
-fn destination(cidr: Cidr) -> Vec<Expressions> {
-    let (offset, network): (u32, Vec<u8>) = match cidr.network().address() {
-        std::net::IpAddr::V4(address) => (16, address.octets().to_vec()),
-        std::net::IpAddr::V6(address) => (24, address.octets().to_vec()),
+/// Compares the network part of the destination as nft(8) does: only its bytes where the prefix ends at a byte, else
+/// the whole address under a mask.
+fn destination(so_far: Attributes, cidr: Cidr) -> Attributes {
+    // Places in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
+    let (start, network): (u32, Vec<u8>) = match cidr.network().address() {
+        IpAddr::V4(address) => (16, address.octets().to_vec()),
+        IpAddr::V6(address) => (24, address.octets().to_vec()),
     };
-    let length = cidr.prefix().div_ceil(8).max(1);
-    let value = network[..length.into()].to_vec();
-    let mut expressions = vec![payload(NETWORK_HEADER, offset, length.into())];
-    if !cidr.prefix().is_multiple_of(8) || cidr.prefix() == 0 {
-        // nft(8) masks the whole address.
-        let whole = network.len() as u32;
-        let mask: Vec<u8> = (0..network.len())
-            .map(|index| mask_byte(cidr.prefix(), index))
-            .collect();
-        expressions = vec![
-            payload(NETWORK_HEADER, offset, whole),
-            Expressions::Bitwise(vec![
-                Bitwise::SourceRegister(Register::Reg1),
-                Bitwise::DestinationRegister(Register::Reg1),
-                Bitwise::Length(whole),
-                Bitwise::Op(0),
-                Bitwise::Mask(DataAttribute::Value(mask)),
-                Bitwise::Xor(DataAttribute::Value(vec![0; network.len()])),
-            ]),
-            equals(network),
-        ];
-        return expressions;
+    let prefix = usize::from(cidr.prefix());
+    if prefix > 0 && prefix.is_multiple_of(8) {
+        let part = &network[..prefix / 8];
+        let place = start..start + part.len() as u32;
+        return equals(payload(so_far, NETWORK_HEADER, place), part);
     }
-    expressions.push(equals(value));
-    expressions
+    let length = network.len() as u32;
+    let mask: Vec<u8> = (0..network.len())
+        .map(|index| mask_byte(prefix, index))
+        .collect();
+    // enum nft_bitwise_attributes: source and destination register, length, operation (NFT_BITWISE_MASK_XOR), mask, xor.
+    let bitwise = Attributes::default()
+        .number(1, REGISTER)
+        .number(2, REGISTER)
+        .number(3, length)
+        .number(6, 0)
+        .nest(4, data(&mask))
+        .nest(5, data(&vec![0; network.len()]));
+    let loaded = payload(so_far, NETWORK_HEADER, start..start + length);
+    equals(expression(loaded, "bitwise", bitwise), &network)
 }
 
 /// The byte at that position of the mask of a prefix.
-fn mask_byte(prefix: u8, index: usize) -> u8 {
-    let bits = usize::from(prefix).saturating_sub(index * 8).min(8);
+fn mask_byte(prefix: usize, index: usize) -> u8 {
+    let bits = prefix.saturating_sub(index * 8).min(8);
     (0xff00_u16 >> bits) as u8
-}
-
-fn verdict(verdict: Verdict, chain: Option<String>) -> Expressions {
-    let mut attributes = vec![VerdictAttribute::Code(verdict)];
-    attributes.extend(chain.map(VerdictAttribute::Chain));
-    Expressions::Immediate(vec![
-        Immediate::DestinationRegister(Register::Verdict),
-        Immediate::Data(DataAttribute::Verdict(attributes)),
-    ])
 }
 
 /// A comment as nft(8) keeps it: type, length, text with its terminator (struct nftnl_udata).
@@ -333,4 +342,52 @@ pub(super) fn comment_of(userdata: &[u8]) -> String {
         rest = next;
     }
     String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_are_kept_as_nft_keeps_them() {
+        assert_eq!(userdata("c1 eth0"), b"\x00\x08c1 eth0\x00");
+        assert_eq!(comment_of(b"\x05\x01x\x00\x03ab\x00"), "ab");
+        assert_eq!(comment_of(b"\x00\x09cut"), "");
+        let long = "x".repeat(300);
+        assert_eq!(comment_of(&userdata(&long)), long[..254]);
+    }
+
+    #[test]
+    fn a_jump_tells_where_from_and_where_to() {
+        let rule = Rule {
+            matches: vec![Match::Input("veth0".parse().unwrap())],
+            action: Action::Jump("there".to_owned()),
+            comment: "why".to_owned(),
+        };
+        let place = Attributes::default()
+            .text(RULE_CHAIN, "here")
+            .long(RULE_HANDLE, 7);
+        let entry = RuleEntry::parse(rule.attributes(place).as_bytes()).unwrap();
+        assert_eq!((entry.chain.as_str(), entry.handle), ("here", 7));
+        assert_eq!(entry.input(), "veth0".parse().ok());
+        assert_eq!(entry.target(), Some("there"));
+        assert!(entry.is(&rule));
+        assert!(!entry.is(&Rule::new(rule.matches.clone(), rule.action.clone())));
+        assert!(!entry.is(&Rule {
+            action: Action::Drop,
+            ..rule
+        }));
+    }
+
+    #[test]
+    fn masks_end_within_a_byte() {
+        let mask = |prefix| {
+            (0..4)
+                .map(|index| mask_byte(prefix, index))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(mask(4), [0xf0, 0, 0, 0]);
+        assert_eq!(mask(25), [0xff, 0xff, 0xff, 0x80]);
+        assert_eq!(mask(0), [0; 4]);
+    }
 }

@@ -5,8 +5,6 @@ use std::convert::Infallible;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use netlink_packet_netfilter::NetfilterMessage;
-use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
@@ -16,8 +14,9 @@ use rtnetlink::packet_core::{
     NetlinkMessage, NetlinkPayload,
 };
 
-use super::batch::{self, Batch};
-use super::{Generation, Layer, NftablesError};
+use super::batch::Batch;
+use super::message::{HEADER_SIZE, Message};
+use super::{Generation, NftablesError};
 
 /// The kernel answers within microseconds, unless others hold its lock.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
@@ -25,9 +24,6 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// No datagram of the kernel's is larger: it cuts dumps into pages of at most 32 KiB (`netlink_dump`, af_netlink.c),
 /// and an error quotes at most the message it refuses.
 const ANSWER_SIZE: usize = 64 << 10;
-
-/// The length of `struct nfgenmsg` (linux/netfilter/nfnetlink.h).
-const HEADER_SIZE: usize = 4;
 
 /// A socket of one namespace.
 pub(super) struct Socket {
@@ -63,8 +59,8 @@ impl Socket {
     }
 
     /// Asks for one thing; the attributes of the answer.
-    pub fn fetch(&self, layer: Layer, message: NfTablesMessage) -> Result<Vec<u8>, NftablesError> {
-        let request = self.ask(layer, message, NLM_F_REQUEST)?;
+    pub fn fetch(&self, request: Message) -> Result<Vec<u8>, NftablesError> {
+        let request = self.ask(&request, NLM_F_REQUEST)?;
         let mut found = None;
         self.answers(1, request, |_, payload| {
             match payload {
@@ -78,13 +74,8 @@ impl Socket {
     }
 
     /// Asks for all things of a kind; hands over the attributes of each.
-    pub fn dump(
-        &self,
-        layer: Layer,
-        message: NfTablesMessage,
-        mut each: impl FnMut(&[u8]) -> Result<(), NftablesError>,
-    ) -> Result<(), NftablesError> {
-        let request = self.ask(layer, message, NLM_F_REQUEST | NLM_F_DUMP)?;
+    pub fn dump(&self, request: Message, mut each: impl FnMut(&[u8])) -> Result<(), NftablesError> {
+        let request = self.ask(&request, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut is_steady = true;
         self.answers(1, request, |header, payload| {
             is_steady &= header.flags & NLM_F_DUMP_INTR == 0;
@@ -94,7 +85,7 @@ impl Socket {
                     refusal(done.code)?;
                     return Ok(Progress::Done);
                 }
-                NetlinkPayload::InnerMessage(Answer(attributes)) => each(&attributes)?,
+                NetlinkPayload::InnerMessage(Answer(attributes)) => each(&attributes),
                 _ => {}
             }
             Ok(Progress::More)
@@ -122,20 +113,12 @@ impl Socket {
         })
     }
 
-    fn ask(
-        &self,
-        layer: Layer,
-        message: NfTablesMessage,
-        flags: u16,
-    ) -> Result<u32, NftablesError> {
+    fn ask(&self, request: &Message, flags: u16) -> Result<u32, NftablesError> {
         let sequence = self.sequence.get();
         self.sequence.set(sequence.wrapping_add(1));
-        let mut header = NetlinkHeader::default();
-        (header.flags, header.sequence_number) = (flags, sequence);
-        let mut bytes = Vec::new();
-        let message = NetfilterMessage::new(layer.header(), message);
-        batch::write(&mut bytes, header, message);
-        self.socket.send(&bytes, 0)?;
+        let mut datagram = Vec::new();
+        request.write(&mut datagram, flags, sequence);
+        self.socket.send(&datagram, 0)?;
         Ok(sequence)
     }
 
