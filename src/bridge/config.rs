@@ -53,6 +53,8 @@ pub struct BridgeConfig {
     pub promiscuous: bool,
     /// No frames between isolated ports.
     pub isolated: bool,
+    /// Frames under another MAC address than the container's are dropped (`macspoofchk`).
+    pub guarded: bool,
     /// IPv6 addresses of the container wait for duplicate address detection.
     pub detect_duplicates: bool,
     /// The container's end stays down.
@@ -97,6 +99,7 @@ impl BridgeConfig {
             hairpin,
             promiscuous,
             isolated: flag("portIsolation")?,
+            guarded: flag("macspoofchk")?,
             detect_duplicates: flag("enabledad")?,
             leave_down: flag("disableContainerInterface")?,
             mac: parse_mac(&root, args)?,
@@ -194,9 +197,6 @@ fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
     }
     if root.list("vlanTrunk")?.is_some() {
         return Err(unsupported("vlanTrunk", "set".to_owned()));
-    }
-    if root.bool("macspoofchk")? == Some(true) {
-        return Err(unsupported("macspoofchk", "true".to_owned()));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::bridge::attach::failed;
 use crate::bridge::plan::host_interface;
+use crate::bridge::spoof::Guard;
 use crate::bridge::{open_host, open_pod};
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
@@ -47,6 +48,8 @@ pub fn del(
     // The configuration may have changed since the ADD: what it says of masquerading does not count.
     let removing = link.start_unmasquerading(held.as_ref());
     failures.note(link.remove());
+    // Who has too long a name for a guard has none.
+    failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
     failures.note(removing.finish());
     failures.into_result()?;
     ipam.map_or(Ok(()), |ipam| ipam.release(who, held))

@@ -9,10 +9,12 @@ mod check;
 mod config;
 mod detach;
 mod plan;
+mod spoof;
 
 use crate::bridge::attach::{Site, attach};
 use crate::bridge::config::{BridgeConfig, Layer};
 use crate::bridge::plan::Plan;
+use crate::bridge::spoof::Guard;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::AddResult;
@@ -113,6 +115,7 @@ impl Prepared {
         site: &Site<'a>,
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
+        let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => {
@@ -123,7 +126,9 @@ impl Prepared {
             }
         };
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
-        let plan = Plan::new(&self.config, &conf.name, who, lease)?.with_alias(alias);
+        let plan = Plan::new(&self.config, &conf.name, who, lease)?
+            .with_alias(alias)
+            .with_guard(guard);
         // The rules are on their way while the link is made: neither needs the other.
         let rules = Masquerade::of(&conf.name, who);
         let addresses = plan.addresses();

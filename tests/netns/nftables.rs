@@ -194,7 +194,13 @@ fn twenty_first_adds_at_once_make_one_chain_and_their_dels_leave_nothing() {
             }
         });
     };
-    let network_of = |index: usize| if index.is_multiple_of(4) { &other } else { &network };
+    let network_of = |index: usize| {
+        if index.is_multiple_of(4) {
+            &other
+        } else {
+            &network
+        }
+    };
     for _ in 0..3 {
         at_once(&|index, pod| drop(network_of(index).add(pod)));
         let text = ruleset(&node);
