@@ -1,11 +1,12 @@
 //! The keys of a `bridge` configuration, parsed into what cannot be wrong.
 
+use crate::bridge::vlan::Vlans;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Args;
 use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::masquerade::Backend;
 use crate::net::{IfName, Mac};
 
@@ -63,6 +64,8 @@ pub struct BridgeConfig {
     pub mac: Option<Mac>,
     /// Name service that replaces IPAM's.
     pub dns: Option<Dns>,
+    /// The VLANs of the container's port, where the bridge keeps VLANs apart.
+    pub vlans: Option<Vlans>,
 }
 
 impl BridgeConfig {
@@ -72,7 +75,6 @@ impl BridgeConfig {
     /// Code 6 for a wrong type, 7 for a wrong value, 2 for a key that is not supported; each names the key.
     pub fn parse(conf: &NetConf, args: &Args) -> Result<BridgeConfig, Error> {
         let root = conf.root();
-        refuse_unsupported(&root)?;
         let flag = |key| root.bool(key).map(|value| value.unwrap_or(false));
         let gateway = match (flag("isGateway")?, flag("isDefaultGateway")?) {
             (_, true) => Gateway::DefaultRoute,
@@ -89,8 +91,10 @@ impl BridgeConfig {
             return Err(root.at("hairpinMode").refused("true", wanted));
         }
         let bridge = root.parsed("bridge")?;
+        let bridge = bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name"));
         Ok(BridgeConfig {
-            bridge: bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")),
+            vlans: Vlans::parse(&root, &bridge, gateway)?,
+            bridge,
             gateway,
             conflict,
             masquerade: flag("ipMasq")?,
@@ -133,6 +137,16 @@ pub enum Layer {
     Two,
     /// Addresses and routes from IPAM.
     Three,
+}
+
+impl Layer {
+    /// That of a network with this IPAM.
+    pub fn of<T>(ipam: Option<T>) -> Layer {
+        match ipam {
+            Some(_) => Layer::Three,
+            None => Layer::Two,
+        }
+    }
 }
 
 /// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes; 0 is "not set".
@@ -181,24 +195,6 @@ fn parse_dns(root: &Shape) -> Result<Option<Dns>, Error> {
         .iter()
         .any(|key| shape.get(key).is_some());
     Ok((has_list || !dns.domain.is_empty()).then_some(dns))
-}
-
-/// Keys of the reference that change what an attachment is, and that this version cannot honour yet.
-fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
-    let unsupported = |key: &str, value: String| {
-        let msg = format!("configuration: {key} is {value}, but this version does not support it");
-        Error::new(Code::UNSUPPORTED_FIELD, msg)
-    };
-    if let Some(vlan) = root
-        .number::<u16>("vlan", 0..=4094)?
-        .filter(|vlan| *vlan != 0)
-    {
-        return Err(unsupported("vlan", vlan.to_string()));
-    }
-    if root.list("vlanTrunk")?.is_some() {
-        return Err(unsupported("vlanTrunk", "set".to_owned()));
-    }
-    Ok(())
 }
 
 fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
@@ -285,7 +281,7 @@ mod tests {
             (r#""mtu": 65536"#, "mtu", 7),
             (r#""mtu": "1500""#, "mtu", 6),
             (r#""vlan": 4095"#, "vlan", 7),
-            (r#""vlan": 5"#, "vlan", 2),
+            (r#""vlanTrunk": [null]"#, "vlanTrunk[0]", 6),
             (r#""bridge": """#, "bridge", 7),
             (
                 r#""hairpinMode": true, "promiscMode": true"#,

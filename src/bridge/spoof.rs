@@ -18,7 +18,10 @@
 //! }
 //! ```
 
+use std::collections::BTreeSet;
+
 use crate::bridge::plan::host_interface;
+use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
 use crate::host::nftables::{
@@ -222,13 +225,15 @@ impl Guard {
 /// When the kernel refuses.
 pub fn sweep(
     network: &Id,
-    valid: &[Attachment],
+    valid: &ValidAttachments,
     exists: impl Fn(&IfName) -> bool,
 ) -> Result<(), Error> {
+    let kept: BTreeSet<String> = valid
+        .all()
+        .map(|who| format!("{}-{}", who.container, who.interface))
+        .collect();
     let is_stale = |reference: &str, host: &IfName| {
-        let is_valid =
-            |who: &Attachment| format!("{}-{}", who.container, who.interface) == reference;
-        if valid.iter().any(is_valid) {
+        if kept.contains(reference) {
             return false;
         }
         let mut readings = readings(reference);

@@ -42,7 +42,7 @@ impl Label {
         comment.starts_with(&self.key)
     }
 
-    /// The attachment that a comment names, as far as it can be compared; `None` when it is of another network.
+    /// Whether a comment is that of an object of any attachment of a network.
     pub fn is_of_network(network: &Id, comment: &str) -> bool {
         comment.starts_with(&network_key(network))
     }

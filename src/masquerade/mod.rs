@@ -10,13 +10,17 @@ mod rules;
 
 use std::net::IpAddr;
 
+use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Error, Failures};
 use crate::host::nftables::Nftables;
 use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
 use crate::masquerade::label::Label;
-use crate::masquerade::rules::Chain;
+use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
+
+/// How often rules are looked at again that others take down at the same time.
+const LOOKS: u32 = 50;
 
 /// Which part of the kernel masquerades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,16 @@ pub enum Backend {
     Iptables,
     /// nftables, without a program.
     Nftables,
+}
+
+impl Backend {
+    /// The one for addresses of these families where none is asked for: iptables, if it is installed for all of them.
+    fn usual(mut families: impl Iterator<Item = Family>) -> Backend {
+        match families.all(|family| Iptables::find(family).is_some()) {
+            true => Backend::Iptables,
+            false => Backend::Nftables,
+        }
+    }
 }
 
 /// The masquerading of an attachment to a network.
@@ -83,25 +97,17 @@ impl Masquerade {
         addresses: &[Cidr],
         backend: Option<Backend>,
     ) -> Result<Installing, Error> {
-        match backend {
-            Some(Backend::Iptables) => self.install_iptables(addresses),
-            Some(Backend::Nftables) => self.install_nftables(addresses),
-            None => {
-                let mut families = addresses.iter().map(|address| address.family());
-                match families.all(|family| Iptables::find(family).is_some()) {
-                    true => self.install_iptables(addresses),
-                    false => self.install_nftables(addresses),
-                }
+        let families = addresses.iter().map(|address| address.family());
+        match backend.unwrap_or_else(|| Backend::usual(families)) {
+            Backend::Iptables => self.install_iptables(addresses),
+            Backend::Nftables => {
+                nftables::install(&self.network, &self.label, addresses)?;
+                Ok(Installing {
+                    chain: self.chain.clone(),
+                    families: Vec::new(),
+                })
             }
         }
-    }
-
-    fn install_nftables(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
-        nftables::install(&self.network, &self.label, addresses)?;
-        Ok(Installing {
-            chain: self.chain.clone(),
-            families: Vec::new(),
-        })
     }
 
     fn install_iptables(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
@@ -125,6 +131,49 @@ impl Masquerade {
             installing.families.push((iptables, own, transaction));
         }
         Ok(installing)
+    }
+
+    /// Whether addresses are masqueraded, by whichever plugin and backend.
+    ///
+    /// # Errors
+    /// The first address that is not; when it cannot be told.
+    pub fn check(&self, addresses: &[Cidr], backend: Option<Backend>) -> Result<(), Error> {
+        let Err(lacking) = nftables::check(&self.network, &self.label, addresses) else {
+            return Ok(());
+        };
+        let families = addresses.iter().map(|address| address.family());
+        match backend.unwrap_or_else(|| Backend::usual(families)) {
+            Backend::Nftables if !self.may_be_in_iptables() => Err(lacking),
+            _ => self.check_iptables(addresses),
+        }
+    }
+
+    /// Whether there may be anything of it in iptables, found out without a process.
+    fn may_be_in_iptables(&self) -> bool {
+        let nftables = Nftables::open().ok();
+        let name = self.chain.name();
+        let mut families = Family::BOTH.into_iter();
+        families.any(|family| Iptables::may_have_chain(nftables.as_ref(), family, name))
+    }
+
+    /// One listing per family.
+    fn check_iptables(&self, addresses: &[Cidr]) -> Result<(), Error> {
+        for family in Family::BOTH {
+            let of_family = |address: &Cidr| address.family() == family;
+            let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
+            if own.is_empty() {
+                continue;
+            }
+            let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
+            if let Some(address) = self.chain.lacking(&own, &iptables.list()?) {
+                let what = format!("check: rules that masquerade {address} are missing");
+                return Err(Error::failed(what).details(format!(
+                    "looked in the nat table of {family} for {}",
+                    self.chain
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Starts to remove what was installed, by whichever plugin and backend. Knowing the addresses costs one process
@@ -167,6 +216,40 @@ impl Masquerade {
             failures,
         }
     }
+}
+
+/// Whether addresses of these families could be masqueraded now; of `None`, whether those of any family could. Runs no
+/// process.
+///
+/// # Errors
+/// Code 50 when a program is not installed, or the kernel has no nftables where that would be used.
+pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(), Error> {
+    let missing = |family: &Family| Iptables::find(*family).is_none();
+    let lacking = match families {
+        Some(families) => families.iter().copied().find(missing),
+        None => Family::BOTH.iter().all(missing).then_some(Family::V4),
+    };
+    let available = match (backend, lacking) {
+        (Some(Backend::Nftables), _) | (None, Some(_)) => nftables::status(),
+        (Some(Backend::Iptables), Some(family)) => Err(not_installed(family)),
+        (_, None) => Ok(()),
+    };
+    available.map_err(Error::into_not_available)
+}
+
+/// Removes the masquerading of a network that no valid attachment needs, whichever plugin installed it: with iptables
+/// that of containers, with nftables that of attachments.
+///
+/// # Errors
+/// When a family or backend could not be listed or changed; the others are swept.
+pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
+        let swept = take_down(&iptables, |listing| rules::sweep(network, valid, listing));
+        failures.note(swept);
+    }
+    failures.note(nftables::sweep(network, valid));
+    failures.into_result()
 }
 
 impl Installing {
@@ -223,11 +306,28 @@ impl Removing {
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
         let only = (self.scope == Scope::Addresses && !self.addresses.is_empty())
             .then_some(&*self.addresses);
-        match self.chain.clear(only, &iptables.list()?) {
-            Some(script) => iptables.commit(&script),
-            None => Ok(()),
+        take_down(iptables, |listing| self.chain.clear(only, listing))
+    }
+}
+
+/// Sees what is there and takes what `plan` makes of it. Others may take some of that between the look and the deed,
+/// which then is refused; it is tried again as long as the next look shows something else.
+fn take_down(iptables: &Iptables, plan: impl Fn(&Listing) -> Option<String>) -> Result<(), Error> {
+    let mut refused: Option<(String, Error)> = None;
+    for _ in 0..LOOKS {
+        let Some(script) = plan(&iptables.list()?) else {
+            return Ok(());
+        };
+        match refused.take() {
+            Some((same, error)) if same == script => return Err(error),
+            _ => {}
+        }
+        match iptables.commit(&script) {
+            Ok(()) => return Ok(()),
+            Err(error) => refused = Some((script, error)),
         }
     }
+    refused.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 fn not_installed(family: Family) -> Error {

@@ -21,6 +21,7 @@
 
 use std::net::IpAddr;
 
+use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::nftables::{
@@ -125,7 +126,8 @@ pub fn remove(
 ///
 /// # Errors
 /// As [`remove`].
-pub fn sweep(network: &Id, valid: &[Label]) -> Result<(), Error> {
+pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
+    let valid: Vec<Label> = valid.all().map(|who| Label::of(network, &who)).collect();
     let is_stale = |comment: &str| {
         Label::is_of_network(network, comment) && !valid.iter().any(|label| label.marks(comment))
     };
@@ -151,11 +153,21 @@ pub fn sweep(network: &Id, valid: &[Label]) -> Result<(), Error> {
         .map_err(|cause| failed("sweep", cause))
 }
 
-/// The first thing that is missing of what masquerades an attachment's addresses; `None` when all is there.
+/// Whether nftables can be used at all.
 ///
 /// # Errors
-/// When the kernel refuses to tell.
-pub fn missing(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<Option<String>, Error> {
+/// When the kernel has none, or refuses us.
+pub fn status() -> Result<(), Error> {
+    // Asks for the number of the ruleset.
+    let look = || Nftables::open()?.change(|| Ok(Batch::default()));
+    look().map_err(|cause| failed("use", cause))
+}
+
+/// Whether an attachment's addresses are masqueraded, by us or by the reference.
+///
+/// # Errors
+/// The first thing that is missing; when the kernel refuses to tell.
+pub fn check(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Error> {
     let look = || {
         let nftables = Nftables::open()?;
         let reference = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
@@ -163,24 +175,37 @@ pub fn missing(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<Option
         if of_reference.count() >= addresses.len() {
             return Ok(None);
         }
-        let (chain, rules) = (chain_of(network), nftables.rules(TABLE, None)?);
-        for address in addresses {
-            let (ip, map) = (address.address(), map_of(address.family()));
-            let element = nftables.element(TABLE, map, ip)?;
-            if !element.is_some_and(|it| it.chain == chain && label.marks(&it.comment)) {
-                return Ok(Some(format!("{ip} is missing in map {map}")));
-            }
-        }
-        let wanted = base_rules().map(|rule| (POSTROUTING.name, rule));
-        let of_network = network_rules(addresses).into_iter();
-        let mut wanted = wanted
-            .into_iter()
-            .chain(of_network.map(|rule| (chain.as_str(), rule)));
-        let lost = wanted.find(|(chain, rule)| !holds(&rules, chain, rule));
-        Ok(lost.map(|(chain, _)| format!("a rule is missing in chain {chain}")))
+        missing(&nftables, &chain_of(network), label, addresses)
     };
-    let missing = look().map_err(|cause: NftablesError| failed("list", cause))?;
-    Ok(missing.map(|what| format!("{what} of table inet {}", TABLE.name)))
+    match look().map_err(|cause| failed("list", cause))? {
+        None => Ok(()),
+        Some(what) => {
+            let table = TABLE.name;
+            let msg = format!("check: masquerading {what} of the table inet {table}");
+            Err(Error::failed(msg))
+        }
+    }
+}
+
+fn missing(
+    nftables: &Nftables,
+    chain: &str,
+    label: &Label,
+    addresses: &[Cidr],
+) -> Result<Option<String>, NftablesError> {
+    for address in addresses {
+        let (ip, map) = (address.address(), map_of(address.family()));
+        let element = nftables.element(TABLE, map, ip)?;
+        if !element.is_some_and(|it| it.chain == chain && label.marks(&it.comment)) {
+            return Ok(Some(format!("{ip} lacks its element in the map {map}")));
+        }
+    }
+    let rules = nftables.rules(TABLE, None)?;
+    let base = base_rules().map(|rule| (POSTROUTING.name, rule));
+    let of_network = network_rules(addresses).into_iter();
+    let mut wanted = base.into_iter().chain(of_network.map(|rule| (chain, rule)));
+    let lost = wanted.find(|(chain, rule)| !holds(&rules, chain, rule));
+    Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
 }
 
 /// The chain of a network.

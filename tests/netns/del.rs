@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Footprint, Network, Node, Pod, chain_of, needs, small_network, worse_in_go};
+use crate::support::{Footprint, Network, Node, Pod, needs, small_network, worse_in_go};
 
 fn dual_masqueraded() -> Value {
     let mut config = small_network();
@@ -227,20 +227,6 @@ fn del_of_one_containers_interface_leaves_the_pods_others() {
     assert!(pod.link("eth0").is_none());
     assert!(pod.link("net1").is_some());
     assert_eq!(node.lease("small", "10.77.0.3").unwrap(), "a\r\nnet1");
-}
-
-#[test]
-fn del_takes_what_an_older_configuration_masqueraded() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("without ipMasq in the configuration it does not look for rules") {
-        return;
-    }
-    let scene = Scene::new();
-    assert!(!scene.node.nat("iptables").is_empty());
-    scene.network().with("ipMasq", false).del(&scene.pod);
-    let chain = chain_of("small", "victim");
-    let left = scene.node.nat("iptables");
-    assert!(!left.iter().any(|rule| rule.contains(&chain)), "{left:?}");
 }
 
 #[test]

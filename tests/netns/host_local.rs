@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Call, Node, leases, needs, reference};
+use crate::support::{Answer, Call, Node, leases, needs, reference, worse_in_go};
 
 /// A network that only `host-local` sees, when it is called as a plugin of its own.
 fn network(ipam: Value) -> Value {
@@ -331,4 +332,40 @@ fn twenty_processes_at_once_get_twenty_addresses() {
     let distinct: BTreeSet<&String> = given.iter().collect();
     assert_eq!(distinct.len(), 20, "{given:?}");
     assert_eq!(leases(&node, "lan").len(), 20);
+}
+
+#[test]
+fn its_own_namespace_is_refused_unless_that_is_allowed() {
+    needs!();
+    if worse_in_go("Debian's version does not look") {
+        return;
+    }
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24" }));
+    let own = call(&node, "ADD", "a", &config).netns("/proc/self/ns/net");
+    assert_eq!(own.run().refused().code, 8);
+    assert_eq!(leases(&node, "lan").len(), 0);
+    own.env("CNI_NETNS_OVERRIDE", "True").run().ok();
+    assert_eq!(leases(&node, "lan").len(), 1);
+}
+
+#[test]
+fn a_lock_held_too_long_is_a_reason_to_try_again_later_and_says_who_holds_it() {
+    needs!();
+    if worse_in_go("it waits for ever") {
+        return;
+    }
+    let node = Node::new("node");
+    let config = network(json!({ "subnet": "10.1.0.0/24" }));
+    add(&node, "a", &config).ok();
+    let path = "/var/lib/cni/networks/lan/lock";
+    let file = node.inside(|| std::fs::File::open(path)).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+    let refusal = add(&node, "b", &config).refused();
+    assert_eq!(refusal.code, 11);
+    assert!(refusal.text().contains(path), "{refusal:?}");
+    let holder = std::process::id().to_string();
+    assert!(refusal.text().contains(&holder), "{refusal:?}");
+    drop(lock);
+    add(&node, "b", &config).ok();
 }

@@ -187,27 +187,65 @@ fn a_network_moves_from_the_reference_to_ours_under_running_pods() {
 }
 
 #[test]
-fn leases_do_not_outlive_a_boot_nor_does_an_empty_file_hold_an_address() {
+#[ignore = "not built yet: decision 11 of the design"]
+fn leases_do_not_outlive_a_boot() {
     needs!();
-    if worse_in_go("D21: its leases and torn files stay for ever") {
+    if worse_in_go("its leases stay for ever") {
         return;
     }
     let node = Node::new("node");
-    let boot = "/proc/sys/kernel/random/boot_id";
     for name in ["a", "b"] {
         call(&node, "host-local", "ADD", name).unwrap();
     }
     node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
-    node.bind("/run/next-boot", boot);
+    node.bind("/run/next-boot", "/proc/sys/kernel/random/boot_id");
     let address = call(&node, "host-local", "ADD", "c").unwrap();
     let held = leases(&node, "lan");
     assert_eq!(held.len(), 1, "{held:?}");
     assert_eq!(address, format!("{}/24", held[0]));
-    // What a crash between the reference's create and write leaves.
-    node.write("/var/lib/cni/networks/lan/last_reserved_ip.0", "10.1.0.99");
-    node.write("/var/lib/cni/networks/lan/10.1.0.100", "");
-    assert_eq!(
-        call(&node, "host-local", "ADD", "d").unwrap(),
-        "10.1.0.100/24"
-    );
+}
+
+#[test]
+fn an_empty_file_holds_no_address() {
+    needs!();
+    if worse_in_go("D21: what a crash between its create and its write leaves stays for ever") {
+        return;
+    }
+    let node = Node::new("node");
+    call(&node, "host-local", "ADD", "a").unwrap();
+    node.write("/var/lib/cni/networks/lan/10.1.0.3", "");
+    let address = call(&node, "host-local", "ADD", "b").unwrap();
+    assert_eq!(address, "10.1.0.3/24");
+    assert_eq!(node.lease("lan", "10.1.0.3").unwrap(), "b\r\neth0");
+}
+
+#[test]
+fn leases_that_the_reference_gave_since_the_boot_are_kept() {
+    needs!("cni:host-local", "touch");
+    if worse_in_go("its leases stay for ever") {
+        return;
+    }
+    let node = Node::new("node");
+    node.install_reference("host-local");
+    let boot = "/proc/sys/kernel/random/boot_id";
+    let directory = "/var/lib/cni/networks/lan";
+    // Leases of the reference are kept when ours comes for the first time, however old they are.
+    call(&node, "go-host-local", "ADD", "a").unwrap();
+    node.run(&format!("touch -d 2001-01-01 {directory}/10.1.0.2"));
+    call(&node, "host-local", "ADD", "b").unwrap();
+    assert_eq!(leases(&node, "lan").len(), 2);
+    // A boot; the reference is the first to give an address, from where the cursor stands.
+    node.run(&format!("touch -d 2001-01-02 {directory}/10.1.0.3"));
+    node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
+    node.bind("/run/next-boot", boot);
+    call(&node, "go-host-local", "ADD", "c").unwrap();
+    call(&node, "host-local", "ADD", "d").unwrap();
+    let held = leases(&node, "lan");
+    let held: Vec<String> = held.iter().map(ToString::to_string).collect();
+    assert_eq!(held, ["10.1.0.4", "10.1.0.5"]);
+    call(&node, "host-local", "CHECK", "c").unwrap();
+    // And no more is freed within the boot.
+    node.run(&format!("touch -d 2001-01-03 {directory}/10.1.0.4"));
+    call(&node, "host-local", "ADD", "e").unwrap();
+    assert_eq!(leases(&node, "lan").len(), 3);
 }

@@ -228,3 +228,29 @@ fn two_interfaces_of_a_container_on_one_network_do_not_take_each_others_rules() 
     assert_eq!(node.nat("iptables"), [""; 0]);
     assert_eq!(node.nat("ip6tables"), [""; 0]);
 }
+
+#[test]
+fn one_process_is_enough_for_a_family() {
+    needs!("iptables", "ip6tables", "nft");
+    if worse_in_go("it runs twelve for ADD and ten for DEL") {
+        return;
+    }
+    let node = Node::new("node");
+    let mut config = small_network();
+    config["ipMasq"] = true.into();
+    let network = node.network(config);
+    let a = node.pod("a");
+    // All programs of iptables are links to one file, which tells by its name what to do.
+    node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
+    let script = "echo $0 $* >> /run/log\nexec /run/xtables ${0##*/} \"$@\"";
+    node.replace_program("/usr/sbin/iptables", script);
+    node.replace_program("/usr/sbin/nft", "echo $0 $* >> /run/log\nexit 1");
+    for verb in ["ADD", "DEL"] {
+        node.write("/run/log", "");
+        network.call(verb, &a).run().ok();
+        let log = node.read("/run/log");
+        assert_eq!(log.lines().count(), 1, "{verb}:\n{log}");
+    }
+    node.unbind("/usr/sbin/iptables");
+    assert_eq!(node.nat("iptables"), [""; 0]);
+}

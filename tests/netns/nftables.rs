@@ -431,3 +431,78 @@ fn no_process_is_started_for_nftables() {
     let called = node.inside(|| std::fs::read_to_string("/run/called").unwrap_or_default());
     assert_eq!(called, "");
 }
+
+#[test]
+fn check_confirms_what_is_there_and_names_what_is_not() {
+    needs!("nft", "iptables", "ip6tables");
+    if worse_in_go("Debian's version has no nftables backend") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    let pod = node.pod("a");
+    let changes = [
+        ("nft flush map inet gangplank pods6", "fd00:77::2"),
+        ("nft flush chain inet gangplank net-masq", "chain net-masq"),
+        (
+            "nft flush chain inet gangplank postrouting",
+            "chain postrouting",
+        ),
+        ("nft delete table inet gangplank", "map pods4"),
+    ];
+    for (change, named) in changes {
+        let result = network.add(&pod);
+        network.check(&pod, &result).ok();
+        node.run(change);
+        let refusal = network.check(&pod, &result).refused();
+        assert!(refusal.text().contains(named), "{change}: {refusal:?}");
+        network.del(&pod);
+    }
+    // What the other backend made in an earlier configuration counts.
+    let result = network.with("ipMasqBackend", "iptables").add(&pod);
+    network.check(&pod, &result).ok();
+    network.del(&pod);
+    let result = network.add(&pod);
+    network
+        .with("ipMasqBackend", "iptables")
+        .check(&pod, &result)
+        .ok();
+}
+
+#[test]
+fn gc_takes_the_elements_of_what_is_not_valid() {
+    needs!("nft");
+    if worse_in_go("it has no GC") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(masqueraded()).with("cniVersion", "1.1.0");
+    let other = network.with("name", "other");
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    network.add(&a);
+    network.add(&b);
+    network.call("ADD", &b).ifname("net1").run().ok();
+    other.call("ADD", &a).ifname("net2").run().ok();
+    let gc = |valid: Value| {
+        let network = network.with("cni.dev/valid-attachments", valid);
+        network
+            .call_for("GC", "-")
+            .unset("CNI_CONTAINERID")
+            .run()
+            .ok();
+        ruleset(&node)
+    };
+    let text = gc(json!([{ "containerID": "b", "ifname": "net1" }]));
+    for (mark, times) in [
+        ("if: eth0", 0),
+        ("if: net1, id: b", 2),
+        ("if: net2, id: a", 2),
+    ] {
+        assert_eq!(text.matches(mark).count(), times, "{mark}: {text}");
+    }
+    let text = gc(json!([]));
+    assert!(
+        !text.contains("net-masq") && text.contains("net-other"),
+        "{text}"
+    );
+}

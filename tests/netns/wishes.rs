@@ -15,7 +15,7 @@ fn a_mac_is_asked_for_in_three_ways_and_the_runtimes_wins() {
     let node = Node::new("node");
     let network = node.network(small_network());
     let by_args = "IgnoreUnknown=1;MAC=02:00:00:00:00:0a";
-    let cases: [(&str, &str, Option<&str>, Option<&str>, &str); 7] = [
+    let cases = [
         ("args", by_args, None, None, "02:00:00:00:00:0a"),
         (
             "cni",
@@ -320,4 +320,16 @@ fn the_name_of_the_hosts_end_follows_from_the_attachment_and_tells_whose_it_is()
     let second = Network::host_link(&result);
     assert_ne!(first, second);
     assert_eq!(node.link(&second).unwrap()["ifalias"], "shop/web-0");
+}
+
+#[test]
+fn keys_are_read_in_any_letter_case_and_null_is_absent() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    let config = r#"{ "cniversion": "1.0.0", "NAME": "small", "type": "bridge", "Bridge": "br0", "mtu": null,
+        "ISGATEWAY": true, "IPAM": { "TYPE": "host-local", "SubNet": "10.77.0.0/24", "routes": null } }"#;
+    let call = node.cni("bridge").verb("ADD").pod(&pod).stdin(config);
+    assert_eq!(Network::address(&call.run().ok()), "10.77.0.2");
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/24"]);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
@@ -99,11 +99,7 @@ impl<'n> Call<'n> {
             let _ = child.stdin.take().unwrap().write_all(&self.stdin);
             child.wait_with_output().unwrap()
         });
-        Answer {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Answer::of(output)
     }
 }
 
@@ -138,6 +134,15 @@ impl Refusal {
 }
 
 impl Answer {
+    /// What a process that ended has said.
+    pub fn of(output: Output) -> Answer {
+        Answer {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// Fails unless the call succeeded; the result, or null where nothing was printed.
     #[track_caller]
     pub fn ok(&self) -> Value {

@@ -85,6 +85,7 @@ pub fn require(programs: &[&str]) -> bool {
 }
 
 /// Returns from a test that cannot run here.
+#[allow(unused_macros)]
 macro_rules! needs {
     ($($program:literal),*) => {
         if !$crate::support::require(&[$($program),*]) {
@@ -92,6 +93,7 @@ macro_rules! needs {
         }
     };
 }
+#[allow(unused_imports)]
 pub(crate) use needs;
 
 /// Says something about the running test even when it passes: the harness swallows only what is `print`ed.

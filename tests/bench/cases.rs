@@ -1,0 +1,149 @@
+//! What is measured: networks, and the verbs on them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::{Node, Pod};
+use crate::timed::Call;
+
+/// A kind of network.
+pub struct Case {
+    pub name: &'static str,
+    pub verbs: &'static [&'static str],
+    plugin: &'static str,
+    /// The variant of iptables: it is laid over the system's for the case's nodes alone.
+    iptables: Option<&'static str>,
+    /// What fills the nat tables that the case uses.
+    pub restores: &'static [&'static str],
+    config: fn() -> Value,
+}
+
+/// A case for one set of plugins.
+pub struct Setting {
+    program: PathBuf,
+    path: PathBuf,
+    config: Value,
+}
+
+const ALL_VERBS: &[&str] = &["ADD", "CHECK", "DEL"];
+
+/// All cases.
+pub fn all() -> Vec<Case> {
+    let case = |name, config| Case {
+        name,
+        verbs: ALL_VERBS,
+        plugin: "bridge",
+        iptables: None,
+        restores: &[],
+        config,
+    };
+    vec![
+        // The reference fails CHECK of a network without IPAM.
+        Case {
+            verbs: &["ADD", "DEL"],
+            ..case("layer-2", || bridge(json!({}), Value::Null))
+        },
+        case("gateway", || bridge(json!({"isGateway": true}), v4())),
+        Case {
+            iptables: Some("xtables-nft-multi"),
+            restores: &["iptables-restore"],
+            ..case("masquerade-iptables-nft", || {
+                bridge(json!({"isGateway": true, "ipMasq": true}), v4())
+            })
+        },
+        Case {
+            iptables: Some("xtables-legacy-multi"),
+            restores: &["iptables-restore"],
+            ..case("masquerade-iptables-legacy", || {
+                bridge(json!({"isGateway": true, "ipMasq": true}), v4())
+            })
+        },
+        Case {
+            iptables: Some("xtables-nft-multi"),
+            restores: &["iptables-restore", "ip6tables-restore"],
+            ..case("masquerade-dual-stack", || {
+                bridge(json!({"isGateway": true, "ipMasq": true}), dual())
+            })
+        },
+        Case {
+            plugin: "host-local",
+            ..case("host-local", || bridge(json!({}), v4()))
+        },
+    ]
+}
+
+fn v4() -> Value {
+    json!([[{"subnet": "10.64.0.0/16"}]])
+}
+
+fn dual() -> Value {
+    json!([[{"subnet": "10.64.0.0/16"}], [{"subnet": "fd64::/64"}]])
+}
+
+fn bridge(keys: Value, ranges: Value) -> Value {
+    let mut config = json!({
+        "cniVersion": "1.0.0",
+        "name": "bench",
+        "type": "bridge",
+        "bridge": "bench0",
+    });
+    for (key, value) in keys.as_object().expect("an object") {
+        config[key] = value.clone();
+    }
+    if !ranges.is_null() {
+        config["ipam"] = json!({
+            "type": "host-local",
+            "ranges": ranges,
+            "routes": [{"dst": "0.0.0.0/0"}],
+        });
+    }
+    config
+}
+
+impl Case {
+    /// Makes a fresh node what the case needs.
+    pub fn prepare(&self, node: &Node) {
+        let Some(variant) = self.iptables else { return };
+        for program in ["iptables", "ip6tables"] {
+            for part in ["", "-restore", "-save"] {
+                let installed = format!("/usr/sbin/{program}{part}");
+                if Path::new(&installed).exists() {
+                    node.bind(&format!("/usr/sbin/{variant}"), &installed);
+                }
+            }
+        }
+    }
+
+    /// The case with the plugins of a directory, or with ours.
+    pub fn setting(&self, plugins: Option<&PathBuf>) -> Setting {
+        let path = plugins.cloned().unwrap_or_else(|| Node::BIN.into());
+        Setting {
+            program: path.join(self.plugin),
+            path,
+            config: (self.config)(),
+        }
+    }
+}
+
+impl Setting {
+    /// The call of a verb for a pod. With 1.0.0 a runtime passes the result of the ADD to CHECK and DEL.
+    pub fn command(&self, verb: &str, pod: &Pod, prev: Option<&str>) -> Call {
+        let mut config = self.config.clone();
+        if let Some(prev) = prev {
+            config["prevResult"] = serde_json::from_str(prev).expect("a result");
+        }
+        Call {
+            program: self.program.clone(),
+            env: BTreeMap::from([
+                ("CNI_COMMAND", verb.to_owned()),
+                ("CNI_CONTAINERID", pod.id().to_owned()),
+                ("CNI_NETNS", pod.path.clone()),
+                ("CNI_IFNAME", "eth0".to_owned()),
+                ("CNI_PATH", self.path.display().to_string()),
+            ]),
+            stdin: config.to_string(),
+        }
+    }
+}

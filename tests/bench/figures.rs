@@ -1,0 +1,129 @@
+//! Figures: what was measured, as lines of a table.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::timed::Counts;
+
+/// A verb of a case, ours and theirs.
+pub struct Row {
+    case: &'static str,
+    verb: &'static str,
+    pods: usize,
+    pairs: Vec<(Duration, Duration)>,
+    /// What one call asks of the system.
+    pub count: (Counts, Counts),
+}
+
+impl Row {
+    pub const HEADER: &str = "\
+| case | pods | verb | ours: median (p95) ms | theirs: median (p95) ms | ratio of medians | processes run | system calls |
+|---|---|---|---|---|---|---|---|";
+
+    pub fn new(case: &'static str, verb: &'static str, pods: usize) -> Row {
+        Row {
+            case,
+            verb,
+            pods,
+            pairs: Vec::new(),
+            count: Default::default(),
+        }
+    }
+
+    pub fn push(&mut self, pair: (Duration, Duration)) {
+        self.pairs.push(pair);
+    }
+}
+
+impl Row {
+    /// Medians of ours and theirs.
+    fn spreads(&self) -> (Spread, Spread) {
+        let ours = Spread::of(self.pairs.iter().map(|pair| pair.0));
+        (ours, Spread::of(self.pairs.iter().map(|pair| pair.1)))
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ours, theirs) = self.spreads();
+        let counted = |ours: usize, theirs: usize| match self.count.0.calls {
+            0 => String::new(),
+            _ => format!("{ours} : {theirs}"),
+        };
+        let (us, them) = self.count;
+        write!(
+            f,
+            "| {} | {} | {} | {ours} | {theirs} | {:.3} | {} | {} |",
+            self.case,
+            self.pods,
+            self.verb,
+            ours.median / theirs.median,
+            counted(us.processes, them.processes),
+            counted(us.calls, them.calls),
+        )
+    }
+}
+
+/// The medians as bars, the slower one of each pair at full width.
+pub fn chart(rows: &[Row]) -> String {
+    const WIDTH: f64 = 50.0;
+    let bar = |share: f64| "█".repeat((share * WIDTH).round().max(1.0) as usize);
+    let of_row = |row: &Row| {
+        let (ours, theirs) = row.spreads();
+        let full = ours.median.max(theirs.median);
+        format!(
+            "{} {}, {} pods\n  ours   {} {:.2} ms\n  theirs {} {:.2} ms\n",
+            row.case,
+            row.verb,
+            row.pods,
+            bar(ours.median / full),
+            ours.median,
+            bar(theirs.median / full),
+            theirs.median
+        )
+    };
+    rows.iter().map(of_row).collect()
+}
+
+/// Median and 95th percentile, in milliseconds.
+struct Spread {
+    median: f64,
+    p95: f64,
+}
+
+impl Spread {
+    fn of(times: impl Iterator<Item = Duration>) -> Spread {
+        let mut times: Vec<f64> = times.map(|time| time.as_secs_f64() * 1000.0).collect();
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+        Spread {
+            median: at(0.5),
+            p95: at(0.95),
+        }
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ({:.2})", self.median, self.p95)
+    }
+}
+
+/// What was compared, where.
+pub fn machine(against: &Path) -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+    let theirs: u64 = ["bridge", "host-local", "loopback"]
+        .iter()
+        .map(|name| size(&against.join(name)))
+        .sum();
+    let ours = size(&crate::support::binary());
+    format!(
+        "Linux {}, {cpus} CPUs; theirs: {}\nsize in bytes: ours {ours}, theirs {theirs} (bridge, host-local, loopback)",
+        kernel.trim(),
+        against.display()
+    )
+}

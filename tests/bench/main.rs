@@ -1,0 +1,237 @@
+//! How long the plugins take: whole processes, ours and the reference's in turn, on fresh nodes of their own.
+//!
+//! `tests/bench/run` runs it on the release binary. No figure here passes or fails anything.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cases;
+mod crowd;
+mod figures;
+mod floor;
+mod timed;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use cases::{Case, Setting};
+use figures::Row;
+use support::{Node, Pod};
+use timed::Call;
+
+const HELP: &str = "\
+Times gangplank against other CNI plugins, whole processes in pairs within one run.
+
+Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
+
+  --runs N        counted pairs for each figure (40)
+  --pods N,N,…    how many pods the node has already (0)
+  --against DIR   the plugins to compare with (/usr/lib/cni)
+  CASE            only cases whose name contains one of these words; besides the networks there are
+                  \"floor\" (bare netlink messages) and \"at-once\" (100 pods, 10 at a time)
+";
+
+struct Options {
+    runs: usize,
+    pods: Vec<usize>,
+    against: PathBuf,
+    words: Vec<String>,
+}
+
+fn main() {
+    if let Ok(verb) = std::env::var(floor::WORD) {
+        return floor::run(&verb);
+    }
+    let options = parse(std::env::args().skip(1)).unwrap_or_else(|wrong| {
+        eprintln!("{wrong}\n\n{HELP}");
+        std::process::exit(2);
+    });
+    if !support::require(&["iptables", "strace"]) {
+        std::process::exit(1);
+    }
+    println!("{}\n", figures::machine(&options.against));
+    println!("{}", Row::HEADER);
+    let mut rows = Vec::new();
+    let mut show = |row: Row| {
+        println!("{row}");
+        rows.push(row);
+    };
+    let cases = cases::all();
+    for case in cases.iter().filter(|case| options.wants(case.name)) {
+        for pods in &options.pods {
+            measure(case, *pods, &options)
+                .into_iter()
+                .for_each(&mut show);
+        }
+    }
+    let gateway = cases
+        .iter()
+        .find(|case| case.name == "gateway")
+        .expect("it is a case");
+    if options.wants("floor") {
+        measure_floor(gateway, &options)
+            .into_iter()
+            .for_each(&mut show);
+    }
+    if options.wants("at-once") {
+        for case in cases
+            .iter()
+            .filter(|case| case.name.contains("gateway") || case.name.contains("nft"))
+        {
+            show(measure_at_once(case, &options));
+        }
+    }
+    println!("\n{}", figures::chart(&rows));
+}
+
+fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
+    let mut options = Options {
+        runs: 40,
+        pods: vec![0],
+        against: "/usr/lib/cni".into(),
+        words: Vec::new(),
+    };
+    let mut args = args;
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+        let number = |text: &str| {
+            text.parse()
+                .map_err(|_| format!("{text:?} is not a number"))
+        };
+        match arg.as_str() {
+            "--runs" => options.runs = number(&value()?)?,
+            "--pods" => options.pods = value()?.split(',').map(number).collect::<Result<_, _>>()?,
+            "--against" => options.against = value()?.into(),
+            "--help" | "-h" => {
+                print!("{HELP}");
+                std::process::exit(0);
+            }
+            word if !word.starts_with('-') => options.words.push(word.to_owned()),
+            other => return Err(format!("cannot understand {other}")),
+        }
+    }
+    Ok(options)
+}
+
+impl Options {
+    /// Whether one of the words is in a name; without words all are meant.
+    fn wants(&self, name: &str) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| name.contains(word.as_str()))
+    }
+}
+
+/// One plugin set on a node of its own.
+struct Side {
+    node: Node,
+    setting: Setting,
+    pods: Vec<Pod>,
+    results: Vec<String>,
+}
+
+impl Side {
+    fn new(case: &Case, plugins: Option<&PathBuf>, crowd: usize, pods: usize) -> Side {
+        let node = Node::new("bench");
+        case.prepare(&node);
+        crowd::gather(&node, crowd, case.restores);
+        Side {
+            setting: case.setting(plugins),
+            pods: (0..pods)
+                .map(|index| node.pod(&format!("pod{index}")))
+                .collect(),
+            results: Vec::new(),
+            node,
+        }
+    }
+
+    /// The call for the pod of that index; its result is kept for the verbs to come.
+    fn call<T>(
+        &mut self,
+        verb: &str,
+        index: usize,
+        how: impl Fn(&Node, &Call) -> (T, String),
+    ) -> T {
+        let prev = self.results.get(index).map(String::as_str);
+        let call = self.setting.command(verb, &self.pods[index], prev);
+        let (measured, stdout) = how(&self.node, &call);
+        if verb == "ADD" {
+            self.results.push(stdout);
+        }
+        measured
+    }
+}
+
+fn measure(case: &Case, crowd: usize, options: &Options) -> Vec<Row> {
+    // The first pod makes bridge and tables and warms up, the last one is for counting.
+    let pods = options.runs + 2;
+    let mut ours = Side::new(case, None, crowd, pods);
+    let mut theirs = Side::new(case, Some(&options.against), crowd, pods);
+    let mut row_of = |verb: &&'static str| {
+        let mut row = Row::new(case.name, verb, crowd);
+        for index in 0..=options.runs {
+            let pair = (
+                ours.call(verb, index, timed::call),
+                theirs.call(verb, index, timed::call),
+            );
+            if index > 0 {
+                row.push(pair);
+            }
+        }
+        let last = options.runs + 1;
+        row.count = (
+            ours.call(verb, last, timed::counts),
+            theirs.call(verb, last, timed::counts),
+        );
+        row
+    };
+    case.verbs.iter().map(&mut row_of).collect()
+}
+
+/// Ours against bare netlink messages.
+fn measure_floor(case: &Case, options: &Options) -> Vec<Row> {
+    let mut ours = Side::new(case, None, 0, options.runs + 1);
+    let mut bare = Side::new(case, None, 0, options.runs + 1);
+    // Makes the bridge.
+    bare.call("ADD", 0, timed::call);
+    let mut row_of = |verb: &'static str| {
+        let mut row = Row::new("gateway, theirs: floor", verb, 0);
+        for index in 0..=options.runs {
+            let mine = ours.call(verb, index, timed::call);
+            if index > 0 {
+                let call = floor::command(verb, &bare.pods[index], index);
+                row.push((mine, timed::call(&bare.node, &call).0));
+            }
+        }
+        row
+    };
+    vec![row_of("ADD"), row_of("DEL")]
+}
+
+/// How long 100 pods take when 10 are added at any time.
+fn measure_at_once(case: &Case, options: &Options) -> Row {
+    const PODS: usize = 100;
+    const AT_ONCE: usize = 10;
+    const ROUNDS: usize = 3;
+    let took = |plugins: Option<&PathBuf>| {
+        let side = Side::new(case, plugins, 0, PODS);
+        side.node.inside(|| {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for pods in side.pods.chunks(PODS / AT_ONCE) {
+                    let setting = &side.setting;
+                    scope.spawn(move || {
+                        for pod in pods {
+                            timed::run_here(&setting.command("ADD", pod, None));
+                        }
+                    });
+                }
+            });
+            start.elapsed()
+        })
+    };
+    let mut row = Row::new(case.name, "100 ADDs, 10 at once", 0);
+    for _ in 0..ROUNDS {
+        let pair: (Duration, Duration) = (took(None), took(Some(&options.against)));
+        row.push(pair);
+    }
+    row
+}
