@@ -7,4 +7,6 @@
 mod support;
 
 mod matrix;
+mod normal;
 mod party;
+mod side_by_side;

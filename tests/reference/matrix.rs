@@ -172,6 +172,12 @@ impl Cell {
         !matches!(self.wish, Wish::Plain | Wish::Layer2)
     }
 
+    /// Whether the host reaches a pod as soon as ours has added it. Where the reference was first, its IPv6 gateway is
+    /// still tentative (D20).
+    fn can_be_reached(&self) -> bool {
+        self.has_gateway() && (self.family != Family::V6 || self.is_ours_alone())
+    }
+
     /// The configuration for the nth pod of the node.
     fn config(&self, n: usize) -> Value {
         let mut config = json!({
@@ -262,7 +268,7 @@ impl Cell {
                 let answer = attachment.try_add(turn.add);
                 assert_eq!(answer.code, Some(0), "ADD by {:?}: {answer:?}", turn.add);
             }
-            if turn.add == Ours && self.has_gateway() {
+            if turn.add == Ours && self.can_be_reached() {
                 node.reaches(&Network::address(&attachments[0].result));
             }
             attached.push((turn, attachments));

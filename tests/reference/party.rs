@@ -23,7 +23,9 @@ pub const BOTH: [Party; 2] = [Ours, Reference];
 /// Whether the suite can run: it needs the reference beside ours, and these programs.
 pub fn ready(programs: &[&str]) -> bool {
     if reference().is_some() {
-        say("passed by: this suite has both plugins at hand, GANGPLANK_TEST_PLUGINS would hide ours");
+        say(
+            "passed by: this suite has both plugins at hand, GANGPLANK_TEST_PLUGINS would hide ours",
+        );
         return false;
     }
     let always = ["cni:bridge", "cni:host-local", "cni:loopback"];
