@@ -218,3 +218,34 @@ fn an_empty_file_holds_no_address() {
     assert_eq!(address, "10.1.0.3/24");
     assert_eq!(node.lease("lan", "10.1.0.3").unwrap(), "b\r\neth0");
 }
+
+#[test]
+fn leases_that_the_reference_gave_since_the_boot_are_kept() {
+    needs!("cni:host-local", "touch");
+    if worse_in_go("its leases stay for ever") {
+        return;
+    }
+    let node = Node::new("node");
+    node.install_reference("host-local");
+    let boot = "/proc/sys/kernel/random/boot_id";
+    let directory = "/var/lib/cni/networks/lan";
+    // Leases of the reference are kept when ours comes for the first time, however old they are.
+    call(&node, "go-host-local", "ADD", "a").unwrap();
+    node.run(&format!("touch -d 2001-01-01 {directory}/10.1.0.2"));
+    call(&node, "host-local", "ADD", "b").unwrap();
+    assert_eq!(leases(&node, "lan").len(), 2);
+    // A boot; the reference is the first to give an address, from where the cursor stands.
+    node.run(&format!("touch -d 2001-01-02 {directory}/10.1.0.3"));
+    node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
+    node.bind("/run/next-boot", boot);
+    call(&node, "go-host-local", "ADD", "c").unwrap();
+    call(&node, "host-local", "ADD", "d").unwrap();
+    let held = leases(&node, "lan");
+    let held: Vec<String> = held.iter().map(ToString::to_string).collect();
+    assert_eq!(held, ["10.1.0.4", "10.1.0.5"]);
+    call(&node, "host-local", "CHECK", "c").unwrap();
+    // And no more is freed within the boot.
+    node.run(&format!("touch -d 2001-01-03 {directory}/10.1.0.4"));
+    call(&node, "host-local", "ADD", "e").unwrap();
+    assert_eq!(leases(&node, "lan").len(), 3);
+}
