@@ -6,6 +6,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod at_once;
+mod defects;
 mod matrix;
 mod normal;
 mod party;

@@ -112,12 +112,6 @@ impl<'n> Attachment<'n> {
         answer
     }
 
-    #[track_caller]
-    pub fn add(&mut self, by: Party) -> &Value {
-        self.try_add(by).ok();
-        &self.result
-    }
-
     pub fn check(&self, by: Party) -> Answer {
         self.call(by, "CHECK").run()
     }
