@@ -147,7 +147,7 @@ pub fn remains(node: &Node, network: &str, bridge: &str) -> Vec<String> {
     remains
 }
 
-/// Does the work for every cell, a few at a time, and fails with all troubles, each under its cell's name.
+/// Does the work for every cell, a few at a time, and fails with their troubles, each under its cell's name.
 pub fn for_every<C: Sync>(
     cells: &[C],
     name: impl Fn(&C) -> String + Sync,
@@ -179,9 +179,9 @@ pub fn for_every<C: Sync>(
     let troubles = troubles.into_inner().unwrap();
     assert!(
         troubles.is_empty(),
-        "{} of {} cells failed:\n{}",
+        "{} of {} cells failed; the first of them:\n{}",
         troubles.len(),
         cells.len(),
-        troubles.join("\n")
+        troubles[..troubles.len().min(12)].join("\n")
     );
 }
