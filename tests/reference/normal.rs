@@ -132,10 +132,10 @@ fn without_counters(line: &str) -> &str {
 
 /// The files of leases: path, mode, content. Debian's 1.1.1 makes them 0644, the reference of today 0600.
 ///
-/// Ours keeps one file more, in which it remembers the boot that the leases are of; the reference walks past it.
+/// Ours keeps two files more, the boot that the leases are of and an index of them; the reference walks past them.
 pub fn files(node: &Node) -> Vec<String> {
     let mut files = node.files("/var/lib/cni");
-    files.retain(|path, _| !path.ends_with("/.gangplank.boot"));
+    files.retain(|path, _| !path.contains("/.gangplank."));
     let line = |(path, content): (&String, &Vec<u8>)| {
         let mode = std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         let mode = if mode == 0o644 { 0o600 } else { mode };
