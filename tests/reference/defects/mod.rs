@@ -1,7 +1,7 @@
 //! Defects of the reference that must be gone. Each test plays one scenario with both parties: ours must do well,
 //! and the reference must show the defect, so that the test itself is proven. The numbers are those of the
-//! behaviour specification, section 6. The words D4d, D14, D16, D19 and D21 to D23 are not here: they are absent
-//! from Debian's 1.1.1, cannot be provoked from outside, or have their tests in `tests/netns`.
+//! behaviour specification, section 6. D4d, D14, D16, D19 and D21 to D23 are not here: Debian's 1.1.1 does not have
+//! them, they cannot be provoked from outside, or their tests are in `tests/netns`.
 
 mod addresses;
 mod attach;

@@ -135,5 +135,6 @@ fn d20_the_ipv6_gateway_is_there_when_add_returns() {
         gateway
     };
     assert!(scenario(Ours));
-    assert!(!scenario(Reference));
+    // It can be used after a second or two, which may have passed already on a busy machine.
+    assert!((0..3).any(|_| !scenario(Reference)));
 }
