@@ -155,3 +155,16 @@ pub fn ports(node: &Node) -> Vec<String> {
     }
     ports
 }
+
+/// The rules of `macspoofchk`, with the names of ports and the MAC addresses of pods made words.
+pub fn spoof_rules(node: &Node) -> Vec<String> {
+    let listed = node.try_run("nft list table bridge nat").stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    let word = |word: &str| match word {
+        mac if mac.len() == 17 && mac.matches(':').count() == 5 => "MAC".to_owned(),
+        name if name.starts_with("\"veth") => "VETH".to_owned(),
+        other => other.to_owned(),
+    };
+    let line = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>();
+    listed.lines().map(|text| line(text).join(" ")).collect()
+}

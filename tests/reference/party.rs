@@ -32,7 +32,7 @@ pub fn ready(programs: &[&str]) -> bool {
     require(&[always.as_slice(), programs].concat())
 }
 
-/// Whether ours masquerades by nftables. To become a word of the past once that backend is merged.
+/// Whether ours masquerades by nftables and knows `macspoofchk`. To go once both are merged.
 pub const HAS_NFTABLES: bool = false;
 
 /// What the suite's tests of iptables need.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::normal;
 use crate::party::Party::{Ours, Reference};
-use crate::party::{Attachment, IPTABLES, Party, for_every, node, ready};
+use crate::party::{Attachment, HAS_NFTABLES, IPTABLES, Party, for_every, node, ready};
 use crate::support::Node;
 
 /// A version, and the one that the reference is asked for: Debian's does not know 1.1.0, whose results have the same
@@ -50,7 +50,7 @@ const fn wish(name: &'static str, keys: fn() -> Value) -> Wish {
 }
 
 fn wishes() -> Vec<Wish> {
-    vec![
+    let mut wishes = vec![
         wish("plain", || json!({})),
         wish("gateway", || json!({ "isGateway": true })),
         wish("default gateway", || json!({ "isDefaultGateway": true })),
@@ -99,7 +99,12 @@ fn wishes() -> Vec<Wish> {
             ipam: |_| json!({ "dataDir": "/var/lib/cni/elsewhere" }),
             ..wish("a directory of its own", || json!({ "name": "else.where" }))
         },
-    ]
+    ];
+    if HAS_NFTABLES {
+        let keys = || json!({ "isGateway": true, "macspoofchk": true });
+        wishes.push(wish("spoof check", keys));
+    }
+    wishes
 }
 
 fn routes(subnets: &[&str]) -> Value {
@@ -198,7 +203,7 @@ impl Cell<'_> {
     }
 }
 
-fn on_host(node: &Node) -> [(&'static str, Value); 6] {
+fn on_host(node: &Node) -> [(&'static str, Value); 7] {
     let forwarding = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
         .map(|key| node.read(&format!("/proc/sys/net/{key}")));
     [
@@ -206,6 +211,7 @@ fn on_host(node: &Node) -> [(&'static str, Value); 6] {
         ("the host's routes", json!(normal::routes(node))),
         ("the bridge's ports", json!(normal::ports(node))),
         ("the nat rules", json!(normal::nat(node))),
+        ("the spoof rules", json!(normal::spoof_rules(node))),
         ("the leases", json!(normal::files(node))),
         ("forwarding", json!(forwarding)),
     ]
@@ -219,7 +225,7 @@ fn merge(config: &mut Value, keys: Value) {
 
 #[test]
 fn the_same_call_leaves_the_same_behind() {
-    if !ready(IPTABLES) {
+    if !ready(&[IPTABLES, &["nft"]].concat()) {
         return;
     }
     let wishes = wishes();
