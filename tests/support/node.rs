@@ -1,9 +1,10 @@
 //! Hosts and pods.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -71,6 +72,21 @@ impl Node {
             let none: Option<&str> = None;
             mount(Some(file), &over, none, MsFlags::MS_BIND, none).unwrap();
         });
+    }
+
+    /// Makes one of the two variants, `xtables-nft-multi` or `xtables-legacy-multi`, this node's iptables.
+    pub fn lay_iptables(&self, variant: &str) {
+        // Of the programs' names only argv[0] counts, so one file may be the one of all of them.
+        let variant = format!("/usr/sbin/{variant}");
+        let programs = ["iptables", "ip6tables"].map(|name| format!("/usr/sbin/{name}"));
+        let installed = |name: &String| fs::canonicalize(name).unwrap();
+        let files: BTreeSet<PathBuf> = programs.iter().map(installed).collect();
+        for file in files {
+            let file = file.to_str().unwrap();
+            if file != variant {
+                self.bind(&variant, file);
+            }
+        }
     }
 
     /// Takes the last file laid over another away.
