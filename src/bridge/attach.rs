@@ -150,7 +150,9 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     match (host.create_bridge(&new), &config.vlans) {
         // Another ADD was faster.
         (Err(NetlinkError::Exists), _) => Ok(()),
-        (Err(NetlinkError::Unsupported), Some(vlans)) => Err(ports::no_filtering(vlans)),
+        (Err(NetlinkError::Unsupported), Some(vlans)) => {
+            Err(ports::no_filtering(vlans).details("or it has no bridges at all (CONFIG_BRIDGE)"))
+        }
         (Err(cause), _) => Err(failed("create bridge", name, cause)),
         (Ok(()), _) => {
             // Absent where the kernel has no IPv6.
@@ -196,6 +198,12 @@ fn create_veth<'a>(
             .map(drop)
             .map_err(|cause| failed("delete", &name, cause))
     });
+    // Not before the link is ours, and before the first frame can pass.
+    if let Some(guard) = &plan.guard {
+        let owned = guard.clone();
+        guard.install(&plan.host, plan.mac)?;
+        undo.push(move || owned.remove());
+    }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
     // While it is down, so that no frame passes in another VLAN.
     if let Some(vlans) = &config.vlans {

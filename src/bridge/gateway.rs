@@ -10,7 +10,7 @@ use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
 use crate::host::sysctl::{self, Parameter};
-use crate::net::{Cidr, Family, IfName};
+use crate::net::{Cidr, Family, IfName, ParseError};
 
 /// How many ports an error about a bridge's address names.
 const NAMED_PORTS: usize = 5;
@@ -189,9 +189,10 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
         host.set_bridge(index, bridge.index)
             .map_err(|cause| fail("attach", cause))?;
     }
-    let Ok(name) = other.name.parse() else {
-        return Ok(());
-    };
+    let name = other
+        .name
+        .parse()
+        .map_err(|wrong: ParseError| Error::failed(format!("cannot use a port: {wrong}")))?;
     let port = Port {
         name: &name,
         index,
