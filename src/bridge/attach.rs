@@ -194,6 +194,12 @@ fn create_veth<'a>(
             .map(drop)
             .map_err(|cause| failed("delete", &name, cause))
     });
+    // Not before the link is ours, and before the first frame can pass.
+    if let Some(guard) = &plan.guard {
+        let owned = guard.clone();
+        guard.install(&plan.host, plan.mac)?;
+        undo.push(move || owned.remove());
+    }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
     // While it is down, so that no frame passes in another VLAN.
     if let Some(vlans) = &config.vlans {

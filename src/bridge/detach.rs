@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::bridge::attach::failed;
 use crate::bridge::plan::host_interface;
+use crate::bridge::spoof::Guard;
 use crate::bridge::{open_host, open_pod};
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
@@ -44,11 +45,12 @@ pub fn del(
         who,
         host: &host,
     };
-    let masquerades = conf.root().bool("ipMasq").ok().flatten() == Some(true);
-    let removing =
-        (ipam.is_some() && masquerades).then(|| link.start_unmasquerading(held.as_ref()));
+    // The configuration may have changed since the ADD: what it says of masquerading does not count.
+    let removing = link.start_unmasquerading(held.as_ref());
     failures.note(link.remove());
-    failures.note(removing.map_or(Ok(()), Removing::finish));
+    // Who has too long a name for a guard has none.
+    failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
+    failures.note(removing.finish());
     failures.into_result()?;
     ipam.map_or(Ok(()), |ipam| ipam.release(who, held))
 }
@@ -134,7 +136,7 @@ impl Detachment<'_> {
         if known.is_empty() && scope == Scope::Addresses {
             known = self.pod_addresses().unwrap_or_default();
         }
-        Masquerade::of(&self.conf.name, &self.who.container).remove(known, scope)
+        Masquerade::of(&self.conf.name, self.who).remove(known, scope)
     }
 
     /// The addresses of the container's interface; `None` when it cannot be seen.

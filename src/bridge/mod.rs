@@ -11,12 +11,14 @@ mod detach;
 mod gateway;
 mod plan;
 mod ports;
+mod spoof;
 mod sweep;
 mod vlan;
 
 use crate::bridge::attach::{Site, attach, ensure_bridge};
 use crate::bridge::config::{BridgeConfig, Layer};
 use crate::bridge::plan::Plan;
+use crate::bridge::spoof::Guard;
 use crate::cni::Schema;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
@@ -95,7 +97,7 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
     config.suits(Layer::of(ipam.as_ref()), conf.version)?;
     let Some(ipam) = ipam else { return Ok(()) };
     if config.masquerade {
-        masquerade::status(ipam.families().as_deref())?;
+        masquerade::status(ipam.families().as_deref(), config.masquerade_backend)?;
     }
     ipam.status()
 }
@@ -140,6 +142,7 @@ impl Prepared {
             // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
             ensure_bridge(site.host, &self.config)?;
         }
+        let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => {
@@ -150,13 +153,15 @@ impl Prepared {
             }
         };
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
-        let plan = Plan::new(&self.config, &conf.name, who, lease)?.with_alias(alias);
+        let plan = Plan::new(&self.config, &conf.name, who, lease)?
+            .with_alias(alias)
+            .with_guard(guard);
         // The rules are on their way while the link is made: neither needs the other.
-        let rules = Masquerade::of(&conf.name, &who.container);
+        let rules = Masquerade::of(&conf.name, who);
         let addresses = plan.addresses();
         let mut installing = None;
         if self.config.masquerade && !addresses.is_empty() {
-            installing = Some(rules.install(&addresses)?);
+            installing = Some(rules.install(&addresses, self.config.masquerade_backend)?);
             let owned = addresses.iter().map(|address| address.address()).collect();
             undo.push(move || rules.remove(owned, Scope::Addresses).finish());
         }

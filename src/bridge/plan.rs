@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha512};
 
 use crate::bridge::config::{BridgeConfig, Gateway};
+use crate::bridge::spoof::Guard;
 use crate::cni::request::{Attachment, Id};
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
@@ -31,6 +32,8 @@ pub struct Plan {
     pub container: IfName,
     /// The MAC address of that end.
     pub mac: Mac,
+    /// What keeps the container from using another MAC address.
+    pub guard: Option<Guard>,
     /// The gateway's addresses; empty when there is none.
     pub gateways: Vec<Cidr>,
     /// The host's interface in the container's VLAN that has them; without VLANs it is the bridge.
@@ -115,6 +118,7 @@ impl Plan {
             alias: String::new(),
             container: who.interface.clone(),
             mac,
+            guard: None,
             gateways,
             gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
             routes: lease
@@ -130,6 +134,11 @@ impl Plan {
     pub fn with_alias(mut self, alias: &str) -> Plan {
         self.alias = alias[..alias.floor_char_boundary(MAX_ALIAS)].to_owned();
         self
+    }
+
+    /// The same with a guard against spoofed MAC addresses.
+    pub fn with_guard(self, guard: Option<Guard>) -> Plan {
+        Plan { guard, ..self }
     }
 
     /// The addresses of the container.

@@ -7,6 +7,8 @@ pub mod files;
 pub mod locks;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod process;
 pub mod random;
 pub mod sysctl;
+pub mod xtables;

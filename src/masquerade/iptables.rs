@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Code, Error};
+use crate::host::nftables::{Layer, Nftables, Table};
 use crate::host::process::{self, Output, ProcessError, Running};
+use crate::host::xtables;
 use crate::masquerade::rules::Listing;
 use crate::net::Family;
 
@@ -45,6 +47,18 @@ impl Iptables {
             restore: process::find(restore)?,
             save: process::find(save)?,
         })
+    }
+
+    /// Whether there may be a chain of that name in a family's nat table, found out without a process: the kernel is
+    /// asked for the table of iptables-nft, and whether the legacy variant has one.
+    pub fn may_have_chain(nftables: Option<&Nftables>, family: Family, name: &str) -> bool {
+        let table = Table {
+            layer: Layer::Ip(family),
+            name: "nat",
+        };
+        // Who cannot tell says yes.
+        let has_chain = |it: &Nftables| it.chain(table, name).map_or(true, |uses| uses.is_some());
+        nftables.is_some_and(has_chain) || xtables::has_table(family, "nat")
     }
 
     /// Starts a transaction.

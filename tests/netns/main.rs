@@ -14,6 +14,8 @@ mod host_local_neighbours;
 mod loopback;
 mod masquerade;
 mod neighbours;
+mod nftables;
+mod spoof;
 mod status;
 mod undo;
 mod vlan;
