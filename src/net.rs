@@ -12,7 +12,7 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use vlan::{PortVlans, VlanId, describe, ranges};
+pub use vlan::{PortVlans, VlanId, VlanSet};
 
 /// Text that is not the value it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -146,7 +146,9 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     match (host.create_bridge(&new), &config.vlans) {
         // Another ADD was faster.
         (Err(NetlinkError::Exists), _) => Ok(()),
-        (Err(NetlinkError::Unsupported), Some(vlans)) => Err(ports::no_filtering(vlans)),
+        (Err(NetlinkError::Unsupported), Some(vlans)) => {
+            Err(ports::no_filtering(vlans).details("or it has no bridges at all (CONFIG_BRIDGE)"))
+        }
         (Err(cause), _) => Err(failed("create bridge", name, cause)),
         (Ok(()), _) => {
             // Absent where the kernel has no IPv6.

@@ -10,7 +10,7 @@ use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
 use crate::host::sysctl::{self, Parameter};
-use crate::net::{Cidr, Family, IfName};
+use crate::net::{Cidr, Family, IfName, ParseError};
 
 /// Puts the gateway's addresses where they belong and lets the host forward. The interface that was made for them, if
 /// there is one.
@@ -176,9 +176,10 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
         host.set_bridge(index, bridge.index)
             .map_err(|cause| fail("attach", cause))?;
     }
-    let Ok(name) = other.name.parse() else {
-        return Ok(());
-    };
+    let name = other
+        .name
+        .parse()
+        .map_err(|wrong: ParseError| Error::failed(format!("cannot use a port: {wrong}")))?;
     let port = Port {
         name: &name,
         index,
