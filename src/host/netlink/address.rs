@@ -127,7 +127,8 @@ fn message(index: u32, cidr: Cidr) -> AddressMessage {
 }
 
 impl Address {
-    fn of(message: &AddressMessage) -> Option<Address> {
+    /// An address as a message of the kernel tells it; `None` when it names none.
+    pub fn of(message: &AddressMessage) -> Option<Address> {
         let (mut local, mut address) = (None, None);
         let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
         for attribute in &message.attributes {

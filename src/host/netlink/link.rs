@@ -44,6 +44,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// What it was called for people; empty when nothing.
+    pub alias: String,
     /// Its kind.
     pub kind: Kind,
     /// Its MAC address; `None` when it has none of six bytes.
@@ -127,6 +129,23 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
             _ => None,
         }))
+    }
+
+    /// The ports of a bridge.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn ports(&self, bridge: u32) -> Result<Vec<Link>, NetlinkError> {
+        let request = message(vec![
+            LinkAttribute::Controller(bridge),
+            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+        ]);
+        let answers = self.dump(RouteNetlinkMessage::GetLink(request))?;
+        let links = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
+            _ => None,
+        });
+        Ok(links.filter(|link| link.master == Some(bridge)).collect())
     }
 
     /// Makes a bridge.
@@ -304,11 +323,21 @@ fn raise(message: &mut LinkMessage) {
 }
 
 impl Link {
-    fn of(message: LinkMessage) -> Link {
+    /// Its name, with what it was called for people: whose it is, where one of ours.
+    pub fn title(&self) -> String {
+        match self.alias.as_str() {
+            "" => self.name.clone(),
+            alias => format!("{} ({alias})", self.name),
+        }
+    }
+
+    /// A link as a message of the kernel tells it.
+    pub fn of(message: LinkMessage) -> Link {
         let flags = message.header.flags;
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
+            alias: String::new(),
             kind: Kind::Other("device".to_owned()),
             mac: None,
             mtu: 0,
@@ -322,6 +351,7 @@ impl Link {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => {
                     link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::from_bytes)

@@ -126,7 +126,7 @@ impl Netlink {
             .extend(query.link.map(RouteAttribute::Oif));
         let answers = self.dump(RouteNetlinkMessage::GetRoute(request))?;
         let entries = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(message) => entry(&message, query),
+            RouteNetlinkMessage::NewRoute(message) => RouteEntry::of(&message, query),
             _ => None,
         });
         Ok(entries.collect())
@@ -140,45 +140,48 @@ fn family(family: Family) -> AddressFamily {
     }
 }
 
-fn entry(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
-    if message.header.kind != RouteType::Unicast {
-        return None;
-    }
-    let nothing = query.family.default_destination().address();
-    let mut route = RouteEntry {
-        dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
-        gw: None,
-        table: message.header.table.into(),
-        priority: 0,
-        mtu: None,
-        advmss: None,
-    };
-    let mut link = None;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Table(table) => route.table = *table,
-            RouteAttribute::Priority(priority) => route.priority = *priority,
-            RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
-            RouteAttribute::Destination(dst) => {
-                route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
-            }
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    match metric {
-                        RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
-                        RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
-                        _ => {}
+impl RouteEntry {
+    /// A unicast route over the link as a message of the kernel tells it; `None` for any other.
+    pub fn of(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
+        if message.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let nothing = query.family.default_destination().address();
+        let mut route = RouteEntry {
+            dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
+            gw: None,
+            table: message.header.table.into(),
+            priority: 0,
+            mtu: None,
+            advmss: None,
+        };
+        let mut link = None;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::Table(table) => route.table = *table,
+                RouteAttribute::Priority(priority) => route.priority = *priority,
+                RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
+                RouteAttribute::Destination(dst) => {
+                    route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
+                }
+                RouteAttribute::Metrics(metrics) => {
+                    for metric in metrics {
+                        match metric {
+                            RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
+                            RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
+                            _ => {}
+                        }
                     }
                 }
+                _ => {}
             }
-            _ => {}
         }
+        query
+            .link
+            .is_none_or(|wanted| link == Some(wanted))
+            .then_some(route)
     }
-    query
-        .link
-        .is_none_or(|wanted| link == Some(wanted))
-        .then_some(route)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
