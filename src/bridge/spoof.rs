@@ -121,7 +121,7 @@ impl Guard {
     pub fn install(&self, host: &IfName, mac: Mac) -> Result<(), Error> {
         let install = || {
             let nftables = Nftables::open()?;
-            nftables.change(|| {
+            nftables.change(&|| {
                 let mut batch = Batch::default();
                 batch.create_table(TABLE);
                 batch.create_base_chain(TABLE, PREROUTING);
@@ -158,7 +158,7 @@ impl Guard {
     pub fn remove(&self) -> Result<(), Error> {
         let remove = || {
             let nftables = Nftables::open()?;
-            nftables.change(|| {
+            nftables.change(&|| {
                 let mut batch = Batch::default();
                 self.plan_removal(&nftables, &mut batch)?;
                 Ok(batch)
@@ -242,7 +242,7 @@ pub fn sweep(
     };
     let sweep = || {
         let nftables = Nftables::open()?;
-        nftables.change(|| {
+        nftables.change(&|| {
             let mut batch = Batch::default();
             for rule in nftables.rules(TABLE, Some(PREROUTING.name))? {
                 let reference = rule.comment.strip_prefix(COMMENT_PREFIX);

@@ -67,7 +67,7 @@ pub fn install(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Er
     let chain = chain_of(network);
     let install = || {
         let nftables = Nftables::open()?;
-        nftables.change(|| {
+        nftables.change(&|| {
             let present = nftables.rules(TABLE, None)?;
             let mut batch = Batch::default();
             complete_base(&mut batch, &present);
@@ -117,7 +117,7 @@ pub fn remove(
         }
         Ok(batch)
     };
-    present(nftables.change(plan))
+    present(nftables.change(&plan))
         .map(drop)
         .map_err(|cause| failed("remove rules from", cause))
 }
@@ -133,7 +133,7 @@ pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
     };
     let sweep = || {
         let nftables = Nftables::open()?;
-        nftables.change(|| {
+        nftables.change(&|| {
             let mut batch = Batch::default();
             if nftables.table(TABLE)?.is_some() {
                 let mut stale = listed(&nftables)?;
@@ -159,7 +159,7 @@ pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
 /// When the kernel has none, or refuses us.
 pub fn status() -> Result<(), Error> {
     // Asks for the number of the ruleset.
-    let look = || Nftables::open()?.change(|| Ok(Batch::default()));
+    let look = || Nftables::open()?.change(&|| Ok(Batch::default()));
     look().map_err(|cause| failed("use", cause))
 }
 

@@ -6,12 +6,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
+use super::message::Message;
 use super::{Filtering, Netlink, NetlinkError, present};
 use crate::host::netns::Netns;
 use crate::net::{IfName, Mac};
@@ -124,9 +124,9 @@ impl Netlink {
     fn fetch_link(&self, mut request: LinkMessage) -> Result<Option<Link>, NetlinkError> {
         let sparing = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
         request.attributes.push(sparing);
-        let answer = present(self.fetch(RouteNetlinkMessage::GetLink(request)))?.flatten();
+        let answer = present(self.fetch(Message::GetLink(request)))?.flatten();
         Ok(answer.and_then(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
+            Message::NewLink(link) => Some(Link::of(link)),
             _ => None,
         }))
     }
@@ -140,9 +140,9 @@ impl Netlink {
             LinkAttribute::Controller(bridge),
             LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
         ]);
-        let answers = self.dump(RouteNetlinkMessage::GetLink(request))?;
+        let answers = self.dump(Message::GetLink(request))?;
         let links = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
+            Message::NewLink(link) => Some(Link::of(link)),
             _ => None,
         });
         Ok(links.filter(|link| link.master == Some(bridge)).collect())
@@ -168,10 +168,7 @@ impl Netlink {
         attributes.push(LinkAttribute::LinkInfo(info));
         let mut request = message(attributes);
         raise(&mut request);
-        self.change(
-            RouteNetlinkMessage::NewLink(request),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.change(Message::NewLink(request), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Makes a veth pair in one message: the port in this namespace, the other end born in the container, or here
@@ -202,10 +199,7 @@ impl Netlink {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message(end)))),
         ]));
-        self.change(
-            RouteNetlinkMessage::NewLink(message(port)),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.change(Message::NewLink(message(port)), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Sets a port's flags and alias, and brings it up, in one message.
@@ -230,7 +224,7 @@ impl Netlink {
             ]),
         ]);
         raise(&mut request);
-        self.change(RouteNetlinkMessage::NewLink(request), 0)
+        self.change(Message::NewLink(request), 0)
     }
 
     /// Brings a link up.
@@ -240,7 +234,7 @@ impl Netlink {
     pub fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let mut request = indexed(index, Vec::new());
         raise(&mut request);
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Waits until packets pass a link of the thread's namespace.
@@ -263,7 +257,7 @@ impl Netlink {
     pub fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
         let mut request = indexed(index, Vec::new());
         request.header.change_mask = LinkFlags::Up;
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Makes a link take every frame.
@@ -274,7 +268,7 @@ impl Netlink {
         let mut request = indexed(index, Vec::new());
         request.header.flags = LinkFlags::Promisc;
         request.header.change_mask = LinkFlags::Promisc;
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Makes a link a port of a bridge.
@@ -283,7 +277,7 @@ impl Netlink {
     /// When there is no such link or no such bridge.
     pub fn set_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
         let request = indexed(index, vec![LinkAttribute::Controller(bridge)]);
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Gives a link a MAC address of its own.
@@ -292,7 +286,7 @@ impl Netlink {
     /// When there is no such link or the address is not assignable.
     pub fn set_mac(&self, index: u32, mac: Mac) -> Result<(), NetlinkError> {
         let request = indexed(index, vec![LinkAttribute::Address(mac.bytes().to_vec())]);
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Deletes a link by its name; the other end of a veth pair goes with it.
@@ -301,7 +295,7 @@ impl Netlink {
     /// [`NetlinkError::NotFound`] when there is none.
     pub fn delete_link(&self, name: &IfName) -> Result<(), NetlinkError> {
         let request = message(vec![LinkAttribute::IfName(name.to_string())]);
-        self.change(RouteNetlinkMessage::DelLink(request), 0)
+        self.change(Message::DelLink(request), 0)
     }
 }
 

@@ -162,7 +162,7 @@ impl Nftables {
     /// The plan's, or the kernel's when it refuses the change.
     pub fn change(
         &self,
-        plan: impl Fn() -> Result<Batch, NftablesError>,
+        plan: &dyn Fn() -> Result<Batch, NftablesError>,
     ) -> Result<(), NftablesError> {
         let attempt = || {
             let generation = self.generation()?;
