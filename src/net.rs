@@ -116,13 +116,18 @@ impl Cidr {
     const WANTED: &'static str = "an address with a prefix length like 10.1.2.0/24 or fd00::/64";
 
     /// `address/prefix`; `None` when the prefix is longer than the family's addresses.
+    ///
+    /// The prefix of an IPv4-mapped address counts the 96 bits in front of the IPv4 ones.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Cidr> {
-        IpNetwork::new(address, prefix).ok().map(Cidr)
+        let canonical = address.to_canonical();
+        let in_front = Family::of(address).bits() - Family::of(canonical).bits();
+        let prefix = prefix.checked_sub(in_front)?;
+        IpNetwork::new(canonical, prefix).ok().map(Cidr)
     }
 
     /// The address alone: /32 or /128.
     pub fn host(address: IpAddr) -> Cidr {
-        Cidr(IpNetwork::from(address))
+        Cidr(IpNetwork::from(address.to_canonical()))
     }
 
     /// The address, host bits included.
@@ -185,16 +190,9 @@ impl FromStr for Cidr {
         if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|b| b.is_ascii_digit()) {
             return Err(wrong());
         }
-        let given = address.parse::<IpAddr>().map_err(|_| wrong())?;
-        let ip = given.to_canonical();
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        // The prefix of a mapped address counts the 96 bits in front of the IPv4 ones.
-        let prefix = if ip.is_ipv4() && given.is_ipv6() {
-            prefix.checked_sub(96).ok_or_else(wrong)?
-        } else {
-            prefix
-        };
-        Cidr::new(ip, prefix).ok_or_else(wrong)
+        let address = address.parse().map_err(|_| wrong())?;
+        let prefix = prefix.parse().map_err(|_| wrong())?;
+        Cidr::new(address, prefix).ok_or_else(wrong)
     }
 }
 
@@ -395,6 +393,11 @@ mod tests {
         assert_eq!(parse_ip("::ffff:10.1.2.3").unwrap().to_string(), "10.1.2.3");
         assert_eq!(cidr("::ffff:10.1.2.3/120").to_string(), "10.1.2.3/24");
         assert!("::ffff:10.1.2.3/64".parse::<Cidr>().is_err());
+        // So it is when it does not come as text: from the kernel.
+        let mapped: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
+        assert_eq!(Cidr::new(mapped, 120), Some(cidr("10.1.2.3/24")));
+        assert_eq!(Cidr::new(mapped, 8), None);
+        assert_eq!(Cidr::host(mapped), cidr("10.1.2.3/32"));
     }
 
     #[test]

@@ -112,6 +112,7 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
 
 fn differs(what: impl std::fmt::Display) -> Error {
     Error::failed(format!("check: {what}"))
+        .details("the attachment is not as its ADD made it; DEL and a new ADD mend that")
 }
 
 fn check_bridge(expected: &Expected, site: &Site) -> Result<Link, Error> {

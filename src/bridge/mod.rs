@@ -6,10 +6,10 @@
 
 mod attach;
 mod check;
-mod config;
+pub mod config;
 mod detach;
 mod gateway;
-mod plan;
+pub mod plan;
 mod ports;
 mod spoof;
 mod sweep;

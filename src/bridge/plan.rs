@@ -130,9 +130,11 @@ impl Plan {
         })
     }
 
-    /// The same with an alias for the host's end, cut to what the kernel takes.
+    /// The same with an alias for the host's end, cut to what the kernel takes. It comes from whoever names pods and is
+    /// printed raw by those who list links: no control character gets there.
     pub fn with_alias(mut self, alias: &str) -> Plan {
         self.alias = alias[..alias.floor_char_boundary(MAX_ALIAS)].to_owned();
+        self.alias = self.alias.replace(char::is_control, "?");
         self
     }
 
@@ -293,6 +295,13 @@ mod tests {
         assert_eq!(name.as_str().len(), 15);
         assert_eq!(name, host_interface(&network, &who("eth0")));
         assert_ne!(name, host_interface(&network, &who("eth1")));
+    }
+
+    #[test]
+    fn an_alias_is_short_and_printable() {
+        let plan = plan("", &[], vec![]).unwrap();
+        let plan = plan.with_alias(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
+        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 255);
     }
 
     #[test]

@@ -135,7 +135,8 @@ impl HostLocal {
         Err(Error::failed(format!(
             "host-local: {who} holds no address of network {} in {directory}",
             self.network
-        )))
+        ))
+        .details("the pod may use an address that others are given; DEL and a new ADD mend that"))
     }
 
     /// Whether an address of each range set could be reserved now. Writes nothing and waits for nobody.

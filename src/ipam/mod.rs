@@ -4,13 +4,13 @@
 //! other type is a program ([`delegate`]). [`Ipam::parse`] refuses all that can be refused; `reserve` and `release` are
 //! inverses. Knows nothing of links, bridges and namespaces.
 
-mod allocate;
-mod config;
+pub mod allocate;
+pub mod config;
 pub mod delegate;
 pub mod host_local;
-mod lease_file;
-mod range;
-mod resolv;
+pub mod lease_file;
+pub mod range;
+pub mod resolv;
 mod store;
 
 use crate::cni::ValidAttachments;

@@ -39,6 +39,10 @@ impl Range {
             let wanted = format!("it must not be above the range's end {}", range.last);
             return Err(shape.at("rangeStart").refused(range.first, wanted));
         }
+        if range.has_mapped() {
+            let wanted = "it must not reach into ::ffff:0:0/96: those are IPv4 addresses";
+            return Err(shape.at("subnet").refused(subnet, wanted));
+        }
         Ok(range)
     }
 
@@ -82,6 +86,13 @@ impl Range {
     /// An address of the range as an interface has it.
     pub fn with_prefix(&self, address: IpAddr) -> Cidr {
         Cidr::new(address, self.subnet.prefix()).expect("the address is of the subnet's family")
+    }
+
+    /// Whether an IPv6 range has IPv4-mapped addresses. Nobody could find their leases again.
+    fn has_mapped(&self) -> bool {
+        let mapped = 0xffff_0000_0000..=0xffff_ffff_ffff;
+        let (first, last) = (ip_to_bits(self.first), ip_to_bits(self.last));
+        self.family() == Family::V6 && first <= *mapped.end() && last >= *mapped.start()
     }
 
     fn broadcast(&self) -> Option<IpAddr> {
@@ -295,6 +306,8 @@ mod tests {
             (r#"{"subnet":"10.1.2.0/32"}"#, "at most /30"),
             (r#"{"subnet":"fd00::/127"}"#, "at most /126"),
             (r#"{"subnet":"::ffff:10.1.2.0/120"}"#, "written as IPv4"),
+            (r#"{"subnet":"::/80"}"#, "must not reach into ::ffff:0:0/96"),
+            (r#"{"subnet":"::/0"}"#, "must not reach into ::ffff:0:0/96"),
             (
                 r#"{"subnet":"10.1.2.0/24","gateway":"10.1.3.1"}"#,
                 "gateway is 10.1.3.1",
@@ -338,9 +351,9 @@ mod tests {
         let gateways = ["10.1.2.1", "10.1.2.6", "10.9.9.9"].map(|ip| ip.parse().unwrap());
         assert_eq!(set.usable(&gateways), 4);
         let all = RangeSet {
-            ranges: vec![range(r#"{"subnet":"::/0","rangeStart":"::"}"#).unwrap()],
+            ranges: vec![range(r#"{"subnet":"8000::/1","rangeStart":"8000::"}"#).unwrap()],
         };
-        assert_eq!(all.usable(&[]), u128::MAX - 1);
+        assert_eq!(all.usable(&[]), (1 << 127) - 1);
     }
 
     #[test]

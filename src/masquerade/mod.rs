@@ -6,7 +6,7 @@
 mod iptables;
 mod label;
 mod nftables;
-mod rules;
+pub mod rules;
 
 use std::net::IpAddr;
 

@@ -21,3 +21,4 @@ mod undo;
 mod vlan;
 mod walkthroughs;
 mod wishes;
+mod words;

@@ -1,11 +1,12 @@
 //! VLANs of a bridge and of its ports (bridge(8), "bridge vlan").
 
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
     AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags as Flags, InfoBridge, InfoData,
     LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::message::Message;
 use super::{Netlink, NetlinkError};
 use crate::net::{PortVlans, VlanId, VlanSet};
 
@@ -56,7 +57,7 @@ impl Netlink {
     /// When there is no such port, or the kernel does not know VLANs.
     pub fn join_vlans(&self, port: u32, vlans: &PortVlans) -> Result<(), NetlinkError> {
         let request = about(port, entries(vlans));
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Takes a port out of a VLAN.
@@ -65,7 +66,7 @@ impl Netlink {
     /// [`NetlinkError::NotFound`] when it is not in that one, or there is no such port.
     pub fn leave_vlan(&self, port: u32, vlan: VlanId) -> Result<(), NetlinkError> {
         let left = LinkAttribute::AfSpecBridge(vec![entry(vlan, Flags::empty())]);
-        self.change(RouteNetlinkMessage::DelLink(about(port, left)), 0)
+        self.change(Message::DelLink(about(port, left)), 0)
     }
 
     /// The VLANs of a port. The kernel tells those of all ports or of none.
@@ -76,8 +77,8 @@ impl Netlink {
         let wanted = LinkAttribute::ExtMask(vec![LinkExtentMask::BrvlanCompressed]);
         let request = about(0, wanted);
         let mut vlans = PortVlans::NONE;
-        for answer in self.dump(RouteNetlinkMessage::GetLink(request))? {
-            let RouteNetlinkMessage::NewLink(link) = answer else {
+        for answer in self.dump(Message::GetLink(request))? {
+            let Message::NewLink(link) = answer else {
                 continue;
             };
             if link.header.index == port {

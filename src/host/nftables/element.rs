@@ -67,7 +67,7 @@ pub(super) fn list(table: Table, name: &str, element: Attributes) -> Attributes 
 }
 
 /// The elements of an answer; what is not an address that leads to a chain is left out.
-pub(super) fn parse(answer: &[u8]) -> Vec<Element> {
+pub fn parse(answer: &[u8]) -> Vec<Element> {
     let elements = find(answer, LIST_ELEMENTS).unwrap_or_default();
     each(elements)
         .filter_map(|(_, element)| {

@@ -5,7 +5,7 @@
 
 mod attribute;
 mod batch;
-mod element;
+pub mod element;
 mod message;
 mod rule;
 mod socket;

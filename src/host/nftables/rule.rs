@@ -178,7 +178,8 @@ impl Action {
 }
 
 impl RuleEntry {
-    pub(super) fn parse(answer: &[u8]) -> Option<RuleEntry> {
+    /// Reads an answer of the kernel; `None` when it is no rule.
+    pub fn parse(answer: &[u8]) -> Option<RuleEntry> {
         Some(RuleEntry {
             chain: find(answer, RULE_CHAIN).and_then(text)?.to_owned(),
             handle: find(answer, RULE_HANDLE).and_then(long)?,
