@@ -372,6 +372,7 @@ impl Route {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dice::Dice;
 
     fn cidr(text: &str) -> Cidr {
         text.parse().unwrap()
@@ -466,5 +467,31 @@ mod tests {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong:?} was taken");
         }
         assert!(!"01:00:5e:00:00:01".parse::<Mac>().unwrap().is_assignable());
+    }
+
+    #[test]
+    fn arithmetic_on_prefixes_is_arithmetic_on_bits() {
+        let mut dice = Dice(0xbeef);
+        for _ in 0..5000 {
+            let family = dice.choose(&Family::BOTH);
+            let bits = u128::from(dice.bits()) << 64 | u128::from(dice.bits());
+            let bits = if family == Family::V4 {
+                bits & 0xffff_ffff
+            } else {
+                bits
+            };
+            let prefix = dice.below(usize::from(family.bits()) + 1) as u8;
+            let address = ip_from_bits(family, bits);
+            assert_eq!(ip_to_bits(address), bits);
+            let cidr = Cidr::new(address, prefix).unwrap();
+            assert_eq!(cidr.to_string().parse(), Ok(cidr));
+            let host = u32::from(family.bits() - prefix);
+            let mask = 1u128.checked_shl(host).map_or(u128::MAX, |size| size - 1);
+            assert_eq!(ip_to_bits(cidr.network().address()), bits & !mask);
+            assert_eq!(ip_to_bits(cidr.last()), bits | mask);
+            let near = ip_from_bits(family, bits ^ (1 << dice.below(family.bits().into())));
+            let is_inside = (ip_to_bits(near) ^ bits) & !mask == 0;
+            assert_eq!(cidr.contains(near), is_inside, "{cidr} {near}");
+        }
     }
 }

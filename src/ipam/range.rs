@@ -242,6 +242,8 @@ impl fmt::Display for RangeSet {
 mod tests {
     use super::*;
     use crate::cni::shape;
+    use crate::dice::Dice;
+    use std::collections::BTreeSet;
 
     fn range(text: &str) -> Result<Range, Error> {
         let value = shape::parse("configuration", text.as_bytes()).unwrap();
@@ -370,5 +372,61 @@ mod tests {
         assert!(low.overlaps(&of("10.1.2.3", "10.1.2.4")));
         assert!(of("10.1.2.3", "10.1.2.4").overlaps(&low));
         assert!(!low.overlaps(&range(r#"{"subnet":"fd00::/64"}"#).unwrap()));
+    }
+
+    /// A range within one small subnet, and all its addresses one by one.
+    fn small(dice: &mut Dice) -> (Range, BTreeSet<IpAddr>) {
+        let (subnet, family) = dice.choose(&[
+            ("10.1.2.0/28", Family::V4),
+            ("255.255.255.240/28", Family::V4),
+            ("0.0.0.0/28", Family::V4),
+            ("fd00::/124", Family::V6),
+            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124", Family::V6),
+        ]);
+        let base = ip_to_bits(subnet.parse::<Cidr>().unwrap().address());
+        let ends = [dice.below(16), dice.below(16)];
+        let (first, last) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
+        let ip = |offset: usize| ip_from_bits(family, base + offset as u128);
+        let text = format!(
+            r#"{{"subnet":"{subnet}","rangeStart":"{}","rangeEnd":"{}","gateway":"{}"}}"#,
+            ip(first),
+            ip(last),
+            ip(dice.below(16))
+        );
+        (range(&text).unwrap(), (first..=last).map(ip).collect())
+    }
+
+    #[test]
+    fn ranges_agree_with_sets_of_their_addresses() {
+        let mut dice = Dice(0xcafe);
+        for _ in 0..3000 {
+            let ((one, ours), (other, theirs)) = (small(&mut dice), small(&mut dice));
+            assert_eq!(
+                one.overlaps(&other),
+                !ours.is_disjoint(&theirs),
+                "{one} {other}"
+            );
+            assert_eq!(one.overlaps(&other), other.overlaps(&one));
+            for address in ours.union(&theirs) {
+                assert_eq!(
+                    one.contains(*address),
+                    ours.contains(address),
+                    "{one} {address}"
+                );
+            }
+            let gateways = [one.gateway(), other.gateway()];
+            let is_given =
+                |address: &&IpAddr| !one.is_edge(**address) && !gateways.contains(address);
+            let given = ours.iter().filter(is_given).count();
+            assert_eq!(
+                one.usable(&gateways),
+                given as u128,
+                "{one} without {gateways:?}"
+            );
+            let place = serde_json::Value::Null;
+            let set = RangeSet::new(vec![one.clone(), other.clone()], &Shape::root("t", &place));
+            let fits = ours.is_disjoint(&theirs) && one.family() == other.family();
+            assert_eq!(set.is_ok(), fits, "{one} {other}");
+        }
     }
 }
