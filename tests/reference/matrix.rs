@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::party::Party::{Ours, Reference};
-use crate::party::{Attachment, HAS_NFTABLES, IPTABLES, Party, for_every, node, ready, remains};
+use crate::party::{Attachment, IPTABLES, Party, for_every, node, ready, remains};
 use crate::support::{Answer, Network, Node, Pod};
 
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -324,7 +324,5 @@ fn with_masquerade_by_iptables_legacy() {
 
 #[test]
 fn with_masquerade_by_nftables() {
-    if HAS_NFTABLES {
-        play_all(Masquerade::Nftables);
-    }
+    play_all(Masquerade::Nftables);
 }

@@ -32,9 +32,6 @@ pub fn ready(programs: &[&str]) -> bool {
     require(&[always.as_slice(), programs].concat())
 }
 
-/// Whether ours masquerades by nftables and knows `macspoofchk`. To go once both are merged.
-pub const HAS_NFTABLES: bool = false;
-
 /// What the suite's tests of iptables need.
 pub const IPTABLES: &[&str] = &[
     "iptables",

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::normal;
 use crate::party::Party::{Ours, Reference};
-use crate::party::{Attachment, HAS_NFTABLES, IPTABLES, Party, for_every, node, ready};
+use crate::party::{Attachment, IPTABLES, Party, for_every, node, ready};
 use crate::support::Node;
 
 /// A version, and the one that the reference is asked for: Debian's does not know 1.1.0, whose results have the same
@@ -100,10 +100,8 @@ fn wishes() -> Vec<Wish> {
             ..wish("a directory of its own", || json!({ "name": "else.where" }))
         },
     ];
-    if HAS_NFTABLES {
-        let keys = || json!({ "isGateway": true, "macspoofchk": true });
-        wishes.push(wish("spoof check", keys));
-    }
+    let keys = || json!({ "isGateway": true, "macspoofchk": true });
+    wishes.push(wish("spoof check", keys));
     wishes
 }
 
