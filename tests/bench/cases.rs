@@ -60,6 +60,14 @@ pub fn all() -> Vec<Case> {
                 bridge(json!({"isGateway": true, "ipMasq": true}), v4())
             })
         },
+        // The reference of Debian has no such backend: it is compared with its iptables.
+        Case {
+            iptables: Some("xtables-nft-multi"),
+            ..case("masquerade-nftables", || {
+                let keys = json!({"isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables"});
+                bridge(keys, v4())
+            })
+        },
         Case {
             iptables: Some("xtables-nft-multi"),
             restores: &["iptables-restore", "ip6tables-restore"],

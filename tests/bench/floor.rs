@@ -47,13 +47,13 @@ pub fn run(verb: &str) {
         .expect("an answer")
         .expect("a bridge");
     let veth = NewVeth {
-        host: &host_end,
+        port: &host_end,
         bridge: bridge.index,
-        container: &name("eth0"),
+        end: &name("eth0"),
         mac: "0a:58:0a:40:00:02".parse().expect("a MAC address"),
         mtu: None,
     };
-    host.create_veth(&veth, &netns).expect("a pair");
+    host.create_veth(&veth, Some(&netns)).expect("a pair");
     host.start_port(&host_end, PortFlags::default(), "floor")
         .expect("a port");
     let pair = host.link(&host_end).expect("an answer").expect("a pair");
