@@ -107,7 +107,9 @@ fn answer(
             Verb::Del { who, netns } => {
                 bridge::del(&conf, &request, who, netns.as_deref()).map(nothing)
             }
-            Verb::Gc | Verb::Status | Verb::Version => Ok(String::new()),
+            Verb::Gc => bridge::gc(&conf, &request).map(nothing),
+            Verb::Status => bridge::status(&conf, &request).map(nothing),
+            Verb::Version => Ok(String::new()),
         },
         Plugin::HostLocal => host_local(&conf, &request),
         Plugin::Loopback => match &request.verb {
@@ -136,7 +138,15 @@ fn host_local(conf: &NetConf, request: &Request) -> Result<String, Error> {
             plugin.release(who, &plugin.held(who)?)?;
             Ok(String::new())
         }
-        Verb::Gc | Verb::Status | Verb::Version => Ok(String::new()),
+        Verb::Gc => {
+            HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
+            Ok(String::new())
+        }
+        Verb::Status => {
+            HostLocal::parse(conf, &Args::default())?.status()?;
+            Ok(String::new())
+        }
+        Verb::Version => Ok(String::new()),
     }
 }
 

@@ -28,6 +28,8 @@ impl Code {
     pub const OWN_NETNS: Code = Code(8);
     /// A passing condition: the runtime should try again later.
     pub const TRY_AGAIN: Code = Code(11);
+    /// STATUS: no ADD can work here now (CNI spec 1.1, "STATUS").
+    pub const NOT_AVAILABLE: Code = Code(50);
     /// Everything else: the operation itself failed (what the reference uses for all failures of a plugin).
     pub const PLUGIN: Code = Code(999);
 }
@@ -66,6 +68,14 @@ impl Error {
     /// A failed operation, code 999.
     pub fn failed(msg: impl Into<String>) -> Error {
         Error::new(Code::PLUGIN, msg)
+    }
+
+    /// An ADD could not work now, code 50: the same error as the answer to STATUS.
+    pub fn into_not_available(self) -> Error {
+        Error {
+            code: Code::NOT_AVAILABLE,
+            ..self
+        }
     }
 
     /// A configuration value that is refused, code 7: which `field`, what it holds, what would be right.

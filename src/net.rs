@@ -3,12 +3,16 @@
 //! IPv4 and IPv6 share one code path; an IPv4-mapped IPv6 address is IPv4 from here on.
 //! Knows nothing of JSON documents, of the kernel or of files.
 
+mod vlan;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+
+pub use vlan::{PortVlans, VlanId, describe, ranges};
 
 /// Text that is not the value it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

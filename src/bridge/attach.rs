@@ -1,21 +1,23 @@
-//! Carrying out a plan: the bridge, the veth pair, addresses and routes.
+//! Carrying out a plan: the bridge, the veth pair, addresses and routes. The gateway has a file of its own.
 
 use std::time::Duration;
 
-use crate::bridge::config::{AddressConflict, BridgeConfig};
+use crate::bridge::config::BridgeConfig;
+use crate::bridge::gateway;
 use crate::bridge::plan::{Facts, Plan};
+use crate::bridge::ports;
 use crate::error::Error;
 use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
 };
 use crate::host::netns::Netns;
 use crate::host::random;
-use crate::host::sysctl::{self, Parameter};
-use crate::net::{Cidr, Family, IfName};
+use crate::host::sysctl::Parameter;
+use crate::net::{Family, IfName};
 use crate::undo::Undo;
 
 /// How long a finished port may take until frames pass; the kernel needs less than a millisecond.
-const PORT_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const PORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long duplicate address detection may take: one probe and its random delay are about two seconds.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -41,7 +43,7 @@ pub fn attach<'a>(
     undo: &mut Undo<'a>,
 ) -> Result<Facts, Error> {
     let bridge = ensure_bridge(site.host, config)?;
-    ensure_gateways(site.host, &bridge, plan, config)?;
+    let gateway = gateway::ensure(site.host, &bridge, plan, config)?;
     let host_end = create_veth(plan, config, site, &bridge, undo)?;
     let container = host_end
         .peer
@@ -65,6 +67,7 @@ pub fn attach<'a>(
     Ok(Facts {
         bridge_mac: bridge.mac,
         host_mac,
+        gateway_mac: gateway.and_then(|gateway| gateway.mac),
     })
 }
 
@@ -80,19 +83,14 @@ fn announce(plan: &Plan, site: &Site, link: u32) -> Result<(), Error> {
 }
 
 /// The bridge as it is configured, made where it is not there.
-fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
+pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
     let name = &config.bridge;
-    let look = || {
-        host.link(name)
-            .map_err(|cause| failed("look up bridge", name, cause))
-    };
-    let bridge = match look()? {
+    let found = host.link(name);
+    let bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
         Some(bridge) => bridge,
         None => {
             create_bridge(host, config)?;
-            look()?.ok_or_else(|| {
-                Error::failed(format!("bridge {name} was deleted as soon as it was made"))
-            })?
+            made(host, name)?
         }
     };
     if bridge.kind != Kind::Bridge {
@@ -101,6 +99,9 @@ fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
             bridge.kind
         );
         return Err(Error::failed(msg).details("rename it or choose another name in \"bridge\""));
+    }
+    if let Some(vlans) = &config.vlans {
+        ports::require_filtering(&bridge, vlans)?;
     }
     if config.promiscuous && !bridge.is_promiscuous {
         let set = host.set_promiscuous(bridge.index);
@@ -124,12 +125,14 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
         name,
         mac: new_mac(name)?,
         mtu: config.mtu,
+        filters_vlans: config.vlans.is_some(),
     };
-    match host.create_bridge(&new) {
+    match (host.create_bridge(&new), &config.vlans) {
         // Another ADD was faster.
-        Err(NetlinkError::Exists) => Ok(()),
-        Err(cause) => Err(failed("create bridge", name, cause)),
-        Ok(()) => {
+        (Err(NetlinkError::Exists), _) => Ok(()),
+        (Err(NetlinkError::Unsupported), Some(vlans)) => Err(ports::no_filtering(vlans)),
+        (Err(cause), _) => Err(failed("create bridge", name, cause)),
+        (Ok(()), _) => {
             // Absent where the kernel has no IPv6.
             let _ = Parameter::AcceptRa.set(name, 0);
             Ok(())
@@ -137,91 +140,9 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     }
 }
 
-fn new_mac(bridge: &IfName) -> Result<crate::net::Mac, Error> {
-    random::mac().map_err(|cause| {
-        Error::failed(format!(
-            "cannot choose a MAC address for bridge {bridge}: {cause}"
-        ))
-    })
-}
-
-/// Puts the gateway's addresses on the bridge and lets the host forward.
-fn ensure_gateways(
-    host: &Netlink,
-    bridge: &Link,
-    plan: &Plan,
-    config: &BridgeConfig,
-) -> Result<(), Error> {
-    if plan.gateways.is_empty() {
-        return Ok(());
-    }
-    let present = host.addresses(bridge.index);
-    let present =
-        present.map_err(|cause| failed("list addresses of bridge", &config.bridge, cause))?;
-    let present: Vec<Cidr> = present.into_iter().map(|address| address.cidr).collect();
-    for gateway in plan
-        .gateways
-        .iter()
-        .filter(|gateway| !present.contains(gateway))
-    {
-        for other in conflicts(&present, *gateway, &plan.gateways) {
-            if config.conflict == AddressConflict::Refuse {
-                return Err(address_conflict(&config.bridge, other, *gateway));
-            }
-            crate::host::netlink::present(host.delete_address(bridge.index, other)).map_err(
-                |cause| {
-                    failed(
-                        &format!("remove {other} from bridge"),
-                        &config.bridge,
-                        cause,
-                    )
-                },
-            )?;
-        }
-        // The gateway must answer at once, and nobody else may have its address.
-        match host.add_address(bridge.index, *gateway, Detection::Skipped) {
-            Ok(()) | Err(NetlinkError::Exists) => {}
-            Err(cause) => {
-                return Err(failed(
-                    &format!("add {gateway} to bridge"),
-                    &config.bridge,
-                    cause,
-                ));
-            }
-        }
-    }
-    for family in Family::BOTH {
-        if plan
-            .gateways
-            .iter()
-            .any(|gateway| gateway.family() == family)
-        {
-            sysctl::enable_forwarding(family).map_err(|cause| {
-                Error::failed(format!("cannot enable {family} forwarding: {cause}"))
-                    .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
-            })?;
-        }
-    }
-    Ok(())
-}
-
-/// The addresses of the bridge that a gateway cannot stand beside: in IPv4 every other one that is not a gateway of
-/// this network, in IPv6 those whose subnets overlap.
-fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
-    let others = present
-        .iter()
-        .filter(|other| other.family() == gateway.family() && !gateways.contains(other));
-    others
-        .copied()
-        .filter(|other| gateway.family() == Family::V4 || other.overlaps(gateway))
-        .collect()
-}
-
-fn address_conflict(bridge: &IfName, present: Cidr, wanted: Cidr) -> Error {
-    Error::failed(format!("bridge {bridge} already has an IP address different from {wanted}: it has {present}"))
-        .details(format!(
-            "either remove it (ip address del {present} dev {bridge}) or set forceAddress to true to have it replaced"
-        ))
+pub(super) fn new_mac(link: &IfName) -> Result<crate::net::Mac, Error> {
+    random::mac()
+        .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
 }
 
 /// Makes the veth pair and starts the host's end as a port of the bridge.
@@ -234,13 +155,13 @@ fn create_veth<'a>(
 ) -> Result<Link, Error> {
     let host = site.host;
     let veth = NewVeth {
-        host: &plan.host,
+        port: &plan.host,
         bridge: bridge.index,
-        container: &plan.container,
+        end: &plan.container,
         mac: plan.mac,
         mtu: config.mtu,
     };
-    host.create_veth(&veth, site.netns)
+    host.create_veth(&veth, Some(site.netns))
         .map_err(|cause| match cause {
             NetlinkError::Exists => taken(plan, site),
             cause => failed(
@@ -256,15 +177,24 @@ fn create_veth<'a>(
             .map_err(|cause| failed("delete", &name, cause))
     });
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
+    // While it is down, so that no frame passes in another VLAN.
+    if let Some(vlans) = &config.vlans {
+        ports::join_container_port(host, &plan.host, bridge, vlans)?;
+    }
     let flags = PortFlags {
         hairpin: config.hairpin,
         isolated: config.isolated,
     };
     host.start_port(&plan.host, flags, &plan.alias)
         .map_err(|cause| failed("start port", &plan.host, cause))?;
-    host.link(&plan.host)
-        .map_err(|cause| failed("look up", &plan.host, cause))?
-        .ok_or_else(|| Error::failed(format!("{} was deleted as soon as it was made", plan.host)))
+    made(host, &plan.host)
+}
+
+/// A link that was just made.
+pub(super) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
+    host.link(name)
+        .map_err(|cause| failed("look up", name, cause))?
+        .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
 }
 
 /// Says which of the two names is taken, and by whom.

@@ -2,11 +2,13 @@
 
 use crate::bridge::attach::{Site, failed};
 use crate::bridge::config::{BridgeConfig, Gateway};
+use crate::bridge::ports;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Attachment;
-use crate::cni::result::{AddResult, Interface};
+use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
-use crate::host::netlink::{Kind, Link, RouteEntry, RouteQuery};
+use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
+use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Route};
 
 /// The routing table that is meant when a route names none (RT_TABLE_MAIN).
@@ -18,6 +20,7 @@ pub struct Expected {
     interface: IfName,
     result: AddResult,
     container: Interface,
+    masquerade: Masquerade,
 }
 
 impl Expected {
@@ -53,20 +56,38 @@ impl Expected {
             interface: who.interface.clone(),
             result,
             container,
+            masquerade: Masquerade::of(&conf.name, &who.container),
         })
     }
 
-    /// Whether an address or gateway of the result belongs to the container's interface.
-    fn addresses(&self) -> impl Iterator<Item = &crate::cni::result::IpConfig> {
+    /// The addresses of the container's interface: those that say so, or where none does those that say nothing.
+    fn addresses(&self) -> impl Iterator<Item = &IpConfig> {
         let ours = self
             .result
             .interfaces
             .iter()
             .position(|interface| *interface == self.container);
-        self.result
-            .ips
-            .iter()
-            .filter(move |ip| ip.interface.is_none() || ip.interface == ours)
+        let ips = &self.result.ips;
+        let wanted = ours.filter(|_| ips.iter().any(|ip| ip.interface == ours));
+        ips.iter().filter(move |ip| ip.interface == wanted)
+    }
+}
+
+impl Expected {
+    /// Whether all that the container has is of this attachment. Routes of a chain may be over other interfaces.
+    fn is_alone(&self) -> bool {
+        let sandbox = &self.container.sandbox;
+        let interfaces = self.result.interfaces.iter();
+        interfaces.filter(|other| other.sandbox == *sandbox).count() == 1
+    }
+
+    /// Compares the rules of its addresses.
+    fn check_masquerade(&self) -> Result<(), Error> {
+        if !self.config.masquerade {
+            return Ok(());
+        }
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        self.masquerade.check(&addresses)
     }
 }
 
@@ -79,7 +100,8 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     let container = check_container(expected, site)?;
     check_port(expected, site, &bridge, &container)?;
     check_addresses(expected, site, &container)?;
-    check_routes(expected, site, &container)
+    check_routes(expected, site, &container)?;
+    expected.check_masquerade()
 }
 
 fn differs(what: impl std::fmt::Display) -> Error {
@@ -107,21 +129,53 @@ fn check_bridge(expected: &Expected, site: &Site) -> Result<Link, Error> {
             "bridge {name} is not promiscuous, though promiscMode is set"
         )));
     }
+    if let Some(vlans) = &expected.config.vlans
+        && !matches!(bridge.filtering, Filtering::On { .. })
+    {
+        let asked = vlans.asked();
+        return Err(differs(format!(
+            "bridge {name} does not keep VLANs apart, though {asked}"
+        )));
+    }
     if expected.config.gateway != Gateway::None {
-        let present = site.host.addresses(bridge.index);
-        let present = present.map_err(|cause| failed("list addresses of bridge", name, cause))?;
-        for ip in expected.addresses() {
-            let gateway = ip
-                .gateway
-                .and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
-            if let Some(gateway) = gateway.filter(|g| !present.iter().any(|a| a.cidr == *g)) {
-                return Err(differs(format!(
-                    "bridge {name} has lost the gateway address {gateway}"
-                )));
-            }
-        }
+        check_gateways(expected, site, &bridge)?;
     }
     Ok(bridge)
+}
+
+/// The gateway's addresses are on the bridge or, in a VLAN, on the host's interface in it.
+fn check_gateways(expected: &Expected, site: &Site, bridge: &Link) -> Result<(), Error> {
+    let of = |ip: &IpConfig| Cidr::new(ip.gateway?, ip.address.prefix());
+    let wanted: Vec<Cidr> = expected.addresses().filter_map(of).collect();
+    let vlans = expected.config.vlans.as_ref();
+    let interface = match vlans.and_then(|vlans| vlans.gateway.as_ref()) {
+        Some(name) if !wanted.is_empty() => {
+            let found = site.host.link(name);
+            let found = found.map_err(|cause| failed("look up", name, cause))?;
+            Some(
+                found
+                    .ok_or_else(|| differs(format!("the gateway's interface {name} is missing")))?,
+            )
+        }
+        _ => None,
+    };
+    let link = interface.as_ref().unwrap_or(bridge);
+    let name = &link.name;
+    if !link.is_up {
+        return Err(differs(format!("the gateway's interface {name} is down")));
+    }
+    let present = site.host.addresses(link.index);
+    let present = present
+        .map_err(|cause| Error::failed(format!("cannot list addresses of {name}: {cause}")))?;
+    let lost = wanted
+        .iter()
+        .find(|gateway| !present.iter().any(|address| address.cidr == **gateway));
+    lost.map_or(Ok(()), |gateway| {
+        let kind = &link.kind;
+        Err(differs(format!(
+            "{kind} {name} has lost the gateway address {gateway}"
+        )))
+    })
 }
 
 fn check_container(expected: &Expected, site: &Site) -> Result<Link, Error> {
@@ -180,7 +234,10 @@ fn check_port(
             port.name
         )));
     }
-    Ok(())
+    let vlans = expected.config.vlans.as_ref();
+    vlans.map_or(Ok(()), |vlans| {
+        ports::check(site.host, &port, bridge, vlans)
+    })
 }
 
 fn check_addresses(expected: &Expected, site: &Site, container: &Link) -> Result<(), Error> {
@@ -207,7 +264,7 @@ fn check_routes(expected: &Expected, site: &Site, container: &Link) -> Result<()
         }
         let query = RouteQuery {
             family,
-            link: container.index,
+            link: expected.is_alone().then_some(container.index),
         };
         let present = site.pod.routes(query);
         let present =

@@ -1,5 +1,6 @@
 //! The keys of a `bridge` configuration, parsed into what cannot be wrong.
 
+use crate::bridge::vlan::Vlans;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Args;
 use crate::cni::result::Dns;
@@ -58,6 +59,8 @@ pub struct BridgeConfig {
     pub mac: Option<Mac>,
     /// Name service that replaces IPAM's.
     pub dns: Option<Dns>,
+    /// The VLANs of the container's port, where the bridge keeps VLANs apart.
+    pub vlans: Option<Vlans>,
 }
 
 impl BridgeConfig {
@@ -84,8 +87,10 @@ impl BridgeConfig {
             return Err(root.at("hairpinMode").refused("true", wanted));
         }
         let bridge = root.parsed("bridge")?;
+        let bridge = bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name"));
         Ok(BridgeConfig {
-            bridge: bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")),
+            vlans: Vlans::parse(&root, &bridge, gateway)?,
+            bridge,
             gateway,
             conflict,
             masquerade: flag("ipMasq")?,
@@ -126,6 +131,16 @@ pub enum Layer {
     Two,
     /// Addresses and routes from IPAM.
     Three,
+}
+
+impl Layer {
+    /// That of a network with this IPAM.
+    pub fn of<T>(ipam: Option<T>) -> Layer {
+        match ipam {
+            Some(_) => Layer::Three,
+            None => Layer::Two,
+        }
+    }
 }
 
 /// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes; 0 is "not set".
@@ -182,15 +197,6 @@ fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
         let msg = format!("configuration: {key} is {value}, but this version does not support it");
         Error::new(Code::UNSUPPORTED_FIELD, msg)
     };
-    if let Some(vlan) = root
-        .number::<u16>("vlan", 0..=4094)?
-        .filter(|vlan| *vlan != 0)
-    {
-        return Err(unsupported("vlan", vlan.to_string()));
-    }
-    if root.list("vlanTrunk")?.is_some() {
-        return Err(unsupported("vlanTrunk", "set".to_owned()));
-    }
     if root.bool("macspoofchk")? == Some(true) {
         return Err(unsupported("macspoofchk", "true".to_owned()));
     }
@@ -276,7 +282,7 @@ mod tests {
             (r#""mtu": 65536"#, "mtu", 7),
             (r#""mtu": "1500""#, "mtu", 6),
             (r#""vlan": 4095"#, "vlan", 7),
-            (r#""vlan": 5"#, "vlan", 2),
+            (r#""vlanTrunk": [null]"#, "vlanTrunk[0]", 6),
             (r#""bridge": """#, "bridge", 7),
             (
                 r#""hairpinMode": true, "promiscMode": true"#,

@@ -8,11 +8,16 @@ mod attach;
 mod check;
 mod config;
 mod detach;
+mod gateway;
 mod plan;
+mod ports;
+mod sweep;
+mod vlan;
 
-use crate::bridge::attach::{Site, attach};
+use crate::bridge::attach::{Site, attach, ensure_bridge};
 use crate::bridge::config::{BridgeConfig, Layer};
 use crate::bridge::plan::Plan;
+use crate::cni::Schema;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::AddResult;
@@ -20,7 +25,7 @@ use crate::error::Error;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::ipam::{Ipam, Lease};
-use crate::masquerade::{Masquerade, Scope};
+use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
 
 /// ADD: a lease, a link and its masquerading, or none of them.
@@ -62,6 +67,7 @@ pub fn check(
         config,
         ipam,
         netns: namespace,
+        previous: _,
     } = Prepared::new(conf, request, netns)?;
     if let Some(ipam) = &ipam {
         ipam.check(who)?;
@@ -76,7 +82,26 @@ pub fn check(
     check::check(&check::Expected::new(conf, config, who, netns)?, &site)
 }
 
+/// STATUS: whether an ADD could work now. Cheap, for it is asked every few seconds: where IPAM is host-local it runs no
+/// process, and it writes nothing.
+///
+/// # Errors
+/// Those of a configuration that ADD would refuse; code 50 for what is missing or used up; a delegate's as it is.
+pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
+    // CNI_ARGS are of an attachment, and there is none.
+    let args = Args::default();
+    let config = BridgeConfig::parse(conf, &args)?;
+    let ipam = Ipam::parse_for_status(conf, request, &args)?;
+    config.suits(Layer::of(ipam.as_ref()), conf.version)?;
+    let Some(ipam) = ipam else { return Ok(()) };
+    if config.masquerade {
+        masquerade::status(ipam.families().as_deref())?;
+    }
+    ipam.status()
+}
+
 pub use detach::del;
+pub use sweep::gc;
 
 /// A request in which nothing is wrong.
 struct Prepared {
@@ -84,6 +109,8 @@ struct Prepared {
     config: BridgeConfig,
     ipam: Option<Ipam>,
     netns: Netns,
+    /// Of the plugins before this one in a chain.
+    previous: AddResult,
 }
 
 impl Prepared {
@@ -91,18 +118,14 @@ impl Prepared {
         let args = Args::parse(&request.args)?;
         let config = BridgeConfig::parse(conf, &args)?;
         let ipam = Ipam::parse(conf, request, &args)?;
-        let layer = if ipam.is_some() {
-            Layer::Three
-        } else {
-            Layer::Two
-        };
-        config.suits(layer, conf.version)?;
+        config.suits(Layer::of(ipam.as_ref()), conf.version)?;
         let opened = Netns::open(netns, OwnNetns::allowed(request.own_netns_allowed));
         Ok(Prepared {
             args,
             config,
             ipam,
             netns: opened.map_err(|cause| cause.report(netns))?,
+            previous: previous_in_chain(conf)?,
         })
     }
 
@@ -113,6 +136,10 @@ impl Prepared {
         site: &Site<'a>,
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
+        if self.config.vlans.is_some() {
+            // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
+            ensure_bridge(site.host, &self.config)?;
+        }
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => {
@@ -137,12 +164,18 @@ impl Prepared {
         let installed = installing.map_or(Ok(()), |installing| installing.finish());
         let facts = attached?;
         installed?;
-        Ok(plan.into_result(
-            &self.config.bridge,
-            &facts,
-            &site.netns.path().to_string_lossy(),
-        ))
+        let sandbox = site.netns.path().to_string_lossy();
+        let result = plan.into_result(&self.config.bridge, &facts, &sandbox);
+        Ok(result.after(self.previous.clone()))
     }
+}
+
+/// What the result must keep. Before 0.3.0 there were no chains, and a result has no room for a second address.
+fn previous_in_chain(conf: &NetConf) -> Result<AddResult, Error> {
+    if conf.version.schema() == Schema::V0_1 {
+        return Ok(AddResult::default());
+    }
+    Ok(conf.prev_result()?.unwrap_or_default())
 }
 
 fn open_host() -> Result<Netlink, Error> {

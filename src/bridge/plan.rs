@@ -17,7 +17,7 @@ const MAX_ALIAS: usize = 255;
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
 const MIN_MTU_IPV6: u32 = 1280;
 
-/// The position of the container's interface among those of a result.
+/// The position of the container's interface among those that the plan makes; see [`Plan::into_result`].
 const CONTAINER_INTERFACE: usize = 2;
 
 /// What an attachment will be.
@@ -31,8 +31,10 @@ pub struct Plan {
     pub container: IfName,
     /// The MAC address of that end.
     pub mac: Mac,
-    /// The gateway's addresses on the bridge; empty when it has none.
+    /// The gateway's addresses; empty when there is none.
     pub gateways: Vec<Cidr>,
+    /// The host's interface in the container's VLAN that has them; without VLANs it is the bridge.
+    pub gateway_interface: Option<IfName>,
     /// The routes to program, next hops filled in.
     pub routes: Vec<Route>,
     /// Addresses, routes and name service as the result tells them.
@@ -41,7 +43,6 @@ pub struct Plan {
 
 /// The end of a veth pair on the host: found again without the container's namespace.
 pub fn host_interface(network: &Id, who: &Attachment) -> IfName {
-    // 44 bits: "veth" and eleven digits are the fifteen bytes that a name may have.
     let digest = Sha512::new()
         .chain_update(network.as_str())
         .chain_update("\0")
@@ -49,6 +50,17 @@ pub fn host_interface(network: &Id, who: &Attachment) -> IfName {
         .chain_update("\0")
         .chain_update(who.interface.as_str())
         .finalize();
+    veth_name(digest)
+}
+
+/// The port of a bridge behind a gateway's interface: whichever ADD makes it, makes the same one.
+pub fn gateway_port(interface: &IfName) -> IfName {
+    veth_name(Sha512::digest(format!("gateway\0{interface}")))
+}
+
+fn veth_name(digest: impl AsRef<[u8]>) -> IfName {
+    // 44 bits: "veth" and eleven digits are the fifteen bytes that a name may have.
+    let digest = digest.as_ref();
     let hex: String = digest[..6]
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -94,6 +106,7 @@ impl Plan {
             Gateway::None => Vec::new(),
             Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips),
         };
+        let vlans = config.vlans.as_ref().filter(|_| !gateways.is_empty());
         let mac = config
             .mac
             .unwrap_or_else(|| mac_for(&lease.ips, network, who));
@@ -103,6 +116,7 @@ impl Plan {
             container: who.interface.clone(),
             mac,
             gateways,
+            gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
             routes: lease
                 .routes
                 .iter()
@@ -134,7 +148,9 @@ impl Plan {
         container.sandbox = sandbox.to_owned();
         let Lease { ips, routes, dns } = self.lease;
         let host = interface(&self.host, facts.host_mac);
-        let interfaces = vec![interface(bridge, facts.bridge_mac), host, container];
+        let mut interfaces = vec![interface(bridge, facts.bridge_mac), host, container];
+        let gateway = self.gateway_interface.as_ref();
+        interfaces.extend(gateway.map(|name| interface(name, facts.gateway_mac)));
         AddResult {
             interfaces,
             ips,
@@ -151,6 +167,8 @@ pub struct Facts {
     pub bridge_mac: Option<Mac>,
     /// The MAC address of the veth's end on the host.
     pub host_mac: Option<Mac>,
+    /// The MAC address of the gateway's interface in the container's VLAN.
+    pub gateway_mac: Option<Mac>,
 }
 
 /// A default route through the first gateway of each family that has none yet. One without a next hop counts: it gets
@@ -291,6 +309,34 @@ mod tests {
         assert_eq!(gateways, ["10.1.2.1/24", "fd00::9/64"]);
         assert_eq!(plan.lease.ips[0].gateway, "10.1.2.1".parse().ok());
         assert!(plan.routes.is_empty());
+    }
+
+    #[test]
+    fn in_a_vlan_the_gateway_has_an_interface_which_the_result_lists_last() {
+        let ips = [("10.1.2.3/24", "")];
+        let facts = Facts {
+            bridge_mac: None,
+            host_mac: None,
+            gateway_mac: Some(Mac::from_bytes([2, 0, 0, 0, 0, 7])),
+        };
+        for (keys, expected) in [
+            (r#", "isGateway": true, "vlan": 100"#, Some("cni0.100")),
+            (r#", "isGateway": true, "vlanTrunk": [{"id": 7}]"#, None),
+            (r#", "vlan": 100"#, None),
+        ] {
+            let plan = plan(keys, &ips, vec![]).unwrap();
+            let interfaces = plan
+                .into_result(&"cni0".parse().unwrap(), &facts, "/n")
+                .interfaces;
+            let fourth = interfaces
+                .get(3)
+                .map(|last| (last.name.as_str(), last.mac.as_str()));
+            assert_eq!(
+                fourth,
+                expected.map(|name| (name, "02:00:00:00:00:07")),
+                "{keys}"
+            );
+        }
     }
 
     #[test]

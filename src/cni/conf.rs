@@ -4,10 +4,10 @@ use std::io::Read;
 
 use serde_json::Value;
 
-use crate::cni::Version;
 use crate::cni::request::Id;
 use crate::cni::result::AddResult;
 use crate::cni::shape::{self, Shape};
+use crate::cni::{ValidAttachments, Version};
 use crate::error::{Code, Error};
 
 /// The largest configuration that is read, in bytes: a GC of 100,000 attachments fits.
@@ -93,6 +93,14 @@ impl NetConf {
         let prev = self.root().object("prevResult")?;
         prev.map(|prev| AddResult::parse(&prev, self.version))
             .transpose()
+    }
+
+    /// The attachments that a GC keeps.
+    ///
+    /// # Errors
+    /// Code 7 when the list is missing, 6 or 7 when it is not one of attachments.
+    pub fn valid_attachments(&self) -> Result<ValidAttachments, Error> {
+        ValidAttachments::parse(&self.root())
     }
 }
 

@@ -113,13 +113,39 @@ impl Delegate {
         self.run(Command::Check, who).map(drop)
     }
 
-    fn run(&self, command: Command, who: &Attachment) -> Result<Output, Error> {
+    /// Runs its GC.
+    ///
+    /// # Errors
+    /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
+    pub fn sweep(&self) -> Result<(), Error> {
+        self.run(Command::Gc, None).map(drop)
+    }
+
+    /// Runs its STATUS.
+    ///
+    /// # Errors
+    /// Its own error as it is; code 50 when it is not there or gives no answer.
+    pub fn status(&self) -> Result<(), Error> {
+        self.locate().map_err(Error::into_not_available)?;
+        let answered = self.run(Command::Status, None).map(drop);
+        answered.map_err(|error| match error.code {
+            Code::PLUGIN => error.into_not_available(),
+            _ => error,
+        })
+    }
+
+    /// What concerns a whole network names no attachment.
+    fn run<'a>(
+        &self,
+        command: Command,
+        who: impl Into<Option<&'a Attachment>>,
+    ) -> Result<Output, Error> {
         let program = self.locate()?;
-        let env = [
-            ("CNI_COMMAND", command.as_str()),
-            ("CNI_CONTAINERID", who.container.as_str()),
-            ("CNI_IFNAME", who.interface.as_str()),
-        ];
+        let mut env = vec![("CNI_COMMAND", command.as_str())];
+        if let Some(who) = who.into() {
+            env.push(("CNI_CONTAINERID", who.container.as_str()));
+            env.push(("CNI_IFNAME", who.interface.as_str()));
+        }
         let output = run_when_written(&program, &env, &self.stdin).map_err(|cause| {
             Error::failed(format!(
                 "{command} of IPAM plugin {} failed: {cause}",

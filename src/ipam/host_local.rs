@@ -3,8 +3,10 @@
 //! A request is decided as a whole under one lock before the first file is written, so that what cannot be given leaves
 //! nothing behind.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
+use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment};
 use crate::cni::result::IpConfig;
@@ -14,6 +16,7 @@ use crate::ipam::config::{self, Config, Pool};
 use crate::ipam::range::Range;
 use crate::ipam::store::{Held, Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
+use crate::net::Family;
 
 /// How many holders an error about an exhausted range set names.
 const NAMED_HOLDERS: usize = 3;
@@ -106,6 +109,25 @@ impl HostLocal {
         failures.into_result()
     }
 
+    /// The attachments that hold an address though they are not valid any more. Does not wait for the lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
+        self.store.strays(valid)
+    }
+
+    /// Frees whatever no valid attachment holds, whoever reserved it; nothing is created.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock; 999 when a file cannot be read or removed.
+    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+        match self.store.lock()? {
+            Some(locked) => locked.sweep(valid),
+            None => Ok(()),
+        }
+    }
+
     /// Whether `who` holds an address.
     ///
     /// # Errors
@@ -119,6 +141,51 @@ impl HostLocal {
             "host-local: {who} holds no address of network {} in {directory}",
             self.network
         )))
+    }
+
+    /// Whether an address of each range set could be reserved now. Writes nothing and waits for nobody.
+    ///
+    /// # Errors
+    /// Code 50 when not: a set is exhausted, the directory cannot be written, resolvConf cannot be read.
+    pub fn status(&self) -> Result<(), Error> {
+        let Some(config) = &self.config else {
+            return Ok(());
+        };
+        self.ready(config).map_err(Error::into_not_available)
+    }
+
+    fn ready(&self, config: &Config) -> Result<(), Error> {
+        config
+            .resolv_conf
+            .as_deref()
+            .map(resolv::read)
+            .transpose()?;
+        self.store.writable()?;
+        let mut taken = self.store.named()?;
+        let exhausted = |taken: &HashSet<IpAddr>| {
+            let is_full = |pool: &Pool| {
+                let is_taken = |address| taken.contains(&address);
+                next_free(&pool.set, None, &config.gateways, is_taken).is_none()
+            };
+            config.pools.iter().position(is_full)
+        };
+        if exhausted(&taken).is_none() {
+            return Ok(());
+        }
+        let reclaimable = self.store.reclaimable()?;
+        taken.retain(|address| !reclaimable.contains(address));
+        match exhausted(&taken) {
+            Some(index) => Err(self.exhausted(config, index)),
+            None => Ok(()),
+        }
+    }
+
+    /// The families of the addresses it gives, as far as they are known.
+    pub fn families(&self) -> Vec<Family> {
+        let pools = self.config.iter().flat_map(|config| &config.pools);
+        let mut families: Vec<Family> = pools.map(|pool| pool.set.family()).collect();
+        families.dedup();
+        families
     }
 
     fn reserve_chosen<'a>(

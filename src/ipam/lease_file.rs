@@ -50,7 +50,7 @@ fn claim(content: &[u8], who: &Attachment) -> Claim {
 }
 
 /// Container and interface; the latter is empty in the legacy form. `None` when the first line is no container id.
-fn parse_owner(content: &[u8]) -> Option<(Id, String)> {
+pub fn parse_owner(content: &[u8]) -> Option<(Id, String)> {
     let text = String::from_utf8_lossy(content.trim_ascii());
     let (container, interface) = text.split_once('\n').unwrap_or((&text, ""));
     let container = container.trim_ascii().parse().ok()?;

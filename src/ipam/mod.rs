@@ -13,12 +13,13 @@ mod range;
 mod resolv;
 mod store;
 
+use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::{AddResult, Dns, IpConfig};
 use crate::cni::shape::Shape;
 use crate::error::Error;
-use crate::net::Route;
+use crate::net::{Family, Route};
 
 pub use delegate::Delegate;
 pub use host_local::HostLocal;
@@ -71,16 +72,28 @@ impl Ipam {
     /// Code 6, 7 or 4 for everything that can be refused: an `ipam` without type, an unknown plugin, what is wrong in
     /// the configuration of host-local, an address asked for that cannot be given.
     pub fn parse(conf: &NetConf, request: &Request, args: &Args) -> Result<Option<Ipam>, Error> {
+        let ipam = Ipam::parse_for_status(conf, request, args)?;
+        if let Some(Ipam::Delegate(delegate)) = &ipam {
+            delegate.locate()?;
+        }
+        Ok(ipam)
+    }
+
+    /// For STATUS: whether a delegate exists is part of its answer.
+    ///
+    /// # Errors
+    /// Those of [`Ipam::parse`], but for a plugin that is not there.
+    pub fn parse_for_status(
+        conf: &NetConf,
+        request: &Request,
+        args: &Args,
+    ) -> Result<Option<Ipam>, Error> {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
         match ipam.filled_text("type")? {
             Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
-            Some(plugin) => {
-                let delegate = Delegate::new(plugin, conf, request);
-                delegate.locate()?;
-                Ok(Some(Ipam::Delegate(delegate)))
-            }
+            Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, request)))),
             None => refuse_untyped(&ipam).map(|()| None),
         }
     }
@@ -139,6 +152,47 @@ impl Ipam {
                 host_local.release(who, &held)
             }
             Ipam::Delegate(delegate) => delegate.release(who),
+        }
+    }
+
+    /// The attachments that hold an address though they are not valid any more; none when only the delegate knows.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.strays(valid),
+            Ipam::Delegate(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Frees whatever no valid attachment holds; a delegate finds the list on its stdin.
+    ///
+    /// # Errors
+    /// When something could not be freed; a delegate's error as it is.
+    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.sweep(valid),
+            Ipam::Delegate(delegate) => delegate.sweep(),
+        }
+    }
+
+    /// Whether addresses could be reserved now.
+    ///
+    /// # Errors
+    /// Code 50 when not; a delegate's error as it is.
+    pub fn status(&self) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.status(),
+            Ipam::Delegate(delegate) => delegate.status(),
+        }
+    }
+
+    /// The families of the addresses it gives; `None` when only the delegate knows.
+    pub fn families(&self) -> Option<Vec<Family>> {
+        match self {
+            Ipam::HostLocal(host_local) => Some(host_local.families()),
+            Ipam::Delegate(_) => None,
         }
     }
 

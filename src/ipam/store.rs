@@ -4,6 +4,8 @@
 //! locks. `.gangplank.boot` holds the boot they are of ([`boot`]). Knows nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
+mod holders;
+mod sweep;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
@@ -11,19 +13,25 @@ use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
+use crate::host::files::can_fill;
 use crate::host::locks::{LockError, lock_within};
-use crate::ipam::lease_file::{Claim, Holder, read_claim, read_small};
+use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
+
+pub use holders::Held;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the files that hold the address reserved last begin with; the number of the range set follows.
 const CURSOR: &str = "last_reserved_ip.";
+
+/// What to do about a directory that cannot be written.
+const REMEDY: &str = "leases need a writable directory: see ipam.dataDir";
 
 /// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
 const ASIDE: &str = ".gangplank.new";
@@ -49,40 +57,6 @@ pub struct Leases {
     aside: bool,
 }
 
-/// The addresses that an attachment was found to hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    addresses: Vec<IpAddr>,
-    siblings: bool,
-    litter: bool,
-}
-
-impl Held {
-    /// Exactly these.
-    pub(in crate::ipam) fn exactly(addresses: Vec<IpAddr>) -> Held {
-        Held {
-            addresses,
-            siblings: false,
-            litter: false,
-        }
-    }
-
-    /// The addresses, in no order.
-    pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
-    }
-
-    /// Whether another interface of the same container has an address on this network.
-    pub fn has_siblings(&self) -> bool {
-        self.siblings
-    }
-
-    /// Whether there is nothing to release.
-    pub(in crate::ipam) fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && !self.litter
-    }
-}
-
 impl Store {
     /// The store of a network below `data_dir`; nothing is created.
     pub fn new(data_dir: &Path, network: &Id) -> Store {
@@ -94,6 +68,17 @@ impl Store {
     /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Whether leases could be written; nothing is.
+    ///
+    /// # Errors
+    /// When they could not.
+    pub fn writable(&self) -> Result<(), Error> {
+        can_fill(&self.directory).map_err(|why| {
+            let directory = self.directory.display();
+            Error::failed(format!("cannot write leases to {directory}: {why}")).details(REMEDY)
+        })
     }
 
     /// Takes the lock, making the directory where it is missing.
@@ -198,26 +183,6 @@ impl Store {
         })
     }
 
-    /// Who has this address, for a message.
-    pub fn holder(&self, address: IpAddr) -> Option<Holder> {
-        Holder::read(&self.path(&address.to_string()), address)
-    }
-
-    /// The oldest leases among those wanted, oldest first, for a message.
-    pub fn oldest(&self, count: usize, is_wanted: impl Fn(IpAddr) -> bool) -> Vec<Holder> {
-        let mut leases: Vec<(SystemTime, IpAddr)> = Vec::new();
-        for entry in self.entries().into_iter().flatten() {
-            let address = address_of(&entry).filter(|address| is_wanted(*address));
-            let since = entry.metadata().and_then(|file| file.modified());
-            leases.extend(since.ok().zip(address));
-        }
-        leases.sort();
-        let holders = leases
-            .iter()
-            .filter_map(|(_, address)| self.holder(*address));
-        holders.take(count).collect()
-    }
-
     fn entries(&self) -> Result<Vec<DirEntry>, Error> {
         let listed = fs::read_dir(&self.directory).and_then(Iterator::collect);
         match listed {
@@ -237,9 +202,7 @@ impl Store {
         };
         let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
         match cause.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                error.details("leases need a writable directory: see ipam.dataDir")
-            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => error.details(REMEDY),
             _ => error,
         }
     }
@@ -346,6 +309,10 @@ impl Locked<'_> {
         if !held.litter {
             return Ok(());
         }
+        self.clear_aside()
+    }
+
+    fn clear_aside(&self) -> Result<(), Error> {
         remove(&self.store.path(ASIDE)).map_err(|cause| self.store.failed("remove", ASIDE, &cause))
     }
 

@@ -8,11 +8,15 @@ mod rules;
 
 use std::net::IpAddr;
 
+use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::error::{Error, Failures};
 use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
-use crate::masquerade::rules::Chain;
+use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
+
+/// How often rules are looked at again that others take down at the same time.
+const LOOKS: u32 = 50;
 
 /// The masquerading of a container on a network.
 #[derive(Clone, Debug)]
@@ -83,6 +87,29 @@ impl Masquerade {
         Ok(installing)
     }
 
+    /// Whether addresses are masqueraded, by whichever plugin: one listing per family.
+    ///
+    /// # Errors
+    /// The first address that is not; when a family cannot be listed.
+    pub fn check(&self, addresses: &[Cidr]) -> Result<(), Error> {
+        for family in Family::BOTH {
+            let of_family = |address: &Cidr| address.family() == family;
+            let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
+            if own.is_empty() {
+                continue;
+            }
+            let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
+            if let Some(address) = self.chain.lacking(&own, &iptables.list()?) {
+                let what = format!("check: rules that masquerade {address} are missing");
+                return Err(Error::failed(what).details(format!(
+                    "looked in the nat table of {family} for {}",
+                    self.chain
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Starts to remove what was installed, by whichever plugin. Knowing the addresses costs one process per family;
     /// without them what is there must be looked for.
     pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope) -> Removing {
@@ -112,6 +139,36 @@ impl Masquerade {
             failures,
         }
     }
+}
+
+/// Whether addresses of these families could be masqueraded now; of `None`, whether those of any family could. Runs no
+/// process.
+///
+/// # Errors
+/// Code 50 when a program is not installed.
+pub fn status(families: Option<&[Family]>) -> Result<(), Error> {
+    let missing = |family: &Family| Iptables::find(*family).is_none();
+    let lacking = match families {
+        Some(families) => families.iter().copied().find(missing),
+        None => Family::BOTH.iter().all(missing).then_some(Family::V4),
+    };
+    match lacking {
+        Some(family) => Err(not_installed(family).into_not_available()),
+        None => Ok(()),
+    }
+}
+
+/// Removes the masquerading of all containers of a network that have no valid attachment, whichever plugin installed it.
+///
+/// # Errors
+/// When a family could not be listed or changed; the other one is swept.
+pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
+        let swept = take_down(&iptables, |listing| rules::sweep(network, valid, listing));
+        failures.note(swept);
+    }
+    failures.into_result()
 }
 
 impl Installing {
@@ -168,11 +225,28 @@ impl Removing {
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
         let only = (self.scope == Scope::Addresses && !self.addresses.is_empty())
             .then_some(&*self.addresses);
-        match self.chain.clear(only, &iptables.list()?) {
-            Some(script) => iptables.commit(&script),
-            None => Ok(()),
+        take_down(iptables, |listing| self.chain.clear(only, listing))
+    }
+}
+
+/// Sees what is there and takes what `plan` makes of it. Others may take some of that between the look and the deed,
+/// which then is refused; it is tried again as long as the next look shows something else.
+fn take_down(iptables: &Iptables, plan: impl Fn(&Listing) -> Option<String>) -> Result<(), Error> {
+    let mut refused: Option<(String, Error)> = None;
+    for _ in 0..LOOKS {
+        let Some(script) = plan(&iptables.list()?) else {
+            return Ok(());
+        };
+        match refused.take() {
+            Some((same, error)) if same == script => return Err(error),
+            _ => {}
+        }
+        match iptables.commit(&script) {
+            Ok(()) => return Ok(()),
+            Err(error) => refused = Some((script, error)),
         }
     }
+    refused.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 fn not_installed(family: Family) -> Error {

@@ -3,10 +3,13 @@
 //! Chain names, rule text and order within POSTROUTING are the reference's, so that either plugin takes down what the
 //! other set up. Everything here is text in the language of iptables-save(8); nothing is run.
 
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use sha2::{Digest, Sha512};
 
+use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::net::{Cidr, Family};
 
@@ -30,7 +33,7 @@ impl Chain {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let mut comment = format!("name: \"{network}\" id: \"{container}\"");
+        let mut comment = format!("{}{container}\"", comment_of(network));
         comment.truncate(MAX_COMMENT);
         Chain {
             name: format!("CNI-{hex}"),
@@ -54,6 +57,26 @@ impl Chain {
         rules.push(self.masquerading(family));
         rules.extend(addresses.iter().map(|address| self.jump(address.address())));
         rules
+    }
+
+    /// The first of these addresses, which are of one family, that a listing does not masquerade in full.
+    ///
+    /// The way into the chain may be that of the whole subnet, as old versions of the reference wrote it.
+    pub fn lacking(&self, addresses: &[Cidr], listing: &Listing) -> Option<Cidr> {
+        let target = format!("-j {}", self.name);
+        let leads_in = |rule: &&String| rule.ends_with(&target);
+        let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
+        let is_served = |address: &Cidr| {
+            let rules = self.rules(&[*address]);
+            // The last one is the way in.
+            let mut in_chain = rules.iter().rev().skip(1);
+            let comes_in = |rule: &&String| comes_from(rule, &[address.address()]);
+            in_chain.all(|rule| listing.has(rule)) && ways_in.iter().any(comes_in)
+        };
+        addresses
+            .iter()
+            .copied()
+            .find(|address| !is_served(address))
     }
 
     fn masquerading(&self, family: Family) -> String {
@@ -117,6 +140,11 @@ impl Chain {
     /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
     /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
     pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
+        let lines = self.clearing(addresses, listing);
+        (!lines.is_empty()).then(|| transaction(lines))
+    }
+
+    fn clearing(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Vec<String> {
         let target = format!("-j {}", self.name);
         let (mut lines, mut still_used) = (Vec::new(), false);
         for rule in listing.rules.iter().filter(|rule| rule.ends_with(&target)) {
@@ -129,12 +157,59 @@ impl Chain {
         if listing.has_chain(&self.name) && !still_used {
             lines.extend(self.emptying());
         }
-        (!lines.is_empty()).then(|| transaction(lines))
+        lines
     }
 
     fn emptying(&self) -> [String; 2] {
         [format!("-F {}", self.name), format!("-X {}", self.name)]
     }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain {}", self.name)
+    }
+}
+
+/// What the comments of all rules of a network begin with.
+fn comment_of(network: &Id) -> String {
+    format!("name: \"{network}\" id: \"")
+}
+
+/// Takes down all chains of a network but those of valid containers, in one transaction; `None` when there are none.
+///
+/// The comments tell the network, the names of chains whether they are valid: comments may have been cut.
+pub fn sweep(network: &Id, valid: &ValidAttachments, listing: &Listing) -> Option<String> {
+    let valid: HashSet<String> = valid
+        .containers()
+        .map(|container| Chain::of(network, container).name)
+        .collect();
+    let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
+    let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
+    let names: BTreeSet<&str> = of_network
+        .flat_map(|rule| {
+            let mut words = rule.split_whitespace();
+            [words.nth(1), words.next_back()]
+        })
+        .flatten()
+        .filter(|name| is_chain_name(name) && !valid.contains(*name))
+        .collect();
+    let lines: Vec<String> = names
+        .into_iter()
+        .flat_map(|name| {
+            let chain = Chain {
+                name: name.to_owned(),
+                comment: String::new(),
+            };
+            chain.clearing(None, listing)
+        })
+        .collect();
+    (!lines.is_empty()).then(|| transaction(lines))
+}
+
+fn is_chain_name(name: &str) -> bool {
+    let digits = name.strip_prefix("CNI-").unwrap_or_default();
+    digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether the source of a rule is one of the addresses, or a subnet with one of them, as old versions of the
@@ -193,104 +268,4 @@ impl Listing {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const COMMENT: &str = r#"-m comment --comment "name: \"spec-masq\" id: \"spec-ctr-0001\"""#;
-    const NAME: &str = "CNI-9144d59fbceca2a02b5592f2";
-
-    fn chain() -> Chain {
-        Chain::of(
-            &"spec-masq".parse().unwrap(),
-            &"spec-ctr-0001".parse().unwrap(),
-        )
-    }
-
-    fn cidrs(texts: &[&str]) -> Vec<Cidr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    fn ips(texts: &[&str]) -> Vec<IpAddr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    /// The listing after a script ran on an empty table.
-    fn listing_after(script: &str) -> Listing {
-        let chains = script.lines().filter_map(|line| line.strip_prefix("-N "));
-        let chains: String = chains.map(|chain| format!(":{chain} - [0:0]\n")).collect();
-        Listing::parse(&(chains + script))
-    }
-
-    #[test]
-    fn the_rules_are_the_references() {
-        let expected = format!(
-            "*nat\n-N {NAME}\n\
-             -A {NAME} -d 10.104.0.0/24 {COMMENT} -j ACCEPT\n\
-             -A {NAME} ! -d 224.0.0.0/4 {COMMENT} -j MASQUERADE\n\
-             -A POSTROUTING -s 10.104.0.2/32 {COMMENT} -j {NAME}\nCOMMIT\n"
-        );
-        assert_eq!(chain().create(&cidrs(&["10.104.0.2/24"])), expected);
-        let v6 = chain().create(&cidrs(&["fd00:109::2/64"]));
-        assert!(
-            v6.contains("-d fd00:109::/64 ") && v6.contains("! -d ff00::/8 "),
-            "{v6}"
-        );
-        assert!(v6.contains("-A POSTROUTING -s fd00:109::2/128 "), "{v6}");
-    }
-
-    #[test]
-    fn every_subnet_is_accepted_before_anything_is_masqueraded() {
-        let script = chain().create(&cidrs(&["10.1.0.2/24", "10.2.0.2/24", "10.2.0.3/24"]));
-        let targets: Vec<&str> = script
-            .lines()
-            .filter_map(|line| line.rsplit(' ').next())
-            .collect();
-        assert_eq!(
-            targets[2..],
-            ["ACCEPT", "ACCEPT", "MASQUERADE", NAME, NAME, NAME, "COMMIT"]
-        );
-    }
-
-    #[test]
-    fn a_second_interface_adds_only_what_is_missing_and_accepts_first() {
-        let one = listing_after(&chain().create(&cidrs(&["10.1.0.2/24"])));
-        let same_subnet = chain().complete(&cidrs(&["10.1.0.3/24"]), &one).unwrap();
-        assert_eq!(
-            same_subnet,
-            format!("*nat\n-A POSTROUTING -s 10.1.0.3/32 {COMMENT} -j {NAME}\nCOMMIT\n")
-        );
-        let other_subnet = chain().complete(&cidrs(&["10.2.0.3/24"]), &one).unwrap();
-        assert!(
-            other_subnet.contains(&format!("-I {NAME} 1 -d 10.2.0.0/24 ")),
-            "{other_subnet}"
-        );
-        assert_eq!(chain().complete(&cidrs(&["10.1.0.2/24"]), &one), None);
-        let whole = chain().complete(&cidrs(&["10.1.0.2/24"]), &Listing::default());
-        assert_eq!(whole, Some(chain().create(&cidrs(&["10.1.0.2/24"]))));
-    }
-
-    #[test]
-    fn the_chain_goes_with_the_last_way_into_it() {
-        let both = listing_after(&chain().create(&cidrs(&["10.1.0.2/24", "10.1.0.3/24"])));
-        let first = chain().clear(Some(&ips(&["10.1.0.2"])), &both).unwrap();
-        assert_eq!(
-            first,
-            format!("*nat\n-D POSTROUTING -s 10.1.0.2/32 {COMMENT} -j {NAME}\nCOMMIT\n")
-        );
-        let all = chain().clear(None, &both).unwrap();
-        assert_eq!(all, chain().destroy(&ips(&["10.1.0.2", "10.1.0.3"])));
-        assert_eq!(chain().clear(None, &Listing::default()), None);
-    }
-
-    #[test]
-    fn a_way_in_from_the_whole_subnet_is_of_an_old_version_and_goes_too() {
-        let old = format!(":{NAME} - [0:0]\n-A POSTROUTING -s 10.1.0.0/24 {COMMENT} -j {NAME}\n");
-        let script = chain()
-            .clear(Some(&ips(&["10.1.0.2"])), &Listing::parse(&old))
-            .unwrap();
-        assert!(
-            script.contains("-D POSTROUTING -s 10.1.0.0/24 ") && script.contains("-X "),
-            "{script}"
-        );
-    }
-}
+mod tests;

@@ -15,6 +15,8 @@ pub struct Case {
     plugin: &'static str,
     /// The variant of iptables: it is laid over the system's for the case's nodes alone.
     iptables: Option<&'static str>,
+    /// What fills the nat tables that the case uses.
+    pub restores: &'static [&'static str],
     config: fn() -> Value,
 }
 
@@ -34,6 +36,7 @@ pub fn all() -> Vec<Case> {
         verbs: ALL_VERBS,
         plugin: "bridge",
         iptables: None,
+        restores: &[],
         config,
     };
     vec![
@@ -45,18 +48,21 @@ pub fn all() -> Vec<Case> {
         case("gateway", || bridge(json!({"isGateway": true}), v4())),
         Case {
             iptables: Some("xtables-nft-multi"),
+            restores: &["iptables-restore"],
             ..case("masquerade-iptables-nft", || {
                 bridge(json!({"isGateway": true, "ipMasq": true}), v4())
             })
         },
         Case {
             iptables: Some("xtables-legacy-multi"),
+            restores: &["iptables-restore"],
             ..case("masquerade-iptables-legacy", || {
                 bridge(json!({"isGateway": true, "ipMasq": true}), v4())
             })
         },
         Case {
             iptables: Some("xtables-nft-multi"),
+            restores: &["iptables-restore", "ip6tables-restore"],
             ..case("masquerade-dual-stack", || {
                 bridge(json!({"isGateway": true, "ipMasq": true}), dual())
             })
@@ -97,11 +103,6 @@ fn bridge(keys: Value, ranges: Value) -> Value {
 }
 
 impl Case {
-    /// Whether one of the words is in its name; without words all are meant.
-    pub fn is_named(&self, words: &[String]) -> bool {
-        words.is_empty() || words.iter().any(|word| self.name.contains(word.as_str()))
-    }
-
     /// Makes a fresh node what the case needs.
     pub fn prepare(&self, node: &Node) {
         let Some(variant) = self.iptables else { return };

@@ -36,26 +36,54 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Medians of ours and theirs.
+    fn spreads(&self) -> (Spread, Spread) {
+        let ours = Spread::of(self.pairs.iter().map(|pair| pair.0));
+        (ours, Spread::of(self.pairs.iter().map(|pair| pair.1)))
+    }
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ours = Spread::of(self.pairs.iter().map(|pair| pair.0));
-        let theirs = Spread::of(self.pairs.iter().map(|pair| pair.1));
-        let (
-            Row {
-                case, verb, pods, ..
-            },
-            (us, them),
-        ) = (self, self.count);
+        let (ours, theirs) = self.spreads();
+        let counted = |ours: usize, theirs: usize| match self.count.0.calls {
+            0 => String::new(),
+            _ => format!("{ours} : {theirs}"),
+        };
+        let (us, them) = self.count;
         write!(
             f,
-            "| {case} | {pods} | {verb} | {ours} | {theirs} | {:.3} | {} : {} | {} : {} |",
+            "| {} | {} | {} | {ours} | {theirs} | {:.3} | {} | {} |",
+            self.case,
+            self.pods,
+            self.verb,
             ours.median / theirs.median,
-            us.processes,
-            them.processes,
-            us.calls,
-            them.calls
+            counted(us.processes, them.processes),
+            counted(us.calls, them.calls),
         )
     }
+}
+
+/// The medians as bars, the slower one of each pair at full width.
+pub fn chart(rows: &[Row]) -> String {
+    const WIDTH: f64 = 50.0;
+    let bar = |share: f64| "█".repeat((share * WIDTH).round().max(1.0) as usize);
+    let of_row = |row: &Row| {
+        let (ours, theirs) = row.spreads();
+        let full = ours.median.max(theirs.median);
+        format!(
+            "{} {}, {} pods\n  ours   {} {:.2} ms\n  theirs {} {:.2} ms\n",
+            row.case,
+            row.verb,
+            row.pods,
+            bar(ours.median / full),
+            ours.median,
+            bar(theirs.median / full),
+            theirs.median
+        )
+    };
+    rows.iter().map(of_row).collect()
 }
 
 /// Median and 95th percentile, in milliseconds.

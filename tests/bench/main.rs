@@ -6,10 +6,13 @@
 mod support;
 
 mod cases;
+mod crowd;
 mod figures;
+mod floor;
 mod timed;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use cases::{Case, Setting};
 use figures::Row;
@@ -24,7 +27,8 @@ Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
   --runs N        counted pairs for each figure (40)
   --pods N,N,…    how many pods the node has already (0)
   --against DIR   the plugins to compare with (/usr/lib/cni)
-  CASE            only cases whose name contains one of these words
+  CASE            only cases whose name contains one of these words; besides the networks there are
+                  \"floor\" (bare netlink messages) and \"at-once\" (100 pods, 10 at a time)
 ";
 
 struct Options {
@@ -35,6 +39,9 @@ struct Options {
 }
 
 fn main() {
+    if let Ok(verb) = std::env::var(floor::WORD) {
+        return floor::run(&verb);
+    }
     let options = parse(std::env::args().skip(1)).unwrap_or_else(|wrong| {
         eprintln!("{wrong}\n\n{HELP}");
         std::process::exit(2);
@@ -44,16 +51,37 @@ fn main() {
     }
     println!("{}\n", figures::machine(&options.against));
     println!("{}", Row::HEADER);
-    for case in cases::all()
-        .iter()
-        .filter(|case| case.is_named(&options.words))
-    {
+    let mut rows = Vec::new();
+    let mut show = |row: Row| {
+        println!("{row}");
+        rows.push(row);
+    };
+    let cases = cases::all();
+    for case in cases.iter().filter(|case| options.wants(case.name)) {
         for pods in &options.pods {
-            for row in measure(case, *pods, &options) {
-                println!("{row}");
-            }
+            measure(case, *pods, &options)
+                .into_iter()
+                .for_each(&mut show);
         }
     }
+    let gateway = cases
+        .iter()
+        .find(|case| case.name == "gateway")
+        .expect("it is a case");
+    if options.wants("floor") {
+        measure_floor(gateway, &options)
+            .into_iter()
+            .for_each(&mut show);
+    }
+    if options.wants("at-once") {
+        for case in cases
+            .iter()
+            .filter(|case| case.name.contains("gateway") || case.name.contains("nft"))
+        {
+            show(measure_at_once(case, &options));
+        }
+    }
+    println!("\n{}", figures::chart(&rows));
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -85,6 +113,13 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
     Ok(options)
 }
 
+impl Options {
+    /// Whether one of the words is in a name; without words all are meant.
+    fn wants(&self, name: &str) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| name.contains(word.as_str()))
+    }
+}
+
 /// One plugin set on a node of its own.
 struct Side {
     node: Node,
@@ -97,12 +132,7 @@ impl Side {
     fn new(case: &Case, plugins: Option<&PathBuf>, crowd: usize, pods: usize) -> Side {
         let node = Node::new("bench");
         case.prepare(&node);
-        // Those that are there already were made by the faster one: their rules and leases are the same.
-        let ours = case.setting(None);
-        for index in 0..crowd {
-            let pod = node.pod(&format!("crowd{index}"));
-            timed::call(&node, &ours.command("ADD", &pod, None));
-        }
+        crowd::gather(&node, crowd, case.restores);
         Side {
             setting: case.setting(plugins),
             pods: (0..pods)
@@ -154,4 +184,54 @@ fn measure(case: &Case, crowd: usize, options: &Options) -> Vec<Row> {
         row
     };
     case.verbs.iter().map(&mut row_of).collect()
+}
+
+/// Ours against bare netlink messages.
+fn measure_floor(case: &Case, options: &Options) -> Vec<Row> {
+    let mut ours = Side::new(case, None, 0, options.runs + 1);
+    let mut bare = Side::new(case, None, 0, options.runs + 1);
+    // Makes the bridge.
+    bare.call("ADD", 0, timed::call);
+    let mut row_of = |verb: &'static str| {
+        let mut row = Row::new("gateway, theirs: floor", verb, 0);
+        for index in 0..=options.runs {
+            let mine = ours.call(verb, index, timed::call);
+            if index > 0 {
+                let call = floor::command(verb, &bare.pods[index], index);
+                row.push((mine, timed::call(&bare.node, &call).0));
+            }
+        }
+        row
+    };
+    vec![row_of("ADD"), row_of("DEL")]
+}
+
+/// How long 100 pods take when 10 are added at any time.
+fn measure_at_once(case: &Case, options: &Options) -> Row {
+    const PODS: usize = 100;
+    const AT_ONCE: usize = 10;
+    const ROUNDS: usize = 3;
+    let took = |plugins: Option<&PathBuf>| {
+        let side = Side::new(case, plugins, 0, PODS);
+        side.node.inside(|| {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for pods in side.pods.chunks(PODS / AT_ONCE) {
+                    let setting = &side.setting;
+                    scope.spawn(move || {
+                        for pod in pods {
+                            timed::run_here(&setting.command("ADD", pod, None));
+                        }
+                    });
+                }
+            });
+            start.elapsed()
+        })
+    };
+    let mut row = Row::new(case.name, "100 ADDs, 10 at once", 0);
+    for _ in 0..ROUNDS {
+        let pair: (Duration, Duration) = (took(None), took(Some(&options.against)));
+        row.push(pair);
+    }
+    row
 }

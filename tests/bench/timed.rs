@@ -30,6 +30,11 @@ pub fn call(node: &Node, call: &Call) -> (Duration, String) {
     node.inside(|| run(command, call))
 }
 
+/// The same where the thread is.
+pub fn run_here(call: &Call) {
+    run(Command::new(&call.program), call);
+}
+
 /// The same call under strace.
 pub fn counts(node: &Node, call: &Call) -> (Counts, String) {
     let log = "/run/strace";

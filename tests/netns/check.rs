@@ -212,6 +212,48 @@ fn a_link_that_is_down_is_named() {
 }
 
 #[test]
+fn masquerade_that_went_is_named() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("it does not look at the rules") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(config()).with("ipMasq", true);
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    node.run("iptables -t nat -F POSTROUTING");
+    let refusal = network.check(&pod, &result).refused();
+    names(&refusal, &["10.77.0.2"]);
+}
+
+#[test]
+fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
+    needs!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
+    if worse_in_go("it does not look at the rules") {
+        return;
+    }
+    let node = Node::new("node");
+    node.install_reference("bridge");
+    let network = node.network(config()).with("ipMasq", true);
+    let pod = node.pod("a");
+    let result = network.with("type", "go-bridge").add(&pod);
+    network.check(&pod, &result).ok();
+    let chain = crate::support::chain_of("small", "a");
+    for (program, address) in [("iptables", "10.77.0.2"), ("ip6tables", "fd00:77::2")] {
+        for rule in ["1", "2"] {
+            let listed = node.run(&format!("{program}-save -t nat"));
+            node.run(&format!("{program} -t nat -D {chain} {rule}"));
+            let refusal = network.check(&pod, &result).refused();
+            names(&refusal, &[address, &chain]);
+            node.write("/run/nat", &listed);
+            node.run(&format!("{program}-restore /run/nat"));
+            network.check(&pod, &result).ok();
+        }
+    }
+}
+
+#[test]
 fn a_namespace_that_went_is_named() {
     needs!();
     let node = Node::new("node");

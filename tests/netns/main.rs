@@ -4,14 +4,18 @@
 mod support;
 
 mod bridge;
+mod chain;
 mod check;
 mod del;
 mod delegate;
+mod gc;
 mod host_local;
 mod host_local_neighbours;
 mod loopback;
 mod masquerade;
 mod neighbours;
+mod status;
 mod undo;
+mod vlan;
 mod walkthroughs;
 mod wishes;

@@ -8,11 +8,11 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
-use super::{Netlink, NetlinkError, present};
+use super::{Filtering, Netlink, NetlinkError, present};
 use crate::host::netns::Netns;
 use crate::net::{IfName, Mac};
 
@@ -61,6 +61,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// The index of the other end of a veth pair, in the namespace of that end.
     pub peer: Option<u32>,
+    /// What a bridge does about VLANs.
+    pub filtering: Filtering,
 }
 
 /// A bridge to be made; it is born up.
@@ -72,18 +74,20 @@ pub struct NewBridge<'a> {
     pub mac: Mac,
     /// Its MTU in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
+    /// Whether it keeps VLANs apart.
+    pub filters_vlans: bool,
 }
 
-/// A veth pair to be made: one end a port of a bridge, the other in a container.
+/// A veth pair to be made: one end a port of a bridge, the other where frames are to go.
 #[derive(Clone, Debug)]
 pub struct NewVeth<'a> {
-    /// The name of the end on the host.
-    pub host: &'a IfName,
+    /// The name of the port.
+    pub port: &'a IfName,
     /// The index of the bridge.
     pub bridge: u32,
-    /// The name of the end in the container.
-    pub container: &'a IfName,
-    /// The MAC address of the end in the container.
+    /// The name of the other end.
+    pub end: &'a IfName,
+    /// The MAC address of the other end.
     pub mac: Mac,
     /// The MTU of both ends in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
@@ -128,16 +132,21 @@ impl Netlink {
     /// Makes a bridge.
     ///
     /// # Errors
-    /// [`NetlinkError::Exists`] when the name is taken.
+    /// [`NetlinkError::Exists`] when the name is taken, [`NetlinkError::Unsupported`] when this kernel has no bridges
+    /// or none that keep VLANs apart.
     pub fn create_bridge(&self, bridge: &NewBridge) -> Result<(), NetlinkError> {
         let mut attributes = vec![
             LinkAttribute::IfName(bridge.name.to_string()),
             LinkAttribute::Address(bridge.mac.bytes().to_vec()),
         ];
         attributes.extend(bridge.mtu.map(LinkAttribute::Mtu));
-        attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
-            InfoKind::Bridge,
-        )]));
+        let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
+        if bridge.filters_vlans {
+            // A kernel that cannot do it makes no bridge either (`br_dev_newlink`, net/bridge/br_netlink.c).
+            let filtering = vec![InfoBridge::VlanFiltering(true)];
+            info.push(LinkInfo::Data(InfoData::Bridge(filtering)));
+        }
+        attributes.push(LinkAttribute::LinkInfo(info));
         let mut request = message(attributes);
         raise(&mut request);
         self.change(
@@ -146,31 +155,36 @@ impl Netlink {
         )
     }
 
-    /// Makes a veth pair in one message: the host's end a port of the bridge, the other end born in the container.
+    /// Makes a veth pair in one message: the port in this namespace, the other end born in the container, or here
+    /// where there is none.
     ///
     /// Both ends are down: the kernel refuses to make a veth that is up before its peer exists
     /// (`veth_open`, drivers/net/veth.c).
     ///
     /// # Errors
     /// [`NetlinkError::Exists`] when one of the names is taken; nothing is made then.
-    pub fn create_veth(&self, veth: &NewVeth, container: &Netns) -> Result<(), NetlinkError> {
-        let mut peer = vec![
-            LinkAttribute::IfName(veth.container.to_string()),
-            LinkAttribute::NetNsFd(container.as_raw_fd()),
+    pub fn create_veth(
+        &self,
+        veth: &NewVeth,
+        container: Option<&Netns>,
+    ) -> Result<(), NetlinkError> {
+        let mut end = vec![
+            LinkAttribute::IfName(veth.end.to_string()),
             LinkAttribute::Address(veth.mac.bytes().to_vec()),
         ];
-        let mut host = vec![
-            LinkAttribute::IfName(veth.host.to_string()),
+        end.extend(container.map(|netns| LinkAttribute::NetNsFd(netns.as_raw_fd())));
+        let mut port = vec![
+            LinkAttribute::IfName(veth.port.to_string()),
             LinkAttribute::Controller(veth.bridge),
         ];
-        peer.extend(veth.mtu.map(LinkAttribute::Mtu));
-        host.extend(veth.mtu.map(LinkAttribute::Mtu));
-        host.push(LinkAttribute::LinkInfo(vec![
+        end.extend(veth.mtu.map(LinkAttribute::Mtu));
+        port.extend(veth.mtu.map(LinkAttribute::Mtu));
+        port.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message(peer)))),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message(end)))),
         ]));
         self.change(
-            RouteNetlinkMessage::NewLink(message(host)),
+            RouteNetlinkMessage::NewLink(message(port)),
             NLM_F_CREATE | NLM_F_EXCL,
         )
     }
@@ -244,6 +258,15 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(request), 0)
     }
 
+    /// Makes a link a port of a bridge.
+    ///
+    /// # Errors
+    /// When there is no such link or no such bridge.
+    pub fn set_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+        let request = indexed(index, vec![LinkAttribute::Controller(bridge)]);
+        self.change(RouteNetlinkMessage::SetLink(request), 0)
+    }
+
     /// Gives a link a MAC address of its own.
     ///
     /// # Errors
@@ -294,6 +317,7 @@ impl Link {
             is_promiscuous: flags.contains(LinkFlags::Promisc),
             master: None,
             peer: None,
+            filtering: Filtering::Impossible,
         };
         for attribute in message.attributes {
             match attribute {
@@ -306,6 +330,7 @@ impl Link {
                 LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
                 LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),
                 LinkAttribute::LinkInfo(infos) => {
+                    link.filtering = Filtering::of(&infos);
                     link.kind = infos.into_iter().find_map(kind_of).unwrap_or(link.kind)
                 }
                 _ => {}

@@ -1,10 +1,11 @@
 //! Route netlink, blocking: one socket per namespace, one method per thing we ask of the kernel.
 //!
-//! The messages are those of rtnetlink(7); links, addresses and routes have a file each.
+//! The messages are those of rtnetlink(7); links, VLANs, addresses and routes have a file each.
 
 mod address;
 mod link;
 mod route;
+mod vlan;
 
 use std::future::Future;
 use std::io;
@@ -27,6 +28,7 @@ use crate::net::Cidr;
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
 pub use route::{RouteEntry, RouteQuery};
+pub use vlan::Filtering;
 
 /// The kernel answers within microseconds; only a hung one needs longer than this.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);

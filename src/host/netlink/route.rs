@@ -17,8 +17,8 @@ use crate::net::{Cidr, Family, Route};
 pub struct RouteQuery {
     /// Their family.
     pub family: Family,
-    /// Their output interface.
-    pub link: u32,
+    /// Their output interface; any when there is none.
+    pub link: Option<u32>,
 }
 
 /// A route of the kernel, as far as it can be compared with one that was asked for.
@@ -72,7 +72,7 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewRoute(request), NLM_F_CREATE)
     }
 
-    /// The unicast routes over a link, in all tables.
+    /// The unicast routes over a link or all, in all tables.
     ///
     /// # Errors
     /// When the kernel refuses to tell.
@@ -80,7 +80,9 @@ impl Netlink {
         let mut request = RouteMessage::default();
         request.header.address_family = family(query.family);
         request.header.kind = RouteType::Unspec;
-        request.attributes.push(RouteAttribute::Oif(query.link));
+        request
+            .attributes
+            .extend(query.link.map(RouteAttribute::Oif));
         let answers = self.dump(RouteNetlinkMessage::GetRoute(request))?;
         let entries = answers.into_iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewRoute(message) => entry(&message, query),
@@ -132,7 +134,10 @@ fn entry(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
             _ => {}
         }
     }
-    (link == Some(query.link)).then_some(route)
+    query
+        .link
+        .is_none_or(|wanted| link == Some(wanted))
+        .then_some(route)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

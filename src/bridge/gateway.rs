@@ -1,0 +1,190 @@
+//! The gateway on the host: the bridge itself or, for containers in a VLAN, an interface of the host in that VLAN.
+
+use crate::bridge::attach::{PORT_LIMIT, failed, made, new_mac};
+use crate::bridge::config::{AddressConflict, BridgeConfig};
+use crate::bridge::plan::{Plan, gateway_port};
+use crate::bridge::ports::{self, Port};
+use crate::bridge::vlan::Vlans;
+use crate::error::Error;
+use crate::host::netlink::{
+    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
+};
+use crate::host::sysctl::{self, Parameter};
+use crate::net::{Cidr, Family, IfName};
+
+/// Puts the gateway's addresses where they belong and lets the host forward. The interface that was made for them, if
+/// there is one.
+///
+/// # Errors
+/// When the interface has another address in their place, or the kernel refuses.
+pub(super) fn ensure(
+    host: &Netlink,
+    bridge: &Link,
+    plan: &Plan,
+    config: &BridgeConfig,
+) -> Result<Option<Link>, Error> {
+    if plan.gateways.is_empty() {
+        return Ok(None);
+    }
+    let interface = match (&plan.gateway_interface, &config.vlans) {
+        (Some(name), Some(vlans)) => Some(ensure_interface(host, bridge, name, vlans)?),
+        _ => None,
+    };
+    ensure_addresses(host, interface.as_ref().unwrap_or(bridge), plan, config)?;
+    for family in Family::BOTH {
+        if plan
+            .gateways
+            .iter()
+            .any(|gateway| gateway.family() == family)
+        {
+            sysctl::enable_forwarding(family).map_err(|cause| {
+                Error::failed(format!("cannot enable {family} forwarding: {cause}"))
+                    .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
+            })?;
+        }
+    }
+    Ok(interface)
+}
+
+fn ensure_addresses(
+    host: &Netlink,
+    link: &Link,
+    plan: &Plan,
+    config: &BridgeConfig,
+) -> Result<(), Error> {
+    let name = plan.gateway_interface.as_ref().unwrap_or(&config.bridge);
+    let fail = |operation: &str, cause| failed(&format!("{operation} {}", link.kind), name, cause);
+    let present = host.addresses(link.index);
+    let present = present.map_err(|cause| fail("list addresses of", cause))?;
+    let present: Vec<Cidr> = present.into_iter().map(|address| address.cidr).collect();
+    let missing = |gateway: &&Cidr| !present.contains(gateway);
+    for gateway in plan.gateways.iter().filter(missing) {
+        for other in conflicts(&present, *gateway, &plan.gateways) {
+            if config.conflict == AddressConflict::Refuse {
+                return Err(address_conflict(link, other, *gateway));
+            }
+            self::present(host.delete_address(link.index, other))
+                .map_err(|cause| fail(&format!("remove {other} from"), cause))?;
+        }
+        // The gateway must answer at once, and nobody else may have its address.
+        match host.add_address(link.index, *gateway, Detection::Skipped) {
+            Ok(()) | Err(NetlinkError::Exists) => {}
+            Err(cause) => return Err(fail(&format!("add {gateway} to"), cause)),
+        }
+    }
+    Ok(())
+}
+
+/// The addresses of the interface that a gateway cannot stand beside: in IPv4 every other one that is not a gateway of
+/// this network, in IPv6 those whose subnets overlap.
+fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
+    let others = present
+        .iter()
+        .filter(|other| other.family() == gateway.family() && !gateways.contains(other));
+    others
+        .copied()
+        .filter(|other| gateway.family() == Family::V4 || other.overlaps(gateway))
+        .collect()
+}
+
+fn address_conflict(link: &Link, present: Cidr, wanted: Cidr) -> Error {
+    let (kind, name) = (&link.kind, &link.name);
+    Error::failed(format!("{kind} {name} already has an IP address different from {wanted}: it has {present}"))
+        .details(format!(
+            "either remove it (ip address del {present} dev {name}) or set forceAddress to true to have it replaced"
+        ))
+}
+
+/// The host's interface in a VLAN of the bridge, made where it is not there, finished where its making was cut short.
+///
+/// It is one end of a veth pair whose other end is a port of the bridge, as the reference makes it. Several ADDs may
+/// be at it at once: each step changes nothing when it is done again, and the interface comes up last.
+fn ensure_interface(
+    host: &Netlink,
+    bridge: &Link,
+    name: &IfName,
+    vlans: &Vlans,
+) -> Result<Link, Error> {
+    let found = host.link(name);
+    let link = match found.map_err(|cause| failed("look up", name, cause))? {
+        Some(link) => link,
+        None => {
+            create_pair(host, bridge, name)?;
+            made(host, name)?
+        }
+    };
+    // Another kind was made by the administrator, for example a VLAN device on top of the bridge.
+    if link.kind == Kind::Veth {
+        ensure_port(host, bridge, &link, vlans)?;
+    }
+    if !link.is_up {
+        host.set_up(link.index)
+            .and_then(|()| host.wait_running(name, PORT_LIMIT))
+            .map_err(|cause| failed("bring up", name, cause))?;
+    }
+    Ok(link)
+}
+
+fn create_pair(host: &Netlink, bridge: &Link, name: &IfName) -> Result<(), Error> {
+    let port = gateway_port(name);
+    let veth = NewVeth {
+        port: &port,
+        bridge: bridge.index,
+        end: name,
+        mac: new_mac(name)?,
+        mtu: Some(bridge.mtu),
+    };
+    match host.create_veth(&veth, None) {
+        // Another ADD was faster.
+        Err(NetlinkError::Exists) => Ok(()),
+        Err(cause) => Err(failed("create the gateway's interface", name, cause)),
+        Ok(()) => {
+            // Absent where the kernel has no IPv6.
+            let _ = Parameter::AcceptRa.set(name, 0);
+            let _ = Parameter::AcceptRa.set(&port, 0);
+            Ok(())
+        }
+    }
+}
+
+/// Makes the other end of the gateway's interface a port in its VLAN, unless all is done already.
+fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Result<(), Error> {
+    let (Some(wanted), Some(index)) = (vlans.gateway_port(), link.peer) else {
+        return Ok(());
+    };
+    let fail = |operation: &str, cause| {
+        let port = format!("the other end of {}, a port of {}", link.name, bridge.name);
+        Error::failed(format!("cannot {operation} {port}: {cause}"))
+    };
+    let other = host
+        .link_at(index)
+        .map_err(|cause| fail("look up", cause))?;
+    let other = other.filter(|other| other.kind == Kind::Veth && other.peer == Some(link.index));
+    let Some(other) = other else {
+        let msg = format!(
+            "cannot use {} as the gateway's interface: its other end is not on the host",
+            link.name
+        );
+        let remedy = format!("delete it (ip link del {}); it is made again", link.name);
+        return Err(Error::failed(msg).details(remedy));
+    };
+    let is_port = other.master == Some(bridge.index);
+    if is_port && other.is_up && link.is_up {
+        return Ok(());
+    }
+    if !is_port {
+        host.set_bridge(index, bridge.index)
+            .map_err(|cause| fail("attach", cause))?;
+    }
+    let Ok(name) = other.name.parse() else {
+        return Ok(());
+    };
+    let port = Port {
+        name: &name,
+        index,
+        bridge,
+    };
+    ports::join(host, &port, &wanted, vlans)?;
+    host.start_port(&name, PortFlags::default(), &link.name)
+        .map_err(|cause| fail("start", cause))
+}

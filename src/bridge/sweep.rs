@@ -1,0 +1,43 @@
+//! GC: giving back what no valid attachment holds.
+
+use crate::bridge::attach::failed;
+use crate::bridge::open_host;
+use crate::bridge::plan::host_interface;
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Attachment, Request};
+use crate::error::{Error, Failures};
+use crate::host::netlink::present;
+use crate::ipam::Ipam;
+use crate::masquerade;
+
+/// Removes masquerading, links and leases of this network that belong to no valid attachment, whichever plugin made
+/// them. A link is removed when its lease says whose it is; one without a lease cannot be told from another network's.
+///
+/// # Errors
+/// Code 7 when the valid attachments are not listed; when something could not be removed, after all else was tried.
+pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
+    let valid = conf.valid_attachments()?;
+    let ipam = Ipam::parse_for_release(conf, request)?;
+    let mut failures = Failures::default();
+    failures.note(masquerade::sweep(&conf.name, &valid));
+    if let Some(ipam) = &ipam {
+        let strays = failures.note(ipam.strays(&valid)).unwrap_or_default();
+        failures.note(remove_links(conf, &strays));
+        failures.note(ipam.sweep(&valid));
+    }
+    failures.into_result()
+}
+
+fn remove_links(conf: &NetConf, strays: &[Attachment]) -> Result<(), Error> {
+    if strays.is_empty() {
+        return Ok(());
+    }
+    let host = open_host()?;
+    let mut failures = Failures::default();
+    for stray in strays {
+        let name = host_interface(&conf.name, stray);
+        let deleted = present(host.delete_link(&name));
+        failures.note(deleted.map_err(|cause| failed("delete", &name, cause)));
+    }
+    failures.into_result()
+}

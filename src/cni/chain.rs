@@ -1,0 +1,94 @@
+//! Results of a chain of plugins: each passes on what those before it made.
+
+use crate::cni::result::{AddResult, Dns, IpConfig};
+
+impl AddResult {
+    /// The result of a chain: what was there before, and this behind it (CNI spec 1.1, section 5, "Add Success").
+    pub fn after(self, previous: AddResult) -> AddResult {
+        let AddResult {
+            mut interfaces,
+            mut ips,
+            mut routes,
+            mut dns,
+        } = previous;
+        let shift = interfaces.len();
+        interfaces.extend(self.interfaces);
+        ips.extend(self.ips.into_iter().map(|ip| IpConfig {
+            interface: ip.interface.map(|index| index + shift),
+            ..ip
+        }));
+        routes.extend(self.routes);
+        dns.extend(self.dns);
+        AddResult {
+            interfaces,
+            ips,
+            routes,
+            dns,
+        }
+    }
+}
+
+impl Dns {
+    /// Adds what is known from elsewhere; of two domains the first one stays, and nothing is listed twice.
+    fn extend(&mut self, more: Dns) {
+        let append = |list: &mut Vec<String>, more: Vec<String>| {
+            for one in more {
+                if !list.contains(&one) {
+                    list.push(one);
+                }
+            }
+        };
+        append(&mut self.nameservers, more.nameservers);
+        append(&mut self.search, more.search);
+        append(&mut self.options, more.options);
+        if self.domain.is_empty() {
+            self.domain = more.domain;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::result::Interface;
+
+    fn result(names: &[&str], interface: Option<usize>, servers: &[&str]) -> AddResult {
+        let named = |name: &&str| Interface {
+            name: (*name).to_owned(),
+            ..Interface::default()
+        };
+        AddResult {
+            interfaces: names.iter().map(named).collect(),
+            ips: vec![IpConfig {
+                interface,
+                address: "10.1.0.2/24".parse().unwrap(),
+                gateway: None,
+            }],
+            dns: Dns {
+                nameservers: servers.iter().map(ToString::to_string).collect(),
+                domain: servers[0].to_owned(),
+                ..Dns::default()
+            },
+            ..AddResult::default()
+        }
+    }
+
+    #[test]
+    fn what_was_there_comes_first_and_positions_follow_their_interfaces() {
+        let previous = result(&["p0", "p1"], None, &["a", "b"]);
+        let both = result(&["x", "y"], Some(1), &["b", "c"]).after(previous.clone());
+        let names: Vec<&str> = both
+            .interfaces
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect();
+        assert_eq!(names, ["p0", "p1", "x", "y"]);
+        assert_eq!(
+            (both.ips[0].interface, both.ips[1].interface),
+            (None, Some(3))
+        );
+        assert_eq!(both.dns.nameservers, ["a", "b", "c"]);
+        assert_eq!(both.dns.domain, "a");
+        assert_eq!(previous.clone().after(AddResult::default()), previous);
+    }
+}

@@ -1,0 +1,71 @@
+//! The floor: the kernel work of an attachment with a gateway, by bare netlink messages from one process.
+//!
+//! It parses nothing, has no IPAM, checks nothing and undoes nothing. This program runs itself for it, so that whole
+//! processes are compared.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use gangplank::host::netlink::{Detection, Netlink, NewVeth, PortFlags};
+use gangplank::host::netns::{Netns, OwnNetns};
+use gangplank::net::{IfName, Route};
+
+use crate::support::Pod;
+use crate::timed::Call;
+
+/// The word by which this program is told to be the floor.
+pub const WORD: &str = "FLOOR";
+
+/// The call that does a verb's kernel work for a pod.
+pub fn command(verb: &str, pod: &Pod, index: usize) -> Call {
+    let address = format!("10.64.{}.{}/16", 1 + index / 250, 1 + index % 250);
+    Call {
+        program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+        env: BTreeMap::from([
+            (WORD, verb.to_owned()),
+            ("NETNS", pod.path.clone()),
+            ("HOST", format!("floor{index}")),
+            ("ADDRESS", address),
+        ]),
+        stdin: String::new(),
+    }
+}
+
+/// Does the work of a verb, as the environment says.
+pub fn run(verb: &str) {
+    let var = |name| std::env::var(name).unwrap_or_default();
+    let host_end: IfName = var("HOST").parse().expect("a name");
+    let host = Netlink::open().expect("a socket");
+    if verb == "DEL" {
+        return host.delete_link(&host_end).expect("the link goes");
+    }
+    let name = |text: &str| text.parse::<IfName>().expect("a name");
+    let netns = Netns::open(var("NETNS"), OwnNetns::Refused).expect("a namespace");
+    let pod = host.open_in(&netns).expect("a socket");
+    let bridge = host
+        .link(&name("bench0"))
+        .expect("an answer")
+        .expect("a bridge");
+    let veth = NewVeth {
+        host: &host_end,
+        bridge: bridge.index,
+        container: &name("eth0"),
+        mac: "0a:58:0a:40:00:02".parse().expect("a MAC address"),
+        mtu: None,
+    };
+    host.create_veth(&veth, &netns).expect("a pair");
+    host.start_port(&host_end, PortFlags::default(), "floor")
+        .expect("a port");
+    let pair = host.link(&host_end).expect("an answer").expect("a pair");
+    let container = pair.peer.expect("the other end");
+    let address = var("ADDRESS").parse().expect("an address");
+    pod.add_address(container, address, Detection::Skipped)
+        .expect("the address");
+    pod.set_up(container).expect("up");
+    let default = Route::new(
+        "0.0.0.0/0".parse().expect("a prefix"),
+        "10.64.0.1".parse().ok(),
+    );
+    pod.add_route(container, &default).expect("the route");
+    host.link(&host_end).expect("an answer");
+}

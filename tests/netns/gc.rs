@@ -1,0 +1,229 @@
+//! GC: what no valid attachment holds goes, whoever made it, and nothing else.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Answer, Footprint, Network, Node, Pod, leases, needs, small_network, worse_in_go,
+};
+
+fn masqueraded() -> Value {
+    let mut config = small_network();
+    config["cniVersion"] = "1.1.0".into();
+    config["ipMasq"] = true.into();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    config
+}
+
+/// A GC of a network that keeps the `eth0` of these pods.
+fn gc(node: &Node, config: &Value, keep: &[&Pod]) -> Answer {
+    let keep = keep
+        .iter()
+        .map(|pod| json!({ "containerID": pod.id(), "ifname": "eth0" }));
+    let mut config = config.clone();
+    config["cni.dev/valid-attachments"] = keep.collect();
+    let plugin = config["type"].as_str().unwrap();
+    node.cni(plugin).verb("GC").config(&config).run()
+}
+
+#[test]
+fn pods_that_went_without_del_leave_nothing_and_the_others_stay() {
+    needs!("ping", "iptables", "ip6tables");
+    if worse_in_go("D4d: it collects nothing") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    let kept = node.pod("kept");
+    let result = network.add(&kept);
+    let before = Footprint::of_pods(&node);
+    let (gone, second) = (node.pod("gone"), node.pod("second"));
+    network.add(&gone);
+    network.add(&second);
+    gone.end();
+    assert_eq!(gc(&node, &network.config, &[&kept]).ok(), Value::Null);
+    assert_eq!(Footprint::of_pods(&node), before);
+    network.check(&kept, &result).ok();
+    kept.reaches("10.77.0.1");
+    // Once more finds nothing to do; and an empty list keeps nothing.
+    gc(&node, &network.config, &[&kept]).ok();
+    gc(&node, &network.config, &[]).ok();
+    assert_eq!(leases(&node, "small").len(), 0);
+    assert_eq!(node.nat("iptables"), [""; 0]);
+    assert_eq!(node.nat("ip6tables"), [""; 0]);
+}
+
+#[test]
+fn another_network_on_the_same_bridge_is_left_alone() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D4d: it collects nothing") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    let mut other = masqueraded();
+    other["name"] = "small2".into();
+    other["isGateway"] = false.into();
+    let pod = node.pod("a");
+    node.network(other.clone()).add(&pod);
+    let before = Footprint::of_pods(&node);
+    let second = node.pod("b");
+    network.add(&second);
+    gc(&node, &network.config, &[]).ok();
+    assert_eq!(Footprint::of_pods(&node).rules, before.rules);
+    assert_eq!(Footprint::of_pods(&node).links, before.links);
+    assert_eq!(leases(&node, "small2").len(), 2);
+}
+
+#[test]
+fn what_the_reference_made_is_collected_too() {
+    needs!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
+    if worse_in_go("D4d: it collects nothing") {
+        return;
+    }
+    let node = Node::new("node");
+    node.install_reference("bridge");
+    let mut old = masqueraded();
+    old["cniVersion"] = "1.0.0".into();
+    old["type"] = "go-bridge".into();
+    let theirs = node.network(old);
+    let (kept, gone) = (node.pod("kept"), node.pod("gone"));
+    let result = theirs.add(&kept);
+    theirs.add(&gone);
+    gone.end();
+    gc(&node, &masqueraded(), &[&kept]).ok();
+    assert_eq!(leases(&node, "small").len(), 2);
+    for program in ["iptables", "ip6tables"] {
+        assert_eq!(node.nat(program).len(), 4, "{:?}", node.nat(program));
+    }
+    node.network(masqueraded()).check(&kept, &result).ok();
+}
+
+#[test]
+fn a_list_that_is_missing_is_an_error_and_deletes_nothing() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D4d: it does not look at the list") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    network.add(&node.pod("a"));
+    let before = Footprint::of(&node);
+    for plugin in ["bridge", "host-local"] {
+        for list in [Value::Null, json!([{ "containerID": 5, "ifname": "eth0" }])] {
+            let call = network.with("cni.dev/valid-attachments", list.clone());
+            let refusal = node
+                .cni(plugin)
+                .verb("GC")
+                .config(&call.config)
+                .run()
+                .refused();
+            assert_eq!(refusal.code, if list.is_null() { 7 } else { 6 });
+            assert!(
+                refusal.msg.contains("cni.dev/valid-attachments"),
+                "{refusal:?}"
+            );
+        }
+    }
+    let refusal = network
+        .with("cniVersion", "1.0.0")
+        .call_for("GC", "x")
+        .run()
+        .refused();
+    assert_eq!(refusal.code, 1);
+    assert_eq!(Footprint::of(&node), before);
+}
+
+#[test]
+fn host_local_frees_leases_of_every_writer() {
+    needs!();
+    if worse_in_go("D4d: it collects nothing") {
+        return;
+    }
+    let node = Node::new("node");
+    let config = json!({
+        "cniVersion": "1.1.0", "name": "lan", "type": "host-local",
+        "ipam": { "type": "host-local", "subnet": "10.1.0.0/24" },
+    });
+    // There is no directory yet, and GC makes none.
+    gc(&node, &config, &[]).ok();
+    assert!(node.files("/var/lib/cni").is_empty());
+    let pod = node.pod("a");
+    node.network(config.clone()).add(&pod);
+    let directory = "/var/lib/cni/networks/lan";
+    for (name, content) in [
+        ("10.1.0.3", "b\r\neth0"),
+        ("10.1.0.4", "b"),
+        ("10.1.0.5", ""),
+    ] {
+        node.write(&format!("{directory}/{name}"), content);
+    }
+    node.write(&format!("{directory}/.gangplank.new"), "b\r\neth0");
+    gc(&node, &config, &[&pod]).ok();
+    let held = leases(&node, "lan");
+    assert_eq!(held.len(), 1);
+    assert_eq!(node.lease("lan", "10.1.0.2").unwrap(), "a\r\neth0");
+    assert!(
+        !node
+            .files(directory)
+            .contains_key(&format!("{directory}/.gangplank.new"))
+    );
+}
+
+#[test]
+fn a_delegate_collects_with_the_same_bytes_and_its_error_is_ours() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D4d: it does not forward GC") {
+        return;
+    }
+    let node = Node::new("node");
+    let mut config = masqueraded();
+    config["ipam"] = json!({ "type": "spy" });
+    let spy = format!("{}/spy", Node::BIN);
+    node.write(
+        &spy,
+        "#!/bin/sh\ncat > /run/stdin; echo $CNI_COMMAND > /run/verb\n",
+    );
+    node.run(&format!("chmod 755 {spy}"));
+    let text = config
+        .to_string()
+        .replacen('{', "{ \"cni.dev/valid-attachments\" : [],\n", 1);
+    node.cni("bridge").verb("GC").stdin(text.clone()).run().ok();
+    assert_eq!(node.read("/run/verb"), "GC\n");
+    assert_eq!(node.read("/run/stdin"), text);
+    node.write(
+        &spy,
+        "#!/bin/sh\necho '{\"code\": 123, \"msg\": \"no server\"}'; exit 1\n",
+    );
+    let refusal = node.cni("bridge").verb("GC").stdin(text).run().refused();
+    assert_eq!((refusal.code, refusal.msg.as_str()), (123, "no server"));
+}
+
+#[test]
+fn twenty_collections_amid_forty_adds_disturb_nobody() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("D4d: it collects nothing") {
+        return;
+    }
+    let node = Node::new("node");
+    let network = node.network(masqueraded());
+    let pods: Vec<Pod> = (0..40).map(|n| node.pod(&format!("c{n}"))).collect();
+    let all: Vec<&Pod> = pods.iter().collect();
+    std::thread::scope(|scope| {
+        let (node, network, all) = (&node, &network, &all);
+        for pod in &pods[..20] {
+            scope.spawn(move || drop(network.add(pod)));
+            scope.spawn(move || gc(node, &network.config, all).ok());
+        }
+    });
+    std::thread::scope(|scope| {
+        let (node, network) = (&node, &network);
+        for pod in &pods[..20] {
+            scope.spawn(move || network.del(pod));
+            scope.spawn(move || gc(node, &network.config, &[]).ok());
+        }
+    });
+    assert_eq!(leases(&node, "small").len(), 0);
+    assert_eq!(node.nat("iptables"), [""; 0]);
+    let result = network.add(&pods[39]);
+    assert!(!Network::address(&result).is_empty());
+}
