@@ -161,21 +161,22 @@ fn create_veth<'a>(
         mac: plan.mac,
         mtu: config.mtu,
     };
-    host.create_veth(&veth, Some(site.netns))
-        .map_err(|cause| match cause {
-            NetlinkError::Exists => taken(plan, site),
-            cause => failed(
-                &format!("create {} in the container and", plan.container),
-                &plan.host,
-                cause,
-            ),
-        })?;
-    let name = plan.host.clone();
-    undo.push(move || {
-        present(host.delete_link(&name))
-            .map(drop)
-            .map_err(|cause| failed("delete", &name, cause))
-    });
+    let created = host.create_veth(&veth, Some(site.netns));
+    // A pair that may have been made is ours to delete, and one that was there before is not.
+    if matches!(
+        created,
+        Ok(()) | Err(NetlinkError::Lost | NetlinkError::NoAnswer)
+    ) {
+        let name = plan.host.clone();
+        undo.push(move || delete_made(host, &name));
+    }
+    created.map_err(|cause| match cause {
+        NetlinkError::Exists => taken(plan, site),
+        cause => {
+            let operation = format!("create {} in the container and", plan.container);
+            failed(&operation, &plan.host, cause)
+        }
+    })?;
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
     // While it is down, so that no frame passes in another VLAN.
     if let Some(vlans) = &config.vlans {
@@ -195,6 +196,16 @@ pub(super) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
     host.link(name)
         .map_err(|cause| failed("look up", name, cause))?
         .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
+}
+
+/// Deletes a link by a socket of its own where one can be had: the other may be what failed.
+fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
+    let fresh = Netlink::open();
+    let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
+    match present(deleted) {
+        Ok(_) => Ok(()),
+        Err(cause) => Err(failed("delete", name, cause)),
+    }
 }
 
 /// Says which of the two names is taken, and by whom.

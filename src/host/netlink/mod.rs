@@ -12,7 +12,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
@@ -57,6 +57,9 @@ pub enum NetlinkError {
     /// Any other errno.
     #[error("{}", .0.desc())]
     Refused(Errno),
+    /// The connection to the kernel broke: whether it did what it was asked is not known.
+    #[error("the connection to the kernel broke")]
+    Lost,
     /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
@@ -133,7 +136,10 @@ impl Netlink {
     fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
         let _entered = runtime.enter();
         // With strict checking the kernel filters dumps by what the request says.
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        // What ends an answer is to be seen: a connection that breaks only falls silent.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
         runtime.spawn(connection);
         drop(_entered);
         Ok(Netlink { handle, runtime })
@@ -192,6 +198,31 @@ impl Netlink {
         if let Some(found) = probe()? {
             return Ok(found);
         }
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            let (_handle, mut events) = self.subscribe(groups, place)?;
+            loop {
+                if let Some(found) = probe()? {
+                    return Ok(found);
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                let next = async { timeout(left, events.next()).await };
+                match self.runtime.block_on(next) {
+                    Ok(Some(_)) => {}
+                    // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
+                    Ok(None) => break,
+                    Err(_) => return Err(NetlinkError::TimedOut),
+                }
+            }
+        }
+        Err(NetlinkError::TimedOut)
+    }
+
+    fn subscribe(
+        &self,
+        groups: &[MulticastGroup],
+        place: Option<&Netns>,
+    ) -> Result<(rtnetlink::Handle, impl Stream + use<> + Unpin), NetlinkError> {
         let subscribe = || -> io::Result<_> {
             let _entered = self.runtime.enter();
             let (connection, handle, events) = rtnetlink::new_multicast_connection(groups)?;
@@ -202,20 +233,8 @@ impl Netlink {
             Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
             None => subscribe(),
         };
-        let (_handle, mut events) = subscribed.map_err(|cause| {
-            NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0)))
-        })?;
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(found) = probe()? {
-                return Ok(found);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let next = async { timeout(left, events.next()).await };
-            if !matches!(self.runtime.block_on(next), Ok(Some(_))) {
-                return Err(NetlinkError::TimedOut);
-            }
-        }
+        subscribed
+            .map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
     }
 
     async fn answers(
@@ -226,14 +245,16 @@ impl Netlink {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
         let mut handle = self.handle.clone();
-        let mut stream = handle
-            .request(request)
-            .map_err(|_| NetlinkError::NoAnswer)?;
+        let mut stream = handle.request(request).map_err(|_| NetlinkError::Lost)?;
         let (mut answers, mut dump) = (Vec::new(), Dump::Consistent);
+        let mut is_whole = false;
         while let Some(answer) = stream.next().await {
             if answer.header.flags & NLM_F_DUMP_INTR != 0 {
                 dump = Dump::Interrupted;
             }
+            // One message is the whole answer to a question that asks for neither a list nor an acknowledgement.
+            let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
+            is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
             match answer.payload {
                 NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
@@ -243,7 +264,10 @@ impl Netlink {
                 _ => {}
             }
         }
-        Ok((answers, dump))
+        match is_whole {
+            true => Ok((answers, dump)),
+            false => Err(NetlinkError::Lost),
+        }
     }
 }
 
