@@ -28,7 +28,7 @@ use crate::ipam::{Ipam, Lease};
 use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
 
-/// ADD: a lease, a link and its masquerading, or none of them.
+/// ADD: a lease, a link and its masquerading, or none of them. Who cannot be told the result does not have it.
 ///
 /// # Errors
 /// Configuration and namespace are refused before anything is touched; a later failure is undone.
@@ -37,7 +37,8 @@ pub fn add(
     request: &Request,
     who: &Attachment,
     netns: &str,
-) -> Result<AddResult, Error> {
+    tell: impl FnOnce(AddResult) -> Result<(), Error>,
+) -> Result<(), Error> {
     let prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
     let pod = open_pod(&host, &prepared.netns, netns)?;
@@ -49,6 +50,7 @@ pub fn add(
     let mut undo = Undo::default();
     prepared
         .carry_out(conf, who, &site, &mut undo)
+        .and_then(tell)
         .map_err(|cause| undo.unwind(cause))
 }
 
@@ -156,9 +158,11 @@ impl Prepared {
         let addresses = plan.addresses();
         let mut installing = None;
         if self.config.masquerade && !addresses.is_empty() {
+            let (owned, ours) = (plan.addresses(), rules.clone());
+            let owned = owned.iter().map(|address| address.address()).collect();
+            // Before they are started: when one family cannot be, the other may be on its way.
+            undo.push(move || ours.remove(owned, Scope::Addresses).finish());
             installing = Some(rules.install(&addresses)?);
-            let owned = addresses.iter().map(|address| address.address()).collect();
-            undo.push(move || rules.remove(owned, Scope::Addresses).finish());
         }
         let attached = attach(&plan, &self.config, site, undo);
         let installed = installing.map_or(Ok(()), |installing| installing.finish());

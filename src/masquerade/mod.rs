@@ -63,7 +63,7 @@ impl Masquerade {
     /// Starts to masquerade addresses: one transaction per family.
     ///
     /// # Errors
-    /// When a family has no iptables or it cannot be started. Nothing is installed then.
+    /// When a family has no iptables or it cannot be started; the other one may hold its rules.
     pub fn install(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
         let mut found = Vec::new();
         for family in Family::BOTH {
@@ -81,8 +81,14 @@ impl Masquerade {
             families: Vec::new(),
         };
         for (iptables, own) in found {
-            let transaction = iptables.start(&self.chain.create(&own))?;
-            installing.families.push((iptables, own, transaction));
+            match iptables.start(&self.chain.create(&own)) {
+                Ok(transaction) => installing.families.push((iptables, own, transaction)),
+                // What was started must have ended before it can be removed.
+                Err(error) => {
+                    let _ = installing.finish();
+                    return Err(error);
+                }
+            }
         }
         Ok(installing)
     }
