@@ -127,8 +127,18 @@ pub fn start(
         })?;
     let mut pipe = child.stdin.take().expect("stdin was asked to be a pipe");
     if stdin.len() < PIPE_CAPACITY {
-        // A program may end without reading its input; its status will tell.
-        let _ = pipe.write_all(stdin);
+        match pipe.write_all(stdin) {
+            // A program may end without reading its input; its status will tell.
+            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(ProcessError::Broken {
+                    program: program.to_owned(),
+                    cause,
+                });
+            }
+            _ => {}
+        }
     } else {
         let rest = stdin.to_vec();
         std::thread::spawn(move || pipe.write_all(&rest));

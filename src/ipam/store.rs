@@ -273,7 +273,7 @@ impl Locked<'_> {
         let cleared = remove(&aside);
         made.map_err(|cause| self.store.failed("write the lease", &name, &cause))?;
         cleared.map_err(|cause| {
-            let _ = remove(&place);
+            let _ = remove(&place).and_then(|()| remove(&aside));
             self.store.failed("remove", ASIDE, &cause)
         })
     }
@@ -350,9 +350,12 @@ fn create_new(path: &Path) -> io::Result<File> {
 
 /// Removes a file; one that is gone already is fine.
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(cause) if is_absence(&cause) => Ok(()),
-        outcome => outcome,
+    loop {
+        match fs::remove_file(path) {
+            Err(cause) if is_absence(&cause) => return Ok(()),
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
     }
 }
 
