@@ -16,8 +16,9 @@ const ERRNOS: [&str; 7] = [
     "ENOSPC", "EIO", "EMFILE", "ENOMEM", "EPERM", "EBUSY", "EINTR",
 ];
 
-/// Without memory no program can say anything.
-const VITAL: [&str; 7] = [
+/// Without memory no program can say anything. An event loop (tokio) takes a failing epoll_wait for a fault of the
+/// program, which it would be: the kernel fails it for wrong arguments only.
+const VITAL: [&str; 8] = [
     "execve",
     "mmap",
     "munmap",
@@ -25,14 +26,18 @@ const VITAL: [&str; 7] = [
     "mprotect",
     "madvise",
     "exit_group",
+    "epoll_wait",
 ];
+
+/// The event loop waking itself, by an eventfd; as vital to it.
+const WAKE: &str = r#", "\1\0\0\0\0\0\0\0", 8)"#;
 
 /// The steps that are the plugin's own: from where it reads its configuration.
 fn own(steps: &[Step]) -> Vec<Step> {
     let own = steps
         .iter()
         .skip_while(|step| !step.line.starts_with("read(0,"));
-    own.filter(|step| !VITAL.contains(&step.name.as_str()))
+    own.filter(|step| !VITAL.contains(&step.name.as_str()) && !step.line.contains(WAKE))
         .cloned()
         .collect()
 }
@@ -52,7 +57,10 @@ fn wrong_refusal(answer: &Answer) -> Vec<String> {
 fn wrong_after(scene: &Scene, answer: &Answer) -> Vec<String> {
     let mut wrong = Vec::new();
     if answer.code == Some(0) {
-        wrong.extend(difference(&scene.full, &scene.standing()));
+        let mut wanting = difference(&scene.full, &scene.standing());
+        // Where the kernel does not tell which boot this is, the leases are marked by a later ADD.
+        wanting.retain(|fact| !fact.ends_with(".gangplank.boot"));
+        wrong.extend(wanting);
         if let Some(result) = succeeded("ADD", answer, &mut wrong) {
             succeeded("CHECK", &scene.check(&scene.pod, &result), &mut wrong);
         }
@@ -108,7 +116,7 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
 #[test]
 fn an_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
     needs!("strace", "nft", "iptables", "ip6tables");
-    fail_add("ADD with a failing system call", PLAIN, 5);
+    fail_add("ADD with a failing system call", PLAIN, 8);
 }
 
 #[test]
@@ -122,7 +130,7 @@ fn a_first_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing_of_the_
     fail_add(
         "first dual-stack ADD with ipMasq and a failing system call",
         kind,
-        29,
+        43,
     );
 }
 
@@ -137,6 +145,6 @@ fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing()
     fail_add(
         "dual-stack ADD with ipMasq and a failing system call",
         kind,
-        17,
+        29,
     );
 }

@@ -84,8 +84,8 @@ impl Scene {
             use_legacy(&node);
         }
         let rules = match kind.rules {
-            Rules::Without | Rules::Iptables => "nft list ruleset",
-            Rules::Legacy => "iptables-save -t nat; ip6tables-save -t nat",
+            Rules::Without => "nft list ruleset",
+            Rules::Iptables | Rules::Legacy => "iptables-save -t nat; ip6tables-save -t nat",
         };
         node.write("/run/survey", &format!("{SURVEY}; {rules}"));
         let (pod, other) = (node.pod("victim"), node.pod("another"));
