@@ -14,6 +14,7 @@ use crate::cni::request::{Args, Environment, Request, Verb};
 use crate::cni::result::{AddResult, pretty};
 use crate::error::{Code, Error};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
+use crate::host::signals;
 use crate::ipam::HostLocal;
 use crate::loopback;
 use crate::undo::Undo;
@@ -99,6 +100,7 @@ fn answer(
         return write(&supported_versions());
     }
     let conf = NetConf::read(stdin)?;
+    signals::hold().map_err(|cause| Error::failed(format!("cannot catch SIGTERM: {cause}")))?;
     *version = conf.version;
     conf.version.allow(request.command())?;
     match plugin {
@@ -128,6 +130,7 @@ fn host_local(conf: &NetConf, request: &Request) -> Result<(), Error> {
     match &request.verb {
         Verb::Add { who, .. } => {
             let plugin = HostLocal::parse(conf, &Args::parse(&request.args)?)?;
+            signals::heed();
             let lease = plugin.reserve(who)?;
             let held = lease.held();
             let mut undo = Undo::default();

@@ -11,8 +11,8 @@ use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
 };
 use crate::host::netns::Netns;
-use crate::host::random;
 use crate::host::sysctl::Parameter;
+use crate::host::{random, signals};
 use crate::net::{Family, IfName};
 use crate::undo::Undo;
 
@@ -44,10 +44,12 @@ pub fn attach<'a>(
 ) -> Result<Facts, Error> {
     let bridge = ensure_bridge(site.host, config)?;
     let gateway = gateway::ensure(site.host, &bridge, plan, config)?;
+    signals::check()?;
     let host_end = create_veth(plan, config, site, &bridge, undo)?;
     let container = host_end
         .peer
         .ok_or_else(|| Error::failed(format!("{} has no other end in the container", plan.host)))?;
+    signals::check()?;
     configure_container(plan, config, site, container)?;
     let host_mac = host_end.mac;
     if !config.leave_down {

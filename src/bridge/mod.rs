@@ -24,6 +24,7 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
+use crate::host::signals;
 use crate::ipam::{Ipam, Lease};
 use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
@@ -39,6 +40,7 @@ pub fn add(
     netns: &str,
     tell: impl FnOnce(AddResult) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    signals::heed();
     let prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
     let pod = open_pod(&host, &prepared.netns, netns)?;
@@ -51,7 +53,7 @@ pub fn add(
     prepared
         .carry_out(conf, who, &site, &mut undo)
         .and_then(tell)
-        .map_err(|cause| undo.unwind(cause))
+        .map_err(|cause| signals::undisturbed(|| undo.unwind(cause)))
 }
 
 /// CHECK: whether an attachment is still as its ADD made it.
@@ -148,6 +150,7 @@ impl Prepared {
                 let lease = ipam.reserve(who)?;
                 let held = lease.held();
                 undo.push(move || ipam.release(who, Some(held)));
+                signals::check()?;
                 lease
             }
         };

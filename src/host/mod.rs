@@ -9,4 +9,5 @@ pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod random;
+pub mod signals;
 pub mod sysctl;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::host::signals::{self, Terminated};
+
 /// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
 const PIPE_CAPACITY: usize = 64 << 10;
 
@@ -48,6 +50,14 @@ pub enum ProcessError {
         program: PathBuf,
         /// The time it had.
         limit: Duration,
+    },
+    /// We are to end, and it was killed.
+    #[error("{stopped} while {program} ran, which was killed")]
+    Terminated {
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        stopped: Terminated,
     },
 }
 
@@ -186,8 +196,15 @@ impl Running {
         while out_open || err_open {
             let fds = [(out_open, stdout.as_fd()), (err_open, stderr.as_fd())];
             let ready = match self.wait_readable(fds) {
-                Ok(Some(ready)) => ready,
-                Ok(None) => return Err(self.kill()),
+                Ok(Waited::Readable(ready)) => ready,
+                Ok(Waited::TooLong) => return Err(self.kill()),
+                Ok(Waited::Terminated(stopped)) => {
+                    self.kill();
+                    return Err(ProcessError::Terminated {
+                        program: self.program.clone(),
+                        stopped,
+                    });
+                }
                 Err(cause) => return Err(self.broken(cause)),
             };
             if ready[0] {
@@ -205,8 +222,8 @@ impl Running {
         })
     }
 
-    /// Which of the open ones can be read; `None` when the time is over.
-    fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Option<[bool; 2]>> {
+    /// Waits until one of the open ones can be read.
+    fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Waited> {
         let open = |wanted: bool| {
             if wanted {
                 PollFlags::POLLIN
@@ -217,9 +234,11 @@ impl Running {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Ok(Waited::TooLong);
             }
-            let mut polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let wake = signals::wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN));
+            let mut polled: Vec<PollFd> = polled.into_iter().chain(wake).collect();
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, timeout) {
                 Err(Errno::EINTR) | Ok(0) => continue,
@@ -228,7 +247,10 @@ impl Running {
             }
             let ready = [0, 1].map(|i| fds[i].0 && polled[i].any().unwrap_or(false));
             if ready.contains(&true) {
-                return Ok(Some(ready));
+                return Ok(Waited::Readable(ready));
+            }
+            if let Err(stopped) = signals::check() {
+                return Ok(Waited::Terminated(stopped));
             }
         }
     }
@@ -248,6 +270,16 @@ impl Running {
             cause,
         }
     }
+}
+
+/// How a wait for output ended.
+enum Waited {
+    /// There is some, or an end, on those.
+    Readable([bool; 2]),
+    /// The time is over.
+    TooLong,
+    /// SIGTERM arrived.
+    Terminated(Terminated),
 }
 
 /// Reads what is there; false at the end of the stream.

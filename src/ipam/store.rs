@@ -124,6 +124,9 @@ impl Store {
                 let what = format!("cannot lock {}: {refused}", path.display());
                 Error::new(Code::TRY_AGAIN, what)
             }
+            LockError::Terminated(stopped) => {
+                Error::from(stopped).context(format!("cannot lock {}", self.path("lock").display()))
+            }
             LockError::Io(cause) => self.failed("lock", "lock", &cause),
         })?;
         Ok(Some(Locked {

@@ -116,7 +116,7 @@ fn refusal(operation: &str, output: &Output) -> Error {
 
 fn failure(cause: ProcessError) -> Error {
     let code = match cause {
-        ProcessError::TimedOut { .. } => Code::TRY_AGAIN,
+        ProcessError::TimedOut { .. } | ProcessError::Terminated { .. } => Code::TRY_AGAIN,
         _ => Code::PLUGIN,
     };
     Error::new(code, format!("masquerade: {cause}"))

@@ -7,11 +7,13 @@ mod link;
 mod route;
 mod vlan;
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use futures_util::{Stream, StreamExt};
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
@@ -19,10 +21,12 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::host::netns::{Netns, NetnsError};
+use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
 
 pub use address::{Address, Detection};
@@ -60,6 +64,9 @@ pub enum NetlinkError {
     /// The connection to the kernel broke: whether it did what it was asked is not known.
     #[error("the connection to the kernel broke")]
     Lost,
+    /// SIGTERM ended a wait.
+    #[error(transparent)]
+    Terminated(#[from] Terminated),
     /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
@@ -198,6 +205,11 @@ impl Netlink {
         if let Some(found) = probe()? {
             return Ok(found);
         }
+        let wake = self.wake().map_err(|_| NetlinkError::Lost)?;
+        let stopped = async || match &wake {
+            Some(wake) => drop(wake.readable().await),
+            None => pending().await,
+        };
         let deadline = Instant::now() + limit;
         while Instant::now() < deadline {
             let (_handle, mut events) = self.subscribe(groups, place)?;
@@ -206,16 +218,39 @@ impl Netlink {
                     return Ok(found);
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
-                let next = async { timeout(left, events.next()).await };
+                let next = async {
+                    let stopped = pin!(stopped());
+                    let event = pin!(events.next());
+                    timeout(left, async {
+                        match select(event, stopped).await {
+                            Either::Left((Some(_), _)) => Happened::Event,
+                            Either::Left((None, _)) => Happened::Overrun,
+                            Either::Right(_) => Happened::Stopped,
+                        }
+                    })
+                    .await
+                };
                 match self.runtime.block_on(next) {
-                    Ok(Some(_)) => {}
+                    Ok(Happened::Event) => {}
                     // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
-                    Ok(None) => break,
+                    Ok(Happened::Overrun) => break,
+                    Ok(Happened::Stopped) => return Err(Terminated.into()),
                     Err(_) => return Err(NetlinkError::TimedOut),
                 }
             }
         }
         Err(NetlinkError::TimedOut)
+    }
+
+    /// SIGTERM as an event like the others.
+    fn wake(&self) -> io::Result<Option<UnixStream>> {
+        let Some(wake) = signals::wake() else {
+            return Ok(None);
+        };
+        let _entered = self.runtime.enter();
+        let wake = std::os::unix::net::UnixStream::from(wake.try_clone_to_owned()?);
+        wake.set_nonblocking(true)?;
+        UnixStream::from_std(wake).map(Some)
     }
 
     fn subscribe(
@@ -276,6 +311,13 @@ fn event_loop() -> io::Result<Runtime> {
         .enable_io()
         .enable_time()
         .build()
+}
+
+/// What ended a wait for events.
+enum Happened {
+    Event,
+    Overrun,
+    Stopped,
 }
 
 /// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).
