@@ -13,4 +13,5 @@ mod errors;
 mod findings;
 mod kill;
 mod scene;
+mod term;
 mod trace;

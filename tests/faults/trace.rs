@@ -33,6 +33,8 @@ impl fmt::Display for Step {
 pub enum Fault {
     /// The process is killed.
     Killed,
+    /// The process gets SIGTERM.
+    Terminated,
     /// The system call is not made and fails with that errno.
     Failing(&'static str),
 }
@@ -41,6 +43,7 @@ pub enum Fault {
 pub fn disturbed(scene: &Scene, call: &Call, step: &Step, fault: Fault) -> Answer {
     let what = match fault {
         Fault::Killed => "signal=KILL".to_owned(),
+        Fault::Terminated => "signal=TERM".to_owned(),
         Fault::Failing(errno) => format!("error={errno}"),
     };
     let Step {
