@@ -13,7 +13,7 @@ use crate::host::netlink::{
 use crate::host::netns::Netns;
 use crate::host::sysctl::Parameter;
 use crate::host::{random, signals};
-use crate::net::{Family, IfName};
+use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
 /// How long a finished port may take until frames pass; the kernel needs less than a millisecond.
@@ -56,7 +56,6 @@ pub fn attach<'a>(
         site.host
             .wait_running(&plan.host, PORT_LIMIT)
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
-        announce(plan, site, container)?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
     // then the first packets from the host would be dropped.
@@ -66,6 +65,10 @@ pub fn attach<'a>(
         .ok()
         .flatten()
         .unwrap_or(bridge);
+    if !plan.lease.ips.is_empty() {
+        await_delivery(plan, site)?;
+        announce(plan, site, container)?;
+    }
     Ok(Facts {
         bridge_mac: bridge.mac,
         host_mac,
@@ -73,13 +76,26 @@ pub fn attach<'a>(
     })
 }
 
+/// Waits until the IPv6 addresses take packets; those of IPv4 do at once.
+fn await_delivery(plan: &Plan, site: &Site) -> Result<(), Error> {
+    let is_v6 = |cidr: &Cidr| cidr.family() == Family::V6;
+    let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, name: &IfName| {
+        let delivered = netlink.wait_delivered(cidr.address(), netns, PORT_LIMIT);
+        delivered.map_err(|cause| failed(&format!("make {cidr} take packets on"), name, cause))
+    };
+    for cidr in plan.addresses().into_iter().filter(is_v6) {
+        wait(site.pod, Some(site.netns), cidr, &plan.container)?;
+    }
+    for cidr in plan.gateways.iter().copied().filter(is_v6) {
+        wait(site.host, None, cidr, &plan.host)?;
+    }
+    Ok(())
+}
+
 /// Tells the neighbours whose the addresses are now: somebody else may have had them a moment ago, under another MAC
 /// address. Setting the MAC address, even to what it is, makes the kernel announce all addresses (`inetdev_event` and
 /// `ndisc_netdev_event` on NETDEV_CHANGEADDR); when the link came up, the port did not forward yet.
 fn announce(plan: &Plan, site: &Site, link: u32) -> Result<(), Error> {
-    if plan.lease.ips.is_empty() {
-        return Ok(());
-    }
     let announced = site.pod.set_mac(link, plan.mac);
     announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
 }

@@ -10,7 +10,7 @@ use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment};
 use crate::cni::result::IpConfig;
-use crate::error::{Error, Failures};
+use crate::error::Error;
 use crate::ipam::allocate::next_free;
 use crate::ipam::config::{self, Config, Pool};
 use crate::ipam::range::Range;
@@ -101,12 +101,7 @@ impl HostLocal {
         let Some(locked) = self.store.lock()? else {
             return Ok(());
         };
-        let mut failures = Failures::default();
-        for address in held.addresses() {
-            failures.note(locked.release(*address, who));
-        }
-        failures.note(locked.clear(held));
-        failures.into_result()
+        locked.release(held, who)
     }
 
     /// The attachments that hold an address though they are not valid any more. Does not wait for the lock.
@@ -204,14 +199,16 @@ impl HostLocal {
                 None => {
                     let last = locked.last_reserved(index);
                     next_free(&pool.set, last, &config.gateways, |address| {
-                        leases.taken.contains(&address)
+                        leases.is_taken(address)
                     })
                     .ok_or_else(|| self.exhausted(config, index))?
                 }
             };
             chosen.push(choice);
         }
-        write(&locked, &chosen, who, &leases)?;
+        write(&locked, &chosen, who)?;
+        let added: Vec<IpAddr> = chosen.iter().map(|(_, address)| *address).collect();
+        locked.index_added(leases, who, &added);
         Ok(chosen)
     }
 
@@ -242,7 +239,7 @@ impl HostLocal {
         leases: &Leases,
     ) -> Result<(&'a Range, IpAddr), Error> {
         let range = pool.set.range_of(address);
-        match range.filter(|_| !leases.taken.contains(&address)) {
+        match range.filter(|_| !leases.is_taken(address)) {
             Some(range) => Ok((range, address)),
             None => {
                 let set = &pool.set;
@@ -282,16 +279,11 @@ impl HostLocal {
 }
 
 /// Writes the leases; when one fails, those before it go again.
-fn write(
-    locked: &Locked,
-    chosen: &[(&Range, IpAddr)],
-    who: &Attachment,
-    leases: &Leases,
-) -> Result<(), Error> {
+fn write(locked: &Locked, chosen: &[(&Range, IpAddr)], who: &Attachment) -> Result<(), Error> {
     let mut made = Vec::with_capacity(chosen.len());
     let mut outcome = Ok(());
     for (index, (_, address)) in chosen.iter().enumerate() {
-        outcome = locked.put(*address, who, leases).and_then(|()| {
+        outcome = locked.put(*address, who).and_then(|()| {
             made.push(*address);
             locked.remember(index, *address)
         });

@@ -32,7 +32,8 @@ pub fn read_claim(path: &Path, who: &Attachment) -> io::Result<Claim> {
     read_small(path).map(|content| claim(&content, who))
 }
 
-fn claim(content: &[u8], who: &Attachment) -> Claim {
+/// What the content of a file says about `who`.
+pub fn claim(content: &[u8], who: &Attachment) -> Claim {
     let (container, interface) = (who.container.as_str(), who.interface.as_str());
     let rest = content.trim_ascii().strip_prefix(container.as_bytes());
     match rest {

@@ -1,13 +1,15 @@
 //! The directory of one network's leases, shared with the reference's host-local.
 //!
 //! `<ip>` holds `<container id>\r\n<interface>`, `last_reserved_ip.<set>` an address, `lock` is what every writer
-//! locks. `.gangplank.boot` holds the boot they are of ([`boot`]). Knows nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
+//! locks. `.gangplank.boot` holds the boot they are of ([`boot`]), `.gangplank.index` who has which ([`index`]). Knows
+//! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
 mod holders;
+mod index;
+mod leases;
 mod sweep;
 
-use std::collections::HashSet;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
@@ -16,13 +18,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cni::request::{Attachment, Id};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Failures};
 use crate::host::files::can_fill;
 use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
 pub use holders::Held;
+pub use leases::Leases;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -40,21 +43,6 @@ const ASIDE: &str = ".gangplank.new";
 #[derive(Clone, Debug)]
 pub struct Store {
     directory: PathBuf,
-}
-
-/// What the directory held when it was read.
-#[derive(Debug, Default)]
-pub struct Leases {
-    /// All addresses that somebody has.
-    pub taken: HashSet<IpAddr>,
-    /// The addresses of the attachment that was asked for.
-    pub mine: Vec<IpAddr>,
-    /// Whether another interface of the container has an address.
-    siblings: bool,
-    /// Files that name no owner: a crash or a full disk left them.
-    garbled: HashSet<IpAddr>,
-    /// A writer crashed, or one is at work.
-    aside: bool,
 }
 
 impl Store {
@@ -135,44 +123,6 @@ impl Store {
         }))
     }
 
-    /// Reads all leases once; a missing directory holds none. Without the lock a lease that comes or goes meanwhile
-    /// may be missed.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn scan(&self, who: &Attachment) -> Result<Leases, Error> {
-        let mut leases = Leases::default();
-        let mut of_container = Vec::new();
-        for entry in self.entries()? {
-            let Some(address) = address_of(&entry) else {
-                leases.aside |= entry.file_name() == ASIDE;
-                continue;
-            };
-            let claim = match entry.file_type() {
-                Ok(kind) if kind.is_file() => read_claim(&entry.path(), who),
-                // Not a lease and not ours to remove, but the address cannot have a file.
-                _ => Ok(Claim::Foreign),
-            };
-            match claim {
-                Ok(Claim::Mine) => leases.mine.push(address),
-                Ok(Claim::Containers) => of_container.push(address),
-                Ok(Claim::Garbled) => {
-                    leases.garbled.insert(address);
-                    continue;
-                }
-                Err(cause) if is_absence(&cause) => continue,
-                Ok(Claim::Siblings) => leases.siblings = true,
-                // What cannot be read may well be somebody's.
-                Ok(Claim::Foreign) | Err(_) => {}
-            }
-            leases.taken.insert(address);
-        }
-        if leases.mine.is_empty() {
-            leases.mine = of_container;
-        }
-        Ok(leases)
-    }
-
     /// The addresses `who` holds, read without the lock.
     ///
     /// # Errors
@@ -219,11 +169,11 @@ pub struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// All leases; see [`Store::scan`].
+    /// What there is; see [`Store::scan`].
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn scan(&self, who: &Attachment) -> Result<Leases, Error> {
+    pub fn scan(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
         self.store.scan(who)
     }
 
@@ -262,15 +212,20 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When it cannot be written, or appeared meanwhile.
-    pub fn put(&self, address: IpAddr, who: &Attachment, leases: &Leases) -> Result<(), Error> {
+    pub fn put(&self, address: IpAddr, who: &Attachment) -> Result<(), Error> {
         let name = address.to_string();
         let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
         let content = format!("{}\r\n{}", who.container, who.interface);
-        let made = self.write_aside(&content).and_then(|_| {
-            if leases.garbled.contains(&address) {
+        let link = || fs::hard_link(&aside, &place);
+        let made = self.write_aside(&content).and_then(|_| match link() {
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
+                if read_claim(&place, who)? != Claim::Garbled {
+                    return Err(cause);
+                }
                 remove(&place)?;
+                link()
             }
-            fs::hard_link(&aside, &place)
+            made => made,
         });
         // Kept, it would be a second name of the lease.
         let cleared = remove(&aside);
@@ -290,11 +245,25 @@ impl Locked<'_> {
         remove(&self.store.path(&name)).map_err(|cause| self.store.failed("remove", &name, &cause))
     }
 
-    /// Removes a lease if it still belongs to `who`.
+    /// Removes what was found, as far as it still belongs to `who`, and what a crashed writer left.
     ///
     /// # Errors
-    /// When it cannot be read or removed.
-    pub fn release(&self, address: IpAddr, who: &Attachment) -> Result<(), Error> {
+    /// When something cannot be read or removed; the rest is removed.
+    pub fn release(&self, held: &Held, who: &Attachment) -> Result<(), Error> {
+        let index = self.index();
+        let mut failures = Failures::default();
+        for address in held.addresses() {
+            failures.note(self.release_one(*address, who));
+        }
+        if held.litter {
+            failures.note(self.clear_aside());
+        }
+        failures.into_result()?;
+        self.index_removed(index, held.addresses());
+        Ok(())
+    }
+
+    fn release_one(&self, address: IpAddr, who: &Attachment) -> Result<(), Error> {
         let name = address.to_string();
         match read_claim(&self.store.path(&name), who) {
             Ok(Claim::Mine | Claim::Containers) => self.take_back(address),
@@ -302,17 +271,6 @@ impl Locked<'_> {
             Err(cause) if is_absence(&cause) => Ok(()),
             Err(cause) => Err(self.store.failed("read", &name, &cause)),
         }
-    }
-
-    /// Removes what a crashed writer left.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn clear(&self, held: &Held) -> Result<(), Error> {
-        if !held.litter {
-            return Ok(());
-        }
-        self.clear_aside()
     }
 
     fn clear_aside(&self) -> Result<(), Error> {

@@ -33,13 +33,13 @@ impl Scratch {
         fs::read_to_string(self.0.join(name)).unwrap()
     }
 
-    /// What a directory holds beside the memory of the boot, sorted.
+    /// What a directory holds beside the memory of the boot and the index, sorted.
     pub fn names(&self, directory: &str) -> Vec<String> {
         let entries = fs::read_dir(self.0.join(directory)).unwrap();
         let mut names: Vec<String> = entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        names.retain(|name| name != ".gangplank.boot");
+        names.retain(|name| !matches!(name.as_str(), ".gangplank.boot" | ".gangplank.index"));
         names.sort();
         names
     }

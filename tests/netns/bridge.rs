@@ -150,6 +150,9 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
+    // Until the kernel has made this route, packets to the address are dropped, though it is not called tentative.
+    let local = b.run("ip -6 route show table local");
+    assert!(local.contains("local fd00:77::3 dev eth0"), "{local}");
     let once = |place: &crate::support::Place, to: &str| {
         place.run(&format!("ping -n -c 1 -W 1 {to}"));
     };

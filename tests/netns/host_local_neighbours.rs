@@ -187,7 +187,6 @@ fn a_network_moves_from_the_reference_to_ours_under_running_pods() {
 }
 
 #[test]
-#[ignore = "not built yet: decision 11 of the design"]
 fn leases_do_not_outlive_a_boot() {
     needs!();
     if worse_in_go("its leases stay for ever") {

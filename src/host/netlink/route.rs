@@ -1,7 +1,9 @@
 //! Routes.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
+use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NLM_F_CREATE;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
@@ -10,6 +12,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, NetlinkError};
+use crate::host::netns::Netns;
 use crate::net::{Cidr, Family, Route};
 
 /// Which routes to list.
@@ -70,6 +73,44 @@ impl Netlink {
             attributes.push(RouteAttribute::Metrics(metrics));
         }
         self.change(RouteNetlinkMessage::NewRoute(request), NLM_F_CREATE)
+    }
+
+    /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
+    ///
+    /// An IPv6 address that skips duplicate address detection is never shown as tentative, but the route that delivers
+    /// to it is added by a kernel worker later (`addrconf_dad_work`, net/ipv6/addrconf.c).
+    ///
+    /// # Errors
+    /// [`NetlinkError::TimedOut`] when they are not in time.
+    pub fn wait_delivered(
+        &self,
+        address: IpAddr,
+        netns: Option<&Netns>,
+        limit: Duration,
+    ) -> Result<(), NetlinkError> {
+        let group = match Family::of(address) {
+            Family::V4 => MulticastGroup::Ipv4Route,
+            Family::V6 => MulticastGroup::Ipv6Route,
+        };
+        self.until(&[group], netns, limit, || {
+            Ok(self.is_delivered(address)?.then_some(()))
+        })
+    }
+
+    /// Whether the kernel would deliver a packet to this address here.
+    fn is_delivered(&self, address: IpAddr) -> Result<bool, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(Family::of(address));
+        request.header.destination_prefix_length = Family::of(address).bits();
+        let destination = RouteAttribute::Destination(address.into());
+        request.attributes.push(destination);
+        match self.fetch(RouteNetlinkMessage::GetRoute(request)) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => {
+                Ok(route.header.kind == RouteType::Local)
+            }
+            Ok(_) | Err(NetlinkError::Unreachable) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The unicast routes over a link or all, in all tables.

@@ -221,3 +221,56 @@ fn twenty_at_once_get_twenty_addresses_or_a_clear_no() {
     // 150 leases of each family, two hints and the lock.
     assert_eq!(scratch.names("net").len(), 303);
 }
+
+/// The same requests on two directories, in one of which there is never an index: nobody can tell the difference.
+#[test]
+fn with_and_without_an_index_the_answers_are_the_same() {
+    let (with, without) = (Scratch::new(), Scratch::new());
+    let ranges = r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.140"}]]"#;
+    let pools = [plugin(&with, ranges, ""), plugin(&without, ranges, "")];
+    let (mut seed, mut believed) = (7_u64, 0);
+    for round in 0..1200 {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let container = format!("c{}", (seed >> 33) % 180);
+        if round % 50 == 49 {
+            // Another plugin is at work; half of the time it leaves a torn lease.
+            let lease = format!("net/10.1.0.{}", 2 + (seed >> 40) % 138);
+            let content = if round % 100 == 49 {
+                ""
+            } else {
+                "reference\r\neth0"
+            };
+            for scratch in [&with, &without] {
+                // It creates leases and removes them; it never writes into one.
+                let _ = std::fs::remove_file(scratch.path().join(&lease));
+                scratch.write(&lease, content);
+            }
+        }
+        let _ = std::fs::remove_file(without.path().join("net/.gangplank.index"));
+        believed += usize::from(with.path().join("net/.gangplank.index").exists());
+        let answers = pools.each_ref().map(|pool| match (seed >> 60) % 3 {
+            0 => {
+                release(pool, &container);
+                Ok(Vec::new())
+            }
+            _ => given(pool, &container).map_err(|error| error.msg),
+        });
+        let [one, other] = answers;
+        let path = |scratch: &Scratch| scratch.path().display().to_string();
+        let plain = |answer: Result<Vec<String>, String>, scratch: &Scratch| {
+            answer.map_err(|msg| msg.replace(&path(scratch), ""))
+        };
+        assert_eq!(
+            plain(one, &with),
+            plain(other, &without),
+            "round {round}, {container}"
+        );
+        assert_eq!(with.names("net"), without.names("net"), "round {round}");
+    }
+    assert!(
+        believed > 300,
+        "there was an index in {believed} rounds only"
+    );
+}

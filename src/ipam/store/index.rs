@@ -1,0 +1,253 @@
+//! Who has which address, in one file: with it neither an ADD nor a DEL opens the other leases.
+//!
+//! It is a hint and never the truth. Whoever writes it under the lock, as the last thing, sets the directory's time of
+//! modification to one that no clock shows any more, and notes it in the first line. Every lease that anybody makes or
+//! removes sets that time anew. So the index is believed exactly while both are the same; the reference, which knows
+//! nothing of it, cannot make it lie. In a small directory reading the leases costs less, and there is none.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::cni::request::Attachment;
+use crate::ipam::store::{Store, create_new, remove};
+use crate::net::parse_ip;
+
+const FILE: &str = ".gangplank.index";
+
+/// From how many leases on it is kept: each lease costs three system calls to read, the index ten.
+const WORTHWHILE: usize = 64;
+
+/// Stands for what is not an owner of the usual form; no container and no interface is called that.
+pub(super) const UNKNOWN: &str = "/";
+
+/// The index as it was read, believed at that moment. A line is ` ADDRESS CONTAINER INTERFACE`; it begins with `-`
+/// instead of the space when the lease is gone.
+#[derive(Debug)]
+pub(super) struct Index {
+    text: String,
+}
+
+/// What the index says about an attachment.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Claims {
+    /// Its leases.
+    pub mine: Vec<IpAddr>,
+    /// Leases that name the container only.
+    pub of_container: Vec<IpAddr>,
+    /// Whether other interfaces of the container have any.
+    pub siblings: bool,
+}
+
+impl Index {
+    /// Reads the index; `None` when there is none or the directory has changed since it was written.
+    pub fn load(store: &Store) -> Option<Index> {
+        let text = fs::read_to_string(store.path(FILE)).ok()?;
+        // Asked behind the reading: who changes leases meanwhile changes the time first.
+        let changed = fs::metadata(store.directory()).ok()?.modified().ok()?;
+        text.starts_with(&header(changed)?)
+            .then_some(Index { text })
+    }
+
+    /// What it says about an attachment.
+    pub fn claims(&self, who: &Attachment) -> Claims {
+        let mut claims = Claims::default();
+        for (at, _) in self.text.match_indices(&format!(" {} ", who.container)) {
+            match self.line_around(at) {
+                Some((address, container, interface)) if container == who.container.as_str() => {
+                    match interface {
+                        "" => claims.of_container.push(address),
+                        _ if interface == who.interface.as_str() => claims.mine.push(address),
+                        _ => claims.siblings = true,
+                    }
+                }
+                _ => {}
+            }
+        }
+        claims
+    }
+
+    /// All addresses that somebody has.
+    pub fn addresses(&self) -> HashSet<IpAddr> {
+        self.text
+            .lines()
+            .skip(1)
+            .filter_map(parse_line)
+            .map(|(address, ..)| address)
+            .collect()
+    }
+
+    fn line_around(&self, at: usize) -> Option<(IpAddr, &str, &str)> {
+        let start = self.text[..at].rfind('\n')? + 1;
+        let length = self.text[at..].find('\n')? + at - start;
+        parse_line(&self.text[start..start + length])
+    }
+
+    /// Writes what has changed. Where that does not pay the index goes; it is made again when it is worthwhile.
+    pub fn amend(
+        &self,
+        store: &Store,
+        added: &[(IpAddr, Attachment)],
+        removed: &[IpAddr],
+    ) -> io::Result<()> {
+        let path = store.path(FILE);
+        let dead = self.text.matches("\n-").count() + removed.len();
+        if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
+            return remove(&path);
+        }
+        let file = OpenOptions::new().write(true).open(&path)?;
+        for address in removed {
+            if let Some(at) = self.text.find(&format!("\n {address} ")) {
+                file.write_all_at(b"-", at as u64 + 1)?;
+            }
+        }
+        let mut lines = String::new();
+        for (address, who) in added {
+            push_line(
+                &mut lines,
+                *address,
+                who.container.as_str(),
+                who.interface.as_str(),
+            );
+        }
+        file.write_all_at(lines.as_bytes(), self.text.len() as u64)?;
+        stamp(store, &file)
+    }
+}
+
+/// Makes an index of all leases; not of few.
+pub(super) fn build(store: &Store, leases: &[(IpAddr, String, String)]) -> io::Result<()> {
+    if leases.len() < WORTHWHILE {
+        return Ok(());
+    }
+    let mut text = header(UNIX_EPOCH).unwrap_or_default();
+    for (address, container, interface) in leases {
+        push_line(&mut text, *address, container, interface);
+    }
+    remove(&store.path(FILE))?;
+    let file = create_new(&store.path(FILE))?;
+    file.write_all_at(text.as_bytes(), 0)?;
+    stamp(store, &file)
+}
+
+/// Makes the index believed.
+fn stamp(store: &Store, index: &File) -> io::Result<()> {
+    // A second ago: nobody's clock shows that again, so nobody else sets it.
+    let time = SystemTime::now() - Duration::from_secs(1);
+    let header = header(time).ok_or_else(|| io::Error::other("the clock stands before 1970"))?;
+    index.write_all_at(header.as_bytes(), 0)?;
+    File::open(store.directory())?.set_modified(time)
+}
+
+/// The first line, of the same length for every time.
+fn header(time: SystemTime) -> Option<String> {
+    let since = time.duration_since(UNIX_EPOCH).ok()?;
+    Some(format!(
+        "gangplank index {:020}.{:09}\n",
+        since.as_secs(),
+        since.subsec_nanos()
+    ))
+}
+
+fn push_line(text: &mut String, address: IpAddr, container: &str, interface: &str) {
+    // White space would end a field, and no interface that can be asked for has any.
+    let interface = if interface.contains(char::is_whitespace) {
+        UNKNOWN
+    } else {
+        interface
+    };
+    let _ = writeln!(text, " {address} {container} {interface}");
+}
+
+/// The fields of a line whose lease is still there.
+fn parse_line(line: &str) -> Option<(IpAddr, &str, &str)> {
+    let mut fields = line.strip_prefix(' ')?.split(' ');
+    let address = parse_ip(fields.next()?).ok()?;
+    Some((address, fields.next()?, fields.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipam::tests::{Scratch, attachment};
+
+    fn ip(last: usize) -> IpAddr {
+        format!("10.1.{}.{}", last / 200, last % 200)
+            .parse()
+            .unwrap()
+    }
+
+    /// A directory with as many leases as it takes, and its index.
+    fn indexed(scratch: &Scratch) -> Store {
+        let store = Store::new(scratch.path(), &"net".parse().unwrap());
+        fs::create_dir_all(store.directory()).unwrap();
+        let lease = |n| (ip(n), format!("c{n}"), "eth0".to_owned());
+        let leases: Vec<_> = (0..WORTHWHILE).map(lease).collect();
+        for (address, container, interface) in &leases {
+            let content = format!("{container}\r\n{interface}");
+            fs::write(store.path(&address.to_string()), content).unwrap();
+        }
+        build(&store, &leases).unwrap();
+        store
+    }
+
+    #[test]
+    fn it_is_believed_until_anybody_changes_a_lease() {
+        let scratch = Scratch::new();
+        let store = indexed(&scratch);
+        let index = Index::load(&store).unwrap();
+        assert_eq!(index.addresses().len(), WORTHWHILE);
+        assert_eq!(index.claims(&attachment("c7", "eth0")).mine, [ip(7)]);
+        assert!(index.claims(&attachment("c7", "eth1")).siblings);
+        assert_eq!(index.claims(&attachment("7", "eth0")), Claims::default());
+        fs::remove_file(store.path("10.1.0.7")).unwrap();
+        assert!(Index::load(&store).is_none());
+    }
+
+    #[test]
+    fn what_is_amended_is_believed_again() {
+        let scratch = Scratch::new();
+        let store = indexed(&scratch);
+        let index = Index::load(&store).unwrap();
+        let new = attachment("10.1.0.9", "eth0");
+        fs::remove_file(store.path("10.1.0.7")).unwrap();
+        index
+            .amend(&store, &[(ip(100), new.clone())], &[ip(7)])
+            .unwrap();
+        let index = Index::load(&store).unwrap();
+        assert_eq!(index.claims(&attachment("c7", "eth0")), Claims::default());
+        // A container may be called like an address.
+        assert_eq!(index.claims(&new).mine, [ip(100)]);
+        assert!(index.addresses().contains(&ip(100)) && !index.addresses().contains(&ip(7)));
+    }
+
+    #[test]
+    fn one_that_is_mostly_dead_goes() {
+        let scratch = Scratch::new();
+        let store = indexed(&scratch);
+        for n in 0..WORTHWHILE {
+            let index = Index::load(&store).unwrap();
+            index
+                .amend(&store, &[(ip(n), attachment("x", "y"))], &[ip(n)])
+                .unwrap();
+        }
+        Index::load(&store)
+            .unwrap()
+            .amend(&store, &[], &[ip(0)])
+            .unwrap();
+        assert!(!store.path(FILE).exists());
+    }
+
+    #[test]
+    fn few_leases_have_none() {
+        let scratch = Scratch::new();
+        let store = Store::new(scratch.path(), &"net".parse().unwrap());
+        fs::create_dir_all(store.directory()).unwrap();
+        build(&store, &[(ip(1), "c1".into(), "eth0".into())]).unwrap();
+        assert!(!store.path(FILE).exists());
+    }
+}

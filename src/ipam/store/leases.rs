@@ -1,0 +1,175 @@
+//! What the directory holds: from the index where it can be believed, else from the leases themselves.
+
+use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::fs::DirEntry;
+use std::io;
+use std::net::IpAddr;
+
+use crate::cni::request::Attachment;
+use crate::error::Error;
+use crate::ipam::lease_file::{Claim, claim, parse_owner, read_claim, read_small};
+use crate::ipam::store::index::{self, Index, UNKNOWN};
+use crate::ipam::store::{ASIDE, Locked, Store, address_of, is_absence};
+
+/// The leases of a network, as far as an attachment is concerned.
+#[derive(Debug)]
+pub struct Leases<'a> {
+    store: &'a Store,
+    /// The addresses of the attachment.
+    pub mine: Vec<IpAddr>,
+    /// Whether another interface of the container has an address.
+    pub siblings: bool,
+    /// A writer crashed, or one is at work.
+    pub(super) aside: bool,
+    source: Source,
+}
+
+/// How the leases are known.
+#[derive(Debug)]
+enum Source {
+    /// Address, container and interface of each that is somebody's.
+    Files(Vec<(IpAddr, String, String)>, HashSet<IpAddr>),
+    /// The set is made when it is needed: the next address is nearly always free.
+    Index(Index, OnceCell<HashSet<IpAddr>>),
+}
+
+impl Leases<'_> {
+    /// Whether somebody has an address. A file that names no owner is nobody's.
+    pub fn is_taken(&self, address: IpAddr) -> bool {
+        match &self.source {
+            Source::Files(_, taken) => taken.contains(&address),
+            Source::Index(index, taken) => {
+                let has_file = self
+                    .store
+                    .path(&address.to_string())
+                    .symlink_metadata()
+                    .is_ok();
+                has_file && taken.get_or_init(|| index.addresses()).contains(&address)
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Reads what there is; a missing directory holds nothing. Without the lock a lease that comes or goes meanwhile may
+    /// be missed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn scan(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
+        let index = Index::load(self).and_then(|index| self.scan_index(index, who));
+        index.map_or_else(|| self.scan_files(who), Ok)
+    }
+
+    /// `None` when the index says of a lease what the lease does not: somebody wrote into it.
+    fn scan_index(&self, index: Index, who: &Attachment) -> Option<Leases<'_>> {
+        let claims = index.claims(who);
+        let is_so = |(address, expected): (&IpAddr, Claim)| {
+            read_claim(&self.path(&address.to_string()), who).is_ok_and(|claim| claim == expected)
+        };
+        let mine = claims.mine.iter().map(|address| (address, Claim::Mine));
+        let legacy = claims
+            .of_container
+            .iter()
+            .map(|address| (address, Claim::Containers));
+        if !mine.chain(legacy).all(is_so) {
+            return None;
+        }
+        Some(Leases {
+            store: self,
+            mine: or_else(claims.mine, claims.of_container),
+            siblings: claims.siblings,
+            aside: self.path(ASIDE).symlink_metadata().is_ok(),
+            source: Source::Index(index, OnceCell::new()),
+        })
+    }
+
+    fn scan_files(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
+        let (mut mine, mut of_container, mut owned) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut siblings, mut aside) = (false, false);
+        for entry in self.entries()? {
+            let Some(address) = address_of(&entry) else {
+                aside |= entry.file_name() == ASIDE;
+                continue;
+            };
+            let (container, interface) = match read_lease(&entry) {
+                Ok(content) => {
+                    match claim(&content, who) {
+                        Claim::Mine => mine.push(address),
+                        Claim::Containers => of_container.push(address),
+                        Claim::Siblings => siblings = true,
+                        Claim::Foreign => {}
+                        Claim::Garbled => continue,
+                    }
+                    owner(&content)
+                }
+                Err(cause) if is_absence(&cause) => continue,
+                // What cannot be read may well be somebody's.
+                Err(_) => (UNKNOWN.to_owned(), UNKNOWN.to_owned()),
+            };
+            owned.push((address, container, interface));
+        }
+        let taken = owned.iter().map(|(address, ..)| *address).collect();
+        Ok(Leases {
+            store: self,
+            mine: or_else(mine, of_container),
+            siblings,
+            aside,
+            source: Source::Files(owned, taken),
+        })
+    }
+}
+
+impl Locked<'_> {
+    /// Brings the index up to date with what was added for `who` since the leases were read. It is only a hint: that it
+    /// could not be written is no failure.
+    pub fn index_added(&self, leases: Leases, who: &Attachment, added: &[IpAddr]) {
+        let _ = match leases.source {
+            Source::Index(index, _) => {
+                let added: Vec<_> = added
+                    .iter()
+                    .map(|address| (*address, who.clone()))
+                    .collect();
+                index.amend(self.store, &added, &[])
+            }
+            Source::Files(mut owned, _) => {
+                let (container, interface) = (who.container.to_string(), who.interface.to_string());
+                let new = added
+                    .iter()
+                    .map(|address| (*address, container.clone(), interface.clone()));
+                owned.extend(new);
+                index::build(self.store, &owned)
+            }
+        };
+    }
+
+    /// The index before leases are removed, to be brought up to date with [`Locked::index_removed`].
+    pub(super) fn index(&self) -> Option<Index> {
+        Index::load(self.store)
+    }
+
+    /// The counterpart of [`Locked::index_added`].
+    pub(super) fn index_removed(&self, index: Option<Index>, removed: &[IpAddr]) {
+        let _ = index.map(|index| index.amend(self.store, &[], removed));
+    }
+}
+
+fn read_lease(entry: &DirEntry) -> io::Result<Vec<u8>> {
+    if entry.file_type()?.is_file() {
+        return read_small(&entry.path());
+    }
+    // Not a lease and not ours to remove, but the address cannot have a file.
+    Err(io::Error::other("not a file"))
+}
+
+fn owner(content: &[u8]) -> (String, String) {
+    match parse_owner(content) {
+        Some((container, interface)) => (container.to_string(), interface),
+        None => (UNKNOWN.to_owned(), UNKNOWN.to_owned()),
+    }
+}
+
+fn or_else(mine: Vec<IpAddr>, of_container: Vec<IpAddr>) -> Vec<IpAddr> {
+    if mine.is_empty() { of_container } else { mine }
+}
