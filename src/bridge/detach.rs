@@ -11,8 +11,8 @@ use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
 use crate::host::netlink::{Kind, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
-use crate::ipam::{Held, Ipam};
-use crate::masquerade::{Masquerade, Removing, Scope};
+use crate::ipam::{Guard, Held, Ipam};
+use crate::masquerade::{self, Masquerade, Removing, Scope};
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
 /// only names; what was made by the reference is removed too.
@@ -35,6 +35,11 @@ pub fn del(
         Some(ipam) => failures.note(ipam.held(who)).flatten(),
         None => None,
     };
+    // Also from others of this attachment: of an ADD or a DEL that was killed, a program may still be at work.
+    let guard = match (&ipam, &held) {
+        (Some(ipam), Some(held)) => failures.note(ipam.guard(held)).flatten(),
+        _ => None,
+    };
     let host = open_host()?;
     let link = Detachment {
         // A prevResult that cannot be read must not keep a dead container's address.
@@ -44,7 +49,11 @@ pub fn del(
         who,
         host: &host,
     };
-    let masquerades = conf.root().bool("ipMasq").ok().flatten() == Some(true);
+    let is_marked = guard.as_ref().is_some_and(Guard::is_marked);
+    let masquerades = is_marked || conf.root().bool("ipMasq").ok().flatten() == Some(true);
+    if let Some(held) = held.as_ref().filter(|_| is_marked) {
+        failures.note(masquerade::removable(held.addresses()));
+    }
     let removing =
         (ipam.is_some() && masquerades).then(|| link.start_unmasquerading(held.as_ref()));
     failures.note(link.remove());

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::host::signals;
-use crate::ipam::{Ipam, Lease};
+use crate::ipam::{Guard, Ipam, Lease};
 use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
 
@@ -133,6 +133,27 @@ impl Prepared {
         })
     }
 
+    fn reserve<'a>(
+        &self,
+        ipam: &'a Ipam,
+        who: &'a Attachment,
+        undo: &mut Undo<'a>,
+    ) -> Result<Lease, Error> {
+        let lease = ipam.reserve(who)?;
+        let (held, guarded) = (lease.held(), lease.held());
+        undo.push(move || ipam.release(who, Some(held)));
+        if self.config.masquerade {
+            // Kept to the end: should we be killed, DEL waits for what works on the rules.
+            let guard = ipam.guard(&guarded)?;
+            guard.iter().try_for_each(Guard::mark)?;
+            undo.push(move || {
+                drop(guard);
+                Ok(())
+            });
+        }
+        Ok(lease)
+    }
+
     fn carry_out<'a>(
         &'a self,
         conf: &'a NetConf,
@@ -146,14 +167,9 @@ impl Prepared {
         }
         let lease = match &self.ipam {
             None => Lease::default(),
-            Some(ipam) => {
-                let lease = ipam.reserve(who)?;
-                let held = lease.held();
-                undo.push(move || ipam.release(who, Some(held)));
-                signals::check()?;
-                lease
-            }
+            Some(ipam) => self.reserve(ipam, who, undo)?,
         };
+        signals::check()?;
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
         let plan = Plan::new(&self.config, &conf.name, who, lease)?.with_alias(alias);
         // The rules are on their way while the link is made: neither needs the other.

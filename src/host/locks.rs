@@ -1,14 +1,16 @@
 //! Locks on files (flock(2)): waited for with a bound, and who holds one.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{major, minor};
 
@@ -31,6 +33,16 @@ pub enum LockError {
     /// The kernel refused.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Opens a file to lock it; a symbolic link is not followed, and a FIFO not waited for.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits()).open(path)
 }
 
 /// Takes the exclusive lock on a file; it is given back when the file is dropped.

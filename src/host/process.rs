@@ -1,5 +1,6 @@
 //! Other programs: found in fixed places, run without a shell, never waited for without bound.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::signals::{self, Terminated};
@@ -100,6 +102,15 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .chain(absolute)
         .map(|directory| directory.join(name))
         .find(|program| program.is_file())
+}
+
+/// Lets the programs that we start from now on have a file open too, and so keep the lock on it.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn bequeath(file: &File) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
 }
 
 /// A program that runs while we do something else.

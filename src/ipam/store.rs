@@ -5,6 +5,7 @@
 //! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
+mod guard;
 mod holders;
 mod index;
 mod leases;
@@ -24,6 +25,7 @@ use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
+pub use guard::Guard;
 pub use holders::Held;
 pub use leases::Leases;
 
@@ -106,21 +108,24 @@ impl Store {
             Err(cause) if is_absence(&cause) => return Ok(None),
             Err(cause) => return Err(self.failed("open", "lock", &cause)),
         };
-        let lock = lock_within(file, LOCK_LIMIT).map_err(|refused| match refused {
-            LockError::Held { .. } => {
-                let path = self.path("lock");
-                let what = format!("cannot lock {}: {refused}", path.display());
-                Error::new(Code::TRY_AGAIN, what)
-            }
-            LockError::Terminated(stopped) => {
-                Error::from(stopped).context(format!("cannot lock {}", self.path("lock").display()))
-            }
-            LockError::Io(cause) => self.failed("lock", "lock", &cause),
-        })?;
+        let lock = self.lock_file(file, "lock")?;
         Ok(Some(Locked {
             store: self,
             _lock: lock,
         }))
+    }
+
+    fn lock_file(&self, file: File, name: &str) -> Result<File, Error> {
+        lock_within(file, LOCK_LIMIT).map_err(|refused| {
+            let what = format!("cannot lock {}", self.path(name).display());
+            match refused {
+                LockError::Held { .. } => {
+                    Error::new(Code::TRY_AGAIN, refused.to_string()).context(what)
+                }
+                LockError::Terminated(stopped) => Error::from(stopped).context(what),
+                LockError::Io(cause) => self.failed("lock", name, &cause),
+            }
+        })
     }
 
     /// The addresses `who` holds, read without the lock.

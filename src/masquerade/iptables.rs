@@ -52,7 +52,8 @@ impl Iptables {
     /// # Errors
     /// When the program cannot be started.
     pub fn start(&self, script: &str) -> Result<Transaction, Error> {
-        let args = ["--noflush", "--wait"];
+        // Bounded, for nobody may be left to end it.
+        let args = ["--noflush", "--wait=20"];
         process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
             .map(Transaction)
             .map_err(failure)

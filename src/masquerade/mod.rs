@@ -164,6 +164,18 @@ pub fn status(families: Option<&[Family]>) -> Result<(), Error> {
     }
 }
 
+/// Whether rules that iptables made for these addresses can be removed.
+///
+/// # Errors
+/// When a program is not installed.
+pub fn removable(addresses: &[IpAddr]) -> Result<(), Error> {
+    let mut families = addresses.iter().map(|address| Family::of(*address));
+    match families.find(|family| Iptables::find(*family).is_none()) {
+        Some(family) => Err(not_installed(family)),
+        None => Ok(()),
+    }
+}
+
 /// Removes the masquerading of all containers of a network that have no valid attachment, whichever plugin installed it.
 ///
 /// # Errors

@@ -2,8 +2,8 @@
 
 use crate::aftermath::wrong_after_add;
 use crate::findings::{Findings, chosen};
-use crate::scene::{Kind, PLAIN, Rules, Scene};
-use crate::support::needs;
+use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
+use crate::support::{needs, worse_in_go};
 use crate::trace::{Fault, disturbed, last_lines, steps};
 
 const MASQUERADED: Kind = Kind {
@@ -112,4 +112,43 @@ fn a_del_with_rules_killed_at_any_step_is_finished_by_the_next_one() {
         ..MASQUERADED
     };
     kill_del("dual-stack DEL with ipMasq killed", kind, 3);
+}
+
+#[test]
+fn what_a_killed_add_has_started_is_waited_for() {
+    needs!("nft", "iptables", "ip6tables");
+    if worse_in_go("its DEL comes too early, and the rules stay") {
+        return;
+    }
+    let scene = Scene::new(MASQUERADED);
+    scene.slow_iptables("2", "0");
+    let call = scene.call("ADD", &scene.pod);
+    let answer = call.under("timeout --foreground --signal=KILL 0.8").run();
+    assert_eq!(answer.code, Some(137), "{answer:?}");
+    scene.call("DEL", &scene.pod).run().ok();
+    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+    // Time for whoever is late.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+}
+
+#[test]
+fn what_a_killed_del_has_started_does_not_meet_the_next_add() {
+    needs!("nft", "iptables", "ip6tables");
+    if worse_in_go("it has no single program that could be late") {
+        return;
+    }
+    let scene = Scene::new(MASQUERADED);
+    scene.call("ADD", &scene.pod).run().ok();
+    scene.slow_iptables("2", "0");
+    let call = scene.call("DEL", &scene.pod);
+    let answer = call
+        .clone()
+        .under("timeout --foreground --signal=KILL 0.8")
+        .run();
+    assert_eq!(answer.code, Some(137), "{answer:?}");
+    call.run().ok();
+    scene.call("ADD", &scene.pod).run().ok();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(difference(&scene.full, &scene.standing()), [""; 0]);
 }

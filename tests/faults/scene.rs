@@ -109,6 +109,23 @@ impl Scene {
         config
     }
 
+    /// Has iptables do something before it does what it should. All its programs are one file, which tells by its name
+    /// what to do.
+    pub fn before_iptables(&self, script: &str) {
+        self.node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
+        let script = format!("name=${{0##*/}}\n{script}\nexec /run/xtables $name \"$@\"");
+        self.node.replace_program("/usr/sbin/iptables", &script);
+    }
+
+    /// Has iptables-restore take its time when it is called the first time, and the second.
+    pub fn slow_iptables(&self, first: &str, second: &str) {
+        self.before_iptables(&format!(
+            "if [ $name = iptables-restore ]; then\n\
+             if mkdir /run/once 2>/dev/null; then sleep {first}\n\
+             elif mkdir /run/twice 2>/dev/null; then sleep {second}; fi; fi"
+        ));
+    }
+
     /// A call for a pod on the network.
     pub fn call(&self, verb: &str, pod: &Pod) -> Call<'_> {
         self.node.network(self.config()).call(verb, pod)

@@ -118,21 +118,6 @@ fn an_add_that_waits_for_the_lock_of_the_leases_turns_back() {
     scene.call("ADD", &scene.pod).run().ok();
 }
 
-/// Has iptables-restore take its time when it is called the first time, and the second.
-fn slow_down(node: &Node, first: &str, second: &str) {
-    node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
-    node.replace_program(
-        "/usr/sbin/iptables-restore",
-        &format!(
-            "name=${{0##*/}}\n\
-             if [ $name = iptables-restore ]; then\n\
-             if mkdir /run/once 2>/dev/null; then sleep {first}\n\
-             elif mkdir /run/twice 2>/dev/null; then sleep {second}; fi; fi\n\
-             exec /run/xtables $name \"$@\""
-        ),
-    );
-}
-
 #[test]
 fn an_add_that_waits_for_iptables_turns_back_and_nothing_stops_its_undo() {
     needs!("nft", "iptables", "ip6tables");
@@ -143,7 +128,7 @@ fn an_add_that_waits_for_iptables_turns_back_and_nothing_stops_its_undo() {
         rules: Rules::Iptables,
         ..PLAIN
     });
-    slow_down(&scene.node, "20", "1.5");
+    scene.slow_iptables("20", "1.5");
     let call = scene.call("ADD", &scene.pod);
     let answer = terminated_after(&scene, &call, &["0.7", "0.7", "0.3"]);
     turned_back(&scene, &answer);
@@ -160,7 +145,7 @@ fn a_del_that_waits_for_iptables_goes_on_to_its_end() {
         ..PLAIN
     });
     scene.call("ADD", &scene.pod).run().ok();
-    slow_down(&scene.node, "1.5", "0");
+    scene.slow_iptables("1.5", "0");
     let call = scene.call("DEL", &scene.pod);
     terminated_after(&scene, &call, &["0.5", "0.5"]).ok();
     assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
