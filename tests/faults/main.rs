@@ -9,6 +9,8 @@
 mod support;
 
 mod aftermath;
+mod crowd;
+mod del;
 mod errors;
 mod findings;
 mod kill;
