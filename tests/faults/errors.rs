@@ -126,6 +126,7 @@ fn a_first_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing_of_the_
         dual: true,
         rules: Rules::Iptables,
         used: false,
+        ..PLAIN
     };
     fail_add(
         "first dual-stack ADD with ipMasq and a failing system call",

@@ -1,9 +1,11 @@
 //! Killed at every step: ADD and DEL end before each of their system calls in turn.
 
-use crate::aftermath::wrong_after_add;
+use serde_json::json;
+
+use crate::aftermath::{succeeded, wrong_after_add, wrong_with_next};
 use crate::findings::{Findings, chosen};
 use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
-use crate::support::{needs, worse_in_go};
+use crate::support::{Call, needs, worse_in_go};
 use crate::trace::{Fault, disturbed, last_lines, steps};
 
 const MASQUERADED: Kind = Kind {
@@ -55,6 +57,84 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
     findings.finish();
 }
 
+/// Kills GC before one system call of `every`, and repeats it.
+fn kill_gc(what: &str, kind: Kind, every: usize) {
+    let mut scene = Scene::new(kind);
+    let mut kept = prepare_gc(&scene);
+    let steps = steps(&scene, &gc(&scene));
+    scene.call("DEL", &scene.other).run().ok();
+    let mut findings = Findings::of(&format!("{what}, {} system calls", steps.len()));
+    for step in chosen(&steps, every) {
+        prepare_gc(&scene);
+        let answer = disturbed(&scene, &gc(&scene), step, Fault::Killed);
+        let round = format!("{step}: {}", last_lines(&scene));
+        let mut wrong = Vec::new();
+        if answer.code != Some(0) {
+            succeeded("the next GC", &gc(&scene).run(), &mut wrong);
+        }
+        wrong.extend(difference(&kept, &scene.standing()));
+        succeeded("DEL", &scene.call("DEL", &scene.other).run(), &mut wrong);
+        wrong.extend(wrong_with_next(&scene));
+        if findings.note(&round, &wrong) {
+            scene = Scene::new(kind);
+            kept = prepare_gc(&scene);
+            gc(&scene).run().ok();
+            scene.call("DEL", &scene.other).run().ok();
+        }
+    }
+    findings.finish();
+}
+
+/// A GC that keeps the other pod.
+fn gc(scene: &Scene) -> Call<'_> {
+    let mut config = scene.config();
+    config["cniVersion"] = "1.1.0".into();
+    config["cni.dev/valid-attachments"] =
+        json!([{ "containerID": scene.other.id(), "ifname": "eth0" }]);
+    scene.node.cni("bridge").verb("GC").config(&config)
+}
+
+/// Attaches a pod that is valid, and one that is not; what stands when the first is alone.
+fn prepare_gc(scene: &Scene) -> Vec<String> {
+    scene.call("ADD", &scene.other).run().ok();
+    let kept = scene.standing();
+    scene.call("ADD", &scene.pod).run().ok();
+    kept
+}
+
+#[test]
+fn a_gc_killed_at_any_step_is_finished_by_the_next_one() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    if worse_in_go("D4d: it collects nothing") {
+        return;
+    }
+    let kind = Kind {
+        dual: true,
+        ..MASQUERADED
+    };
+    kill_gc("GC killed", kind, 13);
+}
+
+#[test]
+fn an_add_among_many_leases_killed_at_any_step_leaves_nothing_after_its_del() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let kind = Kind {
+        crowded: true,
+        ..PLAIN
+    };
+    kill_add("ADD among 80 leases killed", kind, 7);
+}
+
+#[test]
+fn a_del_among_many_leases_killed_at_any_step_is_finished_by_the_next_one() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let kind = Kind {
+        crowded: true,
+        ..PLAIN
+    };
+    kill_del("DEL among 80 leases killed", kind, 7);
+}
+
 #[test]
 fn an_add_killed_at_any_step_leaves_nothing_after_its_del() {
     needs!("strace", "nft", "iptables", "ip6tables");
@@ -74,7 +154,7 @@ fn an_add_of_two_families_killed_at_any_step_leaves_nothing_after_its_del() {
         dual: true,
         ..MASQUERADED
     };
-    kill_add("dual-stack ADD with ipMasq killed", kind, 4);
+    kill_add("dual-stack ADD with ipMasq killed", kind, 6);
 }
 
 #[test]
@@ -84,7 +164,7 @@ fn an_add_with_legacy_rules_killed_at_any_step_leaves_nothing_after_its_del() {
         rules: Rules::Legacy,
         ..MASQUERADED
     };
-    kill_add("ADD with legacy ipMasq killed", kind, 5);
+    kill_add("ADD with legacy ipMasq killed", kind, 8);
 }
 
 #[test]
@@ -95,7 +175,7 @@ fn a_first_add_killed_at_any_step_leaves_a_bridge_that_the_next_one_makes_whole(
         used: false,
         ..PLAIN
     };
-    kill_add("first ADD on a node killed", kind, 4);
+    kill_add("first ADD on a node killed", kind, 7);
 }
 
 #[test]
@@ -111,7 +191,7 @@ fn a_del_with_rules_killed_at_any_step_is_finished_by_the_next_one() {
         dual: true,
         ..MASQUERADED
     };
-    kill_del("dual-stack DEL with ipMasq killed", kind, 3);
+    kill_del("dual-stack DEL with ipMasq killed", kind, 5);
 }
 
 #[test]

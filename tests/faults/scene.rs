@@ -24,6 +24,8 @@ pub struct Kind {
     pub dual: bool,
     /// Whether the network was used before, and so has a bridge and a directory of leases.
     pub used: bool,
+    /// Whether others hold so many leases that an index of them is kept.
+    pub crowded: bool,
 }
 
 /// A gateway with addresses of one family, on a node that was used before.
@@ -31,6 +33,7 @@ pub const PLAIN: Kind = Kind {
     rules: Rules::Without,
     dual: false,
     used: true,
+    crowded: false,
 };
 
 /// A node to disturb.
@@ -72,6 +75,15 @@ impl Scene {
     fn used(kind: Kind) -> Scene {
         let mut scene = Scene::bare(kind);
         scene.call("ADD", &scene.pod).run().ok();
+        if kind.crowded {
+            // The first ADD marked the directory with the boot; these are the reference's.
+            scene.call("DEL", &scene.pod).run().ok();
+            for n in 101..181 {
+                let path = format!("/var/lib/cni/networks/small/10.77.0.{n}");
+                scene.node.write(&path, &format!("c{n}\r\neth0"));
+            }
+            scene.call("ADD", &scene.pod).run().ok();
+        }
         scene.full = scene.standing();
         scene.call("DEL", &scene.pod).run().ok();
         scene.empty = scene.standing();
