@@ -202,6 +202,12 @@ fn fact(line: &str) -> Option<String> {
         [index, name, rest @ ..] if is_index(index) => {
             let name = name.split('@').next().unwrap_or(name);
             let name = name.trim_end_matches(':');
+            // The reference's have names by chance.
+            let name = if name.starts_with("veth") {
+                "veth…"
+            } else {
+                name
+            };
             let master = rest.iter().skip_while(|word| **word != "master").nth(1);
             let flags = rest.first().unwrap_or(&"");
             let is_up = flags.contains("UP") && !flags.contains("DOWN");
