@@ -22,6 +22,8 @@
 pub mod bridge;
 pub mod cli;
 pub mod cni;
+#[cfg(test)]
+mod dice;
 pub mod dispatch;
 mod error;
 pub mod host;

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use vlan::{PortVlans, VlanId, describe, ranges};
+pub use vlan::{PortVlans, VlanId, VlanSet};
 
 /// Text that is not the value it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,13 +116,18 @@ impl Cidr {
     const WANTED: &'static str = "an address with a prefix length like 10.1.2.0/24 or fd00::/64";
 
     /// `address/prefix`; `None` when the prefix is longer than the family's addresses.
+    ///
+    /// The prefix of an IPv4-mapped address counts the 96 bits in front of the IPv4 ones.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Cidr> {
-        IpNetwork::new(address, prefix).ok().map(Cidr)
+        let canonical = address.to_canonical();
+        let in_front = Family::of(address).bits() - Family::of(canonical).bits();
+        let prefix = prefix.checked_sub(in_front)?;
+        IpNetwork::new(canonical, prefix).ok().map(Cidr)
     }
 
     /// The address alone: /32 or /128.
     pub fn host(address: IpAddr) -> Cidr {
-        Cidr(IpNetwork::from(address))
+        Cidr(IpNetwork::from(address.to_canonical()))
     }
 
     /// The address, host bits included.
@@ -185,16 +190,9 @@ impl FromStr for Cidr {
         if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|b| b.is_ascii_digit()) {
             return Err(wrong());
         }
-        let given = address.parse::<IpAddr>().map_err(|_| wrong())?;
-        let ip = given.to_canonical();
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        // The prefix of a mapped address counts the 96 bits in front of the IPv4 ones.
-        let prefix = if ip.is_ipv4() && given.is_ipv6() {
-            prefix.checked_sub(96).ok_or_else(wrong)?
-        } else {
-            prefix
-        };
-        Cidr::new(ip, prefix).ok_or_else(wrong)
+        let address = address.parse().map_err(|_| wrong())?;
+        let prefix = prefix.parse().map_err(|_| wrong())?;
+        Cidr::new(address, prefix).ok_or_else(wrong)
     }
 }
 
@@ -374,6 +372,7 @@ impl Route {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dice::Dice;
 
     fn cidr(text: &str) -> Cidr {
         text.parse().unwrap()
@@ -395,6 +394,11 @@ mod tests {
         assert_eq!(parse_ip("::ffff:10.1.2.3").unwrap().to_string(), "10.1.2.3");
         assert_eq!(cidr("::ffff:10.1.2.3/120").to_string(), "10.1.2.3/24");
         assert!("::ffff:10.1.2.3/64".parse::<Cidr>().is_err());
+        // So it is when it does not come as text: from the kernel.
+        let mapped: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
+        assert_eq!(Cidr::new(mapped, 120), Some(cidr("10.1.2.3/24")));
+        assert_eq!(Cidr::new(mapped, 8), None);
+        assert_eq!(Cidr::host(mapped), cidr("10.1.2.3/32"));
     }
 
     #[test]
@@ -463,5 +467,31 @@ mod tests {
             assert!(wrong.parse::<Mac>().is_err(), "{wrong:?} was taken");
         }
         assert!(!"01:00:5e:00:00:01".parse::<Mac>().unwrap().is_assignable());
+    }
+
+    #[test]
+    fn arithmetic_on_prefixes_is_arithmetic_on_bits() {
+        let mut dice = Dice(0xbeef);
+        for _ in 0..5000 {
+            let family = dice.choose(&Family::BOTH);
+            let bits = u128::from(dice.bits()) << 64 | u128::from(dice.bits());
+            let bits = if family == Family::V4 {
+                bits & 0xffff_ffff
+            } else {
+                bits
+            };
+            let prefix = dice.below(usize::from(family.bits()) + 1) as u8;
+            let address = ip_from_bits(family, bits);
+            assert_eq!(ip_to_bits(address), bits);
+            let cidr = Cidr::new(address, prefix).unwrap();
+            assert_eq!(cidr.to_string().parse(), Ok(cidr));
+            let host = u32::from(family.bits() - prefix);
+            let mask = 1u128.checked_shl(host).map_or(u128::MAX, |size| size - 1);
+            assert_eq!(ip_to_bits(cidr.network().address()), bits & !mask);
+            assert_eq!(ip_to_bits(cidr.last()), bits | mask);
+            let near = ip_from_bits(family, bits ^ (1 << dice.below(family.bits().into())));
+            let is_inside = (ip_to_bits(near) ^ bits) & !mask == 0;
+            assert_eq!(cidr.contains(near), is_inside, "{cidr} {near}");
+        }
     }
 }

@@ -22,6 +22,10 @@ pub(super) const PORT_LIMIT: Duration = Duration::from_secs(5);
 /// How long duplicate address detection may take: one probe and its random delay are about two seconds.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
 
+/// What to do about a route that the kernel refuses.
+const UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
+    a route to what is on the link itself has \"scope\": 253 and no next hop";
+
 /// Where an attachment is made.
 pub struct Site<'a> {
     /// The host's side.
@@ -148,7 +152,9 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     match (host.create_bridge(&new), &config.vlans) {
         // Another ADD was faster.
         (Err(NetlinkError::Exists), _) => Ok(()),
-        (Err(NetlinkError::Unsupported), Some(vlans)) => Err(ports::no_filtering(vlans)),
+        (Err(NetlinkError::Unsupported), Some(vlans)) => {
+            Err(ports::no_filtering(vlans).details("or it has no bridges at all (CONFIG_BRIDGE)"))
+        }
         (Err(cause), _) => Err(failed("create bridge", name, cause)),
         (Ok(()), _) => {
             // Absent where the kernel has no IPv6.
@@ -195,6 +201,12 @@ fn create_veth<'a>(
             failed(&operation, &plan.host, cause)
         }
     })?;
+    // Not before the link is ours, and before the first frame can pass.
+    if let Some(guard) = &plan.guard {
+        let owned = guard.clone();
+        undo.push(move || owned.remove());
+        guard.install(&plan.host, plan.mac)?;
+    }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
     // While it is down, so that no frame passes in another VLAN.
     if let Some(vlans) = &config.vlans {
@@ -235,13 +247,23 @@ fn taken(plan: &Plan, site: &Site) -> Error {
             link.kind
         );
         return Error::failed(msg)
+            .details(whose(&link, site))
             .details("an attachment is added once; run DEL before another ADD");
     }
-    Error::failed(format!(
-        "interface {} already exists on the host",
-        plan.host
-    ))
-    .details("it belongs to this very attachment; run DEL before another ADD")
+    let present = site.host.link(&plan.host).ok().flatten();
+    let title = present.map_or_else(|| plan.host.to_string(), |link| link.title());
+    Error::failed(format!("interface {title} already exists on the host"))
+        .details("it belongs to this very attachment; run DEL before another ADD")
+}
+
+/// Whose a container's interface is: the alias of the other end tells.
+fn whose(link: &Link, site: &Site) -> String {
+    let other = link.peer.and_then(|index| site.host.link_at(index).ok());
+    let ours = |other: &Link| other.kind == Kind::Veth && other.peer == Some(link.index);
+    match other.flatten().filter(ours) {
+        Some(other) => format!("its other end on the host is {}", other.title()),
+        None => "no other end of it is on the host: something else made it".to_owned(),
+    }
 }
 
 /// Gives the container's end its settings, addresses and routes, and brings it up.
@@ -280,8 +302,13 @@ fn configure_container(
     for route in &plan.routes {
         let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
         let operation = format!("add route {}{gw} over", route.dst);
-        pod.add_route(link, route)
-            .map_err(|cause| failed(&operation, name, cause))?;
+        pod.add_route(link, route).map_err(|cause| {
+            let error = failed(&operation, name, cause);
+            match cause {
+                NetlinkError::Unreachable => error.details(UNREACHABLE),
+                _ => error,
+            }
+        })?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::bridge::attach::{Site, failed};
 use crate::bridge::config::{BridgeConfig, Gateway};
 use crate::bridge::ports;
+use crate::bridge::spoof::Guard;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
@@ -18,6 +19,7 @@ const MAIN_TABLE: u32 = 254;
 pub struct Expected {
     config: BridgeConfig,
     interface: IfName,
+    guard: Option<Guard>,
     result: AddResult,
     container: Interface,
     masquerade: Masquerade,
@@ -51,12 +53,14 @@ impl Expected {
                 let wanted = format!("none of them is {} in {netns}", who.interface);
                 Error::config("prevResult.interfaces", "a list", wanted)
             })?;
+        let guard = config.guarded.then(|| Guard::of(who)).transpose()?;
         Ok(Expected {
+            guard,
             config,
             interface: who.interface.clone(),
             result,
             container,
-            masquerade: Masquerade::of(&conf.name, &who.container),
+            masquerade: Masquerade::of(&conf.name, who),
         })
     }
 
@@ -87,7 +91,8 @@ impl Expected {
             return Ok(());
         }
         let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
-        self.masquerade.check(&addresses)
+        let backend = self.config.masquerade_backend;
+        self.masquerade.check(&addresses, backend)
     }
 }
 
@@ -98,7 +103,8 @@ impl Expected {
 pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     let bridge = check_bridge(expected, site)?;
     let container = check_container(expected, site)?;
-    check_port(expected, site, &bridge, &container)?;
+    let port = check_port(expected, site, &bridge, &container)?;
+    check_guard(expected, &port, &container)?;
     check_addresses(expected, site, &container)?;
     check_routes(expected, site, &container)?;
     expected.check_masquerade()
@@ -106,6 +112,7 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
 
 fn differs(what: impl std::fmt::Display) -> Error {
     Error::failed(format!("check: {what}"))
+        .details("the attachment is not as its ADD made it; DEL and a new ADD mend that")
 }
 
 fn check_bridge(expected: &Expected, site: &Site) -> Result<Link, Error> {
@@ -210,7 +217,7 @@ fn check_port(
     site: &Site,
     bridge: &Link,
     container: &Link,
-) -> Result<(), Error> {
+) -> Result<Link, Error> {
     let (name, bridge_name) = (&expected.interface, &expected.config.bridge);
     let port = container
         .peer
@@ -237,7 +244,21 @@ fn check_port(
     let vlans = expected.config.vlans.as_ref();
     vlans.map_or(Ok(()), |vlans| {
         ports::check(site.host, &port, bridge, vlans)
-    })
+    })?;
+    Ok(port)
+}
+
+fn check_guard(expected: &Expected, port: &Link, container: &Link) -> Result<(), Error> {
+    let (Some(guard), Ok(host), Some(mac)) = (&expected.guard, port.name.parse(), container.mac)
+    else {
+        return Ok(());
+    };
+    match guard.differing(&host, mac)? {
+        Some(what) => Err(differs(format!(
+            "{what} is not what macspoofchk makes it for {host} and {mac}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn check_addresses(expected: &Expected, site: &Site, container: &Link) -> Result<(), Error> {

@@ -6,7 +6,8 @@ use crate::cni::request::Args;
 use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
-use crate::error::{Code, Error};
+use crate::error::Error;
+use crate::masquerade::Backend;
 use crate::net::{IfName, Mac};
 
 /// The bridge of a configuration that names none.
@@ -43,6 +44,8 @@ pub struct BridgeConfig {
     pub conflict: AddressConflict,
     /// Masquerade what leaves the subnet.
     pub masquerade: bool,
+    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
+    pub masquerade_backend: Option<Backend>,
     /// MTU of bridge and veth pair in bytes.
     pub mtu: Option<u32>,
     /// Frames may return by the port they came in.
@@ -51,6 +54,8 @@ pub struct BridgeConfig {
     pub promiscuous: bool,
     /// No frames between isolated ports.
     pub isolated: bool,
+    /// Frames under another MAC address than the container's are dropped (`macspoofchk`).
+    pub guarded: bool,
     /// IPv6 addresses of the container wait for duplicate address detection.
     pub detect_duplicates: bool,
     /// The container's end stays down.
@@ -70,7 +75,6 @@ impl BridgeConfig {
     /// Code 6 for a wrong type, 7 for a wrong value, 2 for a key that is not supported; each names the key.
     pub fn parse(conf: &NetConf, args: &Args) -> Result<BridgeConfig, Error> {
         let root = conf.root();
-        refuse_unsupported(&root)?;
         let flag = |key| root.bool(key).map(|value| value.unwrap_or(false));
         let gateway = match (flag("isGateway")?, flag("isDefaultGateway")?) {
             (_, true) => Gateway::DefaultRoute,
@@ -94,10 +98,12 @@ impl BridgeConfig {
             gateway,
             conflict,
             masquerade: flag("ipMasq")?,
+            masquerade_backend: parse_backend(&root)?,
             mtu: parse_mtu(&root)?,
             hairpin,
             promiscuous,
             isolated: flag("portIsolation")?,
+            guarded: flag("macspoofchk")?,
             detect_duplicates: flag("enabledad")?,
             leave_down: flag("disableContainerInterface")?,
             mac: parse_mac(&root, args)?,
@@ -191,18 +197,11 @@ fn parse_dns(root: &Shape) -> Result<Option<Dns>, Error> {
     Ok((has_list || !dns.domain.is_empty()).then_some(dns))
 }
 
-/// Keys of the reference that change what an attachment is, and that this version cannot honour yet.
-fn refuse_unsupported(root: &Shape) -> Result<(), Error> {
-    let unsupported = |key: &str, value: String| {
-        let msg = format!("configuration: {key} is {value}, but this version does not support it");
-        Error::new(Code::UNSUPPORTED_FIELD, msg)
-    };
-    if root.bool("macspoofchk")? == Some(true) {
-        return Err(unsupported("macspoofchk", "true".to_owned()));
-    }
+fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
     match root.text("ipMasqBackend")? {
-        None | Some("iptables") => Ok(()),
-        Some("nftables") => Err(unsupported("ipMasqBackend", "\"nftables\"".to_owned())),
+        None => Ok(None),
+        Some("iptables") => Ok(Some(Backend::Iptables)),
+        Some("nftables") => Ok(Some(Backend::Nftables)),
         Some(other) => {
             let wanted = "it must be \"iptables\" or \"nftables\"";
             Err(root

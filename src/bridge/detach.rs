@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::bridge::attach::failed;
 use crate::bridge::plan::host_interface;
+use crate::bridge::spoof::Guard;
 use crate::bridge::{open_host, open_pod};
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
@@ -11,8 +12,8 @@ use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
 use crate::host::netlink::{Kind, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
-use crate::ipam::{Guard, Held, Ipam};
-use crate::masquerade::{self, Masquerade, Removing, Scope};
+use crate::ipam::{Held, Ipam};
+use crate::masquerade::{Masquerade, Removing, Scope};
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
 /// only names; what was made by the reference is removed too.
@@ -36,8 +37,8 @@ pub fn del(
         None => None,
     };
     // Also from others of this attachment: of an ADD or a DEL that was killed, a program may still be at work.
-    let guard = match (&ipam, &held) {
-        (Some(ipam), Some(held)) => failures.note(ipam.guard(held)).flatten(),
+    let _locked = match (&ipam, &held) {
+        (Some(ipam), Some(held)) => failures.note(ipam.lock(held)).flatten(),
         _ => None,
     };
     let host = open_host()?;
@@ -49,15 +50,12 @@ pub fn del(
         who,
         host: &host,
     };
-    let is_marked = guard.as_ref().is_some_and(Guard::is_marked);
-    let masquerades = is_marked || conf.root().bool("ipMasq").ok().flatten() == Some(true);
-    if let Some(held) = held.as_ref().filter(|_| is_marked) {
-        failures.note(masquerade::removable(held.addresses()));
-    }
-    let removing =
-        (ipam.is_some() && masquerades).then(|| link.start_unmasquerading(held.as_ref()));
+    // The configuration may have changed since the ADD: what it says of masquerading does not count.
+    let removing = link.start_unmasquerading(held.as_ref());
     failures.note(link.remove());
-    failures.note(removing.map_or(Ok(()), Removing::finish));
+    // Who has too long a name for a guard has none.
+    failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
+    failures.note(removing.finish());
     failures.into_result()?;
     ipam.map_or(Ok(()), |ipam| ipam.release(who, held))
 }
@@ -143,7 +141,7 @@ impl Detachment<'_> {
         if known.is_empty() && scope == Scope::Addresses {
             known = self.pod_addresses().unwrap_or_default();
         }
-        Masquerade::of(&self.conf.name, &self.who.container).remove(known, scope)
+        Masquerade::of(&self.conf.name, self.who).remove(known, scope)
     }
 
     /// The addresses of the container's interface; `None` when it cannot be seen.

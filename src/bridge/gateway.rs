@@ -10,7 +10,10 @@ use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
 use crate::host::sysctl::{self, Parameter};
-use crate::net::{Cidr, Family, IfName};
+use crate::net::{Cidr, Family, IfName, ParseError};
+
+/// How many ports an error about a bridge's address names.
+const NAMED_PORTS: usize = 5;
 
 /// Puts the gateway's addresses where they belong and lets the host forward. The interface that was made for them, if
 /// there is one.
@@ -61,7 +64,7 @@ fn ensure_addresses(
     for gateway in plan.gateways.iter().filter(missing) {
         for other in conflicts(&present, *gateway, &plan.gateways) {
             if config.conflict == AddressConflict::Refuse {
-                return Err(address_conflict(link, other, *gateway));
+                return Err(address_conflict(host, link, other, *gateway));
             }
             self::present(host.delete_address(link.index, other))
                 .map_err(|cause| fail(&format!("remove {other} from"), cause))?;
@@ -87,9 +90,19 @@ fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
         .collect()
 }
 
-fn address_conflict(link: &Link, present: Cidr, wanted: Cidr) -> Error {
+fn address_conflict(host: &Netlink, link: &Link, present: Cidr, wanted: Cidr) -> Error {
     let (kind, name) = (&link.kind, &link.name);
+    let ports = host.ports(link.index).unwrap_or_default();
+    let named: Vec<String> = ports.iter().take(NAMED_PORTS).map(Link::title).collect();
+    let users = match ports.len() {
+        0 => format!("{name} has no ports"),
+        count if count > NAMED_PORTS => {
+            format!("{count} ports use it, among them {}", named.join(", "))
+        }
+        _ => format!("its ports are {}", named.join(", ")),
+    };
     Error::failed(format!("{kind} {name} already has an IP address different from {wanted}: it has {present}"))
+        .details(users)
         .details(format!(
             "either remove it (ip address del {present} dev {name}) or set forceAddress to true to have it replaced"
         ))
@@ -176,9 +189,10 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
         host.set_bridge(index, bridge.index)
             .map_err(|cause| fail("attach", cause))?;
     }
-    let Ok(name) = other.name.parse() else {
-        return Ok(());
-    };
+    let name = other
+        .name
+        .parse()
+        .map_err(|wrong: ParseError| Error::failed(format!("cannot use a port: {wrong}")))?;
     let port = Port {
         name: &name,
         index,

@@ -6,17 +6,19 @@
 
 mod attach;
 mod check;
-mod config;
+pub mod config;
 mod detach;
 mod gateway;
-mod plan;
+pub mod plan;
 mod ports;
+mod spoof;
 mod sweep;
 mod vlan;
 
 use crate::bridge::attach::{Site, attach, ensure_bridge};
 use crate::bridge::config::{BridgeConfig, Layer};
 use crate::bridge::plan::Plan;
+use crate::bridge::spoof::Guard;
 use crate::cni::Schema;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
@@ -25,7 +27,7 @@ use crate::error::Error;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::host::signals;
-use crate::ipam::{Guard, Ipam, Lease};
+use crate::ipam::{Ipam, Lease};
 use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
 
@@ -99,7 +101,7 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
     config.suits(Layer::of(ipam.as_ref()), conf.version)?;
     let Some(ipam) = ipam else { return Ok(()) };
     if config.masquerade {
-        masquerade::status(ipam.families().as_deref())?;
+        masquerade::status(ipam.families().as_deref(), config.masquerade_backend)?;
     }
     ipam.status()
 }
@@ -140,14 +142,13 @@ impl Prepared {
         undo: &mut Undo<'a>,
     ) -> Result<Lease, Error> {
         let lease = ipam.reserve(who)?;
-        let (held, guarded) = (lease.held(), lease.held());
+        let (held, locked) = (lease.held(), lease.held());
         undo.push(move || ipam.release(who, Some(held)));
         if self.config.masquerade {
             // Kept to the end: should we be killed, DEL waits for what works on the rules.
-            let guard = ipam.guard(&guarded)?;
-            guard.iter().try_for_each(Guard::mark)?;
+            let locked = ipam.lock(&locked)?;
             undo.push(move || {
-                drop(guard);
+                drop(locked);
                 Ok(())
             });
         }
@@ -165,23 +166,26 @@ impl Prepared {
             // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
             ensure_bridge(site.host, &self.config)?;
         }
+        let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => self.reserve(ipam, who, undo)?,
         };
         signals::check()?;
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
-        let plan = Plan::new(&self.config, &conf.name, who, lease)?.with_alias(alias);
+        let plan = Plan::new(&self.config, &conf.name, who, lease)?
+            .with_alias(alias)
+            .with_guard(guard);
         // The rules are on their way while the link is made: neither needs the other.
-        let rules = Masquerade::of(&conf.name, &who.container);
+        let rules = Masquerade::of(&conf.name, who);
         let addresses = plan.addresses();
         let mut installing = None;
         if self.config.masquerade && !addresses.is_empty() {
-            let (owned, ours) = (plan.addresses(), rules.clone());
+            let (ours, owned) = (rules.clone(), plan.addresses());
             let owned = owned.iter().map(|address| address.address()).collect();
             // Before they are started: when one family cannot be, the other may be on its way.
             undo.push(move || ours.remove(owned, Scope::Addresses).finish());
-            installing = Some(rules.install(&addresses)?);
+            installing = Some(rules.install(&addresses, self.config.masquerade_backend)?);
         }
         let attached = attach(&plan, &self.config, site, undo);
         let installed = installing.map_or(Ok(()), |installing| installing.finish());

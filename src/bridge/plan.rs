@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha512};
 
 use crate::bridge::config::{BridgeConfig, Gateway};
+use crate::bridge::spoof::Guard;
 use crate::cni::request::{Attachment, Id};
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
@@ -31,6 +32,8 @@ pub struct Plan {
     pub container: IfName,
     /// The MAC address of that end.
     pub mac: Mac,
+    /// What keeps the container from using another MAC address.
+    pub guard: Option<Guard>,
     /// The gateway's addresses; empty when there is none.
     pub gateways: Vec<Cidr>,
     /// The host's interface in the container's VLAN that has them; without VLANs it is the bridge.
@@ -115,6 +118,7 @@ impl Plan {
             alias: String::new(),
             container: who.interface.clone(),
             mac,
+            guard: None,
             gateways,
             gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
             routes: lease
@@ -126,10 +130,17 @@ impl Plan {
         })
     }
 
-    /// The same with an alias for the host's end, cut to what the kernel takes.
+    /// The same with an alias for the host's end, cut to what the kernel takes. It comes from whoever names pods and is
+    /// printed raw by those who list links: no control character gets there.
     pub fn with_alias(mut self, alias: &str) -> Plan {
         self.alias = alias[..alias.floor_char_boundary(MAX_ALIAS)].to_owned();
+        self.alias = self.alias.replace(char::is_control, "?");
         self
+    }
+
+    /// The same with a guard against spoofed MAC addresses.
+    pub fn with_guard(self, guard: Option<Guard>) -> Plan {
+        Plan { guard, ..self }
     }
 
     /// The addresses of the container.
@@ -284,6 +295,13 @@ mod tests {
         assert_eq!(name.as_str().len(), 15);
         assert_eq!(name, host_interface(&network, &who("eth0")));
         assert_ne!(name, host_interface(&network, &who("eth1")));
+    }
+
+    #[test]
+    fn an_alias_is_short_and_printable() {
+        let plan = plan("", &[], vec![]).unwrap();
+        let plan = plan.with_alias(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
+        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 255);
     }
 
     #[test]

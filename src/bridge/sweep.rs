@@ -3,14 +3,17 @@
 use crate::bridge::attach::failed;
 use crate::bridge::open_host;
 use crate::bridge::plan::host_interface;
+use crate::bridge::spoof;
+use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::error::{Error, Failures};
 use crate::host::netlink::present;
 use crate::ipam::Ipam;
 use crate::masquerade;
+use crate::net::IfName;
 
-/// Removes masquerading, links and leases of this network that belong to no valid attachment, whichever plugin made
+/// Removes masquerading, guards, links and leases of this network that belong to no valid attachment, whichever plugin made
 /// them. A link is removed when its lease says whose it is; one without a lease cannot be told from another network's.
 ///
 /// # Errors
@@ -25,7 +28,14 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
         failures.note(remove_links(conf, &strays));
         failures.note(ipam.sweep(&valid));
     }
+    failures.note(sweep_guards(conf, &valid));
     failures.into_result()
+}
+
+fn sweep_guards(conf: &NetConf, valid: &ValidAttachments) -> Result<(), Error> {
+    let host = open_host()?;
+    let exists = |name: &IfName| host.link(name).map_or(true, |link| link.is_some());
+    spoof::sweep(&conf.name, valid, exists)
 }
 
 fn remove_links(conf: &NetConf, strays: &[Attachment]) -> Result<(), Error> {

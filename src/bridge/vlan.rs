@@ -1,12 +1,14 @@
 //! The keys `vlan`, `vlanTrunk` and `preserveDefaultVlan`: what a configuration asks of 802.1Q, and what a port is to
 //! have because of it. Pure data.
-
-use std::collections::BTreeSet;
+//!
+//! In the words of bridge(8): `vlan` is `bridge vlan add vid N pvid untagged dev PORT`, an item of `vlanTrunk` is
+//! `bridge vlan add vid FIRST-LAST dev PORT`, and unless `preserveDefaultVlan` is true, `bridge vlan del vid 1 dev PORT`
+//! comes before them.
 
 use crate::bridge::config::Gateway;
 use crate::cni::shape::Shape;
 use crate::error::Error;
-use crate::net::{IfName, PortVlans, VlanId, describe};
+use crate::net::{IfName, PortVlans, VlanId, VlanSet};
 
 /// What a configuration says of VLANs. There is one only where the bridge must keep VLANs apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub struct Vlans {
     /// The VLAN of the container's untagged frames (`vlan`).
     native: Option<VlanId>,
     /// The VLANs whose tagged frames the container gets (`vlanTrunk`).
-    trunk: BTreeSet<VlanId>,
+    trunk: VlanSet,
     /// What becomes of the bridge's default VLAN on the port.
     default: DefaultVlan,
     /// The host's interface in `native` that has the gateway's address.
@@ -48,9 +50,9 @@ impl Vlans {
         }
         let gateway = native.filter(|_| role != Gateway::None);
         let gateway = gateway.map(|vlan| gateway_name(root, bridge, vlan));
-        let mut union = BTreeSet::new();
+        let mut union = VlanSet::EMPTY;
         for item in trunk.into_iter().flatten() {
-            parse_item(&item.into_object()?, &mut union)?;
+            union = union.or(parse_item(&item.into_object()?)?);
         }
         Ok(Some(Vlans {
             native,
@@ -65,18 +67,18 @@ impl Vlans {
         // With a trunk alone, untagged frames are in VLAN 1, as the reference has it.
         let is_default = !self.trunk.is_empty();
         let native = self.native.or(is_default.then_some(VlanId::DEFAULT))?;
-        Some(PortVlans::new(native, self.trunk.clone()))
+        Some(PortVlans::new(native, self.trunk))
     }
 
     /// The VLANs of the port that leads to the gateway's interface.
     pub fn gateway_port(&self) -> Option<PortVlans> {
         let native = self.native.filter(|_| self.gateway.is_some())?;
-        Some(PortVlans::new(native, BTreeSet::new()))
+        Some(PortVlans::new(native, VlanSet::EMPTY))
     }
 
     /// The VLAN that a new port with these VLANs must leave: the one that the bridge gave it.
     pub fn surplus(&self, wanted: &PortVlans, given: Option<VlanId>) -> Option<VlanId> {
-        given.filter(|given| self.default == DefaultVlan::Left && !wanted.contains(*given))
+        given.filter(|given| self.default == DefaultVlan::Left && !wanted.all().contains(*given))
     }
 
     /// The key that asks for VLANs and what it holds, for refusals.
@@ -84,7 +86,7 @@ impl Vlans {
         match self.native {
             Some(vlan) => format!("vlan is {vlan}"),
             None if self.trunk.is_empty() => "vlanTrunk is []".to_owned(),
-            None => format!("vlanTrunk is {}", describe(&self.trunk)),
+            None => format!("vlanTrunk is {}", self.trunk),
         }
     }
 
@@ -93,24 +95,22 @@ impl Vlans {
     /// That one may be there whatever `preserveDefaultVlan` says: the reference before 1.8.0 leaves it.
     pub fn difference(&self, present: &PortVlans, given: Option<VlanId>) -> Option<String> {
         let wanted = self.port()?;
-        if present.pvid != wanted.pvid || !wanted.untagged.is_subset(&present.untagged) {
+        if present.pvid != wanted.pvid || !wanted.untagged.minus(present.untagged).is_empty() {
             let is = match present.pvid {
-                Some(pvid) if present.untagged.contains(&pvid) => format!("are in VLAN {pvid}"),
+                Some(pvid) if present.untagged.contains(pvid) => format!("are in VLAN {pvid}"),
                 Some(pvid) => format!("come from VLAN {pvid} with a tag"),
                 None => "are in no VLAN".to_owned(),
             };
-            let native = describe(&wanted.untagged);
+            let native = wanted.untagged;
             return Some(format!("its untagged frames {is}, expected VLAN {native}"));
         }
-        let minus = |all: &BTreeSet<VlanId>, some: &BTreeSet<VlanId>| all - some;
-        let missing = minus(&wanted.tagged, &present.tagged);
+        let missing = wanted.tagged.minus(present.tagged);
         if !missing.is_empty() {
-            return Some(format!("it has lost VLANs {}", describe(&missing)));
+            return Some(format!("it has lost VLANs {missing}"));
         }
-        let mut foreign = minus(&present.all(), &wanted.all());
-        foreign.retain(|vlan| Some(*vlan) != given);
-        let msg = format!("it is in VLANs {} too", describe(&foreign));
-        (!foreign.is_empty()).then_some(msg)
+        let given = given.map_or(VlanSet::EMPTY, VlanSet::of);
+        let foreign = present.all().minus(wanted.all()).minus(given);
+        (!foreign.is_empty()).then(|| format!("it is in VLANs {foreign} too"))
     }
 }
 
@@ -119,14 +119,14 @@ fn gateway_name(root: &Shape, bridge: &IfName, vlan: VlanId) -> Result<IfName, E
     let name = format!("{bridge}.{vlan}");
     name.parse().map_err(|_| {
         let wanted = format!(
-            "the gateway's interface would be {name}, and a name has at most 15 bytes; choose a shorter one"
+            "the gateway's interface would be {name}, longer than the kernel's 15 bytes; choose a shorter name"
         );
         root.at("bridge").refused(format!("{:?}", bridge.as_str()), wanted)
     })
 }
 
-/// Adds the VLANs of one item of `vlanTrunk`: a range, a single one, both or nothing.
-fn parse_item(item: &Shape, union: &mut BTreeSet<VlanId>) -> Result<(), Error> {
+/// The VLANs of one item of `vlanTrunk`: a range, a single one, both or nothing.
+fn parse_item(item: &Shape) -> Result<VlanSet, Error> {
     let vlan = |key| -> Result<Option<VlanId>, Error> {
         Ok(item
             .number::<u16>(key, VlanId::NUMBERS)?
@@ -136,18 +136,17 @@ fn parse_item(item: &Shape, union: &mut BTreeSet<VlanId>) -> Result<(), Error> {
         let wanted = format!("{other} is {vlan}: a range needs both; for a single VLAN use id");
         Err(item.at(key).refused("missing", wanted))
     };
-    match (vlan("minID")?, vlan("maxID")?) {
+    let range = match (vlan("minID")?, vlan("maxID")?) {
         (Some(first), Some(last)) if last < first => {
             let wanted = format!("it must not be smaller than minID, which is {first}");
             return Err(item.at("maxID").refused(last, wanted));
         }
-        (Some(first), Some(last)) => union.extend(VlanId::span(first, last)),
+        (Some(first), Some(last)) => VlanSet::span(first, last),
         (Some(first), None) => return lacks("maxID", "minID", first),
         (None, Some(last)) => return lacks("minID", "maxID", last),
-        (None, None) => {}
-    }
-    union.extend(vlan("id")?);
-    Ok(())
+        (None, None) => VlanSet::EMPTY,
+    };
+    Ok(range.or(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
 }
 
 #[cfg(test)]
@@ -169,12 +168,16 @@ mod tests {
         VlanId::new(number).unwrap()
     }
 
+    fn one(number: u16) -> VlanSet {
+        VlanSet::of(id(number))
+    }
+
     fn port(keys: &str) -> String {
         let Some(port) = vlans(keys).port() else {
             return "as the bridge has it".to_owned();
         };
-        let (native, tagged) = (describe(&port.untagged), describe(&port.tagged));
-        assert_eq!(port.pvid.map(|pvid| pvid.to_string()), Some(native.clone()));
+        let (native, tagged) = (port.untagged, port.tagged);
+        assert_eq!(port.pvid.map(VlanSet::of), Some(native));
         format!("{native} + {tagged}")
     }
 
@@ -236,7 +239,7 @@ mod tests {
         let with = vlans(r#""vlan": 100, "vlanTrunk": [{"id": 7}]"#);
         assert_eq!(with.gateway.as_ref().map(IfName::as_str), Some("br0.100"));
         let port = with.gateway_port().unwrap();
-        assert_eq!((port.pvid, port.tagged.len()), (VlanId::new(100), 0));
+        assert_eq!((port.pvid, port.tagged), (VlanId::new(100), VlanSet::EMPTY));
         assert_eq!(vlans(r#""vlanTrunk": [{"id": 7}]"#).gateway, None);
     }
 
@@ -313,20 +316,20 @@ mod tests {
         let wanted = vlans(r#""vlan": 100, "vlanTrunk": [{"minID": 10, "maxID": 12}]"#);
         let right = wanted.port().unwrap();
         let check = |change: &dyn Fn(&mut PortVlans)| {
-            let mut present = right.clone();
+            let mut present = right;
             change(&mut present);
             wanted
                 .difference(&present, Some(VlanId::DEFAULT))
                 .unwrap_or_default()
         };
         assert_eq!(check(&|_| {}), "");
-        assert_eq!(check(&|port| _ = port.untagged.insert(VlanId::DEFAULT)), "");
+        assert_eq!(check(&|port| port.untagged = port.untagged.or(one(1))), "");
         assert_eq!(
-            check(&|port| _ = port.tagged.remove(&id(11))),
+            check(&|port| port.tagged = port.tagged.minus(one(11))),
             "it has lost VLANs 11"
         );
         assert_eq!(
-            check(&|port| _ = port.tagged.insert(id(200))),
+            check(&|port| port.tagged = port.tagged.or(one(200))),
             "it is in VLANs 200 too"
         );
         assert_eq!(
@@ -334,7 +337,7 @@ mod tests {
             "its untagged frames come from VLAN 1 with a tag, expected VLAN 100"
         );
         assert_eq!(
-            check(&|port| *port = PortVlans::new(id(9), port.tagged.clone())),
+            check(&|port| *port = PortVlans::new(id(9), port.tagged)),
             "its untagged frames are in VLAN 9, expected VLAN 100"
         );
         assert_eq!(

@@ -10,9 +10,6 @@ use crate::cni::shape::{self, Shape};
 use crate::cni::{ValidAttachments, Version};
 use crate::error::{Code, Error};
 
-/// The largest configuration that is read, in bytes: a GC of 100,000 attachments fits.
-const MAX_BYTES: u64 = 32 << 20;
-
 const DOCUMENT: &str = "configuration";
 
 /// A network configuration.
@@ -31,10 +28,11 @@ impl NetConf {
     /// Reads a configuration to its end.
     ///
     /// # Errors
-    /// Code 5 when reading fails, code 6 for a document over 32 MiB, and those of [`NetConf::parse`].
+    /// Code 5 when reading fails, and those of [`NetConf::parse`].
     pub fn read(from: impl Read) -> Result<NetConf, Error> {
         let mut bytes = Vec::with_capacity(4096);
-        from.take(MAX_BYTES + 1)
+        // What is longer is refused by its length alone.
+        from.take(shape::MAX_BYTES as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|cause| {
                 Error::new(
@@ -42,12 +40,6 @@ impl NetConf {
                     format!("cannot read the configuration from stdin: {cause}"),
                 )
             })?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(Error::new(
-                Code::DECODE,
-                format!("{DOCUMENT} is larger than {MAX_BYTES} bytes"),
-            ));
-        }
         NetConf::parse(bytes)
     }
 
@@ -57,10 +49,10 @@ impl NetConf {
     /// Code 6 for what is not JSON or of the wrong type, 7 for the name, 1 for the version.
     pub fn parse(bytes: Vec<u8>) -> Result<NetConf, Error> {
         if bytes.trim_ascii().is_empty() {
-            return Err(Error::new(
-                Code::DECODE,
-                format!("{DOCUMENT} on stdin is empty"),
-            ));
+            return Err(
+                Error::new(Code::DECODE, format!("{DOCUMENT} on stdin is empty"))
+                    .details("the runtime passes the network configuration there, as JSON"),
+            );
         }
         let root = match shape::parse(DOCUMENT, &bytes)? {
             Value::Null => Value::Object(Default::default()),

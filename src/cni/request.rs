@@ -249,6 +249,7 @@ fn missing_variables(names: &[&str]) -> Error {
         Code::INVALID_ENVIRONMENT,
         format!("required env variables [{list}] missing"),
     )
+    .details("the runtime sets them; an empty one counts as missing")
 }
 
 fn parse_command(text: &str) -> Result<Command, Error> {

@@ -371,6 +371,7 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
 mod tests {
     use super::*;
     use crate::cni::shape;
+    use crate::dice::Dice;
 
     fn sample() -> AddResult {
         let ip = |address: &str, gateway: &str| IpConfig {
@@ -480,5 +481,115 @@ mod tests {
             (old.ips.len(), old.routes.len(), old.interfaces.len()),
             (2, 1, 0)
         );
+    }
+
+    fn any_text(dice: &mut Dice) -> String {
+        dice.choose(&[
+            "eth0",
+            "a b",
+            "\u{fc}\"\\\n",
+            "/run/netns/x",
+            "0a:58:0a:01:02:03",
+        ])
+        .into()
+    }
+
+    fn any_texts(dice: &mut Dice) -> Vec<String> {
+        (0..dice.below(3)).map(|_| any_text(dice)).collect()
+    }
+
+    fn any_address(dice: &mut Dice) -> IpAddr {
+        dice.choose(&["10.1.2.3", "255.255.255.255", "fd00::3", "::"])
+            .parse()
+            .unwrap()
+    }
+
+    fn any_cidr(dice: &mut Dice) -> Cidr {
+        let address = any_address(dice);
+        let bits = Family::of(address).bits();
+        Cidr::new(address, dice.below(usize::from(bits) + 1) as u8).unwrap()
+    }
+
+    fn any_route(dice: &mut Dice) -> Route {
+        let positive = |dice: &mut Dice| (dice.bits() as u32).max(1);
+        Route {
+            gw: dice.maybe(any_address),
+            mtu: dice.maybe(positive),
+            advmss: dice.maybe(positive),
+            priority: dice.maybe(positive),
+            table: dice.maybe(|dice| dice.bits() as u32),
+            scope: dice.maybe(|dice| dice.bits() as u8),
+            ..Route::new(any_cidr(dice), None)
+        }
+    }
+
+    fn any_result(dice: &mut Dice) -> AddResult {
+        let interface = |dice: &mut Dice| Interface {
+            name: any_text(dice),
+            mac: any_text(dice),
+            mtu: dice.maybe(|dice| (dice.bits() as u32).max(1)),
+            sandbox: any_text(dice),
+            socket_path: any_text(dice),
+            pci_id: any_text(dice),
+        };
+        let ip = |dice: &mut Dice| IpConfig {
+            interface: dice.maybe(|dice| dice.below(3)),
+            address: any_cidr(dice),
+            gateway: dice.maybe(any_address),
+        };
+        AddResult {
+            interfaces: (0..dice.below(3)).map(|_| interface(dice)).collect(),
+            ips: (0..dice.below(4)).map(|_| ip(dice)).collect(),
+            routes: (0..dice.below(4)).map(|_| any_route(dice)).collect(),
+            dns: Dns {
+                nameservers: any_texts(dice),
+                domain: dice.maybe(any_text).unwrap_or_default(),
+                search: any_texts(dice),
+                options: any_texts(dice),
+            },
+        }
+    }
+
+    #[test]
+    fn any_result_keeps_what_each_version_can_tell() {
+        let mut dice = Dice(0xd1ce);
+        for _ in 0..500 {
+            let result = any_result(&mut dice);
+            for version in Version::ALL {
+                let Ok(told) = result.to_document(version) else {
+                    assert!(version.schema() == Schema::V0_1 && result.ips.is_empty());
+                    continue;
+                };
+                let again = read(&told, dice.choose(&Version::ALL));
+                let mut expected = result.clone();
+                match version.schema() {
+                    Schema::V1 => {}
+                    Schema::V0_3 => expected.interfaces.iter_mut().for_each(|interface| {
+                        interface.mtu = None;
+                        interface.socket_path.clear();
+                        interface.pci_id.clear();
+                    }),
+                    // One address of each family, and the routes of these families by destination and next hop.
+                    Schema::V0_1 => {
+                        let of =
+                            |family| expected.ips.iter().find(|ip| ip.address.family() == family);
+                        let ips: Vec<_> =
+                            Family::BOTH.into_iter().filter_map(of).cloned().collect();
+                        let routes = ips.iter().flat_map(|ip| {
+                            let family = ip.address.family();
+                            expected
+                                .routes
+                                .iter()
+                                .filter(move |r| r.dst.family() == family)
+                        });
+                        expected.routes = routes.map(|r| Route::new(r.dst, r.gw)).collect();
+                        expected.ips = ips;
+                        expected.ips.iter_mut().for_each(|ip| ip.interface = None);
+                        expected.interfaces.clear();
+                    }
+                }
+                assert_eq!(again, expected, "{version}: {told}");
+            }
+        }
     }
 }

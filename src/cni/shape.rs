@@ -4,41 +4,71 @@
 //! letter case, of duplicate keys the last one wins (objects merge), `null` means absent, unknown keys are
 //! passed by, integers are written without fraction or exponent.
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error};
 use crate::net::ParseError;
 
+/// The longest document, in bytes: a GC of 40,000 attachments fits.
+pub const MAX_BYTES: usize = 4 << 20;
+
+/// How many values a document may have. An object of seven bytes takes 700 in memory, so that the length alone is
+/// no bound; together they keep a hostile document below 64 MiB.
+pub const MAX_VALUES: u32 = 125_000;
+
+/// How much of a value an error quotes, in characters.
+const QUOTED: usize = 200;
+
 /// Parses a JSON document; the keys of its objects are lower case from here on.
 ///
 /// # Errors
-/// Code 6 when it is not one JSON document, or is nested more than 127 deep; `document` names it.
+/// Code 6 when it is not one JSON document, is too large or nested more than 127 deep; `document` names it.
 pub fn parse(document: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+    let too_large = |what: String| Error::new(Code::DECODE, format!("{document} has {what}"));
+    if bytes.len() > MAX_BYTES {
+        return Err(too_large(format!("more than {MAX_BYTES} bytes")));
+    }
     // Bytes that are not UTF-8 are only legal inside strings, where they become U+FFFD.
     let text = String::from_utf8_lossy(bytes);
     let mut deserializer = serde_json::Deserializer::from_str(&text);
-    Folded
+    let left = Cell::new(MAX_VALUES);
+    Folded { left: &left }
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
-        .map_err(|cause| Error::new(Code::DECODE, format!("{document} is not JSON: {cause}")))
+        .map_err(|cause| match left.get() {
+            0 => too_large(format!("more than {MAX_VALUES} values")),
+            _ => Error::new(Code::DECODE, format!("{document} is not JSON: {cause}")),
+        })
 }
 
 /// Builds a [`Value`] with folded keys.
-struct Folded;
+#[derive(Clone, Copy)]
+struct Folded<'c> {
+    /// How many values may still come.
+    left: &'c Cell<u32>,
+}
 
-impl<'de> DeserializeSeed<'de> for Folded {
+impl<'de> DeserializeSeed<'de> for Folded<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match self.left.get().checked_sub(1) {
+            None | Some(0) => {
+                self.left.set(0);
+                return Err(D::Error::custom("too many values"));
+            }
+            Some(left) => self.left.set(left),
+        }
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Folded {
+impl<'de> Visitor<'de> for Folded<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,7 +101,7 @@ impl<'de> Visitor<'de> for Folded {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(value) = seq.next_element_seed(Folded)? {
+        while let Some(value) = seq.next_element_seed(self)? {
             list.push(value);
         }
         Ok(list.into())
@@ -80,7 +110,7 @@ impl<'de> Visitor<'de> for Folded {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(Folded)?;
+            let value = map.next_value_seed(self)?;
             merge(&mut object, key.to_ascii_lowercase(), value);
         }
         Ok(object.into())
@@ -283,13 +313,7 @@ impl<'a> Shape<'a> {
     }
 
     fn mistyped(&self, wanted: &str) -> Error {
-        const SHOWN: usize = 60;
-        let mut value = self.value.to_string();
-        if let Some((cut, _)) = value.char_indices().nth(SHOWN) {
-            value.truncate(cut);
-            value.push('…');
-        }
-        self.wrong(Code::DECODE, value, format!("it must be {wanted}"))
+        self.wrong(Code::DECODE, self.value, format!("it must be {wanted}"))
     }
 
     fn wrong(&self, code: Code, value: impl fmt::Display, wanted: impl fmt::Display) -> Error {
@@ -298,6 +322,11 @@ impl<'a> Shape<'a> {
         } else {
             &self.path
         };
+        let mut value = value.to_string();
+        if let Some((cut, _)) = value.char_indices().nth(QUOTED) {
+            value.truncate(cut);
+            value.push('…');
+        }
         Error::new(
             code,
             format!("{}: {place} is {value}, but {wanted}", self.document),
@@ -369,6 +398,8 @@ mod tests {
             "nul",
             "{\"a\":1,}",
             &"[".repeat(1000),
+            &format!("[{}0]", "0,".repeat(MAX_VALUES as usize)),
+            &" ".repeat(MAX_BYTES + 1),
         ] {
             assert_eq!(
                 parse("configuration", wrong.as_bytes()).unwrap_err().code,
@@ -376,5 +407,14 @@ mod tests {
             );
         }
         assert!(parse("configuration", b"{\"a\": \"\xff\"} \n").is_ok());
+    }
+
+    #[test]
+    fn a_long_value_is_quoted_in_part() {
+        let value = doc(&format!(r#"{{"a": "{}"}}"#, "ü".repeat(5000)));
+        let root = Shape::root("configuration", &value);
+        let error = root.bool("a").unwrap_err();
+        assert!(error.msg.len() < 600 && error.msg.contains('…'), "{error}");
+        assert!(root.parsed::<crate::net::Mac>("a").unwrap_err().msg.len() < 600);
     }
 }

@@ -40,6 +40,16 @@ impl ValidAttachments {
         self.interfaces.contains_key(container)
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = Attachment> {
+        self.interfaces.iter().flat_map(|(container, interfaces)| {
+            interfaces.iter().map(|interface| Attachment {
+                container: container.clone(),
+                interface: interface.clone(),
+            })
+        })
+    }
+
     /// Their containers.
     pub fn containers(&self) -> impl Iterator<Item = &Id> {
         self.interfaces.keys()

@@ -1,8 +1,13 @@
-//! What this process may do with files, asked without doing it.
+//! What this process may do with files, and files where anybody may have put something else: a link there is not
+//! followed, a pipe not waited for.
 
+use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
 /// Whether files can be made in a directory, which is made itself where it is missing.
@@ -25,9 +30,22 @@ pub fn can_fill(directory: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Options that open only what is at the path itself; a symbolic link there is an error ([`is_link`]).
+pub fn itself() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    options
+}
+
+/// Whether opening failed because there is a symbolic link (open(2), "O_NOFOLLOW").
+pub fn is_link(cause: &Error) -> bool {
+    cause.raw_os_error() == Some(Errno::ELOOP as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn a_directory_can_be_filled_when_it_or_what_is_above_it_can_be_written() {
@@ -38,5 +56,16 @@ mod tests {
         let below_a_file = can_fill(Path::new("/proc/version/x")).unwrap_err();
         assert!(below_a_file.contains("/proc/version"), "{below_a_file}");
         assert!(can_fill(Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn a_link_is_told_and_its_target_not_opened() {
+        let link = std::env::temp_dir().join(format!("gangplank-link-{}", std::process::id()));
+        symlink("/etc/passwd", &link).unwrap();
+        let refused = itself().read(true).open(&link).unwrap_err();
+        std::fs::remove_file(&link).unwrap();
+        assert!(is_link(&refused), "{refused}");
+        assert!(!is_link(&itself().read(true).open(&link).unwrap_err()));
+        assert!(itself().read(true).open("/etc/passwd").is_ok());
     }
 }

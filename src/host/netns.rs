@@ -56,6 +56,9 @@ impl NetnsError {
             NetnsError::Missing | NetnsError::NotANamespace => {
                 error.details("expected a path like /run/netns/NAME or /proc/PID/ns/net")
             }
+            NetnsError::Refused(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                error.details("entering a namespace needs root (CAP_SYS_ADMIN)")
+            }
             NetnsError::Refused(_) => error,
         }
     }

@@ -16,6 +16,12 @@ use crate::host::signals::{self, Terminated};
 /// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
 const PIPE_CAPACITY: usize = 64 << 10;
 
+/// How much a program may print, in bytes: an iptables-save of 200,000 rules fits.
+const MAX_STDOUT: usize = 32 << 20;
+
+/// How much of its complaints is kept, in bytes; the rest is read and dropped.
+const MAX_STDERR: usize = 1 << 20;
+
 /// Where system programs are, before PATH is asked: whoever sets our PATH does not choose our tools.
 const SYSTEM_DIRECTORIES: [&str; 6] = [
     "/usr/sbin",
@@ -45,6 +51,12 @@ pub enum ProcessError {
         /// What the kernel says.
         cause: io::Error,
     },
+    /// It printed without end and was killed.
+    #[error("{program} printed more than {MAX_STDOUT} bytes and was killed")]
+    TooMuch {
+        /// Its path.
+        program: PathBuf,
+    },
     /// It did not end in time and was killed.
     #[error("{program} did not end within {} s and was killed", limit.as_secs())]
     TimedOut {
@@ -70,7 +82,7 @@ pub struct Output {
     pub status: ExitStatus,
     /// All it wrote to stdout.
     pub stdout: Vec<u8>,
-    /// All it wrote to stderr.
+    /// What it wrote to stderr, or the first MiB of it.
     pub stderr: Vec<u8>,
 }
 
@@ -208,11 +220,17 @@ impl Running {
             let fds = [(out_open, stdout.as_fd()), (err_open, stderr.as_fd())];
             let ready = match self.wait_readable(fds) {
                 Ok(Waited::Readable(ready)) => ready,
-                Ok(Waited::TooLong) => return Err(self.kill()),
+                Ok(Waited::TooLong) => {
+                    self.kill();
+                    return Err(ProcessError::TimedOut {
+                        program: self.program,
+                        limit: self.limit,
+                    });
+                }
                 Ok(Waited::Terminated(stopped)) => {
                     self.kill();
                     return Err(ProcessError::Terminated {
-                        program: self.program.clone(),
+                        program: self.program,
                         stopped,
                     });
                 }
@@ -221,8 +239,15 @@ impl Running {
             if ready[0] {
                 out_open = read_some(&mut stdout, &mut out).map_err(|cause| self.broken(cause))?;
             }
+            if out.len() > MAX_STDOUT {
+                self.kill();
+                return Err(ProcessError::TooMuch {
+                    program: self.program,
+                });
+            }
             if ready[1] {
                 err_open = read_some(&mut stderr, &mut err).map_err(|cause| self.broken(cause))?;
+                err.truncate(MAX_STDERR);
             }
         }
         let status = self.child.wait().map_err(|cause| self.broken(cause))?;
@@ -266,13 +291,9 @@ impl Running {
         }
     }
 
-    fn kill(&mut self) -> ProcessError {
+    fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        ProcessError::TimedOut {
-            program: self.program.clone(),
-            limit: self.limit,
-        }
     }
 
     fn broken(&self, cause: io::Error) -> ProcessError {
@@ -332,6 +353,16 @@ mod tests {
         let limit = Duration::from_millis(50);
         let error = run(&sleep, &["60"], &[], b"", limit).unwrap_err();
         assert!(matches!(error, ProcessError::TimedOut { .. }), "{error}");
+    }
+
+    #[test]
+    fn one_that_prints_without_end_is_killed_and_its_complaints_are_cut() {
+        let sh = find("sh").unwrap();
+        let error = run(&sh, &["-c", "cat /dev/zero"], &[], b"", LIMIT).unwrap_err();
+        assert!(matches!(error, ProcessError::TooMuch { .. }), "{error}");
+        let script = "head -c 3000000 /dev/zero >&2";
+        let output = run(&sh, &["-c", script], &[], b"", LIMIT).unwrap();
+        assert_eq!(output.stderr.len(), MAX_STDERR);
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn in_turn(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = (&Ran
 mod tests {
     use super::*;
     use crate::cni::shape::{self, Shape};
+    use crate::dice::Dice;
     use std::collections::BTreeSet;
 
     fn set(ranges: &[(&str, &str, &str)]) -> RangeSet {
@@ -126,18 +127,6 @@ mod tests {
         }
         let given: Vec<_> = taken.iter().map(ToString::to_string).collect();
         assert_eq!(given, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.6"]);
-    }
-
-    /// Deterministic, so that a failure can be run again (Marsaglia's xorshift).
-    struct Dice(u64);
-
-    impl Dice {
-        fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % limit as u64) as usize
-        }
     }
 
     /// The model: all addresses in a list; search it cyclically behind the last one.

@@ -21,6 +21,10 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 /// The longest name of a file (NAME_MAX): the network's name is one.
 const NAME_MAX: usize = 255;
 
+/// How many ranges, routes and addresses asked for are taken. Each is compared with each, so that more take long;
+/// nobody needs as many.
+const MAX_ELEMENTS: usize = 4096;
+
 /// The routing table of a route that names none: RT_TABLE_MAIN.
 const MAIN_TABLE: u32 = 254;
 
@@ -135,11 +139,28 @@ fn parse_sets(root: &Shape, ipam: &Shape) -> Result<Vec<RangeSet>, Error> {
     Ok(sets)
 }
 
+/// The elements of a list that may be absent.
+fn elements<'a>(parent: &Shape<'a>, key: &str) -> Result<Vec<Shape<'a>>, Error> {
+    let list = parent.list(key)?.unwrap_or_default();
+    limit(list.len(), &parent.at(key)).map(|()| list)
+}
+
+fn limit(count: usize, place: &Shape) -> Result<(), Error> {
+    if count <= MAX_ELEMENTS {
+        return Ok(());
+    }
+    let wanted = format!("it may have {MAX_ELEMENTS} at most");
+    Err(place.refused(format!("a list of {count}"), wanted))
+}
+
 fn parse_set_list(parent: &Shape, key: &str) -> Result<Vec<RangeSet>, Error> {
-    let sets = parent.list(key)?.unwrap_or_default();
+    let sets = elements(parent, key)?;
     let parse = |set: Shape| {
-        let ranges = set.clone().into_list()?.into_iter();
-        let ranges = ranges.map(|range| Range::parse(&range.into_object()?));
+        let ranges = set.clone().into_list()?;
+        limit(ranges.len(), &set)?;
+        let ranges = ranges
+            .into_iter()
+            .map(|range| Range::parse(&range.into_object()?));
         RangeSet::new(ranges.collect::<Result<_, _>>()?, &set)
     };
     sets.into_iter().map(parse).collect()
@@ -147,6 +168,8 @@ fn parse_set_list(parent: &Shape, key: &str) -> Result<Vec<RangeSet>, Error> {
 
 /// What concerns more than one set.
 fn check_together(sets: &[RangeSet], ipam: &Shape, version: Version) -> Result<(), Error> {
+    let count = sets.iter().map(|set| set.ranges().len()).sum();
+    limit(count, &ipam.at("ranges"))?;
     for (index, set) in sets.iter().enumerate() {
         for (earlier, other) in sets[..index].iter().enumerate() {
             if let Some((theirs, ours)) = other.overlap(set) {
@@ -208,7 +231,7 @@ fn parse_requested(root: &Shape, args: &Args) -> Result<Vec<Requested>, Error> {
     ];
     for (path, parent) in parents {
         let Some(parent) = parent else { continue };
-        for (index, ip) in parent.list("ips")?.unwrap_or_default().iter().enumerate() {
+        for (index, ip) in elements(&parent, "ips")?.iter().enumerate() {
             let place = format!("configuration: {path}.ips[{index}]");
             ask(
                 ip.parse_with(parse_requested_ip)?,
@@ -258,7 +281,7 @@ fn parse_routes(ipam: &Shape) -> Result<Vec<Route>, Error> {
         let table = route.table.unwrap_or(MAIN_TABLE);
         (route.dst, route.gw, table, route.priority)
     };
-    for shape in ipam.list("routes")?.unwrap_or_default().into_iter() {
+    for shape in elements(ipam, "routes")? {
         let route = parse_route(shape.clone())?;
         if !route.dst.is_network() {
             let wanted = format!(

@@ -89,7 +89,7 @@ impl Delegate {
     /// Its own error as it is; 999 when it gives no answer, an answer that is no result, or no address.
     pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
         let output = self.run(Command::Add, who)?;
-        self.parse_lease(&output.stdout).map_err(|error| {
+        self.parse_answer(&output.stdout).map_err(|error| {
             let error = error.context(format!("IPAM plugin {}", self.plugin));
             match self.release(who) {
                 Ok(()) => error,
@@ -190,7 +190,11 @@ impl Delegate {
         }
     }
 
-    fn parse_lease(&self, stdout: &[u8]) -> Result<Lease, Error> {
+    /// Reads what its ADD printed.
+    ///
+    /// # Errors
+    /// Code 999 when it is no result or has no address.
+    pub fn parse_answer(&self, stdout: &[u8]) -> Result<Lease, Error> {
         if stdout.trim_ascii().is_empty() {
             return Err(Error::failed("it ended well but gave no result"));
         }
@@ -243,7 +247,7 @@ fn run_when_written(
 }
 
 /// A CNI error document; `None` for anything else.
-fn parse_error(stdout: &[u8]) -> Option<Error> {
+pub fn parse_error(stdout: &[u8]) -> Option<Error> {
     let value = shape::parse("error", stdout).ok()?;
     let root = Shape::root("error", &value);
     let code = root.number("code", 0..=u32::MAX).ok()??;

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::ipam::allocate::next_free;
 use crate::ipam::config::{self, Config, Pool};
 use crate::ipam::range::Range;
-use crate::ipam::store::{Guard, Held, Leases, Locked, Store};
+use crate::ipam::store::{Held, LeaseLock, Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
 use crate::net::Family;
 
@@ -94,8 +94,8 @@ impl HostLocal {
     ///
     /// # Errors
     /// Code 11 when one is at work for too long.
-    pub fn guard(&self, held: &Held) -> Result<Guard, Error> {
-        self.store.guard(held.addresses())
+    pub fn lock(&self, held: &Held) -> Result<LeaseLock, Error> {
+        self.store.lock_leases(held.addresses())
     }
 
     /// Frees what was found, as far as it is still `who`'s. What is gone is fine; nothing is created.
@@ -143,7 +143,8 @@ impl HostLocal {
         Err(Error::failed(format!(
             "host-local: {who} holds no address of network {} in {directory}",
             self.network
-        )))
+        ))
+        .details("the pod may use an address that others are given; DEL and a new ADD mend that"))
     }
 
     /// Whether an address of each range set could be reserved now. Writes nothing and waits for nobody.

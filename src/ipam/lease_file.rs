@@ -1,13 +1,13 @@
 //! What a file of the store says: `<container id>\r\n<interface>`. Only reads.
 
 use std::fmt;
-use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
 use crate::cni::request::{Attachment, Id};
+use crate::host::files;
 
 /// What a lease file says about an attachment.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,7 +29,11 @@ pub enum Claim {
 /// # Errors
 /// When it cannot be read.
 pub fn read_claim(path: &Path, who: &Attachment) -> io::Result<Claim> {
-    read_small(path).map(|content| claim(&content, who))
+    match read_small(path) {
+        // No plugin makes links: whatever this is, it is not ours to follow or to remove.
+        Err(cause) if files::is_link(&cause) => Ok(Claim::Foreign),
+        content => content.map(|content| claim(&content, who)),
+    }
 }
 
 /// What the content of a file says about `who`.
@@ -65,7 +69,7 @@ pub fn parse_owner(content: &[u8]) -> Option<(Id, String)> {
 pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     const USUAL: usize = 512;
     const LIMIT: u64 = 256 << 10;
-    let mut file = File::open(path)?;
+    let mut file = files::itself().read(true).open(path)?;
     let mut content = vec![0; USUAL];
     let length = file.read(&mut content)?;
     content.truncate(length);
@@ -86,7 +90,10 @@ pub struct Holder {
 impl Holder {
     /// Reads a lease; `None` when it is gone or garbled.
     pub fn read(path: &Path, address: IpAddr) -> Option<Holder> {
-        let since = fs::metadata(path).and_then(|file| file.modified()).ok()?;
+        let since = path
+            .symlink_metadata()
+            .and_then(|file| file.modified())
+            .ok()?;
         let owner = match parse_owner(&read_small(path).ok()?)? {
             (container, interface) if interface.is_empty() => format!("container {container}"),
             (container, interface) => format!("container {container} interface {interface}"),

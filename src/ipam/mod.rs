@@ -4,13 +4,13 @@
 //! other type is a program ([`delegate`]). [`Ipam::parse`] refuses all that can be refused; `reserve` and `release` are
 //! inverses. Knows nothing of links, bridges and namespaces.
 
-mod allocate;
-mod config;
+pub mod allocate;
+pub mod config;
 pub mod delegate;
 pub mod host_local;
-mod lease_file;
-mod range;
-mod resolv;
+pub mod lease_file;
+pub mod range;
+pub mod resolv;
 mod store;
 
 use crate::cni::ValidAttachments;
@@ -23,7 +23,7 @@ use crate::net::{Family, Route};
 
 pub use delegate::Delegate;
 pub use host_local::HostLocal;
-pub use store::{Guard, Held};
+pub use store::{Held, LeaseLock};
 
 /// Who gives addresses for a network.
 #[derive(Clone, Debug)]
@@ -142,9 +142,9 @@ impl Ipam {
     ///
     /// # Errors
     /// Code 11 when one is at work for too long.
-    pub fn guard(&self, held: &Held) -> Result<Option<Guard>, Error> {
+    pub fn lock(&self, held: &Held) -> Result<Option<LeaseLock>, Error> {
         match self {
-            Ipam::HostLocal(host_local) => host_local.guard(held).map(Some),
+            Ipam::HostLocal(host_local) => host_local.lock(held).map(Some),
             Ipam::Delegate(_) => Ok(None),
         }
     }

@@ -39,6 +39,10 @@ impl Range {
             let wanted = format!("it must not be above the range's end {}", range.last);
             return Err(shape.at("rangeStart").refused(range.first, wanted));
         }
+        if range.has_mapped() {
+            let wanted = "it must not reach into ::ffff:0:0/96: those are IPv4 addresses";
+            return Err(shape.at("subnet").refused(subnet, wanted));
+        }
         Ok(range)
     }
 
@@ -82,6 +86,13 @@ impl Range {
     /// An address of the range as an interface has it.
     pub fn with_prefix(&self, address: IpAddr) -> Cidr {
         Cidr::new(address, self.subnet.prefix()).expect("the address is of the subnet's family")
+    }
+
+    /// Whether an IPv6 range has IPv4-mapped addresses. Nobody could find their leases again.
+    fn has_mapped(&self) -> bool {
+        let mapped = 0xffff_0000_0000..=0xffff_ffff_ffff;
+        let (first, last) = (ip_to_bits(self.first), ip_to_bits(self.last));
+        self.family() == Family::V6 && first <= *mapped.end() && last >= *mapped.start()
     }
 
     fn broadcast(&self) -> Option<IpAddr> {
@@ -231,6 +242,8 @@ impl fmt::Display for RangeSet {
 mod tests {
     use super::*;
     use crate::cni::shape;
+    use crate::dice::Dice;
+    use std::collections::BTreeSet;
 
     fn range(text: &str) -> Result<Range, Error> {
         let value = shape::parse("configuration", text.as_bytes()).unwrap();
@@ -295,6 +308,8 @@ mod tests {
             (r#"{"subnet":"10.1.2.0/32"}"#, "at most /30"),
             (r#"{"subnet":"fd00::/127"}"#, "at most /126"),
             (r#"{"subnet":"::ffff:10.1.2.0/120"}"#, "written as IPv4"),
+            (r#"{"subnet":"::/80"}"#, "must not reach into ::ffff:0:0/96"),
+            (r#"{"subnet":"::/0"}"#, "must not reach into ::ffff:0:0/96"),
             (
                 r#"{"subnet":"10.1.2.0/24","gateway":"10.1.3.1"}"#,
                 "gateway is 10.1.3.1",
@@ -338,9 +353,9 @@ mod tests {
         let gateways = ["10.1.2.1", "10.1.2.6", "10.9.9.9"].map(|ip| ip.parse().unwrap());
         assert_eq!(set.usable(&gateways), 4);
         let all = RangeSet {
-            ranges: vec![range(r#"{"subnet":"::/0","rangeStart":"::"}"#).unwrap()],
+            ranges: vec![range(r#"{"subnet":"8000::/1","rangeStart":"8000::"}"#).unwrap()],
         };
-        assert_eq!(all.usable(&[]), u128::MAX - 1);
+        assert_eq!(all.usable(&[]), (1 << 127) - 1);
     }
 
     #[test]
@@ -357,5 +372,61 @@ mod tests {
         assert!(low.overlaps(&of("10.1.2.3", "10.1.2.4")));
         assert!(of("10.1.2.3", "10.1.2.4").overlaps(&low));
         assert!(!low.overlaps(&range(r#"{"subnet":"fd00::/64"}"#).unwrap()));
+    }
+
+    /// A range within one small subnet, and all its addresses one by one.
+    fn small(dice: &mut Dice) -> (Range, BTreeSet<IpAddr>) {
+        let (subnet, family) = dice.choose(&[
+            ("10.1.2.0/28", Family::V4),
+            ("255.255.255.240/28", Family::V4),
+            ("0.0.0.0/28", Family::V4),
+            ("fd00::/124", Family::V6),
+            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124", Family::V6),
+        ]);
+        let base = ip_to_bits(subnet.parse::<Cidr>().unwrap().address());
+        let ends = [dice.below(16), dice.below(16)];
+        let (first, last) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
+        let ip = |offset: usize| ip_from_bits(family, base + offset as u128);
+        let text = format!(
+            r#"{{"subnet":"{subnet}","rangeStart":"{}","rangeEnd":"{}","gateway":"{}"}}"#,
+            ip(first),
+            ip(last),
+            ip(dice.below(16))
+        );
+        (range(&text).unwrap(), (first..=last).map(ip).collect())
+    }
+
+    #[test]
+    fn ranges_agree_with_sets_of_their_addresses() {
+        let mut dice = Dice(0xcafe);
+        for _ in 0..3000 {
+            let ((one, ours), (other, theirs)) = (small(&mut dice), small(&mut dice));
+            assert_eq!(
+                one.overlaps(&other),
+                !ours.is_disjoint(&theirs),
+                "{one} {other}"
+            );
+            assert_eq!(one.overlaps(&other), other.overlaps(&one));
+            for address in ours.union(&theirs) {
+                assert_eq!(
+                    one.contains(*address),
+                    ours.contains(address),
+                    "{one} {address}"
+                );
+            }
+            let gateways = [one.gateway(), other.gateway()];
+            let is_given =
+                |address: &&IpAddr| !one.is_edge(**address) && !gateways.contains(address);
+            let given = ours.iter().filter(is_given).count();
+            assert_eq!(
+                one.usable(&gateways),
+                given as u128,
+                "{one} without {gateways:?}"
+            );
+            let place = serde_json::Value::Null;
+            let set = RangeSet::new(vec![one.clone(), other.clone()], &Shape::root("t", &place));
+            let fits = ours.is_disjoint(&theirs) && one.family() == other.family();
+            assert_eq!(set.is_ok(), fits, "{one} {other}");
+        }
     }
 }

@@ -41,7 +41,7 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 }
 
 /// As the reference reads it: the last `domain` wins, everything else adds up.
-fn parse(text: &str) -> Dns {
+pub fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim) {
         if line.starts_with(['#', ';']) {

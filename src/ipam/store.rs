@@ -5,9 +5,9 @@
 //! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
-mod guard;
 mod holders;
 mod index;
+mod lease_lock;
 mod leases;
 mod sweep;
 
@@ -20,13 +20,13 @@ use std::time::Duration;
 
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error, Failures};
-use crate::host::files::can_fill;
+use crate::host::files;
 use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
-pub use guard::Guard;
 pub use holders::Held;
+pub use lease_lock::LeaseLock;
 pub use leases::Leases;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
@@ -65,7 +65,7 @@ impl Store {
     /// # Errors
     /// When they could not.
     pub fn writable(&self) -> Result<(), Error> {
-        can_fill(&self.directory).map_err(|why| {
+        files::can_fill(&self.directory).map_err(|why| {
             let directory = self.directory.display();
             Error::failed(format!("cannot write leases to {directory}: {why}")).details(REMEDY)
         })
@@ -96,7 +96,7 @@ impl Store {
     /// Code 11 when another process keeps the lock.
     pub fn lock(&self) -> Result<Option<Locked<'_>>, Error> {
         // Writable, because NFS gives an exclusive lock on nothing else; the mode is the reference's.
-        let opened = OpenOptions::new()
+        let opened = files::itself()
             .read(true)
             .write(true)
             .create(true)
@@ -161,6 +161,9 @@ impl Store {
         let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
         match cause.kind() {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => error.details(REMEDY),
+            _ if files::is_link(cause) => {
+                error.details("it is a symbolic link, which is not followed here: remove it")
+            }
             _ => error,
         }
     }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Code, Error};
+use crate::host::nftables::{Layer, Nftables, Table};
 use crate::host::process::{self, Output, ProcessError, Running};
+use crate::host::xtables;
 use crate::masquerade::rules::Listing;
 use crate::net::Family;
 
@@ -45,6 +47,24 @@ impl Iptables {
             restore: process::find(restore)?,
             save: process::find(save)?,
         })
+    }
+
+    /// Whether there may be a chain of that name in a family's nat table, found out without a process: the kernel is
+    /// asked for the table of iptables-nft, and whether the legacy variant has one.
+    pub fn may_have_chain(nftables: Option<&Nftables>, family: Family, name: &str) -> bool {
+        // Who cannot tell says yes.
+        let may = |it: &Nftables| Iptables::has_chain(it, family, name).unwrap_or(true);
+        nftables.is_some_and(may) || xtables::has_table(family, "nat")
+    }
+
+    /// Whether there is a chain of that name in the table of iptables-nft; `None` when the kernel does not tell.
+    pub fn has_chain(nftables: &Nftables, family: Family, name: &str) -> Option<bool> {
+        let table = Table {
+            layer: Layer::Ip(family),
+            name: "nat",
+        };
+        let uses = nftables.chain(table, name).ok()?;
+        Some(uses.is_some())
     }
 
     /// Starts a transaction.

@@ -4,24 +4,49 @@
 //! start their work and finish it later, so that the caller can work on the link meanwhile.
 
 mod iptables;
-mod rules;
+mod label;
+mod nftables;
+pub mod rules;
 
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::Id;
+use crate::cni::request::{Attachment, Id};
 use crate::error::{Error, Failures};
+use crate::host::nftables::Nftables;
 use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
+use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
 /// How often rules are looked at again that others take down at the same time.
 const LOOKS: u32 = 50;
 
-/// The masquerading of a container on a network.
+/// Which part of the kernel masquerades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// iptables, or its successor's translation of it.
+    Iptables,
+    /// nftables, without a program.
+    Nftables,
+}
+
+impl Backend {
+    /// The one for addresses of these families where none is asked for: iptables, if it is installed for all of them.
+    fn usual(mut families: impl Iterator<Item = Family>) -> Backend {
+        match families.all(|family| Iptables::find(family).is_some()) {
+            true => Backend::Iptables,
+            false => Backend::Nftables,
+        }
+    }
+}
+
+/// The masquerading of an attachment to a network.
 #[derive(Clone, Debug)]
 pub struct Masquerade {
+    network: Id,
     chain: Chain,
+    label: Label,
 }
 
 /// Rules on their way into the kernel.
@@ -53,18 +78,39 @@ pub struct Removing {
 }
 
 impl Masquerade {
-    /// That of a container on a network.
-    pub fn of(network: &Id, container: &Id) -> Masquerade {
+    /// That of an attachment.
+    pub fn of(network: &Id, who: &Attachment) -> Masquerade {
         Masquerade {
-            chain: Chain::of(network, container),
+            network: network.clone(),
+            chain: Chain::of(network, &who.container),
+            label: Label::of(network, who),
         }
     }
 
-    /// Starts to masquerade addresses: one transaction per family.
+    /// Starts to masquerade addresses: one transaction per family, or one in all. Where no backend is asked for it is
+    /// iptables, if that is installed for all of the addresses.
     ///
     /// # Errors
-    /// When a family has no iptables or it cannot be started; the other one may hold its rules.
-    pub fn install(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
+    /// When a family has no iptables or it cannot be started, or nftables refuses; a family may hold its rules.
+    pub fn install(
+        &self,
+        addresses: &[Cidr],
+        backend: Option<Backend>,
+    ) -> Result<Installing, Error> {
+        let families = addresses.iter().map(|address| address.family());
+        match backend.unwrap_or_else(|| Backend::usual(families)) {
+            Backend::Iptables => self.install_iptables(addresses),
+            Backend::Nftables => {
+                nftables::install(&self.network, &self.label, addresses)?;
+                Ok(Installing {
+                    chain: self.chain.clone(),
+                    families: Vec::new(),
+                })
+            }
+        }
+    }
+
+    fn install_iptables(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
         let mut found = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
@@ -93,11 +139,31 @@ impl Masquerade {
         Ok(installing)
     }
 
-    /// Whether addresses are masqueraded, by whichever plugin: one listing per family.
+    /// Whether addresses are masqueraded, by whichever plugin and backend.
     ///
     /// # Errors
-    /// The first address that is not; when a family cannot be listed.
-    pub fn check(&self, addresses: &[Cidr]) -> Result<(), Error> {
+    /// The first address that is not; when it cannot be told.
+    pub fn check(&self, addresses: &[Cidr], backend: Option<Backend>) -> Result<(), Error> {
+        let Err(lacking) = nftables::check(&self.network, &self.label, addresses) else {
+            return Ok(());
+        };
+        let families = addresses.iter().map(|address| address.family());
+        match backend.unwrap_or_else(|| Backend::usual(families)) {
+            Backend::Nftables if !self.may_be_in_iptables() => Err(lacking),
+            _ => self.check_iptables(addresses),
+        }
+    }
+
+    /// Whether there may be anything of it in iptables, found out without a process.
+    fn may_be_in_iptables(&self) -> bool {
+        let nftables = Nftables::open().ok();
+        let name = self.chain.name();
+        let mut families = Family::BOTH.into_iter();
+        families.any(|family| Iptables::may_have_chain(nftables.as_ref(), family, name))
+    }
+
+    /// One listing per family.
+    fn check_iptables(&self, addresses: &[Cidr]) -> Result<(), Error> {
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
             let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
@@ -116,13 +182,21 @@ impl Masquerade {
         Ok(())
     }
 
-    /// Starts to remove what was installed, by whichever plugin. Knowing the addresses costs one process per family;
-    /// without them what is there must be looked for.
+    /// Starts to remove what was installed, by whichever plugin and backend. Knowing the addresses costs one process
+    /// per family that holds anything; without them what is there must be looked for.
     pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope) -> Removing {
         let mut failures = Failures::default();
         let mut families = Vec::new();
+        let nftables = Nftables::open().ok();
         for family in Family::BOTH {
+            if !Iptables::may_have_chain(nftables.as_ref(), family, self.chain.name()) {
+                continue;
+            }
             let Some(iptables) = Iptables::find(family) else {
+                let knows = |it: &Nftables| Iptables::has_chain(it, family, self.chain.name());
+                if nftables.as_ref().and_then(knows) == Some(true) {
+                    failures.note::<()>(Err(not_installed(family)));
+                }
                 continue;
             };
             let own: Vec<IpAddr> = addresses
@@ -130,12 +204,19 @@ impl Masquerade {
                 .copied()
                 .filter(|address| Family::of(*address) == family)
                 .collect();
-            if addresses.is_empty() {
-                families.push((iptables, None));
-            } else if !own.is_empty() {
-                let transaction = failures.note(iptables.start(&self.chain.destroy(&own)));
-                families.push((iptables, transaction));
-            }
+            let transaction = match own.is_empty() {
+                true => None,
+                false => failures.note(iptables.start(&self.chain.destroy(&own))),
+            };
+            families.push((iptables, transaction));
+        }
+        if let Some(nftables) = &nftables {
+            failures.note(nftables::remove(
+                nftables,
+                &self.network,
+                &self.label,
+                &addresses,
+            ));
         }
         Removing {
             chain: self.chain.clone(),
@@ -151,41 +232,33 @@ impl Masquerade {
 /// process.
 ///
 /// # Errors
-/// Code 50 when a program is not installed.
-pub fn status(families: Option<&[Family]>) -> Result<(), Error> {
+/// Code 50 when a program is not installed, or the kernel has no nftables where that would be used.
+pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(), Error> {
     let missing = |family: &Family| Iptables::find(*family).is_none();
     let lacking = match families {
         Some(families) => families.iter().copied().find(missing),
         None => Family::BOTH.iter().all(missing).then_some(Family::V4),
     };
-    match lacking {
-        Some(family) => Err(not_installed(family).into_not_available()),
-        None => Ok(()),
-    }
+    let available = match (backend, lacking) {
+        (Some(Backend::Nftables), _) | (None, Some(_)) => nftables::status(),
+        (Some(Backend::Iptables), Some(family)) => Err(not_installed(family)),
+        (_, None) => Ok(()),
+    };
+    available.map_err(Error::into_not_available)
 }
 
-/// Whether rules that iptables made for these addresses can be removed.
+/// Removes the masquerading of a network that no valid attachment needs, whichever plugin installed it: with iptables
+/// that of containers, with nftables that of attachments.
 ///
 /// # Errors
-/// When a program is not installed.
-pub fn removable(addresses: &[IpAddr]) -> Result<(), Error> {
-    let mut families = addresses.iter().map(|address| Family::of(*address));
-    match families.find(|family| Iptables::find(*family).is_none()) {
-        Some(family) => Err(not_installed(family)),
-        None => Ok(()),
-    }
-}
-
-/// Removes the masquerading of all containers of a network that have no valid attachment, whichever plugin installed it.
-///
-/// # Errors
-/// When a family could not be listed or changed; the other one is swept.
+/// When a family or backend could not be listed or changed; the others are swept.
 pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
     let mut failures = Failures::default();
     for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
         let swept = take_down(&iptables, |listing| rules::sweep(network, valid, listing));
         failures.note(swept);
     }
+    failures.note(nftables::sweep(network, valid));
     failures.into_result()
 }
 

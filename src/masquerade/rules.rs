@@ -41,6 +41,11 @@ impl Chain {
         }
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The rules that masquerade these addresses, which are of one family: first what stays unmasqueraded, then the
     /// masquerading, then the ways into the chain.
     fn rules(&self, addresses: &[Cidr]) -> Vec<String> {

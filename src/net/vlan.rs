@@ -1,6 +1,5 @@
 //! VLANs of IEEE 802.1Q, as a bridge's port has them.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -24,11 +23,6 @@ impl VlanId {
     pub fn number(self) -> u16 {
         self.0
     }
-
-    /// All VLANs from `first` to `last`; none when that is the smaller one.
-    pub fn span(first: VlanId, last: VlanId) -> impl Iterator<Item = VlanId> {
-        (first.0..=last.0).map(VlanId)
-    }
 }
 
 impl fmt::Display for VlanId {
@@ -37,69 +31,134 @@ impl fmt::Display for VlanId {
     }
 }
 
+/// A set of VLANs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct VlanSet([u64; 64]);
+
+impl VlanSet {
+    /// No VLAN.
+    pub const EMPTY: VlanSet = VlanSet([0; 64]);
+
+    /// All VLANs from `first` to `last`; none when that is the smaller one.
+    pub fn span(first: VlanId, last: VlanId) -> VlanSet {
+        let mut set = VlanSet::EMPTY;
+        for number in first.0..=last.0 {
+            set.0[usize::from(number / 64)] |= 1 << (number % 64);
+        }
+        set
+    }
+
+    /// One VLAN.
+    pub fn of(vlan: VlanId) -> VlanSet {
+        VlanSet::span(vlan, vlan)
+    }
+
+    /// Whether there is none in it.
+    pub fn is_empty(&self) -> bool {
+        *self == VlanSet::EMPTY
+    }
+
+    /// Whether a VLAN is in it.
+    pub fn contains(&self, vlan: VlanId) -> bool {
+        self.0[usize::from(vlan.0 / 64)] >> (vlan.0 % 64) & 1 == 1
+    }
+
+    /// What is in this set or in the other one.
+    pub fn or(mut self, other: VlanSet) -> VlanSet {
+        let words = self.0.iter_mut().zip(other.0);
+        words.for_each(|(word, other)| *word |= other);
+        self
+    }
+
+    /// What is in this set and not in the other one.
+    pub fn minus(mut self, other: VlanSet) -> VlanSet {
+        let words = self.0.iter_mut().zip(other.0);
+        words.for_each(|(word, other)| *word &= !other);
+        self
+    }
+
+    /// The set as few ranges as there can be: the first and the last of each, in order.
+    pub fn ranges(&self) -> Vec<(VlanId, VlanId)> {
+        let mut ranges: Vec<(VlanId, VlanId)> = Vec::new();
+        for vlan in VlanId::NUMBERS
+            .map(VlanId)
+            .filter(|vlan| self.contains(*vlan))
+        {
+            match ranges.last_mut() {
+                Some((_, last)) if last.0 + 1 == vlan.0 => *last = vlan,
+                _ => ranges.push((vlan, vlan)),
+            }
+        }
+        ranges
+    }
+}
+
+impl fmt::Display for VlanSet {
+    /// `10-12,20`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (first, last) in self.ranges() {
+            write!(f, "{separator}{first}")?;
+            if first != last {
+                write!(f, "-{last}")?;
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for VlanSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// The VLANs a port of a bridge is in (bridge(8), "bridge vlan").
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortVlans {
     /// Where frames go that come in without a tag.
     pub pvid: Option<VlanId>,
     /// Frames of these leave without a tag.
-    pub untagged: BTreeSet<VlanId>,
+    pub untagged: VlanSet,
     /// Frames of these leave with their tag. Shares nothing with `untagged`.
-    pub tagged: BTreeSet<VlanId>,
+    pub tagged: VlanSet,
 }
 
 impl PortVlans {
+    /// A port that is in no VLAN.
+    pub const NONE: PortVlans = PortVlans {
+        pvid: None,
+        untagged: VlanSet::EMPTY,
+        tagged: VlanSet::EMPTY,
+    };
+
     /// Frames without a tag are in `native`, both ways; those of `tagged` keep their tag.
-    pub fn new(native: VlanId, tagged: BTreeSet<VlanId>) -> PortVlans {
-        let mut tagged = tagged;
-        tagged.remove(&native);
+    pub fn new(native: VlanId, tagged: VlanSet) -> PortVlans {
+        let untagged = VlanSet::of(native);
         PortVlans {
             pvid: Some(native),
-            untagged: BTreeSet::from([native]),
-            tagged,
+            untagged,
+            tagged: tagged.minus(untagged),
         }
     }
 
-    /// Whether the port is in a VLAN.
-    pub fn contains(&self, vlan: VlanId) -> bool {
-        self.untagged.contains(&vlan) || self.tagged.contains(&vlan)
+    /// All VLANs the port is in.
+    pub fn all(&self) -> VlanSet {
+        self.untagged.or(self.tagged)
     }
-
-    /// All VLANs the port is in, in order.
-    pub fn all(&self) -> BTreeSet<VlanId> {
-        self.untagged.union(&self.tagged).copied().collect()
-    }
-}
-
-/// Compresses a set into as few ranges as there can be, in order.
-pub fn ranges(vlans: &BTreeSet<VlanId>) -> Vec<RangeInclusive<VlanId>> {
-    let mut ranges: Vec<RangeInclusive<VlanId>> = Vec::new();
-    for vlan in vlans {
-        match ranges.last_mut() {
-            Some(range) if range.end().0 + 1 == vlan.0 => *range = *range.start()..=*vlan,
-            _ => ranges.push(*vlan..=*vlan),
-        }
-    }
-    ranges
-}
-
-/// A set for people: `10-12,20`.
-pub fn describe(vlans: &BTreeSet<VlanId>) -> String {
-    let range = |range: &RangeInclusive<VlanId>| match (range.start(), range.end()) {
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
-    };
-    let ranges: Vec<String> = ranges(vlans).iter().map(range).collect();
-    ranges.join(",")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn set(numbers: &[u16]) -> BTreeSet<VlanId> {
-        let vlan = |number: &u16| VlanId::new(*number).unwrap();
-        numbers.iter().map(vlan).collect()
+    fn set(numbers: impl IntoIterator<Item = u16>) -> VlanSet {
+        let vlan = |number| VlanSet::of(VlanId::new(number).unwrap());
+        numbers
+            .into_iter()
+            .map(vlan)
+            .fold(VlanSet::EMPTY, VlanSet::or)
     }
 
     #[test]
@@ -116,16 +175,28 @@ mod tests {
             (vec![7], "7"),
             (vec![3, 1, 2], "1-3"),
             (vec![1, 3, 4, 6], "1,3-4,6"),
+            (vec![63, 64, 127, 128, 4094], "63-64,127-128,4094"),
             ((1..=4094).collect(), "1-4094"),
         ] {
-            assert_eq!(describe(&set(&numbers)), text);
+            assert_eq!(set(numbers).to_string(), text);
         }
     }
 
     #[test]
+    fn sets_are_joined_and_taken_from_each_other() {
+        let (some, others) = (set(60..=70), set([64, 4000]));
+        assert_eq!(some.or(others).to_string(), "60-70,4000");
+        assert_eq!(some.minus(others).to_string(), "60-63,65-70");
+        assert!(some.minus(some).is_empty() && !some.is_empty());
+        let vlan = |number| VlanId::new(number).unwrap();
+        assert_eq!(VlanSet::span(vlan(60), vlan(70)), some);
+        assert!(VlanSet::span(vlan(70), vlan(60)).is_empty());
+    }
+
+    #[test]
     fn the_native_vlan_is_not_tagged_too() {
-        let vlans = PortVlans::new(VlanId::DEFAULT, set(&[1, 2]));
-        assert_eq!(vlans.tagged, set(&[2]));
-        assert_eq!(vlans.all(), set(&[1, 2]));
+        let vlans = PortVlans::new(VlanId::DEFAULT, set([1, 2]));
+        assert_eq!(vlans.tagged, set([2]));
+        assert_eq!(vlans.all(), set([1, 2]));
     }
 }

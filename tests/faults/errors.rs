@@ -101,6 +101,11 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
             scene.call("DEL", &scene.pod).run().ok();
             continue;
         };
+        // How often it wakes is chance.
+        if line.contains(WAKE) {
+            scene = Scene::new(kind);
+            continue;
+        }
         let said: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
         messages.insert(format!("{} {}  <= {line}", said["msg"], said["details"]));
         if findings.note(&format!("{step}: {line}"), &wrong_after(&scene, &answer)) {
@@ -117,6 +122,21 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
 fn an_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
     needs!("strace", "nft", "iptables", "ip6tables");
     fail_add("ADD with a failing system call", PLAIN, 8);
+}
+
+#[test]
+fn an_add_with_nftables_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let kind = Kind {
+        dual: true,
+        rules: Rules::Nftables,
+        ..PLAIN
+    };
+    fail_add(
+        "dual-stack ADD with nftables and a failing system call",
+        kind,
+        17,
+    );
 }
 
 #[test]

@@ -168,6 +168,36 @@ fn an_add_with_legacy_rules_killed_at_any_step_leaves_nothing_after_its_del() {
 }
 
 #[test]
+fn an_add_with_nftables_killed_at_any_step_leaves_nothing_after_its_del() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    if worse_in_go("Debian's knows no nftables") {
+        return;
+    }
+    let kind = Kind {
+        rules: Rules::Nftables,
+        dual: true,
+        ..PLAIN
+    };
+    kill_add("dual-stack ADD with nftables killed", kind, 4);
+    kill_del("dual-stack DEL with nftables killed", kind, 5);
+}
+
+#[test]
+fn a_first_add_with_nftables_killed_at_any_step_hinders_nobody() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    if worse_in_go("Debian's knows no nftables") {
+        return;
+    }
+    let kind = Kind {
+        rules: Rules::Nftables,
+        dual: true,
+        used: false,
+        ..PLAIN
+    };
+    kill_add("first ADD with nftables killed", kind, 9);
+}
+
+#[test]
 fn a_first_add_killed_at_any_step_leaves_a_bridge_that_the_next_one_makes_whole() {
     needs!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {

@@ -13,6 +13,8 @@ pub enum Rules {
     Iptables,
     /// iptables over the kernel's older tables.
     Legacy,
+    /// nftables, without a program.
+    Nftables,
 }
 
 /// What kind of network is disturbed.
@@ -96,7 +98,7 @@ impl Scene {
             use_legacy(&node);
         }
         let rules = match kind.rules {
-            Rules::Without => "nft list ruleset",
+            Rules::Without | Rules::Nftables => "nft list ruleset",
             Rules::Iptables | Rules::Legacy => "iptables-save -t nat; ip6tables-save -t nat",
         };
         node.write("/run/survey", &format!("{SURVEY}; {rules}"));
@@ -115,6 +117,9 @@ impl Scene {
     pub fn config(&self) -> Value {
         let mut config = small_network();
         config["ipMasq"] = (self.kind.rules != Rules::Without).into();
+        if self.kind.rules == Rules::Nftables {
+            config["ipMasqBackend"] = "nftables".into();
+        }
         if self.kind.dual {
             config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
         }

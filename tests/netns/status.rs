@@ -145,12 +145,15 @@ fn masquerading_needs_the_programs_of_the_ranges_families() {
     let node = Node::new("node");
     node.run("mkdir /run/sbin");
     node.bind("/run/sbin", "/usr/sbin");
-    let refusal = unavailable(&node, &config());
+    // Unasked it is nftables, without a program, where there is no iptables.
+    status(&node, &config()).ok();
+    let mut config = config();
+    config["ipMasqBackend"] = "iptables".into();
+    let refusal = unavailable(&node, &config);
     assert!(refusal.text().contains("iptables-restore"), "{refusal:?}");
     node.run("touch /run/sbin/iptables-restore /run/sbin/iptables-save");
-    let refusal = unavailable(&node, &config());
+    let refusal = unavailable(&node, &config);
     assert!(refusal.text().contains("ip6tables-restore"), "{refusal:?}");
-    let mut config = config();
     config["ipam"]["ranges"] = json!([]);
     status(&node, &config).ok();
 }

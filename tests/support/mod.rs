@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod call;
+mod ground;
 mod node;
 mod place;
 mod witness;

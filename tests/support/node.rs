@@ -1,16 +1,16 @@
 //! Hosts and pods.
 
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
-use super::place::{Place, apart};
+use super::ground::{self, Place, apart};
 use super::{Call, GO_PLUGINS, Network, plugin_file};
 
 /// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
@@ -28,27 +28,11 @@ impl Deref for Node {
 
 impl Node {
     /// Where a node has its plugins.
-    pub const BIN: &str = "/run/cni/bin";
+    pub const BIN: &str = ground::BIN;
 
     /// A host with nothing but a loopback interface, which is up.
     pub fn new(name: &str) -> Node {
-        let place = apart(|| {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            for dir in ["/run", "/var/lib"] {
-                let tmpfs = Some("tmpfs");
-                mount(tmpfs, dir, tmpfs, MsFlags::empty(), Some("mode=0755")).unwrap();
-            }
-            for dir in ["/run/netns", "/run/lock", Node::BIN, "/var/lib/cni"] {
-                fs::create_dir_all(dir).unwrap();
-            }
-            Place {
-                name: name.to_owned(),
-                netns: Arc::new(File::open("/proc/thread-self/ns/net").unwrap()),
-                mntns: Arc::new(File::open("/proc/thread-self/ns/mnt").unwrap()),
-            }
-        });
+        let place = Place::host(name).unwrap();
         let node = Node { place };
         node.run("ip link set lo up");
         for plugin in ["bridge", "host-local", "loopback"] {
@@ -90,6 +74,21 @@ impl Node {
         });
     }
 
+    /// Makes one of the two variants, `xtables-nft-multi` or `xtables-legacy-multi`, this node's iptables.
+    pub fn lay_iptables(&self, variant: &str) {
+        // Of the programs' names only argv[0] counts, so one file may be the one of all of them.
+        let variant = format!("/usr/sbin/{variant}");
+        let programs = ["iptables", "ip6tables"].map(|name| format!("/usr/sbin/{name}"));
+        let installed = |name: &String| fs::canonicalize(name).unwrap();
+        let files: BTreeSet<PathBuf> = programs.iter().map(installed).collect();
+        for file in files {
+            let file = file.to_str().unwrap();
+            if file != variant {
+                self.bind(&variant, file);
+            }
+        }
+    }
+
     /// Takes the last file laid over another away.
     pub fn unbind(&self, over: &str) {
         self.inside(|| umount2(&fs::canonicalize(over).unwrap(), MntFlags::MNT_DETACH))
@@ -98,20 +97,8 @@ impl Node {
 
     /// A pod on this node: a network namespace at /run/netns/NAME, as `ip netns add` makes it.
     pub fn pod(&self, name: &str) -> Pod {
-        let path = format!("/run/netns/{name}");
-        let netns = self.inside(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            File::create_new(&path).unwrap();
-            let none: Option<&str> = None;
-            let own = "/proc/thread-self/ns/net";
-            mount(Some(own), path.as_str(), none, MsFlags::MS_BIND, none).unwrap();
-            File::open(own).unwrap()
-        });
-        let place = Place {
-            name: name.to_owned(),
-            netns: Arc::new(netns),
-            mntns: self.mntns.clone(),
-        };
+        let place = self.place.pod(name).unwrap();
+        let path = place.netns_path();
         Pod { place, path }
     }
 

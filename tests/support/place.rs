@@ -1,23 +1,9 @@
-//! A point of view: a network namespace together with the mount namespace of its host.
+//! What a place sees: through programs, and through packets.
 
-use std::fs::File;
-use std::net::UdpSocket;
-use std::panic::resume_unwind;
 use std::process::{Output, Stdio};
-use std::sync::Arc;
-use std::time::Duration;
-
-use nix::sched::{CloneFlags, setns, unshare};
 
 use super::command;
-
-/// Where programs and closures can be run. Several may run in one place at the same time.
-#[derive(Clone)]
-pub struct Place {
-    pub(super) name: String,
-    pub(super) netns: Arc<File>,
-    pub(super) mntns: Arc<File>,
-}
+pub use super::ground::Place;
 
 /// The answer to an echo request.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,24 +12,7 @@ pub struct Ping {
     pub ttl: u8,
 }
 
-/// Runs `work` on a thread of its own, so that what it does to its namespaces ends with it.
-pub(super) fn apart<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    let outcome = std::thread::scope(|scope| scope.spawn(work).join());
-    outcome.unwrap_or_else(|panic| resume_unwind(panic))
-}
-
 impl Place {
-    /// Runs a closure here.
-    pub fn inside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        apart(|| {
-            // The kernel lets only a task with a root and a working directory of its own change mount namespaces.
-            unshare(CloneFlags::CLONE_FS).unwrap();
-            setns(&*self.mntns, CloneFlags::CLONE_NEWNS).unwrap();
-            setns(&*self.netns, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        })
-    }
-
     /// Runs a program here, whatever comes of it.
     pub fn try_run(&self, line: &str) -> Output {
         self.inside(|| command(line).stdin(Stdio::null()).output())
@@ -105,34 +74,12 @@ impl Place {
         assert_eq!(answer, None, "{} reaches {address}", self.name);
     }
 
-    /// A socket that lives here, whichever thread uses it; it waits two seconds for a packet.
-    pub fn udp(&self, address: &str) -> UdpSocket {
-        let socket = self
-            .inside(|| UdpSocket::bind(address))
-            .unwrap_or_else(|e| panic!("{}: {address}: {e}", self.name));
-        socket
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .unwrap();
-        socket
-    }
-
     /// The source address as which a packet sent from here arrives at `to`, an address at `place`.
     pub fn seen_as(&self, place: &Place, to: &str) -> String {
-        let any = if to.contains(':') { "[::]" } else { "0.0.0.0" };
-        let host = if to.contains(':') {
-            format!("[{to}]")
-        } else {
-            to.to_owned()
-        };
-        let receiver = place.udp(&format!("{host}:0"));
-        let port = receiver.local_addr().unwrap().port();
-        let sender = self.udp(&format!("{any}:0"));
-        sender.send_to(b"who am I", (to, port)).unwrap();
-        let mut buffer = [0; 16];
-        let (_, from) = receiver
-            .recv_from(&mut buffer)
-            .unwrap_or_else(|e| panic!("no packet from {} at {to}: {e}", self.name));
-        from.ip().to_string()
+        let exchange = self
+            .exchange(place, to.parse().unwrap())
+            .unwrap_or_else(|e| panic!("no packet from {} at {to}, or no answer: {e}", self.name));
+        exchange.seen_as.to_string()
     }
 
     /// The text of a file.

@@ -62,11 +62,7 @@ fn is_lease(path: &str) -> bool {
 
 /// The addresses that are leased on a network, in order.
 pub fn leases(node: &Node, network: &str) -> Vec<IpAddr> {
-    let files = node.files(&format!("/var/lib/cni/networks/{network}"));
-    let name = |path: &String| path.rsplit('/').next()?.parse().ok();
-    let mut leases: Vec<IpAddr> = files.keys().filter_map(name).collect();
-    leases.sort();
-    leases
+    node.leases(network)
 }
 
 /// The name of the chain that masquerades a container of a network.

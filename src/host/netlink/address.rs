@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::message::Message;
 use super::{Netlink, NetlinkError};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
@@ -41,12 +42,10 @@ impl Netlink {
     pub fn addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.header.index = index;
-        let answers = self.dump(RouteNetlinkMessage::GetAddress(request))?;
+        let answers = self.dump(Message::GetAddress(request))?;
         let of_link = answers.into_iter().filter_map(|answer| match answer {
             // Kernels before 4.20 do not filter.
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => {
-                Address::of(&message)
-            }
+            Message::NewAddress(message) if message.header.index == index => Address::of(&message),
             _ => None,
         });
         Ok(of_link.collect())
@@ -73,10 +72,7 @@ impl Netlink {
                 .attributes
                 .push(AddressAttribute::Broadcast(broadcast));
         }
-        self.change(
-            RouteNetlinkMessage::NewAddress(request),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.change(Message::NewAddress(request), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Waits until duplicate address detection is over for all addresses of a link in `netns`.
@@ -107,7 +103,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NotFound`] when it has no such address.
     pub fn delete_address(&self, index: u32, cidr: Cidr) -> Result<(), NetlinkError> {
-        self.change(RouteNetlinkMessage::DelAddress(message(index, cidr)), 0)
+        self.change(Message::DelAddress(message(index, cidr)), 0)
     }
 }
 
@@ -127,7 +123,8 @@ fn message(index: u32, cidr: Cidr) -> AddressMessage {
 }
 
 impl Address {
-    fn of(message: &AddressMessage) -> Option<Address> {
+    /// An address as a message of the kernel tells it; `None` when it names none.
+    pub fn of(message: &AddressMessage) -> Option<Address> {
         let (mut local, mut address) = (None, None);
         let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
         for attribute in &message.attributes {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
+use super::message::Message;
 use super::{Filtering, Netlink, NetlinkError, present};
 use crate::host::netns::Netns;
 use crate::net::{IfName, Mac};
@@ -44,6 +44,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// What it was called for people; empty when nothing.
+    pub alias: String,
     /// Its kind.
     pub kind: Kind,
     /// Its MAC address; `None` when it has none of six bytes.
@@ -122,11 +124,28 @@ impl Netlink {
     fn fetch_link(&self, mut request: LinkMessage) -> Result<Option<Link>, NetlinkError> {
         let sparing = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
         request.attributes.push(sparing);
-        let answer = present(self.fetch(RouteNetlinkMessage::GetLink(request)))?.flatten();
+        let answer = present(self.fetch(Message::GetLink(request)))?.flatten();
         Ok(answer.and_then(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),
+            Message::NewLink(link) => Some(Link::of(link)),
             _ => None,
         }))
+    }
+
+    /// The ports of a bridge.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn ports(&self, bridge: u32) -> Result<Vec<Link>, NetlinkError> {
+        let request = message(vec![
+            LinkAttribute::Controller(bridge),
+            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+        ]);
+        let answers = self.dump(Message::GetLink(request))?;
+        let links = answers.into_iter().filter_map(|answer| match answer {
+            Message::NewLink(link) => Some(Link::of(link)),
+            _ => None,
+        });
+        Ok(links.filter(|link| link.master == Some(bridge)).collect())
     }
 
     /// Makes a bridge.
@@ -149,10 +168,7 @@ impl Netlink {
         attributes.push(LinkAttribute::LinkInfo(info));
         let mut request = message(attributes);
         raise(&mut request);
-        self.change(
-            RouteNetlinkMessage::NewLink(request),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.change(Message::NewLink(request), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Makes a veth pair in one message: the port in this namespace, the other end born in the container, or here
@@ -183,10 +199,7 @@ impl Netlink {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(message(end)))),
         ]));
-        self.change(
-            RouteNetlinkMessage::NewLink(message(port)),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.change(Message::NewLink(message(port)), NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Sets a port's flags and alias, and brings it up, in one message.
@@ -211,7 +224,7 @@ impl Netlink {
             ]),
         ]);
         raise(&mut request);
-        self.change(RouteNetlinkMessage::NewLink(request), 0)
+        self.change(Message::NewLink(request), 0)
     }
 
     /// Brings a link up.
@@ -221,7 +234,7 @@ impl Netlink {
     pub fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let mut request = indexed(index, Vec::new());
         raise(&mut request);
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Waits until packets pass a link of the thread's namespace.
@@ -244,7 +257,7 @@ impl Netlink {
     pub fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
         let mut request = indexed(index, Vec::new());
         request.header.change_mask = LinkFlags::Up;
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Makes a link take every frame.
@@ -255,7 +268,7 @@ impl Netlink {
         let mut request = indexed(index, Vec::new());
         request.header.flags = LinkFlags::Promisc;
         request.header.change_mask = LinkFlags::Promisc;
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Makes a link a port of a bridge.
@@ -264,7 +277,7 @@ impl Netlink {
     /// When there is no such link or no such bridge.
     pub fn set_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
         let request = indexed(index, vec![LinkAttribute::Controller(bridge)]);
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Gives a link a MAC address of its own.
@@ -273,7 +286,7 @@ impl Netlink {
     /// When there is no such link or the address is not assignable.
     pub fn set_mac(&self, index: u32, mac: Mac) -> Result<(), NetlinkError> {
         let request = indexed(index, vec![LinkAttribute::Address(mac.bytes().to_vec())]);
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Deletes a link by its name; the other end of a veth pair goes with it.
@@ -282,7 +295,7 @@ impl Netlink {
     /// [`NetlinkError::NotFound`] when there is none.
     pub fn delete_link(&self, name: &IfName) -> Result<(), NetlinkError> {
         let request = message(vec![LinkAttribute::IfName(name.to_string())]);
-        self.change(RouteNetlinkMessage::DelLink(request), 0)
+        self.change(Message::DelLink(request), 0)
     }
 }
 
@@ -304,11 +317,21 @@ fn raise(message: &mut LinkMessage) {
 }
 
 impl Link {
-    fn of(message: LinkMessage) -> Link {
+    /// Its name, with what it was called for people: whose it is, where one of ours.
+    pub fn title(&self) -> String {
+        match self.alias.as_str() {
+            "" => self.name.clone(),
+            alias => format!("{} ({alias})", self.name),
+        }
+    }
+
+    /// A link as a message of the kernel tells it.
+    pub fn of(message: LinkMessage) -> Link {
         let flags = message.header.flags;
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
+            alias: String::new(),
             kind: Kind::Other("device".to_owned()),
             mac: None,
             mtu: 0,
@@ -322,6 +345,7 @@ impl Link {
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => {
                     link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::from_bytes)

@@ -4,6 +4,7 @@
 
 mod address;
 mod link;
+mod message;
 mod route;
 mod vlan;
 
@@ -20,7 +21,9 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::proto::{Connection, ConnectionHandle, new_connection_with_socket};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
@@ -28,6 +31,8 @@ use tokio::time::timeout;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
+
+use message::Message;
 
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
@@ -106,7 +111,7 @@ pub fn present<T>(outcome: Result<T, NetlinkError>) -> Result<Option<T>, Netlink
 
 /// A netlink socket in one namespace; it works there wherever the thread is.
 pub struct Netlink {
-    handle: rtnetlink::Handle,
+    handle: ConnectionHandle<Message>,
     runtime: Rc<Runtime>,
 }
 
@@ -116,11 +121,7 @@ impl Netlink {
     /// # Errors
     /// When no socket can be had.
     pub fn open() -> io::Result<Netlink> {
-        let runtime = Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()?;
-        Netlink::on(Rc::new(runtime))
+        Netlink::on(Rc::new(event_loop()?))
     }
 
     /// Opens a socket in another namespace, served by the same event loop.
@@ -141,34 +142,24 @@ impl Netlink {
     }
 
     fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
-        let _entered = runtime.enter();
-        // With strict checking the kernel filters dumps by what the request says.
-        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
-        // What ends an answer is to be seen: a connection that breaks only falls silent.
-        connection.set_forward_ack(true);
-        connection.set_forward_done(true);
-        runtime.spawn(connection);
-        drop(_entered);
+        let (handle, _) = connect(&runtime, &[])?;
         Ok(Netlink { handle, runtime })
     }
 
     /// Asks the kernel to change something.
-    fn change(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
+    fn change(&self, message: Message, flags: u16) -> Result<(), NetlinkError> {
         self.wait(self.answers(message, NLM_F_REQUEST | NLM_F_ACK | flags))
             .map(drop)
     }
 
     /// Asks the kernel for one thing.
-    fn fetch(
-        &self,
-        message: RouteNetlinkMessage,
-    ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
+    fn fetch(&self, message: Message) -> Result<Option<Message>, NetlinkError> {
         let (answers, _) = self.wait(self.answers(message, NLM_F_REQUEST))?;
         Ok(answers.into_iter().next())
     }
 
     /// Asks the kernel for all things of a kind, until nothing changed meanwhile.
-    fn dump(&self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    fn dump(&self, message: Message) -> Result<Vec<Message>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             let request = self.answers(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
             match self.wait(request) {
@@ -257,13 +248,8 @@ impl Netlink {
         &self,
         groups: &[MulticastGroup],
         place: Option<&Netns>,
-    ) -> Result<(rtnetlink::Handle, impl Stream + use<> + Unpin), NetlinkError> {
-        let subscribe = || -> io::Result<_> {
-            let _entered = self.runtime.enter();
-            let (connection, handle, events) = rtnetlink::new_multicast_connection(groups)?;
-            self.runtime.spawn(connection);
-            Ok((handle, events))
-        };
+    ) -> Result<(ConnectionHandle<Message>, impl Stream + use<> + Unpin), NetlinkError> {
+        let subscribe = || connect(&self.runtime, groups);
         let subscribed = match place {
             Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
             None => subscribe(),
@@ -274,13 +260,14 @@ impl Netlink {
 
     async fn answers(
         &self,
-        message: RouteNetlinkMessage,
+        message: Message,
         flags: u16,
-    ) -> Result<(Vec<RouteNetlinkMessage>, Dump), NetlinkError> {
+    ) -> Result<(Vec<Message>, Dump), NetlinkError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
-        let mut handle = self.handle.clone();
-        let mut stream = handle.request(request).map_err(|_| NetlinkError::Lost)?;
+        let kernel = SocketAddr::new(0, 0);
+        let request = self.handle.request(request, kernel);
+        let mut stream = request.map_err(|_| NetlinkError::Lost)?;
         let (mut answers, mut dump) = (Vec::new(), Dump::Consistent);
         let mut is_whole = false;
         while let Some(answer) = stream.next().await {
@@ -304,6 +291,32 @@ impl Netlink {
             false => Err(NetlinkError::Lost),
         }
     }
+}
+
+/// Opens a socket in the namespace of the thread, which gets the events of these groups.
+#[allow(clippy::type_complexity)] // the stream has no name
+fn connect(
+    runtime: &Runtime,
+    groups: &[MulticastGroup],
+) -> io::Result<(
+    ConnectionHandle<Message>,
+    impl Stream<Item = (NetlinkMessage<Message>, SocketAddr)> + Unpin + use<>,
+)> {
+    let _entered = runtime.enter();
+    let (mut connection, handle, events): (Connection<Message, TokioSocket>, _, _) =
+        new_connection_with_socket(NETLINK_ROUTE)?;
+    let socket = connection.socket_mut().socket_mut();
+    // With it the kernel filters dumps by what the request says.
+    socket.set_netlink_get_strict_chk(true)?;
+    if !groups.is_empty() {
+        let bits = groups.iter().map(|group| 1 << (*group as u32 - 1)).sum();
+        socket.bind(&SocketAddr::new(0, bits))?;
+    }
+    // What ends an answer is to be seen: a connection that breaks only falls silent.
+    connection.set_forward_ack(true);
+    connection.set_forward_done(true);
+    runtime.spawn(connection);
+    Ok((handle, events))
 }
 
 fn event_loop() -> io::Result<Runtime> {

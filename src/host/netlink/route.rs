@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NLM_F_CREATE;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
     RouteScope, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::message::Message;
 use super::{Netlink, NetlinkError};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family, Route};
@@ -72,7 +73,7 @@ impl Netlink {
         if !metrics.is_empty() {
             attributes.push(RouteAttribute::Metrics(metrics));
         }
-        self.change(RouteNetlinkMessage::NewRoute(request), NLM_F_CREATE)
+        self.change(Message::NewRoute(request), NLM_F_CREATE)
     }
 
     /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
@@ -104,10 +105,8 @@ impl Netlink {
         request.header.destination_prefix_length = Family::of(address).bits();
         let destination = RouteAttribute::Destination(address.into());
         request.attributes.push(destination);
-        match self.fetch(RouteNetlinkMessage::GetRoute(request)) {
-            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => {
-                Ok(route.header.kind == RouteType::Local)
-            }
+        match self.fetch(Message::GetRoute(request)) {
+            Ok(Some(Message::NewRoute(route))) => Ok(route.header.kind == RouteType::Local),
             Ok(_) | Err(NetlinkError::Unreachable) => Ok(false),
             Err(error) => Err(error),
         }
@@ -124,9 +123,9 @@ impl Netlink {
         request
             .attributes
             .extend(query.link.map(RouteAttribute::Oif));
-        let answers = self.dump(RouteNetlinkMessage::GetRoute(request))?;
+        let answers = self.dump(Message::GetRoute(request))?;
         let entries = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(message) => entry(&message, query),
+            Message::NewRoute(message) => RouteEntry::of(&message, query),
             _ => None,
         });
         Ok(entries.collect())
@@ -140,45 +139,48 @@ fn family(family: Family) -> AddressFamily {
     }
 }
 
-fn entry(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
-    if message.header.kind != RouteType::Unicast {
-        return None;
-    }
-    let nothing = query.family.default_destination().address();
-    let mut route = RouteEntry {
-        dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
-        gw: None,
-        table: message.header.table.into(),
-        priority: 0,
-        mtu: None,
-        advmss: None,
-    };
-    let mut link = None;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Table(table) => route.table = *table,
-            RouteAttribute::Priority(priority) => route.priority = *priority,
-            RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
-            RouteAttribute::Destination(dst) => {
-                route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
-            }
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    match metric {
-                        RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
-                        RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
-                        _ => {}
+impl RouteEntry {
+    /// A unicast route over the link as a message of the kernel tells it; `None` for any other.
+    pub fn of(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
+        if message.header.kind != RouteType::Unicast {
+            return None;
+        }
+        let nothing = query.family.default_destination().address();
+        let mut route = RouteEntry {
+            dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
+            gw: None,
+            table: message.header.table.into(),
+            priority: 0,
+            mtu: None,
+            advmss: None,
+        };
+        let mut link = None;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::Table(table) => route.table = *table,
+                RouteAttribute::Priority(priority) => route.priority = *priority,
+                RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
+                RouteAttribute::Destination(dst) => {
+                    route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
+                }
+                RouteAttribute::Metrics(metrics) => {
+                    for metric in metrics {
+                        match metric {
+                            RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
+                            RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
+                            _ => {}
+                        }
                     }
                 }
+                _ => {}
             }
-            _ => {}
         }
+        query
+            .link
+            .is_none_or(|wanted| link == Some(wanted))
+            .then_some(route)
     }
-    query
-        .link
-        .is_none_or(|wanted| link == Some(wanted))
-        .then_some(route)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

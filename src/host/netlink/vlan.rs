@@ -1,15 +1,14 @@
 //! VLANs of a bridge and of its ports (bridge(8), "bridge vlan").
 
-use std::collections::BTreeSet;
-
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
     AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags as Flags, InfoBridge, InfoData,
     LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::message::Message;
 use super::{Netlink, NetlinkError};
-use crate::net::{PortVlans, VlanId, ranges};
+use crate::net::{PortVlans, VlanId, VlanSet};
 
 /// Whether a bridge keeps VLANs apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +57,7 @@ impl Netlink {
     /// When there is no such port, or the kernel does not know VLANs.
     pub fn join_vlans(&self, port: u32, vlans: &PortVlans) -> Result<(), NetlinkError> {
         let request = about(port, entries(vlans));
-        self.change(RouteNetlinkMessage::SetLink(request), 0)
+        self.change(Message::SetLink(request), 0)
     }
 
     /// Takes a port out of a VLAN.
@@ -67,7 +66,7 @@ impl Netlink {
     /// [`NetlinkError::NotFound`] when it is not in that one, or there is no such port.
     pub fn leave_vlan(&self, port: u32, vlan: VlanId) -> Result<(), NetlinkError> {
         let left = LinkAttribute::AfSpecBridge(vec![entry(vlan, Flags::empty())]);
-        self.change(RouteNetlinkMessage::DelLink(about(port, left)), 0)
+        self.change(Message::DelLink(about(port, left)), 0)
     }
 
     /// The VLANs of a port. The kernel tells those of all ports or of none.
@@ -77,9 +76,9 @@ impl Netlink {
     pub fn port_vlans(&self, port: u32) -> Result<PortVlans, NetlinkError> {
         let wanted = LinkAttribute::ExtMask(vec![LinkExtentMask::BrvlanCompressed]);
         let request = about(0, wanted);
-        let mut vlans = PortVlans::default();
-        for answer in self.dump(RouteNetlinkMessage::GetLink(request))? {
-            let RouteNetlinkMessage::NewLink(link) = answer else {
+        let mut vlans = PortVlans::NONE;
+        for answer in self.dump(Message::GetLink(request))? {
+            let Message::NewLink(link) = answer else {
                 continue;
             };
             if link.header.index == port {
@@ -100,19 +99,20 @@ fn about(port: u32, attribute: LinkAttribute) -> LinkMessage {
 
 /// The VLANs of a port, those that follow each other as a range.
 fn entries(vlans: &PortVlans) -> LinkAttribute {
-    let native = |vlan: &VlanId| {
-        let is_pvid = vlans.pvid == Some(*vlan);
-        let pvid = if is_pvid { Flags::Pvid } else { Flags::empty() };
-        entry(*vlan, Flags::Untagged | pvid)
-    };
-    let mut entries: Vec<AfSpecBridge> = vlans.untagged.iter().map(native).collect();
-    for range in ranges(&vlans.tagged) {
-        let (first, last) = range.into_inner();
-        if first == last {
-            entries.push(entry(first, Flags::empty()));
-        } else {
-            entries.push(entry(first, Flags::RangeBegin));
-            entries.push(entry(last, Flags::RangeEnd));
+    let mut entries = Vec::new();
+    for (set, flags) in [
+        (vlans.untagged, Flags::Untagged),
+        (vlans.tagged, Flags::empty()),
+    ] {
+        for (first, last) in set.ranges() {
+            if first == last {
+                let is_pvid = vlans.pvid == Some(first);
+                let pvid = if is_pvid { Flags::Pvid } else { Flags::empty() };
+                entries.push(entry(first, flags | pvid));
+            } else {
+                entries.push(entry(first, flags | Flags::RangeBegin));
+                entries.push(entry(last, flags | Flags::RangeEnd));
+            }
         }
     }
     LinkAttribute::AfSpecBridge(entries)
@@ -147,12 +147,11 @@ fn read(link: &LinkMessage, vlans: &mut PortVlans) {
             continue;
         }
         let first = begun.take().unwrap_or(vlan);
-        let range: BTreeSet<VlanId> = VlanId::span(first, vlan).collect();
-        if info.flags.contains(Flags::Untagged) {
-            vlans.untagged.extend(range);
-        } else {
-            vlans.tagged.extend(range);
-        }
+        let set = match info.flags.contains(Flags::Untagged) {
+            true => &mut vlans.untagged,
+            false => &mut vlans.tagged,
+        };
+        *set = set.or(VlanSet::span(first, vlan));
         if info.flags.contains(Flags::Pvid) {
             vlans.pvid = Some(vlan);
         }
@@ -164,8 +163,9 @@ mod tests {
     use super::*;
 
     fn vlans(native: u16, tagged: &[u16]) -> PortVlans {
-        let vlan = |number: &u16| VlanId::new(*number).unwrap();
-        PortVlans::new(vlan(&native), tagged.iter().map(vlan).collect())
+        let vlan = |number: u16| VlanId::new(number).unwrap();
+        let tagged = tagged.iter().map(|number| VlanSet::of(vlan(*number)));
+        PortVlans::new(vlan(native), tagged.fold(VlanSet::EMPTY, VlanSet::or))
     }
 
     #[test]
@@ -188,12 +188,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         for wanted in [
-            PortVlans::default(),
+            PortVlans::NONE,
             vlans(1, &[]),
             vlans(1, &[2, 3, 4094]),
             vlans(5, &(6..=4094).collect::<Vec<u16>>()),
         ] {
-            let mut read_again = PortVlans::default();
+            let mut read_again = PortVlans::NONE;
             read(&about(7, entries(&wanted)), &mut read_again);
             assert_eq!(read_again, wanted);
         }

@@ -267,3 +267,44 @@ fn a_name_that_is_no_file_name_is_refused() {
     let error = Config::parse(&conf, &Args::default()).unwrap_err();
     assert!(error.msg.contains("256 bytes long"), "{error}");
 }
+
+#[test]
+fn lists_that_would_take_long_are_refused_by_their_length() {
+    let subnet = |i: usize| {
+        format!(
+            r#"{{"subnet":"10.{}.{}.{}/30"}}"#,
+            i >> 14,
+            (i >> 6) & 255,
+            (i & 63) * 4
+        )
+    };
+    let many = |element: &dyn Fn(usize) -> String, count| -> String {
+        (0..count).map(element).collect::<Vec<_>>().join(",")
+    };
+    let route = |i: usize| format!(r#"{{"dst":"10.{}.{}.0/24"}}"#, i >> 8, i & 255);
+    let sets = format!(
+        "[{}],[{}]",
+        many(&subnet, 3000),
+        many(&|i| subnet(i + 3000), 3000)
+    );
+    for (ipam, says) in [
+        (
+            format!(r#"{{"ranges":[[{}]]}}"#, many(&subnet, 5000)),
+            "ranges[0] is a list of 5000",
+        ),
+        (
+            format!(r#"{{"ranges":[{sets}]}}"#),
+            "ranges is a list of 6000",
+        ),
+        (
+            format!(
+                r#"{{"subnet":"10.1.0.0/24","routes":[{}]}}"#,
+                many(&route, 5000)
+            ),
+            "routes is a list of 5000",
+        ),
+    ] {
+        let error = parse_with(&ipam, "", "").unwrap_err();
+        assert!(error.msg.contains(says), "{}", error.msg);
+    }
+}

@@ -1,7 +1,8 @@
 use super::*;
+use crate::dice::Dice;
 use crate::error::Code;
 use crate::ipam::tests::{Scratch, attachment};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::thread;
 
@@ -273,4 +274,38 @@ fn with_and_without_an_index_the_answers_are_the_same() {
         believed > 300,
         "there was an index in {believed} rounds only"
     );
+}
+
+#[test]
+fn many_adds_and_dels_agree_with_a_map_of_who_has_what() {
+    let scratch = Scratch::new();
+    let ranges = r#"[[{"subnet":"10.1.0.0/29"}],[{"subnet":"fd00::/125","rangeEnd":"fd00::4"},{"subnet":"fd01::/126"}]]"#;
+    let pool = plugin(&scratch, ranges, "");
+    // Five of IPv4 are fewer than six of IPv6: three of each subnet.
+    const SMALLEST: usize = 5;
+    let mut dice = Dice(0xadd);
+    let mut model: BTreeMap<Attachment, BTreeSet<IpAddr>> = BTreeMap::new();
+    for _ in 0..300 {
+        let container = format!("c{}", dice.below(5));
+        let who = attachment(&container, dice.choose(&["eth0", "net1"]));
+        if dice.below(3) == 0 {
+            let held = pool.held(&who).unwrap();
+            let addresses: BTreeSet<IpAddr> = held.addresses().iter().copied().collect();
+            assert_eq!(addresses, model.remove(&who).unwrap_or_default(), "{who}");
+            pool.release(&who, &held).unwrap();
+            continue;
+        }
+        let may = !model.contains_key(&who) && model.len() < SMALLEST;
+        match pool.reserve(&who) {
+            Ok(lease) => {
+                assert!(may, "{who} was given {lease:?} with {model:?}");
+                let given: BTreeSet<IpAddr> =
+                    lease.ips.iter().map(|ip| ip.address.address()).collect();
+                assert!(given.len() == 2 && model.values().all(|held| held.is_disjoint(&given)));
+                model.insert(who, given);
+            }
+            Err(error) => assert!(!may, "{who} was refused: {error}"),
+        }
+    }
+    assert!(!model.is_empty());
 }

@@ -7,13 +7,14 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cni::request::Attachment;
+use crate::host::files;
 use crate::ipam::store::{Store, create_new, remove};
 use crate::net::parse_ip;
 
@@ -21,6 +22,9 @@ const FILE: &str = ".gangplank.index";
 
 /// From how many leases on it is kept: each lease costs three system calls to read, the index ten.
 const WORTHWHILE: usize = 64;
+
+/// What is longer is not believed: a hundred thousand leases fit.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Stands for what is not an owner of the usual form; no container and no interface is called that.
 pub(super) const UNKNOWN: &str = "/";
@@ -46,11 +50,13 @@ pub(super) struct Claims {
 impl Index {
     /// Reads the index; `None` when there is none or the directory has changed since it was written.
     pub fn load(store: &Store) -> Option<Index> {
-        let text = fs::read_to_string(store.path(FILE)).ok()?;
+        let file = files::itself().read(true).open(store.path(FILE)).ok()?;
+        let mut text = String::new();
+        file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
         // Asked behind the reading: who changes leases meanwhile changes the time first.
         let changed = fs::metadata(store.directory()).ok()?.modified().ok()?;
-        text.starts_with(&header(changed)?)
-            .then_some(Index { text })
+        let is_whole = (text.len() as u64) < MAX_BYTES;
+        (is_whole && text.starts_with(&header(changed)?)).then_some(Index { text })
     }
 
     /// What it says about an attachment.
@@ -99,7 +105,7 @@ impl Index {
         if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
             return remove(&path);
         }
-        let file = OpenOptions::new().write(true).open(&path)?;
+        let file = files::itself().write(true).open(&path)?;
         for address in removed {
             if let Some(at) = self.text.find(&format!("\n {address} ")) {
                 file.write_all_at(b"-", at as u64 + 1)?;
@@ -240,6 +246,28 @@ mod tests {
             .amend(&store, &[], &[ip(0)])
             .unwrap();
         assert!(!store.path(FILE).exists());
+    }
+
+    #[test]
+    fn an_index_behind_a_link_is_none() {
+        let scratch = Scratch::new();
+        let store = indexed(&scratch);
+        let outside = scratch.path().join("outside");
+        fs::rename(store.path(FILE), &outside).unwrap();
+        let before = fs::read(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, store.path(FILE)).unwrap();
+        let text = String::from_utf8(before.clone()).unwrap();
+        let changed = fs::metadata(store.directory()).unwrap().modified().unwrap();
+        let text = text.replacen(
+            &text[..header(changed).unwrap().len()],
+            &header(changed).unwrap(),
+            1,
+        );
+        fs::write(&outside, &text).unwrap();
+        assert!(Index::load(&store).is_none());
+        let index = Index { text: text.clone() };
+        assert!(index.amend(&store, &[], &[ip(1)]).is_err());
+        assert_eq!(fs::read_to_string(&outside).unwrap(), text);
     }
 
     #[test]

@@ -165,3 +165,43 @@ fn long_container_ids_are_read_whole() {
     locked.put(ip("10.1.0.2"), &who).unwrap();
     assert_eq!(store.held(&who).unwrap().addresses(), [ip("10.1.0.2")]);
 }
+
+#[test]
+fn links_in_the_directory_are_not_followed() {
+    let scratch = Scratch::new();
+    let store = store(&scratch);
+    let who = attachment("c1", "eth0");
+    scratch.write("outside", "c1\r\neth0");
+    scratch.write("net/10.1.0.9", "c2\r\neth0");
+    let link = |name: &str| {
+        let target = scratch.path().join("outside");
+        std::os::unix::fs::symlink(target, scratch.path().join("net").join(name)).unwrap();
+    };
+    for name in ["10.1.0.2", ASIDE, "last_reserved_ip.0"] {
+        link(name);
+    }
+    let locked = store.lock_or_create().unwrap();
+    let leases = locked.scan(&who).unwrap();
+    assert!(leases.mine.is_empty() && leases.is_taken(ip("10.1.0.2")));
+    assert_eq!(locked.last_reserved(0), None);
+    assert!(locked.put(ip("10.1.0.2"), &who).is_err());
+    locked
+        .release(&Held::exactly(vec![ip("10.1.0.2")]), &who)
+        .unwrap();
+    link(ASIDE);
+    locked.put(ip("10.1.0.3"), &who).unwrap();
+    locked.remember(0, ip("10.1.0.3")).unwrap();
+    drop(locked);
+    assert_eq!(scratch.read("outside"), "c1\r\neth0");
+    assert_eq!(scratch.read("net/last_reserved_ip.0"), "10.1.0.3");
+    assert!(scratch.path().join("net/10.1.0.2").is_symlink());
+    assert!(store.holder(ip("10.1.0.2")).is_none());
+
+    fs::remove_file(scratch.path().join("net/lock")).unwrap();
+    link("lock");
+    let error = store.lock_or_create().unwrap_err();
+    assert!(error.to_string().contains("not followed here"), "{error}");
+    fs::remove_file(scratch.path().join("outside")).unwrap();
+    assert!(store.lock_or_create().is_err());
+    assert!(!scratch.path().join("outside").exists());
+}

@@ -1,0 +1,392 @@
+//! The nftables backend: a table of our own, in which an attachment is an element of a map for each of its addresses.
+//!
+//! ```text
+//! table inet gangplank {
+//!     map pods4 { type ipv4_addr : verdict; elements = { 10.1.0.2 comment "…" : goto net-NAME } }
+//!     map pods6 { type ipv6_addr : verdict; }
+//!     chain postrouting {
+//!         type nat hook postrouting priority srcnat; policy accept;
+//!         ip saddr vmap @pods4
+//!         ip6 saddr vmap @pods6
+//!     }
+//!     chain net-NAME {
+//!         ip daddr 10.1.0.0/24 return
+//!         ip daddr 224.0.0.0/4 return
+//!         ip6 daddr ff00::/8 return
+//!         masquerade
+//!     }
+//! }
+//! ```
+//! The reference's table is read and cleaned here too, never written to.
+
+use std::net::IpAddr;
+
+use crate::cni::ValidAttachments;
+use crate::cni::request::Id;
+use crate::error::Error;
+use crate::host::nftables::{
+    Action, BaseChain, Batch, Element, HookPoint, Layer, Match, Nftables, NftablesError, Rule,
+    RuleEntry, Table, present,
+};
+use crate::masquerade::label::{Label, short_hash};
+use crate::net::{Cidr, Family};
+
+/// Our table.
+const TABLE: Table = Table {
+    layer: Layer::Inet,
+    name: "gangplank",
+};
+
+/// Where packets leave the host, at the place of source address translation (NF_IP_PRI_NAT_SRC,
+/// linux/netfilter_ipv4.h).
+const POSTROUTING: BaseChain = BaseChain {
+    name: "postrouting",
+    kind: "nat",
+    hook: HookPoint::Postrouting,
+    priority: 100,
+};
+
+/// What our table holds when it holds no network: two maps and a chain.
+const BARE_TABLE: u32 = 3;
+
+/// The reference's table, and the chain in which it has a rule for each address.
+const REFERENCE: Table = Table {
+    layer: Layer::Inet,
+    name: "cni_plugins_masquerade",
+};
+const REFERENCE_CHAIN: &str = "masq_checks";
+
+/// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
+const MAX_NAME: usize = 255;
+
+/// Masquerades an attachment's addresses, in one transaction.
+///
+/// # Errors
+/// When the kernel refuses; nothing is changed then.
+pub fn install(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Error> {
+    let chain = chain_of(network);
+    let install = || {
+        let nftables = Nftables::open()?;
+        nftables.change(&|| {
+            let present = nftables.rules(TABLE, None)?;
+            let mut batch = Batch::default();
+            complete_base(&mut batch, &present);
+            complete_network(&mut batch, &chain, addresses, &present);
+            for address in addresses {
+                let map = map_of(address.family());
+                let element = Element {
+                    address: address.address(),
+                    chain: chain.clone(),
+                    comment: label.comment().to_owned(),
+                };
+                // Somebody who had the address before, or this very attachment in a life before.
+                if let Some(old) = nftables.element(TABLE, map, element.address)? {
+                    batch.delete_element(TABLE, map, &old);
+                }
+                batch.add_element(TABLE, map, &element);
+            }
+            Ok(batch)
+        })
+    };
+    install().map_err(|cause| failed("install rules in", cause))
+}
+
+/// Removes an attachment from our table and the reference's. With nothing known of its addresses the maps are listed.
+///
+/// # Errors
+/// When the kernel refuses; that there is nothing to remove is success.
+pub fn remove(
+    nftables: &Nftables,
+    network: &Id,
+    label: &Label,
+    addresses: &[IpAddr],
+) -> Result<(), Error> {
+    let plan = || {
+        let mut batch = Batch::default();
+        if nftables.table(TABLE)?.is_some() {
+            let elements = elements_of(nftables, label, addresses)?;
+            if !elements.is_empty() {
+                batch = removal(nftables, &chain_of(network), elements)?;
+            }
+        }
+        if nftables.table(REFERENCE)?.is_some() {
+            let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+            for rule in rules.iter().filter(|rule| label.marks(&rule.comment)) {
+                batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+            }
+        }
+        Ok(batch)
+    };
+    present(nftables.change(&plan))
+        .map(drop)
+        .map_err(|cause| failed("remove rules from", cause))
+}
+
+/// Removes all attachments of a network that are not valid, from our table and the reference's.
+///
+/// # Errors
+/// As [`remove`].
+pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
+    let valid: Vec<Label> = valid.all().map(|who| Label::of(network, &who)).collect();
+    let is_stale = |comment: &str| {
+        Label::is_of_network(network, comment) && !valid.iter().any(|label| label.marks(comment))
+    };
+    let sweep = || {
+        let nftables = Nftables::open()?;
+        nftables.change(&|| {
+            let mut batch = Batch::default();
+            if nftables.table(TABLE)?.is_some() {
+                let mut stale = listed(&nftables)?;
+                stale.retain(|element| is_stale(&element.comment));
+                batch = removal(&nftables, &chain_of(network), stale)?;
+            }
+            for rule in nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))? {
+                if is_stale(&rule.comment) {
+                    batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+                }
+            }
+            Ok(batch)
+        })
+    };
+    present(sweep())
+        .map(drop)
+        .map_err(|cause| failed("sweep", cause))
+}
+
+/// Whether nftables can be used at all.
+///
+/// # Errors
+/// When the kernel has none, or refuses us.
+pub fn status() -> Result<(), Error> {
+    // Asks for the number of the ruleset.
+    let look = || Nftables::open()?.change(&|| Ok(Batch::default()));
+    look().map_err(|cause| failed("use", cause))
+}
+
+/// Whether an attachment's addresses are masqueraded, by us or by the reference.
+///
+/// # Errors
+/// The first thing that is missing; when the kernel refuses to tell.
+pub fn check(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Error> {
+    let look = || {
+        let nftables = Nftables::open()?;
+        let reference = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        let of_reference = reference.iter().filter(|rule| label.marks(&rule.comment));
+        if of_reference.count() >= addresses.len() {
+            return Ok(None);
+        }
+        missing(&nftables, &chain_of(network), label, addresses)
+    };
+    match look().map_err(|cause| failed("list", cause))? {
+        None => Ok(()),
+        Some(what) => {
+            let table = TABLE.name;
+            let msg = format!("check: masquerading {what} of the table inet {table}");
+            Err(Error::failed(msg))
+        }
+    }
+}
+
+fn missing(
+    nftables: &Nftables,
+    chain: &str,
+    label: &Label,
+    addresses: &[Cidr],
+) -> Result<Option<String>, NftablesError> {
+    for address in addresses {
+        let (ip, map) = (address.address(), map_of(address.family()));
+        let element = nftables.element(TABLE, map, ip)?;
+        if !element.is_some_and(|it| it.chain == chain && label.marks(&it.comment)) {
+            return Ok(Some(format!("{ip} lacks its element in the map {map}")));
+        }
+    }
+    let rules = nftables.rules(TABLE, None)?;
+    let base = base_rules().map(|rule| (POSTROUTING.name, rule));
+    let of_network = network_rules(addresses).into_iter();
+    let mut wanted = base.into_iter().chain(of_network.map(|rule| (chain, rule)));
+    let lost = wanted.find(|(chain, rule)| !holds(&rules, chain, rule));
+    Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
+}
+
+/// The chain of a network.
+fn chain_of(network: &Id) -> String {
+    let name = format!("net-{network}");
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    let hash = short_hash(network.as_str());
+    format!("{}-{hash}", &name[..MAX_NAME - 1 - hash.len()])
+}
+
+fn map_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "pods4",
+        Family::V6 => "pods6",
+    }
+}
+
+fn base_rules() -> [Rule; 2] {
+    Family::BOTH.map(|family| Rule::new(vec![], Action::BySource(family, map_of(family))))
+}
+
+/// What stays unmasqueraded, then the masquerading.
+fn network_rules(addresses: &[Cidr]) -> Vec<Rule> {
+    let multicast = ["224.0.0.0/4", "ff00::/8"].map(|net| net.parse().expect("it is a network"));
+    let own = addresses.iter().map(|address| address.network());
+    let mut rules: Vec<Rule> = Vec::new();
+    for network in own.chain(multicast) {
+        let matches = vec![Match::Family(network.family()), Match::Destination(network)];
+        let rule = Rule::new(matches, Action::Return);
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    rules.push(Rule::new(vec![], Action::Masquerade));
+    rules
+}
+
+fn holds(present: &[RuleEntry], chain: &str, rule: &Rule) -> bool {
+    present
+        .iter()
+        .any(|entry| entry.chain == chain && entry.is(rule))
+}
+
+/// Adds what the table lacks of what all networks share.
+fn complete_base(batch: &mut Batch, present: &[RuleEntry]) {
+    let mut missing = base_rules().to_vec();
+    missing.retain(|rule| !holds(present, POSTROUTING.name, rule));
+    if missing.is_empty() {
+        return;
+    }
+    batch.create_table(TABLE);
+    for family in Family::BOTH {
+        batch.create_map(TABLE, map_of(family), family);
+    }
+    batch.create_base_chain(TABLE, POSTROUTING);
+    for rule in &missing {
+        batch.append(TABLE, POSTROUTING.name, rule);
+    }
+}
+
+/// Adds what a network's chain lacks for these addresses. What returns goes before what masquerades.
+fn complete_network(batch: &mut Batch, chain: &str, addresses: &[Cidr], present: &[RuleEntry]) {
+    let mut missing = network_rules(addresses);
+    missing.retain(|rule| !holds(present, chain, rule));
+    if !missing.is_empty() {
+        batch.create_chain(TABLE, chain);
+    }
+    for rule in missing.iter().rev() {
+        match rule.action {
+            Action::Masquerade => batch.append(TABLE, chain, rule),
+            _ => batch.prepend(TABLE, chain, rule),
+        }
+    }
+}
+
+/// The elements of an attachment: those of its addresses, or where one of them has none, all that are found.
+fn elements_of(
+    nftables: &Nftables,
+    label: &Label,
+    addresses: &[IpAddr],
+) -> Result<Vec<Element>, NftablesError> {
+    let mut elements = Vec::new();
+    for address in addresses {
+        let element = nftables.element(TABLE, map_of(Family::of(*address)), *address)?;
+        elements.extend(element.filter(|it| label.marks(&it.comment)));
+    }
+    if addresses.is_empty() || elements.len() < addresses.len() {
+        elements = listed(nftables)?;
+        elements.retain(|element| label.marks(&element.comment));
+    }
+    Ok(elements)
+}
+
+/// The elements of all attachments.
+fn listed(nftables: &Nftables) -> Result<Vec<Element>, NftablesError> {
+    let mut elements = Vec::new();
+    for family in Family::BOTH {
+        elements.extend(nftables.elements(TABLE, map_of(family))?);
+    }
+    Ok(elements)
+}
+
+/// Removes elements of a network, the network's chain with the last of them, and the table with the last network.
+fn removal(
+    nftables: &Nftables,
+    chain: &str,
+    elements: Vec<Element>,
+) -> Result<Batch, NftablesError> {
+    let mut batch = Batch::default();
+    for element in &elements {
+        batch.delete_element(TABLE, map_of(Family::of(element.address)), element);
+    }
+    let Some(uses) = nftables.chain(TABLE, chain)? else {
+        return Ok(batch);
+    };
+    let rules = nftables.rules(TABLE, Some(chain))?.len();
+    let going = elements.iter().filter(|it| it.chain == chain).count();
+    if uses as usize > rules + going {
+        return Ok(batch);
+    }
+    if nftables.table(TABLE)? == Some(BARE_TABLE + 1) {
+        batch = Batch::default();
+        batch.delete_table(TABLE);
+    } else {
+        batch.delete_chain(TABLE, chain);
+    }
+    Ok(batch)
+}
+
+fn failed(operation: &str, cause: NftablesError) -> Error {
+    let error = Error::failed(format!("masquerade: cannot {operation} nftables: {cause}"));
+    match cause {
+        NftablesError::Unsupported(_) => error.details(
+            "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false",
+        ),
+        NftablesError::Changed | NftablesError::NoAnswer => Error {
+            code: crate::Code::TRY_AGAIN,
+            ..error
+        },
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_named_after_its_network_within_what_the_kernel_takes() {
+        let name = |network: String| chain_of(&network.parse().unwrap());
+        assert_eq!(name("small".into()), "net-small");
+        assert_eq!(name("x".repeat(251)).len(), 255);
+        let (one, other) = ("x".repeat(300) + "1", "x".repeat(300) + "2");
+        assert_eq!(name(one.clone()).len(), 255);
+        assert_ne!(name(one), name(other));
+    }
+
+    #[test]
+    fn every_subnet_returns_once_and_masquerading_comes_last() {
+        let addresses = ["10.1.0.2/24", "10.1.0.3/24", "10.2.0.2/24", "fd00::2/64"];
+        let rules = network_rules(&addresses.map(|it| it.parse().unwrap()));
+        let returned: Vec<String> = rules
+            .iter()
+            .filter_map(|rule| match &rule.matches[..] {
+                [_, Match::Destination(network)] => Some(network.to_string()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(
+            returned,
+            [
+                "10.1.0.0/24",
+                "10.2.0.0/24",
+                "fd00::/64",
+                "224.0.0.0/4",
+                "ff00::/8"
+            ]
+        );
+        assert_eq!(rules.last().unwrap().action, Action::Masquerade);
+        assert_eq!(rules.len(), 6);
+    }
+}

@@ -1,0 +1,125 @@
+//! The configuration on stdin: what is accepted is what its types promise, up to the result that is printed.
+
+#![no_main]
+
+use std::collections::HashSet;
+use std::sync::OnceLock;
+
+use gangplank::bridge::config::BridgeConfig;
+use gangplank::bridge::plan::{Facts, Plan};
+use gangplank::cni::conf::NetConf;
+use gangplank::cni::request::{Args, Attachment, Environment, Request};
+use gangplank::cni::result::{AddResult, IpConfig};
+use gangplank::cni::shape::{self, Shape};
+use gangplank::cni::{Schema, Version};
+use gangplank::ipam::allocate::next_free;
+use gangplank::ipam::config::Config;
+use gangplank::ipam::{Ipam, Lease};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(conf) = NetConf::parse(data.to_vec()) else {
+        return;
+    };
+    let name = conf.name.as_str();
+    assert!(!name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']));
+    let _ = conf.prev_result();
+    if let Ok(valid) = conf.valid_attachments() {
+        assert!(valid.containers().all(|container| valid.has_container(container)));
+    }
+    let args = Args::default();
+    let _ = Ipam::parse(&conf, request(), &args);
+    let _ = Ipam::parse_for_release(&conf, request());
+    let addresses = Config::parse(&conf, &args).map(|config| reserved(&config));
+    let Ok(bridge) = BridgeConfig::parse(&conf, &args) else {
+        return;
+    };
+    assert!(bridge.mtu.is_none_or(|mtu| (68..=65535).contains(&mtu)));
+    assert!(bridge.mac.is_none_or(|mac| mac.is_assignable()));
+    if let Ok(plan) = Plan::new(&bridge, &conf.name, who(), addresses.unwrap_or_default()) {
+        planned(plan, &bridge, conf.version);
+    }
+});
+
+/// Takes the first addresses of each range set, as some ADDs after each other would.
+fn reserved(config: &Config) -> Lease {
+    let mut ips = Vec::new();
+    for pool in &config.pools {
+        if let Some(asked) = pool.requested {
+            assert!(pool.set.range_of(asked).is_some() && !config.gateways.contains(&asked));
+        }
+        let mut taken = HashSet::new();
+        let mut last = pool.requested;
+        for round in 0..3 {
+            let next = next_free(&pool.set, last, &config.gateways, |ip| taken.contains(&ip));
+            let Some((range, address)) = next else {
+                assert!(round > 0, "an accepted set has room: {}", pool.set);
+                break;
+            };
+            assert!(range.contains(address) && !range.is_edge(address));
+            assert!(!config.gateways.contains(&address));
+            let cidr = range.with_prefix(address);
+            assert_eq!(cidr.to_string().parse(), Ok(cidr));
+            assert!(cidr.contains(range.gateway()) && cidr.contains(range.last()));
+            assert!(taken.insert(address));
+            last = Some(address);
+            if round == 0 {
+                ips.push(IpConfig {
+                    interface: None,
+                    address: cidr,
+                    gateway: Some(range.gateway()),
+                });
+            }
+        }
+    }
+    let distinct: HashSet<_> = ips.iter().map(|ip| ip.address.address()).collect();
+    assert_eq!(distinct.len(), ips.len(), "sets do not overlap");
+    Lease {
+        ips,
+        routes: config.routes.clone(),
+        ..Lease::default()
+    }
+}
+
+fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
+    assert_eq!(plan.host.as_str().len(), 15);
+    assert!(plan.mac.is_assignable());
+    let plan = plan.with_alias(&"ü".repeat(200));
+    assert!(plan.alias.len() <= 255);
+    for route in &plan.routes {
+        assert_eq!(route.dst.to_string().parse(), Ok(route.dst));
+    }
+    let facts = Facts {
+        bridge_mac: None,
+        gateway_mac: None,
+        host_mac: Some(plan.mac),
+    };
+    let result = plan.into_result(&config.bridge, &facts, "/run/netns/x");
+    let Ok(document) = result.to_document(version) else {
+        assert_eq!(version.schema(), Schema::V0_1);
+        return;
+    };
+    let value = shape::parse("result", document.as_bytes()).expect("what we print is JSON");
+    let again = AddResult::parse(&Shape::root("result", &value), Version::NEWEST).unwrap();
+    if version.schema() == Schema::V1 {
+        assert_eq!(again, result);
+    }
+    assert_eq!(again.to_document(version).unwrap(), document);
+}
+
+fn who() -> &'static Attachment {
+    static WHO: OnceLock<Attachment> = OnceLock::new();
+    WHO.get_or_init(|| Attachment {
+        container: "c1".parse().unwrap(),
+        interface: "eth0".parse().unwrap(),
+    })
+}
+
+fn request() -> &'static Request {
+    static REQUEST: OnceLock<Request> = OnceLock::new();
+    REQUEST.get_or_init(|| {
+        let vars = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/nonexistent")];
+        let env: Environment = vars.map(|(name, value)| (name, value.into())).into_iter().collect();
+        Request::parse(&env).unwrap()
+    })
+}

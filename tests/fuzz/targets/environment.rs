@@ -1,0 +1,67 @@
+//! The environment of a runtime: variables as the kernel keeps them, ended by NUL.
+
+#![no_main]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use gangplank::cni::request::{Args, Attachment, Environment, Request, Verb};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let pairs = data.split(|byte| *byte == 0).filter_map(|variable| {
+        let at = variable.iter().position(|byte| *byte == b'=')?;
+        let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        Some((text(&variable[..at]), text(&variable[at + 1..])))
+    });
+    let env: Environment = pairs.collect();
+    if let Some(text) = env.var("CNI_ARGS") {
+        args(&text);
+    }
+    let Ok(request) = Request::parse(&env) else {
+        return;
+    };
+    match &request.verb {
+        Verb::Add { who, netns } | Verb::Check { who, netns } => {
+            assert!(!netns.is_empty());
+            attachment(who);
+        }
+        Verb::Del { who, netns } => {
+            assert!(netns.as_ref().is_none_or(|netns| !netns.is_empty()));
+            attachment(who);
+        }
+        Verb::Gc | Verb::Status | Verb::Version => {}
+    }
+    assert_eq!(env.var("CNI_COMMAND").as_deref(), Some(request.command().as_str()));
+});
+
+/// What names files, links and rules.
+fn attachment(who: &Attachment) {
+    let container = who.container.as_str();
+    assert!(!container.is_empty() && container.is_ascii() && !container.starts_with(['.', '-']));
+    assert!(!container.contains(|c: char| c.is_whitespace() || c.is_control() || "/\"\\'".contains(c)));
+    let interface = who.interface.as_str();
+    assert!((1..=15).contains(&interface.len()) && !matches!(interface, "." | ".."));
+    assert!(!interface.contains(|c: char| c.is_whitespace() || "/:\0".contains(c)));
+}
+
+fn args(text: &str) {
+    let Ok(args) = Args::parse(text) else { return };
+    let mut again = String::from("IgnoreUnknown=1");
+    if let Some(mac) = args.mac {
+        again.push_str(&format!(";MAC={mac}"));
+    }
+    if !args.ips.is_empty() {
+        let ips: Vec<String> = args.ips.iter().map(ToString::to_string).collect();
+        again.push_str(&format!(";IP={}", ips.join(",")));
+    }
+    if let Some((namespace, name)) = args.pod.as_ref().and_then(|pod| pod.split_once('/')) {
+        // A slash in the namespace itself would be cut elsewhere.
+        if !name.contains('/') {
+            again.push_str(&format!(";K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"));
+            assert_eq!(Args::parse(&again), Ok(args));
+        }
+    } else {
+        assert_eq!(Args::parse(&again), Ok(args));
+    }
+}

@@ -1,0 +1,39 @@
+//! What iptables-save prints: whatever it lists, we write to no other chain than ours and the ways into it.
+
+#![no_main]
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+
+use gangplank::masquerade::rules::{Chain, Listing};
+use gangplank::net::Cidr;
+use libfuzzer_sys::fuzz_target;
+
+const NAME: &str = "CNI-9144d59fbceca2a02b5592f2";
+
+fuzz_target!(|data: &[u8]| {
+    static CHAIN: OnceLock<Chain> = OnceLock::new();
+    let chain = CHAIN.get_or_init(|| {
+        Chain::of(&"spec-masq".parse().unwrap(), &"spec-ctr-0001".parse().unwrap())
+    });
+    let listing = Listing::parse(&String::from_utf8_lossy(data));
+    let addresses: [Cidr; 2] = ["10.1.0.2/24", "10.1.0.3/24"].map(|text| text.parse().unwrap());
+    let only: [IpAddr; 1] = [addresses[0].address()];
+    for script in [
+        chain.complete(&addresses, &listing),
+        chain.clear(None, &listing),
+        chain.clear(Some(&only), &listing),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        assert!(script.starts_with("*nat\n") && script.ends_with("\nCOMMIT\n"));
+        let lines: Vec<&str> = script.split('\n').collect();
+        for line in &lines[1..lines.len() - 2] {
+            let own = ["-N", "-F", "-X"].iter().any(|verb| *line == format!("{verb} {NAME}"));
+            let inside = line.starts_with(&format!("-A {NAME} ")) || line.starts_with(&format!("-I {NAME} 1 "));
+            let way_in = line.starts_with("-A POSTROUTING -s 10.1.0.") || line.starts_with("-D ");
+            assert!(own || inside || (way_in && line.ends_with(&format!("-j {NAME}"))), "{line:?}");
+        }
+    }
+});

@@ -1,0 +1,40 @@
+//! A prevResult, in the shape of any version: what is read is told and read again without loss.
+
+#![no_main]
+
+use gangplank::cni::result::AddResult;
+use gangplank::cni::shape::{self, Shape};
+use gangplank::cni::{Schema, Version};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((first, document)) = data.split_first() else {
+        return;
+    };
+    let assumed = Version::ALL[usize::from(*first) % Version::ALL.len()];
+    let Some(result) = read(document, assumed) else {
+        return;
+    };
+    for version in Version::ALL {
+        let Ok(told) = result.to_document(version) else {
+            assert!(version.schema() == Schema::V0_1 && result.ips.is_empty());
+            continue;
+        };
+        let again = read(told.as_bytes(), Version::NEWEST).expect("what we print is a result");
+        match version.schema() {
+            Schema::V1 => assert_eq!(again, result),
+            Schema::V0_3 => {
+                assert_eq!((&again.ips, &again.routes, &again.dns), (&result.ips, &result.routes, &result.dns));
+                assert_eq!(again.interfaces.len(), result.interfaces.len());
+            }
+            Schema::V0_1 => assert_eq!(again.dns, result.dns),
+        }
+        assert_eq!(again.to_document(version).unwrap(), told);
+    }
+});
+
+fn read(bytes: &[u8], assumed: Version) -> Option<AddResult> {
+    let value = shape::parse("result", bytes).ok()?;
+    let root = Shape::root("result", &value).into_object().ok()?;
+    AddResult::parse(&root, assumed).ok()
+}

@@ -1,0 +1,37 @@
+//! Texts of addresses, names and MAC addresses: what is accepted is printed and read again as the same value.
+
+#![no_main]
+
+use gangplank::cni::request::{Id, parse_requested_ip};
+use gangplank::net::{Cidr, Family, IfName, Mac, ip_from_bits, ip_to_bits, parse_ip};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(address) = parse_ip(text) {
+        assert_eq!(parse_ip(&address.to_string()), Ok(address));
+        assert_eq!(ip_from_bits(Family::of(address), ip_to_bits(address)), address);
+        assert_eq!(parse_requested_ip(text), Ok(address));
+    }
+    if let Ok(cidr) = text.parse::<Cidr>() {
+        assert_eq!(cidr.to_string().parse(), Ok(cidr));
+        assert!(cidr.prefix() <= cidr.family().bits());
+        let network = cidr.network();
+        assert!(network.is_network() && network.contains(cidr.address()) && cidr.overlaps(network));
+        assert!(network.contains(cidr.last()) && network.address() <= cidr.last());
+        assert!(cidr.prefix() == cidr.family().bits() || cidr.contains(cidr.first_host()));
+        assert_eq!(parse_requested_ip(text), Ok(cidr.address()));
+    }
+    if let Ok(mac) = text.parse::<Mac>() {
+        assert_eq!(mac.to_string().parse(), Ok(mac));
+        assert!(mac.made_local().is_assignable());
+    }
+    if let Ok(name) = text.parse::<IfName>() {
+        assert_eq!(name.as_str(), text);
+    }
+    if let Ok(id) = text.parse::<Id>() {
+        assert!(id.as_str() == text && text.is_ascii() && !text.contains(['/', '"', '\n', ' ', ';']));
+    }
+});

@@ -1,0 +1,204 @@
+//! What a newcomer reads and types first: the README, its configuration, its commands, the demo.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, id};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use support::{Node, binary, command, example, needs, say};
+
+/// A user without any rights.
+const NOBODY: u32 = 65534;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).unwrap()
+}
+
+/// The blocks of the README in a language.
+fn blocks(language: &str) -> Vec<String> {
+    let readme = readme();
+    let fence = format!("```{language}\n");
+    let blocks = readme.split(&fence).skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_readmes_configuration_is_the_one_that_the_demo_uses() {
+    let blocks = blocks("json");
+    assert_eq!(blocks, [example("10-gangplank.conflist")]);
+    let list: Value = serde_json::from_str(&blocks[0]).unwrap();
+    assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn the_readmes_commands_are_there() {
+    let lines: Vec<String> = blocks("sh")
+        .iter()
+        .flat_map(|block| block.lines())
+        .map(str::to_owned)
+        .collect();
+    let known = [
+        "cargo run --release --example demo",
+        "cargo build --release",
+        "sudo target/*/release/gangplank install",
+        "tests/run",
+    ];
+    assert_eq!(lines, known, "a command that no test knows");
+    for script in ["tests/run", "tests/bench/run"] {
+        let mode = fs::metadata(root().join(script)).unwrap().permissions();
+        assert!(mode.mode() & 0o100 != 0, "{script} is not executable");
+    }
+    let help = Command::new(binary()).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("gangplank install [DIR]"), "{help}");
+    assert!(help.contains("(/opt/cni/bin)"), "{help}");
+}
+
+#[test]
+fn the_readmes_links_lead_somewhere() {
+    let readme = readme();
+    let targets = readme.split("](").skip(1);
+    let targets = targets.map(|rest| rest.split(')').next().unwrap());
+    let (outside, inside): (Vec<_>, Vec<_>) =
+        targets.partition(|target| target.starts_with("https://"));
+    for target in outside {
+        let host = "https://github.com/containernetworking/";
+        assert!(target.starts_with(host), "{target}");
+    }
+    assert!(inside.len() > 2);
+    for target in inside {
+        assert!(root().join(target).exists(), "{target} is not there");
+    }
+}
+
+/// The demo, built from what the sources are now.
+fn demo() -> &'static Path {
+    static DEMO: OnceLock<PathBuf> = OnceLock::new();
+    DEMO.get_or_init(|| {
+        // `cargo test --test newcomer` builds no examples; after a plain `cargo test` this has nothing to do.
+        let cargo = std::env::var_os("CARGO").expect("cargo runs the tests");
+        let mut build = Command::new(cargo);
+        build.current_dir(root());
+        build.args(["build", "--locked", "--quiet", "--example", "demo"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "{build:?}");
+        let beside = Path::new(env!("CARGO_BIN_EXE_gangplank")).with_file_name("examples");
+        beside.join("demo")
+    })
+}
+
+/// What the demo said; `None`, with words, where the machine permits no namespaces.
+fn said(output: Output) -> Option<String> {
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if stderr.contains("this machine does not let this user") {
+        assert!(std::env::var_os("CI").is_none(), "{stderr}");
+        say(&stderr);
+        return None;
+    }
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert!(stdout.contains("Everything is as promised"), "{stdout}");
+    assert!(stdout.contains("web → db"), "{stdout}");
+    assert!(!stdout.contains('\u{1b}'), "colours without a terminal");
+    Some(stdout)
+}
+
+fn assert_masquerades(text: &str) {
+    let world = |line: &str| line.contains("→ world") && line.contains("seen as 203.0.113.5");
+    assert!(text.lines().any(world), "{text}");
+    assert!(text.contains("rules of the nat table: none"), "{text}");
+}
+
+#[test]
+fn the_demo_keeps_its_promises() {
+    needs!("iptables");
+    let output = Command::new(demo())
+        .env("GANGPLANK_BIN", binary())
+        .output()
+        .unwrap();
+    if let Some(text) = said(output) {
+        assert_masquerades(&text);
+        for needle in ["┌─ world", "┌─ node", "0a:58:0a:f4:00:02", "10.244.0.3/24"] {
+            assert!(text.contains(needle), "{needle}: {text}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_needs_no_root() {
+    needs!("iptables");
+    let files = [(demo(), "demo"), (&*binary(), "gangplank")];
+    let dir = std::env::temp_dir().join(format!("gangplank-newcomer-{}", id()));
+    fs::create_dir(&dir).unwrap();
+    for (from, name) in files {
+        fs::copy(from, dir.join(name)).unwrap();
+    }
+    let everybody = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&dir, everybody).unwrap();
+    let output = as_nobody(&dir.join("demo"), &dir.join("gangplank"));
+    fs::remove_dir_all(&dir).unwrap();
+    if let Some(text) = said(output) {
+        assert!(text.contains("of an ordinary user"), "{text}");
+        assert_masquerades(&text);
+    }
+}
+
+fn as_nobody(demo: &Path, binary: &Path) -> Output {
+    let mut direct = Command::new(demo);
+    direct
+        .env("GANGPLANK_BIN", binary)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/");
+    match direct.output() {
+        // In the user namespace of `tests/run` there is no other user; one below that has one.
+        Err(cause) if cause.kind() == io::ErrorKind::InvalidInput => {
+            let line = format!("unshare --user --map-user={NOBODY} --map-group={NOBODY}");
+            let mut below = command(&line);
+            below.arg(demo).env("GANGPLANK_BIN", binary);
+            below.output().unwrap()
+        }
+        output => output.unwrap(),
+    }
+}
+
+#[test]
+fn without_iptables_the_demo_shows_all_of_it_by_nftables() {
+    needs!("iptables");
+    let node = Node::new("node");
+    node.bind("/dev/null", "/usr/sbin/iptables-restore");
+    let mut demo = Command::new(demo());
+    demo.env("GANGPLANK_BIN", binary());
+    let output = node.inside(|| demo.output().unwrap());
+    if let Some(text) = said(output) {
+        assert!(!text.contains("ipMasq cannot be had"), "{text}");
+        assert!(text.contains("web → world"), "{text}");
+    }
+}
+
+#[test]
+fn the_demo_fails_when_the_binary_does_not_do_its_work() {
+    needs!();
+    let output = Command::new(demo())
+        .env("GANGPLANK_BIN", "/bin/true")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("demo: ADD of web: "), "{stderr}");
+}

@@ -1,0 +1,14 @@
+//! Beside the reference: the Go plugins that Debian packages, and ours, on the same nodes, with the same files.
+//!
+//! Everything here is first proven on the reference itself. Where ours is deliberately better, a table says so and
+//! why, and the reference must really do worse there.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod at_once;
+mod defects;
+mod matrix;
+mod normal;
+mod party;
+mod side_by_side;
