@@ -1,6 +1,8 @@
 //! From a plugin and a verb to the one function that does it; writes the result or the error, once.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -12,8 +14,10 @@ use crate::cni::request::{Args, Environment, Request, Verb};
 use crate::cni::result::{AddResult, pretty};
 use crate::error::{Code, Error};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
+use crate::host::signals;
 use crate::ipam::HostLocal;
 use crate::loopback;
+use crate::undo::Undo;
 
 /// The plugins that this binary is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +56,7 @@ pub fn serve(plugin: Plugin, env: &Environment, stdin: impl Read) -> ExitCode {
     }
     let mut version = Version::NEWEST;
     match answer(plugin, env, stdin, &mut version) {
-        Ok(document) if print(&document).is_ok() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, version),
     }
 }
@@ -79,74 +82,79 @@ pub fn fail(error: &Error, version: Version) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Writes a document by one system call, as far as the kernel takes it: half of one is nothing.
 fn print(document: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(document.as_bytes())?;
-    stdout.flush()
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    File::from(stdout).write_all(document.as_bytes())
 }
 
-/// What goes to stdout. `version` becomes the configuration's as soon as that is known.
+/// Does what is asked and writes the result. `version` becomes the configuration's as soon as that is known.
 fn answer(
     plugin: Plugin,
     env: &Environment,
     stdin: impl Read,
     version: &mut Version,
-) -> Result<String, Error> {
+) -> Result<(), Error> {
     let request = Request::parse(env)?;
     if request.verb == Verb::Version {
-        return Ok(supported_versions());
+        return write(&supported_versions());
     }
     let conf = NetConf::read(stdin)?;
+    signals::hold().map_err(|cause| Error::failed(format!("cannot catch SIGTERM: {cause}")))?;
     *version = conf.version;
     conf.version.allow(request.command())?;
-    let nothing = |()| String::new();
     match plugin {
         Plugin::Bridge => match &request.verb {
-            Verb::Add { who, netns } => tell(bridge::add(&conf, &request, who, netns)?, &conf),
-            Verb::Check { who, netns } => bridge::check(&conf, &request, who, netns).map(nothing),
-            Verb::Del { who, netns } => {
-                bridge::del(&conf, &request, who, netns.as_deref()).map(nothing)
+            Verb::Add { who, netns } => {
+                bridge::add(&conf, &request, who, netns, |result| tell(result, &conf))
             }
-            Verb::Gc => bridge::gc(&conf, &request).map(nothing),
-            Verb::Status => bridge::status(&conf, &request).map(nothing),
-            Verb::Version => Ok(String::new()),
+            Verb::Check { who, netns } => bridge::check(&conf, &request, who, netns),
+            Verb::Del { who, netns } => bridge::del(&conf, &request, who, netns.as_deref()),
+            Verb::Gc => bridge::gc(&conf, &request),
+            Verb::Status => bridge::status(&conf, &request),
+            Verb::Version => Ok(()),
         },
         Plugin::HostLocal => host_local(&conf, &request),
         Plugin::Loopback => match &request.verb {
             Verb::Add { netns, .. } => tell(loopback::add(&conf, &request, netns)?, &conf),
-            Verb::Check { netns, .. } => loopback::check(&request, netns).map(nothing),
-            Verb::Del { netns, .. } => loopback::del(&request, netns.as_deref()).map(nothing),
-            Verb::Gc | Verb::Status | Verb::Version => Ok(String::new()),
+            Verb::Check { netns, .. } => loopback::check(&request, netns),
+            Verb::Del { netns, .. } => loopback::del(&request, netns.as_deref()),
+            Verb::Gc | Verb::Status | Verb::Version => Ok(()),
         },
     }
 }
 
 /// `host-local` as a plugin of its own, as `ptp` and `macvlan` call it.
-fn host_local(conf: &NetConf, request: &Request) -> Result<String, Error> {
+fn host_local(conf: &NetConf, request: &Request) -> Result<(), Error> {
     refuse_own_netns(request)?;
     match &request.verb {
         Verb::Add { who, .. } => {
             let plugin = HostLocal::parse(conf, &Args::parse(&request.args)?)?;
-            tell(plugin.reserve(who)?.into(), conf)
+            signals::heed();
+            let lease = plugin.reserve(who)?;
+            let held = lease.held();
+            let mut undo = Undo::default();
+            undo.push(|| plugin.release(who, &held));
+            tell(lease.into(), conf).map_err(|cause| undo.unwind(cause))
         }
         Verb::Check { who, .. } => {
             HostLocal::parse(conf, &Args::parse(&request.args)?)?.check(who)?;
-            Ok(String::new())
+            Ok(())
         }
         Verb::Del { who, .. } => {
             let plugin = HostLocal::parse_for_release(conf)?;
             plugin.release(who, &plugin.held(who)?)?;
-            Ok(String::new())
+            Ok(())
         }
         Verb::Gc => {
             HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
-            Ok(String::new())
+            Ok(())
         }
         Verb::Status => {
             HostLocal::parse(conf, &Args::default())?.status()?;
-            Ok(String::new())
+            Ok(())
         }
-        Verb::Version => Ok(String::new()),
+        Verb::Version => Ok(()),
     }
 }
 
@@ -164,8 +172,18 @@ fn refuse_own_netns(request: &Request) -> Result<(), Error> {
     }
 }
 
-fn tell(result: AddResult, conf: &NetConf) -> Result<String, Error> {
-    result.to_document(conf.version)
+fn tell(result: AddResult, conf: &NetConf) -> Result<(), Error> {
+    write(&result.to_document(conf.version)?)
+}
+
+fn write(document: &str) -> Result<(), Error> {
+    let failed = |cause| {
+        Error::new(
+            Code::IO,
+            format!("cannot write the result to stdout: {cause}"),
+        )
+    };
+    print(document).map_err(failed)
 }
 
 /// The answer to VERSION: compact, with a newline, whatever the configuration's version is.

@@ -11,8 +11,8 @@ use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
 };
 use crate::host::netns::Netns;
-use crate::host::random;
 use crate::host::sysctl::Parameter;
+use crate::host::{random, signals};
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
@@ -48,10 +48,12 @@ pub fn attach<'a>(
 ) -> Result<Facts, Error> {
     let bridge = ensure_bridge(site.host, config)?;
     let gateway = gateway::ensure(site.host, &bridge, plan, config)?;
+    signals::check()?;
     let host_end = create_veth(plan, config, site, &bridge, undo)?;
     let container = host_end
         .peer
         .ok_or_else(|| Error::failed(format!("{} has no other end in the container", plan.host)))?;
+    signals::check()?;
     configure_container(plan, config, site, container)?;
     let host_mac = host_end.mac;
     if !config.leave_down {
@@ -183,26 +185,27 @@ fn create_veth<'a>(
         mac: plan.mac,
         mtu: config.mtu,
     };
-    host.create_veth(&veth, Some(site.netns))
-        .map_err(|cause| match cause {
-            NetlinkError::Exists => taken(plan, site),
-            cause => failed(
-                &format!("create {} in the container and", plan.container),
-                &plan.host,
-                cause,
-            ),
-        })?;
-    let name = plan.host.clone();
-    undo.push(move || {
-        present(host.delete_link(&name))
-            .map(drop)
-            .map_err(|cause| failed("delete", &name, cause))
-    });
+    let created = host.create_veth(&veth, Some(site.netns));
+    // A pair that may have been made is ours to delete, and one that was there before is not.
+    if matches!(
+        created,
+        Ok(()) | Err(NetlinkError::Lost | NetlinkError::NoAnswer)
+    ) {
+        let name = plan.host.clone();
+        undo.push(move || delete_made(host, &name));
+    }
+    created.map_err(|cause| match cause {
+        NetlinkError::Exists => taken(plan, site),
+        cause => {
+            let operation = format!("create {} in the container and", plan.container);
+            failed(&operation, &plan.host, cause)
+        }
+    })?;
     // Not before the link is ours, and before the first frame can pass.
     if let Some(guard) = &plan.guard {
         let owned = guard.clone();
-        guard.install(&plan.host, plan.mac)?;
         undo.push(move || owned.remove());
+        guard.install(&plan.host, plan.mac)?;
     }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
     // While it is down, so that no frame passes in another VLAN.
@@ -223,6 +226,16 @@ pub(super) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
     host.link(name)
         .map_err(|cause| failed("look up", name, cause))?
         .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
+}
+
+/// Deletes a link by a socket of its own where one can be had: the other may be what failed.
+fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
+    let fresh = Netlink::open();
+    let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
+    match present(deleted) {
+        Ok(_) => Ok(()),
+        Err(cause) => Err(failed("delete", name, cause)),
+    }
 }
 
 /// Says which of the two names is taken, and by whom.

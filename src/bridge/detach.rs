@@ -36,6 +36,11 @@ pub fn del(
         Some(ipam) => failures.note(ipam.held(who)).flatten(),
         None => None,
     };
+    // Also from others of this attachment: of an ADD or a DEL that was killed, a program may still be at work.
+    let _locked = match (&ipam, &held) {
+        (Some(ipam), Some(held)) => failures.note(ipam.lock(held)).flatten(),
+        _ => None,
+    };
     let host = open_host()?;
     let link = Detachment {
         // A prevResult that cannot be read must not keep a dead container's address.

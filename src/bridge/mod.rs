@@ -26,11 +26,12 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
+use crate::host::signals;
 use crate::ipam::{Ipam, Lease};
 use crate::masquerade::{self, Masquerade, Scope};
 use crate::undo::Undo;
 
-/// ADD: a lease, a link and its masquerading, or none of them.
+/// ADD: a lease, a link and its masquerading, or none of them. Who cannot be told the result does not have it.
 ///
 /// # Errors
 /// Configuration and namespace are refused before anything is touched; a later failure is undone.
@@ -39,7 +40,9 @@ pub fn add(
     request: &Request,
     who: &Attachment,
     netns: &str,
-) -> Result<AddResult, Error> {
+    tell: impl FnOnce(AddResult) -> Result<(), Error>,
+) -> Result<(), Error> {
+    signals::heed();
     let prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
     let pod = open_pod(&host, &prepared.netns, netns)?;
@@ -51,7 +54,8 @@ pub fn add(
     let mut undo = Undo::default();
     prepared
         .carry_out(conf, who, &site, &mut undo)
-        .map_err(|cause| undo.unwind(cause))
+        .and_then(tell)
+        .map_err(|cause| signals::undisturbed(|| undo.unwind(cause)))
 }
 
 /// CHECK: whether an attachment is still as its ADD made it.
@@ -131,6 +135,26 @@ impl Prepared {
         })
     }
 
+    fn reserve<'a>(
+        &self,
+        ipam: &'a Ipam,
+        who: &'a Attachment,
+        undo: &mut Undo<'a>,
+    ) -> Result<Lease, Error> {
+        let lease = ipam.reserve(who)?;
+        let (held, locked) = (lease.held(), lease.held());
+        undo.push(move || ipam.release(who, Some(held)));
+        if self.config.masquerade {
+            // Kept to the end: should we be killed, DEL waits for what works on the rules.
+            let locked = ipam.lock(&locked)?;
+            undo.push(move || {
+                drop(locked);
+                Ok(())
+            });
+        }
+        Ok(lease)
+    }
+
     fn carry_out<'a>(
         &'a self,
         conf: &'a NetConf,
@@ -145,13 +169,9 @@ impl Prepared {
         let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
-            Some(ipam) => {
-                let lease = ipam.reserve(who)?;
-                let held = lease.held();
-                undo.push(move || ipam.release(who, Some(held)));
-                lease
-            }
+            Some(ipam) => self.reserve(ipam, who, undo)?,
         };
+        signals::check()?;
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
         let plan = Plan::new(&self.config, &conf.name, who, lease)?
             .with_alias(alias)
@@ -161,9 +181,11 @@ impl Prepared {
         let addresses = plan.addresses();
         let mut installing = None;
         if self.config.masquerade && !addresses.is_empty() {
+            let (ours, owned) = (rules.clone(), plan.addresses());
+            let owned = owned.iter().map(|address| address.address()).collect();
+            // Before they are started: when one family cannot be, the other may be on its way.
+            undo.push(move || ours.remove(owned, Scope::Addresses).finish());
             installing = Some(rules.install(&addresses, self.config.masquerade_backend)?);
-            let owned = addresses.iter().map(|address| address.address()).collect();
-            undo.push(move || rules.remove(owned, Scope::Addresses).finish());
         }
         let attached = attach(&plan, &self.config, site, undo);
         let installed = installing.map_or(Ok(()), |installing| installing.finish());

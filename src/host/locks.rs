@@ -1,13 +1,20 @@
 //! Locks on files (flock(2)): waited for with a bound, and who holds one.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{major, minor};
+
+use crate::host::signals::{self, Terminated};
 
 /// Why a lock was not had.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +27,22 @@ pub enum LockError {
         /// How long was waited.
         limit: Duration,
     },
+    /// We are to end.
+    #[error(transparent)]
+    Terminated(#[from] Terminated),
     /// The kernel refused.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Opens a file to lock it; a symbolic link is not followed, and a FIFO not waited for.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits()).open(path)
 }
 
 /// Takes the exclusive lock on a file; it is given back when the file is dropped.
@@ -37,18 +57,44 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
     }
     let metadata = file.metadata()?;
     let (sender, receiver) = mpsc::channel();
+    let (ended, ends) = io::pipe()?;
     // The kernel wakes a blocked flock at once but knows no timeout, so another thread blocks. When nobody waits
     // for its answer any more, the file comes back with the failed send, is dropped, and the lock is free.
     thread::Builder::new().spawn(move || {
         let outcome = lock_uninterrupted(&file).map(|()| file);
         let _ = sender.send(outcome);
+        drop(ends);
     })?;
-    match receiver.recv_timeout(limit) {
+    wait_readable(ended.as_fd(), limit)?;
+    match receiver.try_recv() {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(LockError::Held {
-            holder: holder(&metadata),
-            limit,
-        }),
+        Err(_) => {
+            signals::check()?;
+            Err(LockError::Held {
+                holder: holder(&metadata),
+                limit,
+            })
+        }
+    }
+}
+
+/// Waits until there is something to read, SIGTERM arrives or the time is over.
+fn wait_readable(fd: BorrowedFd, limit: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let fds = [Some(fd), signals::wake()];
+        let polled = fds
+            .into_iter()
+            .flatten()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut polled.collect::<Vec<_>>(), timeout) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(0) if Instant::now() < deadline => {}
+            Ok(_) => return Ok(()),
+        }
     }
 }
 
@@ -93,7 +139,6 @@ fn find_holder<'a>(locks: &'a str, file: &Metadata) -> Option<&'a str> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
-    use std::time::Instant;
 
     fn lock_file(name: &str) -> (PathBuf, impl Fn() -> File) {
         let path = std::env::temp_dir().join(format!("gangplank-{}-{name}", std::process::id()));

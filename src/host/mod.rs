@@ -10,5 +10,6 @@ pub mod netns;
 pub mod nftables;
 pub mod process;
 pub mod random;
+pub mod signals;
 pub mod sysctl;
 pub mod xtables;

@@ -15,6 +15,9 @@ use crate::error::{Code, Error};
 /// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
+/// How often it is tried to leave a namespace again.
+const RETURNS: usize = 10;
+
 /// Why a path is no namespace to work in.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
@@ -138,9 +141,17 @@ impl Netns {
             errno => NetnsError::Refused(errno.into()),
         })?;
         let done = work();
-        setns(&self.home, CloneFlags::CLONE_NEWNET)
-            .expect("a thread may return to the network namespace it came from");
+        self.come_home();
         Ok(done)
+    }
+
+    /// A thread may always return to the namespace it came from, but the kernel needs memory for it.
+    fn come_home(&self) {
+        let home = || setns(&self.home, CloneFlags::CLONE_NEWNET);
+        let mut tries = (1..RETURNS).map(|_| home());
+        if !tries.any(|returned| returned.is_ok()) {
+            home().expect("a thread may return to the network namespace it came from");
+        }
     }
 }
 

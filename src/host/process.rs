@@ -1,5 +1,6 @@
 //! Other programs: found in fixed places, run without a shell, never waited for without bound.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::host::signals::{self, Terminated};
 
 /// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
 const PIPE_CAPACITY: usize = 64 << 10;
@@ -61,6 +65,14 @@ pub enum ProcessError {
         /// The time it had.
         limit: Duration,
     },
+    /// We are to end, and it was killed.
+    #[error("{stopped} while {program} ran, which was killed")]
+    Terminated {
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        stopped: Terminated,
+    },
 }
 
 /// What a program that ended left behind.
@@ -104,6 +116,15 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
+/// Lets the programs that we start from now on have a file open too, and so keep the lock on it.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn bequeath(file: &File) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
 /// A program that runs while we do something else.
 ///
 /// Dropped before its end was awaited, it is left to run on: what it was told to do is one transaction.
@@ -139,8 +160,18 @@ pub fn start(
         })?;
     let mut pipe = child.stdin.take().expect("stdin was asked to be a pipe");
     if stdin.len() < PIPE_CAPACITY {
-        // A program may end without reading its input; its status will tell.
-        let _ = pipe.write_all(stdin);
+        match pipe.write_all(stdin) {
+            // A program may end without reading its input; its status will tell.
+            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(ProcessError::Broken {
+                    program: program.to_owned(),
+                    cause,
+                });
+            }
+            _ => {}
+        }
     } else {
         let rest = stdin.to_vec();
         std::thread::spawn(move || pipe.write_all(&rest));
@@ -188,12 +219,19 @@ impl Running {
         while out_open || err_open {
             let fds = [(out_open, stdout.as_fd()), (err_open, stderr.as_fd())];
             let ready = match self.wait_readable(fds) {
-                Ok(Some(ready)) => ready,
-                Ok(None) => {
+                Ok(Waited::Readable(ready)) => ready,
+                Ok(Waited::TooLong) => {
                     self.kill();
                     return Err(ProcessError::TimedOut {
                         program: self.program,
                         limit: self.limit,
+                    });
+                }
+                Ok(Waited::Terminated(stopped)) => {
+                    self.kill();
+                    return Err(ProcessError::Terminated {
+                        program: self.program,
+                        stopped,
                     });
                 }
                 Err(cause) => return Err(self.broken(cause)),
@@ -220,8 +258,8 @@ impl Running {
         })
     }
 
-    /// Which of the open ones can be read; `None` when the time is over.
-    fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Option<[bool; 2]>> {
+    /// Waits until one of the open ones can be read.
+    fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Waited> {
         let open = |wanted: bool| {
             if wanted {
                 PollFlags::POLLIN
@@ -232,9 +270,11 @@ impl Running {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Ok(Waited::TooLong);
             }
-            let mut polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let wake = signals::wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN));
+            let mut polled: Vec<PollFd> = polled.into_iter().chain(wake).collect();
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, timeout) {
                 Err(Errno::EINTR) | Ok(0) => continue,
@@ -243,7 +283,10 @@ impl Running {
             }
             let ready = [0, 1].map(|i| fds[i].0 && polled[i].any().unwrap_or(false));
             if ready.contains(&true) {
-                return Ok(Some(ready));
+                return Ok(Waited::Readable(ready));
+            }
+            if let Err(stopped) = signals::check() {
+                return Ok(Waited::Terminated(stopped));
             }
         }
     }
@@ -259,6 +302,16 @@ impl Running {
             cause,
         }
     }
+}
+
+/// How a wait for output ended.
+enum Waited {
+    /// There is some, or an end, on those.
+    Readable([bool; 2]),
+    /// The time is over.
+    TooLong,
+    /// SIGTERM arrived.
+    Terminated(Terminated),
 }
 
 /// Reads what is there; false at the end of the stream.

@@ -12,6 +12,7 @@ use crate::cni::result::AddResult;
 use crate::cni::shape::{self, Shape};
 use crate::error::{Code, Error};
 use crate::host::process::{self, Output, ProcessError};
+use crate::host::signals;
 use crate::ipam::Lease;
 
 /// Some ask servers on the network, but a runtime gives up sooner or later.
@@ -140,18 +141,15 @@ impl Delegate {
         command: Command,
         who: impl Into<Option<&'a Attachment>>,
     ) -> Result<Output, Error> {
+        let who = who.into();
         let program = self.locate()?;
         let mut env = vec![("CNI_COMMAND", command.as_str())];
-        if let Some(who) = who.into() {
+        if let Some(who) = who {
             env.push(("CNI_CONTAINERID", who.container.as_str()));
             env.push(("CNI_IFNAME", who.interface.as_str()));
         }
-        let output = run_when_written(&program, &env, &self.stdin).map_err(|cause| {
-            Error::failed(format!(
-                "{command} of IPAM plugin {} failed: {cause}",
-                self.plugin
-            ))
-        })?;
+        let output = run_when_written(&program, &env, &self.stdin)
+            .map_err(|cause| self.broken_off(command, who, cause))?;
         if output.status.success() {
             output.relay_stderr();
             return Ok(output);
@@ -170,6 +168,26 @@ impl Delegate {
                 said => error.details(format!("its answer is no CNI error: {}", quote(said))),
             }
         }))
+    }
+
+    /// The error of a program that did not come to its end. What an ADD had done by then is given back.
+    fn broken_off(&self, command: Command, who: Option<&Attachment>, cause: ProcessError) -> Error {
+        let msg = format!("{command} of IPAM plugin {} failed: {cause}", self.plugin);
+        let code = match cause {
+            ProcessError::Terminated { .. } => Code::TRY_AGAIN,
+            _ => Code::PLUGIN,
+        };
+        let error = Error::new(code, msg);
+        let (Command::Add, Some(who)) = (command, who) else {
+            return error;
+        };
+        if matches!(cause, ProcessError::NotStarted { .. }) {
+            return error;
+        }
+        match signals::undisturbed(|| self.release(who)) {
+            Ok(()) => error,
+            Err(more) => error.details(format!("also: {more}")),
+        }
     }
 
     /// Reads what its ADD printed.

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::ipam::allocate::next_free;
 use crate::ipam::config::{self, Config, Pool};
 use crate::ipam::range::Range;
-use crate::ipam::store::{Held, Leases, Locked, Store};
+use crate::ipam::store::{Held, LeaseLock, Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
 use crate::net::Family;
 
@@ -88,6 +88,14 @@ impl HostLocal {
     /// When the directory cannot be read.
     pub fn held(&self, who: &Attachment) -> Result<Held, Error> {
         self.store.held(who)
+    }
+
+    /// Waits until no program is at work for the attachment that holds these addresses, and keeps others waiting.
+    ///
+    /// # Errors
+    /// Code 11 when one is at work for too long.
+    pub fn lock(&self, held: &Held) -> Result<LeaseLock, Error> {
+        self.store.lock_leases(held.addresses())
     }
 
     /// Frees what was found, as far as it is still `who`'s. What is gone is fine; nothing is created.

@@ -23,7 +23,7 @@ use crate::net::{Family, Route};
 
 pub use delegate::Delegate;
 pub use host_local::HostLocal;
-pub use store::Held;
+pub use store::{Held, LeaseLock};
 
 /// Who gives addresses for a network.
 #[derive(Clone, Debug)]
@@ -133,6 +133,18 @@ impl Ipam {
     pub fn held(&self, who: &Attachment) -> Result<Option<Held>, Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.held(who).map(Some),
+            Ipam::Delegate(_) => Ok(None),
+        }
+    }
+
+    /// Waits until no program is at work for the attachment that holds these addresses, and keeps others waiting; `None`
+    /// when only the delegate knows leases.
+    ///
+    /// # Errors
+    /// Code 11 when one is at work for too long.
+    pub fn lock(&self, held: &Held) -> Result<Option<LeaseLock>, Error> {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.lock(held).map(Some),
             Ipam::Delegate(_) => Ok(None),
         }
     }

@@ -7,6 +7,7 @@
 mod boot;
 mod holders;
 mod index;
+mod lease_lock;
 mod leases;
 mod sweep;
 
@@ -25,6 +26,7 @@ use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
 pub use holders::Held;
+pub use lease_lock::LeaseLock;
 pub use leases::Leases;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
@@ -106,18 +108,24 @@ impl Store {
             Err(cause) if is_absence(&cause) => return Ok(None),
             Err(cause) => return Err(self.failed("open", "lock", &cause)),
         };
-        let lock = lock_within(file, LOCK_LIMIT).map_err(|refused| match refused {
-            LockError::Held { .. } => {
-                let path = self.path("lock");
-                let what = format!("cannot lock {}: {refused}", path.display());
-                Error::new(Code::TRY_AGAIN, what)
-            }
-            LockError::Io(cause) => self.failed("lock", "lock", &cause),
-        })?;
+        let lock = self.lock_file(file, "lock")?;
         Ok(Some(Locked {
             store: self,
             _lock: lock,
         }))
+    }
+
+    fn lock_file(&self, file: File, name: &str) -> Result<File, Error> {
+        lock_within(file, LOCK_LIMIT).map_err(|refused| {
+            let what = format!("cannot lock {}", self.path(name).display());
+            match refused {
+                LockError::Held { .. } => {
+                    Error::new(Code::TRY_AGAIN, refused.to_string()).context(what)
+                }
+                LockError::Terminated(stopped) => Error::from(stopped).context(what),
+                LockError::Io(cause) => self.failed("lock", name, &cause),
+            }
+        })
     }
 
     /// The addresses `who` holds, read without the lock.
@@ -231,7 +239,7 @@ impl Locked<'_> {
         let cleared = remove(&aside);
         made.map_err(|cause| self.store.failed("write the lease", &name, &cause))?;
         cleared.map_err(|cause| {
-            let _ = remove(&place);
+            let _ = remove(&place).and_then(|()| remove(&aside));
             self.store.failed("remove", ASIDE, &cause)
         })
     }
@@ -311,9 +319,12 @@ fn create_new(path: &Path) -> io::Result<File> {
 
 /// Removes a file; one that is gone already is fine.
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(cause) if is_absence(&cause) => Ok(()),
-        outcome => outcome,
+    loop {
+        match fs::remove_file(path) {
+            Err(cause) if is_absence(&cause) => return Ok(()),
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
     }
 }
 

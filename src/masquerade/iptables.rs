@@ -52,13 +52,19 @@ impl Iptables {
     /// Whether there may be a chain of that name in a family's nat table, found out without a process: the kernel is
     /// asked for the table of iptables-nft, and whether the legacy variant has one.
     pub fn may_have_chain(nftables: Option<&Nftables>, family: Family, name: &str) -> bool {
+        // Who cannot tell says yes.
+        let may = |it: &Nftables| Iptables::has_chain(it, family, name).unwrap_or(true);
+        nftables.is_some_and(may) || xtables::has_table(family, "nat")
+    }
+
+    /// Whether there is a chain of that name in the table of iptables-nft; `None` when the kernel does not tell.
+    pub fn has_chain(nftables: &Nftables, family: Family, name: &str) -> Option<bool> {
         let table = Table {
             layer: Layer::Ip(family),
             name: "nat",
         };
-        // Who cannot tell says yes.
-        let has_chain = |it: &Nftables| it.chain(table, name).map_or(true, |uses| uses.is_some());
-        nftables.is_some_and(has_chain) || xtables::has_table(family, "nat")
+        let uses = nftables.chain(table, name).ok()?;
+        Some(uses.is_some())
     }
 
     /// Starts a transaction.
@@ -66,7 +72,8 @@ impl Iptables {
     /// # Errors
     /// When the program cannot be started.
     pub fn start(&self, script: &str) -> Result<Transaction, Error> {
-        let args = ["--noflush", "--wait"];
+        // Bounded, for nobody may be left to end it.
+        let args = ["--noflush", "--wait=20"];
         process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
             .map(Transaction)
             .map_err(failure)
@@ -130,7 +137,7 @@ fn refusal(operation: &str, output: &Output) -> Error {
 
 fn failure(cause: ProcessError) -> Error {
     let code = match cause {
-        ProcessError::TimedOut { .. } => Code::TRY_AGAIN,
+        ProcessError::TimedOut { .. } | ProcessError::Terminated { .. } => Code::TRY_AGAIN,
         _ => Code::PLUGIN,
     };
     Error::new(code, format!("masquerade: {cause}"))

@@ -91,7 +91,7 @@ impl Masquerade {
     /// iptables, if that is installed for all of the addresses.
     ///
     /// # Errors
-    /// When a family has no iptables or it cannot be started, or nftables refuses. Nothing is installed then.
+    /// When a family has no iptables or it cannot be started, or nftables refuses; a family may hold its rules.
     pub fn install(
         &self,
         addresses: &[Cidr],
@@ -127,8 +127,14 @@ impl Masquerade {
             families: Vec::new(),
         };
         for (iptables, own) in found {
-            let transaction = iptables.start(&self.chain.create(&own))?;
-            installing.families.push((iptables, own, transaction));
+            match iptables.start(&self.chain.create(&own)) {
+                Ok(transaction) => installing.families.push((iptables, own, transaction)),
+                // What was started must have ended before it can be removed.
+                Err(error) => {
+                    let _ = installing.finish();
+                    return Err(error);
+                }
+            }
         }
         Ok(installing)
     }
@@ -187,6 +193,10 @@ impl Masquerade {
                 continue;
             }
             let Some(iptables) = Iptables::find(family) else {
+                let knows = |it: &Nftables| Iptables::has_chain(it, family, self.chain.name());
+                if nftables.as_ref().and_then(knows) == Some(true) {
+                    failures.note::<()>(Err(not_installed(family)));
+                }
                 continue;
             };
             let own: Vec<IpAddr> = addresses

@@ -15,6 +15,7 @@ pub struct Call<'n> {
     plugin: String,
     env: BTreeMap<String, String>,
     stdin: Vec<u8>,
+    wrapper: Vec<String>,
 }
 
 impl<'n> Call<'n> {
@@ -25,6 +26,7 @@ impl<'n> Call<'n> {
             plugin: plugin.to_owned(),
             env: BTreeMap::new(),
             stdin: Vec::new(),
+            wrapper: Vec::new(),
         }
         .env("PATH", PATH)
         .env("CNI_PATH", Node::BIN)
@@ -83,11 +85,20 @@ impl<'n> Call<'n> {
         self
     }
 
+    /// Has another program start the plugin: `strace -o log`, `timeout 10`.
+    pub fn under(mut self, wrapper: &str) -> Self {
+        self.wrapper = wrapper.split_whitespace().map(str::to_owned).collect();
+        self
+    }
+
     /// Makes the call.
     pub fn run(&self) -> Answer {
         let file = format!("{}/{}", Node::BIN, self.plugin);
+        let mut words = self.wrapper.iter().chain([&file]);
+        let program = words.next().expect("there is the plugin at least");
         let output = self.node.inside(|| {
-            let mut child = Command::new(&file)
+            let mut child = Command::new(program)
+                .args(words)
                 .env_clear()
                 .envs(&self.env)
                 .stdin(Stdio::piped())

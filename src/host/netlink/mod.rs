@@ -8,11 +8,13 @@ mod message;
 mod route;
 mod vlan;
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use futures_util::{Stream, StreamExt};
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
@@ -22,10 +24,12 @@ use rtnetlink::packet_core::{
 use rtnetlink::proto::{Connection, ConnectionHandle, new_connection_with_socket};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::host::netns::{Netns, NetnsError};
+use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
 
 use message::Message;
@@ -62,6 +66,12 @@ pub enum NetlinkError {
     /// Any other errno.
     #[error("{}", .0.desc())]
     Refused(Errno),
+    /// The connection to the kernel broke: whether it did what it was asked is not known.
+    #[error("the connection to the kernel broke")]
+    Lost,
+    /// SIGTERM ended a wait.
+    #[error(transparent)]
+    Terminated(#[from] Terminated),
     /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
@@ -186,25 +196,66 @@ impl Netlink {
         if let Some(found) = probe()? {
             return Ok(found);
         }
+        let wake = self.wake().map_err(|_| NetlinkError::Lost)?;
+        let stopped = async || match &wake {
+            Some(wake) => drop(wake.readable().await),
+            None => pending().await,
+        };
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            let (_handle, mut events) = self.subscribe(groups, place)?;
+            loop {
+                if let Some(found) = probe()? {
+                    return Ok(found);
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                let next = async {
+                    let stopped = pin!(stopped());
+                    let event = pin!(events.next());
+                    timeout(left, async {
+                        match select(event, stopped).await {
+                            Either::Left((Some(_), _)) => Happened::Event,
+                            Either::Left((None, _)) => Happened::Overrun,
+                            Either::Right(_) => Happened::Stopped,
+                        }
+                    })
+                    .await
+                };
+                match self.runtime.block_on(next) {
+                    Ok(Happened::Event) => {}
+                    // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
+                    Ok(Happened::Overrun) => break,
+                    Ok(Happened::Stopped) => return Err(Terminated.into()),
+                    Err(_) => return Err(NetlinkError::TimedOut),
+                }
+            }
+        }
+        Err(NetlinkError::TimedOut)
+    }
+
+    /// SIGTERM as an event like the others.
+    fn wake(&self) -> io::Result<Option<UnixStream>> {
+        let Some(wake) = signals::wake() else {
+            return Ok(None);
+        };
+        let _entered = self.runtime.enter();
+        let wake = std::os::unix::net::UnixStream::from(wake.try_clone_to_owned()?);
+        wake.set_nonblocking(true)?;
+        UnixStream::from_std(wake).map(Some)
+    }
+
+    fn subscribe(
+        &self,
+        groups: &[MulticastGroup],
+        place: Option<&Netns>,
+    ) -> Result<(ConnectionHandle<Message>, impl Stream + use<> + Unpin), NetlinkError> {
         let subscribe = || connect(&self.runtime, groups);
         let subscribed = match place {
             Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
             None => subscribe(),
         };
-        let (_handle, mut events) = subscribed.map_err(|cause| {
-            NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0)))
-        })?;
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(found) = probe()? {
-                return Ok(found);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let next = async { timeout(left, events.next()).await };
-            if !matches!(self.runtime.block_on(next), Ok(Some(_))) {
-                return Err(NetlinkError::TimedOut);
-            }
-        }
+        subscribed
+            .map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
     }
 
     async fn answers(
@@ -215,15 +266,17 @@ impl Netlink {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
         let kernel = SocketAddr::new(0, 0);
-        let mut stream = self
-            .handle
-            .request(request, kernel)
-            .map_err(|_| NetlinkError::NoAnswer)?;
+        let request = self.handle.request(request, kernel);
+        let mut stream = request.map_err(|_| NetlinkError::Lost)?;
         let (mut answers, mut dump) = (Vec::new(), Dump::Consistent);
+        let mut is_whole = false;
         while let Some(answer) = stream.next().await {
             if answer.header.flags & NLM_F_DUMP_INTR != 0 {
                 dump = Dump::Interrupted;
             }
+            // One message is the whole answer to a question that asks for neither a list nor an acknowledgement.
+            let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
+            is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
             match answer.payload {
                 NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
@@ -233,7 +286,10 @@ impl Netlink {
                 _ => {}
             }
         }
-        Ok((answers, dump))
+        match is_whole {
+            true => Ok((answers, dump)),
+            false => Err(NetlinkError::Lost),
+        }
     }
 }
 
@@ -256,6 +312,9 @@ fn connect(
         let bits = groups.iter().map(|group| 1 << (*group as u32 - 1)).sum();
         socket.bind(&SocketAddr::new(0, bits))?;
     }
+    // What ends an answer is to be seen: a connection that breaks only falls silent.
+    connection.set_forward_ack(true);
+    connection.set_forward_done(true);
     runtime.spawn(connection);
     Ok((handle, events))
 }
@@ -265,6 +324,13 @@ fn event_loop() -> io::Result<Runtime> {
         .enable_io()
         .enable_time()
         .build()
+}
+
+/// What ended a wait for events.
+enum Happened {
+    Event,
+    Overrun,
+    Stopped,
 }
 
 /// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).

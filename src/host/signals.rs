@@ -1,0 +1,76 @@
+//! SIGTERM: instead of ending the process between two steps, it is noticed where an ADD can turn back.
+//!
+//! A handler and a socket pair, not a blocked signal and a signalfd: programs we start would inherit the blocked signal
+//! (std leaves the mask as it is), while a handler ends with exec.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::SIGTERM;
+use signal_hook::low_level::pipe;
+
+use crate::error::{Code, Error};
+
+/// Readable once the signal arrived; it is never read.
+static ARRIVED: OnceLock<UnixStream> = OnceLock::new();
+
+/// Whether what is being done is to be given up for it.
+static HEEDED: AtomicBool = AtomicBool::new(false);
+
+/// SIGTERM arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped by SIGTERM")]
+pub struct Terminated;
+
+impl From<Terminated> for Error {
+    fn from(stopped: Terminated) -> Error {
+        Error::new(Code::TRY_AGAIN, stopped.to_string())
+    }
+}
+
+/// From now on the signal ends nothing by itself: DEL and GC go on to their end, which is bounded.
+///
+/// # Errors
+/// When it cannot be caught.
+pub fn hold() -> io::Result<()> {
+    let (reader, writer) = UnixStream::pair()?;
+    pipe::register(SIGTERM, writer)?;
+    let _ = ARRIVED.set(reader);
+    Ok(())
+}
+
+/// From now on it ends waits and is found by [`check`].
+pub fn heed() {
+    HEEDED.store(true, Ordering::Relaxed);
+}
+
+/// Does something that is done to its end, however often the signal arrives: an undo.
+pub fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+    let heeded = HEEDED.swap(false, Ordering::Relaxed);
+    let done = work();
+    HEEDED.store(heeded, Ordering::Relaxed);
+    done
+}
+
+/// What becomes readable when the signal arrives, while it is heeded.
+pub fn wake() -> Option<BorrowedFd<'static>> {
+    let heeded = HEEDED.load(Ordering::Relaxed);
+    ARRIVED.get().filter(|_| heeded).map(AsFd::as_fd)
+}
+
+/// Turns back if the signal arrived and is heeded.
+///
+/// # Errors
+/// When it did.
+pub fn check() -> Result<(), Terminated> {
+    let Some(wake) = wake() else { return Ok(()) };
+    let mut polled = [PollFd::new(wake, PollFlags::POLLIN)];
+    match poll(&mut polled, PollTimeout::ZERO) {
+        Ok(1..) => Err(Terminated),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,53 @@
+//! What must hold after a call that was disturbed.
+
+use serde_json::Value;
+
+use crate::scene::{Scene, difference};
+use crate::support::Answer;
+
+/// Whether an answer is that of a success; otherwise what it says.
+pub fn succeeded(what: &str, answer: &Answer, wrong: &mut Vec<String>) -> Option<Value> {
+    if answer.code == Some(0) {
+        return Some(serde_json::from_str(&answer.stdout).unwrap_or(Value::Null));
+    }
+    let said = answer
+        .stdout
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    wrong.push(format!("{what} failed: {said} {}", answer.stderr));
+    None
+}
+
+/// What is wrong after an ADD that was disturbed: DEL must take all of it, and then ADDs must do all they should.
+pub fn wrong_after_add(scene: &Scene) -> Vec<String> {
+    let mut wrong = Vec::new();
+    succeeded("DEL", &scene.call("DEL", &scene.pod).run(), &mut wrong);
+    if scene.kind.used {
+        wrong.extend(difference(&scene.empty, &scene.standing()));
+    } else {
+        // What the first ADD was still to make is not there yet.
+        let left = difference(&scene.empty, &scene.standing());
+        let is_wrong = |fact: &String| fact.starts_with("left") && !fact.contains("forward");
+        wrong.extend(left.into_iter().filter(is_wrong));
+    }
+    wrong.extend(wrong_with_next(scene));
+    wrong
+}
+
+/// What is wrong when the same container and another one are attached now, and detached.
+pub fn wrong_with_next(scene: &Scene) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let added = scene.call("ADD", &scene.pod).run();
+    if let Some(result) = succeeded("the next ADD", &added, &mut wrong) {
+        wrong.extend(difference(&scene.full, &scene.standing()));
+        succeeded("its CHECK", &scene.check(&scene.pod, &result), &mut wrong);
+    }
+    let added = scene.call("ADD", &scene.other).run();
+    succeeded("another's ADD", &added, &mut wrong);
+    for pod in [&scene.pod, &scene.other] {
+        succeeded("DEL in the end", &scene.call("DEL", pod).run(), &mut wrong);
+    }
+    wrong.extend(difference(&scene.empty, &scene.standing()));
+    wrong
+}

@@ -1,0 +1,113 @@
+//! Many at once, on a node that was never used.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::{Network, Node, Pod, leases, needs, say, worse_in_go};
+
+const PODS: usize = 200;
+const AT_ONCE: usize = 20;
+
+fn config() -> Value {
+    json!({
+        "cniVersion": "1.1.0",
+        "name": "crowd",
+        "type": "bridge",
+        "bridge": "br0",
+        "isGateway": true,
+        "ipam": { "type": "host-local", "subnet": "10.77.0.0/22" },
+    })
+}
+
+/// Has so many workers do something for each of the things.
+fn at_once<T: Sync>(things: &[T], work: impl Fn(&T) + Sync) {
+    let rest = Mutex::new(things.iter());
+    let next = || rest.lock().unwrap().next();
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(thing) = next() {
+                    work(thing);
+                }
+            });
+        }
+    });
+}
+
+/// Twenty times each, while the pods come: the reference takes an address and gives it back, CHECK and GC look on.
+fn bystanders(node: &Node, settled: &Pod, result: &Value, valid: &Value) {
+    let network = node.network(config());
+    thread::scope(|scope| {
+        scope.spawn(|| (0..20).for_each(|_| drop(network.check(settled, result).ok())));
+        scope.spawn(|| {
+            let mut config = config();
+            config["cni.dev/valid-attachments"] = valid.clone();
+            let gc = node.cni("bridge").verb("GC").config(&config);
+            (0..20).for_each(|_| drop(gc.run().ok()));
+        });
+        scope.spawn(|| {
+            let mut config = config();
+            config["cniVersion"] = "1.0.0".into();
+            config["type"] = "host-local".into();
+            for n in 0..20 {
+                let call = node.cni("go-host-local").config(&config).ifname("eth0");
+                let call = call.container(&format!("go-{n}")).netns("/nowhere");
+                call.clone().verb("ADD").run().ok();
+                call.verb("DEL").run().ok();
+            }
+        });
+    });
+}
+
+#[test]
+fn two_hundred_pods_twenty_at_a_time_on_a_bare_node() {
+    needs!("cni:host-local");
+    if worse_in_go("the first pods race for the bridge") {
+        return;
+    }
+    let node = Node::new("node");
+    node.install_reference("host-local");
+    let network = node.network(config());
+    let pods: Vec<Pod> = (0..PODS).map(|n| node.pod(&format!("c{n}"))).collect();
+    let attachment = |id: String| json!({ "containerID": id, "ifname": "eth0" });
+    let known = pods.iter().map(|pod| pod.id().to_owned());
+    let known = known.chain((0..20).map(|n| format!("go-{n}")));
+    let valid: Value = known.map(attachment).collect();
+    let given = Mutex::new(Vec::new());
+    let add = |pod: &Pod| {
+        let result = network.add(pod);
+        given.lock().unwrap().push(Network::address(&result));
+        result
+    };
+    let began = std::time::Instant::now();
+    // The very first ones race for the bridge; the bystanders need one that is there.
+    let (first, others) = pods.split_at(AT_ONCE);
+    at_once(first, |pod| drop(add(pod)));
+    let settled = node.pod("settled");
+    let mut valid = valid;
+    valid
+        .as_array_mut()
+        .unwrap()
+        .push(attachment("settled".to_owned()));
+    let result = add(&settled);
+    thread::scope(|scope| {
+        scope.spawn(|| bystanders(&node, &settled, &result, &valid));
+        at_once(others, |pod| drop(add(pod)));
+    });
+    say(&format!("{PODS} ADDs in {:?}", began.elapsed()));
+    let given = given.into_inner().unwrap();
+    assert_eq!(BTreeSet::from_iter(&given).len(), PODS + 1);
+    assert_eq!(leases(&node, "crowd").len(), PODS + 1);
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/22"]);
+    let ports = node.run("ip -o link show master br0 up");
+    assert_eq!(ports.lines().count(), PODS + 1);
+    network.check(&settled, &result).ok();
+    at_once(&pods, |pod| network.del(pod));
+    network.del(&settled);
+    assert_eq!(leases(&node, "crowd").len(), 0);
+    assert_eq!(node.run("ip -o link show type veth"), "");
+    assert_eq!(node.addresses("br0"), ["10.77.0.1/22"]);
+}

@@ -1,0 +1,171 @@
+//! Every system call failing: an ADD either succeeds in full, or says in one document what failed and leaves the node
+//! as it was.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::aftermath::{succeeded, wrong_with_next};
+use crate::findings::{Findings, chosen};
+use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
+use crate::support::{Answer, needs};
+use crate::trace::{Fault, Step, disturbed, injected_line, steps};
+
+/// What a full disk, a dying one, limits, a security module, a busy kernel and a signal do to system calls.
+const ERRNOS: [&str; 7] = [
+    "ENOSPC", "EIO", "EMFILE", "ENOMEM", "EPERM", "EBUSY", "EINTR",
+];
+
+/// Without memory no program can say anything. An event loop (tokio) takes a failing epoll_wait for a fault of the
+/// program, which it would be: the kernel fails it for wrong arguments only.
+const VITAL: [&str; 8] = [
+    "execve",
+    "mmap",
+    "munmap",
+    "brk",
+    "mprotect",
+    "madvise",
+    "exit_group",
+    "epoll_wait",
+];
+
+/// The event loop waking itself, by an eventfd; as vital to it.
+const WAKE: &str = r#", "\1\0\0\0\0\0\0\0", 8)"#;
+
+/// The steps that are the plugin's own: from where it reads its configuration.
+fn own(steps: &[Step]) -> Vec<Step> {
+    let own = steps
+        .iter()
+        .skip_while(|step| !step.line.starts_with("read(0,"));
+    own.filter(|step| !VITAL.contains(&step.name.as_str()) && !step.line.contains(WAKE))
+        .cloned()
+        .collect()
+}
+
+/// What is wrong with an answer that is neither a success nor one error document.
+fn wrong_refusal(answer: &Answer) -> Vec<String> {
+    let document: Result<Value, _> = serde_json::from_str(&answer.stdout);
+    let msg = document.as_ref().ok().map(|document| &document["msg"]);
+    let said = msg.and_then(Value::as_str).unwrap_or_default();
+    if answer.code == Some(1) && said.len() > 10 {
+        return Vec::new();
+    }
+    vec![format!("not one error document: {answer:?}")]
+}
+
+/// What is wrong after an ADD in which a system call failed.
+fn wrong_after(scene: &Scene, answer: &Answer) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if answer.code == Some(0) {
+        let mut wanting = difference(&scene.full, &scene.standing());
+        // Where the kernel does not tell which boot this is, the leases are marked by a later ADD.
+        wanting.retain(|fact| !fact.ends_with(".gangplank.boot"));
+        wrong.extend(wanting);
+        if let Some(result) = succeeded("ADD", answer, &mut wrong) {
+            succeeded("CHECK", &scene.check(&scene.pod, &result), &mut wrong);
+        }
+        succeeded("DEL", &scene.call("DEL", &scene.pod).run(), &mut wrong);
+    } else {
+        wrong.extend(wrong_refusal(answer));
+    }
+    let left = difference(&scene.empty, &scene.standing());
+    // The bridge, the directory and forwarding are made once and stay: what a first ADD was still to make is no loss.
+    let is_wrong =
+        |fact: &String| scene.kind.used || fact.starts_with("left") && !fact.contains("forward");
+    wrong.extend(left.into_iter().filter(is_wrong));
+    if !scene.kind.used || !wrong.is_empty() {
+        wrong.extend(wrong_with_next(scene));
+    }
+    wrong
+}
+
+/// Has one system call of `every` fail in an ADD, with one errno after the other.
+fn fail_add(what: &str, kind: Kind, every: usize) {
+    let mut scene = Scene::new(kind);
+    let steps = own(&steps(&scene, &scene.call("ADD", &scene.pod)));
+    scene.call("DEL", &scene.pod).run().ok();
+    let mut findings = Findings::of(&format!("{what}, {} system calls", steps.len()));
+    let mut messages = BTreeSet::new();
+    let rounds: Vec<(Step, &str)> = steps
+        .iter()
+        .flat_map(|step| ERRNOS.map(|errno| (step.clone(), errno)))
+        .collect();
+    for (step, errno) in chosen(&rounds, every) {
+        if !kind.used {
+            scene = Scene::bare_like(&scene);
+        }
+        let call = scene.call("ADD", &scene.pod);
+        let answer = disturbed(&scene, &call, step, Fault::Failing(errno));
+        let Some(line) = injected_line(&scene) else {
+            // This time it did with fewer calls.
+            scene.call("DEL", &scene.pod).run().ok();
+            continue;
+        };
+        // How often it wakes is chance.
+        if line.contains(WAKE) {
+            scene = Scene::new(kind);
+            continue;
+        }
+        let said: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
+        messages.insert(format!("{} {}  <= {line}", said["msg"], said["details"]));
+        if findings.note(&format!("{step}: {line}"), &wrong_after(&scene, &answer)) {
+            scene = Scene::new(kind);
+        }
+    }
+    if std::env::var_os("GANGPLANK_FAULTS_TELL").is_some() {
+        println!("{}", Vec::from_iter(messages).join("\n"));
+    }
+    findings.finish();
+}
+
+#[test]
+fn an_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    fail_add("ADD with a failing system call", PLAIN, 8);
+}
+
+#[test]
+fn an_add_with_nftables_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let kind = Kind {
+        dual: true,
+        rules: Rules::Nftables,
+        ..PLAIN
+    };
+    fail_add(
+        "dual-stack ADD with nftables and a failing system call",
+        kind,
+        17,
+    );
+}
+
+#[test]
+fn a_first_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing_of_the_pod() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let kind = Kind {
+        dual: true,
+        rules: Rules::Iptables,
+        used: false,
+        ..PLAIN
+    };
+    fail_add(
+        "first dual-stack ADD with ipMasq and a failing system call",
+        kind,
+        43,
+    );
+}
+
+#[test]
+fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let kind = Kind {
+        dual: true,
+        rules: Rules::Iptables,
+        ..PLAIN
+    };
+    fail_add(
+        "dual-stack ADD with ipMasq and a failing system call",
+        kind,
+        29,
+    );
+}

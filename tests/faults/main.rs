@@ -1,0 +1,19 @@
+//! Nothing lost: a verb is killed before each of its system calls in turn, or has each of them fail, and afterwards
+//! its own DEL, repeated, and the next ADD find nothing in their way.
+//!
+//! By default a suite of minutes takes each call of the plain cases and every few of the others.
+//! `GANGPLANK_FAULTS=all` takes all of them. With `GANGPLANK_TEST_PLUGINS=/usr/lib/cni` the same is done to the Go
+//! plugins, and only counted (`-- --nocapture` shows it).
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod aftermath;
+mod crowd;
+mod del;
+mod errors;
+mod findings;
+mod kill;
+mod scene;
+mod term;
+mod trace;

@@ -1,0 +1,98 @@
+//! strace(1) as the hand that disturbs: which system call of the plugin, and what becomes of it.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use crate::scene::Scene;
+use crate::support::{Answer, Call};
+
+/// Where strace writes what it saw, on the node.
+const LOG: &str = "/run/trace";
+
+/// A plugin that takes longer than this does not end: strace makes a call some 20 ms slower.
+const LIMIT: &str = "timeout --signal=KILL 60";
+
+/// One system call of a plugin: strace counts those of each name apart.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub name: String,
+    /// The how many-th of its name it is.
+    pub occurrence: usize,
+    /// How it looked when nothing disturbed it.
+    pub line: String,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.occurrence)
+    }
+}
+
+/// What befalls a call instead of a step.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// The process is killed.
+    Killed,
+    /// The process gets SIGTERM.
+    Terminated,
+    /// The system call is not made and fails with that errno.
+    Failing(&'static str),
+}
+
+/// Makes a call that is disturbed at a step.
+pub fn disturbed(scene: &Scene, call: &Call, step: &Step, fault: Fault) -> Answer {
+    let what = match fault {
+        Fault::Killed => "signal=KILL".to_owned(),
+        Fault::Terminated => "signal=TERM".to_owned(),
+        Fault::Failing(errno) => format!("error={errno}"),
+    };
+    let Step {
+        name, occurrence, ..
+    } = step;
+    let inject = format!("--inject={name}:{what}:when={occurrence}");
+    scene.node.inside(|| drop(std::fs::remove_file(LOG)));
+    call.clone()
+        .under(&format!("{LIMIT} strace -o {LOG} {inject}"))
+        .run()
+}
+
+/// The system calls of an undisturbed call.
+pub fn steps(scene: &Scene, call: &Call) -> Vec<Step> {
+    let undisturbed = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
+    undisturbed.run().ok();
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut step = |line: &str| {
+        let (name, _) = line.split_once('(')?;
+        let name = name.to_owned();
+        let occurrence = seen.entry(name.clone()).or_default();
+        *occurrence += 1;
+        let occurrence = *occurrence;
+        Some(Step {
+            name,
+            occurrence,
+            line: line.to_owned(),
+        })
+    };
+    let log = scene.node.read(LOG);
+    let calls = log.lines().filter(|line| !line.starts_with(['-', '+']));
+    calls.filter_map(&mut step).collect()
+}
+
+/// The last lines of the log of the last disturbed call.
+pub fn last_lines(scene: &Scene) -> String {
+    let log = scene.node.read(LOG);
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.starts_with("+++"))
+        .collect();
+    let short = |line: &&str| line.chars().take(160).collect::<String>();
+    let last = lines.iter().skip(lines.len().saturating_sub(2)).map(short);
+    last.collect::<Vec<_>>().join(" / ")
+}
+
+/// The line of the call that failed on purpose; `None` when no call was disturbed.
+pub fn injected_line(scene: &Scene) -> Option<String> {
+    let log = scene.node.read(LOG);
+    let line = log.lines().find(|line| line.contains("(INJECTED)"))?;
+    Some(line.chars().take(200).collect())
+}
