@@ -75,6 +75,9 @@ pub enum NetlinkError {
     /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
+    /// The kernel answered something else than was asked for.
+    #[error("the kernel's answer cannot be read")]
+    Unreadable,
     /// What was waited for did not happen.
     #[error("it did not happen in time")]
     TimedOut,
@@ -278,6 +281,9 @@ impl Netlink {
             let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
             is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
             match answer.payload {
+                NetlinkPayload::InnerMessage(Message::Unread(_)) => {
+                    return Err(NetlinkError::Unreadable);
+                }
                 NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(NetlinkError::of(Errno::from_raw(-error.raw_code())));
