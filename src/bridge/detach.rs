@@ -98,7 +98,7 @@ impl Detachment<'_> {
     }
 
     fn pod(&self) -> Result<Option<Netlink>, Error> {
-        let open = |netns: &Netns| open_pod(self.host, netns, &netns.path().to_string_lossy());
+        let open = |netns: &Netns| open_pod(netns, &netns.path().to_string_lossy());
         self.netns.map(open).transpose()
     }
 

@@ -45,7 +45,7 @@ pub fn add(
     signals::heed();
     let prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
-    let pod = open_pod(&host, &prepared.netns, netns)?;
+    let pod = open_pod(&prepared.netns, netns)?;
     let site = Site {
         host: &host,
         pod: &pod,
@@ -79,7 +79,7 @@ pub fn check(
         ipam.check(who)?;
     }
     let host = open_host()?;
-    let pod = open_pod(&host, &namespace, netns)?;
+    let pod = open_pod(&namespace, netns)?;
     let site = Site {
         host: &host,
         pod: &pod,
@@ -209,6 +209,6 @@ fn open_host() -> Result<Netlink, Error> {
     Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
 }
 
-fn open_pod(host: &Netlink, netns: &Netns, path: &str) -> Result<Netlink, Error> {
-    host.open_in(netns).map_err(|cause| cause.report(path))
+fn open_pod(netns: &Netns, path: &str) -> Result<Netlink, Error> {
+    Netlink::open_in(netns).map_err(|cause| cause.report(path))
 }

@@ -3,6 +3,7 @@
 //! It speaks in the values of [`crate::net`]; what an errno means for the caller is a variant of its errors.
 
 pub mod boot;
+mod datagram;
 pub mod files;
 pub mod locks;
 pub mod netlink;

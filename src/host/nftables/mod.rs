@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::host::datagram::ANSWER_LIMIT;
 use crate::net::Family;
 
 use attribute::{Attributes, find, number};
@@ -23,7 +24,7 @@ pub use batch::{BaseChain, Batch, HookPoint};
 pub use element::Element;
 use message::{Message, Verb};
 pub use rule::{Action, Match, Rule, RuleEntry};
-use socket::{ANSWER_LIMIT, Socket};
+use socket::Socket;
 
 /// How long a change is tried again because somebody else was faster.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
