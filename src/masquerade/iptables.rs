@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Code, Error};
-use crate::host::nftables::{Layer, Nftables, Table};
+use crate::host::nftables::{
+    CompatRule, Field, Layer, Nftables, RuleEntry, Table, Target,
+};
 use crate::host::process::{self, Output, ProcessError, Running};
 use crate::host::xtables;
 use crate::masquerade::rules::Listing;
@@ -26,6 +28,10 @@ pub struct Iptables {
 /// A transaction on its way.
 #[derive(Debug)]
 pub struct Transaction(Running);
+
+/// A listing on its way.
+#[derive(Debug)]
+pub struct ListingRun(Running);
 
 /// How a transaction ended that could be tried.
 #[derive(Debug)]
@@ -59,12 +65,25 @@ impl Iptables {
 
     /// Whether there is a chain of that name in the table of iptables-nft; `None` when the kernel does not tell.
     pub fn has_chain(nftables: &Nftables, family: Family, name: &str) -> Option<bool> {
-        let table = Table {
-            layer: Layer::Ip(family),
-            name: "nat",
-        };
-        let uses = nftables.chain(table, name).ok()?;
+        let uses = nftables.chain(nat(family), name).ok()?;
         Some(uses.is_some())
+    }
+
+    /// Whether the kernel is seen to hold all these rules of a family, in the language of iptables, in the table of
+    /// iptables-nft. What it cannot be seen to hold may be there all the same: [`Iptables::list`] tells.
+    pub fn is_seen_to_hold(nftables: &Nftables, family: Family, rules: &[String]) -> bool {
+        let mut listed: Vec<(&str, Vec<RuleEntry>)> = Vec::new();
+        rules.iter().all(|rule| {
+            let Some((chain, rule)) = parse(rule) else {
+                return false;
+            };
+            if !listed.iter().any(|(name, _)| *name == chain) {
+                let found = nftables.rules(nat(family), Some(chain));
+                listed.push((chain, found.unwrap_or_default()));
+            }
+            let mut of_chain = listed.iter().filter(|(name, _)| *name == chain);
+            of_chain.any(|(_, found)| found.iter().any(|entry| entry.is_compat(&rule)))
+        })
     }
 
     /// Starts a transaction.
@@ -95,7 +114,27 @@ impl Iptables {
     /// # Errors
     /// When it cannot be listed.
     pub fn list(&self) -> Result<Listing, Error> {
-        let output = process::run(&self.save, &["-t", "nat"], &[], b"", LIMIT).map_err(failure)?;
+        self.start_listing()?.finish()
+    }
+
+    /// Starts to list the nat table.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start_listing(&self) -> Result<ListingRun, Error> {
+        process::start(&self.save, &["-t", "nat"], &[], b"", LIMIT)
+            .map(ListingRun)
+            .map_err(failure)
+    }
+}
+
+impl ListingRun {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When the table cannot be listed.
+    pub fn finish(self) -> Result<Listing, Error> {
+        let output = self.0.finish().map_err(failure)?;
         if !output.status.success() {
             // The legacy variant's words for a kernel without this table.
             if output.complaint().contains("Table does not exist") {
@@ -126,6 +165,40 @@ impl Transaction {
         }
         Ok(Outcome::Refused(error))
     }
+}
+
+/// The table of iptables-nft.
+fn nat(family: Family) -> Table {
+    Table {
+        layer: Layer::Ip(family),
+        name: "nat",
+    }
+}
+
+/// A rule with one address, a comment and a target without options, as iptables-save(8) writes it, and its chain.
+fn parse(rule: &str) -> Option<(&str, CompatRule)> {
+    let (matching, rest) = rule.split_once(" -m comment --comment \"")?;
+    let (comment, target) = rest.rsplit_once("\" -j ")?;
+    let words: Vec<&str> = matching.split(' ').collect();
+    let (chain, field, network) = match words[..] {
+        ["-A", chain, "-s", network] => (chain, Field::Source, network),
+        ["-A", chain, "-d", network] => (chain, Field::Destination, network),
+        ["-A", chain, "!", "-d", network] => (chain, Field::NotDestination, network),
+        _ => return None,
+    };
+    let target = match target {
+        "ACCEPT" => Target::Accept,
+        "MASQUERADE" => Target::Masquerade,
+        name if name.starts_with("CNI-") && !name.contains(' ') => Target::Chain(name.to_owned()),
+        _ => return None,
+    };
+    let rule = CompatRule {
+        field,
+        network: network.parse().ok()?,
+        comment: comment.replace("\\\"", "\""),
+        target,
+    };
+    Some((chain, rule))
 }
 
 fn refusal(operation: &str, output: &Output) -> Error {

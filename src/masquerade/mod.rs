@@ -162,16 +162,23 @@ impl Masquerade {
         families.any(|family| Iptables::may_have_chain(nftables.as_ref(), family, name))
     }
 
-    /// One listing per family.
+    /// The kernel is asked first; where its answer does not show the rules, one listing per family, side by side.
     fn check_iptables(&self, addresses: &[Cidr]) -> Result<(), Error> {
+        let nftables = Nftables::open().ok();
+        let mut listings = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
             let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
-            if own.is_empty() {
+            let rules = self.chain.rules(&own);
+            let seen = |it: &Nftables| Iptables::is_seen_to_hold(it, family, &rules);
+            if own.is_empty() || nftables.as_ref().is_some_and(seen) {
                 continue;
             }
             let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
-            if let Some(address) = self.chain.lacking(&own, &iptables.list()?) {
+            listings.push((family, own, iptables.start_listing()?));
+        }
+        for (family, own, listing) in listings {
+            if let Some(address) = self.chain.lacking(&own, &listing.finish()?) {
                 let what = format!("check: rules that masquerade {address} are missing");
                 return Err(Error::failed(what).details(format!(
                     "looked in the nat table of {family} for {}",

@@ -48,7 +48,7 @@ impl Chain {
 
     /// The rules that masquerade these addresses, which are of one family: first what stays unmasqueraded, then the
     /// masquerading, then the ways into the chain.
-    fn rules(&self, addresses: &[Cidr]) -> Vec<String> {
+    pub fn rules(&self, addresses: &[Cidr]) -> Vec<String> {
         let Some(family) = addresses.first().map(|address| address.family()) else {
             return Vec::new();
         };

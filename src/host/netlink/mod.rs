@@ -144,15 +144,15 @@ impl Netlink {
     }
 
     /// Asks the kernel for one thing.
-    fn fetch(&self, message: Message) -> Result<Option<Message>, NetlinkError> {
+    fn fetch(&self, message: Message) -> Result<Option<Vec<u8>>, NetlinkError> {
         let (answers, _) = self.ask(message, NLM_F_REQUEST)?;
         Ok(answers.into_iter().next())
     }
 
     /// Asks the kernel for all things of a kind, until nothing changed meanwhile.
-    fn dump(&self, message: Message) -> Result<Vec<Message>, NetlinkError> {
+    fn dump(&self, message: impl Fn() -> Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            match self.ask(message.clone(), NLM_F_REQUEST | NLM_F_DUMP) {
+            match self.ask(message(), NLM_F_REQUEST | NLM_F_DUMP) {
                 Ok((answers, Dump::Consistent)) => return Ok(answers),
                 Ok((_, Dump::Interrupted)) | Err(NetlinkError::Refused(Errno::EINTR)) => continue,
                 Err(error) => return Err(error),
@@ -190,7 +190,8 @@ impl Netlink {
         }
     }
 
-    fn ask(&self, message: Message, flags: u16) -> Result<(Vec<Message>, Dump), NetlinkError> {
+    fn ask(&self, message: Message, flags: u16) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
+        let wanted = message.answered_by();
         let number = self.socket.numbers(1);
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
@@ -210,11 +211,13 @@ impl Netlink {
                 dump = Dump::Interrupted;
             }
             match payload {
-                NetlinkPayload::InnerMessage(Message::Unread(_)) => Err(NetlinkError::Unreadable),
-                NetlinkPayload::InnerMessage(inner) => {
-                    answers.push(inner);
+                NetlinkPayload::InnerMessage(Message::Answer(kind, bytes))
+                    if wanted.is_none_or(|wanted| wanted == kind) =>
+                {
+                    answers.push(bytes);
                     Ok(after_message)
                 }
+                NetlinkPayload::InnerMessage(_) => Err(NetlinkError::Unreadable),
                 NetlinkPayload::Error(error) => end(error.raw_code()),
                 NetlinkPayload::Done(done) => end(done.code),
                 _ => Ok(Progress::More),

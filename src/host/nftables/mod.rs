@@ -3,8 +3,8 @@
 //! The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c; numbers without a source are those of
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
-mod attribute;
 mod batch;
+mod compat;
 pub mod element;
 mod message;
 mod rule;
@@ -19,8 +19,9 @@ use nix::errno::Errno;
 use crate::host::datagram::ANSWER_LIMIT;
 use crate::net::Family;
 
-use attribute::{Attributes, find, number};
+use crate::host::attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
+pub use compat::{CompatRule, Field, Target};
 pub use element::Element;
 use message::{Message, Verb};
 pub use rule::{Action, Match, Rule, RuleEntry};

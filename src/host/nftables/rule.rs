@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::net::{Cidr, Family, IfName, Mac};
 
 use super::Table;
-use super::attribute::{Attributes, dig, each, find, long, text};
+use crate::host::attribute::{Attributes, dig, each, find, long, text};
 
 /// What a rule holds (enum nft_rule_attributes).
 pub(super) const RULE_TABLE: u16 = 1;
@@ -16,8 +16,8 @@ const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 
 /// What a list holds (enum nft_list_attributes), and an expression (nft_expr_attributes).
-const LIST_ELEMENT: u16 = 1;
-const EXPRESSION_NAME: u16 = 1;
+pub(super) const LIST_ELEMENT: u16 = 1;
+pub(super) const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 
 /// What data holds (enum nft_data_attributes), and a verdict (nft_verdict_attributes).
@@ -26,15 +26,20 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 
-/// Verdicts (NF_DROP, linux/netfilter.h, and enum nft_verdicts).
+/// Verdicts (NF_DROP and NF_ACCEPT, linux/netfilter.h, and enum nft_verdicts).
 const DROP: i32 = 0;
-const JUMP: i32 = -3;
+pub(super) const ACCEPT: i32 = 1;
+pub(super) const JUMP: i32 = -3;
 pub(super) const GOTO: i32 = -4;
 const RETURN: i32 = -5;
 
 /// The register of the verdict and the one for everything else (enum nft_registers).
 const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
+
+/// How values are compared (enum nft_cmp_ops).
+pub(super) const EQUAL: u32 = 0;
+pub(super) const UNEQUAL: u32 = 1;
 
 /// What is known of a packet beside its bytes (enum nft_meta_keys).
 const META_INPUT_NAME: u32 = 6;
@@ -193,6 +198,11 @@ impl RuleEntry {
         self.comment == rule.comment && self.expressions == rule.expressions().as_bytes()
     }
 
+    /// What it does, as the kernel lists it.
+    pub(super) fn expressions(&self) -> &[u8] {
+        &self.expressions
+    }
+
     /// The interface of which it takes the packets, if that is what it looks at first.
     pub fn input(&self) -> Option<IfName> {
         let mut expressions = each(&self.expressions).map(|(_, expression)| expression);
@@ -223,7 +233,7 @@ pub(super) fn place(table: Table, chain: Option<&str>) -> Attributes {
     }
 }
 
-fn expression(so_far: Attributes, name: &str, data: Attributes) -> Attributes {
+pub(super) fn expression(so_far: Attributes, name: &str, data: Attributes) -> Attributes {
     let expression = Attributes::default()
         .text(EXPRESSION_NAME, name)
         .nest(EXPRESSION_DATA, data);
@@ -246,11 +256,15 @@ fn payload(so_far: Attributes, base: u32, place: Range<u32>) -> Attributes {
     expression(so_far, "payload", data)
 }
 
-/// enum nft_cmp_attributes: source register, operation (NFT_CMP_EQ), data.
 fn equals(so_far: Attributes, value: &[u8]) -> Attributes {
+    compare(so_far, EQUAL, value)
+}
+
+/// enum nft_cmp_attributes: source register, operation, data.
+fn compare(so_far: Attributes, operation: u32, value: &[u8]) -> Attributes {
     let data = Attributes::default()
         .number(1, REGISTER)
-        .number(2, 0)
+        .number(2, operation)
         .nest(3, data(value));
     expression(so_far, "cmp", data)
 }
@@ -260,7 +274,7 @@ fn data(value: &[u8]) -> Attributes {
 }
 
 /// enum nft_immediate_attributes: destination register, data.
-fn immediate(so_far: Attributes, verdict: Attributes) -> Attributes {
+pub(super) fn immediate(so_far: Attributes, verdict: Attributes) -> Attributes {
     let data = Attributes::default()
         .number(1, VERDICT_REGISTER)
         .nest(2, verdict);
@@ -284,19 +298,32 @@ fn protocol_of(family: Family) -> u8 {
     }
 }
 
-/// Compares the network part of the destination as nft(8) does: only its bytes where the prefix ends at a byte, else
-/// the whole address under a mask.
 fn destination(so_far: Attributes, cidr: Cidr) -> Attributes {
     // Places in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
-    let (start, network): (u32, Vec<u8>) = match cidr.network().address() {
-        IpAddr::V4(address) => (16, address.octets().to_vec()),
-        IpAddr::V6(address) => (24, address.octets().to_vec()),
+    let start = match cidr.family() {
+        Family::V4 => 16,
+        Family::V6 => 24,
+    };
+    compare_network(so_far, start, cidr, EQUAL)
+}
+
+/// Compares the network part of an address as nft(8) and iptables do: only its bytes where the prefix ends at a byte,
+/// else the whole address under a mask. `start` is the address's place in the header.
+pub(super) fn compare_network(
+    so_far: Attributes,
+    start: u32,
+    cidr: Cidr,
+    operation: u32,
+) -> Attributes {
+    let network: Vec<u8> = match cidr.network().address() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     };
     let prefix = usize::from(cidr.prefix());
     if prefix > 0 && prefix.is_multiple_of(8) {
         let part = &network[..prefix / 8];
         let place = start..start + part.len() as u32;
-        return equals(payload(so_far, NETWORK_HEADER, place), part);
+        return compare(payload(so_far, NETWORK_HEADER, place), operation, part);
     }
     let length = network.len() as u32;
     let mask: Vec<u8> = (0..network.len())
@@ -311,7 +338,7 @@ fn destination(so_far: Attributes, cidr: Cidr) -> Attributes {
         .nest(4, data(&mask))
         .nest(5, data(&vec![0; network.len()]));
     let loaded = payload(so_far, NETWORK_HEADER, start..start + length);
-    equals(expression(loaded, "bitwise", bitwise), &network)
+    compare(expression(loaded, "bitwise", bitwise), operation, &network)
 }
 
 /// The byte at that position of the mask of a prefix.
