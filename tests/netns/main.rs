@@ -6,6 +6,7 @@ mod support;
 mod bridge;
 mod chain;
 mod check;
+mod cost;
 mod del;
 mod delegate;
 mod gc;
