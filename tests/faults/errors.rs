@@ -16,9 +16,8 @@ const ERRNOS: [&str; 7] = [
     "ENOSPC", "EIO", "EMFILE", "ENOMEM", "EPERM", "EBUSY", "EINTR",
 ];
 
-/// Without memory no program can say anything. An event loop (tokio) takes a failing epoll_wait for a fault of the
-/// program, which it would be: the kernel fails it for wrong arguments only.
-const VITAL: [&str; 8] = [
+/// Without memory no program can say anything.
+const VITAL: [&str; 7] = [
     "execve",
     "mmap",
     "munmap",
@@ -26,18 +25,14 @@ const VITAL: [&str; 8] = [
     "mprotect",
     "madvise",
     "exit_group",
-    "epoll_wait",
 ];
-
-/// The event loop waking itself, by an eventfd; as vital to it.
-const WAKE: &str = r#", "\1\0\0\0\0\0\0\0", 8)"#;
 
 /// The steps that are the plugin's own: from where it reads its configuration.
 fn own(steps: &[Step]) -> Vec<Step> {
     let own = steps
         .iter()
         .skip_while(|step| !step.line.starts_with("read(0,"));
-    own.filter(|step| !VITAL.contains(&step.name.as_str()) && !step.line.contains(WAKE))
+    own.filter(|step| !VITAL.contains(&step.name.as_str()))
         .cloned()
         .collect()
 }
@@ -101,11 +96,6 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
             scene.call("DEL", &scene.pod).run().ok();
             continue;
         };
-        // How often it wakes is chance.
-        if line.contains(WAKE) {
-            scene = Scene::new(kind);
-            continue;
-        }
         let said: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
         messages.insert(format!("{} {}  <= {line}", said["msg"], said["details"]));
         if findings.note(&format!("{step}: {line}"), &wrong_after(&scene, &answer)) {
