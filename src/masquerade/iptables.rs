@@ -82,7 +82,7 @@ impl Iptables {
                 listed.push((chain, found.unwrap_or_default()));
             }
             let mut of_chain = listed.iter().filter(|(name, _)| *name == chain);
-            of_chain.any(|(_, found)| found.iter().any(|entry| entry.is_compat(&rule)))
+            of_chain.any(|(_, found)| rule.is_among(found))
         })
     }
 

@@ -51,6 +51,17 @@ pub enum Target {
 }
 
 impl CompatRule {
+    /// Whether one of these is what iptables-nft makes of the rule.
+    pub fn is_among(&self, entries: &[RuleEntry]) -> bool {
+        let wanted = self.expressions();
+        // The target tells nearly all others apart.
+        let (_, target) = each(wanted.as_bytes()).last().unwrap_or_default();
+        let mut alike = entries
+            .iter()
+            .filter(|entry| entry.expressions().ends_with(target));
+        alike.any(|entry| without_counter(entry) == wanted)
+    }
+
     fn expressions(&self) -> Attributes {
         // Places in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
         let start = match (self.field, self.network.address()) {
@@ -78,23 +89,15 @@ impl CompatRule {
     }
 }
 
-impl RuleEntry {
-    /// Whether it is what iptables-nft makes of the rule.
-    pub fn is_compat(&self, rule: &CompatRule) -> bool {
-        self.without_counter() == rule.expressions().as_bytes()
-    }
-
-    /// Its expressions but for the counter of packets, which shows what was counted.
-    fn without_counter(&self) -> Vec<u8> {
-        let is_counter = |expression: &[u8]| {
-            find(expression, EXPRESSION_NAME).and_then(text) == Some("counter")
-        };
-        let kept = each(self.expressions()).filter(|(_, expression)| !is_counter(expression));
-        let add = |so_far: Attributes, (_, expression): (u16, &[u8])| {
-            so_far.bytes(LIST_ELEMENT, expression)
-        };
-        kept.fold(Attributes::default(), add).as_bytes().to_vec()
-    }
+/// The expressions of a rule but for the counter of packets, which shows what was counted.
+fn without_counter(entry: &RuleEntry) -> Attributes {
+    let is_counter =
+        |expression: &[u8]| find(expression, EXPRESSION_NAME).and_then(text) == Some("counter");
+    let kept = each(entry.expressions()).filter(|(_, expression)| !is_counter(expression));
+    let add = |so_far: Attributes, (_, expression): (u16, &[u8])| {
+        so_far.bytes(LIST_ELEMENT, expression)
+    };
+    kept.fold(Attributes::default(), add)
 }
 
 /// A match or target of xtables: name, revision and its own data (enum nft_match_attributes, nft_target_attributes).
