@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Code, Error};
-use crate::host::nftables::{
-    CompatRule, Field, Layer, Nftables, RuleEntry, Table, Target,
-};
+use crate::host::nftables::{CompatRule, Field, Layer, Nftables, RuleEntry, Table, Target};
 use crate::host::process::{self, Output, ProcessError, Running};
 use crate::host::xtables;
 use crate::masquerade::rules::Listing;

@@ -69,7 +69,7 @@ impl Chain {
     /// The way into the chain may be that of the whole subnet, as old versions of the reference wrote it.
     pub fn lacking(&self, addresses: &[Cidr], listing: &Listing) -> Option<Cidr> {
         let target = format!("-j {}", self.name);
-        let leads_in = |rule: &&String| rule.ends_with(&target);
+        let leads_in = |rule: &&String| rule.ends_with(&target) && !rule.contains(" ! -s ");
         let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
         let is_served = |address: &Cidr| {
             let rules = self.rules(&[*address]);

@@ -117,7 +117,9 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
         };
         match arg.as_str() {
             "--runs" => options.runs = number(&value()?)?,
-            "--pods" => options.pods = Some(value()?.split(',').map(number).collect::<Result<_, _>>()?),
+            "--pods" => {
+                options.pods = Some(value()?.split(',').map(number).collect::<Result<_, _>>()?)
+            }
             "--against" => options.against = value()?.into(),
             "--help" | "-h" => {
                 print!("{HELP}");

@@ -101,7 +101,11 @@ fn ten_thousand_leases_cost_no_more_system_calls() {
         let directory = "/var/lib/cni/networks/small";
         std::fs::create_dir_all(directory).unwrap();
         for index in 0..10_000 {
-            let lease = format!("{directory}/10.77.{}.{}", 100 + index / 250, 1 + index % 250);
+            let lease = format!(
+                "{directory}/10.77.{}.{}",
+                100 + index / 250,
+                1 + index % 250
+            );
             std::fs::write(lease, format!("crowd{index}\r\neth0")).unwrap();
         }
     });

@@ -236,18 +236,14 @@ fn end(code: i32) -> Result<Progress, NetlinkError> {
 }
 
 /// Opens a socket that gets the events of these groups.
-fn subscribe(
-    groups: &[MulticastGroup],
-    place: Option<&Netns>,
-) -> Result<Datagrams, NetlinkError> {
+fn subscribe(groups: &[MulticastGroup], place: Option<&Netns>) -> Result<Datagrams, NetlinkError> {
     let bits = groups.iter().map(|group| 1 << (*group as u32 - 1)).sum();
     let subscribe = || Datagrams::open(NETLINK_ROUTE, bits);
     let subscribed = match place {
         Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
         None => subscribe(),
     };
-    subscribed
-        .map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
+    subscribed.map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
 }
 
 /// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).

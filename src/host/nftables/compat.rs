@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use super::rule::{
-    ACCEPT, EQUAL, EXPRESSION_NAME, JUMP, LIST_ELEMENT, RuleEntry, UNEQUAL, compare_network, expression, immediate,
-    verdict,
+    ACCEPT, EQUAL, EXPRESSION_NAME, JUMP, LIST_ELEMENT, RuleEntry, UNEQUAL, compare_network,
+    expression, immediate, verdict,
 };
 use crate::host::attribute::{Attributes, each, find, text};
 use crate::net::{Cidr, Family};
@@ -94,9 +94,8 @@ fn without_counter(entry: &RuleEntry) -> Attributes {
     let is_counter =
         |expression: &[u8]| find(expression, EXPRESSION_NAME).and_then(text) == Some("counter");
     let kept = each(entry.expressions()).filter(|(_, expression)| !is_counter(expression));
-    let add = |so_far: Attributes, (_, expression): (u16, &[u8])| {
-        so_far.bytes(LIST_ELEMENT, expression)
-    };
+    let add =
+        |so_far: Attributes, (_, expression): (u16, &[u8])| so_far.bytes(LIST_ELEMENT, expression);
     kept.fold(Attributes::default(), add)
 }
 
