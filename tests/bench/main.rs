@@ -98,7 +98,9 @@ fn main() {
             println!("{figure}");
         }
     }
-    println!("\n{}", figures::chart(&rows));
+    if !rows.is_empty() {
+        println!("\n{}\n{}", figures::summary(&rows), figures::chart(&rows));
+    }
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
