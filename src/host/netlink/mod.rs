@@ -27,7 +27,7 @@ use crate::net::Cidr;
 use message::Message;
 
 pub use address::{Address, Detection};
-pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
+pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags, Traffic};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 
