@@ -115,7 +115,7 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
                 .map(|address| with_prefix(network, address))
                 .collect(),
             since,
-            mac: cached.and_then(|cached| mac_of(node, cached)),
+            mac: cached.and_then(|cached| mac_of(cached)),
             link,
             who,
             ailments: Vec::new(),
@@ -147,7 +147,7 @@ fn link_of(
 }
 
 /// The MAC address as it is now, else as ADD told it.
-fn mac_of(node: &Node, cached: &Cached) -> Option<String> {
+fn mac_of(cached: &Cached) -> Option<String> {
     let (told, sandbox) = cached.inside()?;
     let netns = Netns::open(sandbox, OwnNetns::Refused).ok();
     let seen = netns.and_then(|netns| {
