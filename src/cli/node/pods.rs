@@ -115,7 +115,7 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
                 .map(|address| with_prefix(network, address))
                 .collect(),
             since,
-            mac: cached.and_then(|cached| mac_of(cached)),
+            mac: cached.and_then(mac_of),
             link,
             who,
             ailments: Vec::new(),
