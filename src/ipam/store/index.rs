@@ -51,7 +51,9 @@ impl Index {
     /// Reads the index; `None` when there is none or the directory has changed since it was written.
     pub fn load(store: &Store) -> Option<Index> {
         let file = files::itself().read(true).open(store.path(FILE)).ok()?;
-        let mut text = String::new();
+        let length = file.metadata().ok()?.len().min(MAX_BYTES);
+        // One byte more, so that the end is seen without another buffer.
+        let mut text = String::with_capacity(length as usize + 1);
         file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
         // Asked behind the reading: who changes leases meanwhile changes the time first.
         let changed = fs::metadata(store.directory()).ok()?.modified().ok()?;
@@ -62,7 +64,12 @@ impl Index {
     /// What it says about an attachment.
     pub fn claims(&self, who: &Attachment) -> Claims {
         let mut claims = Claims::default();
-        for (at, _) in self.text.match_indices(&format!(" {} ", who.container)) {
+        let named = format!(" {} ", who.container);
+        // Who is new is in no line, and that is seen sooner than where one would be.
+        if !self.text.contains(&named) {
+            return claims;
+        }
+        for (at, _) in self.text.match_indices(&named) {
             match self.line_around(at) {
                 Some((address, container, interface)) if container == who.container.as_str() => {
                     match interface {
@@ -101,9 +108,11 @@ impl Index {
         removed: &[IpAddr],
     ) -> io::Result<()> {
         let path = store.path(FILE);
-        let dead = self.text.matches("\n-").count() + removed.len();
-        if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
-            return remove(&path);
+        if !removed.is_empty() {
+            let dead = self.text.matches("\n-").count() + removed.len();
+            if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
+                return remove(&path);
+            }
         }
         let file = files::itself().write(true).open(&path)?;
         for address in removed {
