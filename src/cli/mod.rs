@@ -3,6 +3,7 @@
 //! [`args`] is the command line. Each command has a room that works out what to say or do; only this file prints.
 
 mod args;
+mod conf;
 mod doctor;
 mod install;
 mod node;
@@ -84,7 +85,7 @@ fn answer(line: CommandLine) -> Result<Answer, Error> {
         Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
         Command::Completions { shell } => Ok(Answer::done(pages::completions(shell))),
         Command::Man => Ok(Answer::done(pages::MANUAL)),
-        _ => Ok(Answer::done("")),
+        Command::Conf(asked) => conf::conf(&asked, read_stdin),
     }
 }
 

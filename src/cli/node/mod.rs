@@ -195,7 +195,10 @@ impl Node {
 }
 
 /// The default routes of table main, of each family the one that is taken.
-fn uplinks(host: &Netlink) -> Result<Vec<Uplink>, NetlinkError> {
+///
+/// # Errors
+/// When the kernel does not tell its routes.
+pub fn uplinks(host: &Netlink) -> Result<Vec<Uplink>, NetlinkError> {
     let mut uplinks = Vec::new();
     for family in Family::BOTH {
         let routes = host.routes(RouteQuery { family, link: None })?.into_iter();
