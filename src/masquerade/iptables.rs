@@ -11,7 +11,7 @@ use crate::masquerade::rules::Listing;
 use crate::net::Family;
 
 /// How long a transaction may take, waiting for the lock of other users of iptables included.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// The exit status of iptables when others hold its lock (RESOURCE_PROBLEM, include/xtables.h).
 const LOCKED: i32 = 4;
@@ -29,7 +29,7 @@ pub struct Transaction(Running);
 
 /// A listing on its way.
 #[derive(Debug)]
-pub struct ListingRun(Running);
+pub struct Saving(Running);
 
 /// How a transaction ended that could be tried.
 #[derive(Debug)]
@@ -112,35 +112,43 @@ impl Iptables {
     /// # Errors
     /// When it cannot be listed.
     pub fn list(&self) -> Result<Listing, Error> {
-        self.start_listing()?.finish()
+        Ok(Listing::parse(&self.save("nat")?))
     }
 
-    /// Starts to list the nat table.
+    /// A table in the language of iptables-save(8); nothing where the kernel has no such table.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn save(&self, table: &str) -> Result<String, Error> {
+        self.start_saving(table)?.finish()
+    }
+
+    /// Starts to list a table.
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn start_listing(&self) -> Result<ListingRun, Error> {
-        process::start(&self.save, &["-t", "nat"], &[], b"", LIMIT)
-            .map(ListingRun)
+    pub fn start_saving(&self, table: &str) -> Result<Saving, Error> {
+        process::start(&self.save, &["-t", table], &[], b"", LIMIT)
+            .map(Saving)
             .map_err(failure)
     }
 }
 
-impl ListingRun {
-    /// Waits for its end.
+impl Saving {
+    /// Waits for its end; nothing where the kernel has no such table.
     ///
     /// # Errors
     /// When the table cannot be listed.
-    pub fn finish(self) -> Result<Listing, Error> {
+    pub fn finish(self) -> Result<String, Error> {
         let output = self.0.finish().map_err(failure)?;
         if !output.status.success() {
             // The legacy variant's words for a kernel without this table.
             if output.complaint().contains("Table does not exist") {
-                return Ok(Listing::default());
+                return Ok(String::new());
             }
             return Err(refusal("list", &output));
         }
-        Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

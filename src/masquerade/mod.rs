@@ -20,7 +20,7 @@ use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
-pub use survey::{Standing, Survey};
+pub use survey::{Standing, Survey, iptables_table, iptables_variants};
 
 /// How often rules are looked at again that others take down at the same time.
 const LOOKS: u32 = 50;
@@ -178,10 +178,11 @@ impl Masquerade {
                 continue;
             }
             let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
-            listings.push((family, own, iptables.start_listing()?));
+            listings.push((family, own, iptables.start_saving("nat")?));
         }
         for (family, own, listing) in listings {
-            if let Some(address) = self.chain.lacking(&own, &listing.finish()?) {
+            let listing = Listing::parse(&listing.finish()?);
+            if let Some(address) = self.chain.lacking(&own, &listing) {
                 let what = format!("check: rules that masquerade {address} are missing");
                 return Err(Error::failed(what).details(format!(
                     "looked in the nat table of {family} for {}",
