@@ -4,6 +4,7 @@
 
 mod address;
 mod link;
+mod links;
 mod message;
 mod route;
 mod vlan;
@@ -35,7 +36,8 @@ use crate::net::Cidr;
 use message::Message;
 
 pub use address::{Address, Detection};
-pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags, Traffic};
+pub use link::{Kind, Link, PortFlags, Traffic};
+pub use links::{NewBridge, NewVeth};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 
@@ -282,12 +284,9 @@ impl Netlink {
             let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
             is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
             match answer.payload {
-                NetlinkPayload::InnerMessage(Message::Answer(kind, bytes))
-                    if wanted.is_none_or(|wanted| wanted == kind) =>
-                {
-                    answers.push(bytes)
+                NetlinkPayload::InnerMessage(message) => {
+                    answers.push(message.answer(wanted).ok_or(NetlinkError::Unreadable)?)
                 }
-                NetlinkPayload::InnerMessage(_) => return Err(NetlinkError::Unreadable),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(NetlinkError::of(Errno::from_raw(-error.raw_code())));
                 }
