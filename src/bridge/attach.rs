@@ -194,11 +194,12 @@ fn create_veth<'a>(
         let name = plan.host.clone();
         undo.push(move || delete_made(host, &name));
     }
-    created.map_err(|cause| match cause {
-        NetlinkError::Exists => taken(plan, site),
-        cause => {
-            let operation = format!("create {} in the container and", plan.container);
-            failed(&operation, &plan.host, cause)
+    created.map_err(|cause| {
+        let operation = format!("create {} in the container and", plan.container);
+        let error = failed(&operation, &plan.host, cause);
+        match cause {
+            NetlinkError::Exists => taken(&plan.host, &plan.container, site).unwrap_or(error),
+            _ => error,
         }
     })?;
     // Not before the link is ours, and before the first frame can pass.
@@ -238,22 +239,27 @@ fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
     }
 }
 
-/// Says which of the two names is taken, and by whom.
-fn taken(plan: &Plan, site: &Site) -> Error {
-    let (container, path) = (&plan.container, site.netns.path().display());
+/// Refuses an attachment whose names are taken. Asked before anything is made: IPAM plugins and rules know attachments
+/// and not ADDs, so what the undo of a second ADD gave back would be the first one's.
+///
+/// # Errors
+/// When one of the names is taken; the message says by whom.
+pub fn require_free(host: &IfName, container: &IfName, site: &Site) -> Result<(), Error> {
+    taken(host, container, site).map_or(Ok(()), Err)
+}
+
+/// Says which of the two names is taken, and by whom; `None` when neither is.
+fn taken(host: &IfName, container: &IfName, site: &Site) -> Option<Error> {
+    let again = "an attachment is added once; run DEL before another ADD";
     if let Ok(Some(link)) = site.pod.link(container) {
-        let msg = format!(
-            "interface {container} already exists in {path}: it is a {}",
-            link.kind
-        );
-        return Error::failed(msg)
-            .details(whose(&link, site))
-            .details("an attachment is added once; run DEL before another ADD");
+        let path = site.netns.path().display();
+        let kind = &link.kind;
+        let msg = format!("interface {container} already exists in {path}: it is a {kind}");
+        return Some(Error::failed(msg).details(whose(&link, site)).details(again));
     }
-    let present = site.host.link(&plan.host).ok().flatten();
-    let title = present.map_or_else(|| plan.host.to_string(), |link| link.title());
-    Error::failed(format!("interface {title} already exists on the host"))
-        .details("it belongs to this very attachment; run DEL before another ADD")
+    let link = site.host.link(host).ok().flatten()?;
+    let msg = format!("interface {} already exists on the host", link.title());
+    Some(Error::failed(msg).details(format!("it belongs to this very attachment; {again}")))
 }
 
 /// Whose a container's interface is: the alias of the other end tells.

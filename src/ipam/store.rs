@@ -5,8 +5,9 @@
 //! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
+pub mod census;
 mod holders;
-mod index;
+pub mod index;
 mod lease_lock;
 mod leases;
 mod sweep;
@@ -23,11 +24,12 @@ use crate::error::{Code, Error, Failures};
 use crate::host::files;
 use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
-use crate::net::parse_ip;
+use crate::ipam::store::census::{address_named, parse_cursor};
 
 pub use holders::Held;
 pub use lease_lock::LeaseLock;
 pub use leases::Leases;
+pub use sweep::is_kept;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -187,8 +189,7 @@ impl Locked<'_> {
 
     /// The address reserved last in the range set of that index. It is a hint: what cannot be read is none.
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
-        let content = read_small(&self.store.path(&last_reserved_name(set))).ok()?;
-        parse_ip(std::str::from_utf8(&content).ok()?).ok()
+        parse_cursor(&read_small(&self.store.path(&last_reserved_name(set))).ok()?)
     }
 
     /// Remembers the address reserved last.
@@ -339,13 +340,9 @@ fn is_absence(cause: &io::Error) -> bool {
     )
 }
 
-/// The address that a file is named after, in canonical text.
+/// The address that a file is named after.
 fn address_of(entry: &DirEntry) -> Option<IpAddr> {
-    let name = entry.file_name();
-    let name = name.to_str()?;
-    parse_ip(name)
-        .ok()
-        .filter(|address| address.to_string() == name)
+    address_named(&entry.file_name())
 }
 
 #[cfg(test)]
