@@ -178,3 +178,25 @@ fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing()
         29,
     );
 }
+
+#[test]
+fn when_a_program_that_was_started_is_killed_an_add_succeeds_or_leaves_nothing() {
+    needs!("nft", "iptables", "ip6tables");
+    let kind = Kind {
+        dual: true,
+        rules: Rules::Iptables,
+        ..PLAIN
+    };
+    // Before its work, and after it: the kernel has the rules then, and nobody says so.
+    for when in ["", "/run/xtables $name \"$@\"; "] {
+        for program in ["iptables-restore", "ip6tables-restore"] {
+            let scene = Scene::new(kind);
+            scene.before_iptables(&format!(
+                "[ $name = {program} ] && mkdir /run/once 2>/dev/null && {{ {when}kill -9 $$; }}"
+            ));
+            let answer = scene.call("ADD", &scene.pod).run();
+            let wrong = wrong_after(&scene, &answer);
+            assert!(wrong.is_empty(), "{program}: {wrong:?} {answer:?}");
+        }
+    }
+}
