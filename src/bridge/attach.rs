@@ -255,7 +255,11 @@ fn taken(host: &IfName, container: &IfName, site: &Site) -> Option<Error> {
         let path = site.netns.path().display();
         let kind = &link.kind;
         let msg = format!("interface {container} already exists in {path}: it is a {kind}");
-        return Some(Error::failed(msg).details(whose(&link, site)).details(again));
+        return Some(
+            Error::failed(msg)
+                .details(whose(&link, site))
+                .details(again),
+        );
     }
     let link = site.host.link(host).ok().flatten()?;
     let msg = format!("interface {} already exists on the host", link.title());

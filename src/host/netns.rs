@@ -106,7 +106,7 @@ impl Netns {
             .open(path)
             .map_err(
                 |cause| match Errno::from_raw(cause.raw_os_error().unwrap_or(0)) {
-                    Errno::ENOENT | Errno::ENOTDIR => NetnsError::Missing,
+                    Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG => NetnsError::Missing,
                     Errno::ENXIO | Errno::ELOOP => NetnsError::NotANamespace,
                     _ => NetnsError::Refused(cause),
                 },

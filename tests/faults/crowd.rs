@@ -6,7 +6,9 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::scene::{PLAIN, Scene};
 use crate::support::{Network, Node, Pod, leases, needs, say, worse_in_go};
+use crate::trace::{Step, steps};
 
 const PODS: usize = 200;
 const AT_ONCE: usize = 20;
@@ -110,4 +112,43 @@ fn two_hundred_pods_twenty_at_a_time_on_a_bare_node() {
     assert_eq!(leases(&node, "crowd").len(), 0);
     assert_eq!(node.run("ip -o link show type veth"), "");
     assert_eq!(node.addresses("br0"), ["10.77.0.1/22"]);
+}
+
+/// The system calls of an ADD and of the DEL after it.
+fn counted(scene: &Scene, network: &Network) -> [Vec<Step>; 2] {
+    ["ADD", "DEL"].map(|verb| steps(scene, &network.call(verb, &scene.pod)))
+}
+
+#[test]
+fn ten_thousand_leases_cost_an_add_and_a_del_hardly_a_system_call() {
+    needs!("strace", "nft");
+    if worse_in_go("it opens each of them") {
+        return;
+    }
+    let scene = Scene::new(PLAIN);
+    let mut config = scene.config();
+    config["name"] = "large".into();
+    config["bridge"] = "br1".into();
+    config["ipam"]["subnet"] = "10.78.0.0/16".into();
+    let network = scene.node.network(config);
+    counted(&scene, &network);
+    let among_none = counted(&scene, &network).map(|steps| steps.len());
+    for n in 0..10_000 {
+        let address = format!("10.78.{}.{}", 100 + n / 250, n % 250);
+        let path = format!("/var/lib/cni/networks/large/{address}");
+        scene.node.write(&path, &format!("{n:064x}\r\neth0"));
+    }
+    // The first one has to read them, as nobody else has.
+    counted(&scene, &network);
+    let among_many = counted(&scene, &network);
+    for (many, none) in among_many.iter().zip(among_none) {
+        assert!(
+            many.len() <= none + 20,
+            "{} and {none}: {many:#?}",
+            many.len()
+        );
+        let others = |step: &&Step| step.line.contains("/large/10.78.1");
+        assert_eq!(many.iter().filter(others).count(), 0);
+    }
+    assert_eq!(leases(&scene.node, "large").len(), 10_000);
 }

@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    Footprint, Network, Node, needs, reference, small_network, worse_in_go,
-};
+use crate::support::{Footprint, Network, Node, needs, reference, small_network, worse_in_go};
 
 fn with_ipam(ipam: Value) -> Value {
     let mut config = small_network();

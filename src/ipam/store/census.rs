@@ -68,8 +68,9 @@ impl Census {
                 Err(_) => None,
             };
             let unknown = || (UNKNOWN.to_owned(), UNKNOWN.to_owned());
-            let (container, interface) =
-                owner.map_or_else(unknown, |(container, interface)| (container.to_string(), interface));
+            let (container, interface) = owner.map_or_else(unknown, |(container, interface)| {
+                (container.to_string(), interface)
+            });
             census.owned.push(Owned {
                 address,
                 container,

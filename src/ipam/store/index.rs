@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -49,8 +49,10 @@ impl Index {
     /// Reads the index; `None` when there is none or the directory has changed since it was written.
     pub fn load(store: &Store) -> Option<Index> {
         let file = files::itself().read(true).open(store.path(FILE)).ok()?;
-        let mut text = String::new();
-        file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+        let length = file.metadata().ok()?.len().min(MAX_BYTES);
+        let mut text = vec![0; usize::try_from(length).ok()?];
+        file.read_exact_at(&mut text, 0).ok()?;
+        let text = String::from_utf8(text).ok()?;
         // Asked behind the reading: who changes leases meanwhile changes the time first.
         let changed = fs::metadata(store.directory()).ok()?.modified().ok()?;
         Index::believe(text, changed)
