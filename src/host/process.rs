@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::host::interrupts::uninterrupted;
 use crate::host::signals::{self, Terminated};
 
 /// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
@@ -121,8 +122,7 @@ pub fn find(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// Those of fcntl(2).
 pub fn bequeath(file: &File) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    Ok(())
+    uninterrupted(|| Ok(fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?)).map(drop)
 }
 
 /// A program that runs while we do something else.
@@ -147,14 +147,15 @@ pub fn start(
     stdin: &[u8],
     limit: Duration,
 ) -> Result<Running, ProcessError> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .envs(env.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|cause| ProcessError::NotStarted {
+        .stderr(Stdio::piped());
+    let mut child =
+        uninterrupted(|| command.spawn()).map_err(|cause| ProcessError::NotStarted {
             program: program.to_owned(),
             cause,
         })?;

@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error, Failures};
 use crate::host::files;
+use crate::host::interrupts::uninterrupted;
 use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::ipam::store::census::{address_named, parse_cursor};
@@ -81,10 +82,9 @@ impl Store {
         if let Some(locked) = self.lock()? {
             return Ok(locked);
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.directory)
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o755);
+        uninterrupted(|| builder.create(&self.directory))
             .map_err(|cause| self.failed("create the directory", "", &cause))?;
         self.lock()?.ok_or_else(|| {
             let gone = io::Error::from(ErrorKind::NotFound);
@@ -144,7 +144,8 @@ impl Store {
     }
 
     fn entries(&self) -> Result<Vec<DirEntry>, Error> {
-        let listed = fs::read_dir(&self.directory).and_then(Iterator::collect);
+        let list = || fs::read_dir(&self.directory).and_then(Iterator::collect);
+        let listed = uninterrupted(list);
         match listed {
             Err(cause) if is_absence(&cause) => Ok(Vec::new()),
             listed => listed.map_err(|cause| self.failed("read", "", &cause)),
@@ -211,7 +212,7 @@ impl Locked<'_> {
         let aside = self.store.path(ASIDE);
         self.write_aside(content)
             .and_then(|file| finish(&file))
-            .and_then(|()| fs::rename(&aside, self.store.path(name)))
+            .and_then(|()| uninterrupted(|| fs::rename(&aside, self.store.path(name))))
             .map_err(|cause| {
                 let _ = remove(&aside);
                 self.store.failed("write", name, &cause)
@@ -226,7 +227,7 @@ impl Locked<'_> {
         let name = address.to_string();
         let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
         let content = format!("{}\r\n{}", who.container, who.interface);
-        let link = || fs::hard_link(&aside, &place);
+        let link = || uninterrupted(|| fs::hard_link(&aside, &place));
         let made = self.write_aside(&content).and_then(|_| match link() {
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
                 if read_claim(&place, who)? != Claim::Garbled {
@@ -321,12 +322,9 @@ fn create_new(path: &Path) -> io::Result<File> {
 
 /// Removes a file; one that is gone already is fine.
 fn remove(path: &Path) -> io::Result<()> {
-    loop {
-        match fs::remove_file(path) {
-            Err(cause) if is_absence(&cause) => return Ok(()),
-            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
+    match uninterrupted(|| fs::remove_file(path)) {
+        Err(cause) if is_absence(&cause) => Ok(()),
+        outcome => outcome,
     }
 }
 

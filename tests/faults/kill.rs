@@ -113,6 +113,11 @@ fn a_gc_killed_at_any_step_is_finished_by_the_next_one() {
         ..MASQUERADED
     };
     kill_gc("GC killed", kind, 13);
+    let kind = Kind {
+        rules: Rules::Nftables,
+        ..kind
+    };
+    kill_gc("GC with nftables killed", kind, 13);
 }
 
 #[test]
@@ -203,9 +208,9 @@ fn a_first_add_killed_at_any_step_leaves_a_bridge_that_the_next_one_makes_whole(
     let kind = Kind {
         dual: true,
         used: false,
-        ..PLAIN
+        ..MASQUERADED
     };
-    kill_add("first ADD on a node killed", kind, 7);
+    kill_add("first dual-stack ADD with ipMasq killed", kind, 9);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod address;
 mod link;
 mod message;
 mod route;
+mod socket;
 mod vlan;
 
 use std::future::{Future, pending};
@@ -23,16 +24,18 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::proto::{Connection, ConnectionHandle, new_connection_with_socket};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
+use crate::host::interrupts::uninterrupted;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
 
 use message::Message;
+use socket::PatientSocket;
 
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
@@ -145,7 +148,7 @@ impl Netlink {
     }
 
     fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
-        let (handle, _) = connect(&runtime, &[])?;
+        let (handle, _) = uninterrupted(|| connect(&runtime, &[]))?;
         Ok(Netlink { handle, runtime })
     }
 
@@ -252,7 +255,7 @@ impl Netlink {
         groups: &[MulticastGroup],
         place: Option<&Netns>,
     ) -> Result<(ConnectionHandle<Message>, impl Stream + use<> + Unpin), NetlinkError> {
-        let subscribe = || connect(&self.runtime, groups);
+        let subscribe = || uninterrupted(|| connect(&self.runtime, groups));
         let subscribed = match place {
             Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
             None => subscribe(),
@@ -309,7 +312,7 @@ fn connect(
     impl Stream<Item = (NetlinkMessage<Message>, SocketAddr)> + Unpin + use<>,
 )> {
     let _entered = runtime.enter();
-    let (mut connection, handle, events): (Connection<Message, TokioSocket>, _, _) =
+    let (mut connection, handle, events): (Connection<Message, PatientSocket>, _, _) =
         new_connection_with_socket(NETLINK_ROUTE)?;
     let socket = connection.socket_mut().socket_mut();
     // With it the kernel filters dumps by what the request says.
@@ -326,10 +329,12 @@ fn connect(
 }
 
 fn event_loop() -> io::Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
+    uninterrupted(|| {
+        Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+    })
 }
 
 /// What ended a wait for events.
