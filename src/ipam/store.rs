@@ -164,6 +164,9 @@ impl Store {
         let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
         match cause.kind() {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => error.details(REMEDY),
+            ErrorKind::StorageFull => {
+                error.details("its file system has no space or no inodes left: free some")
+            }
             ErrorKind::IsADirectory => error.details("no plugin makes a directory here: remove it"),
             _ if files::is_link(cause) => {
                 error.details("it is a symbolic link, which is not followed here: remove it")

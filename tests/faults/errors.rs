@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::aftermath::{succeeded, wrong_with_next};
+use crate::aftermath::{left, succeeded, wrong_with_next};
 use crate::findings::{Findings, chosen};
 use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
 use crate::support::{Answer, needs, reference, worse_in_go};
@@ -69,11 +69,7 @@ fn wrong_after(scene: &Scene, answer: &Answer) -> Vec<String> {
     } else {
         wrong.extend(wrong_refusal(answer));
     }
-    let left = difference(&scene.empty, &scene.standing());
-    // The bridge, the directory and forwarding are made once and stay: what a first ADD was still to make is no loss.
-    let is_wrong =
-        |fact: &String| scene.kind.used || fact.starts_with("left") && !fact.contains("forward");
-    wrong.extend(left.into_iter().filter(is_wrong));
+    wrong.extend(left(scene));
     if !scene.kind.used || !wrong.is_empty() {
         wrong.extend(wrong_with_next(scene));
     }

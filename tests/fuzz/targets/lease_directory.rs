@@ -1,5 +1,5 @@
 //! A network's directory with any files in it, in memory: who has which address, which one is next, what the index
-//! says of it and what GC leaves. `tests` beside host-local do the same with real files, less often.
+//! says of it and what GC leaves. A test beside host-local does the same with real files, less often.
 
 #![no_main]
 
