@@ -7,14 +7,27 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NLM_F_CREATE;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
 use super::message::Message;
 use super::{Netlink, NetlinkError};
+use crate::host::attribute::{each, find, ip, native};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family, Route};
+
+/// The length of what stands before the attributes (struct rtmsg, linux/rtnetlink.h), in bytes.
+const HEADER: usize = 12;
+
+/// Attributes and metrics of a route (linux/rtnetlink.h).
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_METRICS: u16 = 8;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
 
 /// Which routes to list.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +45,14 @@ pub struct RouteEntry {
     pub dst: Cidr,
     /// Next hop.
     pub gw: Option<IpAddr>,
+    /// The index of the link; `None` for one over several.
+    pub link: Option<u32>,
     /// Table: 254 is main.
     pub table: u32,
+    /// Who made it (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 from a router advertisement.
+    pub protocol: u8,
+    /// What becomes of the packets.
+    kind: RouteType,
     /// Metric; 0 when the route has none (IPv6 shows 1024 by default).
     pub priority: u32,
     /// The path MTU, where the route sets one.
@@ -106,8 +125,8 @@ impl Netlink {
         let destination = RouteAttribute::Destination(address.into());
         request.attributes.push(destination);
         match self.fetch(Message::GetRoute(request)) {
-            Ok(Some(Message::NewRoute(route))) => Ok(route.header.kind == RouteType::Local),
-            Ok(_) | Err(NetlinkError::Unreachable) => Ok(false),
+            Ok(Some(route)) => Ok(read(&route)?.kind == RouteType::Local),
+            Ok(None) | Err(NetlinkError::Unreachable) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -117,19 +136,28 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn routes(&self, query: RouteQuery) -> Result<Vec<RouteEntry>, NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(query.family);
-        request.header.kind = RouteType::Unspec;
-        request
-            .attributes
-            .extend(query.link.map(RouteAttribute::Oif));
-        let answers = self.dump(Message::GetRoute(request))?;
-        let entries = answers.into_iter().filter_map(|answer| match answer {
-            Message::NewRoute(message) => RouteEntry::of(&message, query),
-            _ => None,
-        });
-        Ok(entries.collect())
+        let request = || {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family(query.family);
+            request.header.kind = RouteType::Unspec;
+            let link = query.link.map(RouteAttribute::Oif);
+            request.attributes.extend(link);
+            Message::GetRoute(request)
+        };
+        let mut routes = Vec::new();
+        for answer in self.dump(request)? {
+            let route = read(&answer)?;
+            let is_there = query.link.is_none_or(|wanted| route.link == Some(wanted));
+            if is_there && route.kind == RouteType::Unicast {
+                routes.push(route);
+            }
+        }
+        Ok(routes)
     }
+}
+
+fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
+    RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
 }
 
 fn family(family: Family) -> AddressFamily {
@@ -140,53 +168,37 @@ fn family(family: Family) -> AddressFamily {
 }
 
 impl RouteEntry {
-    /// A unicast route over the link as a message of the kernel tells it; `None` for any other.
-    pub fn of(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
-        if message.header.kind != RouteType::Unicast {
-            return None;
-        }
-        let nothing = query.family.default_destination().address();
+    /// A route as the kernel tells it in a message of type RTM_NEWROUTE, whose netlink header is not given; `None` when
+    /// that is cut short or of another family.
+    pub fn parse(bytes: &[u8]) -> Option<RouteEntry> {
+        let (header, attributes) = bytes.split_at_checked(HEADER)?;
+        let of = |known: &Family| u8::from(family(*known)) == header[0];
+        let family = Family::BOTH.into_iter().find(of)?;
         let mut route = RouteEntry {
-            dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
+            dst: Cidr::new(family.default_destination().address(), header[1])?,
             gw: None,
-            table: message.header.table.into(),
+            link: None,
+            table: header[4].into(),
+            protocol: header[5],
+            kind: RouteType::from(header[7]),
             priority: 0,
             mtu: None,
             advmss: None,
         };
-        let mut link = None;
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => link = Some(*index),
-                RouteAttribute::Table(table) => route.table = *table,
-                RouteAttribute::Priority(priority) => route.priority = *priority,
-                RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
-                RouteAttribute::Destination(dst) => {
-                    route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
-                }
-                RouteAttribute::Metrics(metrics) => {
-                    for metric in metrics {
-                        match metric {
-                            RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
-                            RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
-                            _ => {}
-                        }
-                    }
+        for (kind, value) in each(attributes) {
+            match kind {
+                RTA_DST => route.dst = Cidr::new(ip(value)?, header[1])?,
+                RTA_OIF => route.link = native(value),
+                RTA_GATEWAY => route.gw = ip(value),
+                RTA_PRIORITY => route.priority = native(value)?,
+                RTA_TABLE => route.table = native(value)?,
+                RTA_METRICS => {
+                    route.mtu = find(value, RTAX_MTU).and_then(native);
+                    route.advmss = find(value, RTAX_ADVMSS).and_then(native);
                 }
                 _ => {}
             }
         }
-        query
-            .link
-            .is_none_or(|wanted| link == Some(wanted))
-            .then_some(route)
-    }
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
+        Some(route)
     }
 }
