@@ -48,6 +48,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// How often a dump is started again because something changed while it ran.
 const DUMP_ATTEMPTS: usize = 10;
 
+/// How long at most an event is relied on before there is a look without one: should the kernel have sent none, that is
+/// a delay and no failure.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 /// What the kernel refused, as far as callers tell refusals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetlinkError {
@@ -215,6 +219,7 @@ impl Netlink {
                     return Ok(found);
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
+                let left = left.min(LOOK_AGAIN);
                 let next = async {
                     let stopped = pin!(stopped());
                     let event = pin!(events.next());
@@ -232,6 +237,7 @@ impl Netlink {
                     // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
                     Ok(Happened::Overrun) => break,
                     Ok(Happened::Stopped) => return Err(Terminated.into()),
+                    Err(_) if Instant::now() < deadline => {}
                     Err(_) => return Err(NetlinkError::TimedOut),
                 }
             }
