@@ -27,7 +27,7 @@ use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::ipam::store::census::{address_named, parse_cursor};
 
-pub use holders::Held;
+pub use holders::{Held, LeaseFile};
 pub use lease_lock::LeaseLock;
 pub use leases::Leases;
 pub use sweep::is_kept;

@@ -7,6 +7,7 @@ mod iptables;
 mod label;
 mod nftables;
 pub mod rules;
+mod survey;
 
 use std::net::IpAddr;
 
@@ -19,11 +20,13 @@ use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
+pub use survey::{Standing, Survey};
+
 /// How often rules are looked at again that others take down at the same time.
 const LOOKS: u32 = 50;
 
 /// Which part of the kernel masquerades.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
     /// iptables, or its successor's translation of it.
     Iptables,

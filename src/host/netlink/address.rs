@@ -51,22 +51,31 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
+        let mut addresses = self.list_addresses(index)?;
+        // Kernels before 4.20 do not filter.
+        addresses.retain(|address| address.link == index);
+        Ok(addresses)
+    }
+
+    /// The addresses of all links.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn all_addresses(&self) -> Result<Vec<Address>, NetlinkError> {
+        self.list_addresses(0)
+    }
+
+    fn list_addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
         let request = || {
             let mut request = AddressMessage::default();
             request.header.index = index;
             Message::GetAddress(request)
         };
         let answers = self.dump(request)?;
-        let all = answers
-            .iter()
-            .filter(|bytes| is_ip(bytes))
-            .map(|bytes| Address::parse(bytes).ok_or(NetlinkError::Unreadable));
-        // Kernels before 4.20 do not filter.
-        let of_link = |address: &Result<Address, _>| match address {
-            Ok(address) => address.link == index,
-            Err(_) => true,
-        };
-        all.filter(of_link).collect()
+        let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
+        of_ip
+            .map(|bytes| Address::parse(bytes).ok_or(NetlinkError::Unreadable))
+            .collect()
     }
 
     /// Gives a link an address.

@@ -29,6 +29,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IF_OPER_UP: u8 = 6;
@@ -82,6 +83,34 @@ pub struct Link {
     pub peer: Option<u32>,
     /// What a bridge does about VLANs.
     pub filtering: Filtering,
+    /// What went through it, where that was asked for.
+    pub traffic: Option<Traffic>,
+}
+
+/// What went through a link since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets received and sent.
+    pub packets: [u64; 2],
+    /// Bytes received and sent.
+    pub bytes: [u64; 2],
+    /// Packets dropped while receiving and sending.
+    pub dropped: [u64; 2],
+}
+
+impl Traffic {
+    /// From struct rtnl_link_stats64 (linux/if_link.h): receiving before sending, packets, bytes, errors, drops.
+    fn of(value: &[u8]) -> Option<Traffic> {
+        let pair = |at: usize| {
+            let number = |at: usize| value.get(at..at + 8)?.try_into().ok();
+            Some([number(at)?, number(at + 8)?].map(u64::from_ne_bytes))
+        };
+        Some(Traffic {
+            packets: pair(0)?,
+            bytes: pair(16)?,
+            dropped: pair(48)?,
+        })
+    }
 }
 
 /// A bridge to be made; it is born up.
@@ -150,32 +179,27 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::link`].
     pub fn ports(&self, bridge: u32) -> Result<Vec<Link>, NetlinkError> {
-        let mut links = self.list_links(|| vec![LinkAttribute::Controller(bridge)])?;
+        let mut links = self.list_links(|| {
+            message(vec![
+                LinkAttribute::Controller(bridge),
+                LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+            ])
+        })?;
         links.retain(|link| link.master == Some(bridge));
         Ok(links)
     }
 
-    /// All links of the namespace.
+    /// All links of the namespace, with what went through them.
     ///
     /// # Errors
     /// As [`Netlink::link`].
     pub fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        self.list_links(Vec::new)
+        self.list_links(LinkMessage::default)
     }
 
-    fn list_links(
-        &self,
-        wanted: impl Fn() -> Vec<LinkAttribute>,
-    ) -> Result<Vec<Link>, NetlinkError> {
-        let request = || {
-            let mut attributes = wanted();
-            attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-            Message::GetLink(message(attributes))
-        };
-        self.dump(request)?
-            .iter()
-            .map(|bytes| read(bytes))
-            .collect()
+    fn list_links(&self, request: impl Fn() -> LinkMessage) -> Result<Vec<Link>, NetlinkError> {
+        let answers = self.dump(|| Message::GetLink(request()))?;
+        answers.iter().map(|bytes| read(bytes)).collect()
     }
 
     /// Makes a bridge.
@@ -374,6 +398,7 @@ impl Link {
             master: None,
             peer: None,
             filtering: Filtering::Impossible,
+            traffic: None,
         };
         for (kind, value) in each(attributes) {
             match kind {
@@ -384,6 +409,7 @@ impl Link {
                 IFLA_OPERSTATE => link.is_running = value.first() == Some(&IF_OPER_UP),
                 IFLA_MASTER => link.master = native(value).filter(|index| *index != 0),
                 IFLA_LINK => link.peer = native(value).filter(|index| *index != 0),
+                IFLA_STATS64 => link.traffic = Traffic::of(value),
                 IFLA_LINKINFO => {
                     link.kind = find(value, IFLA_INFO_KIND).map_or(link.kind, Kind::of);
                     if link.kind == Kind::Bridge {

@@ -38,7 +38,7 @@ use message::Message;
 use socket::PatientSocket;
 
 pub use address::{Address, Detection};
-pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
+pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags, Traffic};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NLM_F_CREATE;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
@@ -68,31 +68,40 @@ impl Netlink {
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
     /// [`NetlinkError::Exists`] when there is the same one.
     pub fn add_route(&self, link: u32, route: &Route) -> Result<(), NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(route.dst.family());
-        request.header.destination_prefix_length = route.dst.prefix();
-        request.header.protocol = RouteProtocol::Boot;
-        request.header.scope = RouteScope::from(route.scope.unwrap_or(0));
-        request.header.kind = RouteType::Unicast;
-        let attributes = &mut request.attributes;
-        match route.table.map(u8::try_from) {
-            None => request.header.table = RouteHeader::RT_TABLE_MAIN,
-            Some(Ok(table)) => request.header.table = table,
-            Some(Err(_)) => attributes.extend(route.table.map(RouteAttribute::Table)),
-        }
-        attributes.push(RouteAttribute::Destination(route.dst.address().into()));
-        attributes.push(RouteAttribute::Oif(link));
-        attributes.extend(route.gw.map(|gw| RouteAttribute::Gateway(gw.into())));
-        attributes.extend(route.priority.map(RouteAttribute::Priority));
-        let metrics = [
-            route.mtu.map(RouteMetric::Mtu),
-            route.advmss.map(RouteMetric::Advmss),
-        ];
-        let metrics: Vec<_> = metrics.into_iter().flatten().collect();
-        if !metrics.is_empty() {
-            attributes.push(RouteAttribute::Metrics(metrics));
-        }
+        let request = message(Some(link), route, RouteProtocol::Boot);
         self.change(Message::NewRoute(request), NLM_F_CREATE)
+    }
+
+    /// Adds a route under a protocol number of its own, in place of the one with the same destination and metric if
+    /// there is one. The kernel finds the link by the next hop.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
+    pub fn put_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        let request = message(None, route, protocol.into());
+        self.change(Message::NewRoute(request), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a route of that destination, next hop, metric and protocol.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NotFound`] when there is none.
+    pub fn delete_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        self.change(Message::DelRoute(message(None, route, protocol.into())), 0)
+    }
+
+    /// The route that packets to an address take.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Unreachable`] when there is none.
+    pub fn route_to(&self, address: IpAddr) -> Result<RouteEntry, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(Family::of(address));
+        request.header.destination_prefix_length = Family::of(address).bits();
+        let destination = RouteAttribute::Destination(address.into());
+        request.attributes.push(destination);
+        let answer = self.fetch(Message::GetRoute(request))?;
+        read(&answer.ok_or(NetlinkError::Unreachable)?)
     }
 
     /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
@@ -119,14 +128,9 @@ impl Netlink {
 
     /// Whether the kernel would deliver a packet to this address here.
     fn is_delivered(&self, address: IpAddr) -> Result<bool, NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(Family::of(address));
-        request.header.destination_prefix_length = Family::of(address).bits();
-        let destination = RouteAttribute::Destination(address.into());
-        request.attributes.push(destination);
-        match self.fetch(Message::GetRoute(request)) {
-            Ok(Some(route)) => Ok(read(&route)?.kind == RouteType::Local),
-            Ok(None) | Err(NetlinkError::Unreachable) => Ok(false),
+        match self.route_to(address) {
+            Ok(route) => Ok(route.kind == RouteType::Local),
+            Err(NetlinkError::Unreachable) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -156,6 +160,34 @@ impl Netlink {
     }
 }
 
+fn message(link: Option<u32>, route: &Route, protocol: RouteProtocol) -> RouteMessage {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(route.dst.family());
+    request.header.destination_prefix_length = route.dst.prefix();
+    request.header.protocol = protocol;
+    request.header.scope = RouteScope::from(route.scope.unwrap_or(0));
+    request.header.kind = RouteType::Unicast;
+    let attributes = &mut request.attributes;
+    match route.table.map(u8::try_from) {
+        None => request.header.table = RouteHeader::RT_TABLE_MAIN,
+        Some(Ok(table)) => request.header.table = table,
+        Some(Err(_)) => attributes.extend(route.table.map(RouteAttribute::Table)),
+    }
+    attributes.push(RouteAttribute::Destination(route.dst.address().into()));
+    attributes.extend(link.map(RouteAttribute::Oif));
+    attributes.extend(route.gw.map(|gw| RouteAttribute::Gateway(gw.into())));
+    attributes.extend(route.priority.map(RouteAttribute::Priority));
+    let metrics = [
+        route.mtu.map(RouteMetric::Mtu),
+        route.advmss.map(RouteMetric::Advmss),
+    ];
+    let metrics: Vec<_> = metrics.into_iter().flatten().collect();
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    request
+}
+
 fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
     RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
 }
@@ -168,22 +200,33 @@ fn family(family: Family) -> AddressFamily {
 }
 
 impl RouteEntry {
+    /// A unicast route of table main without attributes.
+    pub fn new(dst: Cidr, gw: Option<IpAddr>) -> RouteEntry {
+        RouteEntry {
+            dst,
+            gw,
+            link: None,
+            table: RouteHeader::RT_TABLE_MAIN.into(),
+            protocol: 0,
+            kind: RouteType::Unicast,
+            priority: 0,
+            mtu: None,
+            advmss: None,
+        }
+    }
+
     /// A route as the kernel tells it in a message of type RTM_NEWROUTE, whose netlink header is not given; `None` when
     /// that is cut short or of another family.
     pub fn parse(bytes: &[u8]) -> Option<RouteEntry> {
         let (header, attributes) = bytes.split_at_checked(HEADER)?;
         let of = |known: &Family| u8::from(family(*known)) == header[0];
         let family = Family::BOTH.into_iter().find(of)?;
+        let dst = Cidr::new(family.default_destination().address(), header[1])?;
         let mut route = RouteEntry {
-            dst: Cidr::new(family.default_destination().address(), header[1])?,
-            gw: None,
-            link: None,
             table: header[4].into(),
             protocol: header[5],
             kind: RouteType::from(header[7]),
-            priority: 0,
-            mtu: None,
-            advmss: None,
+            ..RouteEntry::new(dst, None)
         };
         for (kind, value) in each(attributes) {
             match kind {
