@@ -24,6 +24,7 @@ pub(super) enum Message {
     DelAddress(AddressMessage),
     GetAddress(AddressMessage),
     NewRoute(RouteMessage),
+    DelRoute(RouteMessage),
     GetRoute(RouteMessage),
     /// One from the kernel: its type, and what is behind the netlink header.
     Answer(u16, Vec<u8>),
@@ -38,6 +39,7 @@ const NEW_ADDRESS: u16 = 20;
 const DEL_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
+const DEL_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
 
 impl Message {
@@ -60,7 +62,9 @@ impl Message {
             Message::NewAddress(address)
             | Message::DelAddress(address)
             | Message::GetAddress(address) => Some(address),
-            Message::NewRoute(route) | Message::GetRoute(route) => Some(route),
+            Message::NewRoute(route) | Message::DelRoute(route) | Message::GetRoute(route) => {
+                Some(route)
+            }
             Message::Answer(..) => None,
         }
     }
@@ -83,6 +87,7 @@ impl NetlinkSerializable for Message {
             Message::DelAddress(_) => DEL_ADDRESS,
             Message::GetAddress(_) => GET_ADDRESS,
             Message::NewRoute(_) => NEW_ROUTE,
+            Message::DelRoute(_) => DEL_ROUTE,
             Message::GetRoute(_) => GET_ROUTE,
             Message::Answer(kind, _) => *kind,
         }
