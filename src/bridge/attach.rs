@@ -16,8 +16,9 @@ use crate::host::{random, signals};
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
-/// How long a finished port may take until frames pass; the kernel needs less than a millisecond.
-pub(super) const PORT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a finished port may take until frames pass; the kernel needs less than a millisecond, but on a node where
+/// hundreds of namespaces come and go others hold its lock for seconds.
+pub(super) const PORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long duplicate address detection may take: one probe and its random delay are about two seconds.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
