@@ -261,28 +261,28 @@ impl Running {
 
     /// Waits until one of the open ones can be read.
     fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Waited> {
-        let open = |wanted: bool| {
-            if wanted {
-                PollFlags::POLLIN
-            } else {
-                PollFlags::empty()
-            }
-        };
+        // One whose other end is closed would wake us for ever (poll(2), "POLLHUP").
+        let open: Vec<usize> = (0..2).filter(|i| fds[*i].0).collect();
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(Waited::TooLong);
             }
-            let polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let polled = open
+                .iter()
+                .map(|i| PollFd::new(fds[*i].1, PollFlags::POLLIN));
             let wake = signals::wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN));
-            let mut polled: Vec<PollFd> = polled.into_iter().chain(wake).collect();
+            let mut polled: Vec<PollFd> = polled.chain(wake).collect();
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, timeout) {
                 Err(Errno::EINTR) | Ok(0) => continue,
                 Err(errno) => return Err(errno.into()),
                 Ok(_) => {}
             }
-            let ready = [0, 1].map(|i| fds[i].0 && polled[i].any().unwrap_or(false));
+            let mut ready = [false; 2];
+            for (i, polled) in open.iter().zip(&polled) {
+                ready[*i] = polled.any().unwrap_or(false);
+            }
             if ready.contains(&true) {
                 return Ok(Waited::Readable(ready));
             }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
 use crate::support::{Call, Node, Refusal, needs, worse_in_go};
+use crate::trace::steps;
 
 const LEGACY: Kind = Kind {
     rules: Rules::Legacy,
@@ -127,4 +128,21 @@ fn for_an_ipam_plugin() {
     let add = scene.node.network(config).call("ADD", &scene.pod);
     waited(&add, 80, "/slow did not end within 60 s");
     assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+}
+
+#[test]
+fn who_closes_its_stderr_and_works_on_is_waited_for_asleep() {
+    needs!("strace", "nft", "iptables", "ip6tables");
+    let scene = Scene::new(PLAIN);
+    let file = format!("{}/quiet", Node::BIN);
+    scene.node.write(
+        &file,
+        "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\nexec 2>&-\nsleep 1\n\
+         echo '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.77.0.9/24\"}]}'\n",
+    );
+    scene.node.run(&format!("chmod 755 {file}"));
+    let mut config = scene.config();
+    config["ipam"] = json!({ "type": "quiet" });
+    let steps = steps(&scene, &scene.node.network(config).call("ADD", &scene.pod));
+    assert!(steps.len() < 1000, "{} system calls", steps.len());
 }
