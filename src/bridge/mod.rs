@@ -11,6 +11,7 @@ mod detach;
 mod gateway;
 pub mod plan;
 mod ports;
+pub mod restore;
 mod spoof;
 mod sweep;
 mod vlan;

@@ -20,7 +20,7 @@ use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
-pub use survey::{Standing, Survey};
+pub use survey::{Standing, Survey, iptables_table, iptables_variants};
 
 /// How often rules are looked at again that others take down at the same time.
 const LOOKS: u32 = 50;
