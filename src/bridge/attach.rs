@@ -6,7 +6,7 @@ use crate::bridge::config::BridgeConfig;
 use crate::bridge::gateway;
 use crate::bridge::plan::{Facts, Plan};
 use crate::bridge::ports;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
 };
@@ -372,5 +372,10 @@ fn enable_ipv6(name: &IfName) -> Result<(), Error> {
 }
 
 pub(super) fn failed(operation: &str, object: &IfName, cause: NetlinkError) -> Error {
-    Error::failed(format!("cannot {operation} {object}: {cause}"))
+    let code = match cause {
+        // Others hold the kernel's lock, or we are to end: neither says that it cannot be done.
+        NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,
+        _ => Code::PLUGIN,
+    };
+    Error::new(code, format!("cannot {operation} {object}: {cause}"))
 }
