@@ -7,6 +7,7 @@ mod link;
 mod links;
 mod message;
 mod route;
+mod socket;
 mod vlan;
 
 use std::future::{Future, pending};
@@ -24,16 +25,18 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::proto::{Connection, ConnectionHandle, new_connection_with_socket};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
+use crate::host::interrupts::uninterrupted;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
 
 use message::Message;
+use socket::PatientSocket;
 
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, PortFlags, Traffic};
@@ -46,6 +49,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a dump is started again because something changed while it ran.
 const DUMP_ATTEMPTS: usize = 10;
+
+/// How long at most an event is relied on before there is a look without one: should the kernel have sent none, that is
+/// a delay and no failure.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the kernel refused, as far as callers tell refusals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -147,7 +154,7 @@ impl Netlink {
     }
 
     fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
-        let (handle, _) = connect(&runtime, &[])?;
+        let (handle, _) = uninterrupted(|| connect(&runtime, &[]))?;
         Ok(Netlink { handle, runtime })
     }
 
@@ -214,6 +221,7 @@ impl Netlink {
                     return Ok(found);
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
+                let left = left.min(LOOK_AGAIN);
                 let next = async {
                     let stopped = pin!(stopped());
                     let event = pin!(events.next());
@@ -231,6 +239,7 @@ impl Netlink {
                     // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
                     Ok(Happened::Overrun) => break,
                     Ok(Happened::Stopped) => return Err(Terminated.into()),
+                    Err(_) if Instant::now() < deadline => {}
                     Err(_) => return Err(NetlinkError::TimedOut),
                 }
             }
@@ -254,7 +263,7 @@ impl Netlink {
         groups: &[MulticastGroup],
         place: Option<&Netns>,
     ) -> Result<(ConnectionHandle<Message>, impl Stream + use<> + Unpin), NetlinkError> {
-        let subscribe = || connect(&self.runtime, groups);
+        let subscribe = || uninterrupted(|| connect(&self.runtime, groups));
         let subscribed = match place {
             Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
             None => subscribe(),
@@ -311,7 +320,7 @@ fn connect(
     impl Stream<Item = (NetlinkMessage<Message>, SocketAddr)> + Unpin + use<>,
 )> {
     let _entered = runtime.enter();
-    let (mut connection, handle, events): (Connection<Message, TokioSocket>, _, _) =
+    let (mut connection, handle, events): (Connection<Message, PatientSocket>, _, _) =
         new_connection_with_socket(NETLINK_ROUTE)?;
     let socket = connection.socket_mut().socket_mut();
     // With it the kernel filters dumps by what the request says.
@@ -328,10 +337,12 @@ fn connect(
 }
 
 fn event_loop() -> io::Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
+    uninterrupted(|| {
+        Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+    })
 }
 
 /// What ended a wait for events.
