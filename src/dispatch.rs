@@ -13,6 +13,7 @@ use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Environment, Request, Verb};
 use crate::cni::result::{AddResult, pretty};
 use crate::error::{Code, Error};
+use crate::host::interrupts::uninterrupted;
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::host::signals;
 use crate::ipam::HostLocal;
@@ -88,7 +89,7 @@ pub fn fail(error: &Error, version: Version) -> ExitCode {
 
 /// Writes a document by one system call, as far as the kernel takes it: half of one is nothing.
 fn print(document: &str) -> io::Result<()> {
-    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let stdout = uninterrupted(|| io::stdout().as_fd().try_clone_to_owned())?;
     File::from(stdout).write_all(document.as_bytes())
 }
 

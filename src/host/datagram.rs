@@ -15,6 +15,8 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::{Socket, SocketAddr};
 
+use crate::host::interrupts::uninterrupted;
+
 /// The kernel answers within microseconds, unless others hold its lock or it hangs.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -52,11 +54,14 @@ pub(super) enum Progress {
 impl Datagrams {
     /// Opens a socket in the thread's own namespace, which gets the events of these groups (a bit for each).
     pub fn open(protocol: isize, groups: u32) -> io::Result<Datagrams> {
-        let mut socket = Socket::new(protocol)?;
-        socket.set_non_blocking(true)?;
-        if groups != 0 {
-            socket.bind(&SocketAddr::new(0, groups))?;
-        }
+        let socket = uninterrupted(|| {
+            let mut socket = Socket::new(protocol)?;
+            socket.set_non_blocking(true)?;
+            if groups != 0 {
+                socket.bind(&SocketAddr::new(0, groups))?;
+            }
+            Ok(socket)
+        })?;
         Ok(Datagrams {
             socket,
             next: Cell::new(1),
@@ -77,12 +82,9 @@ impl Datagrams {
 
     /// Sends messages to the kernel.
     pub fn send(&self, datagram: &[u8]) -> Result<(), Silence> {
-        loop {
-            match self.socket.send(datagram, 0).map_err(errno) {
-                Err(Errno::EINTR) => {}
-                sent => return sent.map(drop).map_err(Silence::NotSent),
-            }
-        }
+        let sent = uninterrupted(|| self.socket.send(datagram, 0));
+        sent.map(drop)
+            .map_err(|cause| Silence::NotSent(errno(cause)))
     }
 
     /// Hands over the answers to `count` messages from number `first` on, until one of them is the last. What is left

@@ -6,6 +6,7 @@ mod attribute;
 pub mod boot;
 mod datagram;
 pub mod files;
+pub mod interrupts;
 pub mod locks;
 pub mod netlink;
 pub mod netns;

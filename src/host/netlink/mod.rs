@@ -4,6 +4,7 @@
 
 mod address;
 mod link;
+mod links;
 mod message;
 mod route;
 mod vlan;
@@ -20,6 +21,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use crate::host::datagram::{ANSWER_LIMIT, Datagrams, Progress, Silence};
+use crate::host::interrupts::uninterrupted;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
@@ -27,12 +29,17 @@ use crate::net::Cidr;
 use message::Message;
 
 pub use address::{Address, Detection};
-pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags, Traffic};
+pub use link::{Kind, Link, PortFlags, Traffic};
+pub use links::{NewBridge, NewVeth};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 
 /// How often a dump is started again because something changed while it ran.
 const DUMP_ATTEMPTS: usize = 10;
+
+/// How long at most an event is relied on before there is a look without one: should the kernel have sent none, that is
+/// a delay and no failure.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the kernel refused, as far as callers tell refusals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,7 +132,7 @@ impl Netlink {
     pub fn open() -> io::Result<Netlink> {
         let socket = Datagrams::open(NETLINK_ROUTE, 0)?;
         // With it the kernel filters dumps by what the request says.
-        socket.socket().set_netlink_get_strict_chk(true)?;
+        uninterrupted(|| socket.socket().set_netlink_get_strict_chk(true))?;
         Ok(Netlink { socket })
     }
 
@@ -184,6 +191,7 @@ impl Netlink {
             if left.is_zero() {
                 return Err(NetlinkError::TimedOut);
             }
+            let left = left.min(LOOK_AGAIN);
             signals::wait_readable(events.as_fd(), left).map_err(|_| NetlinkError::Lost)?;
             signals::check()?;
             events.drain();
@@ -206,23 +214,21 @@ impl Netlink {
             _ => Progress::More,
         };
         let (mut answers, mut dump) = (Vec::new(), Dump::Consistent);
-        self.socket.answers(1, number, |header, payload| {
-            if header.flags & NLM_F_DUMP_INTR != 0 {
-                dump = Dump::Interrupted;
-            }
-            match payload {
-                NetlinkPayload::InnerMessage(Message::Answer(kind, bytes))
-                    if wanted.is_none_or(|wanted| wanted == kind) =>
-                {
-                    answers.push(bytes);
-                    Ok(after_message)
+        self.socket
+            .answers(1, number, |header, payload: NetlinkPayload<Message>| {
+                if header.flags & NLM_F_DUMP_INTR != 0 {
+                    dump = Dump::Interrupted;
                 }
-                NetlinkPayload::InnerMessage(_) => Err(NetlinkError::Unreadable),
-                NetlinkPayload::Error(error) => end(error.raw_code()),
-                NetlinkPayload::Done(done) => end(done.code),
-                _ => Ok(Progress::More),
-            }
-        })?;
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => {
+                        answers.push(message.answer(wanted).ok_or(NetlinkError::Unreadable)?);
+                        Ok(after_message)
+                    }
+                    NetlinkPayload::Error(error) => end(error.raw_code()),
+                    NetlinkPayload::Done(done) => end(done.code),
+                    _ => Ok(Progress::More),
+                }
+            })?;
         Ok((answers, dump))
     }
 }

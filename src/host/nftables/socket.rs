@@ -13,6 +13,7 @@ use super::batch::Batch;
 use super::message::{HEADER_SIZE, Message};
 use super::{Generation, NftablesError};
 use crate::host::datagram::{Datagrams, Progress, Silence};
+use crate::host::interrupts::uninterrupted;
 
 /// A socket of one namespace.
 pub(super) struct Socket(Datagrams);
@@ -34,7 +35,7 @@ impl Socket {
     pub fn open() -> Result<Socket, NftablesError> {
         let socket = Datagrams::open(NETLINK_NETFILTER, 0)?;
         // Without this an error quotes the whole message it refuses.
-        socket.socket().set_cap_ack(true)?;
+        uninterrupted(|| socket.socket().set_cap_ack(true))?;
         Ok(Socket(socket))
     }
 
