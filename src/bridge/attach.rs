@@ -63,13 +63,16 @@ pub fn attach<'a>(
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped.
-    let bridge = site
-        .host
-        .link_at(bridge.index)
-        .ok()
-        .flatten()
-        .unwrap_or(bridge);
+    // then the first packets from the host would be dropped. One that has other ports was settled before.
+    let bridge = match bridge.is_running && bridge.mac.is_some_and(|mac| !mac.is_zero()) {
+        true => bridge,
+        false => site
+            .host
+            .link_at(bridge.index)
+            .ok()
+            .flatten()
+            .unwrap_or(bridge),
+    };
     if !plan.lease.ips.is_empty() {
         await_delivery(plan, site)?;
         announce(plan, site, container)?;
