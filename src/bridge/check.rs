@@ -87,12 +87,11 @@ impl Expected {
 
     /// Compares the rules of its addresses.
     fn check_masquerade(&self) -> Result<(), Error> {
-        if !self.config.masquerade {
+        let Some(policy) = &self.config.masquerade else {
             return Ok(());
-        }
+        };
         let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
-        let backend = self.config.masquerade_backend;
-        self.masquerade.check(&addresses, backend)
+        self.masquerade.check(&addresses, policy)
     }
 }
 

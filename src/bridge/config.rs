@@ -7,7 +7,7 @@ use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
-use crate::masquerade::Backend;
+use crate::masquerade::Policy;
 use crate::net::{IfName, Mac};
 
 /// The bridge of a configuration that names none.
@@ -42,10 +42,8 @@ pub struct BridgeConfig {
     pub gateway: Gateway,
     /// What to do with another address of the bridge.
     pub conflict: AddressConflict,
-    /// Masquerade what leaves the subnet.
-    pub masquerade: bool,
-    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
-    pub masquerade_backend: Option<Backend>,
+    /// How what leaves the subnet is masqueraded; `None` without `ipMasq`.
+    pub masquerade: Option<Policy>,
     /// MTU of bridge and veth pair in bytes.
     pub mtu: Option<u32>,
     /// Frames may return by the port they came in.
@@ -90,6 +88,7 @@ impl BridgeConfig {
             let wanted = "promiscMode is set too: a bridge in promiscuous mode would see each frame twice; set one of them";
             return Err(root.at("hairpinMode").refused("true", wanted));
         }
+        let (masquerade, policy) = (flag("ipMasq")?, Policy::parse(&root)?);
         let bridge = root.parsed("bridge")?;
         let bridge = bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name"));
         Ok(BridgeConfig {
@@ -97,8 +96,7 @@ impl BridgeConfig {
             bridge,
             gateway,
             conflict,
-            masquerade: flag("ipMasq")?,
-            masquerade_backend: parse_backend(&root)?,
+            masquerade: Some(policy).filter(|_| masquerade),
             mtu: parse_mtu(&root)?,
             hairpin,
             promiscuous,
@@ -197,20 +195,6 @@ fn parse_dns(root: &Shape) -> Result<Option<Dns>, Error> {
     Ok((has_list || !dns.domain.is_empty()).then_some(dns))
 }
 
-fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
-    match root.text("ipMasqBackend")? {
-        None => Ok(None),
-        Some("iptables") => Ok(Some(Backend::Iptables)),
-        Some("nftables") => Ok(Some(Backend::Nftables)),
-        Some(other) => {
-            let wanted = "it must be \"iptables\" or \"nftables\"";
-            Err(root
-                .at("ipMasqBackend")
-                .refused(format!("{other:?}"), wanted))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,7 +214,7 @@ mod tests {
             (config.bridge.as_str(), config.gateway, config.mtu),
             ("cni0", Gateway::None, None)
         );
-        assert!(!config.masquerade && config.mac.is_none() && config.dns.is_none());
+        assert!(config.masquerade.is_none() && config.mac.is_none() && config.dns.is_none());
     }
 
     #[test]

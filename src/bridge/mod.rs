@@ -100,8 +100,8 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
     let ipam = Ipam::parse_for_status(conf, request, &args)?;
     config.suits(Layer::of(ipam.as_ref()), conf.version)?;
     let Some(ipam) = ipam else { return Ok(()) };
-    if config.masquerade {
-        masquerade::status(ipam.families().as_deref(), config.masquerade_backend)?;
+    if let Some(policy) = &config.masquerade {
+        masquerade::status(ipam.families().as_deref(), policy.backend)?;
     }
     ipam.status()
 }
@@ -144,7 +144,7 @@ impl Prepared {
         let lease = ipam.reserve(who)?;
         let (held, locked) = (lease.held(), lease.held());
         undo.push(move || ipam.release(who, Some(held)));
-        if self.config.masquerade {
+        if self.config.masquerade.is_some() {
             // Kept to the end: should we be killed, DEL waits for what works on the rules.
             let locked = ipam.lock(&locked)?;
             undo.push(move || {
@@ -180,12 +180,14 @@ impl Prepared {
         let rules = Masquerade::of(&conf.name, who);
         let addresses = plan.addresses();
         let mut installing = None;
-        if self.config.masquerade && !addresses.is_empty() {
+        if let Some(policy) = self.config.masquerade.as_ref()
+            && !addresses.is_empty()
+        {
             let (ours, owned) = (rules.clone(), plan.addresses());
             let owned = owned.iter().map(|address| address.address()).collect();
             // Before they are started: when one family cannot be, the other may be on its way.
             undo.push(move || ours.remove(owned, Scope::Addresses).finish());
-            installing = Some(rules.install(&addresses, self.config.masquerade_backend)?);
+            installing = Some(rules.install(&addresses, policy)?);
         }
         let attached = attach(&plan, &self.config, site, undo);
         let installed = installing.map_or(Ok(()), |installing| installing.finish());

@@ -11,6 +11,8 @@ use sha2::{Digest, Sha512};
 
 use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
+use crate::host::nftables::Ports;
+use crate::masquerade::Policy;
 use crate::net::{Cidr, Family};
 
 /// The longest comment of a rule in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
@@ -48,18 +50,24 @@ impl Chain {
 
     /// The rules that masquerade these addresses, which are of one family: first what stays unmasqueraded, then the
     /// masquerading, then the ways into the chain.
-    fn rules(&self, addresses: &[Cidr]) -> Vec<String> {
+    fn rules(&self, addresses: &[Cidr], policy: &Policy) -> Vec<String> {
         let Some(family) = addresses.first().map(|address| address.family()) else {
             return Vec::new();
         };
         let mut rules: Vec<String> = Vec::new();
-        for address in addresses {
-            let accept = self.rule(&self.name, &format!("-d {}", address.network()), "ACCEPT");
+        let subnets = addresses.iter().map(|address| address.network());
+        for network in subnets.chain(policy.kept_of(family)) {
+            // A match of everything is not listed.
+            let matching = match network.is_default() {
+                true => String::new(),
+                false => format!("-d {network} "),
+            };
+            let accept = self.rule(&self.name, &matching, "ACCEPT");
             if !rules.contains(&accept) {
                 rules.push(accept);
             }
         }
-        rules.push(self.masquerading(family));
+        rules.push(self.masquerading(family, policy));
         rules.extend(addresses.iter().map(|address| self.jump(address.address())));
         rules
     }
@@ -67,12 +75,12 @@ impl Chain {
     /// The first of these addresses, which are of one family, that a listing does not masquerade in full.
     ///
     /// The way into the chain may be that of the whole subnet, as old versions of the reference wrote it.
-    pub fn lacking(&self, addresses: &[Cidr], listing: &Listing) -> Option<Cidr> {
+    pub fn lacking(&self, addresses: &[Cidr], policy: &Policy, listing: &Listing) -> Option<Cidr> {
         let target = format!("-j {}", self.name);
         let leads_in = |rule: &&String| rule.ends_with(&target);
         let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
         let is_served = |address: &Cidr| {
-            let rules = self.rules(&[*address]);
+            let rules = self.rules(&[*address], policy);
             // The last one is the way in.
             let mut in_chain = rules.iter().rev().skip(1);
             let comes_in = |rule: &&String| comes_from(rule, &[address.address()]);
@@ -84,53 +92,90 @@ impl Chain {
             .find(|address| !is_served(address))
     }
 
-    fn masquerading(&self, family: Family) -> String {
+    fn masquerading(&self, family: Family, policy: &Policy) -> String {
         let multicast = match family {
             Family::V4 => "224.0.0.0/4",
             Family::V6 => "ff00::/8",
         };
-        self.rule(&self.name, &format!("! -d {multicast}"), "MASQUERADE")
+        let mut target = match policy.source_of(family) {
+            Some(source) => format!("SNAT --to-source {source}"),
+            None => "MASQUERADE".to_owned(),
+        };
+        if policy.ports == Ports::Random {
+            target.push_str(" --random-fully");
+        }
+        self.rule(&self.name, &format!("! -d {multicast} "), &target)
     }
 
     fn jump(&self, address: IpAddr) -> String {
         self.rule(
             "POSTROUTING",
-            &format!("-s {}", Cidr::host(address)),
+            &format!("-s {} ", Cidr::host(address)),
             &self.name,
         )
     }
 
     fn rule(&self, chain: &str, matching: &str, target: &str) -> String {
         let comment = self.comment.replace('"', "\\\"");
-        format!("-A {chain} {matching} -m comment --comment \"{comment}\" -j {target}")
+        format!("-A {chain} {matching}-m comment --comment \"{comment}\" -j {target}")
     }
 
     /// Makes the chain with its rules; the kernel refuses it when there is such a chain already.
-    pub fn create(&self, addresses: &[Cidr]) -> String {
+    pub fn create(&self, addresses: &[Cidr], policy: &Policy) -> String {
         transaction(
             [format!("-N {}", self.name)]
                 .into_iter()
-                .chain(self.rules(addresses)),
+                .chain(self.rules(addresses, policy)),
         )
     }
 
-    /// Adds what a listing lacks for these addresses, each rule at its place; `None` when it lacks nothing.
+    /// Adds what a listing lacks for these addresses, each rule at its place, and takes away what is of another policy;
+    /// `None` when all is as it should be.
     ///
-    /// The chain is there because another interface of the container uses it, or was left by an ADD that died.
-    pub fn complete(&self, addresses: &[Cidr], listing: &Listing) -> Option<String> {
+    /// The chain is there because another interface of the container uses it, or was left by an ADD that died, or is to
+    /// be mended.
+    pub fn complete(
+        &self,
+        addresses: &[Cidr],
+        policy: &Policy,
+        listing: &Listing,
+    ) -> Option<String> {
         let new_chain = (!listing.has_chain(&self.name)).then(|| format!("-N {}", self.name));
-        let missing = self
-            .rules(addresses)
-            .into_iter()
-            .filter(|rule| !listing.has(rule));
-        let first_in_chain = format!("-A {} -d ", self.name);
+        let wanted = self.rules(addresses, policy);
+        let outdated = self.outdated(&wanted, listing).into_iter();
+        let missing = wanted.iter().filter(|rule| !listing.has(rule));
+        let in_chain = format!("-A {} ", self.name);
         // What is accepted must come before the masquerading that is there already.
-        let placed = missing.map(|rule| match rule.strip_prefix(&first_in_chain) {
-            Some(rest) if new_chain.is_none() => format!("-I {} 1 -d {rest}", self.name),
-            _ => rule,
+        let placed = missing.map(|rule| match rule.strip_prefix(&in_chain) {
+            Some(rest) if new_chain.is_none() && is_accepting(rule) => {
+                format!("-I {} 1 {rest}", self.name)
+            }
+            _ => rule.clone(),
         });
-        let lines: Vec<String> = new_chain.clone().into_iter().chain(placed).collect();
+        let placed: Vec<String> = placed.collect();
+        let lines = new_chain.into_iter().chain(outdated).chain(placed);
+        let lines: Vec<String> = lines.collect();
         (!lines.is_empty()).then(|| transaction(lines))
+    }
+
+    /// How the rules go that are of another policy than the wanted ones. What accepts for a subnet from which there is a
+    /// way in is needed by another interface of the container.
+    fn outdated(&self, wanted: &[String], listing: &Listing) -> Vec<String> {
+        let in_chain = format!("-A {} ", self.name);
+        let target = format!("-j {}", self.name);
+        let present = listing.rules.iter();
+        let sources: Vec<Cidr> = present
+            .clone()
+            .filter(|rule| rule.ends_with(&target))
+            .filter_map(|rule| argument(rule, "-s"))
+            .collect();
+        let is_needed = |rule: &String| {
+            let subnet = argument(rule, "-d").filter(|_| is_accepting(rule));
+            subnet.is_some_and(|subnet| sources.iter().any(|it| subnet.contains(it.address())))
+        };
+        let others = present.filter(|rule| rule.starts_with(&in_chain) && !wanted.contains(rule));
+        let outdated = others.filter(|rule| !is_needed(rule));
+        outdated.map(|rule| deletion(rule)).collect()
     }
 
     /// Takes down the chain of an attachment whose addresses are known; the kernel refuses it when anything of it is
@@ -220,12 +265,19 @@ fn is_chain_name(name: &str) -> bool {
 /// Whether the source of a rule is one of the addresses, or a subnet with one of them, as old versions of the
 /// reference wrote it.
 fn comes_from(rule: &str, addresses: &[IpAddr]) -> bool {
-    let mut words = rule
-        .split_whitespace()
-        .skip_while(|word| *word != "-s")
-        .skip(1);
-    let source: Option<Cidr> = words.next().and_then(|word| word.parse().ok());
+    let source = argument(rule, "-s");
     source.is_some_and(|source| addresses.iter().any(|address| source.contains(*address)))
+}
+
+/// The network behind an option of a rule.
+fn argument(rule: &str, option: &str) -> Option<Cidr> {
+    let words = rule.split_whitespace();
+    let mut words = words.skip_while(|word| *word != option).skip(1);
+    words.next()?.parse().ok()
+}
+
+fn is_accepting(rule: &str) -> bool {
+    rule.ends_with("-j ACCEPT")
 }
 
 fn deletion(rule: &str) -> String {

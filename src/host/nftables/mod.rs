@@ -22,7 +22,7 @@ use attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
 pub use element::Element;
 use message::{Message, Verb};
-pub use rule::{Action, Match, Rule, RuleEntry};
+pub use rule::{Action, Match, Ports, Rule, RuleEntry};
 use socket::{ANSWER_LIMIT, Socket};
 
 /// How long a change is tried again because somebody else was faster.

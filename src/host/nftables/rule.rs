@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::net::{Cidr, Family, IfName, Mac};
 
 use super::Table;
-use super::attribute::{Attributes, dig, each, find, long, text};
+use super::attribute::{Attributes, dig, each, find, long, number, text};
 
 /// What a rule holds (enum nft_rule_attributes).
 pub(super) const RULE_TABLE: u16 = 1;
@@ -28,6 +28,7 @@ const VERDICT_CHAIN: u16 = 2;
 
 /// Verdicts (NF_DROP, linux/netfilter.h, and enum nft_verdicts).
 const DROP: i32 = 0;
+const ACCEPT: i32 = 1;
 const JUMP: i32 = -3;
 pub(super) const GOTO: i32 = -4;
 const RETURN: i32 = -5;
@@ -36,8 +37,15 @@ const RETURN: i32 = -5;
 const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
 
+/// What address translation does (NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_RANDOM_FULLY, linux/netfilter/nf_nat.h), and
+/// in which direction (NFT_NAT_SNAT of enum nft_nat_types).
+const NAT_TO_ADDRESS: u32 = 1;
+const NAT_RANDOM_PORTS: u32 = 1 << 4;
+const NAT_OF_SOURCE: u32 = 0;
+
 /// What is known of a packet beside its bytes (enum nft_meta_keys).
 const META_INPUT_NAME: u32 = 6;
+const META_OUTPUT_NAME: u32 = 7;
 const META_PROTOCOL_FAMILY: u32 = 15;
 
 /// Where a payload is counted from (enum nft_payload_bases).
@@ -63,8 +71,20 @@ pub enum Match {
     Destination(Cidr),
     /// Come in by that interface.
     Input(IfName),
+    /// About to leave by that interface.
+    Output(IfName),
     /// Sent from that MAC address.
     EthernetSource(Mac),
+}
+
+/// Which port a translated connection gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ports {
+    /// Its own, unless that is taken.
+    #[default]
+    Kept,
+    /// A random one, always.
+    Random,
 }
 
 /// What a rule does with a packet.
@@ -78,8 +98,12 @@ pub enum Action {
     Jump(String),
     /// On in the chain that a map has for the source address.
     BySource(Family, &'static str),
+    /// Let through.
+    Accept,
     /// Under the host's address.
-    Masquerade,
+    Masquerade(Ports),
+    /// Under that address.
+    SourceNat(IpAddr, Ports),
 }
 
 /// A rule.
@@ -140,11 +164,8 @@ impl Match {
                 equals(meta(so_far, META_PROTOCOL_FAMILY), &[number])
             }
             Match::Destination(cidr) => destination(so_far, *cidr),
-            Match::Input(name) => {
-                let mut bytes = name.as_str().as_bytes().to_vec();
-                bytes.resize(NAME_SIZE, 0);
-                equals(meta(so_far, META_INPUT_NAME), &bytes)
-            }
+            Match::Input(name) => interface(so_far, META_INPUT_NAME, name),
+            Match::Output(name) => interface(so_far, META_OUTPUT_NAME, name),
             // Behind the destination in the header (struct ethhdr, linux/if_ether.h).
             Match::EthernetSource(mac) => equals(payload(so_far, LINK_HEADER, 6..12), &mac.bytes()),
         }
@@ -157,7 +178,16 @@ impl Action {
             Action::Return => immediate(so_far, verdict(RETURN, None)),
             Action::Drop => immediate(so_far, verdict(DROP, None)),
             Action::Jump(chain) => immediate(so_far, verdict(JUMP, Some(chain))),
-            Action::Masquerade => expression(so_far, "masq", Attributes::default()),
+            Action::Accept => immediate(so_far, verdict(ACCEPT, None)),
+            Action::Masquerade(ports) => {
+                // enum nft_masq_attributes: flags, which the kernel lists where there are any.
+                let flags = match ports {
+                    Ports::Kept => Attributes::default(),
+                    Ports::Random => Attributes::default().number(1, NAT_RANDOM_PORTS),
+                };
+                expression(so_far, "masq", flags)
+            }
+            Action::SourceNat(address, ports) => source_nat(so_far, *address, *ports),
             Action::BySource(family, map) => {
                 // Places in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
                 let place = match family {
@@ -195,8 +225,17 @@ impl RuleEntry {
 
     /// The interface of which it takes the packets, if that is what it looks at first.
     pub fn input(&self) -> Option<IfName> {
+        self.interface(META_INPUT_NAME)
+    }
+
+    /// The interface by which the packets leave that it takes, if that is what it looks at first.
+    pub fn output(&self) -> Option<IfName> {
+        self.interface(META_OUTPUT_NAME)
+    }
+
+    fn interface(&self, key: u32) -> Option<IfName> {
         let mut expressions = each(&self.expressions).map(|(_, expression)| expression);
-        let wanted = meta(Attributes::default(), META_INPUT_NAME);
+        let wanted = meta(Attributes::default(), key);
         let wanted = find(wanted.as_bytes(), LIST_ELEMENT);
         expressions.next().filter(|it| Some(*it) == wanted)?;
         // enum nft_cmp_attributes: data.
@@ -207,10 +246,20 @@ impl RuleEntry {
 
     /// The chain into which it leads.
     pub fn target(&self) -> Option<&str> {
+        self.verdict(VERDICT_CHAIN).and_then(text)
+    }
+
+    /// Whether it lets packets through.
+    pub fn accepts(&self) -> bool {
+        let code = self.verdict(VERDICT_CODE).and_then(number);
+        code == Some(ACCEPT.cast_unsigned())
+    }
+
+    /// A part of the verdict at its end.
+    fn verdict(&self, part: u16) -> Option<&[u8]> {
         let (_, last) = each(&self.expressions).last()?;
         // enum nft_immediate_attributes: data.
-        let path = [EXPRESSION_DATA, 2, DATA_VERDICT, VERDICT_CHAIN];
-        dig(last, &path).and_then(text)
+        dig(last, &[EXPRESSION_DATA, 2, DATA_VERDICT, part])
     }
 }
 
@@ -234,6 +283,42 @@ fn expression(so_far: Attributes, name: &str, data: Attributes) -> Attributes {
 fn meta(so_far: Attributes, key: u32) -> Attributes {
     let data = Attributes::default().number(2, key).number(1, REGISTER);
     expression(so_far, "meta", data)
+}
+
+/// Compares the name of an interface.
+fn interface(so_far: Attributes, key: u32, name: &IfName) -> Attributes {
+    let mut bytes = name.as_str().as_bytes().to_vec();
+    bytes.resize(NAME_SIZE, 0);
+    equals(meta(so_far, key), &bytes)
+}
+
+/// The address goes through a register. The flag that says so the kernel would set itself, but not every version
+/// lists it then.
+fn source_nat(so_far: Attributes, address: IpAddr, ports: Ports) -> Attributes {
+    let (family, bytes) = (Family::of(address), octets(address));
+    let load = Attributes::default()
+        .number(1, REGISTER)
+        .nest(2, data(&bytes));
+    let random = match ports {
+        Ports::Kept => 0,
+        Ports::Random => NAT_RANDOM_PORTS,
+    };
+    // enum nft_nat_attributes: type, family, first and last address, flags.
+    let nat = Attributes::default()
+        .number(1, NAT_OF_SOURCE)
+        .number(2, protocol_of(family).into())
+        .number(3, REGISTER)
+        .number(4, REGISTER)
+        .number(7, NAT_TO_ADDRESS | random);
+    expression(expression(so_far, "immediate", load), "nat", nat)
+}
+
+/// The bytes of an address as they stand in a packet.
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// enum nft_payload_attributes: destination register, base, offset, length.
@@ -288,9 +373,10 @@ fn protocol_of(family: Family) -> u8 {
 /// the whole address under a mask.
 fn destination(so_far: Attributes, cidr: Cidr) -> Attributes {
     // Places in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
-    let (start, network): (u32, Vec<u8>) = match cidr.network().address() {
-        IpAddr::V4(address) => (16, address.octets().to_vec()),
-        IpAddr::V6(address) => (24, address.octets().to_vec()),
+    let network = octets(cidr.network().address());
+    let start: u32 = match cidr.family() {
+        Family::V4 => 16,
+        Family::V6 => 24,
     };
     let prefix = usize::from(cidr.prefix());
     if prefix > 0 && prefix.is_multiple_of(8) {
