@@ -1,5 +1,7 @@
 //! The keys of a `bridge` configuration, parsed into what cannot be wrong.
 
+use std::ops::RangeInclusive;
+
 use crate::bridge::vlan::Vlans;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Args;
@@ -33,6 +35,30 @@ pub enum AddressConflict {
     Replace,
 }
 
+/// The MTU of bridge and veth pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtu {
+    /// What the kernel gives: 1500.
+    Kernel,
+    /// So many bytes.
+    Bytes(u32),
+    /// The one of the node's way out (`"auto"`), not looked up yet.
+    Uplink,
+}
+
+impl Mtu {
+    /// In bytes; `None` is the kernel's business.
+    pub fn bytes(self) -> Option<u32> {
+        match self {
+            Mtu::Bytes(mtu) => Some(mtu),
+            Mtu::Kernel | Mtu::Uplink => None,
+        }
+    }
+}
+
+/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes.
+pub const MTUS: RangeInclusive<u32> = 68..=65535;
+
 /// A `bridge` configuration.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
@@ -44,8 +70,8 @@ pub struct BridgeConfig {
     pub conflict: AddressConflict,
     /// How what leaves the subnet is masqueraded; `None` without `ipMasq`.
     pub masquerade: Option<Policy>,
-    /// MTU of bridge and veth pair in bytes.
-    pub mtu: Option<u32>,
+    /// The MTU of bridge and veth pair.
+    pub mtu: Mtu,
     /// Frames may return by the port they came in.
     pub hairpin: bool,
     /// The bridge takes every frame.
@@ -147,11 +173,20 @@ impl Layer {
     }
 }
 
-/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes; 0 is "not set".
-fn parse_mtu(root: &Shape) -> Result<Option<u32>, Error> {
+/// A number, where 0 is "not set", or the one string that is not a number.
+fn parse_mtu(root: &Shape) -> Result<Mtu, Error> {
+    let Some(mtu) = root.get("mtu") else {
+        return Ok(Mtu::Kernel);
+    };
+    if let Ok(text) = mtu.as_text() {
+        return match text {
+            "auto" => Ok(Mtu::Uplink),
+            text => Err(mtu.refused(format!("{text:?}"), "it must be a number or \"auto\"")),
+        };
+    }
     match root.integer("mtu")? {
-        None | Some(0) => Ok(None),
-        Some(_) => root.number("mtu", 68..=65535),
+        None | Some(0) => Ok(Mtu::Kernel),
+        Some(_) => Ok(root.number("mtu", MTUS)?.map_or(Mtu::Kernel, Mtu::Bytes)),
     }
 }
 
@@ -212,7 +247,7 @@ mod tests {
         let config = parse(r#""type": "bridge""#).unwrap();
         assert_eq!(
             (config.bridge.as_str(), config.gateway, config.mtu),
-            ("cni0", Gateway::None, None)
+            ("cni0", Gateway::None, Mtu::Kernel)
         );
         assert!(config.masquerade.is_none() && config.mac.is_none() && config.dns.is_none());
     }
@@ -263,7 +298,12 @@ mod tests {
             (r#""mtu": 67"#, "mtu", 7),
             (r#""mtu": -1"#, "mtu", 7),
             (r#""mtu": 65536"#, "mtu", 7),
-            (r#""mtu": "1500""#, "mtu", 6),
+            (
+                r#""mtu": "1500""#,
+                "mtu is \"1500\", but it must be a number",
+                7,
+            ),
+            (r#""mtu": [1500]"#, "mtu", 6),
             (r#""vlan": 4095"#, "vlan", 7),
             (r#""vlanTrunk": [null]"#, "vlanTrunk[0]", 6),
             (r#""bridge": """#, "bridge", 7),

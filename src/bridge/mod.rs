@@ -13,6 +13,7 @@ pub mod plan;
 mod ports;
 mod spoof;
 mod sweep;
+mod uplink;
 mod vlan;
 
 use crate::bridge::attach::{Site, attach, ensure_bridge};
@@ -43,8 +44,9 @@ pub fn add(
     tell: impl FnOnce(AddResult) -> Result<(), Error>,
 ) -> Result<(), Error> {
     signals::heed();
-    let prepared = Prepared::new(conf, request, netns)?;
+    let mut prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
+    prepared.config.mtu = uplink::settle(&host, &prepared.config)?;
     let pod = open_pod(&host, &prepared.netns, netns)?;
     let site = Site {
         host: &host,

@@ -32,6 +32,8 @@ pub struct RouteEntry {
     pub dst: Cidr,
     /// Next hop.
     pub gw: Option<IpAddr>,
+    /// The links it leaves by: several where it has several next hops, none where it goes nowhere.
+    pub links: Vec<u32>,
     /// Table: 254 is main.
     pub table: u32,
     /// Metric; 0 when the route has none (IPv6 shows 1024 by default).
@@ -149,15 +151,20 @@ impl RouteEntry {
         let mut route = RouteEntry {
             dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
             gw: None,
+            links: Vec::new(),
             table: message.header.table.into(),
             priority: 0,
             mtu: None,
             advmss: None,
         };
-        let mut link = None;
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::Oif(index) => route.links.push(*index),
+                RouteAttribute::MultiPath(hops) => {
+                    route
+                        .links
+                        .extend(hops.iter().map(|hop| hop.interface_index));
+                }
                 RouteAttribute::Table(table) => route.table = *table,
                 RouteAttribute::Priority(priority) => route.priority = *priority,
                 RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
@@ -178,7 +185,7 @@ impl RouteEntry {
         }
         query
             .link
-            .is_none_or(|wanted| link == Some(wanted))
+            .is_none_or(|wanted| route.links.contains(&wanted))
             .then_some(route)
     }
 }
