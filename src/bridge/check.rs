@@ -2,8 +2,8 @@
 
 use crate::bridge::attach::{Site, failed};
 use crate::bridge::config::{BridgeConfig, Gateway};
-use crate::bridge::ports;
 use crate::bridge::spoof::Guard;
+use crate::bridge::{passage, ports};
 use crate::cni::conf::NetConf;
 use crate::cni::request::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
@@ -95,6 +95,16 @@ impl Expected {
     }
 }
 
+impl Expected {
+    fn check_forwarding(&self) -> Result<(), Error> {
+        let Some(forwarding) = &self.config.forwarding else {
+            return Ok(());
+        };
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        forwarding.check(&passage::families(&addresses))
+    }
+}
+
 /// Compares.
 ///
 /// # Errors
@@ -106,7 +116,8 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     check_guard(expected, &port, &container)?;
     check_addresses(expected, site, &container)?;
     check_routes(expected, site, &container)?;
-    expected.check_masquerade()
+    expected.check_masquerade()?;
+    expected.check_forwarding()
 }
 
 fn differs(what: impl std::fmt::Display) -> Error {

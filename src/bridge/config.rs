@@ -9,6 +9,7 @@ use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
+use crate::forward::Forwarding;
 use crate::masquerade::Policy;
 use crate::net::{IfName, Mac};
 
@@ -70,6 +71,8 @@ pub struct BridgeConfig {
     pub conflict: AddressConflict,
     /// How what leaves the subnet is masqueraded; `None` without `ipMasq`.
     pub masquerade: Option<Policy>,
+    /// What lets the bridge's packets pass FORWARD (`forwardAccept`).
+    pub forwarding: Option<Forwarding>,
     /// The MTU of bridge and veth pair.
     pub mtu: Mtu,
     /// Frames may return by the port they came in.
@@ -115,9 +118,9 @@ impl BridgeConfig {
             return Err(root.at("hairpinMode").refused("true", wanted));
         }
         let (masquerade, policy) = (flag("ipMasq")?, Policy::parse(&root)?);
-        let bridge = root.parsed("bridge")?;
-        let bridge = bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name"));
+        let bridge = bridge_of(&root)?;
         Ok(BridgeConfig {
+            forwarding: parse_forwarding(&root, &bridge)?,
             vlans: Vlans::parse(&root, &bridge, gateway)?,
             bridge,
             gateway,
@@ -171,6 +174,27 @@ impl Layer {
             None => Layer::Two,
         }
     }
+}
+
+/// The bridge that a configuration is about.
+///
+/// # Errors
+/// Code 6 or 7 when it is no name.
+pub fn bridge_of(root: &Shape) -> Result<IfName, Error> {
+    let bridge = root.parsed("bridge")?;
+    Ok(bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")))
+}
+
+fn parse_forwarding(root: &Shape, bridge: &IfName) -> Result<Option<Forwarding>, Error> {
+    if root.bool("forwardAccept")? != Some(true) {
+        return Ok(None);
+    }
+    let wanted = "with forwardAccept it must be made of letters, digits, \"-\", \"_\" and \".\"";
+    let refused = || {
+        root.at("bridge")
+            .refused(format!("{:?}", bridge.as_str()), wanted)
+    };
+    Forwarding::of(bridge).ok_or_else(refused).map(Some)
 }
 
 /// A number, where 0 is "not set", or the one string that is not a number.

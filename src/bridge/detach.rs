@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::bridge::attach::failed;
 use crate::bridge::plan::host_interface;
 use crate::bridge::spoof::Guard;
-use crate::bridge::{open_host, open_pod};
+use crate::bridge::{open_host, open_pod, passage};
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::cni::result::AddResult;
@@ -56,6 +56,7 @@ pub fn del(
     // Who has too long a name for a guard has none.
     failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
     failures.note(removing.finish());
+    failures.note(passage::close(&host, conf));
     failures.into_result()?;
     ipam.map_or(Ok(()), |ipam| ipam.release(who, held))
 }

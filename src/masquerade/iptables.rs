@@ -57,26 +57,28 @@ pub enum Outcome {
 impl Iptables {
     /// The programs of a family for the nat table; `None` where they are not installed.
     pub fn find(family: Family) -> Option<Iptables> {
-        let (restore, save) = match family {
-            Family::V4 => ("iptables-restore", "iptables-save"),
-            Family::V6 => ("ip6tables-restore", "ip6tables-save"),
+        let name = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
         };
-        Iptables::named(restore, save, MASQUERADE)
+        Iptables::named(name, MASQUERADE)
     }
 
-    /// Those of the legacy variant.
+    /// Those of the legacy variant, where it is known to be in use; some systems have no names for it of its own.
     pub fn find_legacy(family: Family, purpose: Purpose) -> Option<Iptables> {
-        let (restore, save) = match family {
-            Family::V4 => ("iptables-legacy-restore", "iptables-legacy-save"),
-            Family::V6 => ("ip6tables-legacy-restore", "ip6tables-legacy-save"),
+        let [legacy, plain] = match family {
+            Family::V4 => ["iptables-legacy", "iptables"],
+            Family::V6 => ["ip6tables-legacy", "ip6tables"],
         };
-        Iptables::named(restore, save, purpose)
+        let named = |name| Iptables::named(name, purpose);
+        named(legacy).or_else(|| named(plain))
     }
 
-    fn named(restore: &str, save: &str, purpose: Purpose) -> Option<Iptables> {
+    fn named(name: &str, purpose: Purpose) -> Option<Iptables> {
+        let program = |part: &str| process::find(&format!("{name}-{part}"));
         Some(Iptables {
-            restore: process::find(restore)?,
-            save: process::find(save)?,
+            restore: program("restore")?,
+            save: program("save")?,
             purpose,
         })
     }

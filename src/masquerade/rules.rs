@@ -122,11 +122,8 @@ impl Chain {
 
     /// Makes the chain with its rules; the kernel refuses it when there is such a chain already.
     pub fn create(&self, addresses: &[Cidr], policy: &Policy) -> String {
-        transaction(
-            [format!("-N {}", self.name)]
-                .into_iter()
-                .chain(self.rules(addresses, policy)),
-        )
+        let new = [format!("-N {}", self.name)].into_iter();
+        nat(new.chain(self.rules(addresses, policy)))
     }
 
     /// Adds what a listing lacks for these addresses, each rule at its place, and takes away what is of another policy;
@@ -153,9 +150,7 @@ impl Chain {
             _ => rule.clone(),
         });
         let placed: Vec<String> = placed.collect();
-        let lines = new_chain.into_iter().chain(outdated).chain(placed);
-        let lines: Vec<String> = lines.collect();
-        (!lines.is_empty()).then(|| transaction(lines))
+        transaction("nat", new_chain.into_iter().chain(outdated).chain(placed))
     }
 
     /// How the rules go that are of another policy than the wanted ones. What accepts for a subnet from which there is a
@@ -184,14 +179,14 @@ impl Chain {
         let jumps = addresses
             .iter()
             .map(|address| deletion(&self.jump(*address)));
-        transaction(jumps.chain(self.emptying()))
+        nat(jumps.chain(self.emptying()))
     }
 
     /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
     /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
     pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
         let lines = self.clearing(addresses, listing);
-        (!lines.is_empty()).then(|| transaction(lines))
+        transaction("nat", lines.into_iter())
     }
 
     fn clearing(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Vec<String> {
@@ -244,17 +239,14 @@ pub fn sweep(network: &Id, valid: &ValidAttachments, listing: &Listing) -> Optio
         .flatten()
         .filter(|name| is_chain_name(name) && !valid.contains(*name))
         .collect();
-    let lines: Vec<String> = names
-        .into_iter()
-        .flat_map(|name| {
-            let chain = Chain {
-                name: name.to_owned(),
-                comment: String::new(),
-            };
-            chain.clearing(None, listing)
-        })
-        .collect();
-    (!lines.is_empty()).then(|| transaction(lines))
+    let lines = names.into_iter().flat_map(|name| {
+        let chain = Chain {
+            name: name.to_owned(),
+            comment: String::new(),
+        };
+        chain.clearing(None, listing)
+    });
+    transaction("nat", lines)
 }
 
 fn is_chain_name(name: &str) -> bool {
@@ -280,19 +272,27 @@ fn is_accepting(rule: &str) -> bool {
     rule.ends_with("-j ACCEPT")
 }
 
-fn deletion(rule: &str) -> String {
+/// What deletes a rule.
+pub(crate) fn deletion(rule: &str) -> String {
     match rule.strip_prefix("-A ") {
         Some(rest) => format!("-D {rest}"),
         None => rule.to_owned(),
     }
 }
 
-fn transaction(lines: impl IntoIterator<Item = String>) -> String {
-    let lines: Vec<String> = lines.into_iter().collect();
-    format!("*nat\n{}\nCOMMIT\n", lines.join("\n"))
+/// A change of a table, for iptables-restore(8); `None` when it is empty.
+pub(crate) fn transaction(table: &str, lines: impl Iterator<Item = String>) -> Option<String> {
+    let lines: Vec<String> = lines.collect();
+    let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
+    (!lines.is_empty()).then(change)
 }
 
-/// What the nat table holds, as iptables-save(8) prints it.
+/// A change of the nat table that is not empty.
+fn nat(lines: impl Iterator<Item = String>) -> String {
+    transaction("nat", lines).unwrap_or_default()
+}
+
+/// What a table holds, as iptables-save(8) prints it.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     chains: Vec<String>,
@@ -300,7 +300,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Reads the output of `iptables-save -t nat`.
+    /// Reads the output of `iptables-save` for one table.
     pub fn parse(text: &str) -> Listing {
         let mut listing = Listing::default();
         for line in text.lines() {
@@ -315,12 +315,19 @@ impl Listing {
         listing
     }
 
-    fn has_chain(&self, name: &str) -> bool {
+    /// Whether there is a chain of that name.
+    pub(crate) fn has_chain(&self, name: &str) -> bool {
         self.chains.iter().any(|chain| chain == name)
     }
 
-    fn has(&self, rule: &str) -> bool {
+    /// Whether there is that rule.
+    pub(crate) fn has(&self, rule: &str) -> bool {
         self.rules.iter().any(|present| present == rule)
+    }
+
+    /// All rules in order.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &String> {
+        self.rules.iter()
     }
 }
 
