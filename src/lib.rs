@@ -29,6 +29,7 @@ mod error;
 pub mod forward;
 pub mod host;
 pub mod ipam;
+pub mod log;
 pub mod loopback;
 pub mod masquerade;
 pub mod net;

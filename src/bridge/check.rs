@@ -8,6 +8,7 @@ use crate::cni::conf::NetConf;
 use crate::cni::request::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
+use crate::host::journal::phase;
 use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
 use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Route};
@@ -116,7 +117,7 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     check_guard(expected, &port, &container)?;
     check_addresses(expected, site, &container)?;
     check_routes(expected, site, &container)?;
-    expected.check_masquerade()?;
+    phase("masquerade", || expected.check_masquerade())?;
     expected.check_forwarding()
 }
 

@@ -26,6 +26,7 @@ use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
+use crate::host::journal;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::host::signals;
@@ -80,7 +81,7 @@ pub fn check(
         previous: _,
     } = Prepared::new(conf, request, netns)?;
     if let Some(ipam) = &ipam {
-        ipam.check(who)?;
+        journal::phase("ipam", || ipam.check(who))?;
     }
     let host = open_host()?;
     let pod = open_pod(&host, &namespace, netns)?;
@@ -191,7 +192,7 @@ impl Prepared {
         let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
-            Some(ipam) => self.reserve(ipam, who, undo)?,
+            Some(ipam) => journal::phase("ipam", || self.reserve(ipam, who, undo))?,
         };
         signals::check()?;
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
@@ -209,7 +210,8 @@ impl Prepared {
             let owned = owned.iter().map(|address| address.address()).collect();
             // Before they are started: when one family cannot be, the other may be on its way.
             undo.push(move || ours.remove(owned, Scope::Addresses).finish());
-            installing = Some(rules.install(&addresses, policy)?);
+            let install = || rules.install(&addresses, policy);
+            installing = Some(journal::phase("masquerade", install)?);
         }
         let forwarding = self.config.forwarding.as_ref();
         if let Some(forwarding) = forwarding {
@@ -217,12 +219,15 @@ impl Prepared {
             // Before the link is made, so that it is looked for containers after the link is gone.
             undo.push(move || passage::close_unused(host, bridge, forwarding));
         }
-        let attached = attach(&plan, &self.config, site, undo);
-        let installed = installing.map_or(Ok(()), |installing| installing.finish());
+        let attached = journal::phase("link", || attach(&plan, &self.config, site, undo));
+        let installed = installing.map_or(Ok(()), |installing| {
+            journal::phase("masquerade", || installing.finish())
+        });
         let facts = attached?;
         installed?;
         if let Some(forwarding) = forwarding {
-            forwarding.install(&passage::families(&addresses))?;
+            let install = || forwarding.install(&passage::families(&addresses));
+            journal::phase("forward", install)?;
         }
         let sandbox = site.netns.path().to_string_lossy();
         let result = plan.into_result(&self.config.bridge, &facts, &sandbox);

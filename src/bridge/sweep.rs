@@ -8,6 +8,7 @@ use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::error::{Error, Failures};
+use crate::host::journal;
 use crate::host::netlink::{Netlink, present};
 use crate::ipam::Ipam;
 use crate::masquerade;
@@ -23,11 +24,12 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = Ipam::parse_for_release(conf, request)?;
     let mut failures = Failures::default();
-    failures.note(masquerade::sweep(&conf.name, &valid));
+    let sweep = || masquerade::sweep(&conf.name, &valid);
+    failures.note(journal::phase("masquerade", sweep));
     if let Some(ipam) = &ipam {
         let strays = failures.note(ipam.strays(&valid)).unwrap_or_default();
         failures.note(remove_links(conf, &strays));
-        failures.note(ipam.sweep(&valid));
+        failures.note(journal::phase("ipam", || ipam.sweep(&valid)));
     }
     if let Some(host) = failures.note(open_host()) {
         failures.note(sweep_guards(&host, conf, &valid));

@@ -4,6 +4,7 @@
 
 pub mod boot;
 pub mod files;
+pub mod journal;
 pub mod locks;
 pub mod netlink;
 pub mod netns;

@@ -42,6 +42,22 @@ const NEW_ROUTE: u16 = 24;
 const GET_ROUTE: u16 = 26;
 
 impl Message {
+    /// What rtnetlink(7) calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::NewLink(_) => "RTM_NEWLINK",
+            Message::DelLink(_) => "RTM_DELLINK",
+            Message::GetLink(_) => "RTM_GETLINK",
+            Message::SetLink(_) => "RTM_SETLINK",
+            Message::NewAddress(_) => "RTM_NEWADDR",
+            Message::DelAddress(_) => "RTM_DELADDR",
+            Message::GetAddress(_) => "RTM_GETADDR",
+            Message::NewRoute(_) => "RTM_NEWROUTE",
+            Message::GetRoute(_) => "RTM_GETROUTE",
+            Message::Unread(_) => "another message",
+        }
+    }
+
     fn content(&self) -> Option<&dyn Emitable> {
         match self {
             Message::NewLink(link)

@@ -28,6 +28,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
+use crate::host::journal;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
@@ -262,6 +263,20 @@ impl Netlink {
     }
 
     async fn answers(
+        &self,
+        message: Message,
+        flags: u16,
+    ) -> Result<(Vec<Message>, Dump), NetlinkError> {
+        let (began, what) = (journal::clock(), message.name());
+        let answers = self.exchange(message, flags).await;
+        journal::step(began, || match &answers {
+            Ok(_) => what.to_owned(),
+            Err(error) => format!("{what}: {error}"),
+        });
+        answers
+    }
+
+    async fn exchange(
         &self,
         message: Message,
         flags: u16,

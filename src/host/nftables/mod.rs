@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::host::journal;
 use crate::net::Family;
 
 use attribute::{Attributes, find, number};
@@ -169,7 +170,15 @@ impl Nftables {
             let batch = plan()?;
             match batch.is_empty() {
                 true => Ok(()),
-                false => self.socket.commit(batch, generation),
+                false => {
+                    let began = journal::clock();
+                    let changed = self.socket.commit(batch, generation);
+                    journal::step(began, || match &changed {
+                        Ok(()) => "a transaction of nftables".to_owned(),
+                        Err(error) => format!("a transaction of nftables: {error}"),
+                    });
+                    changed
+                }
             }
         };
         let deadline = Instant::now() + CHANGE_LIMIT;
