@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use crate::cni::request::Environment;
+use crate::cni::shape;
 
 /// The variables of the protocol but CNI_ARGS.
 const VARIABLES: [&str; 6] = [
@@ -150,15 +151,15 @@ fn argument(piece: &str) -> String {
     }
 }
 
-/// A configuration.
+/// A configuration, as it was understood: keys in lower case, each once.
 pub fn configuration(bytes: &[u8]) -> String {
-    match serde_json::from_slice(bytes) {
+    match shape::parse("configuration", bytes) {
         Ok(mut value) => {
             hide(&mut value, "");
             value.to_string()
         }
         Err(_) if bytes.is_empty() => String::new(),
-        Err(_) => format!("{} bytes that are not JSON", bytes.len()),
+        Err(_) => format!("{} bytes that cannot be read", bytes.len()),
     }
 }
 
@@ -203,7 +204,7 @@ mod tests {
         ] {
             assert!(shown.contains(known), "{known}: {shown}");
         }
-        assert_eq!(configuration(b"{s3cret"), "7 bytes that are not JSON");
+        assert_eq!(configuration(b"{s3cret"), "7 bytes that cannot be read");
         assert_eq!(configuration(b""), "");
     }
 
