@@ -8,6 +8,9 @@ use crate::host::nftables::Ports;
 use crate::masquerade::Backend;
 use crate::net::{Cidr, Family, parse_ip};
 
+/// How many destinations may keep their address. Each is a rule that packets go through.
+const MAX_KEPT: usize = 1024;
+
 /// How a network is masqueraded; by default as the reference does it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -67,7 +70,13 @@ fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
 
 fn parse_kept(root: &Shape) -> Result<Vec<Cidr>, Error> {
     let mut kept = Vec::new();
-    for item in root.list("nonMasqueradeCIDRs")?.unwrap_or_default() {
+    let list = root.list("nonMasqueradeCIDRs")?.unwrap_or_default();
+    if list.len() > MAX_KEPT {
+        let what = format!("a list of {}", list.len());
+        let wanted = format!("it must not have more than {MAX_KEPT} networks");
+        return Err(root.at("nonMasqueradeCIDRs").refused(what, wanted));
+    }
+    for item in list {
         let cidr: Cidr = item.parse_with(str::parse)?;
         if !cidr.is_network() {
             let wanted = format!("its network is {}", cidr.network());

@@ -102,6 +102,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(namespaces());
     rows.extend(types());
     rows.extend(values::of_the_bridge());
+    rows.extend(values::of_our_own_keys());
     rows.extend(values::of_ranges());
     rows.extend(values::of_requests());
     rows.extend(values::of_routes());
