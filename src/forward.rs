@@ -77,7 +77,7 @@ impl Forwarding {
         for family in families.iter().copied() {
             let legacy = legacy(family);
             if let Some(legacy) = &legacy {
-                legacy.arrange(|listing| self.complete(listing))?;
+                legacy.arrange(&|listing| self.complete(listing))?;
             }
             let install = || {
                 let nftables = Nftables::open()?;
@@ -145,7 +145,7 @@ impl Forwarding {
                 legacy(family).filter(|_| xtables::has_table(family, FILTER.table))
             {
                 let clearing = |listing: &Listing| self.clear(listing);
-                was_there |= failures.note(legacy.arrange(clearing)).is_some();
+                was_there |= failures.note(legacy.arrange(&clearing)).is_some();
             }
             if was_there {
                 removed.push(family);

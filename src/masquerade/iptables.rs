@@ -129,7 +129,7 @@ impl Iptables {
     ///
     /// # Errors
     /// When the table cannot be listed, or refuses the same change twice.
-    pub fn arrange(&self, plan: impl Fn(&Listing) -> Option<String>) -> Result<(), Error> {
+    pub fn arrange(&self, plan: &dyn Fn(&Listing) -> Option<String>) -> Result<(), Error> {
         let mut refused: Option<(String, Error)> = None;
         for _ in 0..LOOKS {
             let Some(script) = plan(&self.list()?) else {

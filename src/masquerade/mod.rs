@@ -255,7 +255,7 @@ pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(
 pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
     let mut failures = Failures::default();
     for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
-        let swept = iptables.arrange(|listing| rules::sweep(network, valid, listing));
+        let swept = iptables.arrange(&|listing| rules::sweep(network, valid, listing));
         failures.note(swept);
     }
     failures.note(nftables::sweep(network, valid));
@@ -276,7 +276,7 @@ impl Installing {
                     // The second way to install: see what is there already and add the rest.
                     let plan =
                         |listing: &Listing| self.chain.complete(&addresses, &self.policy, listing);
-                    iptables.arrange(plan).map_err(|error| why.details(error))
+                    iptables.arrange(&plan).map_err(|error| why.details(error))
                 }
                 Err(error) => Err(error),
             });
@@ -305,7 +305,7 @@ impl Removing {
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
         let only = (self.scope == Scope::Addresses && !self.addresses.is_empty())
             .then_some(&*self.addresses);
-        iptables.arrange(|listing| self.chain.clear(only, listing))
+        iptables.arrange(&|listing| self.chain.clear(only, listing))
     }
 }
 

@@ -28,8 +28,8 @@ impl Line {
         }
         let cut = &value[..value.floor_char_boundary(MAX_VALUE)];
         let more = if cut.len() < value.len() { "…" } else { "" };
-        let is_plain = |c: char| c.is_alphanumeric() || "-_.:/,+@%…".contains(c);
-        if cut.chars().all(is_plain) {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/,+@%".contains(&byte);
+        if cut.bytes().all(is_plain) {
             let _ = write!(self.0, " {key}={cut}{more}");
             return self;
         }
@@ -51,8 +51,8 @@ impl Line {
 
     /// The line with a time in milliseconds.
     pub fn milliseconds(mut self, key: &str, time: Duration) -> Line {
-        let micros = time.as_micros();
-        let _ = write!(self.0, " {key}={}.{:03}", micros / 1000, micros % 1000);
+        let millis = time.as_secs() * 1000 + u64::from(time.subsec_millis());
+        let _ = write!(self.0, " {key}={millis}.{:03}", time.subsec_micros() % 1000);
         self
     }
 
@@ -118,6 +118,6 @@ mod tests {
         let expected = " a=10.1.2.3/24,fd00::2/64 b=\"two \\\"words\\\"\\\\\\n\\u001b[2J\" d=\"k=v\" t=1234.005";
         assert_eq!(line.0, expected);
         let long = Line(String::new()).field("a", &"ü".repeat(9000)).0;
-        assert!(long.len() < MAX_VALUE + 10 && long.ends_with('…'));
+        assert!(long.len() < MAX_VALUE + 10 && long.ends_with("…\""));
     }
 }
