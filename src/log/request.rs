@@ -7,121 +7,47 @@ use serde_json::Value;
 use crate::cni::request::Environment;
 use crate::cni::shape;
 
-/// The variables of the protocol but CNI_ARGS.
-const VARIABLES: [&str; 6] = [
-    "CNI_COMMAND",
-    "CNI_CONTAINERID",
-    "CNI_NETNS",
-    "CNI_IFNAME",
-    "CNI_PATH",
-    "CNI_NETNS_OVERRIDE",
-];
+/// The variables of the protocol but CNI_ARGS. Lists of words are texts here: a list of texts would be twice as large.
+const VARIABLES: &str =
+    "CNI_COMMAND CNI_CONTAINERID CNI_NETNS CNI_IFNAME CNI_PATH CNI_NETNS_OVERRIDE";
 
 /// The keys of CNI_ARGS that runtimes set and plugins know.
-const ARGS: [&str; 8] = [
-    "IgnoreUnknown",
-    "MAC",
-    "IP",
-    "GATEWAY",
-    "K8S_POD_NAMESPACE",
-    "K8S_POD_NAME",
-    "K8S_POD_INFRA_CONTAINER_ID",
-    "K8S_POD_UID",
-];
+const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME \
+    K8S_POD_INFRA_CONTAINER_ID K8S_POD_UID";
 
 /// What stands for a value.
 const HIDDEN: &str = "…";
 
-const RANGE: &[&str] = &["subnet", "rangeStart", "rangeEnd", "gateway"];
+/// The known keys of the objects behind a key, which comes first in its line; those of the whole are behind `/`. All are in
+/// lower case, as they are read.
+const KEYS: &str = "\
+/ cniversion name type bridge isgateway isdefaultgateway forceaddress ipmasq ipmasqbackend ipmasqrandomfully \
+nonmasqueradecidrs snataddresses forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk \
+preservedefaultvlan enabledad disablecontainerinterface dns ipam args runtimeconfig prevresult capabilities logfile \
+loglevel cni.dev/valid-attachments cni.dev/attachments
+ipam type subnet rangestart rangeend gateway ranges routes resolvconf datadir addresses dns
+ranges subnet rangestart rangeend gateway
+ipranges subnet rangestart rangeend gateway
+addresses address gateway
+routes dst gw mtu advmss priority table scope
+dns nameservers domain search options
+vlantrunk id minid maxid
+runtimeconfig mac ips ipranges
+args cni
+cni mac ips
+capabilities mac ips ipranges
+prevresult cniversion interfaces ips ip4 ip6 routes dns
+interfaces name mac mtu sandbox
+ips version interface address gateway
+ip4 ip gateway routes
+ip6 ip gateway routes
+cni.dev/valid-attachments containerid ifname
+cni.dev/attachments containerid ifname";
 
-/// The known keys of the objects behind a key; those of the whole are behind "".
-const KEYS: &[(&str, &[&str])] = &[
-    (
-        "",
-        &[
-            "cniVersion",
-            "name",
-            "type",
-            "bridge",
-            "isGateway",
-            "isDefaultGateway",
-            "forceAddress",
-            "ipMasq",
-            "ipMasqBackend",
-            "ipMasqRandomFully",
-            "nonMasqueradeCIDRs",
-            "snatAddresses",
-            "forwardAccept",
-            "mtu",
-            "hairpinMode",
-            "promiscMode",
-            "portIsolation",
-            "macspoofchk",
-            "vlan",
-            "vlanTrunk",
-            "preserveDefaultVlan",
-            "enabledad",
-            "disableContainerInterface",
-            "dns",
-            "ipam",
-            "args",
-            "runtimeConfig",
-            "prevResult",
-            "capabilities",
-            "logFile",
-            "logLevel",
-            "cni.dev/valid-attachments",
-            "cni.dev/attachments",
-        ],
-    ),
-    (
-        "ipam",
-        &[
-            "type",
-            "subnet",
-            "rangeStart",
-            "rangeEnd",
-            "gateway",
-            "ranges",
-            "routes",
-            "resolvConf",
-            "dataDir",
-            "addresses",
-            "dns",
-        ],
-    ),
-    ("ranges", RANGE),
-    ("ipRanges", RANGE),
-    ("addresses", &["address", "gateway"]),
-    (
-        "routes",
-        &["dst", "gw", "mtu", "advmss", "priority", "table", "scope"],
-    ),
-    ("dns", &["nameservers", "domain", "search", "options"]),
-    ("vlanTrunk", &["id", "minID", "maxID"]),
-    ("runtimeConfig", &["mac", "ips", "ipRanges"]),
-    ("args", &["cni"]),
-    ("cni", &["mac", "ips"]),
-    ("capabilities", &["mac", "ips", "ipRanges"]),
-    (
-        "prevResult",
-        &[
-            "cniVersion",
-            "interfaces",
-            "ips",
-            "ip4",
-            "ip6",
-            "routes",
-            "dns",
-        ],
-    ),
-    ("interfaces", &["name", "mac", "mtu", "sandbox"]),
-    ("ips", &["version", "interface", "address", "gateway"]),
-    ("ip4", &["ip", "gateway", "routes"]),
-    ("ip6", &["ip", "gateway", "routes"]),
-    ("cni.dev/valid-attachments", &["containerID", "ifname"]),
-    ("cni.dev/attachments", &["containerID", "ifname"]),
-];
+/// Whether a list of words has a word.
+fn has(words: &str, word: &str) -> bool {
+    words.split(' ').any(|it| it == word)
+}
 
 /// The pod that CNI_ARGS name, as `namespace/name`; they need not be right otherwise.
 pub fn pod(args: &str) -> Option<String> {
@@ -132,8 +58,8 @@ pub fn pod(args: &str) -> Option<String> {
 
 /// The variables of a request.
 pub fn environment(env: &Environment) -> String {
-    let variable = |name: &&str| Some(format!("{name}={}", env.var(name)?));
-    let mut variables: Vec<String> = VARIABLES.iter().filter_map(variable).collect();
+    let variable = |name: &str| Some(format!("{name}={}", env.var(name)?));
+    let mut variables: Vec<String> = VARIABLES.split(' ').filter_map(variable).collect();
     if let Some(args) = env.var("CNI_ARGS") {
         let pieces: Vec<String> = args.split(';').map(argument).collect();
         variables.push(format!("CNI_ARGS={}", pieces.join(";")));
@@ -143,7 +69,7 @@ pub fn environment(env: &Environment) -> String {
 
 fn argument(piece: &str) -> String {
     match piece.split_once('=') {
-        Some((key, _)) if !ARGS.contains(&key) => format!("{key}={HIDDEN}"),
+        Some((key, _)) if !has(ARGS, key) => format!("{key}={HIDDEN}"),
         Some(_) => piece.to_owned(),
         // No key, so nobody knows what it is.
         None if piece.is_empty() => String::new(),
@@ -155,7 +81,7 @@ fn argument(piece: &str) -> String {
 pub fn configuration(bytes: &[u8]) -> String {
     match shape::parse("configuration", bytes) {
         Ok(mut value) => {
-            hide(&mut value, "");
+            hide(&mut value, "/");
             value.to_string()
         }
         Err(_) if bytes.is_empty() => String::new(),
@@ -168,12 +94,15 @@ fn hide(value: &mut Value, place: &str) {
     match value {
         Value::Array(list) => list.iter_mut().for_each(|item| hide(item, place)),
         Value::Object(object) => {
-            let known = KEYS.iter().find(|(key, _)| *key == place);
+            let known = KEYS
+                .lines()
+                .find(|line| line.split(' ').next() == Some(place));
+            let known = known.and_then(|line| line.split_once(' '));
+            let known = known.map_or("", |(_, keys)| keys);
             for (key, value) in object {
-                let keys = known.into_iter().flat_map(|(_, keys)| *keys);
-                match keys.copied().find(|known| known.eq_ignore_ascii_case(key)) {
-                    Some(known) => hide(value, known),
-                    None => *value = HIDDEN.into(),
+                match has(known, key) {
+                    true => hide(value, key),
+                    false => *value = HIDDEN.into(),
                 }
             }
         }
