@@ -229,12 +229,20 @@ impl Forwarding {
     /// What the legacy table lacks; `None` when nothing.
     fn complete(&self, listing: &Listing) -> Option<String> {
         let (chain, bridge) = (&self.chain, &self.bridge);
-        let new = (!listing.has_chain(chain)).then(|| format!("-N {chain}"));
-        let accepts = ["-i", "-o"].map(|side| format!("-A {chain} {side} {bridge} -j ACCEPT"));
-        let missing = accepts.into_iter().filter(|rule| !listing.has(rule));
-        let jump = format!("-I {} 1 -j {chain}", FORWARD.name);
-        let jump = (!listing.has(&self.jump())).then_some(jump);
-        transaction(FILTER.table, new.into_iter().chain(missing).chain(jump))
+        let mut lines = Vec::new();
+        if !listing.has_chain(chain) {
+            lines.push(format!("-N {chain}"));
+        }
+        for side in ["-i", "-o"] {
+            let accept = format!("-A {chain} {side} {bridge} -j ACCEPT");
+            if !listing.has(&accept) {
+                lines.push(accept);
+            }
+        }
+        if !listing.has(&self.jump()) {
+            lines.push(format!("-I {} 1 -j {chain}", FORWARD.name));
+        }
+        transaction(FILTER.table, &lines)
     }
 
     /// How the legacy table loses it; `None` when it has nothing.
@@ -246,8 +254,9 @@ impl Forwarding {
         // As often as it is there.
         let jump = self.jump();
         let jumps = listing.rules().filter(|rule| **rule == jump);
-        let last = [format!("-F {chain}"), format!("-X {chain}")];
-        transaction(FILTER.table, jumps.map(|jump| deletion(jump)).chain(last))
+        let mut lines: Vec<String> = jumps.map(|jump| deletion(jump)).collect();
+        lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+        transaction(FILTER.table, &lines)
     }
 }
 

@@ -122,8 +122,9 @@ impl Chain {
 
     /// Makes the chain with its rules; the kernel refuses it when there is such a chain already.
     pub fn create(&self, addresses: &[Cidr], policy: &Policy) -> String {
-        let new = [format!("-N {}", self.name)].into_iter();
-        nat(new.chain(self.rules(addresses, policy)))
+        let mut lines = vec![format!("-N {}", self.name)];
+        lines.extend(self.rules(addresses, policy));
+        nat(lines)
     }
 
     /// Adds what a listing lacks for these addresses, each rule at its place, and takes away what is of another policy;
@@ -137,20 +138,26 @@ impl Chain {
         policy: &Policy,
         listing: &Listing,
     ) -> Option<String> {
-        let new_chain = (!listing.has_chain(&self.name)).then(|| format!("-N {}", self.name));
+        let is_new = !listing.has_chain(&self.name);
         let wanted = self.rules(addresses, policy);
-        let outdated = self.outdated(&wanted, listing).into_iter();
-        let missing = wanted.iter().filter(|rule| !listing.has(rule));
+        let mut lines = self.outdated(&wanted, listing);
+        if is_new {
+            lines.push(format!("-N {}", self.name));
+        }
         let in_chain = format!("-A {} ", self.name);
-        // What is accepted must come before the masquerading that is there already.
-        let placed = missing.map(|rule| match rule.strip_prefix(&in_chain) {
-            Some(rest) if new_chain.is_none() && is_accepting(rule) => {
-                format!("-I {} 1 {rest}", self.name)
+        for rule in wanted {
+            if listing.has(&rule) {
+                continue;
             }
-            _ => rule.clone(),
-        });
-        let placed: Vec<String> = placed.collect();
-        transaction("nat", new_chain.into_iter().chain(outdated).chain(placed))
+            // What is accepted must come before the masquerading that is there already.
+            lines.push(match rule.strip_prefix(&in_chain) {
+                Some(rest) if !is_new && is_accepting(&rule) => {
+                    format!("-I {} 1 {rest}", self.name)
+                }
+                _ => rule,
+            });
+        }
+        transaction("nat", &lines)
     }
 
     /// How the rules go that are of another policy than the wanted ones. What accepts for a subnet from which there is a
@@ -176,17 +183,17 @@ impl Chain {
     /// Takes down the chain of an attachment whose addresses are known; the kernel refuses it when anything of it is
     /// missing, or when another interface of the container uses the chain.
     pub fn destroy(&self, addresses: &[IpAddr]) -> String {
-        let jumps = addresses
-            .iter()
-            .map(|address| deletion(&self.jump(*address)));
-        nat(jumps.chain(self.emptying()))
+        let jumps = addresses.iter();
+        let jumps = jumps.map(|address| deletion(&self.jump(*address)));
+        let mut lines: Vec<String> = jumps.collect();
+        lines.extend(self.emptying());
+        nat(lines)
     }
 
     /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
     /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
     pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
-        let lines = self.clearing(addresses, listing);
-        transaction("nat", lines.into_iter())
+        transaction("nat", &self.clearing(addresses, listing))
     }
 
     fn clearing(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Vec<String> {
@@ -239,14 +246,15 @@ pub fn sweep(network: &Id, valid: &ValidAttachments, listing: &Listing) -> Optio
         .flatten()
         .filter(|name| is_chain_name(name) && !valid.contains(*name))
         .collect();
-    let lines = names.into_iter().flat_map(|name| {
+    let mut lines = Vec::new();
+    for name in names {
         let chain = Chain {
             name: name.to_owned(),
             comment: String::new(),
         };
-        chain.clearing(None, listing)
-    });
-    transaction("nat", lines)
+        lines.extend(chain.clearing(None, listing));
+    }
+    transaction("nat", &lines)
 }
 
 fn is_chain_name(name: &str) -> bool {
@@ -281,15 +289,14 @@ pub(crate) fn deletion(rule: &str) -> String {
 }
 
 /// A change of a table, for iptables-restore(8); `None` when it is empty.
-pub(crate) fn transaction(table: &str, lines: impl Iterator<Item = String>) -> Option<String> {
-    let lines: Vec<String> = lines.collect();
+pub(crate) fn transaction(table: &str, lines: &[String]) -> Option<String> {
     let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
     (!lines.is_empty()).then(change)
 }
 
 /// A change of the nat table that is not empty.
-fn nat(lines: impl Iterator<Item = String>) -> String {
-    transaction("nat", lines).unwrap_or_default()
+fn nat(lines: Vec<String>) -> String {
+    transaction("nat", &lines).unwrap_or_default()
 }
 
 /// What a table holds, as iptables-save(8) prints it.
