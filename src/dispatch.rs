@@ -21,6 +21,9 @@ use crate::log::{self, Record, Settings};
 use crate::loopback;
 use crate::undo::Undo;
 
+/// What this program calls itself when it is run without a command.
+pub const ABOUT: &str = "gangplank";
+
 /// The plugins that this binary is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -52,7 +55,8 @@ impl Plugin {
 /// Serves one request of a runtime.
 pub fn serve(plugin: Plugin, env: &Environment, stdin: impl Read) -> ExitCode {
     if env.var("CNI_COMMAND").is_none() {
-        eprintln!("CNI {} plugin {}", plugin.name(), env!("CARGO_PKG_VERSION"));
+        let version = env!("CARGO_PKG_VERSION");
+        eprintln!("CNI {} plugin {ABOUT} {version}", plugin.name());
         eprintln!("CNI protocol versions supported: {}", Version::list());
         return ExitCode::SUCCESS;
     }

@@ -243,7 +243,11 @@ fn previous_in_chain(conf: &NetConf) -> Result<AddResult, Error> {
     Ok(conf.prev_result()?.unwrap_or_default())
 }
 
-fn open_host() -> Result<Netlink, Error> {
+/// A socket on the host's side.
+///
+/// # Errors
+/// When none can be had.
+pub fn open_host() -> Result<Netlink, Error> {
     Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
 }
 

@@ -43,7 +43,7 @@ fn find(host: &Netlink) -> Result<Option<u32>, NetlinkError> {
             continue;
         };
         let mut mtu = route.mtu;
-        for link in &route.links {
+        for link in route.link.iter().chain(&route.links) {
             let link = host.link_at(*link)?.map(|link| link.mtu);
             mtu = mtu.into_iter().chain(link).min();
         }
@@ -59,7 +59,7 @@ fn default_route(routes: &[RouteEntry], family: Family) -> Option<&RouteEntry> {
     let is_default = |route: &&RouteEntry| {
         route.dst == family.default_destination()
             && route.table == MAIN_TABLE
-            && !route.links.is_empty()
+            && (route.link.is_some() || !route.links.is_empty())
     };
     let defaults = routes.iter().filter(is_default);
     defaults.min_by_key(|route| route.priority)
@@ -69,32 +69,21 @@ fn default_route(routes: &[RouteEntry], family: Family) -> Option<&RouteEntry> {
 mod tests {
     use super::*;
 
-    fn route(dst: &str, priority: u32, link: u32) -> RouteEntry {
-        RouteEntry {
-            dst: dst.parse().unwrap(),
-            gw: None,
-            links: vec![link],
-            table: MAIN_TABLE,
-            priority,
-            mtu: None,
-            advmss: None,
-        }
+    fn route(dst: &str, priority: u32, link: Option<u32>) -> RouteEntry {
+        let mut route = RouteEntry::new(dst.parse().unwrap(), None);
+        (route.priority, route.link) = (priority, link);
+        route
     }
 
     #[test]
     fn of_default_routes_the_lowest_metric_of_the_main_table_counts() {
-        let elsewhere = RouteEntry {
-            table: 100,
-            ..route("0.0.0.0/0", 0, 5)
-        };
-        let nowhere = RouteEntry {
-            links: vec![],
-            ..route("0.0.0.0/0", 0, 6)
-        };
+        let mut elsewhere = route("0.0.0.0/0", 0, Some(5));
+        elsewhere.table = 100;
+        let nowhere = route("0.0.0.0/0", 0, None);
         let routes = [
-            route("10.0.0.0/8", 0, 1),
-            route("0.0.0.0/0", 200, 2),
-            route("0.0.0.0/0", 100, 3),
+            route("10.0.0.0/8", 0, Some(1)),
+            route("0.0.0.0/0", 200, Some(2)),
+            route("0.0.0.0/0", 100, Some(3)),
             elsewhere,
             nowhere,
         ];

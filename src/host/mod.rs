@@ -2,6 +2,7 @@
 //!
 //! It speaks in the values of [`crate::net`]; what an errno means for the caller is a variant of its errors.
 
+mod attribute;
 pub mod boot;
 pub mod files;
 pub mod journal;

@@ -16,7 +16,8 @@ use crate::ipam::range::{Range, RangeSet};
 use crate::ipam::store::Store;
 use crate::net::{Family, Route};
 
-const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
+/// Where leases are when `ipam.dataDir` does not say.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// The longest name of a file (NAME_MAX): the network's name is one.
 const NAME_MAX: usize = 255;

@@ -184,6 +184,22 @@ impl HostLocal {
         }
     }
 
+    /// The range sets it gives addresses of; none when it was parsed for a release.
+    pub fn pools(&self) -> &[Pool] {
+        self.config.as_ref().map_or(&[], |config| &config.pools)
+    }
+
+    /// How many addresses of a range set can be given at all: gateways and ends of subnets cannot.
+    pub fn usable(&self, pool: &Pool) -> u128 {
+        let gateways = self.config.as_ref().map_or(&[][..], |it| &it.gateways);
+        pool.set.usable(gateways)
+    }
+
+    /// Where its leases are.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The families of the addresses it gives, as far as they are known.
     pub fn families(&self) -> Vec<Family> {
         let pools = self.config.iter().flat_map(|config| &config.pools);

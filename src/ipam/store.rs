@@ -25,7 +25,7 @@ use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
 use crate::net::parse_ip;
 
-pub use holders::Held;
+pub use holders::{Held, LeaseFile};
 pub use lease_lock::LeaseLock;
 pub use leases::Leases;
 

@@ -8,6 +8,7 @@ mod label;
 mod nftables;
 mod policy;
 pub mod rules;
+mod survey;
 
 use std::net::IpAddr;
 
@@ -21,9 +22,10 @@ use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
 pub use policy::Policy;
+pub use survey::{Standing, Survey};
 
 /// Which part of the kernel masquerades.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
     /// iptables, or its successor's translation of it.
     Iptables,

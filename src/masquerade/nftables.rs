@@ -167,6 +167,16 @@ pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
         .map_err(|cause| failed("sweep", cause))
 }
 
+/// Address and comment of all that our table holds of attachments.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn standing(nftables: &Nftables) -> Result<Vec<(IpAddr, String)>, Error> {
+    let elements = listed(nftables).map_err(|cause| failed("list", cause))?;
+    let told = elements.into_iter().map(|it| (it.address, it.comment));
+    Ok(told.collect())
+}
+
 /// Whether nftables can be used at all.
 ///
 /// # Errors

@@ -322,6 +322,25 @@ impl Listing {
         listing
     }
 
+    /// The chains of containers: name, network and container, as far as the comments that tell them are not cut.
+    pub fn containers(&self) -> BTreeSet<(String, String, String)> {
+        let told = self.rules.iter().filter_map(|rule| {
+            let (_, comment) = rule.split_once("--comment \"name: \\\"")?;
+            let (network, rest) = comment.split_once("\\\" id: \\\"")?;
+            let container = rest.split(['\\', '"']).next()?;
+            let names = [
+                rule.split_whitespace().nth(1),
+                rule.split_whitespace().next_back(),
+            ];
+            let chain = names
+                .into_iter()
+                .flatten()
+                .find(|name| is_chain_name(name))?;
+            Some((chain.to_owned(), network.to_owned(), container.to_owned()))
+        });
+        told.collect()
+    }
+
     /// Whether there is a chain of that name.
     pub(crate) fn has_chain(&self, name: &str) -> bool {
         self.chains.iter().any(|chain| chain == name)

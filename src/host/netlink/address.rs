@@ -11,8 +11,17 @@ use rtnetlink::packet_route::address::{
 
 use super::message::Message;
 use super::{Netlink, NetlinkError};
+use crate::host::attribute::{each, ip, native};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
+
+/// The length of what stands before the attributes (struct ifaddrmsg, linux/if_addr.h), in bytes.
+const HEADER: usize = 8;
+
+/// Attributes of an address (linux/if_addr.h).
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
 
 /// Whether an IPv6 address waits until no neighbour claims it (RFC 4862, section 5.4). IPv4 has no such state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +37,8 @@ pub enum Detection {
 pub struct Address {
     /// The address with its prefix length.
     pub cidr: Cidr,
+    /// The index of its link.
+    pub link: u32,
     /// Not yet usable: duplicate address detection runs.
     pub is_tentative: bool,
     /// Another host has it: duplicate address detection failed.
@@ -40,15 +51,31 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
-        let mut request = AddressMessage::default();
-        request.header.index = index;
-        let answers = self.dump(Message::GetAddress(request))?;
-        let of_link = answers.into_iter().filter_map(|answer| match answer {
-            // Kernels before 4.20 do not filter.
-            Message::NewAddress(message) if message.header.index == index => Address::of(&message),
-            _ => None,
-        });
-        Ok(of_link.collect())
+        let mut addresses = self.list_addresses(index)?;
+        // Kernels before 4.20 do not filter.
+        addresses.retain(|address| address.link == index);
+        Ok(addresses)
+    }
+
+    /// The addresses of all links.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn all_addresses(&self) -> Result<Vec<Address>, NetlinkError> {
+        self.list_addresses(0)
+    }
+
+    fn list_addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
+        let request = || {
+            let mut request = AddressMessage::default();
+            request.header.index = index;
+            Message::GetAddress(request)
+        };
+        let answers = self.dump(request)?;
+        let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
+        of_ip
+            .map(|bytes| Address::parse(bytes).ok_or(NetlinkError::Unreadable))
+            .collect()
     }
 
     /// Gives a link an address.
@@ -122,23 +149,32 @@ fn message(index: u32, cidr: Cidr) -> AddressMessage {
     message
 }
 
+/// Whether an address is of a family that we know: there are others on some kernels.
+fn is_ip(bytes: &[u8]) -> bool {
+    let families = [AddressFamily::Inet, AddressFamily::Inet6].map(u8::from);
+    bytes.first().is_none_or(|family| families.contains(family))
+}
+
 impl Address {
-    /// An address as a message of the kernel tells it; `None` when it names none.
-    pub fn of(message: &AddressMessage) -> Option<Address> {
+    /// An address as the kernel tells it in a message of type RTM_NEWADDR, whose netlink header is not given; `None`
+    /// when that is cut short or names none.
+    pub fn parse(bytes: &[u8]) -> Option<Address> {
+        let (header, attributes) = bytes.split_at_checked(HEADER)?;
         let (mut local, mut address) = (None, None);
-        let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
-        for attribute in &message.attributes {
-            match attribute {
-                AddressAttribute::Local(ip) => local = Some(*ip),
-                AddressAttribute::Address(ip) => address = Some(*ip),
-                AddressAttribute::Flags(all) => flags = *all,
+        let mut flags = u32::from(header[2]);
+        for (kind, value) in each(attributes) {
+            match kind {
+                IFA_LOCAL => local = ip(value),
+                IFA_ADDRESS => address = ip(value),
+                IFA_FLAGS => flags = native(value)?,
                 _ => {}
             }
         }
-        // On a point-to-point link IFA_ADDRESS is the other side's; IPv6 has only that one.
-        let cidr = Cidr::new(local.or(address)?, message.header.prefix_len)?;
+        let flags = AddressFlags::from_bits_retain(flags);
         Some(Address {
-            cidr,
+            // On a point-to-point link IFA_ADDRESS is the other side's; IPv6 has only that one.
+            cidr: Cidr::new(local.or(address)?, header[1])?,
+            link: native(&header[4..8])?,
             is_tentative: flags.contains(AddressFlags::Tentative),
             is_duplicate: flags.contains(AddressFlags::Dadfailed),
         })

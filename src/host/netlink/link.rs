@@ -8,13 +8,31 @@ use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::message::Message;
 use super::{Filtering, Netlink, NetlinkError, present};
+use crate::host::attribute::{each, find, native};
 use crate::host::netns::Netns;
 use crate::net::{IfName, Mac};
+
+/// The length of what stands before the attributes (struct ifinfomsg, linux/rtnetlink.h), in bytes.
+pub(super) const HEADER: usize = 16;
+
+/// Attributes of a link, and the state in which packets pass (linux/if_link.h, linux/if.h).
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IF_OPER_UP: u8 = 6;
 
 /// What a link is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +83,34 @@ pub struct Link {
     pub peer: Option<u32>,
     /// What a bridge does about VLANs.
     pub filtering: Filtering,
+    /// What went through it, where that was asked for.
+    pub traffic: Option<Traffic>,
+}
+
+/// What went through a link since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets received and sent.
+    pub packets: [u64; 2],
+    /// Bytes received and sent.
+    pub bytes: [u64; 2],
+    /// Packets dropped while receiving and sending.
+    pub dropped: [u64; 2],
+}
+
+impl Traffic {
+    /// From struct rtnl_link_stats64 (linux/if_link.h): receiving before sending, packets, bytes, errors, drops.
+    fn of(value: &[u8]) -> Option<Traffic> {
+        let pair = |at: usize| {
+            let number = |at: usize| value.get(at..at + 8)?.try_into().ok();
+            Some([number(at)?, number(at + 8)?].map(u64::from_ne_bytes))
+        };
+        Some(Traffic {
+            packets: pair(0)?,
+            bytes: pair(16)?,
+            dropped: pair(48)?,
+        })
+    }
 }
 
 /// A bridge to be made; it is born up.
@@ -125,10 +171,7 @@ impl Netlink {
         let sparing = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
         request.attributes.push(sparing);
         let answer = present(self.fetch(Message::GetLink(request)))?.flatten();
-        Ok(answer.and_then(|answer| match answer {
-            Message::NewLink(link) => Some(Link::of(link)),
-            _ => None,
-        }))
+        answer.as_deref().map(read).transpose()
     }
 
     /// The ports of a bridge.
@@ -136,16 +179,27 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::link`].
     pub fn ports(&self, bridge: u32) -> Result<Vec<Link>, NetlinkError> {
-        let request = message(vec![
-            LinkAttribute::Controller(bridge),
-            LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
-        ]);
-        let answers = self.dump(Message::GetLink(request))?;
-        let links = answers.into_iter().filter_map(|answer| match answer {
-            Message::NewLink(link) => Some(Link::of(link)),
-            _ => None,
-        });
-        Ok(links.filter(|link| link.master == Some(bridge)).collect())
+        let mut links = self.list_links(|| {
+            message(vec![
+                LinkAttribute::Controller(bridge),
+                LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+            ])
+        })?;
+        links.retain(|link| link.master == Some(bridge));
+        Ok(links)
+    }
+
+    /// All links of the namespace, with what went through them.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        self.list_links(LinkMessage::default)
+    }
+
+    fn list_links(&self, request: impl Fn() -> LinkMessage) -> Result<Vec<Link>, NetlinkError> {
+        let answers = self.dump(|| Message::GetLink(request()))?;
+        answers.iter().map(|bytes| read(bytes)).collect()
     }
 
     /// Makes a bridge.
@@ -325,50 +379,65 @@ impl Link {
         }
     }
 
-    /// A link as a message of the kernel tells it.
-    pub fn of(message: LinkMessage) -> Link {
-        let flags = message.header.flags;
+    /// A link as the kernel tells it in a message of type RTM_NEWLINK, whose netlink header is not given; `None` when
+    /// that is cut short.
+    pub fn parse(bytes: &[u8]) -> Option<Link> {
+        let (header, attributes) = bytes.split_at_checked(HEADER)?;
+        let flags = native(&header[8..12])?;
+        let has = |flag: LinkFlags| flags & flag.bits() != 0;
         let mut link = Link {
-            index: message.header.index,
+            index: native(&header[4..8])?,
             name: String::new(),
             alias: String::new(),
             kind: Kind::Other("device".to_owned()),
             mac: None,
             mtu: 0,
-            is_up: flags.contains(LinkFlags::Up),
+            is_up: has(LinkFlags::Up),
             is_running: false,
-            is_promiscuous: flags.contains(LinkFlags::Promisc),
+            is_promiscuous: has(LinkFlags::Promisc),
             master: None,
             peer: None,
             filtering: Filtering::Impossible,
+            traffic: None,
         };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::IfAlias(alias) => link.alias = alias,
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::Address(bytes) => {
-                    link.mac = <[u8; 6]>::try_from(bytes).ok().map(Mac::from_bytes)
-                }
-                LinkAttribute::OperState(state) => link.is_running = state == State::Up,
-                LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
-                LinkAttribute::Link(index) => link.peer = Some(index).filter(|i| *i != 0),
-                LinkAttribute::LinkInfo(infos) => {
-                    link.filtering = Filtering::of(&infos);
-                    link.kind = infos.into_iter().find_map(kind_of).unwrap_or(link.kind)
+        for (kind, value) in each(attributes) {
+            match kind {
+                IFLA_IFNAME => link.name = lossy(value),
+                IFLA_IFALIAS => link.alias = lossy(value),
+                IFLA_MTU => link.mtu = native(value)?,
+                IFLA_ADDRESS => link.mac = <[u8; 6]>::try_from(value).ok().map(Mac::from_bytes),
+                IFLA_OPERSTATE => link.is_running = value.first() == Some(&IF_OPER_UP),
+                IFLA_MASTER => link.master = native(value).filter(|index| *index != 0),
+                IFLA_LINK => link.peer = native(value).filter(|index| *index != 0),
+                IFLA_STATS64 => link.traffic = Traffic::of(value),
+                IFLA_LINKINFO => {
+                    link.kind = find(value, IFLA_INFO_KIND).map_or(link.kind, Kind::of);
+                    if link.kind == Kind::Bridge {
+                        link.filtering = Filtering::of(find(value, IFLA_INFO_DATA).unwrap_or(&[]));
+                    }
                 }
                 _ => {}
             }
         }
-        link
+        Some(link)
     }
 }
 
-fn kind_of(info: LinkInfo) -> Option<Kind> {
-    match info {
-        LinkInfo::Kind(InfoKind::Bridge) => Some(Kind::Bridge),
-        LinkInfo::Kind(InfoKind::Veth) => Some(Kind::Veth),
-        LinkInfo::Kind(other) => Some(Kind::Other(other.to_string())),
-        _ => None,
+fn read(bytes: &[u8]) -> Result<Link, NetlinkError> {
+    Link::parse(bytes).ok_or(NetlinkError::Unreadable)
+}
+
+/// A name that is not UTF-8 is still a name.
+fn lossy(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+impl Kind {
+    fn of(value: &[u8]) -> Kind {
+        match lossy(value).as_str() {
+            "bridge" => Kind::Bridge,
+            "veth" => Kind::Veth,
+            other => Kind::Other(other.to_owned()),
+        }
     }
 }

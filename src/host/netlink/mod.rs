@@ -36,7 +36,7 @@ use crate::net::Cidr;
 use message::Message;
 
 pub use address::{Address, Detection};
-pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags};
+pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags, Traffic};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 
@@ -157,15 +157,15 @@ impl Netlink {
     }
 
     /// Asks the kernel for one thing.
-    fn fetch(&self, message: Message) -> Result<Option<Message>, NetlinkError> {
+    fn fetch(&self, message: Message) -> Result<Option<Vec<u8>>, NetlinkError> {
         let (answers, _) = self.wait(self.answers(message, NLM_F_REQUEST))?;
         Ok(answers.into_iter().next())
     }
 
     /// Asks the kernel for all things of a kind, until nothing changed meanwhile.
-    fn dump(&self, message: Message) -> Result<Vec<Message>, NetlinkError> {
+    fn dump(&self, message: impl Fn() -> Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let request = self.answers(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            let request = self.answers(message(), NLM_F_REQUEST | NLM_F_DUMP);
             match self.wait(request) {
                 Ok((answers, Dump::Consistent)) => return Ok(answers),
                 Ok((_, Dump::Interrupted)) | Err(NetlinkError::Refused(Errno::EINTR)) => continue,
@@ -266,7 +266,7 @@ impl Netlink {
         &self,
         message: Message,
         flags: u16,
-    ) -> Result<(Vec<Message>, Dump), NetlinkError> {
+    ) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
         let (began, what) = (journal::clock(), message.name());
         let answers = self.exchange(message, flags).await;
         journal::step(began, || match &answers {
@@ -280,7 +280,8 @@ impl Netlink {
         &self,
         message: Message,
         flags: u16,
-    ) -> Result<(Vec<Message>, Dump), NetlinkError> {
+    ) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
+        let wanted = message.answered_by();
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
         let kernel = SocketAddr::new(0, 0);
@@ -296,10 +297,12 @@ impl Netlink {
             let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
             is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
             match answer.payload {
-                NetlinkPayload::InnerMessage(Message::Unread(_)) => {
-                    return Err(NetlinkError::Unreadable);
+                NetlinkPayload::InnerMessage(Message::Answer(kind, bytes))
+                    if wanted.is_none_or(|wanted| wanted == kind) =>
+                {
+                    answers.push(bytes)
                 }
-                NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                NetlinkPayload::InnerMessage(_) => return Err(NetlinkError::Unreadable),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(NetlinkError::of(Errno::from_raw(-error.raw_code())));
                 }

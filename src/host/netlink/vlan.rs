@@ -2,13 +2,21 @@
 
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
-    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags as Flags, InfoBridge, InfoData,
-    LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
+    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags as Flags, LinkAttribute, LinkExtentMask,
+    LinkMessage,
 };
 
+use super::link::HEADER;
 use super::message::Message;
 use super::{Netlink, NetlinkError};
+use crate::host::attribute::{each, find, native, native_short};
 use crate::net::{PortVlans, VlanId, VlanSet};
+
+/// Attributes of a bridge and of its ports (linux/if_link.h, linux/if_bridge.h).
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BR_VLAN_DEFAULT_PVID: u16 = 39;
+const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 
 /// Whether a bridge keeps VLANs apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,20 +35,9 @@ pub enum Filtering {
 impl Filtering {
     /// From a bridge's attributes. All kernels tell vlan_filtering, but only those that know VLANs tell default_pvid
     /// (`br_fill_info`, net/bridge/br_netlink.c).
-    pub(super) fn of(infos: &[LinkInfo]) -> Filtering {
-        let bridge = infos.iter().filter_map(|info| match info {
-            LinkInfo::Data(InfoData::Bridge(attributes)) => Some(attributes),
-            _ => None,
-        });
-        let (mut is_on, mut default_pvid) = (false, None);
-        for attribute in bridge.flatten() {
-            match attribute {
-                InfoBridge::VlanFiltering(on) => is_on = *on,
-                InfoBridge::VlanDefaultPvid(pvid) => default_pvid = Some(*pvid),
-                _ => {}
-            }
-        }
-        match default_pvid {
+    pub(super) fn of(bridge: &[u8]) -> Filtering {
+        let is_on = find(bridge, IFLA_BR_VLAN_FILTERING).is_some_and(|on| on != [0]);
+        match find(bridge, IFLA_BR_VLAN_DEFAULT_PVID).and_then(native_short) {
             None => Filtering::Impossible,
             Some(_) if !is_on => Filtering::Off,
             Some(pvid) => Filtering::On {
@@ -74,15 +71,16 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn port_vlans(&self, port: u32) -> Result<PortVlans, NetlinkError> {
-        let wanted = LinkAttribute::ExtMask(vec![LinkExtentMask::BrvlanCompressed]);
-        let request = about(0, wanted);
+        let request = || {
+            let wanted = LinkAttribute::ExtMask(vec![LinkExtentMask::BrvlanCompressed]);
+            Message::GetLink(about(0, wanted))
+        };
         let mut vlans = PortVlans::NONE;
-        for answer in self.dump(Message::GetLink(request))? {
-            let Message::NewLink(link) = answer else {
-                continue;
-            };
-            if link.header.index == port {
-                read(&link, &mut vlans);
+        for answer in self.dump(request)? {
+            let split = answer.split_at_checked(HEADER);
+            let (header, attributes) = split.ok_or(NetlinkError::Unreadable)?;
+            if native(&header[4..8]) == Some(port) {
+                read(attributes, &mut vlans);
             }
         }
         Ok(vlans)
@@ -126,33 +124,29 @@ fn entry(vlan: VlanId, flags: Flags) -> AfSpecBridge {
 }
 
 /// Adds the VLANs that the kernel tells of a port.
-fn read(link: &LinkMessage, vlans: &mut PortVlans) {
-    let specs = link
-        .attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            LinkAttribute::AfSpecBridge(specs) => Some(specs),
-            _ => None,
-        });
+fn read(attributes: &[u8], vlans: &mut PortVlans) {
     let mut begun = None;
-    for spec in specs.flatten() {
-        let AfSpecBridge::VlanInfo(info) = spec else {
+    for (kind, value) in each(find(attributes, IFLA_AF_SPEC).unwrap_or(&[])) {
+        // struct bridge_vlan_info: flags and number, two bytes each.
+        let info = (kind == IFLA_BRIDGE_VLAN_INFO).then(|| value.split_at_checked(2));
+        let Some((flags, vid)) = info.flatten() else {
             continue;
         };
-        let Some(vlan) = VlanId::new(info.vid) else {
+        let flags = Flags::from_bits_retain(native_short(flags).unwrap_or(0));
+        let Some(vlan) = native_short(vid).and_then(VlanId::new) else {
             continue;
         };
-        if info.flags.contains(Flags::RangeBegin) {
+        if flags.contains(Flags::RangeBegin) {
             begun = Some(vlan);
             continue;
         }
         let first = begun.take().unwrap_or(vlan);
-        let set = match info.flags.contains(Flags::Untagged) {
+        let set = match flags.contains(Flags::Untagged) {
             true => &mut vlans.untagged,
             false => &mut vlans.tagged,
         };
         *set = set.or(VlanSet::span(first, vlan));
-        if info.flags.contains(Flags::Pvid) {
+        if flags.contains(Flags::Pvid) {
             vlans.pvid = Some(vlan);
         }
     }
@@ -160,7 +154,10 @@ fn read(link: &LinkMessage, vlans: &mut PortVlans) {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_core::Emitable;
+
     use super::*;
+    use crate::host::attribute::Attributes;
 
     fn vlans(native: u16, tagged: &[u16]) -> PortVlans {
         let vlan = |number: u16| VlanId::new(number).unwrap();
@@ -193,24 +190,28 @@ mod tests {
             vlans(1, &[2, 3, 4094]),
             vlans(5, &(6..=4094).collect::<Vec<u16>>()),
         ] {
+            let message = about(7, entries(&wanted));
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
             let mut read_again = PortVlans::NONE;
-            read(&about(7, entries(&wanted)), &mut read_again);
+            read(&bytes[HEADER..], &mut read_again);
             assert_eq!(read_again, wanted);
         }
     }
 
     #[test]
     fn a_bridge_tells_whether_its_kernel_knows_vlans() {
-        let filtering = |attributes: Vec<InfoBridge>| {
-            Filtering::of(&[LinkInfo::Data(InfoData::Bridge(attributes))])
+        let on = |on: u8| Attributes::default().bytes(IFLA_BR_VLAN_FILTERING, &[on]);
+        let pvid = |bridge: Attributes, pvid: u16| {
+            bridge.bytes(IFLA_BR_VLAN_DEFAULT_PVID, &pvid.to_ne_bytes())
         };
-        let (on, pvid) = (InfoBridge::VlanFiltering, InfoBridge::VlanDefaultPvid);
-        assert_eq!(filtering(vec![on(false)]), Filtering::Impossible);
-        assert_eq!(filtering(vec![on(false), pvid(1)]), Filtering::Off);
+        let filtering = |bridge: Attributes| Filtering::of(bridge.as_bytes());
+        assert_eq!(filtering(on(0)), Filtering::Impossible);
+        assert_eq!(filtering(pvid(on(0), 1)), Filtering::Off);
         let given = VlanId::new(1);
-        assert_eq!(filtering(vec![on(true), pvid(1)]), Filtering::On { given });
+        assert_eq!(filtering(pvid(on(1), 1)), Filtering::On { given });
         let given = None;
-        assert_eq!(filtering(vec![on(true), pvid(0)]), Filtering::On { given });
+        assert_eq!(filtering(pvid(on(1), 0)), Filtering::On { given });
         assert_eq!(Filtering::of(&[]), Filtering::Impossible);
     }
 }

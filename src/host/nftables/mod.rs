@@ -3,7 +3,6 @@
 //! The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c; numbers without a source are those of
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
-mod attribute;
 mod batch;
 pub mod element;
 mod message;
@@ -19,7 +18,7 @@ use nix::errno::Errno;
 use crate::host::journal;
 use crate::net::Family;
 
-use attribute::{Attributes, find, number};
+use crate::host::attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
 pub use element::Element;
 use message::{Message, Verb};

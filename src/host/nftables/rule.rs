@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::net::{Cidr, Family, IfName, Mac};
 
 use super::Table;
-use super::attribute::{Attributes, dig, each, find, long, number, text};
+use crate::host::attribute::{Attributes, dig, each, find, long, number, text};
 
 /// What a rule holds (enum nft_rule_attributes).
 pub(super) const RULE_TABLE: u16 = 1;

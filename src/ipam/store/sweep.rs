@@ -54,7 +54,7 @@ impl Store {
         Ok(reclaimable)
     }
 
-    fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
+    pub(super) fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
         let entries = self.entries()?.into_iter();
         let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
         Ok(files.filter_map(|entry| address_of(&entry).map(|address| (entry, address))))
@@ -62,6 +62,18 @@ impl Store {
 }
 
 impl Locked<'_> {
+    /// Removes the files that are named after an address but name nobody. Tells the addresses.
+    ///
+    /// # Errors
+    /// When one cannot be read or removed.
+    pub fn clear_garbled(&self) -> Result<Vec<IpAddr>, Error> {
+        let all = self.store.all()?.into_iter();
+        let garbled = all.filter(|lease| lease.owner.is_none());
+        garbled
+            .map(|lease| self.take_back(lease.address).map(|()| lease.address))
+            .collect()
+    }
+
     /// Removes all leases that no valid attachment holds, whoever wrote them, and what crashed writers left.
     ///
     /// # Errors

@@ -1,4 +1,6 @@
-//! Attributes, the parts of messages: a kind, and bytes that may be attributes again.
+//! Attributes, the parts of netlink messages: a kind, and bytes that may be attributes again.
+
+use std::net::IpAddr;
 
 use rtnetlink::packet_core::{DefaultNla, Emitable, NLA_TYPE_MASK, NlaBuffer, NlasIterator};
 
@@ -68,12 +70,29 @@ pub(super) fn text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
 }
 
-/// A number of four bytes.
+/// A number of four bytes in the order of this machine, as route netlink has it.
+pub(super) fn native(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// A number of two bytes in the order of this machine.
+pub(super) fn native_short(value: &[u8]) -> Option<u16> {
+    value.try_into().ok().map(u16::from_ne_bytes)
+}
+
+/// An address: of IPv4 by four bytes, of IPv6 by sixteen.
+pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(value).map(IpAddr::from);
+    v4.or_else(|_| v6()).ok()
+}
+
+/// A number of four bytes in network byte order, as nf_tables has it.
 pub(super) fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// A number of eight bytes.
+/// A number of eight bytes in network byte order.
 pub(super) fn long(value: &[u8]) -> Option<u64> {
     value.try_into().ok().map(u64::from_be_bytes)
 }
