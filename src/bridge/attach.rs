@@ -47,7 +47,7 @@ pub fn attach<'a>(
     undo: &mut Undo<'a>,
 ) -> Result<Facts, Error> {
     let bridge = ensure_bridge(site.host, config)?;
-    let gateway = gateway::ensure(site.host, &bridge, plan, config)?;
+    let gateway = gateway::ensure(site.host, &bridge, &plan.gateways, config)?;
     signals::check()?;
     let host_end = create_veth(plan, config, site, &bridge, undo)?;
     let container = host_end

@@ -12,6 +12,7 @@ mod gateway;
 mod passage;
 pub mod plan;
 mod ports;
+pub mod restore;
 mod spoof;
 mod sweep;
 mod uplink;
@@ -25,14 +26,13 @@ use crate::cni::Schema;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::AddResult;
-use crate::error::{Error, Failures};
+use crate::error::Error;
 use crate::host::journal;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::host::signals;
 use crate::ipam::{Ipam, Lease};
 use crate::masquerade::{self, Masquerade, Scope};
-use crate::net::Cidr;
 use crate::undo::Undo;
 
 /// ADD: a lease, a link and its masquerading, or none of them. Who cannot be told the result does not have it.
@@ -109,24 +109,6 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
         masquerade::status(ipam.families().as_deref(), policy.backend)?;
     }
     ipam.status()
-}
-
-/// Puts back what is missing of the rules of a living attachment that has these addresses: its masquerading, and what lets
-/// its bridge's packets pass. Where nothing is missing nothing is changed that packets would notice.
-///
-/// # Errors
-/// Those of a configuration that ADD would refuse; when a backend refuses.
-pub fn mend_rules(conf: &NetConf, who: &Attachment, addresses: &[Cidr]) -> Result<(), Error> {
-    let config = BridgeConfig::parse(conf, &Args::default())?;
-    let mut failures = Failures::default();
-    if let Some(policy) = config.masquerade.filter(|_| !addresses.is_empty()) {
-        let installing = Masquerade::of(&conf.name, who).install(addresses, &policy);
-        failures.note(installing.and_then(|installing| installing.finish()));
-    }
-    if let Some(forwarding) = config.forwarding {
-        failures.note(forwarding.install(&passage::families(addresses)));
-    }
-    failures.into_result()
 }
 
 pub use detach::del;

@@ -179,6 +179,9 @@ pub struct Conf {
     /// A destination for which pods keep their address, such as the range of all nodes' pods; can be repeated.
     #[arg(long, value_name = "CIDR")]
     pub non_masquerade: Vec<Cidr>,
+    /// Add the plugin portmap, for host ports.
+    #[arg(long)]
+    pub portmap: bool,
     /// Write to this file, whole or not at all, instead of printing.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -3,11 +3,14 @@
 //! [`args`] is the command line. Each command has a room that works out what to say or do; only this file prints.
 
 mod args;
+mod conf;
+mod doctor;
 mod install;
 mod node;
 mod pages;
 mod paint;
 mod plugins;
+mod reconcile;
 mod routes;
 mod status;
 
@@ -75,12 +78,14 @@ fn answer(line: CommandLine) -> Result<Answer, Error> {
     let paint = Paint::new(line.color);
     match line.command {
         Command::Status(asked) => status::status(&asked, paint),
+        Command::Doctor(asked) => doctor::doctor(&asked, paint),
+        Command::Reconcile(asked) => reconcile::reconcile(&asked),
         Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
         Command::Install(to) => install::install(&to.directory).map(Answer::done),
         Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
         Command::Completions { shell } => Ok(Answer::done(pages::completions(shell))),
         Command::Man => Ok(Answer::done(pages::MANUAL)),
-        _ => Ok(Answer::done("")),
+        Command::Conf(asked) => conf::conf(&asked, read_stdin),
     }
 }
 

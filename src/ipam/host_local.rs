@@ -131,6 +131,17 @@ impl HostLocal {
         }
     }
 
+    /// Removes the files that are named after an address but name nobody. Tells the addresses.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock; 999 when a file cannot be read or removed.
+    pub fn clear_garbled(&self) -> Result<Vec<IpAddr>, Error> {
+        match self.store.lock()? {
+            Some(locked) => locked.clear_garbled(),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Whether `who` holds an address.
     ///
     /// # Errors

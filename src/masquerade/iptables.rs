@@ -11,7 +11,7 @@ use crate::masquerade::rules::Listing;
 use crate::net::Family;
 
 /// How long a transaction may take, waiting for the lock of other users of iptables included.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// The exit status of iptables when others hold its lock (RESOURCE_PROBLEM, include/xtables.h).
 const LOCKED: i32 = 4;
@@ -152,17 +152,24 @@ impl Iptables {
     /// # Errors
     /// When it cannot be listed.
     pub fn list(&self) -> Result<Listing, Error> {
-        let args = ["-t", self.purpose.table];
-        let output = process::run(&self.save, &args, &[], b"", LIMIT);
+        Ok(Listing::parse(&self.save(self.purpose.table)?))
+    }
+
+    /// A table in the language of iptables-save(8); nothing where the kernel has no such table.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn save(&self, table: &str) -> Result<String, Error> {
+        let output = process::run(&self.save, &["-t", table], &[], b"", LIMIT);
         let output = output.map_err(|cause| self.purpose.failure(cause))?;
         if !output.status.success() {
             // The legacy variant's words for a kernel without this table.
             if output.complaint().contains("Table does not exist") {
-                return Ok(Listing::default());
+                return Ok(String::new());
             }
             return Err(self.purpose.refusal("list", &output));
         }
-        Ok(Listing::parse(&String::from_utf8_lossy(&output.stdout)))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

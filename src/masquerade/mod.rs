@@ -22,7 +22,7 @@ use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
 pub use policy::Policy;
-pub use survey::{Standing, Survey};
+pub use survey::{Standing, Survey, iptables_table, iptables_variants};
 
 /// Which part of the kernel masquerades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::error::Error;
-use crate::host::nftables::Nftables;
-use crate::masquerade::iptables::Iptables;
+use crate::host::nftables::{Layer, Nftables, Table};
+use crate::host::{process, xtables};
+use crate::masquerade::iptables::{Iptables, LIMIT};
 use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::masquerade::{Backend, Masquerade, Policy, nftables};
@@ -42,6 +43,41 @@ impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of container {}", self.what, self.container)
     }
+}
+
+/// A table of iptables as `iptables-save` prints it; `None` where that is not installed or fails.
+pub fn iptables_table(family: Family, table: &str) -> Option<String> {
+    Iptables::find(family)?.save(table).ok()
+}
+
+/// The rules of nat tables that iptables-legacy holds, and those that iptables-nft does, of IPv4. Neither is looked for
+/// where the kernel says that it has no such table: looking would make one.
+pub fn iptables_variants() -> (Vec<String>, Vec<String>) {
+    let family = Family::V4;
+    let rules = |program: &str| {
+        let output = process::find(program)
+            .and_then(|program| process::run(&program, &["-t", "nat"], &[], b"", LIMIT).ok());
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let lines = text.iter().flat_map(|text| text.lines());
+        lines
+            .filter(|line| line.starts_with("-A "))
+            .map(str::to_owned)
+            .collect()
+    };
+    let legacy = match xtables::has_table(family, "nat") {
+        true => rules("iptables-legacy-save"),
+        false => Vec::new(),
+    };
+    let table = Table {
+        layer: Layer::Ip(family),
+        name: "nat",
+    };
+    let has_nft = Nftables::open().is_ok_and(|it| it.table(table).is_ok_and(|uses| uses.is_some()));
+    let nft = match has_nft {
+        true => rules("iptables-nft-save"),
+        false => Vec::new(),
+    };
+    (legacy, nft)
 }
 
 impl Survey {

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 
 use crate::bridge::open_host;
 use crate::cli::args::Places;
-use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::error::Error;
-use crate::host::netlink::{Address, Link, Netlink};
+use crate::host::netlink::{Address, Link, Netlink, NetlinkError, RouteQuery};
+use crate::host::sysctl;
 use crate::ipam::{LeaseFile, Store};
 use crate::masquerade::Survey;
 use crate::net::{Cidr, Family};
@@ -23,6 +23,9 @@ use crate::net::{Cidr, Family};
 pub use cache::Cached;
 pub use configurations::{Configurations, Configured};
 pub use pods::{Ailment, Pod};
+
+/// The table main (RT_TABLE_MAIN, linux/rtnetlink.h).
+const MAIN_TABLE: u32 = 254;
 
 /// All that is known of the node.
 pub struct Node {
@@ -42,10 +45,23 @@ pub struct Node {
     pub links: Vec<Link>,
     /// All addresses.
     pub addresses: Vec<Address>,
+    /// The ways of this machine to the world.
+    pub uplinks: Vec<Uplink>,
     /// All masquerading.
     pub survey: Survey,
     /// A socket on the host's side.
     pub host: Netlink,
+}
+
+/// A default route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its family.
+    pub family: Family,
+    /// The index of its link.
+    pub link: u32,
+    /// Who made it (rtnetlink(7), `rtm_protocol`).
+    pub protocol: u8,
 }
 
 /// One network.
@@ -83,6 +99,7 @@ impl Node {
             cache: Cached::read_all(&places.cache_dir),
             links: host.links().map_err(unreadable("links"))?,
             addresses: host.all_addresses().map_err(unreadable("addresses"))?,
+            uplinks: uplinks(&host).map_err(unreadable("routes"))?,
             survey: Survey::take(),
             host,
         };
@@ -149,6 +166,21 @@ impl Node {
         self.link(network.configured.bridge.bridge.as_str())
     }
 
+    /// The link that has the gateways' addresses: the bridge, or for pods in a VLAN an interface beside it.
+    pub fn gateway_link(&self, network: &Network) -> Option<&Link> {
+        let vlans = network.configured.bridge.vlans.as_ref();
+        match vlans.and_then(|vlans| vlans.gateway.as_ref()) {
+            Some(interface) => self.link(interface.as_str()),
+            None => self.bridge(network),
+        }
+    }
+
+    /// The families that the host does not forward; one that the kernel does not have is not among them.
+    pub fn not_forwarded(&self) -> Vec<Family> {
+        let is_off = |family: &Family| sysctl::forwards(*family).is_ok_and(|forwards| !forwards);
+        Family::BOTH.into_iter().filter(is_off).collect()
+    }
+
     /// The addresses of a link but for those that the kernel makes up itself.
     pub fn addresses_of(&self, link: &Link) -> Vec<Cidr> {
         let of_link = self
@@ -160,6 +192,27 @@ impl Node {
             .filter(|cidr| !is_link_local(*cidr))
             .collect()
     }
+}
+
+/// The default routes of table main, of each family the one that is taken.
+///
+/// # Errors
+/// When the kernel does not tell its routes.
+pub fn uplinks(host: &Netlink) -> Result<Vec<Uplink>, NetlinkError> {
+    let mut uplinks = Vec::new();
+    for family in Family::BOTH {
+        let routes = host.routes(RouteQuery { family, link: None })?.into_iter();
+        let default = routes.filter(|route| route.dst.is_default() && route.table == MAIN_TABLE);
+        let best = default.min_by_key(|route| route.priority);
+        uplinks.extend(best.and_then(|route| {
+            Some(Uplink {
+                family,
+                link: route.link?,
+                protocol: route.protocol,
+            })
+        }));
+    }
+    Ok(uplinks)
 }
 
 fn is_link_local(cidr: Cidr) -> bool {
@@ -175,16 +228,12 @@ impl Network {
         &self.configured.conf.name
     }
 
-    /// The attachments that hold an address, have a link or are remembered by a runtime.
-    pub fn attachments(&self) -> ValidAttachments {
-        self.pods.iter().map(|pod| pod.who.clone()).collect()
-    }
-
-    /// The gateways' addresses that its bridge should have, with the prefix length of their subnets.
-    pub fn gateways(&self) -> Vec<Cidr> {
+    /// The gateways of the subnets that these addresses are in, with the prefix length of the subnets.
+    pub fn gateways_of(&self, addresses: &[Cidr]) -> Vec<Cidr> {
         let pools = self.configured.host_local.iter().flat_map(|it| it.pools());
         let ranges = pools.flat_map(|pool| pool.set.ranges());
-        let mut gateways: Vec<Cidr> = ranges
+        let used = ranges.filter(|range| addresses.iter().any(|it| range.contains(it.address())));
+        let mut gateways: Vec<Cidr> = used
             .map(|range| range.with_prefix(range.gateway()))
             .collect();
         gateways.dedup();

@@ -27,6 +27,8 @@ pub struct Pod {
     pub link: Option<usize>,
     /// The MAC address of its own end; `None` where nobody tells.
     pub mac: Option<String>,
+    /// The runtime remembers it, and its namespace is there.
+    pub may_live: bool,
     /// What is wrong with it.
     pub ailments: Vec<Ailment>,
 }
@@ -116,6 +118,7 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
                 .collect(),
             since,
             mac: cached.and_then(|cached| mac_of(node, cached)),
+            may_live: cached.is_some_and(has_namespace),
             link,
             who,
             ailments: Vec::new(),
@@ -156,6 +159,13 @@ fn mac_of(node: &Node, cached: &Cached) -> Option<String> {
     });
     seen.map(|mac| mac.to_string())
         .or_else(|| (!told.is_empty()).then(|| told.to_owned()))
+}
+
+fn has_namespace(cached: &Cached) -> bool {
+    let opened = cached
+        .inside()
+        .map(|(_, sandbox)| Netns::open(sandbox, OwnNetns::Allowed));
+    opened.is_some_and(|opened| !opened.is_err_and(|cause| cause.is_gone()))
 }
 
 fn with_prefix(network: &Network, address: IpAddr) -> Cidr {

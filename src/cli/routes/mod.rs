@@ -13,9 +13,8 @@ use crate::cli::{Answer, args};
 use crate::error::Error;
 use crate::host::netlink::{Netlink, NetlinkError, RouteQuery, present};
 use crate::net::{Cidr, Family};
+pub use nodes::parse;
 use plan::{PROTOCOL, Plan, Step, Wanted};
-
-use nodes::parse;
 
 /// What was done, or would be.
 #[derive(Debug, Serialize)]

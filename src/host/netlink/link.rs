@@ -32,6 +32,10 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IF_OPER_UP: u8 = 6;
 
 /// What a link is.
@@ -83,6 +87,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// What a bridge does about VLANs.
     pub filtering: Filtering,
+    /// How its bridge treats it, where it is a port.
+    pub port: Option<PortFlags>,
     /// What went through it, where that was asked for.
     pub traffic: Option<Traffic>,
 }
@@ -148,6 +154,19 @@ pub struct PortFlags {
     pub hairpin: bool,
     /// No frames between this port and other isolated ones.
     pub isolated: bool,
+}
+
+impl PortFlags {
+    /// From what a link says of itself; `None` where it is no port of a bridge.
+    fn of(link_info: &[u8]) -> Option<PortFlags> {
+        let kind = find(link_info, IFLA_INFO_SLAVE_KIND)?;
+        let port = find(link_info, IFLA_INFO_SLAVE_DATA)?;
+        let is_set = |flag| find(port, flag).is_some_and(|value| value != [0]);
+        (lossy(kind) == "bridge").then(|| PortFlags {
+            hairpin: is_set(IFLA_BRPORT_MODE),
+            isolated: is_set(IFLA_BRPORT_ISOLATED),
+        })
+    }
 }
 
 impl Netlink {
@@ -398,6 +417,7 @@ impl Link {
             master: None,
             peer: None,
             filtering: Filtering::Impossible,
+            port: None,
             traffic: None,
         };
         for (kind, value) in each(attributes) {
@@ -412,6 +432,7 @@ impl Link {
                 IFLA_STATS64 => link.traffic = Traffic::of(value),
                 IFLA_LINKINFO => {
                     link.kind = find(value, IFLA_INFO_KIND).map_or(link.kind, Kind::of);
+                    link.port = PortFlags::of(value);
                     if link.kind == Kind::Bridge {
                         link.filtering = Filtering::of(find(value, IFLA_INFO_DATA).unwrap_or(&[]));
                     }
