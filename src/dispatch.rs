@@ -74,7 +74,7 @@ pub fn serve(plugin: Plugin, env: &Environment, stdin: impl Read) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error, call.version),
     };
-    call.record.end(outcome.as_ref().map(|()| ()));
+    call.record.end(outcome.as_ref().err());
     code
 }
 

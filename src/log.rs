@@ -134,12 +134,12 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Tells how it ended.
-    pub fn end(self, outcome: Result<(), &Error>) {
+    /// Tells how it ended: with that error, or well.
+    pub fn end(self, error: Option<&Error>) {
         let var = |name| self.env.var(name).unwrap_or_default();
         let verb = var("CNI_COMMAND");
-        let level = match (outcome, verb.as_str()) {
-            (Err(_), _) => Level::Error,
+        let level = match (error, verb.as_str()) {
+            (Some(_), _) => Level::Error,
             // A runtime asks every few seconds.
             (_, "STATUS" | "VERSION") => Level::Debug,
             _ => Level::Info,
@@ -156,9 +156,9 @@ impl<'a> Record<'a> {
             .field("container", &container)
             .field("ifname", &var("CNI_IFNAME"))
             .field("network", &self.network);
-        let line = match outcome {
-            Ok(()) => line.field("result", "ok").field("ips", &self.addresses),
-            Err(error) => with_error(line, error)
+        let line = match error {
+            None => line.field("result", "ok").field("ips", &self.addresses),
+            Some(error) => with_error(line, error)
                 .field("request", &request::environment(self.env))
                 .field("conf", &request::configuration(&self.configuration)),
         };

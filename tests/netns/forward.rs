@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, Place, Pod, needs, small_network, wire, worse_in_go};
+use crate::support::{Network, Node, Place, Pod, binary, needs, small_network, wire, worse_in_go};
 
 const WHY: &str = "it does not know this key: the plugin firewall does this there";
 
@@ -239,6 +239,45 @@ fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
     // Saved and loaded again, as at a restart of the firewall.
     node.run_all("iptables-save -t filter -f /run/saved\niptables-restore /run/saved");
     network.check(&a, &result).ok();
+}
+
+#[test]
+fn reconcile_brings_back_the_rules_in_forward_and_the_masquerading_as_it_was_asked_for() {
+    needs!("iptables", "ip6tables", "nft");
+    if worse_in_go("it has no such command") {
+        return;
+    }
+    let node = Node::new("node");
+    let [network, _] = networks(&node);
+    let network = network
+        .with("ipMasq", true)
+        .with("nonMasqueradeCIDRs", json!(["192.168.0.0/16"]))
+        .with("snatAddresses", json!(["198.51.100.7"]));
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    let mut list = json!({ "cniVersion": "1.0.0", "name": "net0", "plugins": [] });
+    list["plugins"] = json!([network.config.clone()]);
+    node.run("mkdir /run/net.d");
+    node.write("/run/net.d/10-net0.conflist", &list.to_string());
+    node.run_all(
+        "iptables -F FORWARD\nip6tables -F GANGPLANK-br0\niptables -t nat -F\niptables -t nat -X",
+    );
+    let reconcile = format!("{} reconcile --conf-dir /run/net.d", binary().display());
+    let said = node.run(&reconcile);
+    assert!(
+        said.contains("FORWARD") && said.contains("masquerading"),
+        "{said}"
+    );
+    network.check(&pod, &result).ok();
+    let nat = node.nat("iptables").join("\n");
+    assert!(
+        nat.contains("--to-source 198.51.100.7") && nat.contains("192.168.0.0/16"),
+        "{nat}"
+    );
+    let (filter, nat) = (filters(&node), node.nat("iptables"));
+    let again = node.run(&reconcile);
+    assert!(!again.contains("FORWARD"), "{again}");
+    assert_eq!((filters(&node), node.nat("iptables")), (filter, nat));
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn environment() -> Vec<Row> {
             "args with two =",
             args,
             "IgnoreUnknown=1;FOO=a=b",
-            "FOO=a=b",
+            "\"FOO\"",
         ),
         var("args that end in ;", args, "IgnoreUnknown=1;", "\"\""),
         var("args with an unknown key", args, "COLOUR=red", "COLOUR"),
