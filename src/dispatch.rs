@@ -13,6 +13,7 @@ use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Environment, Request, Verb};
 use crate::cni::result::{AddResult, pretty};
 use crate::error::{Code, Error};
+use crate::host::interrupts::uninterrupted;
 use crate::host::journal::{self, Level};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::host::signals;
@@ -84,7 +85,8 @@ fn start_log(settings: Option<Settings>) -> Result<(), String> {
 
 /// Says what is wrong with the log: that is no reason to fail.
 fn complain(why: &str) {
-    eprintln!("gangplank: {why}");
+    // Whether anybody reads that is no reason either.
+    let _ = writeln!(io::stderr(), "gangplank: {why}");
 }
 
 /// Reports a fault of the program itself, which ends here.
@@ -126,7 +128,7 @@ pub fn fail(error: &Error, version: Version) -> ExitCode {
 
 /// Writes a document by one system call, as far as the kernel takes it: half of one is nothing.
 fn print(document: &str) -> io::Result<()> {
-    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let stdout = uninterrupted(|| io::stdout().as_fd().try_clone_to_owned())?;
     File::from(stdout).write_all(document.as_bytes())
 }
 

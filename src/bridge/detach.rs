@@ -15,6 +15,7 @@ use crate::host::netlink::{Kind, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::ipam::{Held, Ipam};
 use crate::masquerade::{Masquerade, Removing, Scope};
+use crate::net::{IfName, Mac};
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
 /// only names; what was made by the reference is removed too.
@@ -104,22 +105,32 @@ impl Detachment<'_> {
         self.netns.map(open).transpose()
     }
 
-    /// Deletes the host's end that prevResult names, if it is still the same link.
+    /// Deletes the host's end that prevResult names, if it is still the same link. The other plugins of a chain have
+    /// links of theirs in there: only ports of a bridge that is this network's may be what the reference has made.
     fn remove_listed_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);
-        for interface in listed.filter(|interface| interface.sandbox.is_empty()) {
-            let Ok(name) = interface.name.parse() else {
+        let on_host = listed.filter(|interface| interface.sandbox.is_empty());
+        let mut found = Vec::new();
+        for interface in on_host {
+            let Ok(name) = interface.name.parse::<IfName>() else {
                 continue;
             };
-            let link = self
-                .host
-                .link(&name)
-                .map_err(|cause| failed("look up", &name, cause))?;
-            let is_same =
-                |mac: crate::net::Mac| mac.to_string().eq_ignore_ascii_case(&interface.mac);
-            if link.is_some_and(|link| link.kind == Kind::Veth && link.mac.is_some_and(is_same)) {
-                present(self.host.delete_link(&name))
-                    .map_err(|cause| failed("delete", &name, cause))?;
+            let link = self.host.link(&name);
+            let link = link.map_err(|cause| failed("look up", &name, cause))?;
+            found.extend(link.map(|link| (name, &interface.mac, link)));
+        }
+        let is_bridge = |index: u32| {
+            let mut bridges = found.iter().map(|(.., link)| link);
+            bridges.any(|link| link.index == index && link.kind == Kind::Bridge)
+        };
+        for (name, mac, link) in &found {
+            let is_same = |seen: Mac| seen.to_string().eq_ignore_ascii_case(mac);
+            if link.kind == Kind::Veth
+                && link.mac.is_some_and(is_same)
+                && link.master.is_some_and(is_bridge)
+            {
+                present(self.host.delete_link(name))
+                    .map_err(|cause| failed("delete", name, cause))?;
             }
         }
         Ok(())

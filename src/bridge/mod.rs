@@ -18,9 +18,9 @@ mod sweep;
 mod uplink;
 mod vlan;
 
-use crate::bridge::attach::{Site, attach, ensure_bridge};
+use crate::bridge::attach::{Site, attach, ensure_bridge, require_free};
 use crate::bridge::config::{BridgeConfig, Layer};
-use crate::bridge::plan::Plan;
+use crate::bridge::plan::{Plan, host_interface};
 use crate::bridge::spoof::Guard;
 use crate::cni::Schema;
 use crate::cni::conf::NetConf;
@@ -167,6 +167,7 @@ impl Prepared {
         site: &Site<'a>,
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
+        require_free(&host_interface(&conf.name, who), &who.interface, site)?;
         if self.config.vlans.is_some() {
             // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
             ensure_bridge(site.host, &self.config)?;

@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{major, minor};
 
+use crate::host::interrupts::uninterrupted;
 use crate::host::signals::{self, Terminated};
 
 /// Why a lock was not had.
@@ -50,10 +51,13 @@ pub fn open_plain(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When it is not free within `limit`.
 pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
-    match file.try_lock() {
-        Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => {}
-        Err(TryLockError::Error(cause)) => return Err(cause.into()),
+    let attempt = || match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(cause)) => Err(cause),
+    };
+    if uninterrupted(attempt)? {
+        return Ok(file);
     }
     let metadata = file.metadata()?;
     let (sender, receiver) = mpsc::channel();
@@ -61,7 +65,7 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
     // The kernel wakes a blocked flock at once but knows no timeout, so another thread blocks. When nobody waits
     // for its answer any more, the file comes back with the failed send, is dropped, and the lock is free.
     thread::Builder::new().spawn(move || {
-        let outcome = lock_uninterrupted(&file).map(|()| file);
+        let outcome = uninterrupted(|| file.lock()).map(|()| file);
         let _ = sender.send(outcome);
         drop(ends);
     })?;
@@ -94,15 +98,6 @@ fn wait_readable(fd: BorrowedFd, limit: Duration) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
             Ok(0) if Instant::now() < deadline => {}
             Ok(_) => return Ok(()),
-        }
-    }
-}
-
-fn lock_uninterrupted(file: &File) -> io::Result<()> {
-    loop {
-        match file.lock() {
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
         }
     }
 }

@@ -5,6 +5,7 @@
 mod attribute;
 pub mod boot;
 pub mod files;
+pub mod interrupts;
 pub mod journal;
 pub mod locks;
 pub mod netlink;

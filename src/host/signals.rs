@@ -14,6 +14,7 @@ use signal_hook::consts::SIGTERM;
 use signal_hook::low_level::pipe;
 
 use crate::error::{Code, Error};
+use crate::host::interrupts::uninterrupted;
 
 /// Readable once the signal arrived; it is never read.
 static ARRIVED: OnceLock<UnixStream> = OnceLock::new();
@@ -37,8 +38,11 @@ impl From<Terminated> for Error {
 /// # Errors
 /// When it cannot be caught.
 pub fn hold() -> io::Result<()> {
-    let (reader, writer) = UnixStream::pair()?;
-    pipe::register(SIGTERM, writer)?;
+    let reader = uninterrupted(|| {
+        let (reader, writer) = UnixStream::pair()?;
+        pipe::register(SIGTERM, writer)?;
+        Ok(reader)
+    })?;
     let _ = ARRIVED.set(reader);
     Ok(())
 }

@@ -2,7 +2,18 @@
 
 use std::fs;
 
+use crate::host::locks::holder;
 use crate::net::Family;
+
+/// What the legacy programs lock while they change a table (XT_LOCK_NAME, iptables/xshared.h), unless the environment
+/// names another file.
+const LOCK: &str = "/run/xtables.lock";
+
+/// Who keeps the programs of the legacy variant waiting, as `pid 123 (name)`; `None` when nobody does.
+pub fn lock_holder() -> Option<String> {
+    let file = std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| LOCK.into());
+    holder(&fs::metadata(file).ok()?)
+}
 
 /// Whether the legacy variant has a table of that name in this namespace.
 ///

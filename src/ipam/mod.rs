@@ -11,7 +11,7 @@ pub mod host_local;
 pub mod lease_file;
 pub mod range;
 pub mod resolv;
-mod store;
+pub mod store;
 
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;

@@ -186,9 +186,13 @@ impl Transaction {
         }
         let error = purpose.refusal("change", &output);
         if output.status.code() == Some(LOCKED) && output.complaint().contains("lock") {
-            return Err(Error {
+            let error = Error {
                 code: Code::TRY_AGAIN,
                 ..error
+            };
+            return Err(match xtables::lock_holder() {
+                Some(holder) => error.details(format!("the lock is held by {holder}")),
+                None => error,
             });
         }
         Ok(Outcome::Refused(error))

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
-use crate::error::{Error, Failures};
+use crate::error::{Code, Error, Failures};
 use crate::host::nftables::Nftables;
 use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
 use crate::masquerade::label::Label;
@@ -295,9 +295,16 @@ impl Removing {
     pub fn finish(mut self) -> Result<(), Error> {
         let mut failures = std::mem::take(&mut self.failures);
         for (iptables, transaction) in std::mem::take(&mut self.families) {
-            let done = transaction.and_then(|transaction| failures.note(transaction.finish()));
-            if !matches!(done, Some(Outcome::Committed)) {
-                failures.note(self.clear(&iptables));
+            match transaction.map(Transaction::finish) {
+                Some(Ok(Outcome::Committed)) => {}
+                // Who was waited for in vain once is not waited for again.
+                Some(Err(error)) if error.code == Code::TRY_AGAIN => {
+                    failures.note::<()>(Err(error));
+                }
+                done => {
+                    failures.note(done.transpose());
+                    failures.note(self.clear(&iptables));
+                }
             }
         }
         failures.into_result()

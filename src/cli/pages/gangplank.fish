@@ -85,6 +85,7 @@ complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l color -d 'W
 always\t''
 never\t''"
 complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l no-masquerade -d 'Do not masquerade'
+complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l portmap -d 'Add the plugin portmap, for host ports'
 complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -s h -l help -d 'Print help'
 complete -c gangplank -n "__fish_gangplank_using_subcommand install" -l color -d 'When to colour what is printed; the variable NO_COLOR means never' -r -f -a "auto\t''
 always\t''

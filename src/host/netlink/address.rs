@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
-};
 
-use super::message::Message;
+use super::message::{Message, Verb, family_number};
 use super::{Netlink, NetlinkError};
-use crate::host::attribute::{each, ip, native};
+use crate::host::attribute::{Attributes, each, ip, ip_bytes, native};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
 
@@ -21,7 +17,11 @@ const HEADER: usize = 8;
 /// Attributes of an address (linux/if_addr.h).
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
 const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u8 = 0x02;
+const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_TENTATIVE: u32 = 0x40;
 
 /// Whether an IPv6 address waits until no neighbour claims it (RFC 4862, section 5.4). IPv4 has no such state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +66,7 @@ impl Netlink {
     }
 
     fn list_addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
-        let request = || {
-            let mut request = AddressMessage::default();
-            request.header.index = index;
-            Message::GetAddress(request)
-        };
+        let request = || Message::new(Verb::GetAddress, &header(0, index), &Attributes::default());
         let answers = self.dump(request)?;
         let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
         of_ip
@@ -88,18 +84,16 @@ impl Netlink {
         cidr: Cidr,
         detection: Detection,
     ) -> Result<(), NetlinkError> {
-        let mut request = message(index, cidr);
+        let mut header = header_of(index, cidr);
         if cidr.family() == Family::V6 && detection == Detection::Skipped {
-            request.header.flags = AddressHeaderFlags::Nodad;
+            header[2] = IFA_F_NODAD;
         }
-        if let std::net::IpAddr::V4(broadcast) = cidr.last()
-            && cidr.prefix() < 31
-        {
-            request
-                .attributes
-                .push(AddressAttribute::Broadcast(broadcast));
-        }
-        self.change(Message::NewAddress(request), NLM_F_CREATE | NLM_F_EXCL)
+        let broadcast = (cidr.family() == Family::V4 && cidr.prefix() < 31).then(|| cidr.last());
+        let attributes = attributes(cidr).maybe(broadcast, |attributes, broadcast| {
+            attributes.bytes(IFA_BROADCAST, &ip_bytes(broadcast))
+        });
+        let request = Message::new(Verb::NewAddress, &header, &attributes);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Waits until duplicate address detection is over for all addresses of a link in `netns`.
@@ -130,28 +124,35 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NotFound`] when it has no such address.
     pub fn delete_address(&self, index: u32, cidr: Cidr) -> Result<(), NetlinkError> {
-        self.change(Message::DelAddress(message(index, cidr)), 0)
+        let header = header_of(index, cidr);
+        self.change(
+            Message::new(Verb::DelAddress, &header, &attributes(cidr)),
+            0,
+        )
     }
 }
 
-fn message(index: u32, cidr: Cidr) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = match cidr.family() {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    message.header.prefix_len = cidr.prefix();
-    message.header.index = index;
-    message.attributes = vec![
-        AddressAttribute::Local(cidr.address()),
-        AddressAttribute::Address(cidr.address()),
-    ];
-    message
+/// struct ifaddrmsg: family, prefix length, flags, scope, link.
+fn header(family: u8, index: u32) -> [u8; HEADER] {
+    let [a, b, c, d] = index.to_ne_bytes();
+    [family, 0, 0, 0, a, b, c, d]
+}
+
+fn header_of(index: u32, cidr: Cidr) -> [u8; HEADER] {
+    let mut header = header(family_number(cidr.family()), index);
+    header[1] = cidr.prefix();
+    header
+}
+
+fn attributes(cidr: Cidr) -> Attributes {
+    let address = ip_bytes(cidr.address());
+    let attributes = Attributes::default().bytes(IFA_LOCAL, &address);
+    attributes.bytes(IFA_ADDRESS, &address)
 }
 
 /// Whether an address is of a family that we know: there are others on some kernels.
 fn is_ip(bytes: &[u8]) -> bool {
-    let families = [AddressFamily::Inet, AddressFamily::Inet6].map(u8::from);
+    let families = Family::BOTH.map(family_number);
     bytes.first().is_none_or(|family| families.contains(family))
 }
 
@@ -170,13 +171,12 @@ impl Address {
                 _ => {}
             }
         }
-        let flags = AddressFlags::from_bits_retain(flags);
         Some(Address {
             // On a point-to-point link IFA_ADDRESS is the other side's; IPv6 has only that one.
             cidr: Cidr::new(local.or(address)?, header[1])?,
             link: native(&header[4..8])?,
-            is_tentative: flags.contains(AddressFlags::Tentative),
-            is_duplicate: flags.contains(AddressFlags::Dadfailed),
+            is_tentative: flags & IFA_F_TENTATIVE != 0,
+            is_duplicate: flags & IFA_F_DADFAILED != 0,
         })
     }
 }

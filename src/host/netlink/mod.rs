@@ -4,8 +4,10 @@
 
 mod address;
 mod link;
+mod links;
 mod message;
 mod route;
+mod socket;
 mod vlan;
 
 use std::future::{Future, pending};
@@ -23,20 +25,23 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::proto::{Connection, ConnectionHandle, new_connection_with_socket};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
+use crate::host::interrupts::uninterrupted;
 use crate::host::journal;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
 
 use message::Message;
+use socket::PatientSocket;
 
 pub use address::{Address, Detection};
-pub use link::{Kind, Link, NewBridge, NewVeth, PortFlags, Traffic};
+pub use link::{Kind, Link, PortFlags, Traffic};
+pub use links::{NewBridge, NewVeth};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 
@@ -45,6 +50,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a dump is started again because something changed while it ran.
 const DUMP_ATTEMPTS: usize = 10;
+
+/// How long at most an event is relied on before there is a look without one: should the kernel have sent none, that is
+/// a delay and no failure.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the kernel refused, as far as callers tell refusals apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,7 +155,7 @@ impl Netlink {
     }
 
     fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
-        let (handle, _) = connect(&runtime, &[])?;
+        let (handle, _) = uninterrupted(|| connect(&runtime, &[]))?;
         Ok(Netlink { handle, runtime })
     }
 
@@ -213,6 +222,7 @@ impl Netlink {
                     return Ok(found);
                 }
                 let left = deadline.saturating_duration_since(Instant::now());
+                let left = left.min(LOOK_AGAIN);
                 let next = async {
                     let stopped = pin!(stopped());
                     let event = pin!(events.next());
@@ -230,6 +240,7 @@ impl Netlink {
                     // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
                     Ok(Happened::Overrun) => break,
                     Ok(Happened::Stopped) => return Err(Terminated.into()),
+                    Err(_) if Instant::now() < deadline => {}
                     Err(_) => return Err(NetlinkError::TimedOut),
                 }
             }
@@ -253,7 +264,7 @@ impl Netlink {
         groups: &[MulticastGroup],
         place: Option<&Netns>,
     ) -> Result<(ConnectionHandle<Message>, impl Stream + use<> + Unpin), NetlinkError> {
-        let subscribe = || connect(&self.runtime, groups);
+        let subscribe = || uninterrupted(|| connect(&self.runtime, groups));
         let subscribed = match place {
             Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
             None => subscribe(),
@@ -297,12 +308,9 @@ impl Netlink {
             let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
             is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
             match answer.payload {
-                NetlinkPayload::InnerMessage(Message::Answer(kind, bytes))
-                    if wanted.is_none_or(|wanted| wanted == kind) =>
-                {
-                    answers.push(bytes)
+                NetlinkPayload::InnerMessage(message) => {
+                    answers.push(message.answer(wanted).ok_or(NetlinkError::Unreadable)?)
                 }
-                NetlinkPayload::InnerMessage(_) => return Err(NetlinkError::Unreadable),
                 NetlinkPayload::Error(error) if error.code.is_some() => {
                     return Err(NetlinkError::of(Errno::from_raw(-error.raw_code())));
                 }
@@ -327,7 +335,7 @@ fn connect(
     impl Stream<Item = (NetlinkMessage<Message>, SocketAddr)> + Unpin + use<>,
 )> {
     let _entered = runtime.enter();
-    let (mut connection, handle, events): (Connection<Message, TokioSocket>, _, _) =
+    let (mut connection, handle, events): (Connection<Message, PatientSocket>, _, _) =
         new_connection_with_socket(NETLINK_ROUTE)?;
     let socket = connection.socket_mut().socket_mut();
     // With it the kernel filters dumps by what the request says.
@@ -344,10 +352,12 @@ fn connect(
 }
 
 fn event_loop() -> io::Result<Runtime> {
-    Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
+    uninterrupted(|| {
+        Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+    })
 }
 
 /// What ended a wait for events.

@@ -5,14 +5,10 @@ use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-};
 
-use super::message::Message;
+use super::message::{Message, Verb, family_number};
 use super::{Netlink, NetlinkError};
-use crate::host::attribute::{each, find, ip, native};
+use crate::host::attribute::{Attributes, each, find, ip, ip_bytes, native};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family, Route};
 
@@ -29,6 +25,12 @@ const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
+
+/// Types of routes, the table main, and the maker of routes at boot or by hand (linux/rtnetlink.h).
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
+const RT_TABLE_MAIN: u32 = 254;
+const RTPROT_BOOT: u8 = 3;
 
 /// Which routes to list.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,7 @@ pub struct RouteEntry {
     /// Who made it (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 from a router advertisement.
     pub protocol: u8,
     /// What becomes of the packets.
-    kind: RouteType,
+    kind: u8,
     /// Metric; 0 when the route has none (IPv6 shows 1024 by default).
     pub priority: u32,
     /// The path MTU, where the route sets one.
@@ -71,8 +73,8 @@ impl Netlink {
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
     /// [`NetlinkError::Exists`] when there is the same one.
     pub fn add_route(&self, link: u32, route: &Route) -> Result<(), NetlinkError> {
-        let request = message(Some(link), route, RouteProtocol::Boot);
-        self.change(Message::NewRoute(request), NLM_F_CREATE)
+        let request = message(Verb::NewRoute, Some(link), route, RTPROT_BOOT);
+        self.change(request, NLM_F_CREATE)
     }
 
     /// Adds a route under a protocol number of its own, in place of the one with the same destination and metric if
@@ -81,8 +83,8 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
     pub fn put_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        let request = message(None, route, protocol.into());
-        self.change(Message::NewRoute(request), NLM_F_CREATE | NLM_F_REPLACE)
+        let request = message(Verb::NewRoute, None, route, protocol);
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Removes a route of that destination, next hop, metric and protocol.
@@ -90,7 +92,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NotFound`] when there is none.
     pub fn delete_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        self.change(Message::DelRoute(message(None, route, protocol.into())), 0)
+        self.change(message(Verb::DelRoute, None, route, protocol), 0)
     }
 
     /// The route that packets to an address take.
@@ -98,12 +100,15 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Unreachable`] when there is none.
     pub fn route_to(&self, address: IpAddr) -> Result<RouteEntry, NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(Family::of(address));
-        request.header.destination_prefix_length = Family::of(address).bits();
-        let destination = RouteAttribute::Destination(address.into());
-        request.attributes.push(destination);
-        let answer = self.fetch(Message::GetRoute(request))?;
+        let family = Family::of(address);
+        let header = Header {
+            family: family_number(family),
+            prefix: family.bits(),
+            ..Header::default()
+        };
+        let destination = Attributes::default().bytes(RTA_DST, &ip_bytes(address));
+        let request = Message::new(Verb::GetRoute, &header.bytes(), &destination);
+        let answer = self.fetch(request)?;
         read(&answer.ok_or(NetlinkError::Unreachable)?)
     }
 
@@ -132,7 +137,7 @@ impl Netlink {
     /// Whether the kernel would deliver a packet to this address here.
     fn is_delivered(&self, address: IpAddr) -> Result<bool, NetlinkError> {
         match self.route_to(address) {
-            Ok(route) => Ok(route.kind == RouteType::Local),
+            Ok(route) => Ok(route.kind == RTN_LOCAL),
             Err(NetlinkError::Unreachable) => Ok(false),
             Err(error) => Err(error),
         }
@@ -143,19 +148,17 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn routes(&self, query: RouteQuery) -> Result<Vec<RouteEntry>, NetlinkError> {
-        let request = || {
-            let mut request = RouteMessage::default();
-            request.header.address_family = family(query.family);
-            request.header.kind = RouteType::Unspec;
-            let link = query.link.map(RouteAttribute::Oif);
-            request.attributes.extend(link);
-            Message::GetRoute(request)
+        let header = Header {
+            family: family_number(query.family),
+            ..Header::default()
         };
+        let link = || Attributes::default().maybe(query.link, |it, link| it.native(RTA_OIF, link));
+        let request = || Message::new(Verb::GetRoute, &header.bytes(), &link());
         let mut routes = Vec::new();
         for answer in self.dump(request)? {
             let route = read(&answer)?;
             let is_there = query.link.is_none_or(|wanted| route.link == Some(wanted));
-            if is_there && route.kind == RouteType::Unicast {
+            if is_there && route.kind == RTN_UNICAST {
                 routes.push(route);
             }
         }
@@ -163,43 +166,65 @@ impl Netlink {
     }
 }
 
-fn message(link: Option<u32>, route: &Route, protocol: RouteProtocol) -> RouteMessage {
-    let mut request = RouteMessage::default();
-    request.header.address_family = family(route.dst.family());
-    request.header.destination_prefix_length = route.dst.prefix();
-    request.header.protocol = protocol;
-    request.header.scope = RouteScope::from(route.scope.unwrap_or(0));
-    request.header.kind = RouteType::Unicast;
-    let attributes = &mut request.attributes;
-    match route.table.map(u8::try_from) {
-        None => request.header.table = RouteHeader::RT_TABLE_MAIN,
-        Some(Ok(table)) => request.header.table = table,
-        Some(Err(_)) => attributes.extend(route.table.map(RouteAttribute::Table)),
+/// struct rtmsg.
+#[derive(Clone, Copy, Default)]
+struct Header {
+    family: u8,
+    prefix: u8,
+    table: u8,
+    protocol: u8,
+    scope: u8,
+    kind: u8,
+}
+
+impl Header {
+    fn bytes(self) -> [u8; HEADER] {
+        let Header {
+            family,
+            prefix,
+            table,
+            protocol,
+            scope,
+            kind,
+        } = self;
+        // Between them the length of a source, and its type of service; behind them flags.
+        [
+            family, prefix, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0,
+        ]
     }
-    attributes.push(RouteAttribute::Destination(route.dst.address().into()));
-    attributes.extend(link.map(RouteAttribute::Oif));
-    attributes.extend(route.gw.map(|gw| RouteAttribute::Gateway(gw.into())));
-    attributes.extend(route.priority.map(RouteAttribute::Priority));
-    let metrics = [
-        route.mtu.map(RouteMetric::Mtu),
-        route.advmss.map(RouteMetric::Advmss),
-    ];
-    let metrics: Vec<_> = metrics.into_iter().flatten().collect();
-    if !metrics.is_empty() {
-        attributes.push(RouteAttribute::Metrics(metrics));
-    }
-    request
+}
+
+fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Message {
+    let table = route.table.unwrap_or(RT_TABLE_MAIN);
+    let small = u8::try_from(table);
+    let header = Header {
+        family: family_number(route.dst.family()),
+        prefix: route.dst.prefix(),
+        table: small.unwrap_or(0),
+        protocol,
+        scope: route.scope.unwrap_or(0),
+        kind: RTN_UNICAST,
+    };
+    let metrics = Attributes::default()
+        .maybe(route.mtu, |metrics, mtu| metrics.native(RTAX_MTU, mtu))
+        .maybe(route.advmss, |metrics, advmss| {
+            metrics.native(RTAX_ADVMSS, advmss)
+        });
+    let metrics = Some(metrics).filter(|metrics| !metrics.as_bytes().is_empty());
+    let attributes = Attributes::default()
+        .maybe(small.err(), |it, _| it.native(RTA_TABLE, table))
+        .bytes(RTA_DST, &ip_bytes(route.dst.address()))
+        .maybe(link, |it, link| it.native(RTA_OIF, link))
+        .maybe(route.gw, |it, gw| it.bytes(RTA_GATEWAY, &ip_bytes(gw)))
+        .maybe(route.priority, |it, priority| {
+            it.native(RTA_PRIORITY, priority)
+        })
+        .maybe(metrics, |it, metrics| it.nest(RTA_METRICS, metrics));
+    Message::new(verb, &header.bytes(), &attributes)
 }
 
 fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
     RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
-}
-
-fn family(family: Family) -> AddressFamily {
-    match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    }
 }
 
 /// The links of next hops (struct rtnexthop: length, flags, weight, index; attributes behind them), as far as they can be
@@ -223,9 +248,9 @@ impl RouteEntry {
             gw,
             link: None,
             links: Vec::new(),
-            table: RouteHeader::RT_TABLE_MAIN.into(),
+            table: RT_TABLE_MAIN,
             protocol: 0,
-            kind: RouteType::Unicast,
+            kind: RTN_UNICAST,
             priority: 0,
             mtu: None,
             advmss: None,
@@ -236,13 +261,13 @@ impl RouteEntry {
     /// that is cut short or of another family.
     pub fn parse(bytes: &[u8]) -> Option<RouteEntry> {
         let (header, attributes) = bytes.split_at_checked(HEADER)?;
-        let of = |known: &Family| u8::from(family(*known)) == header[0];
+        let of = |known: &Family| family_number(*known) == header[0];
         let family = Family::BOTH.into_iter().find(of)?;
         let dst = Cidr::new(family.default_destination().address(), header[1])?;
         let mut route = RouteEntry {
             table: header[4].into(),
             protocol: header[5],
-            kind: RouteType::from(header[7]),
+            kind: header[7],
             ..RouteEntry::new(dst, None)
         };
         for (kind, value) in each(attributes) {

@@ -1,22 +1,27 @@
 //! VLANs of a bridge and of its ports (bridge(8), "bridge vlan").
 
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{
-    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags as Flags, LinkAttribute, LinkExtentMask,
-    LinkMessage,
-};
-
 use super::link::HEADER;
-use super::message::Message;
+use super::links::{IFLA_EXT_MASK, header};
+use super::message::{Message, Verb};
 use super::{Netlink, NetlinkError};
-use crate::host::attribute::{each, find, native, native_short};
+use crate::host::attribute::{Attributes, each, find, native, native_short};
 use crate::net::{PortVlans, VlanId, VlanSet};
 
 /// Attributes of a bridge and of its ports (linux/if_link.h, linux/if_bridge.h).
 const IFLA_AF_SPEC: u16 = 26;
-const IFLA_BR_VLAN_FILTERING: u16 = 7;
+pub(super) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BR_VLAN_DEFAULT_PVID: u16 = 39;
 const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+const RTEXT_FILTER_BRVLAN_COMPRESSED: u32 = 4;
+
+/// The family of messages about VLANs (AF_BRIDGE, linux/socket.h).
+const AF_BRIDGE: u8 = 7;
+
+/// Flags of a VLAN of a port (linux/if_bridge.h).
+const PVID: u16 = 2;
+const UNTAGGED: u16 = 4;
+const RANGE_BEGIN: u16 = 8;
+const RANGE_END: u16 = 16;
 
 /// Whether a bridge keeps VLANs apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +58,7 @@ impl Netlink {
     /// # Errors
     /// When there is no such port, or the kernel does not know VLANs.
     pub fn join_vlans(&self, port: u32, vlans: &PortVlans) -> Result<(), NetlinkError> {
-        let request = about(port, entries(vlans));
-        self.change(Message::SetLink(request), 0)
+        self.change(about(Verb::SetLink, port, entries(vlans)), 0)
     }
 
     /// Takes a port out of a VLAN.
@@ -62,8 +66,8 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NotFound`] when it is not in that one, or there is no such port.
     pub fn leave_vlan(&self, port: u32, vlan: VlanId) -> Result<(), NetlinkError> {
-        let left = LinkAttribute::AfSpecBridge(vec![entry(vlan, Flags::empty())]);
-        self.change(Message::DelLink(about(port, left)), 0)
+        let left = entry(Attributes::default(), vlan, 0);
+        self.change(about(Verb::DelLink, port, left), 0)
     }
 
     /// The VLANs of a port. The kernel tells those of all ports or of none.
@@ -71,10 +75,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn port_vlans(&self, port: u32) -> Result<PortVlans, NetlinkError> {
-        let request = || {
-            let wanted = LinkAttribute::ExtMask(vec![LinkExtentMask::BrvlanCompressed]);
-            Message::GetLink(about(0, wanted))
-        };
+        let wanted = Attributes::default().native(IFLA_EXT_MASK, RTEXT_FILTER_BRVLAN_COMPRESSED);
+        let request = || Message::new(Verb::GetLink, &bridge_header(0), &wanted);
         let mut vlans = PortVlans::NONE;
         for answer in self.dump(request)? {
             let split = answer.split_at_checked(HEADER);
@@ -87,66 +89,64 @@ impl Netlink {
     }
 }
 
-fn about(port: u32, attribute: LinkAttribute) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.interface_family = AddressFamily::Bridge;
-    message.header.index = port;
-    message.attributes = vec![attribute];
-    message
+fn bridge_header(port: u32) -> [u8; HEADER] {
+    let mut header = header(port);
+    header[0] = AF_BRIDGE;
+    header
+}
+
+fn about(verb: Verb, port: u32, entries: Attributes) -> Message {
+    let attributes = Attributes::default().nest(IFLA_AF_SPEC, entries);
+    Message::new(verb, &bridge_header(port), &attributes)
 }
 
 /// The VLANs of a port, those that follow each other as a range.
-fn entries(vlans: &PortVlans) -> LinkAttribute {
-    let mut entries = Vec::new();
-    for (set, flags) in [
-        (vlans.untagged, Flags::Untagged),
-        (vlans.tagged, Flags::empty()),
-    ] {
+fn entries(vlans: &PortVlans) -> Attributes {
+    let mut entries = Attributes::default();
+    for (set, flags) in [(vlans.untagged, UNTAGGED), (vlans.tagged, 0)] {
         for (first, last) in set.ranges() {
             if first == last {
                 let is_pvid = vlans.pvid == Some(first);
-                let pvid = if is_pvid { Flags::Pvid } else { Flags::empty() };
-                entries.push(entry(first, flags | pvid));
+                let pvid = if is_pvid { PVID } else { 0 };
+                entries = entry(entries, first, flags | pvid);
             } else {
-                entries.push(entry(first, flags | Flags::RangeBegin));
-                entries.push(entry(last, flags | Flags::RangeEnd));
+                entries = entry(entries, first, flags | RANGE_BEGIN);
+                entries = entry(entries, last, flags | RANGE_END);
             }
         }
     }
-    LinkAttribute::AfSpecBridge(entries)
+    entries
 }
 
-fn entry(vlan: VlanId, flags: Flags) -> AfSpecBridge {
-    AfSpecBridge::VlanInfo(BridgeVlanInfo {
-        flags,
-        vid: vlan.number(),
-    })
+/// struct bridge_vlan_info: flags and number.
+fn entry(entries: Attributes, vlan: VlanId, flags: u16) -> Attributes {
+    let info = [flags.to_ne_bytes(), vlan.number().to_ne_bytes()].concat();
+    entries.bytes(IFLA_BRIDGE_VLAN_INFO, &info)
 }
 
 /// Adds the VLANs that the kernel tells of a port.
 fn read(attributes: &[u8], vlans: &mut PortVlans) {
     let mut begun = None;
     for (kind, value) in each(find(attributes, IFLA_AF_SPEC).unwrap_or(&[])) {
-        // struct bridge_vlan_info: flags and number, two bytes each.
         let info = (kind == IFLA_BRIDGE_VLAN_INFO).then(|| value.split_at_checked(2));
         let Some((flags, vid)) = info.flatten() else {
             continue;
         };
-        let flags = Flags::from_bits_retain(native_short(flags).unwrap_or(0));
+        let flags = native_short(flags).unwrap_or(0);
         let Some(vlan) = native_short(vid).and_then(VlanId::new) else {
             continue;
         };
-        if flags.contains(Flags::RangeBegin) {
+        if flags & RANGE_BEGIN != 0 {
             begun = Some(vlan);
             continue;
         }
         let first = begun.take().unwrap_or(vlan);
-        let set = match flags.contains(Flags::Untagged) {
+        let set = match flags & UNTAGGED != 0 {
             true => &mut vlans.untagged,
             false => &mut vlans.tagged,
         };
         *set = set.or(VlanSet::span(first, vlan));
-        if flags.contains(Flags::Pvid) {
+        if flags & PVID != 0 {
             vlans.pvid = Some(vlan);
         }
     }
@@ -154,10 +154,7 @@ fn read(attributes: &[u8], vlans: &mut PortVlans) {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_core::Emitable;
-
     use super::*;
-    use crate::host::attribute::Attributes;
 
     fn vlans(native: u16, tagged: &[u16]) -> PortVlans {
         let vlan = |number: u16| VlanId::new(number).unwrap();
@@ -167,18 +164,21 @@ mod tests {
 
     #[test]
     fn all_vlans_of_a_port_are_one_message_with_ranges() {
-        let message = about(7, entries(&vlans(100, &[3, 4, 5, 9])));
-        assert_eq!(message.header.index, 7);
-        assert_eq!(message.header.interface_family, AddressFamily::Bridge);
-        let info = |vid, flags| AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
+        let entries = entries(&vlans(100, &[3, 4, 5, 9]));
+        let info = |value: &[u8]| {
+            [native_short(&value[..2]), native_short(&value[2..])].map(Option::unwrap)
+        };
+        let infos: Vec<[u16; 2]> = each(entries.as_bytes())
+            .map(|(_, value)| info(value))
+            .collect();
         assert_eq!(
-            message.attributes,
-            [LinkAttribute::AfSpecBridge(vec![
-                info(100, Flags::Pvid | Flags::Untagged),
-                info(3, Flags::RangeBegin),
-                info(5, Flags::RangeEnd),
-                info(9, Flags::empty()),
-            ])]
+            infos,
+            [
+                [PVID | UNTAGGED, 100],
+                [RANGE_BEGIN, 3],
+                [RANGE_END, 5],
+                [0, 9]
+            ]
         );
     }
 
@@ -190,11 +190,9 @@ mod tests {
             vlans(1, &[2, 3, 4094]),
             vlans(5, &(6..=4094).collect::<Vec<u16>>()),
         ] {
-            let message = about(7, entries(&wanted));
-            let mut bytes = vec![0; message.buffer_len()];
-            message.emit(&mut bytes);
+            let attributes = Attributes::default().nest(IFLA_AF_SPEC, entries(&wanted));
             let mut read_again = PortVlans::NONE;
-            read(&bytes[HEADER..], &mut read_again);
+            read(attributes.as_bytes(), &mut read_again);
             assert_eq!(read_again, wanted);
         }
     }

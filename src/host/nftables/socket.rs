@@ -17,6 +17,7 @@ use rtnetlink::packet_core::{
 use super::batch::Batch;
 use super::message::{HEADER_SIZE, Message};
 use super::{Generation, NftablesError};
+use crate::host::interrupts::uninterrupted;
 
 /// The kernel answers within microseconds, unless others hold its lock.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
@@ -47,11 +48,14 @@ impl NetlinkDeserializable for Answer {
 
 impl Socket {
     pub fn open() -> Result<Socket, NftablesError> {
-        let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // Without this an error quotes the whole message it refuses.
-        socket.set_cap_ack(true)?;
+        let socket = uninterrupted(|| {
+            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            // Without this an error quotes the whole message it refuses.
+            socket.set_cap_ack(true)?;
+            Ok(socket)
+        })?;
         Ok(Socket {
             socket,
             sequence: Cell::new(0),
@@ -101,7 +105,7 @@ impl Socket {
         let first = self.sequence.get();
         let (bytes, count) = batch.into_bytes(generation, first);
         self.sequence.set(first.wrapping_add(count));
-        self.socket.send(&bytes, 0)?;
+        uninterrupted(|| self.socket.send(&bytes, 0))?;
         // Refusals come first, and only the last message of the batch asks to be acknowledged (nfnetlink_rcv_batch,
         // net/netfilter/nfnetlink.c): the first answer says how all of it ended.
         self.answers(count, first, |_, payload| {
@@ -118,7 +122,7 @@ impl Socket {
         self.sequence.set(sequence.wrapping_add(1));
         let mut datagram = Vec::new();
         request.write(&mut datagram, flags, sequence);
-        self.socket.send(&datagram, 0)?;
+        uninterrupted(|| self.socket.send(&datagram, 0))?;
         Ok(sequence)
     }
 
@@ -160,7 +164,7 @@ impl Socket {
                 outcome => outcome.map_err(NftablesError::of)?,
             };
             let mut datagram = Vec::with_capacity(ANSWER_SIZE);
-            self.socket.recv(&mut datagram, 0)?;
+            uninterrupted(|| self.socket.recv(&mut datagram, 0))?;
             return Ok(datagram);
         }
     }

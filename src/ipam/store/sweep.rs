@@ -82,8 +82,7 @@ impl Locked<'_> {
         let mut failures = Failures::default();
         for (entry, address) in self.store.lease_files()? {
             match read_small(&entry.path()) {
-                Ok(content)
-                    if parse_owner(&content).is_some_and(|owner| is_valid(&owner, valid)) => {}
+                Ok(content) if is_kept(&content, valid) => {}
                 Ok(_) => {
                     failures.note(self.take_back(address));
                 }
@@ -98,6 +97,11 @@ impl Locked<'_> {
         failures.note(self.clear_aside());
         failures.into_result()
     }
+}
+
+/// Whether GC leaves a lease with that content where it is.
+pub fn is_kept(content: &[u8], valid: &ValidAttachments) -> bool {
+    parse_owner(content).is_some_and(|owner| is_valid(&owner, valid))
 }
 
 /// A lease of the legacy form, without an interface, may be of any interface of its container.
