@@ -4,7 +4,9 @@
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
 mod batch;
+mod comment;
 pub mod element;
+mod expression;
 mod message;
 mod rule;
 mod socket;
