@@ -63,6 +63,8 @@ fn the_readmes_commands_are_there() {
         "cargo run --release --example demo",
         "cargo build --release",
         "sudo target/*/release/gangplank install",
+        "gangplank status",
+        "gangplank doctor",
         "tests/run",
     ];
     assert_eq!(lines, known, "a command that no test knows");
@@ -70,10 +72,25 @@ fn the_readmes_commands_are_there() {
         let mode = fs::metadata(root().join(script)).unwrap().permissions();
         assert!(mode.mode() & 0o100 != 0, "{script} is not executable");
     }
-    let help = Command::new(binary()).arg("--help").output().unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.contains("gangplank install [DIR]"), "{help}");
-    assert!(help.contains("(/opt/cni/bin)"), "{help}");
+    let help = |command: &[&str]| {
+        let output = Command::new(binary()).args(command).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for command in [
+        "install",
+        "uninstall",
+        "status",
+        "doctor",
+        "reconcile",
+        "routes",
+        "conf",
+    ] {
+        assert!(
+            help(&["--help"]).contains(&format!("\n  {command} ")),
+            "{command}"
+        );
+    }
+    assert!(help(&["install", "--help"]).contains("[default: /opt/cni/bin]"));
 }
 
 #[test]
