@@ -150,7 +150,7 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let new = NewBridge {
         name,
         mac: new_mac(name)?,
-        mtu: config.mtu,
+        mtu: config.mtu.bytes(),
         filters_vlans: config.vlans.is_some(),
     };
     match (host.create_bridge(&new), &config.vlans) {
@@ -187,7 +187,7 @@ fn create_veth<'a>(
         bridge: bridge.index,
         end: &plan.container,
         mac: plan.mac,
-        mtu: config.mtu,
+        mtu: config.mtu.bytes(),
     };
     let created = host.create_veth(&veth, Some(site.netns));
     // A pair that may have been made is ours to delete, and one that was there before is not.

@@ -2,12 +2,13 @@
 
 use crate::bridge::attach::{Site, failed};
 use crate::bridge::config::{BridgeConfig, Gateway};
-use crate::bridge::ports;
 use crate::bridge::spoof::Guard;
+use crate::bridge::{passage, ports};
 use crate::cni::conf::NetConf;
 use crate::cni::request::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
+use crate::host::journal::phase;
 use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
 use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Route};
@@ -87,12 +88,21 @@ impl Expected {
 
     /// Compares the rules of its addresses.
     fn check_masquerade(&self) -> Result<(), Error> {
-        if !self.config.masquerade {
+        let Some(policy) = &self.config.masquerade else {
             return Ok(());
-        }
+        };
         let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
-        let backend = self.config.masquerade_backend;
-        self.masquerade.check(&addresses, backend)
+        self.masquerade.check(&addresses, policy)
+    }
+}
+
+impl Expected {
+    fn check_forwarding(&self) -> Result<(), Error> {
+        let Some(forwarding) = &self.config.forwarding else {
+            return Ok(());
+        };
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        forwarding.check(&passage::families(&addresses))
     }
 }
 
@@ -107,7 +117,8 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     check_guard(expected, &port, &container)?;
     check_addresses(expected, site, &container)?;
     check_routes(expected, site, &container)?;
-    expected.check_masquerade()
+    phase("masquerade", || expected.check_masquerade())?;
+    expected.check_forwarding()
 }
 
 fn differs(what: impl std::fmt::Display) -> Error {

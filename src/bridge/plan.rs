@@ -87,7 +87,11 @@ impl Plan {
     ) -> Result<Plan, Error> {
         let mut lease = lease;
         let has_v6 = lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
-        if let Some(mtu) = config.mtu.filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6) {
+        if let Some(mtu) = config
+            .mtu
+            .bytes()
+            .filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6)
+        {
             return Err(Error::config(
                 "mtu",
                 mtu,

@@ -7,6 +7,7 @@ pub mod boot;
 mod datagram;
 pub mod files;
 pub mod interrupts;
+pub mod journal;
 pub mod locks;
 pub mod netlink;
 pub mod netns;

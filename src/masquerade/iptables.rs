@@ -1,4 +1,4 @@
-//! The iptables backend: one `iptables-restore` transaction per family, for both variants of iptables.
+//! iptables: one `iptables-restore` transaction per family, for both variants of iptables.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,20 +16,38 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// The exit status of iptables when others hold its lock (RESOURCE_PROBLEM, include/xtables.h).
 const LOCKED: i32 = 4;
 
-/// The programs of one family.
+/// How often rules are looked at again that others change at the same time.
+const LOOKS: u32 = 50;
+
+/// A table, and what it is for: errors begin with that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purpose {
+    /// Its name.
+    pub table: &'static str,
+    /// What is done in it.
+    pub name: &'static str,
+}
+
+const MASQUERADE: Purpose = Purpose {
+    table: "nat",
+    name: "masquerade",
+};
+
+/// The programs of one family, for one table.
 #[derive(Clone, Debug)]
 pub struct Iptables {
     restore: PathBuf,
     save: PathBuf,
+    purpose: Purpose,
 }
 
 /// A transaction on its way.
 #[derive(Debug)]
-pub struct Transaction(Running);
+pub struct Transaction(Running, Purpose);
 
 /// A listing on its way.
 #[derive(Debug)]
-pub struct Saving(Running);
+pub struct Saving(Running, Purpose);
 
 /// How a transaction ended that could be tried.
 #[derive(Debug)]
@@ -41,15 +59,31 @@ pub enum Outcome {
 }
 
 impl Iptables {
-    /// The programs of a family; `None` where they are not installed.
+    /// The programs of a family for the nat table; `None` where they are not installed.
     pub fn find(family: Family) -> Option<Iptables> {
-        let (restore, save) = match family {
-            Family::V4 => ("iptables-restore", "iptables-save"),
-            Family::V6 => ("ip6tables-restore", "ip6tables-save"),
+        let name = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
         };
+        Iptables::named(name, MASQUERADE)
+    }
+
+    /// Those of the legacy variant, where it is known to be in use; some systems have no names for it of its own.
+    pub fn find_legacy(family: Family, purpose: Purpose) -> Option<Iptables> {
+        let [legacy, plain] = match family {
+            Family::V4 => ["iptables-legacy", "iptables"],
+            Family::V6 => ["ip6tables-legacy", "ip6tables"],
+        };
+        let named = |name| Iptables::named(name, purpose);
+        named(legacy).or_else(|| named(plain))
+    }
+
+    fn named(name: &str, purpose: Purpose) -> Option<Iptables> {
+        let program = |part: &str| process::find(&format!("{name}-{part}"));
         Some(Iptables {
-            restore: process::find(restore)?,
-            save: process::find(save)?,
+            restore: program("restore")?,
+            save: program("save")?,
+            purpose,
         })
     }
 
@@ -92,8 +126,8 @@ impl Iptables {
         // Bounded, for nobody may be left to end it.
         let args = ["--noflush", "--wait=20"];
         process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
-            .map(Transaction)
-            .map_err(failure)
+            .map(|running| Transaction(running, self.purpose))
+            .map_err(|cause| self.purpose.failure(cause))
     }
 
     /// Runs a transaction to its end.
@@ -107,12 +141,35 @@ impl Iptables {
         }
     }
 
-    /// What the nat table holds.
+    /// Sees what is there and changes what `plan` makes of it. Others may change some of that between the look and the
+    /// deed, which then is refused; it is tried again as long as the next look shows something else.
+    ///
+    /// # Errors
+    /// When the table cannot be listed, or refuses the same change twice.
+    pub fn arrange(&self, plan: &dyn Fn(&Listing) -> Option<String>) -> Result<(), Error> {
+        let mut refused: Option<(String, Error)> = None;
+        for _ in 0..LOOKS {
+            let Some(script) = plan(&self.list()?) else {
+                return Ok(());
+            };
+            match refused.take() {
+                Some((same, error)) if same == script => return Err(error),
+                _ => {}
+            }
+            match self.commit(&script) {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = Some((script, error)),
+            }
+        }
+        refused.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// What the table holds.
     ///
     /// # Errors
     /// When it cannot be listed.
     pub fn list(&self) -> Result<Listing, Error> {
-        Ok(Listing::parse(&self.save("nat")?))
+        Ok(Listing::parse(&self.save(self.purpose.table)?))
     }
 
     /// A table in the language of iptables-save(8); nothing where the kernel has no such table.
@@ -129,8 +186,8 @@ impl Iptables {
     /// When the program cannot be started.
     pub fn start_saving(&self, table: &str) -> Result<Saving, Error> {
         process::start(&self.save, &["-t", table], &[], b"", LIMIT)
-            .map(Saving)
-            .map_err(failure)
+            .map(|running| Saving(running, self.purpose))
+            .map_err(|cause| self.purpose.failure(cause))
     }
 }
 
@@ -140,13 +197,14 @@ impl Saving {
     /// # Errors
     /// When the table cannot be listed.
     pub fn finish(self) -> Result<String, Error> {
-        let output = self.0.finish().map_err(failure)?;
+        let Saving(running, purpose) = self;
+        let output = running.finish().map_err(|cause| purpose.failure(cause))?;
         if !output.status.success() {
             // The legacy variant's words for a kernel without this table.
             if output.complaint().contains("Table does not exist") {
                 return Ok(String::new());
             }
-            return Err(refusal("list", &output));
+            return Err(purpose.refusal("list", &output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -158,11 +216,12 @@ impl Transaction {
     /// # Errors
     /// Code 11 when it did not end in time or others hold the lock, 999 when the program is broken.
     pub fn finish(self) -> Result<Outcome, Error> {
-        let output = self.0.finish().map_err(failure)?;
+        let Transaction(running, purpose) = self;
+        let output = running.finish().map_err(|cause| purpose.failure(cause))?;
         if output.status.success() {
             return Ok(Outcome::Committed);
         }
-        let error = refusal("change", &output);
+        let error = purpose.refusal("change", &output);
         if output.status.code() == Some(LOCKED) && output.complaint().contains("lock") {
             let error = Error {
                 code: Code::TRY_AGAIN,
@@ -211,17 +270,20 @@ fn parse(rule: &str) -> Option<(&str, CompatRule)> {
     Some((chain, rule))
 }
 
-fn refusal(operation: &str, output: &Output) -> Error {
-    Error::failed(format!(
-        "masquerade: cannot {operation} the nat table: {}",
-        output.complaint()
-    ))
-}
+impl Purpose {
+    fn refusal(self, operation: &str, output: &Output) -> Error {
+        let Purpose { table, name } = self;
+        let complaint = output.complaint();
+        Error::failed(format!(
+            "{name}: cannot {operation} the {table} table: {complaint}"
+        ))
+    }
 
-fn failure(cause: ProcessError) -> Error {
-    let code = match cause {
-        ProcessError::TimedOut { .. } | ProcessError::Terminated { .. } => Code::TRY_AGAIN,
-        _ => Code::PLUGIN,
-    };
-    Error::new(code, format!("masquerade: {cause}"))
+    fn failure(self, cause: ProcessError) -> Error {
+        let code = match cause {
+            ProcessError::TimedOut { .. } | ProcessError::Terminated { .. } => Code::TRY_AGAIN,
+            _ => Code::PLUGIN,
+        };
+        Error::new(code, format!("{}: {cause}", self.name))
+    }
 }

@@ -12,7 +12,7 @@ use crate::host::{process, xtables};
 use crate::masquerade::iptables::{Iptables, LIMIT};
 use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
-use crate::masquerade::{Backend, Masquerade, nftables};
+use crate::masquerade::{Backend, Masquerade, Policy, nftables};
 use crate::net::{Cidr, Family};
 
 /// The rules of the nat tables and the elements of our maps.
@@ -102,7 +102,12 @@ impl Survey {
     }
 
     /// The first of an attachment's addresses that is not masqueraded.
-    pub fn lacking(&self, masquerade: &Masquerade, addresses: &[Cidr]) -> Option<Cidr> {
+    pub fn lacking(
+        &self,
+        masquerade: &Masquerade,
+        policy: &Policy,
+        addresses: &[Cidr],
+    ) -> Option<Cidr> {
         let in_map = |address: &Cidr| {
             let mut elements = self.elements.iter();
             elements
@@ -112,7 +117,10 @@ impl Survey {
             let mut listings = self.listings.iter();
             listings.any(|(family, listing)| {
                 *family == address.family()
-                    && masquerade.chain.lacking(&[*address], listing).is_none()
+                    && masquerade
+                        .chain
+                        .lacking(&[*address], policy, listing)
+                        .is_none()
             })
         };
         let is_lacking = |address: &Cidr| !in_map(address) && !in_table(address);

@@ -116,6 +116,7 @@ fn lacking(
             Repair::Port(_) => "port",
             Repair::Guard(..) => "mac-check-missing",
             Repair::Masquerade(_) => "masquerade-missing",
+            Repair::Passage(..) => "forward-accept-missing",
         };
         let cause = format!(
             "network {} lacks {repair}, though pods live that need it",

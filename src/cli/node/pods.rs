@@ -213,9 +213,9 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
             }
         }
     }
-    if config.masquerade {
+    if let Some(policy) = &config.masquerade {
         let masquerade = Masquerade::of(network.name(), &pod.who);
-        let lacking = node.survey.lacking(&masquerade, &pod.addresses);
+        let lacking = node.survey.lacking(&masquerade, policy, &pod.addresses);
         ailments.extend(lacking.map(Ailment::Unmasqueraded));
     }
     ailments

@@ -22,6 +22,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use crate::host::datagram::{ANSWER_LIMIT, Datagrams, Progress, Silence};
 use crate::host::interrupts::uninterrupted;
+use crate::host::journal;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
@@ -199,6 +200,16 @@ impl Netlink {
     }
 
     fn ask(&self, message: Message, flags: u16) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
+        let (began, what) = (journal::clock(), message.name());
+        let answers = self.exchange(message, flags);
+        journal::step(began, || match &answers {
+            Ok(_) => what.to_owned(),
+            Err(error) => format!("{what}: {error}"),
+        });
+        answers
+    }
+
+    fn exchange(&self, message: Message, flags: u16) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
         let wanted = message.answered_by();
         let number = self.socket.numbers(1);
         let mut request = NetlinkMessage::from(message);

@@ -51,6 +51,8 @@ pub struct BaseChain {
 pub enum HookPoint {
     /// As they come in.
     Prerouting,
+    /// On their way through.
+    Forward,
     /// As they go out.
     Postrouting,
 }
@@ -59,6 +61,7 @@ impl HookPoint {
     fn number(self) -> u32 {
         match self {
             HookPoint::Prerouting => 0,
+            HookPoint::Forward => 2,
             HookPoint::Postrouting => 4,
         }
     }

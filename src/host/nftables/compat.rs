@@ -5,10 +5,11 @@
 
 use std::net::IpAddr;
 
-use super::rule::{
-    ACCEPT, EQUAL, EXPRESSION_NAME, JUMP, LIST_ELEMENT, RuleEntry, UNEQUAL, compare_network,
-    expression, immediate, verdict,
+use super::expression::{
+    ACCEPT, EQUAL, EXPRESSION_NAME, JUMP, LIST_ELEMENT, UNEQUAL, compare_network, expression,
+    immediate, verdict,
 };
+use super::rule::RuleEntry;
 use crate::host::attribute::{Attributes, each, find, text};
 use crate::net::{Cidr, Family};
 
