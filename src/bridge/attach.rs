@@ -163,6 +163,8 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
         (Ok(()), _) => {
             // Absent where the kernel has no IPv6.
             let _ = Parameter::AcceptRa.set(name, 0);
+            // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
+            let _ = Parameter::AcceptDad.set(name, 0);
             Ok(())
         }
     }

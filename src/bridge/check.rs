@@ -13,9 +13,6 @@ use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
 use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Route};
 
-/// The routing table that is meant when a route names none (RT_TABLE_MAIN).
-const MAIN_TABLE: u32 = 254;
-
 /// An attachment as it should be.
 pub struct Expected {
     config: BridgeConfig,
@@ -325,7 +322,7 @@ fn serves(present: &RouteEntry, wanted: &Route) -> bool {
     let table = wanted
         .table
         .filter(|table| *table != 0)
-        .unwrap_or(MAIN_TABLE);
+        .unwrap_or(Route::MAIN_TABLE);
     present.dst == wanted.dst.network()
         && present.table == table
         && wanted.gw.is_none_or(|gw| present.gw == Some(gw))

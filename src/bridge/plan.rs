@@ -193,7 +193,10 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
         let is_default = |route: &Route| {
-            route.dst == default && route.table.is_none_or(|table| table == 0 || table == 254)
+            route.dst == default
+                && route
+                    .table
+                    .is_none_or(|table| table == 0 || table == Route::MAIN_TABLE)
         };
         !lease.routes.iter().any(is_default)
     };

@@ -7,6 +7,7 @@ mod link;
 mod links;
 mod message;
 mod route;
+mod uplink;
 mod vlan;
 
 use std::io;

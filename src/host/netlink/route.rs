@@ -26,10 +26,9 @@ const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
-/// Types of routes, the table main, and the maker of routes at boot or by hand (linux/rtnetlink.h).
+/// Types of routes, and the maker of routes at boot or by hand (linux/rtnetlink.h).
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
-const RT_TABLE_MAIN: u32 = 254;
 const RTPROT_BOOT: u8 = 3;
 
 /// Which routes to list.
@@ -195,7 +194,7 @@ impl Header {
 }
 
 fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Message {
-    let table = route.table.unwrap_or(RT_TABLE_MAIN);
+    let table = route.table.unwrap_or(Route::MAIN_TABLE);
     let small = u8::try_from(table);
     let header = Header {
         family: family_number(route.dst.family()),
@@ -248,13 +247,18 @@ impl RouteEntry {
             gw,
             link: None,
             links: Vec::new(),
-            table: RT_TABLE_MAIN,
+            table: Route::MAIN_TABLE,
             protocol: 0,
             kind: RTN_UNICAST,
             priority: 0,
             mtu: None,
             advmss: None,
         }
+    }
+
+    /// The links it leads over.
+    pub fn all_links(&self) -> impl Iterator<Item = u32> {
+        self.link.into_iter().chain(self.links.iter().copied())
     }
 
     /// A route as the kernel tells it in a message of type RTM_NEWROUTE, whose netlink header is not given; `None` when
