@@ -22,7 +22,7 @@ use crate::net::parse_ip;
 const FILE: &str = ".gangplank.index";
 
 /// From how many leases on it is kept: each lease costs three system calls to read, the index ten.
-const WORTHWHILE: usize = 12;
+const WORTHWHILE: usize = 8;
 
 /// What is longer is not believed: a hundred thousand leases fit.
 const MAX_BYTES: u64 = 16 << 20;
