@@ -147,8 +147,11 @@ fn host_local(conf: &NetConf, request: &Request) -> Result<(), Error> {
             Ok(())
         }
         Verb::Gc => {
-            HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
-            Ok(())
+            let plugin = HostLocal::parse_for_release(conf)?;
+            match conf.valid_attachments()? {
+                Some(valid) => plugin.sweep(&valid),
+                None => Ok(()),
+            }
         }
         Verb::Status => {
             HostLocal::parse(conf, &Args::default())?.status()?;
