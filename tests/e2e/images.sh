@@ -5,7 +5,7 @@
 rootfs() {
 	mkdir -p "$1"/{bin,dev,etc,proc,sys,tmp,run}
 	cp "$(command -v busybox)" "$1/bin/busybox"
-	busybox --list | while read -r name; do ln -sf busybox "$1/bin/$name"; done
+	busybox --list | grep -vx busybox | while read -r name; do ln -s busybox "$1/bin/$name"; done
 	echo 'root:x:0:0:root:/:/bin/sh' >"$1/etc/passwd"
 }
 

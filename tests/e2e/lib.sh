@@ -48,6 +48,9 @@ pass() {
 # Ends the script; the reasons are the arguments, a line each.
 fail() {
 	trap - ERR
+	# A subshell has said it.
+	[ ! -e "$WORK/failed" ] || exit 1
+	touch "$WORK/failed"
 	# Whoever calls may have the output in a file.
 	exec >&3
 	echo "not ok - $ME: $STEP"
@@ -318,7 +321,11 @@ declare -A STARTED=()
 start() {
 	local name=$1
 	shift
-	"$@" >>"$WORK/log/$name" 2>&1 </dev/null 3>&- &
+	(
+		trap - ERR
+		[ "$(type -t "$1")" = function ] || exec "$@"
+		"$@"
+	) >>"$WORK/log/$name" 2>&1 </dev/null 3>&- &
 	STARTED[$name]=$!
 }
 
@@ -354,7 +361,6 @@ footprint() {
 	find /var/lib/cni -type f ! -name lock ! -name 'last_reserved_ip.*' ! -name .gangplank.boot ! -name .gangplank.index -printf 'file %p\n'
 	find /tmp /var/tmp -mindepth 1 -printf 'file %p\n'
 	find /run/netns -mindepth 1 -printf 'namespace %p\n'
-	processes
 }
 
 # Drops the lines that match a pattern with one of the names for NAME.
@@ -371,19 +377,20 @@ STANDING='-t nat :CNI-HOSTPORT-|-t nat -A (PREROUTING|OUTPUT|POSTROUTING) .*-j C
 # The processes of this machine, without this script's own.
 processes() { ps -e -o pid=,ppid=,args= | awk '$1 != 1 && !($3 ~ /^(ps|awk|bash|sort|comm|sed|\(|grep)/) { $1 = $2 = ""; print "process", $0 }'; }
 
-# The one thing that is asked of all: that it is as before.
+# The one thing that is asked of all: that it is as before. With the word `processes`, of these, too: a client that is up
+# has some. expect_nothing_left STEP [processes]
 expect_nothing_left() {
 	local left
-	step "${1:-nothing is left}"
+	step "$1"
 	for _ in $(seq 20); do
-		left=$(comm -13 "$WORK/before" <(footprint | sort))
+		left=$(comm -13 "$WORK/before" <({ footprint; ${2:-true}; } | sort))
 		[ -n "$left" ] || return 0
 		sleep 0.1
 	done
 	fail 'left behind:' "${left//$'\n'/$'\n'# }"
 }
 
-mark_footprint() { footprint | sort >"$WORK/before"; }
+mark_footprint() { { footprint; processes; } | sort >"$WORK/before"; }
 
 inside() {
 	trap 'on_error $LINENO "$BASH_COMMAND"' ERR
@@ -393,7 +400,7 @@ inside() {
 	make_world
 	mark_footprint
 	drive
-	expect_nothing_left 'in the end, nothing is left'
+	expect_nothing_left 'in the end, nothing is left' processes
 	stop world
 	pass
 }
