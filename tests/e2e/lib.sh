@@ -51,6 +51,7 @@ fail() {
 	# A subshell has said it.
 	[ ! -e "$WORK/failed" ] || exit 1
 	touch "$WORK/failed"
+	[ -z "${E2E_KEEP:-}" ] || { mkdir -p "$CACHE/log" && cp "$WORK"/log/* "$CACHE/log/"; }
 	# Whoever calls may have the output in a file.
 	exec >&3
 	echo "not ok - $ME: $STEP"
@@ -64,7 +65,7 @@ show_logs() {
 	for log in "${WORK:-/nonexistent}"/log/*; do
 		[ -s "$log" ] || continue
 		echo "# the end of $(basename "$log"):"
-		tail -n "${E2E_LOG_LINES:-12}" "$log" | cut -c 1-400 | sed 's/^/#   /'
+		tail -n "${E2E_LOG_LINES:-12}" "$log" | cut -c 1-900 | sed 's/^/#   /'
 	done
 }
 
@@ -90,6 +91,9 @@ await() {
 refused() {
 	if SAID=$("$@" 2>&1); then fail "it should have failed: $*" "$SAID"; fi
 }
+
+# The addresses that a network has given away, a line each.
+leases_of() { find "/var/lib/cni/networks/$1" -name '[0-9]*' -printf '%f\n' | sort; }
 
 # --- the machine itself ------------------------------------------------------------------------------------------
 
@@ -339,7 +343,7 @@ stop() {
 		sleep 0.1
 	done
 	[ "$ended" = 1 ] || { kill -KILL "$pid" || true; fail "$1 does not end"; }
-	wait "$pid" 2>/dev/null || true
+	{ wait "$pid" || true; } 2>/dev/null
 }
 
 # What there is of a network on this machine, a thing a line. Bridges stay, by design, and so does their address.
@@ -382,7 +386,7 @@ processes() { ps -e -o pid=,ppid=,args= | awk '$1 != 1 && !($3 ~ /^(ps|awk|bash|
 expect_nothing_left() {
 	local left
 	step "$1"
-	for _ in $(seq 20); do
+	for _ in $(seq "${PATIENCE:-20}"); do
 		left=$(comm -13 "$WORK/before" <({ footprint; ${2:-true}; } | sort))
 		[ -n "$left" ] || return 0
 		sleep 0.1
