@@ -216,7 +216,8 @@ impl fmt::Display for Cidr {
     }
 }
 
-/// The name of a network interface: 1 to 15 bytes, as the kernel takes it (`dev_valid_name`, net/core/dev.c).
+/// The name of a network interface: 1 to 15 bytes, as the kernel takes it (`dev_valid_name`, net/core/dev.c). A `%` would
+/// make it choose another one (`dev_prep_valid_name`), and `all` and `default` are directories of settings.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfName(String);
 
@@ -234,12 +235,12 @@ impl FromStr for IfName {
         let wanted = if text.len() > 15 {
             "an interface name: it is longer than the kernel's 15 bytes"
         } else {
-            "an interface name: 1 to 15 bytes, neither \".\" nor \"..\", no \"/\", \":\", NUL or white space"
+            "an interface name: 1 to 15 bytes, not \".\", \"..\", \"all\" or \"default\", no \"/\", \":\", \"%\", NUL or white space"
         };
-        let forbidden = |c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace();
+        let forbidden = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_whitespace();
         if text.is_empty()
             || text.len() > 15
-            || matches!(text, "." | "..")
+            || matches!(text, "." | ".." | "all" | "default")
             || text.contains(forbidden)
         {
             return Err(ParseError::new(text, wanted));
@@ -350,6 +351,9 @@ pub struct Route {
 }
 
 impl Route {
+    /// The routing table of routes that name none (RT_TABLE_MAIN, linux/rtnetlink.h).
+    pub const MAIN_TABLE: u32 = 254;
+
     /// A plain route; the attributes are absent.
     pub fn new(dst: Cidr, gw: Option<IpAddr>) -> Route {
         Route {
@@ -438,6 +442,9 @@ mod tests {
             "",
             ".",
             "..",
+            "all",
+            "default",
+            "br%d",
             "a/b",
             "a:b",
             "a b",

@@ -6,7 +6,7 @@ use crate::bridge::config::BridgeConfig;
 use crate::bridge::gateway;
 use crate::bridge::plan::{Facts, Plan};
 use crate::bridge::ports;
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
 };
@@ -16,8 +16,9 @@ use crate::host::{random, signals};
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
-/// How long a finished port may take until frames pass; the kernel needs less than a millisecond.
-pub(super) const PORT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a finished port may take until frames pass; the kernel needs less than a millisecond, but on a node where
+/// hundreds of namespaces come and go others hold its lock for seconds.
+pub(super) const PORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long duplicate address detection may take: one probe and its random delay are about two seconds.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +48,7 @@ pub fn attach<'a>(
     undo: &mut Undo<'a>,
 ) -> Result<Facts, Error> {
     let bridge = ensure_bridge(site.host, config)?;
-    let gateway = gateway::ensure(site.host, &bridge, plan, config)?;
+    let gateway = gateway::ensure(site.host, &bridge, &plan.gateways, config)?;
     signals::check()?;
     let host_end = create_veth(plan, config, site, &bridge, undo)?;
     let container = host_end
@@ -62,13 +63,16 @@ pub fn attach<'a>(
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped.
-    let bridge = site
-        .host
-        .link_at(bridge.index)
-        .ok()
-        .flatten()
-        .unwrap_or(bridge);
+    // then the first packets from the host would be dropped. One that has other ports was settled before.
+    let bridge = match bridge.is_running && bridge.mac.is_some_and(|mac| !mac.is_zero()) {
+        true => bridge,
+        false => site
+            .host
+            .link_at(bridge.index)
+            .ok()
+            .flatten()
+            .unwrap_or(bridge),
+    };
     if !plan.lease.ips.is_empty() {
         await_delivery(plan, site)?;
         announce(plan, site, container)?;
@@ -146,7 +150,7 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let new = NewBridge {
         name,
         mac: new_mac(name)?,
-        mtu: config.mtu,
+        mtu: config.mtu.bytes(),
         filters_vlans: config.vlans.is_some(),
     };
     match (host.create_bridge(&new), &config.vlans) {
@@ -159,6 +163,8 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
         (Ok(()), _) => {
             // Absent where the kernel has no IPv6.
             let _ = Parameter::AcceptRa.set(name, 0);
+            // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
+            let _ = Parameter::AcceptDad.set(name, 0);
             Ok(())
         }
     }
@@ -183,7 +189,7 @@ fn create_veth<'a>(
         bridge: bridge.index,
         end: &plan.container,
         mac: plan.mac,
-        mtu: config.mtu,
+        mtu: config.mtu.bytes(),
     };
     let created = host.create_veth(&veth, Some(site.netns));
     // A pair that may have been made is ours to delete, and one that was there before is not.
@@ -194,11 +200,12 @@ fn create_veth<'a>(
         let name = plan.host.clone();
         undo.push(move || delete_made(host, &name));
     }
-    created.map_err(|cause| match cause {
-        NetlinkError::Exists => taken(plan, site),
-        cause => {
-            let operation = format!("create {} in the container and", plan.container);
-            failed(&operation, &plan.host, cause)
+    created.map_err(|cause| {
+        let operation = format!("create {} in the container and", plan.container);
+        let error = failed(&operation, &plan.host, cause);
+        match cause {
+            NetlinkError::Exists => taken(&plan.host, &plan.container, site).unwrap_or(error),
+            _ => error,
         }
     })?;
     // Not before the link is ours, and before the first frame can pass.
@@ -238,22 +245,31 @@ fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
     }
 }
 
-/// Says which of the two names is taken, and by whom.
-fn taken(plan: &Plan, site: &Site) -> Error {
-    let (container, path) = (&plan.container, site.netns.path().display());
+/// Refuses an attachment whose names are taken. Asked before anything is made: IPAM plugins and rules know attachments
+/// and not ADDs, so what the undo of a second ADD gave back would be the first one's.
+///
+/// # Errors
+/// When one of the names is taken; the message says by whom.
+pub fn require_free(host: &IfName, container: &IfName, site: &Site) -> Result<(), Error> {
+    taken(host, container, site).map_or(Ok(()), Err)
+}
+
+/// Says which of the two names is taken, and by whom; `None` when neither is.
+fn taken(host: &IfName, container: &IfName, site: &Site) -> Option<Error> {
+    let again = "an attachment is added once; run DEL before another ADD";
     if let Ok(Some(link)) = site.pod.link(container) {
-        let msg = format!(
-            "interface {container} already exists in {path}: it is a {}",
-            link.kind
+        let path = site.netns.path().display();
+        let kind = &link.kind;
+        let msg = format!("interface {container} already exists in {path}: it is a {kind}");
+        return Some(
+            Error::failed(msg)
+                .details(whose(&link, site))
+                .details(again),
         );
-        return Error::failed(msg)
-            .details(whose(&link, site))
-            .details("an attachment is added once; run DEL before another ADD");
     }
-    let present = site.host.link(&plan.host).ok().flatten();
-    let title = present.map_or_else(|| plan.host.to_string(), |link| link.title());
-    Error::failed(format!("interface {title} already exists on the host"))
-        .details("it belongs to this very attachment; run DEL before another ADD")
+    let link = site.host.link(host).ok().flatten()?;
+    let msg = format!("interface {} already exists on the host", link.title());
+    Some(Error::failed(msg).details(format!("it belongs to this very attachment; {again}")))
 }
 
 /// Whose a container's interface is: the alias of the other end tells.
@@ -361,5 +377,10 @@ fn enable_ipv6(name: &IfName) -> Result<(), Error> {
 }
 
 pub(super) fn failed(operation: &str, object: &IfName, cause: NetlinkError) -> Error {
-    Error::failed(format!("cannot {operation} {object}: {cause}"))
+    let code = match cause {
+        // Others hold the kernel's lock, or we are to end: neither says that it cannot be done.
+        NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,
+        _ => Code::PLUGIN,
+    };
+    Error::new(code, format!("cannot {operation} {object}: {cause}"))
 }

@@ -5,15 +5,17 @@ use std::net::IpAddr;
 use crate::bridge::attach::failed;
 use crate::bridge::plan::host_interface;
 use crate::bridge::spoof::Guard;
-use crate::bridge::{open_host, open_pod};
+use crate::bridge::{open_host, open_pod, passage};
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
+use crate::host::journal::phase;
 use crate::host::netlink::{Kind, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::ipam::{Held, Ipam};
 use crate::masquerade::{Masquerade, Removing, Scope};
+use crate::net::{IfName, Mac};
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
 /// only names; what was made by the reference is removed too.
@@ -33,12 +35,12 @@ pub fn del(
     };
     let ipam = Ipam::parse_for_release(conf, request)?;
     let held = match &ipam {
-        Some(ipam) => failures.note(ipam.held(who)).flatten(),
+        Some(ipam) => failures.note(phase("ipam", || ipam.held(who))).flatten(),
         None => None,
     };
     // Also from others of this attachment: of an ADD or a DEL that was killed, a program may still be at work.
     let _locked = match (&ipam, &held) {
-        (Some(ipam), Some(held)) => failures.note(ipam.lock(held)).flatten(),
+        (Some(ipam), Some(held)) => failures.note(phase("ipam", || ipam.lock(held))).flatten(),
         _ => None,
     };
     let host = open_host()?;
@@ -51,13 +53,14 @@ pub fn del(
         host: &host,
     };
     // The configuration may have changed since the ADD: what it says of masquerading does not count.
-    let removing = link.start_unmasquerading(held.as_ref());
-    failures.note(link.remove());
+    let removing = phase("masquerade", || link.start_unmasquerading(held.as_ref()));
+    failures.note(phase("link", || link.remove()));
     // Who has too long a name for a guard has none.
     failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
-    failures.note(removing.finish());
+    failures.note(phase("masquerade", || removing.finish()));
+    failures.note(phase("forward", || passage::close(&host, conf)));
     failures.into_result()?;
-    ipam.map_or(Ok(()), |ipam| ipam.release(who, held))
+    ipam.map_or(Ok(()), |ipam| phase("ipam", || ipam.release(who, held)))
 }
 
 /// The container's namespace; `None` when it is gone.
@@ -98,26 +101,36 @@ impl Detachment<'_> {
     }
 
     fn pod(&self) -> Result<Option<Netlink>, Error> {
-        let open = |netns: &Netns| open_pod(self.host, netns, &netns.path().to_string_lossy());
+        let open = |netns: &Netns| open_pod(netns, &netns.path().to_string_lossy());
         self.netns.map(open).transpose()
     }
 
-    /// Deletes the host's end that prevResult names, if it is still the same link.
+    /// Deletes the host's end that prevResult names, if it is still the same link. The other plugins of a chain have
+    /// links of theirs in there: only ports of a bridge that is this network's may be what the reference has made.
     fn remove_listed_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);
-        for interface in listed.filter(|interface| interface.sandbox.is_empty()) {
-            let Ok(name) = interface.name.parse() else {
+        let on_host = listed.filter(|interface| interface.sandbox.is_empty());
+        let mut found = Vec::new();
+        for interface in on_host {
+            let Ok(name) = interface.name.parse::<IfName>() else {
                 continue;
             };
-            let link = self
-                .host
-                .link(&name)
-                .map_err(|cause| failed("look up", &name, cause))?;
-            let is_same =
-                |mac: crate::net::Mac| mac.to_string().eq_ignore_ascii_case(&interface.mac);
-            if link.is_some_and(|link| link.kind == Kind::Veth && link.mac.is_some_and(is_same)) {
-                present(self.host.delete_link(&name))
-                    .map_err(|cause| failed("delete", &name, cause))?;
+            let link = self.host.link(&name);
+            let link = link.map_err(|cause| failed("look up", &name, cause))?;
+            found.extend(link.map(|link| (name, &interface.mac, link)));
+        }
+        let is_bridge = |index: u32| {
+            let mut bridges = found.iter().map(|(.., link)| link);
+            bridges.any(|link| link.index == index && link.kind == Kind::Bridge)
+        };
+        for (name, mac, link) in &found {
+            let is_same = |seen: Mac| seen.to_string().eq_ignore_ascii_case(mac);
+            if link.kind == Kind::Veth
+                && link.mac.is_some_and(is_same)
+                && link.master.is_some_and(is_bridge)
+            {
+                present(self.host.delete_link(name))
+                    .map_err(|cause| failed("delete", name, cause))?;
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use crate::bridge::attach::{PORT_LIMIT, failed, made, new_mac};
 use crate::bridge::config::{AddressConflict, BridgeConfig};
-use crate::bridge::plan::{Plan, gateway_port};
+use crate::bridge::plan::gateway_port;
 use crate::bridge::ports::{self, Port};
 use crate::bridge::vlan::Vlans;
 use crate::error::Error;
@@ -23,23 +23,21 @@ const NAMED_PORTS: usize = 5;
 pub(super) fn ensure(
     host: &Netlink,
     bridge: &Link,
-    plan: &Plan,
+    gateways: &[Cidr],
     config: &BridgeConfig,
 ) -> Result<Option<Link>, Error> {
-    if plan.gateways.is_empty() {
+    if gateways.is_empty() {
         return Ok(None);
     }
-    let interface = match (&plan.gateway_interface, &config.vlans) {
-        (Some(name), Some(vlans)) => Some(ensure_interface(host, bridge, name, vlans)?),
-        _ => None,
+    let vlans = config.vlans.as_ref();
+    let interface = match vlans.and_then(|vlans| Some((vlans, vlans.gateway.as_ref()?))) {
+        Some((vlans, name)) => Some(ensure_interface(host, bridge, name, vlans)?),
+        None => None,
     };
-    ensure_addresses(host, interface.as_ref().unwrap_or(bridge), plan, config)?;
+    let link = interface.as_ref().unwrap_or(bridge);
+    ensure_addresses(host, link, gateways, config)?;
     for family in Family::BOTH {
-        if plan
-            .gateways
-            .iter()
-            .any(|gateway| gateway.family() == family)
-        {
+        if gateways.iter().any(|gateway| gateway.family() == family) {
             sysctl::enable_forwarding(family).map_err(|cause| {
                 Error::failed(format!("cannot enable {family} forwarding: {cause}"))
                     .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
@@ -52,17 +50,21 @@ pub(super) fn ensure(
 fn ensure_addresses(
     host: &Netlink,
     link: &Link,
-    plan: &Plan,
+    gateways: &[Cidr],
     config: &BridgeConfig,
 ) -> Result<(), Error> {
-    let name = plan.gateway_interface.as_ref().unwrap_or(&config.bridge);
-    let fail = |operation: &str, cause| failed(&format!("{operation} {}", link.kind), name, cause);
+    let fail = |operation: &str, cause: NetlinkError| {
+        Error::failed(format!(
+            "cannot {operation} {} {}: {cause}",
+            link.kind, link.name
+        ))
+    };
     let present = host.addresses(link.index);
     let present = present.map_err(|cause| fail("list addresses of", cause))?;
     let present: Vec<Cidr> = present.into_iter().map(|address| address.cidr).collect();
     let missing = |gateway: &&Cidr| !present.contains(gateway);
-    for gateway in plan.gateways.iter().filter(missing) {
-        for other in conflicts(&present, *gateway, &plan.gateways) {
+    for gateway in gateways.iter().filter(missing) {
+        for other in conflicts(&present, *gateway, gateways) {
             if config.conflict == AddressConflict::Refuse {
                 return Err(address_conflict(host, link, other, *gateway));
             }

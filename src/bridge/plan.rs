@@ -12,8 +12,9 @@ use crate::error::Error;
 use crate::ipam::Lease;
 use crate::net::{Cidr, Family, IfName, Mac, Route};
 
-/// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
-const MAX_ALIAS: usize = 255;
+/// The longest alias of a link in bytes: the kernel takes 255 (IFALIASZ, linux/if.h), here with the terminator that our
+/// message has.
+const MAX_ALIAS: usize = 254;
 
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
 const MIN_MTU_IPV6: u32 = 1280;
@@ -86,7 +87,11 @@ impl Plan {
     ) -> Result<Plan, Error> {
         let mut lease = lease;
         let has_v6 = lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
-        if let Some(mtu) = config.mtu.filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6) {
+        if let Some(mtu) = config
+            .mtu
+            .bytes()
+            .filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6)
+        {
             return Err(Error::config(
                 "mtu",
                 mtu,
@@ -188,7 +193,10 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
         let is_default = |route: &Route| {
-            route.dst == default && route.table.is_none_or(|table| table == 0 || table == 254)
+            route.dst == default
+                && route
+                    .table
+                    .is_none_or(|table| table == 0 || table == Route::MAIN_TABLE)
         };
         !lease.routes.iter().any(is_default)
     };
@@ -301,7 +309,7 @@ mod tests {
     fn an_alias_is_short_and_printable() {
         let plan = plan("", &[], vec![]).unwrap();
         let plan = plan.with_alias(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
-        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 255);
+        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 254);
     }
 
     #[test]

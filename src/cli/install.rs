@@ -1,11 +1,12 @@
-//! `gangplank install`: puts the binary under its plugin names, so that a runtime finds either the old or the new one
-//! at every moment.
+//! `gangplank install` and `uninstall`: the binary under its plugin names, so that a runtime finds either the old or the
+//! new program at every moment.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::cli::plugins::{Identity, identify};
 use crate::dispatch::Plugin;
 use crate::error::Error;
 
@@ -14,7 +15,7 @@ use crate::error::Error;
 ///
 /// # Errors
 /// When the directory cannot be written. What stood under a name before still stands there, or the new binary does.
-pub fn install(directory: &Path) -> Result<Vec<String>, Error> {
+pub fn install(directory: &Path) -> Result<String, Error> {
     let binary = std::env::current_exe()
         .map_err(|cause| Error::failed(format!("install: cannot find this program: {cause}")))?;
     at(directory, "create", fs::create_dir_all(directory))?;
@@ -22,7 +23,19 @@ pub fn install(directory: &Path) -> Result<Vec<String>, Error> {
     at(&staged, "write", stage(&binary, &staged))?;
     let done = Plugin::ALL.map(|plugin| place(directory, &staged, plugin.name()));
     at(&staged, "remove", fs::remove_file(&staged))?;
-    done.into_iter().collect()
+    let lines: Vec<String> = done.into_iter().collect::<Result<_, _>>()?;
+    Ok(lines.concat())
+}
+
+/// Takes the plugins out of a directory: what `install` kept comes back, and where it kept nothing, nothing stays. A
+/// program that is not gangplank stays. Tells what was done, a line per plugin.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn uninstall(directory: &Path) -> Result<String, Error> {
+    let lines = Plugin::ALL.map(|plugin| bring_back(directory, plugin.name()));
+    let lines: Vec<String> = lines.into_iter().collect::<Result<_, _>>()?;
+    Ok(lines.concat())
 }
 
 /// Copies the binary aside, complete on disk before it gets a name that anybody runs.
@@ -41,32 +54,51 @@ fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
 /// Puts the staged binary under a name, by a link and a rename.
 fn place(directory: &Path, staged: &Path, name: &str) -> Result<String, Error> {
     let target = directory.join(name);
-    let kept = directory.join(format!("{name}.orig"));
-    let mut line = format!(
-        "{}: gangplank {}",
-        target.display(),
-        env!("CARGO_PKG_VERSION")
-    );
-    if is_foreign(&target, staged) && !kept.exists() {
-        at(&kept, "write", fs::hard_link(&target, &kept))?;
-        line.push_str(&format!(", what was there is kept as {name}.orig"));
+    let mut kept = String::new();
+    if let Identity::Other(said) = identify(&target) {
+        let orig = original(directory, name);
+        let aside = directory.join(format!(".{name}.orig"));
+        relink(&target, &aside, &orig)?;
+        let said = if said.is_empty() {
+            "what was there".to_owned()
+        } else {
+            said
+        };
+        kept = format!(", {said} is kept as {name}.orig");
     }
-    let linked = directory.join(format!(".{name}.new"));
-    at(&linked, "remove", remove_if_there(&linked))?;
-    at(&linked, "write", fs::hard_link(staged, &linked))?;
-    at(&target, "replace", fs::rename(&linked, &target))?;
-    // A rename of one link of a file onto another does nothing and leaves both (rename(2)).
-    at(&linked, "remove", remove_if_there(&linked))?;
-    Ok(line)
+    relink(staged, &directory.join(format!(".{name}.new")), &target)?;
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(format!("{}: gangplank {version}{kept}\n", target.display()))
 }
 
-/// Whether another program is there.
-fn is_foreign(target: &Path, staged: &Path) -> bool {
-    match (fs::read(target), fs::read(staged)) {
-        (Ok(there), Ok(ours)) => there != ours,
-        (Ok(_), Err(_)) => true,
-        (Err(_), _) => false,
-    }
+/// Gives a file a second name in place of whatever has that name, by way of a third one.
+fn relink(file: &Path, aside: &Path, name: &Path) -> Result<(), Error> {
+    at(aside, "remove", remove_if_there(aside))?;
+    at(aside, "write", fs::hard_link(file, aside))?;
+    at(name, "replace", fs::rename(aside, name))?;
+    // A rename of one link of a file onto another does nothing and leaves both (rename(2)).
+    at(aside, "remove", remove_if_there(aside))
+}
+
+fn bring_back(directory: &Path, name: &str) -> Result<String, Error> {
+    let (target, orig) = (directory.join(name), original(directory, name));
+    let done = match identify(&target) {
+        Identity::Other(said) => format!("is not gangplank but {said:?}, and stays"),
+        _ if orig.symlink_metadata().is_ok() => {
+            at(&target, "replace", fs::rename(&orig, &target))?;
+            format!("{name}.orig is back")
+        }
+        Identity::Absent => "is not there".to_owned(),
+        Identity::This | Identity::Gangplank(_) => {
+            at(&target, "remove", remove_if_there(&target))?;
+            "removed; nothing had been there before".to_owned()
+        }
+    };
+    Ok(format!("{}: {done}\n", target.display()))
+}
+
+fn original(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.orig"))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -78,10 +110,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
     done.map_err(|cause| {
-        Error::failed(format!(
-            "install: cannot {operation} {}: {cause}",
-            PathBuf::from(path).display()
-        ))
-        .details("run it as root, or name a directory that you may write")
+        Error::failed(format!("cannot {operation} {}: {cause}", path.display()))
+            .details("run it as root, or name a directory that you may write")
     })
 }

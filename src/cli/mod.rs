@@ -1,60 +1,108 @@
 //! What `gangplank` shows and does for a person.
+//!
+//! [`args`] is the command line. Each command has a room that works out what to say or do; only this file prints.
 
+mod args;
+mod conf;
+mod doctor;
 mod install;
+mod node;
+mod pages;
+mod paint;
+mod plugins;
+mod reconcile;
+mod routes;
+mod status;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::{self, Read, Write};
 use std::process::ExitCode;
+
+use clap::Parser;
+use serde::Serialize;
+
+use crate::cni::result::pretty;
+use crate::error::Error;
+use args::{Command, CommandLine};
+use paint::Paint;
 
 /// Where runtimes look for plugins unless they are told otherwise.
 const DEFAULT_DIRECTORY: &str = "/opt/cni/bin";
 
-const HELP: &str = "\
-Container networking in one small binary: the CNI plugins bridge, host-local and loopback.
+/// How much is read of stdin, in bytes: a list of five thousand nodes with all their images fits.
+const MAX_STDIN: u64 = 512 << 20;
 
-Usage: gangplank install [DIR]   put the plugins into DIR (/opt/cni/bin)
-       gangplank --help          show this
-       gangplank --version       show the version
-
-Called as bridge, host-local or loopback, or with CNI_COMMAND set, it is that plugin.
-";
-
-/// Runs a command of the operator. Exit status: 0 done, 1 failed, 2 not understood.
+/// Runs a command of the operator. The exit status is what `--help` says.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    match words[..] {
-        ["--help" | "-h" | "help"] => print!("{HELP}"),
-        ["--version" | "-V"] => println!("gangplank {}", env!("CARGO_PKG_VERSION")),
-        ["install"] => return install(DEFAULT_DIRECTORY.into()),
-        ["install", "--help" | "-h"] => print!("{HELP}"),
-        ["install", directory] if !directory.starts_with('-') => return install(directory.into()),
-        [] => {
-            eprint!("{HELP}");
-            return ExitCode::from(2);
+    let args = std::iter::once("gangplank".into()).chain(args);
+    let line = match CommandLine::try_parse_from(args) {
+        Ok(line) => line,
+        Err(answer) => {
+            let _ = answer.print();
+            return ExitCode::from(answer.exit_code() as u8);
         }
-        _ => {
-            eprintln!(
-                "gangplank: cannot understand: {}\n\n{HELP}",
-                words.join(" ")
-            );
-            return ExitCode::from(2);
-        }
-    }
-    ExitCode::SUCCESS
-}
-
-fn install(directory: PathBuf) -> ExitCode {
-    match install::install(&directory) {
-        Ok(installed) => {
-            for line in installed {
-                println!("{line}");
-            }
-            ExitCode::SUCCESS
-        }
+    };
+    match answer(line) {
+        Ok(said) => say(&said),
         Err(error) => {
             eprintln!("gangplank: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What a command has to say, and how it ended.
+#[derive(Debug)]
+struct Answer {
+    text: String,
+    status: u8,
+}
+
+impl Answer {
+    fn done(text: impl Into<String>) -> Answer {
+        Answer {
+            text: text.into(),
+            status: 0,
+        }
+    }
+
+    fn json(document: &impl Serialize, status: u8) -> Answer {
+        Answer {
+            text: pretty(document) + "\n",
+            status,
+        }
+    }
+}
+
+fn answer(line: CommandLine) -> Result<Answer, Error> {
+    let paint = Paint::new(line.color);
+    match line.command {
+        Command::Status(asked) => status::status(&asked, paint),
+        Command::Doctor(asked) => doctor::doctor(&asked, paint),
+        Command::Reconcile(asked) => reconcile::reconcile(&asked),
+        Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
+        Command::Install(to) => install::install(&to.directory).map(Answer::done),
+        Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
+        Command::Completions { shell } => Ok(Answer::done(pages::completions(shell))),
+        Command::Man => Ok(Answer::done(pages::MANUAL)),
+        Command::Conf(asked) => conf::conf(&asked, read_stdin),
+    }
+}
+
+fn read_stdin() -> Result<String, Error> {
+    let mut text = String::new();
+    let read = io::stdin().take(MAX_STDIN).read_to_string(&mut text);
+    read.map_err(|cause| Error::failed(format!("cannot read stdin: {cause}")))?;
+    Ok(text)
+}
+
+/// Prints an answer. A reader that has seen enough, such as `head`, is no failure.
+fn say(answer: &Answer) -> ExitCode {
+    match io::stdout().write_all(answer.text.as_bytes()) {
+        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("gangplank: cannot write to stdout: {cause}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(answer.status),
     }
 }

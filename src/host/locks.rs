@@ -2,18 +2,17 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{major, minor};
 
+use crate::host::interrupts::uninterrupted;
 use crate::host::signals::{self, Terminated};
 
 /// Why a lock was not had.
@@ -50,10 +49,13 @@ pub fn open_plain(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When it is not free within `limit`.
 pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
-    match file.try_lock() {
-        Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => {}
-        Err(TryLockError::Error(cause)) => return Err(cause.into()),
+    let attempt = || match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(cause)) => Err(cause),
+    };
+    if uninterrupted(attempt)? {
+        return Ok(file);
     }
     let metadata = file.metadata()?;
     let (sender, receiver) = mpsc::channel();
@@ -61,11 +63,11 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
     // The kernel wakes a blocked flock at once but knows no timeout, so another thread blocks. When nobody waits
     // for its answer any more, the file comes back with the failed send, is dropped, and the lock is free.
     thread::Builder::new().spawn(move || {
-        let outcome = lock_uninterrupted(&file).map(|()| file);
+        let outcome = uninterrupted(|| file.lock()).map(|()| file);
         let _ = sender.send(outcome);
         drop(ends);
     })?;
-    wait_readable(ended.as_fd(), limit)?;
+    signals::wait_readable(ended.as_fd(), limit)?;
     match receiver.try_recv() {
         Ok(outcome) => Ok(outcome?),
         Err(_) => {
@@ -74,35 +76,6 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
                 holder: holder(&metadata),
                 limit,
             })
-        }
-    }
-}
-
-/// Waits until there is something to read, SIGTERM arrives or the time is over.
-fn wait_readable(fd: BorrowedFd, limit: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let fds = [Some(fd), signals::wake()];
-        let polled = fds
-            .into_iter()
-            .flatten()
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut polled.collect::<Vec<_>>(), timeout) {
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-            Ok(0) if Instant::now() < deadline => {}
-            Ok(_) => return Ok(()),
-        }
-    }
-}
-
-fn lock_uninterrupted(file: &File) -> io::Result<()> {
-    loop {
-        match file.lock() {
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
         }
     }
 }
@@ -139,6 +112,7 @@ fn find_holder<'a>(locks: &'a str, file: &Metadata) -> Option<&'a str> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
+    use std::time::Instant;
 
     fn lock_file(name: &str) -> (PathBuf, impl Fn() -> File) {
         let path = std::env::temp_dir().join(format!("gangplank-{}-{name}", std::process::id()));

@@ -1,7 +1,7 @@
 //! Network namespaces: opened by path, recognised, entered for the length of a closure.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::error::{Code, Error};
+use crate::host::interrupts::uninterrupted;
 
 /// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -106,12 +107,12 @@ impl Netns {
             .open(path)
             .map_err(
                 |cause| match Errno::from_raw(cause.raw_os_error().unwrap_or(0)) {
-                    Errno::ENOENT | Errno::ENOTDIR => NetnsError::Missing,
+                    Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG => NetnsError::Missing,
                     Errno::ENXIO | Errno::ELOOP => NetnsError::NotANamespace,
                     _ => NetnsError::Refused(cause),
                 },
             )?;
-        let kind = fstatfs(&file).map_err(io::Error::from)?.filesystem_type();
+        let kind = uninterrupted(|| Ok(fstatfs(&file)?))?.filesystem_type();
         if kind != NSFS_MAGIC {
             return Err(NetnsError::NotANamespace);
         }
@@ -136,9 +137,11 @@ impl Netns {
     /// # Errors
     /// When the namespace cannot be entered: it is of another kind, or that is not permitted.
     pub fn inside<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
-            Errno::EINVAL => NetnsError::NotANamespace,
-            errno => NetnsError::Refused(errno.into()),
+        let enter = || Ok(setns(&self.file, CloneFlags::CLONE_NEWNET)?);
+        uninterrupted(enter).map_err(|cause| match cause.kind() {
+            // Of another kind (setns(2), EINVAL).
+            ErrorKind::InvalidInput => NetnsError::NotANamespace,
+            _ => NetnsError::Refused(cause),
         })?;
         let done = work();
         self.come_home();
@@ -162,7 +165,10 @@ impl std::os::fd::AsRawFd for Netns {
 }
 
 fn same_file(a: &File, b: &File) -> io::Result<bool> {
-    let (a, b) = (a.metadata()?, b.metadata()?);
+    let (a, b) = (
+        uninterrupted(|| a.metadata())?,
+        uninterrupted(|| b.metadata())?,
+    );
     Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 

@@ -11,6 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::host::interrupts::uninterrupted;
+use crate::host::journal;
 use crate::host::signals::{self, Terminated};
 
 /// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
@@ -121,8 +123,7 @@ pub fn find(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// Those of fcntl(2).
 pub fn bequeath(file: &File) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    Ok(())
+    uninterrupted(|| Ok(fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?)).map(drop)
 }
 
 /// A program that runs while we do something else.
@@ -147,14 +148,15 @@ pub fn start(
     stdin: &[u8],
     limit: Duration,
 ) -> Result<Running, ProcessError> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .envs(env.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|cause| ProcessError::NotStarted {
+        .stderr(Stdio::piped());
+    let mut child =
+        uninterrupted(|| command.spawn()).map_err(|cause| ProcessError::NotStarted {
             program: program.to_owned(),
             cause,
         })?;
@@ -251,6 +253,8 @@ impl Running {
             }
         }
         let status = self.child.wait().map_err(|cause| self.broken(cause))?;
+        let began = journal::clock().and_then(|_| self.deadline.checked_sub(self.limit));
+        journal::step(began, || format!("{}: {status}", self.program.display()));
         Ok(Output {
             status,
             stdout: out,
@@ -260,28 +264,28 @@ impl Running {
 
     /// Waits until one of the open ones can be read.
     fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Waited> {
-        let open = |wanted: bool| {
-            if wanted {
-                PollFlags::POLLIN
-            } else {
-                PollFlags::empty()
-            }
-        };
+        // One whose other end is closed would wake us for ever (poll(2), "POLLHUP").
+        let open: Vec<usize> = (0..2).filter(|i| fds[*i].0).collect();
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(Waited::TooLong);
             }
-            let polled = fds.map(|(wanted, fd)| PollFd::new(fd, open(wanted)));
+            let polled = open
+                .iter()
+                .map(|i| PollFd::new(fds[*i].1, PollFlags::POLLIN));
             let wake = signals::wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN));
-            let mut polled: Vec<PollFd> = polled.into_iter().chain(wake).collect();
+            let mut polled: Vec<PollFd> = polled.chain(wake).collect();
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, timeout) {
                 Err(Errno::EINTR) | Ok(0) => continue,
                 Err(errno) => return Err(errno.into()),
                 Ok(_) => {}
             }
-            let ready = [0, 1].map(|i| fds[i].0 && polled[i].any().unwrap_or(false));
+            let mut ready = [false; 2];
+            for (i, polled) in open.iter().zip(&polled) {
+                ready[*i] = polled.any().unwrap_or(false);
+            }
             if ready.contains(&true) {
                 return Ok(Waited::Readable(ready));
             }

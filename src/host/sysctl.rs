@@ -64,15 +64,38 @@ impl Parameter {
 /// # Errors
 /// When it is off and cannot be switched on; the message names the parameter.
 pub fn enable_forwarding(family: Family) -> io::Result<()> {
-    let path = match family {
-        Family::V4 => "/proc/sys/net/ipv4/ip_forward",
-        Family::V6 => "/proc/sys/net/ipv6/conf/all/forwarding",
-    };
-    let named = |cause: io::Error| io::Error::new(cause.kind(), format!("{path}: {cause}"));
-    if fs::read_to_string(path).map_err(named)?.trim() == "1" {
+    if forwards(family)? {
         return Ok(());
     }
-    write(path, 1).map_err(named)
+    let path = forwarding(family);
+    write(path, 1).map_err(|cause| named(path, cause))
+}
+
+/// Whether the host forwards packets of a family.
+///
+/// # Errors
+/// When the kernel has no such parameter; the message names it.
+pub fn forwards(family: Family) -> io::Result<bool> {
+    let path = forwarding(family);
+    let value = fs::read_to_string(path).map_err(|cause| named(path, cause))?;
+    Ok(value.trim() == "1")
+}
+
+fn forwarding(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "/proc/sys/net/ipv4/ip_forward",
+        Family::V6 => "/proc/sys/net/ipv6/conf/all/forwarding",
+    }
+}
+
+fn named(path: &str, cause: io::Error) -> io::Error {
+    io::Error::new(cause.kind(), format!("{path}: {cause}"))
+}
+
+/// Whether frames on bridges pass the rules of iptables; `None` where the kernel has no br_netfilter loaded.
+pub fn bridge_calls_iptables() -> Option<bool> {
+    let value = fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables").ok()?;
+    Some(value.trim() == "1")
 }
 
 fn write(path: &str, value: u8) -> io::Result<()> {

@@ -2,15 +2,35 @@
 
 use std::fs;
 
+use crate::host::locks::holder;
 use crate::net::Family;
+
+/// What the legacy programs lock while they change a table (XT_LOCK_NAME, iptables/xshared.h), unless the environment
+/// names another file.
+const LOCK: &str = "/run/xtables.lock";
+
+/// Who keeps the programs of the legacy variant waiting, as `pid 123 (name)`; `None` when nobody does.
+pub fn lock_holder() -> Option<String> {
+    let file = std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| LOCK.into());
+    holder(&fs::metadata(file).ok()?)
+}
 
 /// Whether the legacy variant has a table of that name in this namespace.
 ///
 /// The lists are there once the variant was used (`xt_proto_init`, net/netfilter/x_tables.c).
 pub fn has_table(family: Family, table: &str) -> bool {
+    tables(family).lines().any(|name| name == table)
+}
+
+/// Whether the legacy variant has any table in this namespace.
+pub fn is_used(family: Family) -> bool {
+    !tables(family).trim().is_empty()
+}
+
+fn tables(family: Family) -> String {
     let list = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == table))
+    fs::read_to_string(list).unwrap_or_default()
 }

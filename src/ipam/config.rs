@@ -16,7 +16,8 @@ use crate::ipam::range::{Range, RangeSet};
 use crate::ipam::store::Store;
 use crate::net::{Family, Route};
 
-const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
+/// Where leases are when `ipam.dataDir` does not say.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// The longest name of a file (NAME_MAX): the network's name is one.
 const NAME_MAX: usize = 255;
@@ -24,9 +25,6 @@ const NAME_MAX: usize = 255;
 /// How many ranges, routes and addresses asked for are taken. Each is compared with each, so that more take long;
 /// nobody needs as many.
 const MAX_ELEMENTS: usize = 4096;
-
-/// The routing table of a route that names none: RT_TABLE_MAIN.
-const MAIN_TABLE: u32 = 254;
 
 /// What to reserve from, valid as a whole.
 #[derive(Clone, Debug)]
@@ -278,7 +276,7 @@ fn assign(
 fn parse_routes(ipam: &Shape) -> Result<Vec<Route>, Error> {
     let mut routes: Vec<Route> = Vec::new();
     let key = |route: &Route| {
-        let table = route.table.unwrap_or(MAIN_TABLE);
+        let table = route.table.unwrap_or(Route::MAIN_TABLE);
         (route.dst, route.gw, table, route.priority)
     };
     for shape in elements(ipam, "routes")? {

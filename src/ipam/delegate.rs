@@ -175,6 +175,8 @@ impl Delegate {
         let msg = format!("{command} of IPAM plugin {} failed: {cause}", self.plugin);
         let code = match cause {
             ProcessError::Terminated { .. } => Code::TRY_AGAIN,
+            // The answer to STATUS is that it is not available.
+            ProcessError::TimedOut { .. } if command != Command::Status => Code::TRY_AGAIN,
             _ => Code::PLUGIN,
         };
         let error = Error::new(code, msg);

@@ -131,6 +131,17 @@ impl HostLocal {
         }
     }
 
+    /// Removes the files that are named after an address but name nobody. Tells the addresses.
+    ///
+    /// # Errors
+    /// Code 11 when another process keeps the lock; 999 when a file cannot be read or removed.
+    pub fn clear_garbled(&self) -> Result<Vec<IpAddr>, Error> {
+        match self.store.lock()? {
+            Some(locked) => locked.clear_garbled(),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Whether `who` holds an address.
     ///
     /// # Errors
@@ -182,6 +193,22 @@ impl HostLocal {
             Some(index) => Err(self.exhausted(config, index)),
             None => Ok(()),
         }
+    }
+
+    /// The range sets it gives addresses of; none when it was parsed for a release.
+    pub fn pools(&self) -> &[Pool] {
+        self.config.as_ref().map_or(&[], |config| &config.pools)
+    }
+
+    /// How many addresses of a range set can be given at all: gateways and ends of subnets cannot.
+    pub fn usable(&self, pool: &Pool) -> u128 {
+        let gateways = self.config.as_ref().map_or(&[][..], |it| &it.gateways);
+        pool.set.usable(gateways)
+    }
+
+    /// Where its leases are.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The families of the addresses it gives, as far as they are known.

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use crate::cni::request::{Attachment, Id};
 use crate::host::files;
+use crate::host::interrupts::uninterrupted;
 
 /// What a lease file says about an attachment.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     const LIMIT: u64 = 256 << 10;
     let mut file = files::itself().read(true).open(path)?;
     let mut content = vec![0; USUAL];
-    let length = file.read(&mut content)?;
+    let length = uninterrupted(|| file.read(&mut content))?;
     content.truncate(length);
     if length == USUAL {
         file.take(LIMIT).read_to_end(&mut content)?;

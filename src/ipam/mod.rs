@@ -11,7 +11,7 @@ pub mod host_local;
 pub mod lease_file;
 pub mod range;
 pub mod resolv;
-mod store;
+pub mod store;
 
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
@@ -23,7 +23,7 @@ use crate::net::{Family, Route};
 
 pub use delegate::Delegate;
 pub use host_local::HostLocal;
-pub use store::{Held, LeaseLock};
+pub use store::{Held, LeaseFile, LeaseLock, Store};
 
 /// Who gives addresses for a network.
 #[derive(Clone, Debug)]

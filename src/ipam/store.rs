@@ -5,8 +5,9 @@
 //! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
+pub mod census;
 mod holders;
-mod index;
+pub mod index;
 mod lease_lock;
 mod leases;
 mod sweep;
@@ -21,13 +22,15 @@ use std::time::Duration;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error, Failures};
 use crate::host::files;
+use crate::host::interrupts::uninterrupted;
 use crate::host::locks::{LockError, lock_within};
 use crate::ipam::lease_file::{Claim, read_claim, read_small};
-use crate::net::parse_ip;
+use crate::ipam::store::census::{address_named, parse_cursor};
 
-pub use holders::Held;
+pub use holders::{Held, LeaseFile};
 pub use lease_lock::LeaseLock;
 pub use leases::Leases;
+pub use sweep::is_kept;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -79,10 +82,9 @@ impl Store {
         if let Some(locked) = self.lock()? {
             return Ok(locked);
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.directory)
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o755);
+        uninterrupted(|| builder.create(&self.directory))
             .map_err(|cause| self.failed("create the directory", "", &cause))?;
         self.lock()?.ok_or_else(|| {
             let gone = io::Error::from(ErrorKind::NotFound);
@@ -142,7 +144,8 @@ impl Store {
     }
 
     fn entries(&self) -> Result<Vec<DirEntry>, Error> {
-        let listed = fs::read_dir(&self.directory).and_then(Iterator::collect);
+        let list = || fs::read_dir(&self.directory).and_then(Iterator::collect);
+        let listed = uninterrupted(list);
         match listed {
             Err(cause) if is_absence(&cause) => Ok(Vec::new()),
             listed => listed.map_err(|cause| self.failed("read", "", &cause)),
@@ -161,6 +164,10 @@ impl Store {
         let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
         match cause.kind() {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => error.details(REMEDY),
+            ErrorKind::StorageFull => {
+                error.details("its file system has no space or no inodes left: free some")
+            }
+            ErrorKind::IsADirectory => error.details("no plugin makes a directory here: remove it"),
             _ if files::is_link(cause) => {
                 error.details("it is a symbolic link, which is not followed here: remove it")
             }
@@ -187,8 +194,7 @@ impl Locked<'_> {
 
     /// The address reserved last in the range set of that index. It is a hint: what cannot be read is none.
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
-        let content = read_small(&self.store.path(&last_reserved_name(set))).ok()?;
-        parse_ip(std::str::from_utf8(&content).ok()?).ok()
+        parse_cursor(&read_small(&self.store.path(&last_reserved_name(set))).ok()?)
     }
 
     /// Remembers the address reserved last.
@@ -209,7 +215,7 @@ impl Locked<'_> {
         let aside = self.store.path(ASIDE);
         self.write_aside(content)
             .and_then(|file| finish(&file))
-            .and_then(|()| fs::rename(&aside, self.store.path(name)))
+            .and_then(|()| uninterrupted(|| fs::rename(&aside, self.store.path(name))))
             .map_err(|cause| {
                 let _ = remove(&aside);
                 self.store.failed("write", name, &cause)
@@ -224,7 +230,7 @@ impl Locked<'_> {
         let name = address.to_string();
         let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
         let content = format!("{}\r\n{}", who.container, who.interface);
-        let link = || fs::hard_link(&aside, &place);
+        let link = || uninterrupted(|| fs::hard_link(&aside, &place));
         let made = self.write_aside(&content).and_then(|_| match link() {
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
                 if read_claim(&place, who)? != Claim::Garbled {
@@ -319,12 +325,9 @@ fn create_new(path: &Path) -> io::Result<File> {
 
 /// Removes a file; one that is gone already is fine.
 fn remove(path: &Path) -> io::Result<()> {
-    loop {
-        match fs::remove_file(path) {
-            Err(cause) if is_absence(&cause) => return Ok(()),
-            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
+    match uninterrupted(|| fs::remove_file(path)) {
+        Err(cause) if is_absence(&cause) => Ok(()),
+        outcome => outcome,
     }
 }
 
@@ -339,13 +342,9 @@ fn is_absence(cause: &io::Error) -> bool {
     )
 }
 
-/// The address that a file is named after, in canonical text.
+/// The address that a file is named after.
 fn address_of(entry: &DirEntry) -> Option<IpAddr> {
-    let name = entry.file_name();
-    let name = name.to_str()?;
-    parse_ip(name)
-        .ok()
-        .filter(|address| address.to_string() == name)
+    address_named(&entry.file_name())
 }
 
 #[cfg(test)]

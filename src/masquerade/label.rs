@@ -37,6 +37,13 @@ impl Label {
         &self.comment
     }
 
+    /// The network and the container that a comment names for people; it may have been cut.
+    pub fn tells(comment: &str) -> (&str, &str) {
+        let after = |mark: &str| comment.split_once(mark).map_or("", |(_, rest)| rest);
+        let network = after(", net: ").split(", if: ").next().unwrap_or_default();
+        (network, after(", id: "))
+    }
+
     /// Whether a comment is that of an object of this attachment.
     pub fn marks(&self, comment: &str) -> bool {
         comment.starts_with(&self.key)
@@ -81,6 +88,10 @@ mod tests {
             "35ddc5b01a1e3fef-acc65a2cd78de073, net: spec-masqnft, if: eth0, id: spec-ctr-0001"
         );
         assert!(label.marks("35ddc5b01a1e3fef-acc65a2cd78de073, net: what follows may be cut"));
+        assert_eq!(
+            Label::tells(label.comment()),
+            ("spec-masqnft", "spec-ctr-0001")
+        );
         let network = "spec-masqnft".parse().unwrap();
         assert!(Label::is_of_network(&network, label.comment()));
         assert!(!Label::is_of_network(

@@ -23,16 +23,20 @@ pub fn succeeded(what: &str, answer: &Answer, wrong: &mut Vec<String>) -> Option
 pub fn wrong_after_add(scene: &Scene) -> Vec<String> {
     let mut wrong = Vec::new();
     succeeded("DEL", &scene.call("DEL", &scene.pod).run(), &mut wrong);
-    if scene.kind.used {
-        wrong.extend(difference(&scene.empty, &scene.standing()));
-    } else {
-        // What the first ADD was still to make is not there yet.
-        let left = difference(&scene.empty, &scene.standing());
-        let is_wrong = |fact: &String| fact.starts_with("left") && !fact.contains("forward");
-        wrong.extend(left.into_iter().filter(is_wrong));
-    }
+    wrong.extend(left(scene));
     wrong.extend(wrong_with_next(scene));
     wrong
+}
+
+/// What stands though no pod is attached, and what does not. The bridge, the directory and forwarding are made once and
+/// stay: what a first ADD was still to make of them is no loss, for the next one makes it.
+pub fn left(scene: &Scene) -> Vec<String> {
+    let mut left = difference(&scene.empty, &scene.standing());
+    let is_made_once = |fact: &String| {
+        !fact.starts_with("left") || fact.starts_with("left: br0") || fact.contains("forward")
+    };
+    left.retain(|fact| scene.kind.used || !is_made_once(fact));
+    left
 }
 
 /// What is wrong when the same container and another one are attached now, and detached.

@@ -1,6 +1,13 @@
 //! Which rounds there are, and what came of them.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+
 use crate::support::{reference, say};
+
+/// The file that gets a line of figures for each kind of disturbance, fields apart by tabs; `tests/faults/run` makes a
+/// table of it.
+const TABLE: &str = "GANGPLANK_FAULTS_TABLE";
 
 /// Which of the rounds: each one, or every few of them unless all are asked for.
 pub fn chosen<T>(rounds: &[T], every: usize) -> impl Iterator<Item = &T> {
@@ -12,14 +19,17 @@ pub fn chosen<T>(rounds: &[T], every: usize) -> impl Iterator<Item = &T> {
 /// What was found in many rounds.
 pub struct Findings {
     what: String,
+    calls: usize,
     rounds: usize,
     bad: Vec<String>,
 }
 
 impl Findings {
-    pub fn of(what: &str) -> Findings {
+    /// Of a verb that makes so many system calls.
+    pub fn of(what: &str, calls: usize) -> Findings {
         Findings {
             what: what.to_owned(),
+            calls,
             rounds: 0,
             bad: Vec::new(),
         }
@@ -37,9 +47,27 @@ impl Findings {
 
     /// Fails when anything was wrong; for the reference it is only told.
     pub fn finish(self) {
-        let Findings { what, rounds, bad } = self;
-        let figure = format!("{what}: of {rounds} rounds {} went wrong", bad.len());
+        let Findings {
+            what,
+            calls,
+            rounds,
+            bad,
+        } = self;
+        assert!(rounds > 0, "{what}: nothing was disturbed");
+        let figure = format!(
+            "{what}, {calls} system calls: of {rounds} rounds {} went wrong",
+            bad.len()
+        );
         say(&figure);
+        if let Some(file) = std::env::var_os(TABLE) {
+            let mut table = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(file)
+                .unwrap();
+            let line = format!("{what}\t{calls}\t{rounds}\t{}\n", bad.len());
+            table.write_all(line.as_bytes()).unwrap();
+        }
         if reference().is_some() {
             println!("{figure}\n   {}", bad.join("\n   "));
             return;

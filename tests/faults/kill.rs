@@ -18,7 +18,7 @@ fn kill_add(what: &str, kind: Kind, every: usize) {
     let mut scene = Scene::new(kind);
     let steps = steps(&scene, &scene.call("ADD", &scene.pod));
     scene.call("DEL", &scene.pod).run().ok();
-    let mut findings = Findings::of(&format!("{what}, {} system calls", steps.len()));
+    let mut findings = Findings::of(what, steps.len());
     for step in chosen(&steps, every) {
         if !kind.used {
             scene = Scene::bare_like(&scene);
@@ -42,7 +42,7 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
     let mut scene = Scene::new(kind);
     scene.call("ADD", &scene.pod).run().ok();
     let steps = steps(&scene, &scene.call("DEL", &scene.pod));
-    let mut findings = Findings::of(&format!("{what}, {} system calls", steps.len()));
+    let mut findings = Findings::of(what, steps.len());
     for step in chosen(&steps, every) {
         scene.call("ADD", &scene.pod).run().ok();
         let answer = disturbed(&scene, &scene.call("DEL", &scene.pod), step, Fault::Killed);
@@ -63,7 +63,7 @@ fn kill_gc(what: &str, kind: Kind, every: usize) {
     let mut kept = prepare_gc(&scene);
     let steps = steps(&scene, &gc(&scene));
     scene.call("DEL", &scene.other).run().ok();
-    let mut findings = Findings::of(&format!("{what}, {} system calls", steps.len()));
+    let mut findings = Findings::of(what, steps.len());
     for step in chosen(&steps, every) {
         prepare_gc(&scene);
         let answer = disturbed(&scene, &gc(&scene), step, Fault::Killed);
@@ -113,6 +113,11 @@ fn a_gc_killed_at_any_step_is_finished_by_the_next_one() {
         ..MASQUERADED
     };
     kill_gc("GC killed", kind, 13);
+    let kind = Kind {
+        rules: Rules::Nftables,
+        ..kind
+    };
+    kill_gc("GC with nftables killed", kind, 13);
 }
 
 #[test]
@@ -203,9 +208,9 @@ fn a_first_add_killed_at_any_step_leaves_a_bridge_that_the_next_one_makes_whole(
     let kind = Kind {
         dual: true,
         used: false,
-        ..PLAIN
+        ..MASQUERADED
     };
-    kill_add("first ADD on a node killed", kind, 7);
+    kill_add("first dual-stack ADD with ipMasq killed", kind, 9);
 }
 
 #[test]

@@ -17,3 +17,4 @@ mod kill;
 mod scene;
 mod term;
 mod trace;
+mod waits;

@@ -38,7 +38,7 @@ fn terminate(verb: &str, kind: Kind, every: usize) {
     prepare(&scene);
     let steps = steps(&scene, &scene.call(verb, &scene.pod));
     scene.call("DEL", &scene.pod).run().ok();
-    let mut findings = Findings::of(&format!("{verb} terminated, {} system calls", steps.len()));
+    let mut findings = Findings::of(&format!("{verb} terminated"), steps.len());
     for step in chosen(&steps, every) {
         prepare(&scene);
         let call = scene.call(verb, &scene.pod);

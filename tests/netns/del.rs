@@ -216,6 +216,34 @@ fn del_does_not_depend_on_a_previous_result() {
 }
 
 #[test]
+fn without_a_namespace_only_a_port_of_the_networks_bridge_is_taken_for_the_references_link() {
+    needs!("cni:bridge", "cni:host-local");
+    if worse_in_go("it removes nothing without a namespace") {
+        return;
+    }
+    let node = Node::new("node");
+    node.install_reference("bridge");
+    node.install_reference("host-local");
+    let (pod, network) = (node.pod("a"), node.network(small_network()));
+    let mut result = network.with("type", "go-bridge").add(&pod);
+    // What another plugin of the chain has made, and one that is a port of somebody's bridge.
+    node.run_all(
+        "ip link add ptp0 type veth peer name far0\nip link add theirs type bridge\n\
+         ip link add port0 type veth peer name far1\nip link set port0 master theirs",
+    );
+    for name in ["ptp0", "port0"] {
+        let mac = node.link(name).unwrap()["address"].clone();
+        let listed = result["interfaces"].as_array_mut().unwrap();
+        listed.push(json!({ "name": name, "mac": mac }));
+    }
+    let host = Network::host_link(&result);
+    let network = network.with("prevResult", result);
+    network.call("DEL", &pod).netns("").run().ok();
+    assert!(node.link(&host).is_none(), "the reference's link");
+    assert!(node.link("ptp0").is_some() && node.link("port0").is_some());
+}
+
+#[test]
 fn del_of_one_containers_interface_leaves_the_pods_others() {
     needs!("iptables", "ip6tables");
     let node = Node::new("node");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, needs, reference, small_network};
+use crate::support::{Footprint, Network, Node, needs, reference, small_network, worse_in_go};
 
 fn with_ipam(ipam: Value) -> Value {
     let mut config = small_network();
@@ -157,4 +157,41 @@ fn a_delegates_refusal_is_passed_on_word_for_word() {
     assert_eq!(refusal.code, 111);
     assert!(refusal.msg.contains("none left"));
     assert!(refusal.details.contains("ask later"));
+}
+
+#[test]
+fn a_second_add_is_refused_before_it_asks_and_takes_nothing_from_the_first_one() {
+    needs!("nft", "iptables", "ip6tables");
+    if worse_in_go("it asks the delegate to take back the first one's address") {
+        return;
+    }
+    for backend in ["iptables", "nftables"] {
+        let node = Node::new("node");
+        let pod = node.pod("a");
+        script(
+            &node,
+            &format!("{}/always", Node::BIN),
+            "echo $CNI_COMMAND >>/run/asked\n\
+             echo '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.77.0.9/24\"}]}'",
+        );
+        let mut config = with_ipam(json!({ "type": "always" }));
+        config["ipMasq"] = true.into();
+        config["ipMasqBackend"] = backend.into();
+        let network = node.network(config);
+        let result = network.add(&pod);
+        let before = Footprint::of(&node);
+        let refusal = network.call("ADD", &pod).run().refused();
+        for word in ["eth0", "already exists", "run DEL"] {
+            assert!(refusal.text().contains(word), "{word}: {refusal:?}");
+        }
+        // Nor under another name in the pod, nor in another namespace: the host's end is this attachment's.
+        pod.run_all("ip link set eth0 down\nip link set eth0 name old0");
+        let refusal = network.call("ADD", &pod).run().refused();
+        assert!(refusal.text().contains("on the host"), "{refusal:?}");
+        pod.run_all("ip link set old0 name eth0\nip link set eth0 up");
+        assert_eq!(node.read("/run/asked"), "ADD\n", "{backend}");
+        assert_eq!(Footprint::of(&node), before, "{backend}");
+        network.check(&pod, &result).ok();
+        network.del(&pod);
+    }
 }

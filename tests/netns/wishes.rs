@@ -320,6 +320,12 @@ fn the_name_of_the_hosts_end_follows_from_the_attachment_and_tells_whose_it_is()
     let second = Network::host_link(&result);
     assert_ne!(first, second);
     assert_eq!(node.link(&second).unwrap()["ifalias"], "shop/web-0");
+    // The longest name that Kubernetes allows is longer than what the kernel takes.
+    let (c, long) = (node.pod("c"), "w".repeat(253));
+    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={long}");
+    let result = network.call("ADD", &c).args(&args).run().ok();
+    let alias = node.link(&Network::host_link(&result)).unwrap()["ifalias"].clone();
+    assert_eq!(alias.as_str(), format!("shop/{long}").get(..254));
 }
 
 #[test]

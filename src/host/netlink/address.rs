@@ -4,15 +4,24 @@ use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
-};
 
-use super::message::Message;
+use super::message::{Message, Verb, family_number};
 use super::{Netlink, NetlinkError};
+use crate::host::attribute::{Attributes, each, ip, ip_bytes, native};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
+
+/// The length of what stands before the attributes (struct ifaddrmsg, linux/if_addr.h), in bytes.
+const HEADER: usize = 8;
+
+/// Attributes of an address (linux/if_addr.h).
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u8 = 0x02;
+const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_TENTATIVE: u32 = 0x40;
 
 /// Whether an IPv6 address waits until no neighbour claims it (RFC 4862, section 5.4). IPv4 has no such state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +37,8 @@ pub enum Detection {
 pub struct Address {
     /// The address with its prefix length.
     pub cidr: Cidr,
+    /// The index of its link.
+    pub link: u32,
     /// Not yet usable: duplicate address detection runs.
     pub is_tentative: bool,
     /// Another host has it: duplicate address detection failed.
@@ -40,15 +51,27 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
-        let mut request = AddressMessage::default();
-        request.header.index = index;
-        let answers = self.dump(Message::GetAddress(request))?;
-        let of_link = answers.into_iter().filter_map(|answer| match answer {
-            // Kernels before 4.20 do not filter.
-            Message::NewAddress(message) if message.header.index == index => Address::of(&message),
-            _ => None,
-        });
-        Ok(of_link.collect())
+        let mut addresses = self.list_addresses(index)?;
+        // Kernels before 4.20 do not filter.
+        addresses.retain(|address| address.link == index);
+        Ok(addresses)
+    }
+
+    /// The addresses of all links.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn all_addresses(&self) -> Result<Vec<Address>, NetlinkError> {
+        self.list_addresses(0)
+    }
+
+    fn list_addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
+        let request = || Message::new(Verb::GetAddress, &header(0, index), &Attributes::default());
+        let answers = self.dump(request)?;
+        let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
+        of_ip
+            .map(|bytes| Address::parse(bytes).ok_or(NetlinkError::Unreadable))
+            .collect()
     }
 
     /// Gives a link an address.
@@ -61,18 +84,16 @@ impl Netlink {
         cidr: Cidr,
         detection: Detection,
     ) -> Result<(), NetlinkError> {
-        let mut request = message(index, cidr);
+        let mut header = header_of(index, cidr);
         if cidr.family() == Family::V6 && detection == Detection::Skipped {
-            request.header.flags = AddressHeaderFlags::Nodad;
+            header[2] = IFA_F_NODAD;
         }
-        if let std::net::IpAddr::V4(broadcast) = cidr.last()
-            && cidr.prefix() < 31
-        {
-            request
-                .attributes
-                .push(AddressAttribute::Broadcast(broadcast));
-        }
-        self.change(Message::NewAddress(request), NLM_F_CREATE | NLM_F_EXCL)
+        let broadcast = (cidr.family() == Family::V4 && cidr.prefix() < 31).then(|| cidr.last());
+        let attributes = attributes(cidr).maybe(broadcast, |attributes, broadcast| {
+            attributes.bytes(IFA_BROADCAST, &ip_bytes(broadcast))
+        });
+        let request = Message::new(Verb::NewAddress, &header, &attributes);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Waits until duplicate address detection is over for all addresses of a link in `netns`.
@@ -103,44 +124,59 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NotFound`] when it has no such address.
     pub fn delete_address(&self, index: u32, cidr: Cidr) -> Result<(), NetlinkError> {
-        self.change(Message::DelAddress(message(index, cidr)), 0)
+        let header = header_of(index, cidr);
+        self.change(
+            Message::new(Verb::DelAddress, &header, &attributes(cidr)),
+            0,
+        )
     }
 }
 
-fn message(index: u32, cidr: Cidr) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = match cidr.family() {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    message.header.prefix_len = cidr.prefix();
-    message.header.index = index;
-    message.attributes = vec![
-        AddressAttribute::Local(cidr.address()),
-        AddressAttribute::Address(cidr.address()),
-    ];
-    message
+/// struct ifaddrmsg: family, prefix length, flags, scope, link.
+fn header(family: u8, index: u32) -> [u8; HEADER] {
+    let [a, b, c, d] = index.to_ne_bytes();
+    [family, 0, 0, 0, a, b, c, d]
+}
+
+fn header_of(index: u32, cidr: Cidr) -> [u8; HEADER] {
+    let mut header = header(family_number(cidr.family()), index);
+    header[1] = cidr.prefix();
+    header
+}
+
+fn attributes(cidr: Cidr) -> Attributes {
+    let address = ip_bytes(cidr.address());
+    let attributes = Attributes::default().bytes(IFA_LOCAL, &address);
+    attributes.bytes(IFA_ADDRESS, &address)
+}
+
+/// Whether an address is of a family that we know: there are others on some kernels.
+fn is_ip(bytes: &[u8]) -> bool {
+    let families = Family::BOTH.map(family_number);
+    bytes.first().is_none_or(|family| families.contains(family))
 }
 
 impl Address {
-    /// An address as a message of the kernel tells it; `None` when it names none.
-    pub fn of(message: &AddressMessage) -> Option<Address> {
+    /// An address as the kernel tells it in a message of type RTM_NEWADDR, whose netlink header is not given; `None`
+    /// when that is cut short or names none.
+    pub fn parse(bytes: &[u8]) -> Option<Address> {
+        let (header, attributes) = bytes.split_at_checked(HEADER)?;
         let (mut local, mut address) = (None, None);
-        let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
-        for attribute in &message.attributes {
-            match attribute {
-                AddressAttribute::Local(ip) => local = Some(*ip),
-                AddressAttribute::Address(ip) => address = Some(*ip),
-                AddressAttribute::Flags(all) => flags = *all,
+        let mut flags = u32::from(header[2]);
+        for (kind, value) in each(attributes) {
+            match kind {
+                IFA_LOCAL => local = ip(value),
+                IFA_ADDRESS => address = ip(value),
+                IFA_FLAGS => flags = native(value)?,
                 _ => {}
             }
         }
-        // On a point-to-point link IFA_ADDRESS is the other side's; IPv6 has only that one.
-        let cidr = Cidr::new(local.or(address)?, message.header.prefix_len)?;
         Some(Address {
-            cidr,
-            is_tentative: flags.contains(AddressFlags::Tentative),
-            is_duplicate: flags.contains(AddressFlags::Dadfailed),
+            // On a point-to-point link IFA_ADDRESS is the other side's; IPv6 has only that one.
+            cidr: Cidr::new(local.or(address)?, header[1])?,
+            link: native(&header[4..8])?,
+            is_tentative: flags & IFA_F_TENTATIVE != 0,
+            is_duplicate: flags & IFA_F_DADFAILED != 0,
         })
     }
 }

@@ -4,17 +4,32 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NLM_F_CREATE;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
-};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
-use super::message::Message;
+use super::message::{Message, Verb, family_number};
 use super::{Netlink, NetlinkError};
+use crate::host::attribute::{Attributes, each, find, ip, ip_bytes, native};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family, Route};
+
+/// The length of what stands before the attributes (struct rtmsg, linux/rtnetlink.h), in bytes.
+const HEADER: usize = 12;
+
+/// Attributes and metrics of a route (linux/rtnetlink.h).
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
+
+/// Types of routes, and the maker of routes at boot or by hand (linux/rtnetlink.h).
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
+const RTPROT_BOOT: u8 = 3;
 
 /// Which routes to list.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +47,16 @@ pub struct RouteEntry {
     pub dst: Cidr,
     /// Next hop.
     pub gw: Option<IpAddr>,
+    /// The index of the link; `None` for one over several.
+    pub link: Option<u32>,
+    /// The links of one over several.
+    pub links: Vec<u32>,
     /// Table: 254 is main.
     pub table: u32,
+    /// Who made it (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 from a router advertisement.
+    pub protocol: u8,
+    /// What becomes of the packets.
+    kind: u8,
     /// Metric; 0 when the route has none (IPv6 shows 1024 by default).
     pub priority: u32,
     /// The path MTU, where the route sets one.
@@ -49,31 +72,43 @@ impl Netlink {
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
     /// [`NetlinkError::Exists`] when there is the same one.
     pub fn add_route(&self, link: u32, route: &Route) -> Result<(), NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(route.dst.family());
-        request.header.destination_prefix_length = route.dst.prefix();
-        request.header.protocol = RouteProtocol::Boot;
-        request.header.scope = RouteScope::from(route.scope.unwrap_or(0));
-        request.header.kind = RouteType::Unicast;
-        let attributes = &mut request.attributes;
-        match route.table.map(u8::try_from) {
-            None => request.header.table = RouteHeader::RT_TABLE_MAIN,
-            Some(Ok(table)) => request.header.table = table,
-            Some(Err(_)) => attributes.extend(route.table.map(RouteAttribute::Table)),
-        }
-        attributes.push(RouteAttribute::Destination(route.dst.address().into()));
-        attributes.push(RouteAttribute::Oif(link));
-        attributes.extend(route.gw.map(|gw| RouteAttribute::Gateway(gw.into())));
-        attributes.extend(route.priority.map(RouteAttribute::Priority));
-        let metrics = [
-            route.mtu.map(RouteMetric::Mtu),
-            route.advmss.map(RouteMetric::Advmss),
-        ];
-        let metrics: Vec<_> = metrics.into_iter().flatten().collect();
-        if !metrics.is_empty() {
-            attributes.push(RouteAttribute::Metrics(metrics));
-        }
-        self.change(Message::NewRoute(request), NLM_F_CREATE)
+        let request = message(Verb::NewRoute, Some(link), route, RTPROT_BOOT);
+        self.change(request, NLM_F_CREATE)
+    }
+
+    /// Adds a route under a protocol number of its own, in place of the one with the same destination and metric if
+    /// there is one. The kernel finds the link by the next hop.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
+    pub fn put_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        let request = message(Verb::NewRoute, None, route, protocol);
+        self.change(request, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a route of that destination, next hop, metric and protocol.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NotFound`] when there is none.
+    pub fn delete_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        self.change(message(Verb::DelRoute, None, route, protocol), 0)
+    }
+
+    /// The route that packets to an address take.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Unreachable`] when there is none.
+    pub fn route_to(&self, address: IpAddr) -> Result<RouteEntry, NetlinkError> {
+        let family = Family::of(address);
+        let header = Header {
+            family: family_number(family),
+            prefix: family.bits(),
+            ..Header::default()
+        };
+        let destination = Attributes::default().bytes(RTA_DST, &ip_bytes(address));
+        let request = Message::new(Verb::GetRoute, &header.bytes(), &destination);
+        let answer = self.fetch(request)?;
+        read(&answer.ok_or(NetlinkError::Unreachable)?)
     }
 
     /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
@@ -100,14 +135,9 @@ impl Netlink {
 
     /// Whether the kernel would deliver a packet to this address here.
     fn is_delivered(&self, address: IpAddr) -> Result<bool, NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(Family::of(address));
-        request.header.destination_prefix_length = Family::of(address).bits();
-        let destination = RouteAttribute::Destination(address.into());
-        request.attributes.push(destination);
-        match self.fetch(Message::GetRoute(request)) {
-            Ok(Some(Message::NewRoute(route))) => Ok(route.header.kind == RouteType::Local),
-            Ok(_) | Err(NetlinkError::Unreachable) => Ok(false),
+        match self.route_to(address) {
+            Ok(route) => Ok(route.kind == RTN_LOCAL),
+            Err(NetlinkError::Unreachable) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -117,76 +147,148 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn routes(&self, query: RouteQuery) -> Result<Vec<RouteEntry>, NetlinkError> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family(query.family);
-        request.header.kind = RouteType::Unspec;
-        request
-            .attributes
-            .extend(query.link.map(RouteAttribute::Oif));
-        let answers = self.dump(Message::GetRoute(request))?;
-        let entries = answers.into_iter().filter_map(|answer| match answer {
-            Message::NewRoute(message) => RouteEntry::of(&message, query),
-            _ => None,
-        });
-        Ok(entries.collect())
+        let header = Header {
+            family: family_number(query.family),
+            ..Header::default()
+        };
+        let link = || Attributes::default().maybe(query.link, |it, link| it.native(RTA_OIF, link));
+        let request = || Message::new(Verb::GetRoute, &header.bytes(), &link());
+        let mut routes = Vec::new();
+        for answer in self.dump(request)? {
+            let route = read(&answer)?;
+            let is_there = query.link.is_none_or(|wanted| route.link == Some(wanted));
+            if is_there && route.kind == RTN_UNICAST {
+                routes.push(route);
+            }
+        }
+        Ok(routes)
     }
 }
 
-fn family(family: Family) -> AddressFamily {
-    match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
+/// struct rtmsg.
+#[derive(Clone, Copy, Default)]
+struct Header {
+    family: u8,
+    prefix: u8,
+    table: u8,
+    protocol: u8,
+    scope: u8,
+    kind: u8,
+}
+
+impl Header {
+    fn bytes(self) -> [u8; HEADER] {
+        let Header {
+            family,
+            prefix,
+            table,
+            protocol,
+            scope,
+            kind,
+        } = self;
+        // Between them the length of a source, and its type of service; behind them flags.
+        [
+            family, prefix, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0,
+        ]
     }
+}
+
+fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Message {
+    let table = route.table.unwrap_or(Route::MAIN_TABLE);
+    let small = u8::try_from(table);
+    let header = Header {
+        family: family_number(route.dst.family()),
+        prefix: route.dst.prefix(),
+        table: small.unwrap_or(0),
+        protocol,
+        scope: route.scope.unwrap_or(0),
+        kind: RTN_UNICAST,
+    };
+    let metrics = Attributes::default()
+        .maybe(route.mtu, |metrics, mtu| metrics.native(RTAX_MTU, mtu))
+        .maybe(route.advmss, |metrics, advmss| {
+            metrics.native(RTAX_ADVMSS, advmss)
+        });
+    let metrics = Some(metrics).filter(|metrics| !metrics.as_bytes().is_empty());
+    let attributes = Attributes::default()
+        .maybe(small.err(), |it, _| it.native(RTA_TABLE, table))
+        .bytes(RTA_DST, &ip_bytes(route.dst.address()))
+        .maybe(link, |it, link| it.native(RTA_OIF, link))
+        .maybe(route.gw, |it, gw| it.bytes(RTA_GATEWAY, &ip_bytes(gw)))
+        .maybe(route.priority, |it, priority| {
+            it.native(RTA_PRIORITY, priority)
+        })
+        .maybe(metrics, |it, metrics| it.nest(RTA_METRICS, metrics));
+    Message::new(verb, &header.bytes(), &attributes)
+}
+
+fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
+    RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
+}
+
+/// The links of next hops (struct rtnexthop: length, flags, weight, index; attributes behind them), as far as they can be
+/// read.
+fn hops(mut bytes: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    while let Some((head, _)) = bytes.split_first_chunk::<8>() {
+        let [a, b, _, _, index @ ..] = *head;
+        links.push(u32::from_ne_bytes(index));
+        let length = usize::from(u16::from_ne_bytes([a, b])).next_multiple_of(4);
+        bytes = bytes.get(length.max(8)..).unwrap_or_default();
+    }
+    links
 }
 
 impl RouteEntry {
-    /// A unicast route over the link as a message of the kernel tells it; `None` for any other.
-    pub fn of(message: &RouteMessage, query: RouteQuery) -> Option<RouteEntry> {
-        if message.header.kind != RouteType::Unicast {
-            return None;
-        }
-        let nothing = query.family.default_destination().address();
-        let mut route = RouteEntry {
-            dst: Cidr::new(nothing, message.header.destination_prefix_length)?,
-            gw: None,
-            table: message.header.table.into(),
+    /// A unicast route of table main without attributes.
+    pub fn new(dst: Cidr, gw: Option<IpAddr>) -> RouteEntry {
+        RouteEntry {
+            dst,
+            gw,
+            link: None,
+            links: Vec::new(),
+            table: Route::MAIN_TABLE,
+            protocol: 0,
+            kind: RTN_UNICAST,
             priority: 0,
             mtu: None,
             advmss: None,
+        }
+    }
+
+    /// The links it leads over.
+    pub fn all_links(&self) -> impl Iterator<Item = u32> {
+        self.link.into_iter().chain(self.links.iter().copied())
+    }
+
+    /// A route as the kernel tells it in a message of type RTM_NEWROUTE, whose netlink header is not given; `None` when
+    /// that is cut short or of another family.
+    pub fn parse(bytes: &[u8]) -> Option<RouteEntry> {
+        let (header, attributes) = bytes.split_at_checked(HEADER)?;
+        let of = |known: &Family| family_number(*known) == header[0];
+        let family = Family::BOTH.into_iter().find(of)?;
+        let dst = Cidr::new(family.default_destination().address(), header[1])?;
+        let mut route = RouteEntry {
+            table: header[4].into(),
+            protocol: header[5],
+            kind: header[7],
+            ..RouteEntry::new(dst, None)
         };
-        let mut link = None;
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => link = Some(*index),
-                RouteAttribute::Table(table) => route.table = *table,
-                RouteAttribute::Priority(priority) => route.priority = *priority,
-                RouteAttribute::Gateway(gateway) => route.gw = ip(gateway),
-                RouteAttribute::Destination(dst) => {
-                    route.dst = Cidr::new(ip(dst)?, message.header.destination_prefix_length)?
-                }
-                RouteAttribute::Metrics(metrics) => {
-                    for metric in metrics {
-                        match metric {
-                            RouteMetric::Mtu(mtu) => route.mtu = Some(*mtu),
-                            RouteMetric::Advmss(advmss) => route.advmss = Some(*advmss),
-                            _ => {}
-                        }
-                    }
+        for (kind, value) in each(attributes) {
+            match kind {
+                RTA_DST => route.dst = Cidr::new(ip(value)?, header[1])?,
+                RTA_OIF => route.link = native(value),
+                RTA_MULTIPATH => route.links = hops(value),
+                RTA_GATEWAY => route.gw = ip(value),
+                RTA_PRIORITY => route.priority = native(value)?,
+                RTA_TABLE => route.table = native(value)?,
+                RTA_METRICS => {
+                    route.mtu = find(value, RTAX_MTU).and_then(native);
+                    route.advmss = find(value, RTAX_ADVMSS).and_then(native);
                 }
                 _ => {}
             }
         }
-        query
-            .link
-            .is_none_or(|wanted| link == Some(wanted))
-            .then_some(route)
-    }
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
+        Some(route)
     }
 }

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use super::Table;
-use super::attribute::{Attributes, dig, each, find, text};
-use super::rule::{GOTO, comment_of, userdata, verdict};
+use super::comment::{comment_of, userdata};
+use super::expression::{GOTO, verdict};
+use crate::host::attribute::{Attributes, dig, each, find, ip, text};
 
 /// What a message about elements holds (enum nft_set_elem_list_attributes), and a list of anything (nft_list_attributes).
 const LIST_TABLE: u16 = 1;
@@ -73,18 +74,12 @@ pub fn parse(answer: &[u8]) -> Vec<Element> {
         .filter_map(|(_, element)| {
             let chain = dig(element, &[ELEMENT_DATA, DATA_VERDICT, VERDICT_CHAIN])?;
             Some(Element {
-                address: address_of(dig(element, &[ELEMENT_KEY, DATA_VALUE])?)?,
+                address: ip(dig(element, &[ELEMENT_KEY, DATA_VALUE])?)?,
                 chain: text(chain)?.to_owned(),
                 comment: comment_of(find(element, ELEMENT_USERDATA).unwrap_or_default()),
             })
         })
         .collect()
-}
-
-fn address_of(key: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(key).map(IpAddr::from);
-    let v6 = || <[u8; 16]>::try_from(key).map(IpAddr::from);
-    v4.or_else(|_| v6()).ok()
 }
 
 #[cfg(test)]

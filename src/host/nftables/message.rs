@@ -3,7 +3,7 @@
 use rtnetlink::packet_core::{Emitable, NetlinkHeader};
 
 use super::Table;
-use super::attribute::Attributes;
+use crate::host::attribute::Attributes;
 
 /// The subsystem in the upper byte of a message's type (NFNL_SUBSYS_NFTABLES, linux/netfilter/nfnetlink.h).
 pub(super) const SUBSYSTEM: u16 = 10;

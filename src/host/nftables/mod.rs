@@ -3,9 +3,11 @@
 //! The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c; numbers without a source are those of
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
-mod attribute;
 mod batch;
+mod comment;
+mod compat;
 pub mod element;
+mod expression;
 mod message;
 mod rule;
 mod socket;
@@ -16,14 +18,17 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::host::datagram::ANSWER_LIMIT;
+use crate::host::journal;
 use crate::net::Family;
 
-use attribute::{Attributes, find, number};
+use crate::host::attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
+pub use compat::{CompatRule, Field, Target};
 pub use element::Element;
 use message::{Message, Verb};
-pub use rule::{Action, Match, Rule, RuleEntry};
-use socket::{ANSWER_LIMIT, Socket};
+pub use rule::{Action, Match, Ports, Rule, RuleEntry};
+use socket::Socket;
 
 /// How long a change is tried again because somebody else was faster.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
@@ -169,7 +174,15 @@ impl Nftables {
             let batch = plan()?;
             match batch.is_empty() {
                 true => Ok(()),
-                false => self.socket.commit(batch, generation),
+                false => {
+                    let began = journal::clock();
+                    let changed = self.socket.commit(batch, generation);
+                    journal::step(began, || match &changed {
+                        Ok(()) => "a transaction of nftables".to_owned(),
+                        Err(error) => format!("a transaction of nftables: {error}"),
+                    });
+                    changed
+                }
             }
         };
         let deadline = Instant::now() + CHANGE_LIMIT;

@@ -1,8 +1,11 @@
 use super::*;
 use crate::dice::Dice;
 use crate::error::Code;
+use crate::ipam::lease_file::{Claim, claim};
 use crate::ipam::tests::{Scratch, attachment};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
@@ -308,4 +311,98 @@ fn many_adds_and_dels_agree_with_a_map_of_who_has_what() {
         }
     }
     assert!(!model.is_empty());
+}
+
+/// The files of a directory that are somebody's, with their content.
+fn somebodys(directory: &Path, who: &Attachment) -> Vec<(PathBuf, Vec<u8>)> {
+    let leases = fs::read_dir(directory).unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        path.file_name()?.to_str()?.parse::<IpAddr>().ok()?;
+        let is_file = fs::symlink_metadata(&path).unwrap().is_file();
+        let content = fs::read(&path).ok().filter(|_| is_file)?;
+        (claim(&content, who) != Claim::Garbled).then_some((path, content))
+    });
+    leases.collect()
+}
+
+/// Puts anything into a network's directory: files with any content, links out of it, directories.
+fn litter(dice: &mut Dice, directory: &Path, outside: &Path) {
+    const NAMES: [&str; 12] = [
+        "10.1.0.2",
+        "10.1.0.3",
+        "10.1.0.4",
+        "10.1.0.5",
+        "10.1.0.6",
+        "fd00::2",
+        "fd00::3",
+        "lock",
+        ".gangplank.new",
+        ".gangplank.index",
+        ".gangplank.boot",
+        "last_reserved_ip.0",
+    ];
+    const CONTENTS: [&str; 9] = [
+        "",
+        "\0\0",
+        "c1",
+        "c1\r\neth0",
+        "c1\r\nnet1",
+        "c2\r\neth0",
+        "10.1.0.4",
+        "boot x",
+        "gangplank index \n 10.1.0.2 c1 eth0\n",
+    ];
+    for _ in 0..dice.below(8) {
+        let path = directory.join(dice.choose(&NAMES));
+        // What is there already stays.
+        let _ = match dice.below(8) {
+            0 => std::os::unix::fs::symlink(outside, path),
+            1 => fs::create_dir(path),
+            _ if path.exists() => Ok(()),
+            _ => fs::write(path, dice.choose(&CONTENTS)),
+        };
+    }
+}
+
+#[test]
+fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_touched() {
+    const TWO: &str = r#"[[{"subnet":"10.1.0.0/29"}],
+        [{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}]]"#;
+    let mut dice = Dice(0xd1ce);
+    let (mut given, who) = (0, attachment("c1", "eth0"));
+    for _ in 0..400 {
+        let scratch = Scratch::new();
+        let (pool, directory) = (plugin(&scratch, TWO, ""), scratch.path().join("net"));
+        scratch.write("outside", "outside");
+        fs::create_dir(&directory).unwrap();
+        litter(&mut dice, &directory, &scratch.path().join("outside"));
+        let before = somebodys(&directory, &who);
+        let reserved = pool.reserve(&who);
+        assert_eq!(scratch.read("outside"), "outside", "a link was followed");
+        let theirs = |(_, content): &&(PathBuf, Vec<u8>)| {
+            !matches!(claim(content, &who), Claim::Mine | Claim::Containers)
+        };
+        if let Ok(lease) = reserved {
+            given += 1;
+            for ip in &lease.ips {
+                let path = directory.join(ip.address.address().to_string());
+                assert!(before.iter().all(|(taken, _)| *taken != path));
+                assert_eq!(fs::read(path).unwrap(), b"c1\r\neth0");
+            }
+            pool.check(&who).unwrap();
+            // A directory in place of what a crash may leave is the only thing that cannot be cleared.
+            let released = pool.release(&who, &pool.held(&who).unwrap());
+            assert!(released.is_ok() || directory.join(".gangplank.new").is_dir());
+        } else {
+            assert_eq!(
+                somebodys(&directory, &who),
+                before,
+                "a refusal changes nothing"
+            );
+        }
+        for (path, content) in before.iter().filter(theirs) {
+            assert_eq!(fs::read(path).unwrap(), *content, "{path:?} is somebody's");
+        }
+    }
+    assert!(given > 100, "{given}");
 }

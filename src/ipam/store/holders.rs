@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::ipam::lease_file::Holder;
-use crate::ipam::store::{Store, address_of};
+use crate::cni::request::Id;
+use crate::error::Error;
+use crate::ipam::lease_file::{Holder, parse_owner, read_small};
+use crate::ipam::store::{Store, address_of, is_absence};
 
 /// The addresses that an attachment was found to hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +42,41 @@ impl Held {
     }
 }
 
+/// A file that is named after an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseFile {
+    /// The address.
+    pub address: IpAddr,
+    /// Container and interface; the latter is empty in the legacy form. `None` when it names nobody.
+    pub owner: Option<(Id, String)>,
+    /// When it was written.
+    pub since: SystemTime,
+}
+
 impl Store {
+    /// All files that are named after an address, in the order of the addresses. Waits for nobody.
+    ///
+    /// # Errors
+    /// When the directory or one of them cannot be read.
+    pub fn all(&self) -> Result<Vec<LeaseFile>, Error> {
+        let mut all = Vec::new();
+        for (entry, address) in self.lease_files()? {
+            let read = read_small(&entry.path())
+                .and_then(|content| Ok((content, entry.metadata()?.modified()?)));
+            match read {
+                Ok((content, since)) => all.push(LeaseFile {
+                    address,
+                    owner: parse_owner(&content),
+                    since,
+                }),
+                Err(cause) if is_absence(&cause) => {}
+                Err(cause) => return Err(self.failed("read", &address.to_string(), &cause)),
+            }
+        }
+        all.sort_by_key(|lease| lease.address);
+        Ok(all)
+    }
+
     /// Who has this address.
     pub fn holder(&self, address: IpAddr) -> Option<Holder> {
         Holder::read(&self.path(&address.to_string()), address)

@@ -8,37 +8,35 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cni::request::Attachment;
 use crate::host::files;
+use crate::ipam::store::census::{Owned, UNKNOWN};
 use crate::ipam::store::{Store, create_new, remove};
 use crate::net::parse_ip;
 
 const FILE: &str = ".gangplank.index";
 
 /// From how many leases on it is kept: each lease costs three system calls to read, the index ten.
-const WORTHWHILE: usize = 64;
+const WORTHWHILE: usize = 8;
 
 /// What is longer is not believed: a hundred thousand leases fit.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Stands for what is not an owner of the usual form; no container and no interface is called that.
-pub(super) const UNKNOWN: &str = "/";
-
 /// The index as it was read, believed at that moment. A line is ` ADDRESS CONTAINER INTERFACE`; it begins with `-`
 /// instead of the space when the lease is gone.
 #[derive(Debug)]
-pub(super) struct Index {
+pub struct Index {
     text: String,
 }
 
 /// What the index says about an attachment.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Claims {
+pub struct Claims {
     /// Its leases.
     pub mine: Vec<IpAddr>,
     /// Leases that name the container only.
@@ -51,10 +49,17 @@ impl Index {
     /// Reads the index; `None` when there is none or the directory has changed since it was written.
     pub fn load(store: &Store) -> Option<Index> {
         let file = files::itself().read(true).open(store.path(FILE)).ok()?;
-        let mut text = String::new();
-        file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+        let length = file.metadata().ok()?.len().min(MAX_BYTES);
+        let mut text = vec![0; usize::try_from(length).ok()?];
+        file.read_exact_at(&mut text, 0).ok()?;
+        let text = String::from_utf8(text).ok()?;
         // Asked behind the reading: who changes leases meanwhile changes the time first.
         let changed = fs::metadata(store.directory()).ok()?.modified().ok()?;
+        Index::believe(text, changed)
+    }
+
+    /// Takes a text for the index of a directory that was changed last at that time; `None` when it is not.
+    pub fn believe(text: String, changed: SystemTime) -> Option<Index> {
         let is_whole = (text.len() as u64) < MAX_BYTES;
         (is_whole && text.starts_with(&header(changed)?)).then_some(Index { text })
     }
@@ -62,7 +67,12 @@ impl Index {
     /// What it says about an attachment.
     pub fn claims(&self, who: &Attachment) -> Claims {
         let mut claims = Claims::default();
-        for (at, _) in self.text.match_indices(&format!(" {} ", who.container)) {
+        let named = format!(" {} ", who.container);
+        // Who is new is in no line, and that is seen sooner than where one would be.
+        if !self.text.contains(&named) {
+            return claims;
+        }
+        for (at, _) in self.text.match_indices(&named) {
             match self.line_around(at) {
                 Some((address, container, interface)) if container == who.container.as_str() => {
                     match interface {
@@ -101,9 +111,11 @@ impl Index {
         removed: &[IpAddr],
     ) -> io::Result<()> {
         let path = store.path(FILE);
-        let dead = self.text.matches("\n-").count() + removed.len();
-        if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
-            return remove(&path);
+        if !removed.is_empty() {
+            let dead = self.text.matches("\n-").count() + removed.len();
+            if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
+                return remove(&path);
+            }
         }
         let file = files::itself().write(true).open(&path)?;
         for address in removed {
@@ -126,18 +138,24 @@ impl Index {
 }
 
 /// Makes an index of all leases; not of few.
-pub(super) fn build(store: &Store, leases: &[(IpAddr, String, String)]) -> io::Result<()> {
+pub(super) fn build(store: &Store, leases: &[Owned]) -> io::Result<()> {
     if leases.len() < WORTHWHILE {
         return Ok(());
     }
-    let mut text = header(UNIX_EPOCH).unwrap_or_default();
-    for (address, container, interface) in leases {
-        push_line(&mut text, *address, container, interface);
-    }
+    let text = text_of(leases, UNIX_EPOCH);
     remove(&store.path(FILE))?;
     let file = create_new(&store.path(FILE))?;
     file.write_all_at(text.as_bytes(), 0)?;
     stamp(store, &file)
+}
+
+/// The index of these leases in a directory that was changed last at that time.
+pub fn text_of(leases: &[Owned], changed: SystemTime) -> String {
+    let mut text = header(changed).unwrap_or_default();
+    for lease in leases {
+        push_line(&mut text, lease.address, &lease.container, &lease.interface);
+    }
+    text
 }
 
 /// Makes the index believed.
@@ -187,15 +205,22 @@ mod tests {
             .unwrap()
     }
 
+    fn lease(n: usize) -> Owned {
+        Owned {
+            address: ip(n),
+            container: format!("c{n}"),
+            interface: "eth0".to_owned(),
+        }
+    }
+
     /// A directory with as many leases as it takes, and its index.
     fn indexed(scratch: &Scratch) -> Store {
         let store = Store::new(scratch.path(), &"net".parse().unwrap());
         fs::create_dir_all(store.directory()).unwrap();
-        let lease = |n| (ip(n), format!("c{n}"), "eth0".to_owned());
-        let leases: Vec<_> = (0..WORTHWHILE).map(lease).collect();
-        for (address, container, interface) in &leases {
-            let content = format!("{container}\r\n{interface}");
-            fs::write(store.path(&address.to_string()), content).unwrap();
+        let leases: Vec<Owned> = (0..WORTHWHILE).map(lease).collect();
+        for lease in &leases {
+            let content = format!("{}\r\n{}", lease.container, lease.interface);
+            fs::write(store.path(&lease.address.to_string()), content).unwrap();
         }
         build(&store, &leases).unwrap();
         store
@@ -275,7 +300,7 @@ mod tests {
         let scratch = Scratch::new();
         let store = Store::new(scratch.path(), &"net".parse().unwrap());
         fs::create_dir_all(store.directory()).unwrap();
-        build(&store, &[(ip(1), "c1".into(), "eth0".into())]).unwrap();
+        build(&store, &[lease(1)]).unwrap();
         assert!(!store.path(FILE).exists());
     }
 }

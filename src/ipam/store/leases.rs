@@ -8,9 +8,10 @@ use std::net::IpAddr;
 
 use crate::cni::request::Attachment;
 use crate::error::Error;
-use crate::ipam::lease_file::{Claim, claim, parse_owner, read_claim, read_small};
-use crate::ipam::store::index::{self, Index, UNKNOWN};
-use crate::ipam::store::{ASIDE, Locked, Store, address_of, is_absence};
+use crate::ipam::lease_file::{Claim, read_claim, read_small};
+use crate::ipam::store::census::{Census, Owned};
+use crate::ipam::store::index::{self, Index};
+use crate::ipam::store::{ASIDE, Locked, Store};
 
 /// The leases of a network, as far as an attachment is concerned.
 #[derive(Debug)]
@@ -28,8 +29,8 @@ pub struct Leases<'a> {
 /// How the leases are known.
 #[derive(Debug)]
 enum Source {
-    /// Address, container and interface of each that is somebody's.
-    Files(Vec<(IpAddr, String, String)>, HashSet<IpAddr>),
+    /// By reading each of them.
+    Files(Vec<Owned>, HashSet<IpAddr>),
     /// The set is made when it is needed: the next address is nearly always free.
     Index(Index, OnceCell<HashSet<IpAddr>>),
 }
@@ -86,37 +87,18 @@ impl Store {
     }
 
     fn scan_files(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
-        let (mut mine, mut of_container, mut owned) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut siblings, mut aside) = (false, false);
-        for entry in self.entries()? {
-            let Some(address) = address_of(&entry) else {
-                aside |= entry.file_name() == ASIDE;
-                continue;
-            };
-            let (container, interface) = match read_lease(&entry) {
-                Ok(content) => {
-                    match claim(&content, who) {
-                        Claim::Mine => mine.push(address),
-                        Claim::Containers => of_container.push(address),
-                        Claim::Siblings => siblings = true,
-                        Claim::Foreign => {}
-                        Claim::Garbled => continue,
-                    }
-                    owner(&content)
-                }
-                Err(cause) if is_absence(&cause) => continue,
-                // What cannot be read may well be somebody's.
-                Err(_) => (UNKNOWN.to_owned(), UNKNOWN.to_owned()),
-            };
-            owned.push((address, container, interface));
-        }
-        let taken = owned.iter().map(|(address, ..)| *address).collect();
+        let entries = self.entries()?;
+        let files = entries
+            .iter()
+            .map(|entry| (entry.file_name(), || read_lease(entry)));
+        let census = Census::of(files, who);
+        let taken = census.taken();
         Ok(Leases {
             store: self,
-            mine: or_else(mine, of_container),
-            siblings,
-            aside,
-            source: Source::Files(owned, taken),
+            mine: census.mine,
+            siblings: census.siblings,
+            aside: census.aside,
+            source: Source::Files(census.owned, taken),
         })
     }
 }
@@ -135,9 +117,11 @@ impl Locked<'_> {
             }
             Source::Files(mut owned, _) => {
                 let (container, interface) = (who.container.to_string(), who.interface.to_string());
-                let new = added
-                    .iter()
-                    .map(|address| (*address, container.clone(), interface.clone()));
+                let new = added.iter().map(|address| Owned {
+                    address: *address,
+                    container: container.clone(),
+                    interface: interface.clone(),
+                });
                 owned.extend(new);
                 index::build(self.store, &owned)
             }
@@ -161,13 +145,6 @@ fn read_lease(entry: &DirEntry) -> io::Result<Vec<u8>> {
     }
     // Not a lease and not ours to remove, but the address cannot have a file.
     Err(io::Error::other("not a file"))
-}
-
-fn owner(content: &[u8]) -> (String, String) {
-    match parse_owner(content) {
-        Some((container, interface)) => (container.to_string(), interface),
-        None => (UNKNOWN.to_owned(), UNKNOWN.to_owned()),
-    }
 }
 
 fn or_else(mine: Vec<IpAddr>, of_container: Vec<IpAddr>) -> Vec<IpAddr> {

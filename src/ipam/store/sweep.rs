@@ -54,7 +54,7 @@ impl Store {
         Ok(reclaimable)
     }
 
-    fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
+    pub(super) fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
         let entries = self.entries()?.into_iter();
         let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
         Ok(files.filter_map(|entry| address_of(&entry).map(|address| (entry, address))))
@@ -62,6 +62,18 @@ impl Store {
 }
 
 impl Locked<'_> {
+    /// Removes the files that are named after an address but name nobody. Tells the addresses.
+    ///
+    /// # Errors
+    /// When one cannot be read or removed.
+    pub fn clear_garbled(&self) -> Result<Vec<IpAddr>, Error> {
+        let all = self.store.all()?.into_iter();
+        let garbled = all.filter(|lease| lease.owner.is_none());
+        garbled
+            .map(|lease| self.take_back(lease.address).map(|()| lease.address))
+            .collect()
+    }
+
     /// Removes all leases that no valid attachment holds, whoever wrote them, and what crashed writers left.
     ///
     /// # Errors
@@ -70,8 +82,7 @@ impl Locked<'_> {
         let mut failures = Failures::default();
         for (entry, address) in self.store.lease_files()? {
             match read_small(&entry.path()) {
-                Ok(content)
-                    if parse_owner(&content).is_some_and(|owner| is_valid(&owner, valid)) => {}
+                Ok(content) if is_kept(&content, valid) => {}
                 Ok(_) => {
                     failures.note(self.take_back(address));
                 }
@@ -86,6 +97,11 @@ impl Locked<'_> {
         failures.note(self.clear_aside());
         failures.into_result()
     }
+}
+
+/// Whether GC leaves a lease with that content where it is.
+pub fn is_kept(content: &[u8], valid: &ValidAttachments) -> bool {
+    parse_owner(content).is_some_and(|owner| is_valid(&owner, valid))
 }
 
 /// A lease of the legacy form, without an interface, may be of any interface of its container.

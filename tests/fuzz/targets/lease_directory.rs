@@ -1,123 +1,170 @@
-//! A network's directory with any files in it: ADD, CHECK and DEL of host-local in a directory of its own in memory.
+//! A network's directory with any files in it, in memory: who has which address, which one is next, what the index
+//! says of it and what GC leaves. A test beside host-local does the same with real files, less often.
 
 #![no_main]
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{Error, ErrorKind};
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, UNIX_EPOCH};
 
+use gangplank::cni::ValidAttachments;
 use gangplank::cni::conf::NetConf;
 use gangplank::cni::request::{Args, Attachment};
-use gangplank::ipam::HostLocal;
+use gangplank::ipam::allocate::next_free;
+use gangplank::ipam::config::Config;
 use gangplank::ipam::lease_file::{Claim, claim};
+use gangplank::ipam::store::census::{Census, address_named, parse_cursor};
+use gangplank::ipam::store::index::{Index, text_of};
+use gangplank::ipam::store::is_kept;
 use libfuzzer_sys::fuzz_target;
 
-/// At most this many files: each one costs some system calls.
-const FILES: usize = 6;
+/// The file of the index.
+const INDEX: &[u8] = b".gangplank.index";
+
+/// Names with what they hold: each name once, as in a directory.
+type Files<'a> = BTreeMap<&'a [u8], &'a [u8]>;
 
 struct Place {
-    directory: PathBuf,
-    outside: PathBuf,
-    plugin: HostLocal,
-    who: Attachment,
+    config: Config,
+    attachments: [Attachment; 3],
+    /// With the first of them alone.
+    valid: ValidAttachments,
 }
 
 fuzz_target!(|data: &[u8]| {
     static PLACE: OnceLock<Place> = OnceLock::new();
     let place = PLACE.get_or_init(Place::new);
-    let _ = fs::remove_dir_all(&place.directory);
-    fs::create_dir(&place.directory).unwrap();
+    let mut files = Files::new();
     let mut pieces = data.split(|byte| *byte == b'|');
-    for _ in 0..FILES {
-        let (Some(name), Some(content)) = (pieces.next(), pieces.next()) else {
-            break;
-        };
-        place.fill(name, content);
+    while let (Some(name), Some(content)) = (pieces.next(), pieces.next()) {
+        files.entry(name).or_insert(content);
     }
-    place.live();
-    assert_eq!(fs::read(&place.outside).unwrap(), b"outside", "a link was followed");
+    for who in &place.attachments {
+        let census = census(&files, who);
+        place.give(&files, who, &census);
+        place.index(&files, who, &census);
+    }
+    place.collect(&files);
 });
+
+/// What reading gives: `>` stands for a symbolic link, `/` for a directory, `?` for a file that is gone meanwhile.
+fn read(content: &[u8]) -> Result<Vec<u8>, Error> {
+    match content.first() {
+        Some(b'>' | b'/') => Err(Error::other("not a file")),
+        Some(b'?') => Err(ErrorKind::NotFound.into()),
+        _ => Ok(content.to_vec()),
+    }
+}
+
+fn census(files: &Files, who: &Attachment) -> Census {
+    let entries = files.iter().map(|(name, content)| (OsStr::from_bytes(name), || read(content)));
+    Census::of(entries, who)
+}
+
+/// What the file of an address says of an attachment; `None` when there is none or it cannot be read.
+fn claim_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<Claim> {
+    let content = read(files.get(address.to_string().as_bytes())?).ok()?;
+    Some(claim(&content, who))
+}
+
+/// Whether there is nothing of that name that could be somebody's.
+fn is_nobodys(files: &Files, address: IpAddr, who: &Attachment) -> bool {
+    match files.get(address.to_string().as_bytes()).map(|content| read(content)) {
+        None => true,
+        Some(Ok(content)) => claim(&content, who) == Claim::Garbled,
+        Some(Err(cause)) => cause.kind() == ErrorKind::NotFound,
+    }
+}
 
 impl Place {
     fn new() -> Place {
-        let root = PathBuf::from(format!("/dev/shm/gangplank-fuzz-{}", std::process::id()));
-        fs::create_dir_all(&root).unwrap();
-        let text = format!(
-            r#"{{"cniVersion":"1.0.0","name":"net","ipam":{{"type":"host-local","dataDir":"{}","ranges":
-            [[{{"subnet":"10.1.0.0/29"}}],[{{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}}]]}}}}"#,
-            root.display()
-        );
-        let conf = NetConf::parse(text.into_bytes()).unwrap();
-        let outside = root.join("outside");
-        fs::write(&outside, "outside").unwrap();
+        let text = r#"{"cniVersion":"1.0.0","name":"net","ipam":{"type":"host-local","ranges":
+            [[{"subnet":"10.1.0.0/29"}],[{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}]]}}"#;
+        let conf = NetConf::parse(text.as_bytes().to_vec()).unwrap();
+        let attachment = |container: &str, interface: &str| Attachment {
+            container: container.parse().unwrap(),
+            interface: interface.parse().unwrap(),
+        };
+        let attachments = [("c1", "eth0"), ("c1", "net1"), ("10.1.0.2", "eth0")];
+        let attachments = attachments.map(|(container, interface)| attachment(container, interface));
         Place {
-            directory: root.join("net"),
-            outside,
-            plugin: HostLocal::parse(&conf, &Args::default()).unwrap(),
-            who: Attachment {
-                container: "c1".parse().unwrap(),
-                interface: "eth0".parse().unwrap(),
-            },
+            config: Config::parse(&conf, &Args::default()).unwrap(),
+            valid: [attachments[0].clone()].into_iter().collect(),
+            attachments,
         }
     }
 
-    /// `>` makes a symbolic link out of the directory, `/` a directory; everything else is a file's content.
-    fn fill(&self, name: &[u8], content: &[u8]) {
-        let name = Path::new(std::ffi::OsStr::from_bytes(name));
-        if name.components().count() != 1 || name.as_os_str().as_bytes().contains(&b'/') {
-            return;
-        }
-        let path = self.directory.join(name);
-        if fs::symlink_metadata(&path).is_ok() {
-            return;
-        }
-        // What cannot be made is not there.
-        let _ = match content.first() {
-            Some(b'>') => symlink(&self.outside, path),
-            Some(b'/') => fs::create_dir(path),
-            _ => fs::write(path, content),
+    /// The next address of each range is nobody's, and where there is none all are somebody's; with its lease the
+    /// attachment has it, and nobody has less than before.
+    fn give(&self, files: &Files, who: &Attachment, census: &Census) {
+        let taken = census.taken();
+        let mine = |address: &IpAddr| {
+            matches!(claim_of(files, *address, who), Some(Claim::Mine | Claim::Containers))
         };
-    }
-
-    /// The files that are somebody's, with their content.
-    fn leases(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        let entries = fs::read_dir(&self.directory).unwrap();
-        let files = entries.filter_map(|entry| {
-            let path = entry.unwrap().path();
-            path.file_name()?.to_str()?.parse::<std::net::IpAddr>().ok()?;
-            let is_file = fs::symlink_metadata(&path).unwrap().is_file();
-            let content = fs::read(&path).ok().filter(|_| is_file)?;
-            (claim(&content, &self.who) != Claim::Garbled).then_some((path, content))
-        });
-        files.collect()
-    }
-
-    fn live(&self) {
-        let before = self.leases();
-        let Ok(lease) = self.plugin.reserve(&self.who) else {
-            for (path, content) in before {
-                assert_eq!(fs::read(path).unwrap(), content, "a refusal changes nothing");
-            }
-            return;
-        };
-        assert_eq!(lease.ips.len(), 2);
-        for ip in &lease.ips {
-            let path = self.directory.join(ip.address.address().to_string());
-            assert!(before.iter().all(|(taken, _)| *taken != path), "{path:?} was somebody's");
-            assert_eq!(fs::read(path).unwrap(), b"c1\r\neth0");
+        assert!(census.mine.iter().all(mine));
+        assert!(taken.iter().all(|address| !is_nobodys(files, *address, who)));
+        for (index, pool) in self.config.pools.iter().enumerate() {
+            let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
+            let last = cursor.and_then(|content| parse_cursor(content));
+            let is_taken = |address| taken.contains(&address);
+            let Some((range, address)) = next_free(&pool.set, last, &self.config.gateways, is_taken) else {
+                let there = taken.iter().filter(|address| pool.set.range_of(**address).is_some());
+                assert!(there.count() as u128 >= pool.set.usable(&self.config.gateways));
+                continue;
+            };
+            assert!(range.contains(address) && !range.is_edge(address));
+            assert!(!self.config.gateways.contains(&address));
+            assert!(is_nobodys(files, address, who), "{address} is somebody's");
+            let (name, lease) = (address.to_string(), format!("{}\r\n{}", who.container, who.interface));
+            let mut after = files.clone();
+            after.insert(name.as_bytes(), lease.as_bytes());
+            let after = self::census(&after, who);
+            assert!(after.mine.contains(&address) && after.taken().is_superset(&taken));
+            assert_eq!(after.siblings, census.siblings);
         }
-        self.plugin.check(&self.who).unwrap();
-        let held = self.plugin.held(&self.who).unwrap();
-        self.plugin.release(&self.who, &held).unwrap();
-        let left = self.plugin.held(&self.who).unwrap();
-        let legacy = before.iter().any(|(_, content)| content.trim_ascii() == b"c1");
-        assert!(left.addresses().is_empty() || legacy);
-        for (path, content) in before {
-            if !matches!(claim(&content, &self.who), Claim::Mine | Claim::Containers) {
-                assert_eq!(fs::read(path).unwrap(), content, "somebody else's lease is untouched");
+    }
+
+    /// The index says the same as the leases, wherever it is believed; any other text is no harm.
+    fn index(&self, files: &Files, who: &Attachment, census: &Census) {
+        let changed = UNIX_EPOCH + Duration::new(1_700_000_000, 5);
+        let text = text_of(&census.owned, changed);
+        assert!(Index::believe(text.clone(), changed + Duration::from_nanos(1)).is_none());
+        let index = Index::believe(text.clone(), changed).unwrap();
+        assert_eq!(index.addresses(), census.taken());
+        let claims = index.claims(who);
+        let is = |expected: Claim| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
+        if claims.mine.iter().all(is(Claim::Mine)) && claims.of_container.iter().all(is(Claim::Containers)) {
+            let mut told = if claims.mine.is_empty() { claims.of_container } else { claims.mine };
+            let mut seen = census.mine.clone();
+            told.sort();
+            seen.sort();
+            assert_eq!(told, seen);
+            assert!(claims.siblings || !census.siblings);
+        }
+        if let Some(garbage) = files.get(INDEX) {
+            let head = text.lines().next().unwrap_or_default();
+            let text = format!("{head}\n{}", String::from_utf8_lossy(garbage));
+            let index = Index::believe(text, changed).unwrap();
+            index.addresses();
+            index.claims(who);
+        }
+    }
+
+    /// What GC keeps is a valid attachment's, and what a valid attachment claims is kept.
+    fn collect(&self, files: &Files) {
+        let valid = &self.attachments[0];
+        for (name, content) in files {
+            let Some(address) = address_named(OsStr::from_bytes(name)) else { continue };
+            let kept = is_kept(content, &self.valid);
+            if matches!(claim_of(files, address, valid), Some(Claim::Mine | Claim::Containers)) {
+                assert!(kept, "{address} is valid");
             }
+            let names_it = content.windows(2).any(|bytes| bytes == b"c1");
+            assert!(names_it || !kept, "{address} is nobody's");
         }
     }
 }

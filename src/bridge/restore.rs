@@ -1,0 +1,215 @@
+//! Putting back what others took from living containers: a firewall reload the rules, a network manager the bridge's
+//! address or its ports.
+//!
+//! [`plan`] compares what there is with what the configuration asks for, without touching anything; [`Repair::carry_out`]
+//! does one thing of it. Nothing is restored for containers that are gone.
+
+use std::fmt;
+
+use crate::bridge::attach::{ensure_bridge, failed};
+use crate::bridge::config::BridgeConfig;
+use crate::bridge::spoof::Guard;
+use crate::bridge::{gateway, passage, ports};
+use crate::cni::request::{Attachment, Id};
+use crate::error::Error;
+use crate::forward::Forwarding;
+use crate::host::netlink::{Link, Netlink, PortFlags};
+use crate::host::sysctl::{self, Parameter};
+use crate::masquerade::Masquerade;
+use crate::net::{Cidr, Family, IfName, Mac};
+
+/// A container that has its link.
+#[derive(Clone, Debug)]
+pub struct Living {
+    /// Which one.
+    pub who: Attachment,
+    /// The end of its link on the host.
+    pub link: Link,
+    /// Its addresses with the prefix length of their subnets.
+    pub addresses: Vec<Cidr>,
+    /// The MAC address of its own end, where it is known.
+    pub mac: Option<Mac>,
+    /// Whether all its addresses are masqueraded.
+    pub is_masqueraded: bool,
+}
+
+/// The bridge as it is.
+#[derive(Clone, Debug)]
+pub struct Present {
+    /// The link of the bridge's name.
+    pub bridge: Option<Link>,
+    /// The addresses of the link that should have the gateways'.
+    pub addresses: Vec<Cidr>,
+    /// The families that the host does not forward.
+    pub not_forwarded: Vec<Family>,
+}
+
+/// One thing to put back.
+#[derive(Clone, Debug)]
+pub enum Repair {
+    /// The bridge is missing, down or not promiscuous though it should be.
+    Bridge,
+    /// The bridge lacks addresses of gateways.
+    Gateways(Vec<Cidr>),
+    /// The host does not forward packets of a family.
+    Forwarding(Family),
+    /// A port is not on the bridge, down, or treated in another way than is asked for.
+    Port(Living),
+    /// Rules that keep a container from using another MAC address.
+    Guard(Living, Mac),
+    /// Rules that masquerade a container.
+    Masquerade(Living),
+    /// Rules that let packets of the bridge pass FORWARD (`forwardAccept`).
+    Passage(Forwarding, Vec<Family>),
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Repair::Bridge => f.write_str("the bridge itself, up and with its flags"),
+            Repair::Gateways(gateways) => {
+                let list: Vec<String> = gateways.iter().map(Cidr::to_string).collect();
+                write!(f, "gateway address {} on the bridge", list.join(" and "))
+            }
+            Repair::Forwarding(family) => write!(f, "forwarding of {family}"),
+            Repair::Port(living) => write!(
+                f,
+                "port {} on the bridge, for {}",
+                living.link.title(),
+                living.who
+            ),
+            Repair::Guard(living, mac) => write!(f, "MAC address check for {} ({mac})", living.who),
+            Repair::Masquerade(living) => write!(f, "masquerading of {}", living.who),
+            Repair::Passage(..) => f.write_str("the bridge's rules in FORWARD"),
+        }
+    }
+}
+
+/// What is to be put back, in the order in which it must be. `gateways` are the addresses that the bridge should have.
+///
+/// # Errors
+/// When the rules of guards cannot be listed.
+pub fn plan(
+    config: &BridgeConfig,
+    present: &Present,
+    gateways: &[Cidr],
+    living: Vec<Living>,
+) -> Result<Vec<Repair>, Error> {
+    let mut repairs = Vec::new();
+    if living.is_empty() {
+        return Ok(repairs);
+    }
+    let bridge = present.bridge.as_ref();
+    if bridge.is_none_or(|bridge| !bridge.is_up || (config.promiscuous && !bridge.is_promiscuous)) {
+        repairs.push(Repair::Bridge);
+    }
+    let wanted = wanted_flags(config);
+    let is_right = |link: &Link| {
+        let is_port = link.master.is_some() && link.master == bridge.map(|bridge| bridge.index);
+        is_port && (link.is_up || config.leave_down) && link.port == Some(wanted)
+    };
+    let loose = living.iter().filter(|living| !is_right(&living.link));
+    repairs.extend(loose.cloned().map(Repair::Port));
+    // Behind the ports, for these are told.
+    let lacks = |gateway: &&Cidr| !present.addresses.contains(gateway);
+    if gateways.iter().any(|gateway| lacks(&gateway)) {
+        repairs.push(Repair::Gateways(
+            gateways.iter().filter(lacks).copied().collect(),
+        ));
+    }
+    let off = present.not_forwarded.iter().copied();
+    let is_needed = |family: &Family| gateways.iter().any(|gateway| gateway.family() == *family);
+    repairs.extend(off.filter(is_needed).map(Repair::Forwarding));
+    let addresses = living.iter().flat_map(|it| it.addresses.clone());
+    let families = passage::families(&addresses.collect::<Vec<Cidr>>());
+    if let Some(forwarding) = &config.forwarding
+        && forwarding.check(&families).is_err()
+    {
+        repairs.push(Repair::Passage(forwarding.clone(), families));
+    }
+    for living in living {
+        if let Some(mac) = living.mac.filter(|_| config.guarded)
+            && let Ok(name) = living.link.name.parse()
+            && Guard::of(&living.who)?.differing(&name, mac)?.is_some()
+        {
+            repairs.push(Repair::Guard(living.clone(), mac));
+        }
+        if config.masquerade.is_some() && !living.is_masqueraded {
+            repairs.push(Repair::Masquerade(living));
+        }
+    }
+    Ok(repairs)
+}
+
+fn wanted_flags(config: &BridgeConfig) -> PortFlags {
+    PortFlags {
+        hairpin: config.hairpin,
+        isolated: config.isolated,
+    }
+}
+
+impl Repair {
+    /// Puts it back. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel or a program refuses; when the bridge has another address in a gateway's place.
+    pub fn carry_out(
+        &self,
+        host: &Netlink,
+        network: &Id,
+        config: &BridgeConfig,
+    ) -> Result<(), Error> {
+        match self {
+            Repair::Bridge => ensure_bridge(host, config).map(drop),
+            Repair::Gateways(gateways) => {
+                let bridge = ensure_bridge(host, config)?;
+                let interface = gateway::ensure(host, &bridge, gateways, config)?;
+                announce(host, &interface.unwrap_or(bridge))
+            }
+            Repair::Forwarding(family) => sysctl::enable_forwarding(*family).map_err(|cause| {
+                Error::failed(format!("cannot enable {family} forwarding: {cause}"))
+            }),
+            Repair::Port(living) => put_port(host, &living.link, config),
+            Repair::Guard(living, mac) => {
+                Guard::of(&living.who)?.install(&name_of(&living.link)?, *mac)
+            }
+            Repair::Masquerade(living) => {
+                let masquerade = Masquerade::of(network, &living.who);
+                let policy = config.masquerade.clone().unwrap_or_default();
+                masquerade.install(&living.addresses, &policy)?.finish()
+            }
+            Repair::Passage(forwarding, families) => forwarding.install(families),
+        }
+    }
+}
+
+fn put_port(host: &Netlink, link: &Link, config: &BridgeConfig) -> Result<(), Error> {
+    let bridge = ensure_bridge(host, config)?;
+    let name = name_of(link)?;
+    if link.master != Some(bridge.index) {
+        let put = host.set_bridge(link.index, bridge.index);
+        put.map_err(|cause| failed(&format!("attach to bridge {}", bridge.name), &name, cause))?;
+        if let Some(vlans) = &config.vlans {
+            ports::join_container_port(host, &name, &bridge, vlans)?;
+        }
+    }
+    let started = host.start_port(&name, wanted_flags(config), &link.alias);
+    started.map_err(|cause| failed("start port", &name, cause))
+}
+
+/// Tells the containers the MAC address of their gateway, which is another one when the bridge was made again (see
+/// [`crate::bridge::attach`]).
+fn announce(host: &Netlink, link: &Link) -> Result<(), Error> {
+    let name = name_of(link)?;
+    // Where the kernel has no such parameter it is found out by asking.
+    let _ = Parameter::ArpNotify.set(&name, 1);
+    let _ = Parameter::NdiscNotify.set(&name, 1);
+    let Some(mac) = link.mac else { return Ok(()) };
+    let told = host.set_mac(link.index, mac);
+    told.map_err(|cause| failed("announce the addresses of", &name, cause))
+}
+
+fn name_of(link: &Link) -> Result<IfName, Error> {
+    let parsed = link.name.parse();
+    parsed.map_err(|wrong: crate::net::ParseError| Error::failed(wrong.to_string()))
+}

@@ -1,0 +1,272 @@
+//! `gangplank conf`: a network configuration for a subnet, or for a Kubernetes Node object.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::bridge::config::BridgeConfig;
+use crate::bridge::open_host;
+use crate::cli::routes;
+use crate::cli::{Answer, args};
+use crate::cni::conf::NetConf;
+use crate::cni::request::Args;
+use crate::cni::result::pretty;
+use crate::error::{Code, Error};
+use crate::host::netlink::{Netlink, RouteQuery};
+use crate::ipam::HostLocal;
+use crate::net::{Cidr, Family};
+
+/// A list of plugins (CNI spec 1.1, section 1).
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List<'a> {
+    cni_version: &'a str,
+    name: &'a str,
+    plugins: Vec<Plugin<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Plugin<'a> {
+    Bridge(Bridge<'a>),
+    Portmap(Portmap),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Bridge<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    bridge: &'a str,
+    is_gateway: bool,
+    ip_masq: bool,
+    #[serde(
+        rename = "nonMasqueradeCIDRs",
+        skip_serializing_if = "<[Cidr]>::is_empty"
+    )]
+    non_masquerade: &'a [Cidr],
+    hairpin_mode: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    ipam: HostLocalConf,
+}
+
+#[derive(Serialize)]
+struct HostLocalConf {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    ranges: Vec<[Subnet; 1]>,
+    routes: Vec<Destination>,
+}
+
+#[derive(Serialize)]
+struct Subnet {
+    subnet: Cidr,
+}
+
+#[derive(Serialize)]
+struct Destination {
+    dst: Cidr,
+}
+
+#[derive(Serialize)]
+struct Portmap {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    capabilities: PortMappings,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PortMappings {
+    port_mappings: bool,
+}
+
+/// Works the configuration out, and prints it or writes it.
+///
+/// # Errors
+/// What the plugin would refuse too; a subnet that overlaps a route of this machine; a Node without ranges. Nothing is
+/// written then.
+pub fn conf(
+    asked: &args::Conf,
+    stdin: impl FnOnce() -> Result<String, Error>,
+) -> Result<Answer, Error> {
+    let subnets = match asked.subnets.is_empty() {
+        true => of_node(&stdin()?)?,
+        false => asked.subnets.clone(),
+    };
+    let subnets: Vec<Cidr> = subnets.into_iter().map(Cidr::network).collect();
+    for family in Family::BOTH {
+        let of_family: Vec<String> = subnets
+            .iter()
+            .filter(|it| it.family() == family)
+            .map(Cidr::to_string)
+            .collect();
+        if of_family.len() > 1 {
+            let what = format!(
+                "{} are both {family}: a pod gets one address of each family",
+                of_family.join(" and ")
+            );
+            return Err(Error::new(Code::INVALID_CONFIG, what));
+        }
+    }
+    let host = open_host()?;
+    refuse_overlap(&host, &subnets, &asked.bridge)?;
+    let mtu = match asked.mtu {
+        Some(mtu) => Some(mtu),
+        None => uplink_mtu(&host, asked.overhead)?,
+    };
+    let document = pretty(&list(asked, subnets, mtu)) + "\n";
+    validate(&document)?;
+    match &asked.output {
+        None => Ok(Answer::done(document)),
+        Some(file) => {
+            write(file, &document)?;
+            Ok(Answer::done(format!("{}: written\n", file.display())))
+        }
+    }
+}
+
+fn list(asked: &args::Conf, subnets: Vec<Cidr>, mtu: Option<u32>) -> List<'_> {
+    let routes = subnets.iter().map(|subnet| Destination {
+        dst: subnet.family().default_destination(),
+    });
+    let bridge = Bridge {
+        kind: "bridge",
+        bridge: &asked.bridge,
+        is_gateway: true,
+        ip_masq: !asked.no_masquerade,
+        non_masquerade: &asked.non_masquerade,
+        hairpin_mode: true,
+        mtu,
+        ipam: HostLocalConf {
+            kind: "host-local",
+            routes: routes.collect(),
+            ranges: subnets
+                .into_iter()
+                .map(|subnet| [Subnet { subnet }])
+                .collect(),
+        },
+    };
+    let portmap = asked.portmap.then_some(Plugin::Portmap(Portmap {
+        kind: "portmap",
+        capabilities: PortMappings {
+            port_mappings: true,
+        },
+    }));
+    List {
+        cni_version: &asked.cni_version,
+        name: &asked.name,
+        plugins: [Plugin::Bridge(bridge)]
+            .into_iter()
+            .chain(portmap)
+            .collect(),
+    }
+}
+
+/// The ranges of the one node on stdin.
+fn of_node(text: &str) -> Result<Vec<Cidr>, Error> {
+    let nodes = routes::parse(text)?;
+    let [node] = &nodes[..] else {
+        let what = format!(
+            "stdin has {} nodes, but the configuration is of one",
+            nodes.len()
+        );
+        return Err(Error::new(Code::INVALID_CONFIG, what).details("kubectl get node NAME -o json"));
+    };
+    if node.ranges.is_empty() {
+        let what = format!("node {} has no spec.podCIDRs", node.name);
+        return Err(Error::new(Code::INVALID_CONFIG, what).details(
+            "kube-controller-manager gives them with --allocate-node-cidrs and --cluster-cidr; or name a subnet here",
+        ));
+    }
+    Ok(node.ranges.clone())
+}
+
+/// Refuses a subnet to which this machine has a route already, unless that is by the bridge itself.
+fn refuse_overlap(host: &Netlink, subnets: &[Cidr], bridge: &str) -> Result<(), Error> {
+    let unreadable = |cause| Error::failed(format!("cannot list this machine's routes: {cause}"));
+    let links = host.links().map_err(unreadable)?;
+    for subnet in subnets {
+        let family = subnet.family();
+        let routes = host
+            .routes(RouteQuery { family, link: None })
+            .map_err(unreadable)?;
+        for route in routes
+            .iter()
+            .filter(|route| !route.dst.is_default() && route.dst.overlaps(*subnet))
+        {
+            let link = links
+                .iter()
+                .find(|link| Some(link.index) == route.link)
+                .map_or("?", |link| &link.name);
+            if link == bridge {
+                continue;
+            }
+            let via = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+            let what = format!(
+                "subnet {subnet} overlaps a route of this machine: {}{via} dev {link}",
+                route.dst
+            );
+            return Err(Error::new(Code::INVALID_CONFIG, what)
+                .details("pods with these addresses would not be reached; choose another subnet, or remove the route"));
+        }
+    }
+    Ok(())
+}
+
+/// The MTU of the way to the world, less what a tunnel takes; `None` where there is no such way.
+fn uplink_mtu(host: &Netlink, overhead: u32) -> Result<Option<u32>, Error> {
+    let unreadable = |cause| {
+        Error::failed(format!(
+            "cannot look up this machine's default route: {cause}"
+        ))
+    };
+    match host.uplink_mtu().map_err(unreadable)? {
+        None => Ok(None),
+        Some(mtu) => match mtu.checked_sub(overhead) {
+            Some(left) if left > 0 => Ok(Some(left)),
+            _ => Err(Error::config(
+                "--overhead",
+                overhead,
+                format!("the uplink has an MTU of {mtu}"),
+            )),
+        },
+    }
+}
+
+/// What is printed must be what the plugin takes.
+fn validate(document: &str) -> Result<(), Error> {
+    let mut list: serde_json::Value = serde_json::from_str(document)
+        .map_err(|cause| Error::failed(format!("internal error: {cause}")))?;
+    let (name, version) = (list["name"].take(), list["cniVersion"].take());
+    let mut plugin = list["plugins"][0].take();
+    plugin["name"] = name;
+    plugin["cniVersion"] = version;
+    let conf = NetConf::parse(plugin.to_string().into_bytes())?;
+    BridgeConfig::parse(&conf, &Args::default())?;
+    HostLocal::parse(&conf, &Args::default()).map(drop)
+}
+
+/// Writes a file aside and renames it, so that a runtime sees all of it or nothing.
+fn write(file: &Path, content: &str) -> Result<(), Error> {
+    let aside = file.with_extension("gangplank-new");
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(&aside)
+        .and_then(|mut to| {
+            to.write_all(content.as_bytes())
+                .and_then(|()| to.sync_all())
+        })
+        .and_then(|()| fs::rename(&aside, file));
+    written.map_err(|cause| {
+        let _ = fs::remove_file(&aside);
+        Error::failed(format!("cannot write {}: {cause}", file.display()))
+    })
+}

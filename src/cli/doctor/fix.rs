@@ -1,0 +1,46 @@
+//! The repairs that are safe: each is what a verb of the plugin or `reconcile` does too.
+
+use crate::bridge;
+use crate::cli::doctor::finding::Fix;
+use crate::cli::node::Node;
+use crate::cli::reconcile;
+use crate::cni::request::{Attachment, Request, Verb};
+use crate::error::Error;
+use crate::host::sysctl::{self, Parameter};
+use crate::masquerade;
+
+/// Repairs one thing. `cni_path` is where plugins are, for an IPAM plugin that has to release.
+///
+/// # Errors
+/// When it could not be repaired.
+pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
+    match fix {
+        Fix::Detach(at, who) => detach(node, *at, who, cni_path),
+        Fix::ClearGarbled(at) => match &node.networks[*at].configured.host_local {
+            Some(host_local) => host_local.clear_garbled().map(drop),
+            None => Ok(()),
+        },
+        Fix::Unmasquerade(network, valid) => masquerade::sweep(network, valid),
+        Fix::Restore(at, repair) => reconcile::mend(node, &node.networks[*at], repair),
+        Fix::Forward(family) => sysctl::enable_forwarding(*family)
+            .map_err(|cause| Error::failed(format!("cannot enable {family} forwarding: {cause}"))),
+        Fix::AcceptAdvertisements(interface) => {
+            Parameter::AcceptRa.set(interface, 2).map_err(|cause| {
+                Error::failed(format!("cannot set accept_ra of {interface}: {cause}"))
+            })
+        }
+    }
+}
+
+fn detach(node: &Node, at: usize, who: &Attachment, cni_path: &str) -> Result<(), Error> {
+    let request = Request {
+        verb: Verb::Del {
+            who: who.clone(),
+            netns: None,
+        },
+        path: std::env::split_paths(cni_path).collect(),
+        args: String::new(),
+        own_netns_allowed: false,
+    };
+    bridge::del(&node.networks[at].configured.conf, &request, who, None)
+}

@@ -1,0 +1,247 @@
+//! Bridges, ports and MTUs.
+
+use crate::bridge::config::Gateway;
+use crate::bridge::restore::Repair;
+use crate::cli::doctor::addresses::{listed, some, titled};
+use crate::cli::doctor::finding::{Finding, Fix};
+use crate::cli::node::{Ailment, Network, Node};
+use crate::cli::reconcile;
+use crate::host::netlink::{Kind, Link};
+use crate::net::{Cidr, Family};
+
+/// Looks at the links of all networks.
+pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
+    for (at, network) in node.networks.iter().enumerate() {
+        if let Some(link) = node
+            .bridge(network)
+            .filter(|link| link.kind != Kind::Bridge)
+        {
+            findings.push(not_a_bridge(network, link));
+            continue;
+        }
+        let conflict = address_conflict(node, network);
+        let conflicts = conflict.is_some();
+        findings.extend(conflict);
+        lacking(node, network, at, conflicts, findings);
+        findings.extend(other_mtu(node, network));
+        findings.extend(uplink_mtu(node, network));
+        findings.extend(strangers(node, network));
+    }
+}
+
+fn not_a_bridge(network: &Network, link: &Link) -> Finding {
+    let cause = format!(
+        "network {} needs a bridge {}, but there is a {} of that name",
+        network.name(),
+        link.name,
+        link.kind
+    );
+    Finding::error("not-a-bridge", cause)
+        .shown_by(format!("ip -d link show dev {}", link.name))
+        .remedy("rename it, or name another bridge in the configuration")
+}
+
+/// The bridge has another IPv4 address in place of the gateway's (user-pain R9).
+fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
+    if network.configured.bridge.gateway == Gateway::None {
+        return None;
+    }
+    let link = node.gateway_link(network)?;
+    let present = node.addresses_of(link);
+    let pools = network
+        .configured
+        .host_local
+        .iter()
+        .flat_map(|it| it.pools());
+    let wanted: Vec<Cidr> = pools
+        .flat_map(|pool| pool.set.ranges())
+        .map(|range| range.with_prefix(range.gateway()))
+        .collect();
+    let is_other = |cidr: &&Cidr| cidr.family() == Family::V4 && !wanted.contains(cidr);
+    let has_v4 = wanted
+        .iter()
+        .any(|cidr| cidr.family() == Family::V4 && !present.contains(cidr));
+    let other = present.iter().find(is_other).filter(|_| has_v4)?;
+    let name = &link.name;
+    let cause = format!(
+        "bridge {name} has the address {other}, but network {} has the gateway {}",
+        network.name(),
+        listed(&wanted)
+    );
+    let ports = node
+        .links
+        .iter()
+        .filter(|port| port.master == Some(link.index));
+    let ports: Vec<String> = ports.map(Link::title).collect();
+    Some(
+        Finding::error("bridge-address", cause)
+            .shown_by(format!("{name} has {}", listed(&present)))
+            .shown_by(match ports.is_empty() {
+                true => format!("{name} has no ports"),
+                false => format!("its ports are {}", some(&ports)),
+            })
+            .remedy(format!("if no pod uses the old subnet: ip address del {other} dev {name}; or set forceAddress to true, so that ADD does it")),
+    )
+}
+
+/// What others took from living pods: all that `reconcile` would put back.
+fn lacking(
+    node: &Node,
+    network: &Network,
+    at: usize,
+    conflicts: bool,
+    findings: &mut Vec<Finding>,
+) {
+    let repairs = match reconcile::repairs(node, network) {
+        Ok(repairs) => repairs,
+        Err(error) => {
+            let cause = format!(
+                "what pods of network {} lack cannot be told",
+                network.name()
+            );
+            findings.push(
+                Finding::warning("not-seen", cause)
+                    .shown_by(error.to_string())
+                    .remedy("run it as root"),
+            );
+            return;
+        }
+    };
+    for repair in repairs {
+        let id = match &repair {
+            Repair::Bridge => "bridge-down",
+            Repair::Gateways(_) if conflicts => continue,
+            Repair::Gateways(_) => "gateway-address",
+            Repair::Forwarding(_) => "forwarding-off",
+            Repair::Port(_) => "port",
+            Repair::Guard(..) => "mac-check-missing",
+            Repair::Masquerade(_) => "masquerade-missing",
+            Repair::Passage(..) => "forward-accept-missing",
+        };
+        let cause = format!(
+            "network {} lacks {repair}, though pods live that need it",
+            network.name()
+        );
+        let bridge = &network.configured.bridge.bridge;
+        let evidence = match (&repair, node.bridge(network)) {
+            (Repair::Port(living) | Repair::Guard(living, _) | Repair::Masquerade(living), _) => {
+                format!(
+                    "{} has {} on {}",
+                    living.who,
+                    listed(&living.addresses),
+                    living.link.name
+                )
+            }
+            (_, None) => format!("there is no link {bridge}"),
+            (_, Some(link)) => format!(
+                "{bridge} is {}, with {}",
+                if link.is_up { "up" } else { "down" },
+                listed(&node.addresses_of(link))
+            ),
+        };
+        findings.push(
+            Finding::error(id, cause)
+                .shown_by(evidence)
+                .remedy("gangplank reconcile")
+                .fixed_by(Fix::Restore(at, Box::new(repair))),
+        );
+    }
+    for pod in &network.pods {
+        let is_bad = |it: &&Ailment| matches!(it, Ailment::Down);
+        if let (Some(_), Some(link)) = (pod.ailments.iter().find(is_bad), pod.link)
+            && node.links[link].is_up
+        {
+            let cause = format!(
+                "{} of network {} has a link on which no packets pass: its own end is down",
+                titled(pod),
+                network.name()
+            );
+            findings.push(
+                Finding::error("pod-link-down", cause)
+                    .shown_by(format!(
+                        "{} is up and without carrier",
+                        node.links[link].name
+                    ))
+                    .remedy(format!(
+                        "in the pod: ip link set {} up; or restart it",
+                        pod.who.interface
+                    )),
+            );
+        }
+    }
+}
+
+fn other_mtu(node: &Node, network: &Network) -> Option<Finding> {
+    let bridge = node.bridge(network)?;
+    let pods = network.pods.iter().filter_map(|pod| {
+        let mtu = pod.ailments.iter().find_map(|it| match it {
+            Ailment::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })?;
+        Some(format!("{} has {mtu}", titled(pod)))
+    });
+    let pods: Vec<String> = pods.collect();
+    if pods.is_empty() {
+        return None;
+    }
+    let cause = format!(
+        "pods of network {} have another MTU than bridge {}: packets that are too large vanish",
+        network.name(),
+        bridge.name
+    );
+    Some(
+        Finding::warning("mtu-differs", cause)
+            .shown_by(format!("{} has MTU {}", bridge.name, bridge.mtu))
+            .shown_by(some(&pods))
+            .remedy("restart these pods, so that they get the MTU that is configured now"),
+    )
+}
+
+/// Packets of pods do not fit through the uplink (user-pain R19).
+fn uplink_mtu(node: &Node, network: &Network) -> Option<Finding> {
+    let config = &network.configured.bridge;
+    if config.gateway == Gateway::None {
+        return None;
+    }
+    let bridge = node.bridge(network)?;
+    let narrow = Family::BOTH
+        .into_iter()
+        .flat_map(|family| node.uplink(family))
+        .min_by_key(|link| link.mtu)
+        .filter(|link| link.mtu < bridge.mtu && link.index != bridge.index)?;
+    let cause = format!(
+        "bridge {} has MTU {}, but the uplink {} takes {} bytes: what pods send through it can vanish",
+        bridge.name, bridge.mtu, narrow.name, narrow.mtu
+    );
+    Some(
+        Finding::warning("mtu-uplink", cause)
+            .shown_by(format!("the default route goes over {}", narrow.name))
+            .remedy(format!(
+                "set \"mtu\" to {} or to \"auto\" in {}, and restart the pods",
+                narrow.mtu,
+                network.configured.file.display()
+            )),
+    )
+}
+
+/// Ports that are no pod's, which a pod's link without a lease looks like when nobody remembers it.
+fn strangers(node: &Node, network: &Network) -> Option<Finding> {
+    let is_lost = |link: &&Link| {
+        link.kind == Kind::Veth && link.name.starts_with("veth") && link.name.len() == 15
+    };
+    let ports = network.strangers.iter().map(|at| &node.links[*at]);
+    let names: Vec<String> = ports.filter(is_lost).map(Link::title).collect();
+    if names.is_empty() || network.configured.host_local.is_none() {
+        return None;
+    }
+    let cause = format!(
+        "bridge {} has pods' links without a lease in network {}: others can be given their addresses",
+        network.configured.bridge.bridge,
+        network.name()
+    );
+    Some(
+        Finding::error("link-without-lease", cause)
+            .shown_by(some(&names))
+            .remedy("restart these pods; or if they are of another network on this bridge, put its configuration here"),
+    )
+}

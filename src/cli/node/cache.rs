@@ -1,0 +1,93 @@
+//! What runtimes remember of their ADDs: the cache of libcni, which containerd, CRI-O, podman, kubelet and cnitool use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cni::Version;
+use crate::cni::request::{Attachment, Id};
+use crate::cni::result::AddResult;
+use crate::cni::shape::{self, Shape};
+
+/// An attachment as a runtime remembers it.
+#[derive(Debug)]
+pub struct Cached {
+    /// Its network.
+    pub network: Id,
+    /// Which one it is.
+    pub who: Attachment,
+    /// `namespace/name` of the pod, where the runtime told it.
+    pub pod: Option<String>,
+    /// What ADD answered; `None` where that cannot be read.
+    pub result: Option<AddResult>,
+}
+
+impl Cached {
+    /// All that the directory holds; what is not of libcni is passed by, and so is a directory that is not there.
+    pub fn read_all(directory: &Path) -> Vec<Cached> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| Cached::read(&entry.path()))
+            .collect()
+    }
+
+    fn read(file: &PathBuf) -> Option<Cached> {
+        let root = shape::parse("cache", &fs::read(file).ok()?).ok()?;
+        let root = Shape::root("cache", &root);
+        let text = |key| root.text(key).ok().flatten();
+        if text("kind")? != "cniCacheV1" {
+            return None;
+        }
+        let result = root.object("result").ok().flatten();
+        let result = result.and_then(|result| AddResult::parse(&result, Version::NEWEST).ok());
+        Some(Cached {
+            network: text("networkName")?.parse().ok()?,
+            who: Attachment {
+                container: text("containerId")?.parse().ok()?,
+                interface: text("ifName")?.parse().ok()?,
+            },
+            pod: pod(&root),
+            result,
+        })
+    }
+
+    /// The names of the interfaces on the host that ADD told.
+    pub fn host_interfaces(&self) -> impl Iterator<Item = &str> {
+        let interfaces = self.result.iter().flat_map(|result| &result.interfaces);
+        interfaces
+            .filter(|interface| interface.sandbox.is_empty())
+            .map(|interface| &*interface.name)
+    }
+
+    /// The MAC address inside the container, and the path of its namespace.
+    pub fn inside(&self) -> Option<(&str, &str)> {
+        let mut interfaces = self.result.iter().flat_map(|result| &result.interfaces);
+        interfaces
+            .find(|interface| {
+                !interface.sandbox.is_empty() && interface.name == self.who.interface.as_str()
+            })
+            .map(|interface| (&*interface.mac, &*interface.sandbox))
+    }
+}
+
+/// From `[["K8S_POD_NAMESPACE", "default"], …]`.
+fn pod(root: &Shape) -> Option<String> {
+    let pairs = root.list("cniArgs").ok().flatten()?;
+    let value = |wanted: &str| {
+        pairs.iter().find_map(|pair| {
+            let texts = pair.clone().into_list().ok()?;
+            let texts: Vec<&str> = texts
+                .iter()
+                .filter_map(|text| text.as_text().ok())
+                .collect();
+            match texts[..] {
+                [key, value] if key == wanted => Some(value.to_owned()),
+                _ => None,
+            }
+        })
+    };
+    Some(format!(
+        "{}/{}",
+        value("K8S_POD_NAMESPACE")?,
+        value("K8S_POD_NAME")?
+    ))
+}

@@ -1,0 +1,250 @@
+//! The node as it is: configurations, leases, links, masquerading and what runtimes remember, put together once.
+//!
+//! Reads and changes nothing. What it is seen as belongs to [`crate::cli::status`] and [`crate::cli::doctor`].
+
+mod cache;
+mod configurations;
+mod pods;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::bridge::open_host;
+use crate::cli::args::Places;
+use crate::cni::request::Id;
+use crate::error::Error;
+use crate::host::netlink::{Address, Link, Netlink, RouteEntry};
+use crate::host::sysctl;
+use crate::ipam::{LeaseFile, Store};
+use crate::masquerade::Survey;
+use crate::net::{Cidr, Family};
+
+pub use cache::Cached;
+pub use configurations::{Configurations, Configured};
+pub use pods::{Ailment, Pod};
+
+/// All that is known of the node.
+pub struct Node {
+    /// The networks with a bridge, in the order of their files.
+    pub networks: Vec<Network>,
+    /// All that the directory of configurations holds besides.
+    pub unusable: Vec<(PathBuf, Error)>,
+    /// The types of all plugins that are named, each with a file that does.
+    pub plugins: Vec<(String, PathBuf)>,
+    /// The names of all networks, each with its file.
+    pub names: Vec<(String, PathBuf)>,
+    /// Leases of networks that no configuration names.
+    pub orphans: Vec<(Store, Vec<LeaseFile>)>,
+    /// What runtimes remember.
+    pub cache: Vec<Cached>,
+    /// All links.
+    pub links: Vec<Link>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
+    /// The ways of this machine to the world.
+    pub uplinks: Vec<RouteEntry>,
+    /// All masquerading.
+    pub survey: Survey,
+    /// A socket on the host's side.
+    pub host: Netlink,
+}
+
+/// One network.
+pub struct Network {
+    /// Its configuration.
+    pub configured: Configured,
+    /// Files that are named after an address.
+    pub leases: Vec<LeaseFile>,
+    /// The addresses whose leases are of an earlier boot, and so are free.
+    pub outlived: HashSet<IpAddr>,
+    /// Its pods.
+    pub pods: Vec<Pod>,
+    /// Ports of its bridge that belong to no pod we know, by the index in [`Node::links`].
+    pub strangers: Vec<usize>,
+}
+
+impl Node {
+    /// Looks at everything.
+    ///
+    /// # Errors
+    /// When a directory or the kernel cannot be read: half a picture would mislead.
+    pub fn look(places: &Places) -> Result<Node, Error> {
+        let unreadable = |what: &str| {
+            let what = format!("cannot list this machine's {what}");
+            move |cause| Error::failed(format!("{what}: {cause}"))
+        };
+        let found = Configurations::read(&places.conf_dir, &places.data_dir)?;
+        let host = open_host()?;
+        let mut node = Node {
+            networks: Vec::new(),
+            unusable: found.unusable,
+            plugins: found.plugins,
+            names: found.names,
+            orphans: Vec::new(),
+            cache: Cached::read_all(&places.cache_dir),
+            links: host.links().map_err(unreadable("links"))?,
+            addresses: host.all_addresses().map_err(unreadable("addresses"))?,
+            uplinks: host.uplinks().map_err(unreadable("routes"))?,
+            survey: Survey::take(),
+            host,
+        };
+        for configured in found.networks {
+            let network = node.network(configured)?;
+            node.networks.push(network);
+        }
+        node.orphans = node.orphans(places)?;
+        Ok(node)
+    }
+
+    fn network(&self, configured: Configured) -> Result<Network, Error> {
+        let (mut leases, mut outlived) = (Vec::new(), HashSet::new());
+        if let Some(host_local) = &configured.host_local {
+            leases = host_local.store().all()?;
+            outlived = host_local.store().outlived()?;
+        }
+        let mut network = Network {
+            configured,
+            leases,
+            outlived,
+            pods: Vec::new(),
+            strangers: Vec::new(),
+        };
+        network.pods = pods::gather(self, &network);
+        let bridge = self.bridge(&network).map(|bridge| bridge.index);
+        let known: HashSet<u32> = network
+            .pods
+            .iter()
+            .filter_map(|pod| pod.link.map(|at| self.links[at].index))
+            .collect();
+        let strange = self.links.iter().enumerate().filter(|(_, link)| {
+            bridge.is_some() && link.master == bridge && !known.contains(&link.index)
+        });
+        network.strangers = strange.map(|(at, _)| at).collect();
+        Ok(network)
+    }
+
+    fn orphans(&self, places: &Places) -> Result<Vec<(Store, Vec<LeaseFile>)>, Error> {
+        let entries = std::fs::read_dir(&places.data_dir)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Id>().ok());
+        let is_known = |name: &Id| self.names.iter().any(|(known, _)| known == name.as_str());
+        let mut orphans = Vec::new();
+        for name in names.filter(|name| !is_known(name)) {
+            let store = Store::new(&places.data_dir, &name);
+            let leases = store.all()?;
+            if !leases.is_empty() {
+                orphans.push((store, leases));
+            }
+        }
+        Ok(orphans)
+    }
+
+    /// The link of that name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The bridge of a network, or whatever has its name.
+    pub fn bridge(&self, network: &Network) -> Option<&Link> {
+        self.link(network.configured.bridge.bridge.as_str())
+    }
+
+    /// The link that has the gateways' addresses: the bridge, or for pods in a VLAN an interface beside it.
+    pub fn gateway_link(&self, network: &Network) -> Option<&Link> {
+        let vlans = network.configured.bridge.vlans.as_ref();
+        match vlans.and_then(|vlans| vlans.gateway.as_ref()) {
+            Some(interface) => self.link(interface.as_str()),
+            None => self.bridge(network),
+        }
+    }
+
+    /// The families that the host does not forward; one that the kernel does not have is not among them.
+    pub fn not_forwarded(&self) -> Vec<Family> {
+        let is_off = |family: &Family| sysctl::forwards(*family).is_ok_and(|forwards| !forwards);
+        Family::BOTH.into_iter().filter(is_off).collect()
+    }
+
+    /// The links of the way to the world of a family.
+    pub fn uplink(&self, family: Family) -> impl Iterator<Item = &Link> {
+        let routes = self
+            .uplinks
+            .iter()
+            .filter(move |route| route.dst.family() == family);
+        let indexes = routes.flat_map(RouteEntry::all_links);
+        indexes.filter_map(|index| self.links.iter().find(|link| link.index == index))
+    }
+
+    /// The addresses of a link but for those that the kernel makes up itself.
+    pub fn addresses_of(&self, link: &Link) -> Vec<Cidr> {
+        let of_link = self
+            .addresses
+            .iter()
+            .filter(|address| address.link == link.index);
+        of_link
+            .map(|address| address.cidr)
+            .filter(|cidr| !is_link_local(*cidr))
+            .collect()
+    }
+}
+
+fn is_link_local(cidr: Cidr) -> bool {
+    match cidr.address() {
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        IpAddr::V4(_) => false,
+    }
+}
+
+impl Network {
+    /// Its name.
+    pub fn name(&self) -> &Id {
+        &self.configured.conf.name
+    }
+
+    /// The gateways of the subnets that these addresses are in, with the prefix length of the subnets.
+    pub fn gateways_of(&self, addresses: &[Cidr]) -> Vec<Cidr> {
+        let pools = self.configured.host_local.iter().flat_map(|it| it.pools());
+        let ranges = pools.flat_map(|pool| pool.set.ranges());
+        let used = ranges.filter(|range| addresses.iter().any(|it| range.contains(it.address())));
+        let mut gateways: Vec<Cidr> = used
+            .map(|range| range.with_prefix(range.gateway()))
+            .collect();
+        gateways.dedup();
+        gateways
+    }
+
+    /// The families of its addresses.
+    pub fn families(&self) -> Vec<Family> {
+        self.configured
+            .host_local
+            .as_ref()
+            .map(|it| it.families())
+            .unwrap_or_default()
+    }
+
+    /// How many addresses of each range set somebody has, how many there are, and the set.
+    pub fn usage(&self) -> Vec<(usize, u128, String)> {
+        let Some(host_local) = &self.configured.host_local else {
+            return Vec::new();
+        };
+        let is_held =
+            |lease: &&LeaseFile| lease.owner.is_some() && !self.outlived.contains(&lease.address);
+        let held: Vec<IpAddr> = self
+            .leases
+            .iter()
+            .filter(is_held)
+            .map(|lease| lease.address)
+            .collect();
+        let pools = host_local.pools().iter();
+        pools
+            .map(|pool| {
+                let used = held
+                    .iter()
+                    .filter(|address| pool.set.range_of(**address).is_some());
+                (used.count(), host_local.usable(pool), pool.set.to_string())
+            })
+            .collect()
+    }
+}

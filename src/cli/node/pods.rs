@@ -1,0 +1,230 @@
+//! The pods of a network: who holds an address, has a link or is remembered, and what ails them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use crate::bridge::plan::host_interface;
+use crate::cli::node::{Cached, Network, Node};
+use crate::cni::request::Attachment;
+use crate::host::netlink::{Kind, Link, Netlink};
+use crate::host::netns::{Netns, OwnNetns};
+use crate::masquerade::Masquerade;
+use crate::net::Cidr;
+
+/// A pod on a network.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its container and interface.
+    pub who: Attachment,
+    /// `namespace/name`, where the link's alias or the runtime tells.
+    pub name: Option<String>,
+    /// The addresses it holds, with the prefix length of their subnets.
+    pub addresses: Vec<Cidr>,
+    /// When it got the first of them.
+    pub since: Option<SystemTime>,
+    /// Its end on the host, by the index in [`Node::links`].
+    pub link: Option<usize>,
+    /// The MAC address of its own end; `None` where nobody tells.
+    pub mac: Option<String>,
+    /// The runtime remembers it, and its namespace is there.
+    pub may_live: bool,
+    /// What is wrong with it.
+    pub ailments: Vec<Ailment>,
+}
+
+/// What can be wrong with a pod's attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ailment {
+    /// It holds an address, but has no link.
+    NoLink,
+    /// It holds an address, and its link, if it has one, has a name that we cannot know.
+    LinkUnknown,
+    /// It has a link, but holds no address.
+    NoLease,
+    /// Its lease is of an earlier boot, so that others may get its address.
+    Outlived,
+    /// Its link is down, or packets do not pass.
+    Down,
+    /// Its link is no port of the bridge.
+    Loose,
+    /// This address is not masqueraded.
+    Unmasqueraded(Cidr),
+    /// Its link has this MTU, the bridge another.
+    Mtu(u32),
+}
+
+impl Ailment {
+    /// In two or three words, for a table.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Ailment::NoLink => "no link",
+            Ailment::LinkUnknown => "link unknown",
+            Ailment::NoLease => "no lease",
+            Ailment::Outlived => "lease of an earlier boot",
+            Ailment::Down => "link down",
+            Ailment::Loose => "not on the bridge",
+            Ailment::Unmasqueraded(_) => "not masqueraded",
+            Ailment::Mtu(_) => "other MTU",
+        }
+    }
+}
+
+/// Puts the pods of a network together.
+pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
+    let mut held: BTreeMap<Attachment, (Vec<IpAddr>, Option<SystemTime>)> = BTreeMap::new();
+    for lease in &network.leases {
+        let Some((container, interface)) = &lease.owner else {
+            continue;
+        };
+        // Leases of the legacy form name no interface; there was only one then.
+        let interface = if interface.trim().is_empty() {
+            "eth0"
+        } else {
+            interface.trim()
+        };
+        let Ok(interface) = interface.parse() else {
+            continue;
+        };
+        let who = Attachment {
+            container: container.clone(),
+            interface,
+        };
+        let entry = held.entry(who).or_default();
+        entry.0.push(lease.address);
+        entry.1 = Some(entry.1.map_or(lease.since, |since| since.min(lease.since)));
+    }
+    for cached in node
+        .cache
+        .iter()
+        .filter(|cached| cached.network == *network.name())
+    {
+        held.entry(cached.who.clone()).or_default();
+    }
+    let pods = held.into_iter().map(|(who, (addresses, since))| {
+        let cached = node
+            .cache
+            .iter()
+            .find(|cached| cached.network == *network.name() && cached.who == who);
+        let link = link_of(node, network, &who, cached);
+        let mut pod = Pod {
+            name: cached.and_then(|cached| cached.pod.clone()).or_else(|| {
+                let alias = link.map(|at| node.links[at].alias.clone());
+                alias.filter(|alias| !alias.is_empty() && *alias != who.container.as_str())
+            }),
+            addresses: addresses
+                .into_iter()
+                .map(|address| with_prefix(network, address))
+                .collect(),
+            since,
+            mac: cached.and_then(mac_of),
+            may_live: cached.is_some_and(has_namespace),
+            link,
+            who,
+            ailments: Vec::new(),
+        };
+        pod.ailments = ailments(node, network, &pod, cached);
+        pod
+    });
+    pods.collect()
+}
+
+/// The pod's end on the host: by the name that we give, else by the one that the runtime remembers.
+fn link_of(
+    node: &Node,
+    network: &Network,
+    who: &Attachment,
+    cached: Option<&Cached>,
+) -> Option<usize> {
+    let bridge = network.configured.bridge.bridge.as_str();
+    let ours = host_interface(network.name(), who);
+    let told = cached
+        .into_iter()
+        .flat_map(Cached::host_interfaces)
+        .filter(|name| *name != bridge);
+    let find = |name: &str| {
+        let is_it = |link: &Link| link.name == name && link.kind == Kind::Veth;
+        node.links.iter().position(is_it)
+    };
+    std::iter::once(ours.as_str()).chain(told).find_map(find)
+}
+
+/// The MAC address as it is now, else as ADD told it.
+fn mac_of(cached: &Cached) -> Option<String> {
+    let (told, sandbox) = cached.inside()?;
+    let netns = Netns::open(sandbox, OwnNetns::Refused).ok();
+    let seen = netns.and_then(|netns| {
+        let pod = Netlink::open_in(&netns).ok()?;
+        pod.link(&cached.who.interface).ok()??.mac
+    });
+    seen.map(|mac| mac.to_string())
+        .or_else(|| (!told.is_empty()).then(|| told.to_owned()))
+}
+
+fn has_namespace(cached: &Cached) -> bool {
+    let opened = cached
+        .inside()
+        .map(|(_, sandbox)| Netns::open(sandbox, OwnNetns::Allowed));
+    opened.is_some_and(|opened| !opened.is_err_and(|cause| cause.is_gone()))
+}
+
+fn with_prefix(network: &Network, address: IpAddr) -> Cidr {
+    let mut pools = network
+        .configured
+        .host_local
+        .iter()
+        .flat_map(|it| it.pools());
+    let range = pools.find_map(|pool| pool.set.range_of(address));
+    range.map_or(Cidr::host(address), |range| range.with_prefix(address))
+}
+
+fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) -> Vec<Ailment> {
+    let mut ailments = Vec::new();
+    let config = &network.configured.bridge;
+    if pod
+        .addresses
+        .iter()
+        .any(|address| network.outlived.contains(&address.address()))
+    {
+        return vec![Ailment::Outlived];
+    }
+    if pod.addresses.is_empty() && network.configured.host_local.is_some() {
+        ailments.push(Ailment::NoLease);
+    }
+    let bridge = node.bridge(network);
+    match pod.link.map(|at| &node.links[at]) {
+        // The Go plugin's link has a name of its own: without the runtime's memory any port may be it.
+        None if cached.is_none() && bridge.is_some_and(|bridge| has_foreign_port(node, bridge)) => {
+            ailments.push(Ailment::LinkUnknown);
+        }
+        None => {
+            ailments.push(Ailment::NoLink);
+            return ailments;
+        }
+        Some(link) => {
+            if !link.is_up || !link.is_running {
+                ailments.push(Ailment::Down);
+            }
+            if link.master.is_none() || link.master != bridge.map(|bridge| bridge.index) {
+                ailments.push(Ailment::Loose);
+            }
+            if bridge.is_some_and(|bridge| bridge.mtu != link.mtu) {
+                ailments.push(Ailment::Mtu(link.mtu));
+            }
+        }
+    }
+    if let Some(policy) = &config.masquerade {
+        let masquerade = Masquerade::of(network.name(), &pod.who);
+        let lacking = node.survey.lacking(&masquerade, policy, &pod.addresses);
+        ailments.extend(lacking.map(Ailment::Unmasqueraded));
+    }
+    ailments
+}
+
+/// Whether a bridge has a port that the Go plugin may have made: its names are "veth" and eight digits.
+fn has_foreign_port(node: &Node, bridge: &Link) -> bool {
+    let is_foreign = |link: &Link| {
+        link.master == Some(bridge.index) && link.kind == Kind::Veth && link.name.len() == 12
+    };
+    node.links.iter().any(is_foreign)
+}

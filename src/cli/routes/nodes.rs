@@ -1,0 +1,287 @@
+//! The nodes of a cluster and their pod ranges, as they are given on stdin.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use crate::error::{Code, Error};
+use crate::net::{Cidr, ip_to_bits, parse_ip};
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name; its address, where the list has none.
+    pub name: String,
+    /// Its addresses inside the cluster, at most one of each family counts.
+    pub addresses: Vec<IpAddr>,
+    /// The ranges of its pods.
+    pub ranges: Vec<Cidr>,
+}
+
+/// What of a Kubernetes Node is read (API v1, "Node"); a list of them has `items`.
+#[derive(Deserialize)]
+struct Object {
+    #[serde(default)]
+    kind: String,
+    items: Option<Vec<Object>>,
+    #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Default, Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(default, rename = "podCIDR")]
+    pod_cidr: String,
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Status {
+    #[serde(default)]
+    addresses: Vec<Address>,
+}
+
+#[derive(Deserialize)]
+struct Address {
+    #[serde(rename = "type")]
+    kind: String,
+    address: String,
+}
+
+/// Reads `kubectl get nodes -o json`, one Node, or lines `ADDRESS CIDR` in which `#` begins a comment.
+///
+/// # Errors
+/// Code 6 for what is neither, 7 for a value in it that is wrong, an empty list, and ranges or addresses that two nodes
+/// have.
+pub fn parse(text: &str) -> Result<Vec<Node>, Error> {
+    let nodes = match text.trim_start().starts_with('{') {
+        true => parse_objects(text)?,
+        false => parse_lines(text)?,
+    };
+    if nodes.is_empty() {
+        let what =
+            "the list of nodes on stdin is empty: with no nodes, all routes would have to go";
+        return Err(
+            Error::new(Code::INVALID_CONFIG, what).details("is kubectl permitted to list them?")
+        );
+    }
+    refuse_shared(&nodes)?;
+    Ok(nodes)
+}
+
+fn parse_objects(text: &str) -> Result<Vec<Node>, Error> {
+    let object: Object = serde_json::from_str(text).map_err(|cause| {
+        Error::new(
+            Code::DECODE,
+            format!("stdin is not a list of Kubernetes nodes: {cause}"),
+        )
+        .details(
+            "it takes what kubectl get nodes -o json prints, or lines of an address and a range",
+        )
+    })?;
+    let objects = match object.items {
+        Some(items) => items,
+        None => vec![object],
+    };
+    objects.into_iter().map(node_of).collect()
+}
+
+fn node_of(object: Object) -> Result<Node, Error> {
+    let name = object.metadata.name;
+    if !matches!(object.kind.as_str(), "Node" | "") {
+        let what = format!(
+            "stdin has {name:?} of kind {}, which is no Node",
+            object.kind
+        );
+        return Err(Error::new(Code::INVALID_CONFIG, what));
+    }
+    if name.is_empty() {
+        let what = "stdin has a node without metadata.name";
+        return Err(Error::new(Code::INVALID_CONFIG, what));
+    }
+    let wrong = |wrong: crate::net::ParseError| wrong_in(&format!("node {name}"), wrong);
+    let internal = |address: &&Address| address.kind == "InternalIP";
+    let addresses = object.status.addresses.iter().filter(internal);
+    let addresses = addresses.map(|address| parse_ip(&address.address).map_err(wrong));
+    let ranges = match object.spec.pod_cidrs.is_empty() {
+        false => object.spec.pod_cidrs,
+        true => vec![object.spec.pod_cidr],
+    };
+    let ranges = ranges.iter().filter(|range| !range.is_empty());
+    let ranges = ranges.map(|range| range_of(range).map_err(wrong));
+    Ok(Node {
+        addresses: addresses.collect::<Result<_, _>>()?,
+        ranges: ranges.collect::<Result<_, _>>()?,
+        name,
+    })
+}
+
+fn parse_lines(text: &str) -> Result<Vec<Node>, Error> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let content = line.split('#').next().unwrap_or_default();
+        let words: Vec<&str> = content.split_whitespace().collect();
+        let place = format!("line {}", number + 1);
+        let wrong = |wrong: crate::net::ParseError| wrong_in(&place, wrong);
+        let (address, range) = match words[..] {
+            [] => continue,
+            [address, range] => (
+                parse_ip(address).map_err(wrong)?,
+                range_of(range).map_err(wrong)?,
+            ),
+            _ => {
+                let what = format!(
+                    "{place} on stdin is {:?}, but it must be an address and a range",
+                    line.trim()
+                );
+                return Err(Error::new(Code::DECODE, what).details(
+                    "for example 192.168.1.12 10.244.2.0/24; or give kubectl get nodes -o json",
+                ));
+            }
+        };
+        match nodes.iter_mut().find(|node| node.addresses == [address]) {
+            Some(node) => node.ranges.push(range),
+            None => nodes.push(Node {
+                name: address.to_string(),
+                addresses: vec![address],
+                ranges: vec![range],
+            }),
+        }
+    }
+    Ok(nodes)
+}
+
+/// A range with its host bits cleared.
+fn range_of(text: &str) -> Result<Cidr, crate::net::ParseError> {
+    text.parse::<Cidr>().map(Cidr::network)
+}
+
+fn wrong_in(place: &str, wrong: crate::net::ParseError) -> Error {
+    Error::new(Code::INVALID_CONFIG, format!("{place} on stdin: {wrong}"))
+}
+
+/// Two nodes cannot have the same address, nor ranges that share one.
+fn refuse_shared(nodes: &[Node]) -> Result<(), Error> {
+    let mut addresses: Vec<(IpAddr, &str)> = Vec::new();
+    let mut ranges: Vec<(Cidr, &str)> = Vec::new();
+    for node in nodes {
+        addresses.extend(node.addresses.iter().map(|address| (*address, &*node.name)));
+        ranges.extend(node.ranges.iter().map(|range| (*range, &*node.name)));
+    }
+    addresses.sort();
+    let same = addresses.windows(2).find(|pair| pair[0].0 == pair[1].0);
+    if let Some([(address, one), (_, other)]) = same {
+        let what = format!("nodes {one} and {other} both have the address {address}");
+        return Err(Error::new(Code::INVALID_CONFIG, what));
+    }
+    // In the order of their first addresses, what overlaps at all overlaps its neighbour.
+    ranges.sort_by_key(|(range, _)| (range.family(), ip_to_bits(range.address()), range.prefix()));
+    match ranges.windows(2).find(|pair| pair[0].0.overlaps(pair[1].0)) {
+        Some([(range, one), (inside, other)]) => {
+            let what =
+                format!("the pod ranges of nodes {one} and {other} overlap: {range} and {inside}");
+            Err(Error::new(Code::INVALID_CONFIG, what)
+                .details("no route was changed; give one of the two nodes another range"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_list_of_kubectl_is_read() {
+        let nodes = parse(
+            r#"{"apiVersion": "v1", "kind": "List", "items": [
+                {"kind": "Node", "metadata": {"name": "a", "labels": {"x": "y"}},
+                 "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]},
+                 "status": {"addresses": [{"type": "Hostname", "address": "a"},
+                    {"type": "InternalIP", "address": "192.168.0.1"}, {"type": "InternalIP", "address": "fd00::1"}]}},
+                {"kind": "Node", "metadata": {"name": "b"}, "spec": {"podCIDR": "10.1.1.0/24"}, "status": {}},
+                {"kind": "Node", "metadata": {"name": "c"}, "spec": {}}]}"#,
+        )
+        .unwrap();
+        let [a, b, c] = &nodes[..] else {
+            panic!("{nodes:?}")
+        };
+        assert_eq!((a.addresses.len(), a.ranges.len()), (2, 2));
+        assert_eq!(
+            (b.addresses.len(), b.ranges[0].to_string()),
+            (0, "10.1.1.0/24".to_owned())
+        );
+        assert_eq!(c.ranges, []);
+    }
+
+    #[test]
+    fn lines_are_read() {
+        let nodes = parse(
+            "# two nodes\n192.168.0.1  10.1.0.0/24 # a\n\n192.168.0.2\t10.1.1.7/24\n192.168.0.1 fd00::/64\n",
+        );
+        let nodes = nodes.unwrap();
+        assert_eq!(nodes.len(), 2);
+        assert_eq!(nodes[0].ranges.len(), 2);
+        assert_eq!(nodes[1].ranges[0].to_string(), "10.1.1.0/24");
+    }
+
+    #[test]
+    fn what_two_nodes_share_is_refused_by_both_names() {
+        let overlap = refusal("1.1.1.1 10.0.0.0/8\n1.1.1.2 11.0.0.0/24\n1.1.1.3 10.2.0.0/24\n");
+        assert!(
+            overlap.contains("1.1.1.1 and 1.1.1.3 overlap: 10.0.0.0/8 and 10.2.0.0/24"),
+            "{overlap}"
+        );
+        let twice = refusal("1.1.1.1 10.0.0.0/24\n1.1.1.2 10.0.0.0/24\n");
+        assert!(twice.contains("1.1.1.1 and 1.1.1.2"), "{twice}");
+        // What lies between does not hide it.
+        let hidden = refusal("1.1.1.1 10.0.0.0/8\n1.1.1.2 10.1.0.0/24\n1.1.1.3 10.2.0.0/24\n");
+        assert!(hidden.contains("overlap"), "{hidden}");
+        let node = |name: &str| {
+            format!(
+                r#"{{"metadata": {{"name": "{name}"}}, "status": {{"addresses": [{{"type": "InternalIP", "address": "1.1.1.1"}}]}}}}"#
+            )
+        };
+        let same = refusal(&format!(r#"{{"items": [{}, {}]}}"#, node("a"), node("b")));
+        assert!(
+            same.contains("nodes a and b both have the address 1.1.1.1"),
+            "{same}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        for (text, wanted) in [
+            ("", "empty"),
+            ("{\"items\": []}", "empty"),
+            ("{\"items\": [{}]}", "without metadata.name"),
+            (
+                "{\"kind\": \"Pod\", \"metadata\": {\"name\": \"x\"}}",
+                "kind Pod",
+            ),
+            ("{\"items\": 5}", "not a list of Kubernetes nodes"),
+            ("10.0.0.1\n", "line 1"),
+            ("10.0.0.1 x/24\n", "line 1"),
+            ("error: no server\n", "line 1"),
+        ] {
+            let refused = refusal(text);
+            assert!(refused.contains(wanted), "{text}: {refused}");
+        }
+    }
+}

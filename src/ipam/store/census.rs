@@ -1,0 +1,103 @@
+//! What the files of a directory say, worked out of names and contents alone: who has which address, and which are
+//! nobody's. Reads no file itself.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io;
+use std::net::IpAddr;
+
+use crate::cni::request::Attachment;
+use crate::ipam::lease_file::{Claim, claim, parse_owner};
+use crate::ipam::store::{ASIDE, is_absence};
+use crate::net::parse_ip;
+
+/// Stands for what is not an owner of the usual form; no container and no interface is called that.
+pub const UNKNOWN: &str = "/";
+
+/// An address that is somebody's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// The address.
+    pub address: IpAddr,
+    /// Whose it is, as far as that is known ([`UNKNOWN`]).
+    pub container: String,
+    /// Its interface; empty in the legacy form of a lease.
+    pub interface: String,
+}
+
+/// What a directory holds, as far as an attachment is concerned.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// The addresses of the attachment.
+    pub mine: Vec<IpAddr>,
+    /// Whether another interface of its container has an address.
+    pub siblings: bool,
+    /// Whether a writer crashed, or one is at work.
+    pub aside: bool,
+    /// All that nobody else can be given.
+    pub owned: Vec<Owned>,
+}
+
+impl Census {
+    /// Of the names in a directory, each with how to read what it holds. Only leases are read.
+    pub fn of<N, R>(files: impl IntoIterator<Item = (N, R)>, who: &Attachment) -> Census
+    where
+        N: AsRef<OsStr>,
+        R: FnOnce() -> io::Result<Vec<u8>>,
+    {
+        let mut census = Census::default();
+        let mut of_container = Vec::new();
+        for (name, read) in files {
+            let Some(address) = address_named(name.as_ref()) else {
+                census.aside |= name.as_ref() == ASIDE;
+                continue;
+            };
+            let owner = match read() {
+                Ok(content) => {
+                    match claim(&content, who) {
+                        Claim::Mine => census.mine.push(address),
+                        Claim::Containers => of_container.push(address),
+                        Claim::Siblings => census.siblings = true,
+                        Claim::Foreign => {}
+                        Claim::Garbled => continue,
+                    }
+                    parse_owner(&content)
+                }
+                Err(cause) if is_absence(&cause) => continue,
+                // What cannot be read may well be somebody's.
+                Err(_) => None,
+            };
+            let unknown = || (UNKNOWN.to_owned(), UNKNOWN.to_owned());
+            let (container, interface) = owner.map_or_else(unknown, |(container, interface)| {
+                (container.to_string(), interface)
+            });
+            census.owned.push(Owned {
+                address,
+                container,
+                interface,
+            });
+        }
+        if census.mine.is_empty() {
+            census.mine = of_container;
+        }
+        census
+    }
+
+    /// The addresses that are somebody's.
+    pub fn taken(&self) -> HashSet<IpAddr> {
+        self.owned.iter().map(|owned| owned.address).collect()
+    }
+}
+
+/// The address that a file is named after, in canonical text.
+pub fn address_named(name: &OsStr) -> Option<IpAddr> {
+    let name = name.to_str()?;
+    parse_ip(name)
+        .ok()
+        .filter(|address| address.to_string() == name)
+}
+
+/// The address that a cursor holds. It is a hint: what is anything else is none.
+pub fn parse_cursor(content: &[u8]) -> Option<IpAddr> {
+    parse_ip(std::str::from_utf8(content).ok()?).ok()
+}
