@@ -149,6 +149,18 @@ fn wanted_flags(config: &BridgeConfig) -> PortFlags {
 }
 
 impl Repair {
+    /// The container that it is for, if it is for one.
+    pub fn of(&self) -> Option<&Living> {
+        match self {
+            Repair::Port(living) | Repair::Guard(living, _) | Repair::Masquerade(living) => {
+                Some(living)
+            }
+            Repair::Bridge | Repair::Gateways(_) | Repair::Forwarding(_) | Repair::Passage(..) => {
+                None
+            }
+        }
+    }
+
     /// Puts it back. Doing it again changes nothing.
     ///
     /// # Errors
