@@ -61,6 +61,7 @@ fn the_readmes_commands_are_there() {
         .collect();
     let known = [
         "cargo run --release --example demo",
+        "tests/bench/run",
         "cargo build --release",
         "sudo target/*/release/gangplank install",
         "gangplank status",
@@ -94,6 +95,12 @@ fn the_readmes_commands_are_there() {
     assert!(help(&["install", "--help"]).contains("[default: /opt/cni/bin]"));
 }
 
+/// The name by which GitHub links to a heading.
+fn anchor_of(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').split_whitespace();
+    words.collect::<Vec<_>>().join("-").to_lowercase()
+}
+
 #[test]
 fn the_readmes_links_lead_somewhere() {
     let readme = readme();
@@ -107,7 +114,14 @@ fn the_readmes_links_lead_somewhere() {
     }
     assert!(inside.len() > 2);
     for target in inside {
-        assert!(root().join(target).exists(), "{target} is not there");
+        let there = match target.strip_prefix('#') {
+            Some(anchor) => {
+                let heading = |line: &str| line.starts_with('#') && anchor_of(line) == anchor;
+                readme.lines().any(heading)
+            }
+            None => root().join(target).exists(),
+        };
+        assert!(there, "{target} is not there");
     }
 }
 
