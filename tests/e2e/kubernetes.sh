@@ -15,8 +15,16 @@ build_kubernetes() {
 	say "building ${missing[*]##*/} $KUBERNETES: some minutes, once"
 	dir=$WORK/kubernetes
 	mkdir -p "$dir/go/src/k8s.io"
-	(cd "$dir" && apt_of bookworm source --download-only kubernetes && dpkg-source -x ./*.dsc "$dir/go/src/k8s.io/kubernetes") \
-		>"$WORK/log/source" 2>&1
+	(
+		cd "$dir"
+		apt_of bookworm source --download-only kubernetes
+		dpkg-source -x ./*.dsc "$dir/go/src/k8s.io/kubernetes"
+		# What Kubernetes itself has of this walks over maps as Go did before 1.18, and ends in a crash.
+		apt_of bookworm download golang-github-modern-go-reflect2-dev
+		dpkg -x golang-github-modern-go-reflect2-dev_*.deb reflect2
+		rm -r "$dir/go/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2"
+		mv reflect2/usr/share/gocode/src/github.com/modern-go/reflect2 "$dir/go/src/k8s.io/kubernetes/vendor/github.com/modern-go/"
+	) >"$WORK/log/source" 2>&1
 	(
 		cd "$dir/go/src/k8s.io/kubernetes"
 		grep -q "really$KUBERNETES-" debian/changelog

@@ -145,7 +145,7 @@ apt_of() {
 
 # Puts the plugins into $WORK/bin: those of a directory, or our own, built now; behind them the other Go plugins.
 place_plugins() {
-	local binary
+	local plugin
 	mkdir "$WORK/bin"
 	cp -a "$GO_PLUGINS"/. "$WORK/bin/"
 	if [ -n "${1:-}" ]; then
@@ -153,13 +153,18 @@ place_plugins() {
 		for plugin in bridge host-local loopback; do cp -L --remove-destination "$1/$plugin" "$WORK/bin/$plugin"; done
 		return
 	fi
-	binary=${GANGPLANK_BIN:-}
+	place_gangplank
+	rm "$WORK"/bin/{bridge,host-local,loopback}
+	"$WORK/gangplank" install "$WORK/bin" >"$WORK/install.log"
+}
+
+# Puts our own binary into $WORK: that of $GANGPLANK_BIN, or one built now.
+place_gangplank() {
+	local binary=${GANGPLANK_BIN:-}
 	if [ -z "$binary" ]; then
 		(cd "$SOURCE" && cargo build --quiet --release --locked) >&2
 		binary=${CARGO_TARGET_DIR:-$SOURCE/target}/$(rustc --print host-tuple)/release/gangplank
 	fi
-	rm "$WORK"/bin/{bridge,host-local,loopback}
-	"$binary" install "$WORK/bin" >"$WORK/install.log"
 	cp "$binary" "$WORK/gangplank"
 }
 
