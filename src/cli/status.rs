@@ -71,25 +71,8 @@ struct PodStatus {
 /// When the node cannot be looked at, or has no network of that name.
 pub fn status(asked: &args::Status, paint: Paint) -> Result<Answer, Error> {
     let node = Node::look(&asked.places)?;
-    let wanted = |network: &&Network| {
-        asked
-            .network
-            .as_deref()
-            .is_none_or(|name| network.name().as_str() == name)
-    };
-    let networks: Vec<NetworkStatus> = node
-        .networks
-        .iter()
-        .filter(wanted)
-        .map(|it| observe(&node, it))
-        .collect();
-    if let Some(name) = asked.network.as_deref().filter(|_| networks.is_empty()) {
-        let what = format!(
-            "no configuration in {} is of a bridge network {name:?}",
-            asked.places.conf_dir.display()
-        );
-        return Err(Error::failed(what));
-    }
+    let wanted = node.wanted(asked.network.as_deref())?.into_iter();
+    let networks: Vec<NetworkStatus> = wanted.map(|it| observe(&node, it)).collect();
     Ok(match asked.json {
         true => Answer::json(&networks, 0),
         false => Answer::done(tell(&node, &networks, asked, paint)),

@@ -71,8 +71,7 @@ pub fn parse(text: &str) -> Result<Vec<Node>, Error> {
         false => parse_lines(text)?,
     };
     if nodes.is_empty() {
-        let what =
-            "the list of nodes on stdin is empty: with no nodes, all routes would have to go";
+        let what = "the list of nodes on stdin is empty";
         return Err(
             Error::new(Code::INVALID_CONFIG, what).details("is kubectl permitted to list them?")
         );
