@@ -133,7 +133,7 @@ fn what_no_plugin_would_take_is_refused() {
         ("192.0.2.0/25", "192.0.2.0/24 dev up0"),
         ("10.44.3.7/24", "10.44.3.0/24"),
         ("10.44.3.0/24 --name ../x", "name"),
-        ("10.44.3.0/24 --name -x", "name"),
+        ("10.44.3.0/24 --name=-x", "name"),
         ("10.44.3.0/24 --bridge much-too-long-a-name", "bridge"),
         ("10.44.3.0/24 --bridge a/b", "bridge"),
         ("10.44.3.0/24 --overhead 1500", "overhead"),

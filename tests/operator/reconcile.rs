@@ -99,8 +99,8 @@ impl Scene {
             "nothing to restore\n",
             "{lines}"
         );
-        assert_eq!(flags(&self.site), whole, "{lines}");
         self.flows();
+        assert_eq!(flags(&self.site), whole, "{lines}");
         self.site.is_healthy();
     }
 }

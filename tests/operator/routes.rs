@@ -13,6 +13,10 @@ struct Cluster {
 impl Cluster {
     fn new() -> Cluster {
         let nodes: Vec<Site> = (0..3).map(|_| Site::new()).collect();
+        for node in &nodes {
+            // Neighbours are asked for from link-local addresses, which otherwise take a second to be there.
+            node.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
+        }
         nodes[0].run_all("ip link add lan type bridge\nip link set lan up");
         for (at, node) in nodes.iter().enumerate() {
             let link = if at == 0 { "lan" } else { "eth0" };

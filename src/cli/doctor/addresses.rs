@@ -160,8 +160,8 @@ fn usage(network: &Network) -> Option<Finding> {
 fn overlaps(node: &Node, findings: &mut Vec<Finding>) {
     for (at, network) in node.networks.iter().enumerate() {
         for other in &node.networks[..at] {
-            // Plugins of one network may share its range.
-            if network.name() == other.name() && network.configured.file == other.configured.file {
+            // Those of one name share their leases too, so that no address is given twice.
+            if network.name() == other.name() {
                 continue;
             }
             let Some((ours, theirs)) = overlap(network, other) else {

@@ -104,6 +104,12 @@ impl Configurations {
                 )));
             }
             self.plugins.push((kind.to_owned(), file.to_owned()));
+            // The plugin bridge needs no other program for host-local.
+            let ipam = plugin.get("ipam").and_then(|ipam| ipam.get("type"));
+            let ipam = ipam.and_then(Value::as_str).unwrap_or_default();
+            if !matches!(ipam, "" | "host-local") {
+                self.plugins.push((ipam.to_owned(), file.to_owned()));
+            }
             if kind == "bridge" {
                 self.networks
                     .push(configured(file, &root, plugin, data_dir)?);
