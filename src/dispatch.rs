@@ -14,9 +14,11 @@ use crate::cni::request::{Args, Environment, Request, Verb};
 use crate::cni::result::{AddResult, pretty};
 use crate::error::{Code, Error};
 use crate::host::interrupts::uninterrupted;
+use crate::host::journal::{self, Level};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::host::signals;
 use crate::ipam::HostLocal;
+use crate::log::{self, Record, Settings};
 use crate::loopback;
 use crate::undo::Undo;
 
@@ -59,11 +61,48 @@ pub fn serve(plugin: Plugin, env: &Environment, stdin: impl Read) -> ExitCode {
         eprintln!("CNI protocol versions supported: {}", Version::list());
         return ExitCode::SUCCESS;
     }
-    let mut version = Version::NEWEST;
-    match answer(plugin, env, stdin, &mut version) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error, version),
+    if let Err(why) = Settings::of_environment(env).and_then(start_log) {
+        complain(&why);
     }
+    let mut call = Call {
+        plugin,
+        env,
+        version: Version::NEWEST,
+        record: Record::new(plugin.name(), env),
+    };
+    let outcome = call.answer(stdin);
+    let code = match &outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error, call.version),
+    };
+    call.record.end(outcome.as_ref().err());
+    code
+}
+
+fn start_log(settings: Option<Settings>) -> Result<(), String> {
+    settings.map_or(Ok(()), |settings| settings.start())
+}
+
+/// Says what is wrong with the log: that is no reason to fail.
+fn complain(why: &str) {
+    // Whether anybody reads that is no reason either.
+    let _ = writeln!(io::stderr(), "gangplank: {why}");
+}
+
+/// Reports a fault of the program itself, which ends here.
+pub fn break_down(what: &str) {
+    let error = internal_error(what);
+    fail(&error, Version::NEWEST);
+    log::last_words(&error);
+}
+
+/// A request that is being served.
+struct Call<'e> {
+    plugin: Plugin,
+    env: &'e Environment,
+    /// The configuration's as soon as that is known.
+    version: Version,
+    record: Record<'e>,
 }
 
 /// Reports an error as the document the spec asks for, on stdout.
@@ -93,73 +132,104 @@ fn print(document: &str) -> io::Result<()> {
     File::from(stdout).write_all(document.as_bytes())
 }
 
-/// Does what is asked and writes the result. `version` becomes the configuration's as soon as that is known.
-fn answer(
-    plugin: Plugin,
-    env: &Environment,
-    stdin: impl Read,
-    version: &mut Version,
-) -> Result<(), Error> {
-    let request = Request::parse(env)?;
-    if request.verb == Verb::Version {
-        return write(&supported_versions());
-    }
-    let conf = NetConf::read(stdin)?;
-    signals::hold().map_err(|cause| Error::failed(format!("cannot catch SIGTERM: {cause}")))?;
-    *version = conf.version;
-    conf.version.allow(request.command())?;
-    match plugin {
-        Plugin::Bridge => match &request.verb {
-            Verb::Add { who, netns } => {
-                bridge::add(&conf, &request, who, netns, |result| tell(result, &conf))
+impl Call<'_> {
+    /// Does what is asked and writes the result.
+    fn answer(&mut self, stdin: impl Read) -> Result<(), Error> {
+        let request = Request::parse(self.env)?;
+        if request.verb == Verb::Version {
+            return write(&supported_versions());
+        }
+        let bytes = NetConf::read(stdin)?;
+        if journal::tells(Level::Error) {
+            self.record.configuration(&bytes);
+        }
+        let conf = NetConf::parse(bytes)?;
+        self.log(&conf, &request)?;
+        signals::hold().map_err(|cause| Error::failed(format!("cannot catch SIGTERM: {cause}")))?;
+        self.version = conf.version;
+        conf.version.allow(request.command())?;
+        match self.plugin {
+            Plugin::Bridge => match &request.verb {
+                Verb::Add { who, netns } => {
+                    bridge::add(&conf, &request, who, netns, |it| self.tell(it, &conf))
+                }
+                Verb::Check { who, netns } => bridge::check(&conf, &request, who, netns),
+                Verb::Del { who, netns } => bridge::del(&conf, &request, who, netns.as_deref()),
+                Verb::Gc => bridge::gc(&conf, &request),
+                Verb::Status => bridge::status(&conf, &request),
+                Verb::Version => Ok(()),
+            },
+            Plugin::HostLocal => {
+                refuse_own_netns(&request)?;
+                journal::phase("ipam", || self.host_local(&conf, &request))
             }
-            Verb::Check { who, netns } => bridge::check(&conf, &request, who, netns),
-            Verb::Del { who, netns } => bridge::del(&conf, &request, who, netns.as_deref()),
-            Verb::Gc => bridge::gc(&conf, &request),
-            Verb::Status => bridge::status(&conf, &request),
-            Verb::Version => Ok(()),
-        },
-        Plugin::HostLocal => host_local(&conf, &request),
-        Plugin::Loopback => match &request.verb {
-            Verb::Add { netns, .. } => tell(loopback::add(&conf, &request, netns)?, &conf),
-            Verb::Check { netns, .. } => loopback::check(&request, netns),
-            Verb::Del { netns, .. } => loopback::del(&request, netns.as_deref()),
-            Verb::Gc | Verb::Status | Verb::Version => Ok(()),
-        },
+            Plugin::Loopback => match &request.verb {
+                Verb::Add { netns, .. } => self.tell(loopback::add(&conf, &request, netns)?, &conf),
+                Verb::Check { netns, .. } => loopback::check(&request, netns),
+                Verb::Del { netns, .. } => loopback::del(&request, netns.as_deref()),
+                Verb::Gc | Verb::Status | Verb::Version => Ok(()),
+            },
+        }
     }
-}
 
-/// `host-local` as a plugin of its own, as `ptp` and `macvlan` call it.
-fn host_local(conf: &NetConf, request: &Request) -> Result<(), Error> {
-    refuse_own_netns(request)?;
-    match &request.verb {
-        Verb::Add { who, .. } => {
-            let plugin = HostLocal::parse(conf, &Args::parse(&request.args)?)?;
-            signals::heed();
-            let lease = plugin.reserve(who)?;
-            let held = lease.held();
-            let mut undo = Undo::default();
-            undo.push(|| plugin.release(who, &held));
-            tell(lease.into(), conf).map_err(|cause| undo.unwind(cause))
+    /// Logs as the configuration wants it, unless the environment wants it otherwise. What became wrong with that since
+    /// the ADD keeps no DEL from its work.
+    fn log(&mut self, conf: &NetConf, request: &Request) -> Result<(), Error> {
+        let settings = match (Settings::of_configuration(&conf.root()), &request.verb) {
+            (Err(_), Verb::Del { .. } | Verb::Gc) => None,
+            (settings, _) => settings?,
+        };
+        if !journal::tells(Level::Error)
+            && let Some(settings) = settings
+        {
+            match settings.start() {
+                Ok(()) => self.record.configuration(&conf.bytes),
+                Err(why) => complain(&why),
+            }
         }
-        Verb::Check { who, .. } => {
-            HostLocal::parse(conf, &Args::parse(&request.args)?)?.check(who)?;
-            Ok(())
+        if journal::tells(Level::Error) {
+            self.record.network(conf.name.as_str());
         }
-        Verb::Del { who, .. } => {
-            let plugin = HostLocal::parse_for_release(conf)?;
-            plugin.release(who, &plugin.held(who)?)?;
-            Ok(())
+        Ok(())
+    }
+
+    /// `host-local` as a plugin of its own, as `ptp` and `macvlan` call it.
+    fn host_local(&mut self, conf: &NetConf, request: &Request) -> Result<(), Error> {
+        match &request.verb {
+            Verb::Add { who, .. } => {
+                let plugin = HostLocal::parse(conf, &Args::parse(&request.args)?)?;
+                signals::heed();
+                let lease = plugin.reserve(who)?;
+                let held = lease.held();
+                let mut undo = Undo::default();
+                undo.push(|| plugin.release(who, &held));
+                self.tell(lease.into(), conf)
+                    .map_err(|cause| undo.unwind(cause))
+            }
+            Verb::Check { who, .. } => {
+                HostLocal::parse(conf, &Args::parse(&request.args)?)?.check(who)?;
+                Ok(())
+            }
+            Verb::Del { who, .. } => {
+                let plugin = HostLocal::parse_for_release(conf)?;
+                plugin.release(who, &plugin.held(who)?)?;
+                Ok(())
+            }
+            Verb::Gc => {
+                HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
+                Ok(())
+            }
+            Verb::Status => {
+                HostLocal::parse(conf, &Args::default())?.status()?;
+                Ok(())
+            }
+            Verb::Version => Ok(()),
         }
-        Verb::Gc => {
-            HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
-            Ok(())
-        }
-        Verb::Status => {
-            HostLocal::parse(conf, &Args::default())?.status()?;
-            Ok(())
-        }
-        Verb::Version => Ok(()),
+    }
+
+    fn tell(&mut self, result: AddResult, conf: &NetConf) -> Result<(), Error> {
+        self.record.result(&result);
+        write(&result.to_document(conf.version)?)
     }
 }
 
@@ -175,10 +245,6 @@ fn refuse_own_netns(request: &Request) -> Result<(), Error> {
         Err(own @ NetnsError::Own) => Err(own.report(path)),
         _ => Ok(()),
     }
-}
-
-fn tell(result: AddResult, conf: &NetConf) -> Result<(), Error> {
-    write(&result.to_document(conf.version)?)
 }
 
 fn write(document: &str) -> Result<(), Error> {
@@ -200,7 +266,7 @@ fn supported_versions() -> String {
 }
 
 /// The error to report when the program itself is at fault.
-pub fn internal_error(what: &str) -> Error {
+fn internal_error(what: &str) -> Error {
     Error::new(Code::PLUGIN, format!("internal error: {what}"))
         .details("this is a fault of gangplank; run DEL to clean up, and please report it")
 }

@@ -16,7 +16,7 @@
 //!       ── cni::result ──▶ the shape of the asked cniVersion ──▶ written once
 //! ```
 //!
-//! Dependencies point one way: `net ← cni ← {bridge, ipam, masquerade, loopback} ← dispatch, cli`; [`host`] is the only
+//! Dependencies point one way: `net ← cni ← {bridge, ipam, masquerade, forward, loopback} ← dispatch, cli`; [`host`] is the only
 //! room that knows the kernel.
 
 pub mod bridge;
@@ -26,8 +26,10 @@ pub mod cni;
 mod dice;
 pub mod dispatch;
 mod error;
+pub mod forward;
 pub mod host;
 pub mod ipam;
+pub mod log;
 pub mod loopback;
 pub mod masquerade;
 pub mod net;

@@ -82,7 +82,7 @@ fn open(request: &Request, path: &str) -> Result<Netns, NetnsError> {
 }
 
 fn netlink_in(namespace: &Netns, path: &str) -> Result<Netlink, Error> {
-    Netlink::open_only_in(namespace).map_err(|cause| cause.report(path))
+    Netlink::open_in(namespace).map_err(|cause| cause.report(path))
 }
 
 fn loopback_link(pod: &Netlink) -> Result<Link, Error> {

@@ -4,17 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use gangplank::cli;
-use gangplank::cni::Version;
 use gangplank::cni::request::Environment;
 use gangplank::dispatch::{self, Plugin};
 
 fn main() -> ExitCode {
     // The runtime reads stdout: even a fault of ours must be a CNI error there.
     std::panic::set_hook(Box::new(|panic| {
-        dispatch::fail(
-            &dispatch::internal_error(&panic.to_string()),
-            Version::NEWEST,
-        );
+        dispatch::break_down(&panic.to_string());
         std::process::exit(1);
     }));
     let mut args = std::env::args_os();

@@ -351,6 +351,9 @@ pub struct Route {
 }
 
 impl Route {
+    /// The routing table of routes that name none (RT_TABLE_MAIN, linux/rtnetlink.h).
+    pub const MAIN_TABLE: u32 = 254;
+
     /// A plain route; the attributes are absent.
     pub fn new(dst: Cidr, gw: Option<IpAddr>) -> Route {
         Route {

@@ -3,6 +3,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -25,11 +26,19 @@ fn readme() -> String {
     fs::read_to_string(root().join("README.md")).unwrap()
 }
 
+/// The page with all keys.
+fn reference_page() -> String {
+    fs::read_to_string(root().join(".github/docs/configuration.md")).unwrap()
+}
+
 /// The blocks of the README in a language.
 fn blocks(language: &str) -> Vec<String> {
-    let readme = readme();
+    blocks_of(&readme(), language)
+}
+
+fn blocks_of(page: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
-    let blocks = readme.split(&fence).skip(1);
+    let blocks = page.split(&fence).skip(1);
     blocks
         .map(|block| block.split("```").next().unwrap().to_owned())
         .collect()
@@ -54,6 +63,8 @@ fn the_readmes_commands_are_there() {
         "cargo run --release --example demo",
         "cargo build --release",
         "sudo target/*/release/gangplank install",
+        "gangplank status",
+        "gangplank doctor",
         "tests/run",
     ];
     assert_eq!(lines, known, "a command that no test knows");
@@ -61,10 +72,25 @@ fn the_readmes_commands_are_there() {
         let mode = fs::metadata(root().join(script)).unwrap().permissions();
         assert!(mode.mode() & 0o100 != 0, "{script} is not executable");
     }
-    let help = Command::new(binary()).arg("--help").output().unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.contains("gangplank install [DIR]"), "{help}");
-    assert!(help.contains("(/opt/cni/bin)"), "{help}");
+    let help = |command: &[&str]| {
+        let output = Command::new(binary()).args(command).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for command in [
+        "install",
+        "uninstall",
+        "status",
+        "doctor",
+        "reconcile",
+        "routes",
+        "conf",
+    ] {
+        assert!(
+            help(&["--help"]).contains(&format!("\n  {command} ")),
+            "{command}"
+        );
+    }
+    assert!(help(&["install", "--help"]).contains("[default: /opt/cni/bin]"));
 }
 
 #[test]
@@ -81,6 +107,73 @@ fn the_readmes_links_lead_somewhere() {
     assert!(inside.len() > 2);
     for target in inside {
         assert!(root().join(target).exists(), "{target} is not there");
+    }
+}
+
+/// The keys of an object and of what is in it.
+fn keys(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                found.insert(key.clone());
+                keys(value, found);
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|item| keys(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_key_in_the_reference_of_the_configuration_has_an_example_and_the_other_way_round() {
+    let page = reference_page();
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let named = rows.filter_map(|row| {
+        row.split('`')
+            .nth(1)
+            .filter(|_| row.split('|').nth(1).unwrap().contains('`'))
+    });
+    let named: BTreeSet<String> = named
+        .map(|key| key.rsplit('.').next().unwrap().to_owned())
+        .collect();
+    assert!(named.len() >= 38, "{named:?}");
+    let mut shown = BTreeSet::new();
+    for block in blocks_of(&page, "json") {
+        keys(&serde_json::from_str(&block).unwrap(), &mut shown);
+    }
+    let bare: Vec<&String> = named.difference(&shown).collect();
+    assert!(bare.is_empty(), "without an example: {bare:?}");
+    // Those that are parts of another key's value are told beside it.
+    let told = |key: &String| named.contains(key) || page.contains(&format!("`{key}`"));
+    let untold: Vec<&String> = shown.iter().filter(|key| !told(key)).collect();
+    assert_eq!(untold, ["runtimeConfig"], "in no table");
+}
+
+#[test]
+fn every_configuration_of_the_reference_does_what_it_says() {
+    needs!("iptables", "ip6tables");
+    let blocks = blocks_of(&reference_page(), "json");
+    assert!(blocks.len() >= 10, "{}", blocks.len());
+    for block in blocks {
+        let node = Node::new("node");
+        let network = node.network_from(&block);
+        let pod = node.pod("pod");
+        let added = network.call("ADD", &pod).run();
+        if block.contains("\"vlan\"") && added.code == Some(1) && added.refused().code == 2 {
+            say("this kernel has no VLANs, so the configuration with them is not run");
+            continue;
+        }
+        assert_eq!(added.code, Some(0), "{block}: {added:?}");
+        let result = added.ok();
+        let checked = network.check(&pod, &result);
+        assert_eq!(checked.code, Some(0), "{block}: {checked:?}");
+        network.del(&pod);
+        assert_eq!(pod.run("ip -o link").lines().count(), 1, "{block}");
+        assert_eq!(
+            [node.nat("iptables"), node.nat("ip6tables")].concat(),
+            [""; 0],
+            "{block}"
+        );
     }
 }
 

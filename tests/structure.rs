@@ -143,6 +143,10 @@ const MUST_NOT: &[(&str, &[&str])] = &[
         &["bridge", "ipam", "loopback", "dispatch", "cli"],
     ),
     (
+        "forward.rs",
+        &["bridge", "ipam", "loopback", "dispatch", "cli"],
+    ),
+    (
         "loopback",
         &["bridge", "ipam", "masquerade", "dispatch", "cli"],
     ),

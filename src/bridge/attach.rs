@@ -63,13 +63,16 @@ pub fn attach<'a>(
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped.
-    let bridge = site
-        .host
-        .link_at(bridge.index)
-        .ok()
-        .flatten()
-        .unwrap_or(bridge);
+    // then the first packets from the host would be dropped. One that has other ports was settled before.
+    let bridge = match bridge.is_running && bridge.mac.is_some_and(|mac| !mac.is_zero()) {
+        true => bridge,
+        false => site
+            .host
+            .link_at(bridge.index)
+            .ok()
+            .flatten()
+            .unwrap_or(bridge),
+    };
     if !plan.lease.ips.is_empty() {
         await_delivery(plan, site)?;
         announce(plan, site, container)?;
@@ -147,7 +150,7 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let new = NewBridge {
         name,
         mac: new_mac(name)?,
-        mtu: config.mtu,
+        mtu: config.mtu.bytes(),
         filters_vlans: config.vlans.is_some(),
     };
     match (host.create_bridge(&new), &config.vlans) {
@@ -160,6 +163,8 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
         (Ok(()), _) => {
             // Absent where the kernel has no IPv6.
             let _ = Parameter::AcceptRa.set(name, 0);
+            // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
+            let _ = Parameter::AcceptDad.set(name, 0);
             Ok(())
         }
     }
@@ -184,7 +189,7 @@ fn create_veth<'a>(
         bridge: bridge.index,
         end: &plan.container,
         mac: plan.mac,
-        mtu: config.mtu,
+        mtu: config.mtu.bytes(),
     };
     let created = host.create_veth(&veth, Some(site.netns));
     // A pair that may have been made is ours to delete, and one that was there before is not.

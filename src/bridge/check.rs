@@ -2,18 +2,16 @@
 
 use crate::bridge::attach::{Site, failed};
 use crate::bridge::config::{BridgeConfig, Gateway};
-use crate::bridge::ports;
 use crate::bridge::spoof::Guard;
+use crate::bridge::{passage, ports};
 use crate::cni::conf::NetConf;
 use crate::cni::request::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
+use crate::host::journal::phase;
 use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
 use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Route};
-
-/// The routing table that is meant when a route names none (RT_TABLE_MAIN).
-const MAIN_TABLE: u32 = 254;
 
 /// An attachment as it should be.
 pub struct Expected {
@@ -87,12 +85,21 @@ impl Expected {
 
     /// Compares the rules of its addresses.
     fn check_masquerade(&self) -> Result<(), Error> {
-        if !self.config.masquerade {
+        let Some(policy) = &self.config.masquerade else {
             return Ok(());
-        }
+        };
         let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
-        let backend = self.config.masquerade_backend;
-        self.masquerade.check(&addresses, backend)
+        self.masquerade.check(&addresses, policy)
+    }
+}
+
+impl Expected {
+    fn check_forwarding(&self) -> Result<(), Error> {
+        let Some(forwarding) = &self.config.forwarding else {
+            return Ok(());
+        };
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        forwarding.check(&passage::families(&addresses))
     }
 }
 
@@ -107,7 +114,8 @@ pub fn check(expected: &Expected, site: &Site) -> Result<(), Error> {
     check_guard(expected, &port, &container)?;
     check_addresses(expected, site, &container)?;
     check_routes(expected, site, &container)?;
-    expected.check_masquerade()
+    phase("masquerade", || expected.check_masquerade())?;
+    expected.check_forwarding()
 }
 
 fn differs(what: impl std::fmt::Display) -> Error {
@@ -314,7 +322,7 @@ fn serves(present: &RouteEntry, wanted: &Route) -> bool {
     let table = wanted
         .table
         .filter(|table| *table != 0)
-        .unwrap_or(MAIN_TABLE);
+        .unwrap_or(Route::MAIN_TABLE);
     present.dst == wanted.dst.network()
         && present.table == table
         && wanted.gw.is_none_or(|gw| present.gw == Some(gw))

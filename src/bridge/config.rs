@@ -1,5 +1,7 @@
 //! The keys of a `bridge` configuration, parsed into what cannot be wrong.
 
+use std::ops::RangeInclusive;
+
 use crate::bridge::vlan::Vlans;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Args;
@@ -7,7 +9,8 @@ use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
-use crate::masquerade::Backend;
+use crate::forward::Forwarding;
+use crate::masquerade::Policy;
 use crate::net::{IfName, Mac};
 
 /// The bridge of a configuration that names none.
@@ -33,6 +36,30 @@ pub enum AddressConflict {
     Replace,
 }
 
+/// The MTU of bridge and veth pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtu {
+    /// What the kernel gives: 1500.
+    Kernel,
+    /// So many bytes.
+    Bytes(u32),
+    /// The one of the node's way out (`"auto"`), not looked up yet.
+    Uplink,
+}
+
+impl Mtu {
+    /// In bytes; `None` is the kernel's business.
+    pub fn bytes(self) -> Option<u32> {
+        match self {
+            Mtu::Bytes(mtu) => Some(mtu),
+            Mtu::Kernel | Mtu::Uplink => None,
+        }
+    }
+}
+
+/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes.
+pub const MTUS: RangeInclusive<u32> = 68..=65535;
+
 /// A `bridge` configuration.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
@@ -42,12 +69,12 @@ pub struct BridgeConfig {
     pub gateway: Gateway,
     /// What to do with another address of the bridge.
     pub conflict: AddressConflict,
-    /// Masquerade what leaves the subnet.
-    pub masquerade: bool,
-    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
-    pub masquerade_backend: Option<Backend>,
-    /// MTU of bridge and veth pair in bytes.
-    pub mtu: Option<u32>,
+    /// How what leaves the subnet is masqueraded; `None` without `ipMasq`.
+    pub masquerade: Option<Policy>,
+    /// What lets the bridge's packets pass FORWARD (`forwardAccept`).
+    pub forwarding: Option<Forwarding>,
+    /// The MTU of bridge and veth pair.
+    pub mtu: Mtu,
     /// Frames may return by the port they came in.
     pub hairpin: bool,
     /// The bridge takes every frame.
@@ -90,15 +117,15 @@ impl BridgeConfig {
             let wanted = "promiscMode is set too: a bridge in promiscuous mode would see each frame twice; set one of them";
             return Err(root.at("hairpinMode").refused("true", wanted));
         }
-        let bridge = root.parsed("bridge")?;
-        let bridge = bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name"));
+        let (masquerade, policy) = (flag("ipMasq")?, Policy::parse(&root)?);
+        let bridge = bridge_of(&root)?;
         Ok(BridgeConfig {
+            forwarding: parse_forwarding(&root, &bridge)?,
             vlans: Vlans::parse(&root, &bridge, gateway)?,
             bridge,
             gateway,
             conflict,
-            masquerade: flag("ipMasq")?,
-            masquerade_backend: parse_backend(&root)?,
+            masquerade: Some(policy).filter(|_| masquerade),
             mtu: parse_mtu(&root)?,
             hairpin,
             promiscuous,
@@ -149,11 +176,41 @@ impl Layer {
     }
 }
 
-/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes; 0 is "not set".
-fn parse_mtu(root: &Shape) -> Result<Option<u32>, Error> {
+/// The bridge that a configuration is about.
+///
+/// # Errors
+/// Code 6 or 7 when it is no name.
+pub fn bridge_of(root: &Shape) -> Result<IfName, Error> {
+    let bridge = root.parsed("bridge")?;
+    Ok(bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")))
+}
+
+fn parse_forwarding(root: &Shape, bridge: &IfName) -> Result<Option<Forwarding>, Error> {
+    if root.bool("forwardAccept")? != Some(true) {
+        return Ok(None);
+    }
+    let wanted = "with forwardAccept it must be made of letters, digits, \"-\", \"_\" and \".\"";
+    let refused = || {
+        root.at("bridge")
+            .refused(format!("{:?}", bridge.as_str()), wanted)
+    };
+    Forwarding::of(bridge).ok_or_else(refused).map(Some)
+}
+
+/// A number, where 0 is "not set", or the one string that is not a number.
+fn parse_mtu(root: &Shape) -> Result<Mtu, Error> {
+    let Some(mtu) = root.get("mtu") else {
+        return Ok(Mtu::Kernel);
+    };
+    if let Ok(text) = mtu.as_text() {
+        return match text {
+            "auto" => Ok(Mtu::Uplink),
+            text => Err(mtu.refused(format!("{text:?}"), "it must be a number or \"auto\"")),
+        };
+    }
     match root.integer("mtu")? {
-        None | Some(0) => Ok(None),
-        Some(_) => root.number("mtu", 68..=65535),
+        None | Some(0) => Ok(Mtu::Kernel),
+        Some(_) => Ok(root.number("mtu", MTUS)?.map_or(Mtu::Kernel, Mtu::Bytes)),
     }
 }
 
@@ -197,20 +254,6 @@ fn parse_dns(root: &Shape) -> Result<Option<Dns>, Error> {
     Ok((has_list || !dns.domain.is_empty()).then_some(dns))
 }
 
-fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
-    match root.text("ipMasqBackend")? {
-        None => Ok(None),
-        Some("iptables") => Ok(Some(Backend::Iptables)),
-        Some("nftables") => Ok(Some(Backend::Nftables)),
-        Some(other) => {
-            let wanted = "it must be \"iptables\" or \"nftables\"";
-            Err(root
-                .at("ipMasqBackend")
-                .refused(format!("{other:?}"), wanted))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,9 +271,9 @@ mod tests {
         let config = parse(r#""type": "bridge""#).unwrap();
         assert_eq!(
             (config.bridge.as_str(), config.gateway, config.mtu),
-            ("cni0", Gateway::None, None)
+            ("cni0", Gateway::None, Mtu::Kernel)
         );
-        assert!(!config.masquerade && config.mac.is_none() && config.dns.is_none());
+        assert!(config.masquerade.is_none() && config.mac.is_none() && config.dns.is_none());
     }
 
     #[test]
@@ -279,7 +322,12 @@ mod tests {
             (r#""mtu": 67"#, "mtu", 7),
             (r#""mtu": -1"#, "mtu", 7),
             (r#""mtu": 65536"#, "mtu", 7),
-            (r#""mtu": "1500""#, "mtu", 6),
+            (
+                r#""mtu": "1500""#,
+                "mtu is \"1500\", but it must be a number",
+                7,
+            ),
+            (r#""mtu": [1500]"#, "mtu", 6),
             (r#""vlan": 4095"#, "vlan", 7),
             (r#""vlanTrunk": [null]"#, "vlanTrunk[0]", 6),
             (r#""bridge": """#, "bridge", 7),

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use crate::bridge::attach::failed;
 use crate::bridge::plan::host_interface;
 use crate::bridge::spoof::Guard;
-use crate::bridge::{open_host, open_pod};
+use crate::bridge::{open_host, open_pod, passage};
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
+use crate::host::journal::phase;
 use crate::host::netlink::{Kind, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::ipam::{Held, Ipam};
@@ -34,12 +35,12 @@ pub fn del(
     };
     let ipam = Ipam::parse_for_release(conf, request)?;
     let held = match &ipam {
-        Some(ipam) => failures.note(ipam.held(who)).flatten(),
+        Some(ipam) => failures.note(phase("ipam", || ipam.held(who))).flatten(),
         None => None,
     };
     // Also from others of this attachment: of an ADD or a DEL that was killed, a program may still be at work.
     let _locked = match (&ipam, &held) {
-        (Some(ipam), Some(held)) => failures.note(ipam.lock(held)).flatten(),
+        (Some(ipam), Some(held)) => failures.note(phase("ipam", || ipam.lock(held))).flatten(),
         _ => None,
     };
     let host = open_host()?;
@@ -52,13 +53,14 @@ pub fn del(
         host: &host,
     };
     // The configuration may have changed since the ADD: what it says of masquerading does not count.
-    let removing = link.start_unmasquerading(held.as_ref());
-    failures.note(link.remove());
+    let removing = phase("masquerade", || link.start_unmasquerading(held.as_ref()));
+    failures.note(phase("link", || link.remove()));
     // Who has too long a name for a guard has none.
     failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
-    failures.note(removing.finish());
+    failures.note(phase("masquerade", || removing.finish()));
+    failures.note(phase("forward", || passage::close(&host, conf)));
     failures.into_result()?;
-    ipam.map_or(Ok(()), |ipam| ipam.release(who, held))
+    ipam.map_or(Ok(()), |ipam| phase("ipam", || ipam.release(who, held)))
 }
 
 /// The container's namespace; `None` when it is gone.
@@ -99,7 +101,7 @@ impl Detachment<'_> {
     }
 
     fn pod(&self) -> Result<Option<Netlink>, Error> {
-        let open = |netns: &Netns| open_pod(self.host, netns, &netns.path().to_string_lossy());
+        let open = |netns: &Netns| open_pod(netns, &netns.path().to_string_lossy());
         self.netns.map(open).transpose()
     }
 

@@ -9,11 +9,13 @@ mod check;
 pub mod config;
 mod detach;
 mod gateway;
+mod passage;
 pub mod plan;
 mod ports;
 pub mod restore;
 mod spoof;
 mod sweep;
+mod uplink;
 mod vlan;
 
 use crate::bridge::attach::{Site, attach, ensure_bridge, require_free};
@@ -25,6 +27,7 @@ use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::AddResult;
 use crate::error::Error;
+use crate::host::journal;
 use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::host::signals;
@@ -44,9 +47,10 @@ pub fn add(
     tell: impl FnOnce(AddResult) -> Result<(), Error>,
 ) -> Result<(), Error> {
     signals::heed();
-    let prepared = Prepared::new(conf, request, netns)?;
+    let mut prepared = Prepared::new(conf, request, netns)?;
     let host = open_host()?;
-    let pod = open_pod(&host, &prepared.netns, netns)?;
+    prepared.config.mtu = uplink::settle(&host, &prepared.config)?;
+    let pod = open_pod(&prepared.netns, netns)?;
     let site = Site {
         host: &host,
         pod: &pod,
@@ -77,10 +81,10 @@ pub fn check(
         previous: _,
     } = Prepared::new(conf, request, netns)?;
     if let Some(ipam) = &ipam {
-        ipam.check(who)?;
+        journal::phase("ipam", || ipam.check(who))?;
     }
     let host = open_host()?;
-    let pod = open_pod(&host, &namespace, netns)?;
+    let pod = open_pod(&namespace, netns)?;
     let site = Site {
         host: &host,
         pod: &pod,
@@ -101,8 +105,8 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
     let ipam = Ipam::parse_for_status(conf, request, &args)?;
     config.suits(Layer::of(ipam.as_ref()), conf.version)?;
     let Some(ipam) = ipam else { return Ok(()) };
-    if config.masquerade {
-        masquerade::status(ipam.families().as_deref(), config.masquerade_backend)?;
+    if let Some(policy) = &config.masquerade {
+        masquerade::status(ipam.families().as_deref(), policy.backend)?;
     }
     ipam.status()
 }
@@ -145,7 +149,7 @@ impl Prepared {
         let lease = ipam.reserve(who)?;
         let (held, locked) = (lease.held(), lease.held());
         undo.push(move || ipam.release(who, Some(held)));
-        if self.config.masquerade {
+        if self.config.masquerade.is_some() {
             // Kept to the end: should we be killed, DEL waits for what works on the rules.
             let locked = ipam.lock(&locked)?;
             undo.push(move || {
@@ -171,7 +175,7 @@ impl Prepared {
         let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
-            Some(ipam) => self.reserve(ipam, who, undo)?,
+            Some(ipam) => journal::phase("ipam", || self.reserve(ipam, who, undo))?,
         };
         signals::check()?;
         let alias = self.args.pod.as_deref().unwrap_or(who.container.as_str());
@@ -182,17 +186,32 @@ impl Prepared {
         let rules = Masquerade::of(&conf.name, who);
         let addresses = plan.addresses();
         let mut installing = None;
-        if self.config.masquerade && !addresses.is_empty() {
+        if let Some(policy) = self.config.masquerade.as_ref()
+            && !addresses.is_empty()
+        {
             let (ours, owned) = (rules.clone(), plan.addresses());
             let owned = owned.iter().map(|address| address.address()).collect();
             // Before they are started: when one family cannot be, the other may be on its way.
             undo.push(move || ours.remove(owned, Scope::Addresses).finish());
-            installing = Some(rules.install(&addresses, self.config.masquerade_backend)?);
+            let install = || rules.install(&addresses, policy);
+            installing = Some(journal::phase("masquerade", install)?);
         }
-        let attached = attach(&plan, &self.config, site, undo);
-        let installed = installing.map_or(Ok(()), |installing| installing.finish());
+        let forwarding = self.config.forwarding.as_ref();
+        if let Some(forwarding) = forwarding {
+            let (host, bridge) = (site.host, &self.config.bridge);
+            // Before the link is made, so that it is looked for containers after the link is gone.
+            undo.push(move || passage::close_unused(host, bridge, forwarding));
+        }
+        let attached = journal::phase("link", || attach(&plan, &self.config, site, undo));
+        let installed = installing.map_or(Ok(()), |installing| {
+            journal::phase("masquerade", || installing.finish())
+        });
         let facts = attached?;
         installed?;
+        if let Some(forwarding) = forwarding {
+            let install = || forwarding.install(&passage::families(&addresses));
+            journal::phase("forward", install)?;
+        }
         let sandbox = site.netns.path().to_string_lossy();
         let result = plan.into_result(&self.config.bridge, &facts, &sandbox);
         Ok(result.after(self.previous.clone()))
@@ -215,6 +234,6 @@ pub fn open_host() -> Result<Netlink, Error> {
     Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
 }
 
-fn open_pod(host: &Netlink, netns: &Netns, path: &str) -> Result<Netlink, Error> {
-    host.open_in(netns).map_err(|cause| cause.report(path))
+fn open_pod(netns: &Netns, path: &str) -> Result<Netlink, Error> {
+    Netlink::open_in(netns).map_err(|cause| cause.report(path))
 }

@@ -87,7 +87,11 @@ impl Plan {
     ) -> Result<Plan, Error> {
         let mut lease = lease;
         let has_v6 = lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
-        if let Some(mtu) = config.mtu.filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6) {
+        if let Some(mtu) = config
+            .mtu
+            .bytes()
+            .filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6)
+        {
             return Err(Error::config(
                 "mtu",
                 mtu,
@@ -189,7 +193,10 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
         let is_default = |route: &Route| {
-            route.dst == default && route.table.is_none_or(|table| table == 0 || table == 254)
+            route.dst == default
+                && route
+                    .table
+                    .is_none_or(|table| table == 0 || table == Route::MAIN_TABLE)
         };
         !lease.routes.iter().any(is_default)
     };

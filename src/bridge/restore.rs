@@ -9,9 +9,10 @@ use std::fmt;
 use crate::bridge::attach::{ensure_bridge, failed};
 use crate::bridge::config::BridgeConfig;
 use crate::bridge::spoof::Guard;
-use crate::bridge::{gateway, ports};
+use crate::bridge::{gateway, passage, ports};
 use crate::cni::request::{Attachment, Id};
 use crate::error::Error;
+use crate::forward::Forwarding;
 use crate::host::netlink::{Link, Netlink, PortFlags};
 use crate::host::sysctl::{self, Parameter};
 use crate::masquerade::Masquerade;
@@ -58,6 +59,8 @@ pub enum Repair {
     Guard(Living, Mac),
     /// Rules that masquerade a container.
     Masquerade(Living),
+    /// Rules that let packets of the bridge pass FORWARD (`forwardAccept`).
+    Passage(Forwarding, Vec<Family>),
 }
 
 impl fmt::Display for Repair {
@@ -77,6 +80,7 @@ impl fmt::Display for Repair {
             ),
             Repair::Guard(living, mac) => write!(f, "MAC address check for {} ({mac})", living.who),
             Repair::Masquerade(living) => write!(f, "masquerading of {}", living.who),
+            Repair::Passage(..) => f.write_str("the bridge's rules in FORWARD"),
         }
     }
 }
@@ -116,6 +120,13 @@ pub fn plan(
     let off = present.not_forwarded.iter().copied();
     let is_needed = |family: &Family| gateways.iter().any(|gateway| gateway.family() == *family);
     repairs.extend(off.filter(is_needed).map(Repair::Forwarding));
+    let addresses = living.iter().flat_map(|it| it.addresses.clone());
+    let families = passage::families(&addresses.collect::<Vec<Cidr>>());
+    if let Some(forwarding) = &config.forwarding
+        && forwarding.check(&families).is_err()
+    {
+        repairs.push(Repair::Passage(forwarding.clone(), families));
+    }
     for living in living {
         if let Some(mac) = living.mac.filter(|_| config.guarded)
             && let Ok(name) = living.link.name.parse()
@@ -123,7 +134,7 @@ pub fn plan(
         {
             repairs.push(Repair::Guard(living.clone(), mac));
         }
-        if config.masquerade && !living.is_masqueraded {
+        if config.masquerade.is_some() && !living.is_masqueraded {
             repairs.push(Repair::Masquerade(living));
         }
     }
@@ -138,6 +149,18 @@ fn wanted_flags(config: &BridgeConfig) -> PortFlags {
 }
 
 impl Repair {
+    /// The container that it is for, if it is for one.
+    pub fn of(&self) -> Option<&Living> {
+        match self {
+            Repair::Port(living) | Repair::Guard(living, _) | Repair::Masquerade(living) => {
+                Some(living)
+            }
+            Repair::Bridge | Repair::Gateways(_) | Repair::Forwarding(_) | Repair::Passage(..) => {
+                None
+            }
+        }
+    }
+
     /// Puts it back. Doing it again changes nothing.
     ///
     /// # Errors
@@ -164,10 +187,10 @@ impl Repair {
             }
             Repair::Masquerade(living) => {
                 let masquerade = Masquerade::of(network, &living.who);
-                masquerade
-                    .install(&living.addresses, config.masquerade_backend)?
-                    .finish()
+                let policy = config.masquerade.clone().unwrap_or_default();
+                masquerade.install(&living.addresses, &policy)?.finish()
             }
+            Repair::Passage(forwarding, families) => forwarding.install(families),
         }
     }
 }

@@ -3,17 +3,19 @@
 use crate::bridge::attach::failed;
 use crate::bridge::open_host;
 use crate::bridge::plan::host_interface;
-use crate::bridge::spoof;
+use crate::bridge::{passage, spoof};
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::error::{Error, Failures};
-use crate::host::netlink::present;
+use crate::host::journal;
+use crate::host::netlink::{Netlink, present};
 use crate::ipam::Ipam;
 use crate::masquerade;
 use crate::net::IfName;
 
-/// Removes masquerading, guards, links and leases of this network that belong to no valid attachment, whichever plugin made
+/// Removes masquerading, guards, links and leases of this network, and what lets its bridge's packets pass when that has no
+/// containers left, that belong to no valid attachment, whichever plugin made
 /// them. A link is removed when its lease says whose it is; one without a lease cannot be told from another network's.
 ///
 /// # Errors
@@ -22,18 +24,21 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = Ipam::parse_for_release(conf, request)?;
     let mut failures = Failures::default();
-    failures.note(masquerade::sweep(&conf.name, &valid));
+    let sweep = || masquerade::sweep(&conf.name, &valid);
+    failures.note(journal::phase("masquerade", sweep));
     if let Some(ipam) = &ipam {
         let strays = failures.note(ipam.strays(&valid)).unwrap_or_default();
         failures.note(remove_links(conf, &strays));
-        failures.note(ipam.sweep(&valid));
+        failures.note(journal::phase("ipam", || ipam.sweep(&valid)));
     }
-    failures.note(sweep_guards(conf, &valid));
+    if let Some(host) = failures.note(open_host()) {
+        failures.note(sweep_guards(&host, conf, &valid));
+        failures.note(passage::close(&host, conf));
+    }
     failures.into_result()
 }
 
-fn sweep_guards(conf: &NetConf, valid: &ValidAttachments) -> Result<(), Error> {
-    let host = open_host()?;
+fn sweep_guards(host: &Netlink, conf: &NetConf, valid: &ValidAttachments) -> Result<(), Error> {
     let exists = |name: &IfName| host.link(name).map_or(true, |link| link.is_some());
     spoof::sweep(&conf.name, valid, exists)
 }

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::bridge::config::BridgeConfig;
 use crate::bridge::open_host;
-use crate::cli::node::uplinks;
 use crate::cli::routes;
 use crate::cli::{Answer, args};
 use crate::cni::conf::NetConf;
@@ -232,13 +231,7 @@ fn uplink_mtu(host: &Netlink, overhead: u32) -> Result<Option<u32>, Error> {
             "cannot look up this machine's default route: {cause}"
         ))
     };
-    let uplinks = uplinks(host).map_err(unreadable)?;
-    let links = host.links().map_err(unreadable)?;
-    let mtus = links
-        .iter()
-        .filter(|link| uplinks.iter().any(|uplink| uplink.link == link.index));
-    let mtu = mtus.map(|link| link.mtu).min();
-    match mtu {
+    match host.uplink_mtu().map_err(unreadable)? {
         None => Ok(None),
         Some(mtu) => match mtu.checked_sub(overhead) {
             Some(left) if left > 0 => Ok(Some(left)),

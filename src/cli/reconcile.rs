@@ -104,11 +104,20 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     restore::plan(config, &present, &gateways, living)
 }
 
-/// Puts one thing back.
+/// Puts one thing back, unless its container is detached meanwhile; a DEL waits until it is done.
 ///
 /// # Errors
-/// When the kernel or a program refuses.
+/// When the kernel or a program refuses; code 11 when a DEL takes too long.
 pub fn mend(node: &Node, network: &Network, repair: &Repair) -> Result<(), Error> {
+    let mut locked = None;
+    let living = repair.of().filter(|living| !living.addresses.is_empty());
+    if let (Some(Living { who, .. }), Some(host_local)) = (living, &network.configured.host_local) {
+        locked = Some(host_local.lock(&host_local.held(who)?)?);
+        if host_local.held(who)?.addresses().is_empty() {
+            return Ok(());
+        }
+    }
+    let _locked = locked;
     repair.carry_out(&node.host, network.name(), &network.configured.bridge)
 }
 

@@ -25,11 +25,11 @@ pub struct NetConf {
 }
 
 impl NetConf {
-    /// Reads a configuration to its end.
+    /// Reads the bytes of a configuration to their end.
     ///
     /// # Errors
-    /// Code 5 when reading fails, and those of [`NetConf::parse`].
-    pub fn read(from: impl Read) -> Result<NetConf, Error> {
+    /// Code 5 when reading fails.
+    pub fn read(from: impl Read) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::with_capacity(4096);
         // What is longer is refused by its length alone.
         from.take(shape::MAX_BYTES as u64 + 1)
@@ -40,7 +40,7 @@ impl NetConf {
                     format!("cannot read the configuration from stdin: {cause}"),
                 )
             })?;
-        NetConf::parse(bytes)
+        Ok(bytes)
     }
 
     /// Parses a configuration.

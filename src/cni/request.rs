@@ -318,10 +318,13 @@ impl Args {
         let mut unknown = Vec::new();
         let (mut namespace, mut name) = (None, None);
         for piece in text.split(';').filter(|_| !text.is_empty()) {
+            // What stands behind a key may be nobody's business.
             let (key, value) = piece
                 .split_once('=')
-                .filter(|(_, value)| !value.contains('='))
                 .ok_or_else(|| wrong(format!("{piece:?} is not of the form KEY=VALUE")))?;
+            if value.contains('=') {
+                return Err(wrong(format!("the value of {key:?} has a \"=\"")));
+            }
             match key {
                 "IgnoreUnknown" => {
                     ignore_unknown = match value {

@@ -2,16 +2,14 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{major, minor};
 
 use crate::host::interrupts::uninterrupted;
@@ -69,7 +67,7 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
         let _ = sender.send(outcome);
         drop(ends);
     })?;
-    wait_readable(ended.as_fd(), limit)?;
+    signals::wait_readable(ended.as_fd(), limit)?;
     match receiver.try_recv() {
         Ok(outcome) => Ok(outcome?),
         Err(_) => {
@@ -78,26 +76,6 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
                 holder: holder(&metadata),
                 limit,
             })
-        }
-    }
-}
-
-/// Waits until there is something to read, SIGTERM arrives or the time is over.
-fn wait_readable(fd: BorrowedFd, limit: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let fds = [Some(fd), signals::wake()];
-        let polled = fds
-            .into_iter()
-            .flatten()
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut polled.collect::<Vec<_>>(), timeout) {
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-            Ok(0) if Instant::now() < deadline => {}
-            Ok(_) => return Ok(()),
         }
     }
 }
@@ -134,6 +112,7 @@ fn find_holder<'a>(locks: &'a str, file: &Metadata) -> Option<&'a str> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
+    use std::time::Instant;
 
     fn lock_file(name: &str) -> (PathBuf, impl Fn() -> File) {
         let path = std::env::temp_dir().join(format!("gangplank-{}-{name}", std::process::id()));

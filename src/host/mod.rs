@@ -4,8 +4,10 @@
 
 mod attribute;
 pub mod boot;
+mod datagram;
 pub mod files;
 pub mod interrupts;
+pub mod journal;
 pub mod locks;
 pub mod netlink;
 pub mod netns;

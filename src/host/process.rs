@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::interrupts::uninterrupted;
+use crate::host::journal;
 use crate::host::signals::{self, Terminated};
 
 /// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
@@ -252,6 +253,8 @@ impl Running {
             }
         }
         let status = self.child.wait().map_err(|cause| self.broken(cause))?;
+        let began = journal::clock().and_then(|_| self.deadline.checked_sub(self.limit));
+        journal::step(began, || format!("{}: {status}", self.program.display()));
         Ok(Output {
             status,
             stdout: out,

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::SIGTERM;
 use signal_hook::low_level::pipe;
@@ -76,5 +78,28 @@ pub fn check() -> Result<(), Terminated> {
     match poll(&mut polled, PollTimeout::ZERO) {
         Ok(1..) => Err(Terminated),
         _ => Ok(()),
+    }
+}
+
+/// Waits until there is something to read, the signal arrives while it is heeded, or the time is over.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn wait_readable(fd: BorrowedFd, limit: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let fds = [Some(fd), wake()];
+        let polled = fds
+            .into_iter()
+            .flatten()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut polled.collect::<Vec<_>>(), timeout) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(0) if Instant::now() < deadline => {}
+            Ok(_) => return Ok(()),
+        }
     }
 }

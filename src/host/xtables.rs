@@ -19,9 +19,18 @@ pub fn lock_holder() -> Option<String> {
 ///
 /// The lists are there once the variant was used (`xt_proto_init`, net/netfilter/x_tables.c).
 pub fn has_table(family: Family, table: &str) -> bool {
+    tables(family).lines().any(|name| name == table)
+}
+
+/// Whether the legacy variant has any table in this namespace.
+pub fn is_used(family: Family) -> bool {
+    !tables(family).trim().is_empty()
+}
+
+fn tables(family: Family) -> String {
     let list = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    fs::read_to_string(list).is_ok_and(|names| names.lines().any(|name| name == table))
+    fs::read_to_string(list).unwrap_or_default()
 }

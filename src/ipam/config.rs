@@ -26,9 +26,6 @@ const NAME_MAX: usize = 255;
 /// nobody needs as many.
 const MAX_ELEMENTS: usize = 4096;
 
-/// The routing table of a route that names none: RT_TABLE_MAIN.
-const MAIN_TABLE: u32 = 254;
-
 /// What to reserve from, valid as a whole.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -279,7 +276,7 @@ fn assign(
 fn parse_routes(ipam: &Shape) -> Result<Vec<Route>, Error> {
     let mut routes: Vec<Route> = Vec::new();
     let key = |route: &Route| {
-        let table = route.table.unwrap_or(MAIN_TABLE);
+        let table = route.table.unwrap_or(Route::MAIN_TABLE);
         (route.dst, route.gw, table, route.priority)
     };
     for shape in elements(ipam, "routes")? {

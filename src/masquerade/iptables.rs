@@ -1,10 +1,10 @@
-//! The iptables backend: one `iptables-restore` transaction per family, for both variants of iptables.
+//! iptables: one `iptables-restore` transaction per family, for both variants of iptables.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Code, Error};
-use crate::host::nftables::{Layer, Nftables, Table};
+use crate::host::nftables::{CompatRule, Field, Layer, Nftables, RuleEntry, Table, Target};
 use crate::host::process::{self, Output, ProcessError, Running};
 use crate::host::xtables;
 use crate::masquerade::rules::Listing;
@@ -16,16 +16,38 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// The exit status of iptables when others hold its lock (RESOURCE_PROBLEM, include/xtables.h).
 const LOCKED: i32 = 4;
 
-/// The programs of one family.
+/// How often rules are looked at again that others change at the same time.
+const LOOKS: u32 = 50;
+
+/// A table, and what it is for: errors begin with that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purpose {
+    /// Its name.
+    pub table: &'static str,
+    /// What is done in it.
+    pub name: &'static str,
+}
+
+const MASQUERADE: Purpose = Purpose {
+    table: "nat",
+    name: "masquerade",
+};
+
+/// The programs of one family, for one table.
 #[derive(Clone, Debug)]
 pub struct Iptables {
     restore: PathBuf,
     save: PathBuf,
+    purpose: Purpose,
 }
 
 /// A transaction on its way.
 #[derive(Debug)]
-pub struct Transaction(Running);
+pub struct Transaction(Running, Purpose);
+
+/// A listing on its way.
+#[derive(Debug)]
+pub struct Saving(Running, Purpose);
 
 /// How a transaction ended that could be tried.
 #[derive(Debug)]
@@ -37,15 +59,31 @@ pub enum Outcome {
 }
 
 impl Iptables {
-    /// The programs of a family; `None` where they are not installed.
+    /// The programs of a family for the nat table; `None` where they are not installed.
     pub fn find(family: Family) -> Option<Iptables> {
-        let (restore, save) = match family {
-            Family::V4 => ("iptables-restore", "iptables-save"),
-            Family::V6 => ("ip6tables-restore", "ip6tables-save"),
+        let name = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
         };
+        Iptables::named(name, MASQUERADE)
+    }
+
+    /// Those of the legacy variant, where it is known to be in use; some systems have no names for it of its own.
+    pub fn find_legacy(family: Family, purpose: Purpose) -> Option<Iptables> {
+        let [legacy, plain] = match family {
+            Family::V4 => ["iptables-legacy", "iptables"],
+            Family::V6 => ["ip6tables-legacy", "ip6tables"],
+        };
+        let named = |name| Iptables::named(name, purpose);
+        named(legacy).or_else(|| named(plain))
+    }
+
+    fn named(name: &str, purpose: Purpose) -> Option<Iptables> {
+        let program = |part: &str| process::find(&format!("{name}-{part}"));
         Some(Iptables {
-            restore: process::find(restore)?,
-            save: process::find(save)?,
+            restore: program("restore")?,
+            save: program("save")?,
+            purpose,
         })
     }
 
@@ -59,12 +97,25 @@ impl Iptables {
 
     /// Whether there is a chain of that name in the table of iptables-nft; `None` when the kernel does not tell.
     pub fn has_chain(nftables: &Nftables, family: Family, name: &str) -> Option<bool> {
-        let table = Table {
-            layer: Layer::Ip(family),
-            name: "nat",
-        };
-        let uses = nftables.chain(table, name).ok()?;
+        let uses = nftables.chain(nat(family), name).ok()?;
         Some(uses.is_some())
+    }
+
+    /// Whether the kernel is seen to hold all these rules of a family, in the language of iptables, in the table of
+    /// iptables-nft. What it cannot be seen to hold may be there all the same: [`Iptables::list`] tells.
+    pub fn is_seen_to_hold(nftables: &Nftables, family: Family, rules: &[String]) -> bool {
+        let mut listed: Vec<(&str, Vec<RuleEntry>)> = Vec::new();
+        rules.iter().all(|rule| {
+            let Some((chain, rule)) = parse(rule) else {
+                return false;
+            };
+            if !listed.iter().any(|(name, _)| *name == chain) {
+                let found = nftables.rules(nat(family), Some(chain));
+                listed.push((chain, found.unwrap_or_default()));
+            }
+            let mut of_chain = listed.iter().filter(|(name, _)| *name == chain);
+            of_chain.any(|(_, found)| rule.is_among(found))
+        })
     }
 
     /// Starts a transaction.
@@ -75,8 +126,8 @@ impl Iptables {
         // Bounded, for nobody may be left to end it.
         let args = ["--noflush", "--wait=20"];
         process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
-            .map(Transaction)
-            .map_err(failure)
+            .map(|running| Transaction(running, self.purpose))
+            .map_err(|cause| self.purpose.failure(cause))
     }
 
     /// Runs a transaction to its end.
@@ -90,12 +141,35 @@ impl Iptables {
         }
     }
 
-    /// What the nat table holds.
+    /// Sees what is there and changes what `plan` makes of it. Others may change some of that between the look and the
+    /// deed, which then is refused; it is tried again as long as the next look shows something else.
+    ///
+    /// # Errors
+    /// When the table cannot be listed, or refuses the same change twice.
+    pub fn arrange(&self, plan: &dyn Fn(&Listing) -> Option<String>) -> Result<(), Error> {
+        let mut refused: Option<(String, Error)> = None;
+        for _ in 0..LOOKS {
+            let Some(script) = plan(&self.list()?) else {
+                return Ok(());
+            };
+            match refused.take() {
+                Some((same, error)) if same == script => return Err(error),
+                _ => {}
+            }
+            match self.commit(&script) {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = Some((script, error)),
+            }
+        }
+        refused.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// What the table holds.
     ///
     /// # Errors
     /// When it cannot be listed.
     pub fn list(&self) -> Result<Listing, Error> {
-        Ok(Listing::parse(&self.save("nat")?))
+        Ok(Listing::parse(&self.save(self.purpose.table)?))
     }
 
     /// A table in the language of iptables-save(8); nothing where the kernel has no such table.
@@ -103,13 +177,34 @@ impl Iptables {
     /// # Errors
     /// When it cannot be listed.
     pub fn save(&self, table: &str) -> Result<String, Error> {
-        let output = process::run(&self.save, &["-t", table], &[], b"", LIMIT).map_err(failure)?;
+        self.start_saving(table)?.finish()
+    }
+
+    /// Starts to list a table.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start_saving(&self, table: &str) -> Result<Saving, Error> {
+        process::start(&self.save, &["-t", table], &[], b"", LIMIT)
+            .map(|running| Saving(running, self.purpose))
+            .map_err(|cause| self.purpose.failure(cause))
+    }
+}
+
+impl Saving {
+    /// Waits for its end; nothing where the kernel has no such table.
+    ///
+    /// # Errors
+    /// When the table cannot be listed.
+    pub fn finish(self) -> Result<String, Error> {
+        let Saving(running, purpose) = self;
+        let output = running.finish().map_err(|cause| purpose.failure(cause))?;
         if !output.status.success() {
             // The legacy variant's words for a kernel without this table.
             if output.complaint().contains("Table does not exist") {
                 return Ok(String::new());
             }
-            return Err(refusal("list", &output));
+            return Err(purpose.refusal("list", &output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -121,11 +216,12 @@ impl Transaction {
     /// # Errors
     /// Code 11 when it did not end in time or others hold the lock, 999 when the program is broken.
     pub fn finish(self) -> Result<Outcome, Error> {
-        let output = self.0.finish().map_err(failure)?;
+        let Transaction(running, purpose) = self;
+        let output = running.finish().map_err(|cause| purpose.failure(cause))?;
         if output.status.success() {
             return Ok(Outcome::Committed);
         }
-        let error = refusal("change", &output);
+        let error = purpose.refusal("change", &output);
         if output.status.code() == Some(LOCKED) && output.complaint().contains("lock") {
             let error = Error {
                 code: Code::TRY_AGAIN,
@@ -140,17 +236,54 @@ impl Transaction {
     }
 }
 
-fn refusal(operation: &str, output: &Output) -> Error {
-    Error::failed(format!(
-        "masquerade: cannot {operation} the nat table: {}",
-        output.complaint()
-    ))
+/// The table of iptables-nft.
+fn nat(family: Family) -> Table {
+    Table {
+        layer: Layer::Ip(family),
+        name: "nat",
+    }
 }
 
-fn failure(cause: ProcessError) -> Error {
-    let code = match cause {
-        ProcessError::TimedOut { .. } | ProcessError::Terminated { .. } => Code::TRY_AGAIN,
-        _ => Code::PLUGIN,
+/// A rule with one address, a comment and a target without options, as iptables-save(8) writes it, and its chain.
+fn parse(rule: &str) -> Option<(&str, CompatRule)> {
+    let (matching, rest) = rule.split_once(" -m comment --comment \"")?;
+    let (comment, target) = rest.rsplit_once("\" -j ")?;
+    let words: Vec<&str> = matching.split(' ').collect();
+    let (chain, field, network) = match words[..] {
+        ["-A", chain, "-s", network] => (chain, Field::Source, network),
+        ["-A", chain, "-d", network] => (chain, Field::Destination, network),
+        ["-A", chain, "!", "-d", network] => (chain, Field::NotDestination, network),
+        _ => return None,
     };
-    Error::new(code, format!("masquerade: {cause}"))
+    let target = match target {
+        "ACCEPT" => Target::Accept,
+        "MASQUERADE" => Target::Masquerade,
+        name if name.starts_with("CNI-") && !name.contains(' ') => Target::Chain(name.to_owned()),
+        _ => return None,
+    };
+    let rule = CompatRule {
+        field,
+        network: network.parse().ok()?,
+        comment: comment.replace("\\\"", "\""),
+        target,
+    };
+    Some((chain, rule))
+}
+
+impl Purpose {
+    fn refusal(self, operation: &str, output: &Output) -> Error {
+        let Purpose { table, name } = self;
+        let complaint = output.complaint();
+        Error::failed(format!(
+            "{name}: cannot {operation} the {table} table: {complaint}"
+        ))
+    }
+
+    fn failure(self, cause: ProcessError) -> Error {
+        let code = match cause {
+            ProcessError::TimedOut { .. } | ProcessError::Terminated { .. } => Code::TRY_AGAIN,
+            _ => Code::PLUGIN,
+        };
+        Error::new(code, format!("{}: {cause}", self.name))
+    }
 }

@@ -3,9 +3,10 @@
 //! Knows the rules of an attachment and how to install and remove them; knows neither links nor leases. Both verbs
 //! start their work and finish it later, so that the caller can work on the link meanwhile.
 
-mod iptables;
+pub(crate) mod iptables;
 mod label;
 mod nftables;
+mod policy;
 pub mod rules;
 mod survey;
 
@@ -20,10 +21,8 @@ use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
+pub use policy::Policy;
 pub use survey::{Standing, Survey, iptables_table, iptables_variants};
-
-/// How often rules are looked at again that others take down at the same time.
-const LOOKS: u32 = 50;
 
 /// Which part of the kernel masquerades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +56,7 @@ pub struct Masquerade {
 #[must_use = "rules are not in place before `finish`"]
 pub struct Installing {
     chain: Chain,
+    policy: Policy,
     families: Vec<(Iptables, Vec<Cidr>, Transaction)>,
 }
 
@@ -91,29 +91,27 @@ impl Masquerade {
     }
 
     /// Starts to masquerade addresses: one transaction per family, or one in all. Where no backend is asked for it is
-    /// iptables, if that is installed for all of the addresses.
+    /// iptables, if that is installed for all of the addresses. Where rules are already, what is missing is added, and
+    /// what is of another policy goes.
     ///
     /// # Errors
     /// When a family has no iptables or it cannot be started, or nftables refuses; a family may hold its rules.
-    pub fn install(
-        &self,
-        addresses: &[Cidr],
-        backend: Option<Backend>,
-    ) -> Result<Installing, Error> {
+    pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
         let families = addresses.iter().map(|address| address.family());
-        match backend.unwrap_or_else(|| Backend::usual(families)) {
-            Backend::Iptables => self.install_iptables(addresses),
+        match policy.backend.unwrap_or_else(|| Backend::usual(families)) {
+            Backend::Iptables => self.install_iptables(addresses, policy),
             Backend::Nftables => {
-                nftables::install(&self.network, &self.label, addresses)?;
+                nftables::install(&self.network, &self.label, addresses, policy)?;
                 Ok(Installing {
                     chain: self.chain.clone(),
+                    policy: policy.clone(),
                     families: Vec::new(),
                 })
             }
         }
     }
 
-    fn install_iptables(&self, addresses: &[Cidr]) -> Result<Installing, Error> {
+    fn install_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
         let mut found = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
@@ -127,10 +125,11 @@ impl Masquerade {
         }
         let mut installing = Installing {
             chain: self.chain.clone(),
+            policy: policy.clone(),
             families: Vec::new(),
         };
         for (iptables, own) in found {
-            match iptables.start(&self.chain.create(&own)) {
+            match iptables.start(&self.chain.create(&own, policy)) {
                 Ok(transaction) => installing.families.push((iptables, own, transaction)),
                 // What was started must have ended before it can be removed.
                 Err(error) => {
@@ -146,14 +145,14 @@ impl Masquerade {
     ///
     /// # Errors
     /// The first address that is not; when it cannot be told.
-    pub fn check(&self, addresses: &[Cidr], backend: Option<Backend>) -> Result<(), Error> {
-        let Err(lacking) = nftables::check(&self.network, &self.label, addresses) else {
+    pub fn check(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
+        let Err(lacking) = nftables::check(&self.network, &self.label, addresses, policy) else {
             return Ok(());
         };
         let families = addresses.iter().map(|address| address.family());
-        match backend.unwrap_or_else(|| Backend::usual(families)) {
+        match policy.backend.unwrap_or_else(|| Backend::usual(families)) {
             Backend::Nftables if !self.may_be_in_iptables() => Err(lacking),
-            _ => self.check_iptables(addresses),
+            _ => self.check_iptables(addresses, policy),
         }
     }
 
@@ -165,16 +164,24 @@ impl Masquerade {
         families.any(|family| Iptables::may_have_chain(nftables.as_ref(), family, name))
     }
 
-    /// One listing per family.
-    fn check_iptables(&self, addresses: &[Cidr]) -> Result<(), Error> {
+    /// The kernel is asked first; where its answer does not show the rules, one listing per family, side by side.
+    fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
+        let nftables = Nftables::open().ok();
+        let mut listings = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
             let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
-            if own.is_empty() {
+            let rules = self.chain.rules(&own, policy);
+            let seen = |it: &Nftables| Iptables::is_seen_to_hold(it, family, &rules);
+            if own.is_empty() || nftables.as_ref().is_some_and(seen) {
                 continue;
             }
             let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
-            if let Some(address) = self.chain.lacking(&own, &iptables.list()?) {
+            listings.push((family, own, iptables.start_saving("nat")?));
+        }
+        for (family, own, listing) in listings {
+            let listing = Listing::parse(&listing.finish()?);
+            if let Some(address) = self.chain.lacking(&own, policy, &listing) {
                 let what = format!("check: rules that masquerade {address} are missing");
                 return Err(Error::failed(what).details(format!(
                     "looked in the nat table of {family} for {}",
@@ -280,7 +287,7 @@ fn sweep_stale(
     let mut failures = Failures::default();
     for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
         let plan = |listing: &Listing| rules::sweep(network, is_stale_chain, listing);
-        failures.note(take_down(&iptables, plan));
+        failures.note(iptables.arrange(&plan));
     }
     failures.note(nftables::sweep(network, is_stale_comment));
     failures.into_result()
@@ -296,27 +303,16 @@ impl Installing {
         for (iptables, addresses, transaction) in self.families {
             failures.note(match transaction.finish() {
                 Ok(Outcome::Committed) => Ok(()),
-                Ok(Outcome::Refused(why)) => complete(&self.chain, &iptables, &addresses, why),
+                Ok(Outcome::Refused(why)) => {
+                    // The second way to install: see what is there already and add the rest.
+                    let plan =
+                        |listing: &Listing| self.chain.complete(&addresses, &self.policy, listing);
+                    iptables.arrange(&plan).map_err(|error| why.details(error))
+                }
                 Err(error) => Err(error),
             });
         }
         failures.into_result()
-    }
-}
-
-/// The second way to install: see what is there already and add the rest. `why` is what the first way met.
-fn complete(
-    chain: &Chain,
-    iptables: &Iptables,
-    addresses: &[Cidr],
-    why: Error,
-) -> Result<(), Error> {
-    let listing = iptables
-        .list()
-        .map_err(|error| why.clone().details(error))?;
-    match chain.complete(addresses, &listing) {
-        Some(script) => iptables.commit(&script).map_err(|error| why.details(error)),
-        None => Ok(()),
     }
 }
 
@@ -347,28 +343,8 @@ impl Removing {
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
         let only = (self.scope == Scope::Addresses && !self.addresses.is_empty())
             .then_some(&*self.addresses);
-        take_down(iptables, |listing| self.chain.clear(only, listing))
+        iptables.arrange(&|listing| self.chain.clear(only, listing))
     }
-}
-
-/// Sees what is there and takes what `plan` makes of it. Others may take some of that between the look and the deed,
-/// which then is refused; it is tried again as long as the next look shows something else.
-fn take_down(iptables: &Iptables, plan: impl Fn(&Listing) -> Option<String>) -> Result<(), Error> {
-    let mut refused: Option<(String, Error)> = None;
-    for _ in 0..LOOKS {
-        let Some(script) = plan(&iptables.list()?) else {
-            return Ok(());
-        };
-        match refused.take() {
-            Some((same, error)) if same == script => return Err(error),
-            _ => {}
-        }
-        match iptables.commit(&script) {
-            Ok(()) => return Ok(()),
-            Err(error) => refused = Some((script, error)),
-        }
-    }
-    refused.map_or(Ok(()), |(_, error)| Err(error))
 }
 
 fn not_installed(family: Family) -> Error {

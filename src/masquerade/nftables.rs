@@ -17,18 +17,26 @@
 //!     }
 //! }
 //! ```
+//! What a configuration adds to that carries the name of its key as a comment. A network has one chain for all its pods,
+//! so of configurations that differ the last one counts for all of them.
+//!
 //! The reference's table is read and cleaned here too, never written to.
+
+mod network;
 
 use std::net::IpAddr;
 
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::nftables::{
-    Action, BaseChain, Batch, Element, HookPoint, Layer, Match, Nftables, NftablesError, Rule,
-    RuleEntry, Table, present,
+    Action, BaseChain, Batch, Element, HookPoint, Layer, Nftables, NftablesError, Rule, RuleEntry,
+    Table, present,
 };
+use crate::masquerade::Policy;
 use crate::masquerade::label::{Label, short_hash};
 use crate::net::{Cidr, Family};
+
+use network::NetworkRules;
 
 /// Our table.
 const TABLE: Table = Table {
@@ -62,7 +70,13 @@ const MAX_NAME: usize = 255;
 ///
 /// # Errors
 /// When the kernel refuses; nothing is changed then.
-pub fn install(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Error> {
+pub fn install(
+    network: &Id,
+    label: &Label,
+    addresses: &[Cidr],
+    policy: &Policy,
+) -> Result<(), Error> {
+    let wanted = NetworkRules::of(addresses, policy);
     let chain = chain_of(network);
     let install = || {
         let nftables = Nftables::open()?;
@@ -70,7 +84,7 @@ pub fn install(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Er
             let present = nftables.rules(TABLE, None)?;
             let mut batch = Batch::default();
             complete_base(&mut batch, &present);
-            complete_network(&mut batch, &chain, addresses, &present);
+            wanted.complete(&mut batch, &chain, &present);
             for address in addresses {
                 let map = map_of(address.family());
                 let element = Element {
@@ -170,10 +184,9 @@ pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, Error> {
         let has_base = base_rules()
             .iter()
             .all(|rule| holds(&rules, POSTROUTING.name, rule));
-        let masquerade = Rule::new(vec![], Action::Masquerade);
         let elements = listed(nftables)?.into_iter().map(|it| Mark {
             address: Some(it.address),
-            is_in_force: has_base && holds(&rules, &it.chain, &masquerade),
+            is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
             comment: it.comment,
         });
         let theirs = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
@@ -203,7 +216,13 @@ pub fn status() -> Result<(), Error> {
 ///
 /// # Errors
 /// The first thing that is missing; when the kernel refuses to tell.
-pub fn check(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Error> {
+pub fn check(
+    network: &Id,
+    label: &Label,
+    addresses: &[Cidr],
+    policy: &Policy,
+) -> Result<(), Error> {
+    let wanted = NetworkRules::of(addresses, policy);
     let look = || {
         let nftables = Nftables::open()?;
         let reference = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
@@ -211,7 +230,11 @@ pub fn check(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Erro
         if of_reference.count() >= addresses.len() {
             return Ok(None);
         }
-        missing(&nftables, &chain_of(network), label, addresses)
+        let chain = chain_of(network);
+        match without_element(&nftables, &chain, label, addresses)? {
+            None => wanted.missing(&nftables, &chain),
+            lost => Ok(lost),
+        }
     };
     match look().map_err(|cause| failed("list", cause))? {
         None => Ok(()),
@@ -223,7 +246,7 @@ pub fn check(network: &Id, label: &Label, addresses: &[Cidr]) -> Result<(), Erro
     }
 }
 
-fn missing(
+fn without_element(
     nftables: &Nftables,
     chain: &str,
     label: &Label,
@@ -236,12 +259,7 @@ fn missing(
             return Ok(Some(format!("{ip} lacks its element in the map {map}")));
         }
     }
-    let rules = nftables.rules(TABLE, None)?;
-    let base = base_rules().map(|rule| (POSTROUTING.name, rule));
-    let of_network = network_rules(addresses).into_iter();
-    let mut wanted = base.into_iter().chain(of_network.map(|rule| (chain, rule)));
-    let lost = wanted.find(|(chain, rule)| !holds(&rules, chain, rule));
-    Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
+    Ok(None)
 }
 
 /// The chain of a network.
@@ -265,22 +283,6 @@ fn base_rules() -> [Rule; 2] {
     Family::BOTH.map(|family| Rule::new(vec![], Action::BySource(family, map_of(family))))
 }
 
-/// What stays unmasqueraded, then the masquerading.
-fn network_rules(addresses: &[Cidr]) -> Vec<Rule> {
-    let multicast = ["224.0.0.0/4", "ff00::/8"].map(|net| net.parse().expect("it is a network"));
-    let own = addresses.iter().map(|address| address.network());
-    let mut rules: Vec<Rule> = Vec::new();
-    for network in own.chain(multicast) {
-        let matches = vec![Match::Family(network.family()), Match::Destination(network)];
-        let rule = Rule::new(matches, Action::Return);
-        if !rules.contains(&rule) {
-            rules.push(rule);
-        }
-    }
-    rules.push(Rule::new(vec![], Action::Masquerade));
-    rules
-}
-
 fn holds(present: &[RuleEntry], chain: &str, rule: &Rule) -> bool {
     present
         .iter()
@@ -301,21 +303,6 @@ fn complete_base(batch: &mut Batch, present: &[RuleEntry]) {
     batch.create_base_chain(TABLE, POSTROUTING);
     for rule in &missing {
         batch.append(TABLE, POSTROUTING.name, rule);
-    }
-}
-
-/// Adds what a network's chain lacks for these addresses. What returns goes before what masquerades.
-fn complete_network(batch: &mut Batch, chain: &str, addresses: &[Cidr], present: &[RuleEntry]) {
-    let mut missing = network_rules(addresses);
-    missing.retain(|rule| !holds(present, chain, rule));
-    if !missing.is_empty() {
-        batch.create_chain(TABLE, chain);
-    }
-    for rule in missing.iter().rev() {
-        match rule.action {
-            Action::Masquerade => batch.append(TABLE, chain, rule),
-            _ => batch.prepend(TABLE, chain, rule),
-        }
     }
 }
 
@@ -399,30 +386,5 @@ mod tests {
         let (one, other) = ("x".repeat(300) + "1", "x".repeat(300) + "2");
         assert_eq!(name(one.clone()).len(), 255);
         assert_ne!(name(one), name(other));
-    }
-
-    #[test]
-    fn every_subnet_returns_once_and_masquerading_comes_last() {
-        let addresses = ["10.1.0.2/24", "10.1.0.3/24", "10.2.0.2/24", "fd00::2/64"];
-        let rules = network_rules(&addresses.map(|it| it.parse().unwrap()));
-        let returned: Vec<String> = rules
-            .iter()
-            .filter_map(|rule| match &rule.matches[..] {
-                [_, Match::Destination(network)] => Some(network.to_string()),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(
-            returned,
-            [
-                "10.1.0.0/24",
-                "10.2.0.0/24",
-                "fd00::/64",
-                "224.0.0.0/4",
-                "ff00::/8"
-            ]
-        );
-        assert_eq!(rules.last().unwrap().action, Action::Masquerade);
-        assert_eq!(rules.len(), 6);
     }
 }

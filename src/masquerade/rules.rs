@@ -11,6 +11,8 @@ use sha2::{Digest, Sha512};
 
 use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
+use crate::host::nftables::Ports;
+use crate::masquerade::Policy;
 use crate::net::{Cidr, Family};
 
 /// The longest comment of a rule in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
@@ -48,18 +50,24 @@ impl Chain {
 
     /// The rules that masquerade these addresses, which are of one family: first what stays unmasqueraded, then the
     /// masquerading, then the ways into the chain.
-    fn rules(&self, addresses: &[Cidr]) -> Vec<String> {
+    pub fn rules(&self, addresses: &[Cidr], policy: &Policy) -> Vec<String> {
         let Some(family) = addresses.first().map(|address| address.family()) else {
             return Vec::new();
         };
         let mut rules: Vec<String> = Vec::new();
-        for address in addresses {
-            let accept = self.rule(&self.name, &format!("-d {}", address.network()), "ACCEPT");
+        let subnets = addresses.iter().map(|address| address.network());
+        for network in subnets.chain(policy.kept_of(family)) {
+            // A match of everything is not listed.
+            let matching = match network.is_default() {
+                true => String::new(),
+                false => format!("-d {network} "),
+            };
+            let accept = self.rule(&self.name, &matching, "ACCEPT");
             if !rules.contains(&accept) {
                 rules.push(accept);
             }
         }
-        rules.push(self.masquerading(family));
+        rules.push(self.masquerading(family, policy));
         rules.extend(addresses.iter().map(|address| self.jump(address.address())));
         rules
     }
@@ -67,12 +75,12 @@ impl Chain {
     /// The first of these addresses, which are of one family, that a listing does not masquerade in full.
     ///
     /// The way into the chain may be that of the whole subnet, as old versions of the reference wrote it.
-    pub fn lacking(&self, addresses: &[Cidr], listing: &Listing) -> Option<Cidr> {
+    pub fn lacking(&self, addresses: &[Cidr], policy: &Policy, listing: &Listing) -> Option<Cidr> {
         let target = format!("-j {}", self.name);
-        let leads_in = |rule: &&String| rule.ends_with(&target);
+        let leads_in = |rule: &&String| rule.ends_with(&target) && !rule.contains(" ! -s ");
         let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
         let is_served = |address: &Cidr| {
-            let rules = self.rules(&[*address]);
+            let rules = self.rules(&[*address], policy);
             // The last one is the way in.
             let mut in_chain = rules.iter().rev().skip(1);
             let comes_in = |rule: &&String| comes_from(rule, &[address.address()]);
@@ -84,69 +92,108 @@ impl Chain {
             .find(|address| !is_served(address))
     }
 
-    fn masquerading(&self, family: Family) -> String {
+    fn masquerading(&self, family: Family, policy: &Policy) -> String {
         let multicast = match family {
             Family::V4 => "224.0.0.0/4",
             Family::V6 => "ff00::/8",
         };
-        self.rule(&self.name, &format!("! -d {multicast}"), "MASQUERADE")
+        let mut target = match policy.source_of(family) {
+            Some(source) => format!("SNAT --to-source {source}"),
+            None => "MASQUERADE".to_owned(),
+        };
+        if policy.ports == Ports::Random {
+            target.push_str(" --random-fully");
+        }
+        self.rule(&self.name, &format!("! -d {multicast} "), &target)
     }
 
     fn jump(&self, address: IpAddr) -> String {
         self.rule(
             "POSTROUTING",
-            &format!("-s {}", Cidr::host(address)),
+            &format!("-s {} ", Cidr::host(address)),
             &self.name,
         )
     }
 
     fn rule(&self, chain: &str, matching: &str, target: &str) -> String {
         let comment = self.comment.replace('"', "\\\"");
-        format!("-A {chain} {matching} -m comment --comment \"{comment}\" -j {target}")
+        format!("-A {chain} {matching}-m comment --comment \"{comment}\" -j {target}")
     }
 
     /// Makes the chain with its rules; the kernel refuses it when there is such a chain already.
-    pub fn create(&self, addresses: &[Cidr]) -> String {
-        transaction(
-            [format!("-N {}", self.name)]
-                .into_iter()
-                .chain(self.rules(addresses)),
-        )
+    pub fn create(&self, addresses: &[Cidr], policy: &Policy) -> String {
+        let mut lines = vec![format!("-N {}", self.name)];
+        lines.extend(self.rules(addresses, policy));
+        nat(lines)
     }
 
-    /// Adds what a listing lacks for these addresses, each rule at its place; `None` when it lacks nothing.
+    /// Adds what a listing lacks for these addresses, each rule at its place, and takes away what is of another policy;
+    /// `None` when all is as it should be.
     ///
-    /// The chain is there because another interface of the container uses it, or was left by an ADD that died.
-    pub fn complete(&self, addresses: &[Cidr], listing: &Listing) -> Option<String> {
-        let new_chain = (!listing.has_chain(&self.name)).then(|| format!("-N {}", self.name));
-        let missing = self
-            .rules(addresses)
-            .into_iter()
-            .filter(|rule| !listing.has(rule));
-        let first_in_chain = format!("-A {} -d ", self.name);
-        // What is accepted must come before the masquerading that is there already.
-        let placed = missing.map(|rule| match rule.strip_prefix(&first_in_chain) {
-            Some(rest) if new_chain.is_none() => format!("-I {} 1 -d {rest}", self.name),
-            _ => rule,
-        });
-        let lines: Vec<String> = new_chain.clone().into_iter().chain(placed).collect();
-        (!lines.is_empty()).then(|| transaction(lines))
+    /// The chain is there because another interface of the container uses it, or was left by an ADD that died, or is to
+    /// be mended.
+    pub fn complete(
+        &self,
+        addresses: &[Cidr],
+        policy: &Policy,
+        listing: &Listing,
+    ) -> Option<String> {
+        let is_new = !listing.has_chain(&self.name);
+        let wanted = self.rules(addresses, policy);
+        let mut lines = self.outdated(&wanted, listing);
+        if is_new {
+            lines.push(format!("-N {}", self.name));
+        }
+        let in_chain = format!("-A {} ", self.name);
+        for rule in wanted {
+            if listing.has(&rule) {
+                continue;
+            }
+            // What is accepted must come before the masquerading that is there already.
+            lines.push(match rule.strip_prefix(&in_chain) {
+                Some(rest) if !is_new && is_accepting(&rule) => {
+                    format!("-I {} 1 {rest}", self.name)
+                }
+                _ => rule,
+            });
+        }
+        transaction("nat", &lines)
+    }
+
+    /// How the rules go that are of another policy than the wanted ones. What accepts for a subnet from which there is a
+    /// way in is needed by another interface of the container.
+    fn outdated(&self, wanted: &[String], listing: &Listing) -> Vec<String> {
+        let in_chain = format!("-A {} ", self.name);
+        let target = format!("-j {}", self.name);
+        let present = listing.rules.iter();
+        let sources: Vec<Cidr> = present
+            .clone()
+            .filter(|rule| rule.ends_with(&target))
+            .filter_map(|rule| argument(rule, "-s"))
+            .collect();
+        let is_needed = |rule: &String| {
+            let subnet = argument(rule, "-d").filter(|_| is_accepting(rule));
+            subnet.is_some_and(|subnet| sources.iter().any(|it| subnet.contains(it.address())))
+        };
+        let others = present.filter(|rule| rule.starts_with(&in_chain) && !wanted.contains(rule));
+        let outdated = others.filter(|rule| !is_needed(rule));
+        outdated.map(|rule| deletion(rule)).collect()
     }
 
     /// Takes down the chain of an attachment whose addresses are known; the kernel refuses it when anything of it is
     /// missing, or when another interface of the container uses the chain.
     pub fn destroy(&self, addresses: &[IpAddr]) -> String {
-        let jumps = addresses
-            .iter()
-            .map(|address| deletion(&self.jump(*address)));
-        transaction(jumps.chain(self.emptying()))
+        let jumps = addresses.iter();
+        let jumps = jumps.map(|address| deletion(&self.jump(*address)));
+        let mut lines: Vec<String> = jumps.collect();
+        lines.extend(self.emptying());
+        nat(lines)
     }
 
     /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
     /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
     pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
-        let lines = self.clearing(addresses, listing);
-        (!lines.is_empty()).then(|| transaction(lines))
+        transaction("nat", &self.clearing(addresses, listing))
     }
 
     fn clearing(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Vec<String> {
@@ -203,17 +250,15 @@ pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool, listing: &Listing) -
         .flatten()
         .filter(|name| is_chain_name(name) && is_stale(name))
         .collect();
-    let lines: Vec<String> = names
-        .into_iter()
-        .flat_map(|name| {
-            let chain = Chain {
-                name: name.to_owned(),
-                comment: String::new(),
-            };
-            chain.clearing(None, listing)
-        })
-        .collect();
-    (!lines.is_empty()).then(|| transaction(lines))
+    let mut lines = Vec::new();
+    for name in names {
+        let chain = Chain {
+            name: name.to_owned(),
+            comment: String::new(),
+        };
+        lines.extend(chain.clearing(None, listing));
+    }
+    transaction("nat", &lines)
 }
 
 fn is_chain_name(name: &str) -> bool {
@@ -224,27 +269,41 @@ fn is_chain_name(name: &str) -> bool {
 /// Whether the source of a rule is one of the addresses, or a subnet with one of them, as old versions of the
 /// reference wrote it.
 fn comes_from(rule: &str, addresses: &[IpAddr]) -> bool {
-    let mut words = rule
-        .split_whitespace()
-        .skip_while(|word| *word != "-s")
-        .skip(1);
-    let source: Option<Cidr> = words.next().and_then(|word| word.parse().ok());
+    let source = argument(rule, "-s");
     source.is_some_and(|source| addresses.iter().any(|address| source.contains(*address)))
 }
 
-fn deletion(rule: &str) -> String {
+/// The network behind an option of a rule.
+fn argument(rule: &str, option: &str) -> Option<Cidr> {
+    let words = rule.split_whitespace();
+    let mut words = words.skip_while(|word| *word != option).skip(1);
+    words.next()?.parse().ok()
+}
+
+fn is_accepting(rule: &str) -> bool {
+    rule.ends_with("-j ACCEPT")
+}
+
+/// What deletes a rule.
+pub(crate) fn deletion(rule: &str) -> String {
     match rule.strip_prefix("-A ") {
         Some(rest) => format!("-D {rest}"),
         None => rule.to_owned(),
     }
 }
 
-fn transaction(lines: impl IntoIterator<Item = String>) -> String {
-    let lines: Vec<String> = lines.into_iter().collect();
-    format!("*nat\n{}\nCOMMIT\n", lines.join("\n"))
+/// A change of a table, for iptables-restore(8); `None` when it is empty.
+pub(crate) fn transaction(table: &str, lines: &[String]) -> Option<String> {
+    let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
+    (!lines.is_empty()).then(change)
 }
 
-/// What the nat table holds, as iptables-save(8) prints it.
+/// A change of the nat table that is not empty.
+fn nat(lines: Vec<String>) -> String {
+    transaction("nat", &lines).unwrap_or_default()
+}
+
+/// What a table holds, as iptables-save(8) prints it.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     chains: Vec<String>,
@@ -252,7 +311,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Reads the output of `iptables-save -t nat`.
+    /// Reads the output of `iptables-save` for one table.
     pub fn parse(text: &str) -> Listing {
         let mut listing = Listing::default();
         for line in text.lines() {
@@ -286,12 +345,19 @@ impl Listing {
         told.collect()
     }
 
-    fn has_chain(&self, name: &str) -> bool {
+    /// Whether there is a chain of that name.
+    pub(crate) fn has_chain(&self, name: &str) -> bool {
         self.chains.iter().any(|chain| chain == name)
     }
 
-    fn has(&self, rule: &str) -> bool {
+    /// Whether there is that rule.
+    pub(crate) fn has(&self, rule: &str) -> bool {
         self.rules.iter().any(|present| present == rule)
+    }
+
+    /// All rules in order.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &String> {
+        self.rules.iter()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::masquerade::iptables::{Iptables, LIMIT};
 use crate::masquerade::label::Label;
 use crate::masquerade::nftables::{self, Mark};
 use crate::masquerade::rules::{Chain, Listing};
-use crate::masquerade::{Backend, Masquerade};
+use crate::masquerade::{Backend, Masquerade, Policy};
 use crate::net::{Cidr, Family};
 
 /// The rules of the nat tables, the elements of our maps and the rules of the reference's table.
@@ -101,7 +101,12 @@ impl Survey {
     }
 
     /// The first of an attachment's addresses that is not masqueraded.
-    pub fn lacking(&self, masquerade: &Masquerade, addresses: &[Cidr]) -> Option<Cidr> {
+    pub fn lacking(
+        &self,
+        masquerade: &Masquerade,
+        policy: &Policy,
+        addresses: &[Cidr],
+    ) -> Option<Cidr> {
         let in_map = |address: &Cidr| {
             let is_of = |mark: &Mark| mark.address.is_none_or(|of| of == address.address());
             let mut marks = self.marks.iter().filter(|mark| mark.is_in_force);
@@ -111,7 +116,10 @@ impl Survey {
             let mut listings = self.listings.iter();
             listings.any(|(family, listing)| {
                 *family == address.family()
-                    && masquerade.chain.lacking(&[*address], listing).is_none()
+                    && masquerade
+                        .chain
+                        .lacking(&[*address], policy, listing)
+                        .is_none()
             })
         };
         let is_lacking = |address: &Cidr| !in_map(address) && !in_table(address);

@@ -1,10 +1,11 @@
 //! What is measured: networks, and the verbs on them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::crowd::Fill;
 use crate::support::{Node, Pod};
 use crate::timed::Call;
 
@@ -15,8 +16,10 @@ pub struct Case {
     plugin: &'static str,
     /// The variant of iptables: it is laid over the system's for the case's nodes alone.
     iptables: Option<&'static str>,
-    /// What fills the nat tables that the case uses.
-    pub restores: &'static [&'static str],
+    /// What a crowd has beside leases, where the plugins are ours and where they are the others.
+    pub fills: [&'static [Fill]; 2],
+    /// How many pods are on the node.
+    pub crowds: [usize; 3],
     config: fn() -> Value,
 }
 
@@ -27,6 +30,9 @@ pub struct Setting {
     config: Value,
 }
 
+const V4: Fill = Fill::Rules("iptables-restore");
+const V6: Fill = Fill::Rules("ip6tables-restore");
+
 const ALL_VERBS: &[&str] = &["ADD", "CHECK", "DEL"];
 
 /// All cases.
@@ -36,7 +42,8 @@ pub fn all() -> Vec<Case> {
         verbs: ALL_VERBS,
         plugin: "bridge",
         iptables: None,
-        restores: &[],
+        fills: [&[], &[]],
+        crowds: [0, 500, 4000],
         config,
     };
     vec![
@@ -48,14 +55,14 @@ pub fn all() -> Vec<Case> {
         case("gateway", || bridge(json!({"isGateway": true}), v4())),
         Case {
             iptables: Some("xtables-nft-multi"),
-            restores: &["iptables-restore"],
+            fills: [&[V4], &[V4]],
             ..case("masquerade-iptables-nft", || {
                 bridge(json!({"isGateway": true, "ipMasq": true}), v4())
             })
         },
         Case {
             iptables: Some("xtables-legacy-multi"),
-            restores: &["iptables-restore"],
+            fills: [&[V4], &[V4]],
             ..case("masquerade-iptables-legacy", || {
                 bridge(json!({"isGateway": true, "ipMasq": true}), v4())
             })
@@ -63,6 +70,7 @@ pub fn all() -> Vec<Case> {
         // The reference of Debian has no such backend: it is compared with its iptables.
         Case {
             iptables: Some("xtables-nft-multi"),
+            fills: [&[Fill::Elements], &[V4]],
             ..case("masquerade-nftables", || {
                 let keys = json!({"isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables"});
                 bridge(keys, v4())
@@ -70,13 +78,14 @@ pub fn all() -> Vec<Case> {
         },
         Case {
             iptables: Some("xtables-nft-multi"),
-            restores: &["iptables-restore", "ip6tables-restore"],
+            fills: [&[V4, V6], &[V4, V6]],
             ..case("masquerade-dual-stack", || {
                 bridge(json!({"isGateway": true, "ipMasq": true}), dual())
             })
         },
         Case {
             plugin: "host-local",
+            crowds: [0, 1000, 10_000],
             ..case("host-local", || bridge(json!({}), v4()))
         },
     ]
@@ -113,14 +122,8 @@ fn bridge(keys: Value, ranges: Value) -> Value {
 impl Case {
     /// Makes a fresh node what the case needs.
     pub fn prepare(&self, node: &Node) {
-        let Some(variant) = self.iptables else { return };
-        for program in ["iptables", "ip6tables"] {
-            for part in ["", "-restore", "-save"] {
-                let installed = format!("/usr/sbin/{program}{part}");
-                if Path::new(&installed).exists() {
-                    node.bind(&format!("/usr/sbin/{variant}"), &installed);
-                }
-            }
+        if let Some(variant) = self.iptables {
+            node.lay_iptables(variant);
         }
     }
 

@@ -11,9 +11,19 @@ use crate::support::Node;
 /// Where a case's own pods begin is far below.
 const FIRST: u32 = 0x0a40_8000;
 
-/// Gives a node `count` leases of the network `bench`, and the rules of as many masqueraded pods in these programs'
-/// nat tables.
-pub fn gather(node: &Node, count: usize, restores: &[&str]) {
+/// What a masqueraded pod has in the kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Fill {
+    /// A chain and a jump of a family's nat table, put there by this program.
+    Rules(&'static str),
+    /// An element of our map.
+    Elements,
+}
+
+/// Gives a node `count` leases of the network `bench`, and as many pods' masquerading.
+///
+/// Of our table a first pod must have made what all networks share.
+pub fn gather(node: &Node, count: usize, fills: &[Fill]) {
     node.inside(|| {
         let leases = "/var/lib/cni/networks/bench";
         fs::create_dir_all(leases).expect("a place for leases");
@@ -22,19 +32,38 @@ pub fn gather(node: &Node, count: usize, restores: &[&str]) {
             fs::write(lease, format!("crowd{index}\r\neth0")).expect("a lease");
         }
     });
-    for restore in restores.iter().filter(|_| count > 0) {
-        let script = if restore.starts_with("ip6") {
-            rules(count, v6)
-        } else {
-            rules(count, v4)
+    for fill in fills.iter().filter(|_| count > 0) {
+        let (program, script) = match fill {
+            Fill::Rules(restore) if restore.starts_with("ip6") => (*restore, rules(count, v6)),
+            Fill::Rules(restore) => (*restore, rules(count, v4)),
+            Fill::Elements => ("nft", elements(count)),
         };
-        node.write("/run/crowd.rules", &script);
+        let arguments = match fill {
+            Fill::Rules(_) => "--noflush",
+            Fill::Elements => "-f -",
+        };
+        node.write("/run/crowd", &script);
         node.write(
             "/run/crowd.sh",
-            &format!("{restore} --noflush < /run/crowd.rules"),
+            &format!("{program} {arguments} < /run/crowd"),
         );
         node.run("sh /run/crowd.sh");
     }
+}
+
+/// Elements as our plugin makes them; the hashes in the comments are as long as its.
+fn elements(count: usize) -> String {
+    let mut script = String::from("add element inet gangplank pods4 {\n");
+    for index in 0..count {
+        let address = Ipv4Addr::from(FIRST + index as u32);
+        let key = format!("{:016x}-{index:016x}", 0x00c0_ffee);
+        writeln!(
+            script,
+            "{address} comment \"{key}, net: bench, if: eth0, id: crowd{index}\" : goto net-bench,"
+        )
+        .expect("a string takes all");
+    }
+    script + "}\n"
 }
 
 /// The address of a pod, its subnet, and what is never masqueraded.

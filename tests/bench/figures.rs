@@ -65,7 +65,41 @@ impl fmt::Display for Row {
     }
 }
 
-/// The medians as bars, the slower one of each pair at full width.
+/// The medians of all verbs, a line for each case and number of pods.
+pub fn summary(rows: &[Row]) -> String {
+    let mut lines: Vec<(String, [String; 3])> = Vec::new();
+    for row in rows {
+        let name = match row.verb {
+            "ADD" | "CHECK" | "DEL" => format!("| {} | {} |", row.case, row.pods),
+            verb => format!("| {}, {verb} | {} |", row.case, row.pods),
+        };
+        let (ours, theirs) = (row.spreads().0.median, row.spreads().1.median);
+        let cell = format!("{ours:.2} : {theirs:.2} ({:.2})", ours / theirs);
+        let column = match row.verb {
+            "CHECK" => 1,
+            "DEL" => 2,
+            _ => 0,
+        };
+        match lines.last_mut() {
+            Some((last, cells)) if *last == name && cells[column].is_empty() => {
+                cells[column] = cell;
+            }
+            _ => {
+                let mut cells = <[String; 3]>::default();
+                cells[column] = cell;
+                lines.push((name, cells));
+            }
+        }
+    }
+    let line = |(name, cells): &(String, [String; 3])| format!("{name} {} |\n", cells.join(" | "));
+    let header = "\
+| ours : theirs in ms (ratio) | pods | ADD | CHECK | DEL |
+|---|---|---|---|---|
+";
+    header.to_owned() + &lines.iter().map(line).collect::<String>()
+}
+
+/// The medians of ADD as bars, the slower one of each pair at full width.
 pub fn chart(rows: &[Row]) -> String {
     const WIDTH: f64 = 50.0;
     let bar = |share: f64| "█".repeat((share * WIDTH).round().max(1.0) as usize);
@@ -83,7 +117,8 @@ pub fn chart(rows: &[Row]) -> String {
             theirs.median
         )
     };
-    rows.iter().map(of_row).collect()
+    let adds = rows.iter().filter(|row| row.verb.contains("ADD"));
+    adds.map(of_row).collect()
 }
 
 /// Median and 95th percentile, in milliseconds.

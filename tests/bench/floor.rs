@@ -41,7 +41,7 @@ pub fn run(verb: &str) {
     }
     let name = |text: &str| text.parse::<IfName>().expect("a name");
     let netns = Netns::open(var("NETNS"), OwnNetns::Refused).expect("a namespace");
-    let pod = host.open_in(&netns).expect("a socket");
+    let pod = Netlink::open_in(&netns).expect("a socket");
     let bridge = host
         .link(&name("bench0"))
         .expect("an answer")

@@ -6,15 +6,18 @@
 mod support;
 
 mod cases;
+mod connections;
 mod crowd;
 mod figures;
 mod floor;
+mod memory;
 mod timed;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cases::{Case, Setting};
+use crowd::Fill;
 use figures::Row;
 use support::{Node, Pod};
 use timed::Call;
@@ -24,16 +27,17 @@ Times gangplank against other CNI plugins, whole processes in pairs within one r
 
 Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
 
-  --runs N        counted pairs for each figure (40)
-  --pods N,N,…    how many pods the node has already (0)
+  --runs N        counted pairs for each figure (25)
+  --pods N,N,…    how many pods the node has already (0,500,4000; host-local alone: 0,1000,10000)
   --against DIR   the plugins to compare with (/usr/lib/cni)
   CASE            only cases whose name contains one of these words; besides the networks there are
-                  \"floor\" (bare netlink messages) and \"at-once\" (100 pods, 10 at a time)
+                  \"floor\" (bare netlink messages), \"at-once\" (100 pods, 10 at a time),
+                  \"memory\" (the peak of an ADD) and \"connections\" (new ones through masquerade)
 ";
 
 struct Options {
     runs: usize,
-    pods: Vec<usize>,
+    pods: Option<Vec<usize>>,
     against: PathBuf,
     words: Vec<String>,
 }
@@ -46,7 +50,7 @@ fn main() {
         eprintln!("{wrong}\n\n{HELP}");
         std::process::exit(2);
     });
-    if !support::require(&["iptables", "strace"]) {
+    if !support::require(&["iptables", "nft", "strace"]) {
         std::process::exit(1);
     }
     println!("{}\n", figures::machine(&options.against));
@@ -58,7 +62,7 @@ fn main() {
     };
     let cases = cases::all();
     for case in cases.iter().filter(|case| options.wants(case.name)) {
-        for pods in &options.pods {
+        for pods in options.pods.as_deref().unwrap_or(&case.crowds) {
             measure(case, *pods, &options)
                 .into_iter()
                 .for_each(&mut show);
@@ -81,13 +85,28 @@ fn main() {
             show(measure_at_once(case, &options));
         }
     }
-    println!("\n{}", figures::chart(&rows));
+    if options.wants("memory") {
+        let of_bridge = |case: &&Case| case.name != "host-local";
+        println!("\n{}", memory::HEADER);
+        for case in cases.iter().filter(of_bridge) {
+            println!("{}", memory::measure(case, &options.against));
+        }
+    }
+    if options.wants("connections") {
+        println!("\n{}", connections::HEADER);
+        for figure in connections::measure(&cases) {
+            println!("{figure}");
+        }
+    }
+    if !rows.is_empty() {
+        println!("\n{}\n{}", figures::summary(&rows), figures::chart(&rows));
+    }
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options = Options {
-        runs: 40,
-        pods: vec![0],
+        runs: 25,
+        pods: None,
         against: "/usr/lib/cni".into(),
         words: Vec::new(),
     };
@@ -100,7 +119,9 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
         };
         match arg.as_str() {
             "--runs" => options.runs = number(&value()?)?,
-            "--pods" => options.pods = value()?.split(',').map(number).collect::<Result<_, _>>()?,
+            "--pods" => {
+                options.pods = Some(value()?.split(',').map(number).collect::<Result<_, _>>()?)
+            }
             "--against" => options.against = value()?.into(),
             "--help" | "-h" => {
                 print!("{HELP}");
@@ -132,15 +153,24 @@ impl Side {
     fn new(case: &Case, plugins: Option<&PathBuf>, crowd: usize, pods: usize) -> Side {
         let node = Node::new("bench");
         case.prepare(&node);
-        crowd::gather(&node, crowd, case.restores);
-        Side {
+        let side = Side {
             setting: case.setting(plugins),
             pods: (0..pods)
                 .map(|index| node.pod(&format!("pod{index}")))
                 .collect(),
             results: Vec::new(),
             node,
+        };
+        let [ours, theirs] = case.fills;
+        let fills = if plugins.is_none() { ours } else { theirs };
+        if fills.iter().any(|fill| matches!(fill, Fill::Elements)) {
+            // It makes the table, and stays.
+            let first = side.node.pod("first");
+            let call = side.setting.command("ADD", &first, None);
+            timed::call(&side.node, &call);
         }
+        crowd::gather(&side.node, crowd, fills);
+        side
     }
 
     /// The call for the pod of that index; its result is kept for the verbs to come.

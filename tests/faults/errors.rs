@@ -16,9 +16,8 @@ const ERRNOS: [&str; 7] = [
     "ENOSPC", "EIO", "EMFILE", "ENOMEM", "EPERM", "EBUSY", "EINTR",
 ];
 
-/// Without memory no program can say anything. An event loop (tokio) takes a failing epoll_wait for a fault of the
-/// program, which it would be: the kernel fails it, and futex, for wrong arguments only.
-const VITAL: [&str; 9] = [
+/// Without memory no program can say anything; futex the kernel fails for wrong arguments only.
+const VITAL: [&str; 8] = [
     "execve",
     "mmap",
     "munmap",
@@ -26,19 +25,15 @@ const VITAL: [&str; 9] = [
     "mprotect",
     "madvise",
     "exit_group",
-    "epoll_wait",
     "futex",
 ];
-
-/// The event loop waking itself, by an eventfd; as vital to it.
-const WAKE: &str = r#", "\1\0\0\0\0\0\0\0", 8)"#;
 
 /// The steps that are the plugin's own: from where it reads its configuration.
 fn own(steps: &[Step]) -> Vec<Step> {
     let own = steps
         .iter()
         .skip_while(|step| !step.line.starts_with("read(0,"));
-    own.filter(|step| !VITAL.contains(&step.name.as_str()) && !step.line.contains(WAKE))
+    own.filter(|step| !VITAL.contains(&step.name.as_str()))
         .cloned()
         .collect()
 }
@@ -99,11 +94,6 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
             scene.call("DEL", &scene.pod).run().ok();
             continue;
         };
-        // How often it wakes is chance.
-        if line.contains(WAKE) {
-            scene = Scene::new(kind);
-            continue;
-        }
         // The Go runtime gives up where it could not start up: no word about the plugin.
         if reference().is_some() && answer.stderr.contains("fatal error: ") {
             scene = Scene::new(kind);

@@ -1,8 +1,10 @@
 //! What the keys of a bridge network do.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, needs, reference, small_network, worse_in_go};
+use crate::support::{Network, Node, needs, reference, small_network, wire, worse_in_go};
 
 fn dual_stack() -> Value {
     json!({
@@ -39,6 +41,33 @@ fn a_network_without_ipam_joins_the_pod_to_the_segment_and_gives_it_no_address()
     a.reaches("10.9.9.2");
     network.del(&a);
     assert!(a.link("eth0").is_none());
+}
+
+#[test]
+fn the_first_pod_on_a_new_bridge_is_reached_over_ipv6_at_once() {
+    needs!();
+    if worse_in_go(
+        "its bridge looks for no neighbour until its own address is settled, seconds later",
+    ) {
+        return;
+    }
+    let (node, world) = (Node::new("node"), Node::new("world"));
+    wire(&node, "up0", &world, "up0");
+    node.run("ip addr add fd00:5::1/64 dev up0");
+    world.run_all("ip addr add fd00:5::2/64 dev up0\nip route add fd00:77::/64 via fd00:5::1");
+    node.settle();
+    world.settle();
+    let pod = node.pod("a");
+    let before = Instant::now();
+    let result = node.network(dual_stack()).add(&pod);
+    let address = result["ips"][1]["address"].as_str().unwrap();
+    let address = address.split('/').next().unwrap().parse().unwrap();
+    world.exchange(&pod, address).unwrap();
+    assert!(
+        before.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
 }
 
 #[test]

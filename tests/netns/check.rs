@@ -254,6 +254,47 @@ fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
 }
 
 #[test]
+fn rules_that_are_nearly_the_same_do_not_count() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go("it does not look at the rules") {
+        return;
+    }
+    let changes = [
+        ("-d 10.77.0.0/24", "-d 10.77.1.0/24"),
+        ("-d 10.77.0.0/24", "-d 10.77.0.0/25"),
+        ("-j ACCEPT", "-j RETURN"),
+        ("! -d 224.0.0.0/4", "! -d 224.0.0.0/5"),
+        ("! -d 224.0.0.0/4", "-d 224.0.0.0/4"),
+        ("-j MASQUERADE", "-j MASQUERADE --random"),
+        (r#"id: \"a\""#, r#"id: \"b\""#),
+        ("-s 10.77.0.2/32", "-s 10.77.0.3/32"),
+        ("-s 10.77.0.2/32", "! -s 10.77.0.2/32"),
+    ];
+    for variant in ["xtables-nft-multi", "xtables-legacy-multi"] {
+        let node = Node::new("node");
+        node.lay_iptables(variant);
+        let mut config = small_network();
+        config["ipMasq"] = true.into();
+        let network = node.network(config);
+        let pod = node.pod("a");
+        let result = network.add(&pod);
+        let listed = node.run("iptables-save -t nat");
+        let restore = |text: &str| {
+            node.write("/run/nat", text);
+            node.run("iptables-restore /run/nat");
+        };
+        for (right, wrong) in changes {
+            assert!(listed.contains(right), "{right} in {listed}");
+            restore(&listed.replace(right, wrong));
+            let refusal = network.check(&pod, &result).refused();
+            names(&refusal, &["10.77.0.2"]);
+            restore(&listed);
+            network.check(&pod, &result).ok();
+        }
+    }
+}
+
+#[test]
 fn a_namespace_that_went_is_named() {
     needs!();
     let node = Node::new("node");

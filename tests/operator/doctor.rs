@@ -61,17 +61,16 @@ fn pods_that_come_and_go_meanwhile_are_no_finding() {
     let network = site.network(config);
     let still = site.pod("still");
     site.run_pod(&network, &still);
-    let pods: Vec<_> = (0..3).map(|at| site.pod(&format!("p{at}"))).collect();
     std::thread::scope(|scope| {
-        for pod in &pods {
-            let network = &network;
-            let site = &site;
+        for worker in 0..3 {
+            let (network, site) = (&network, &site);
             scope.spawn(move || {
-                for _ in 0..12 {
-                    network.add(pod);
+                for turn in 0..12 {
+                    let pod = site.pod(&format!("p{worker}-{turn}"));
+                    network.add(&pod);
                     // As old as those of pods that run for long.
                     site.run(&format!("find {LEASES}/small -name 10.* -exec touch --no-create --date=-1hour {{}} +"));
-                    network.del(pod);
+                    network.del(&pod);
                 }
             });
         }

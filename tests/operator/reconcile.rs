@@ -121,7 +121,7 @@ fn flags(site: &Site) -> Vec<String> {
                 link["promiscuity"].as_u64().unwrap_or(0) > 0,
                 port["hairpin"],
                 port["isolated"],
-                link["operstate"]
+                link["flags"].as_array().unwrap().contains(&"UP".into())
             )
         })
         .collect();

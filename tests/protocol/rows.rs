@@ -102,6 +102,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(namespaces());
     rows.extend(types());
     rows.extend(values::of_the_bridge());
+    rows.extend(values::of_our_own_keys());
     rows.extend(values::of_ranges());
     rows.extend(values::of_requests());
     rows.extend(values::of_routes());
@@ -214,7 +215,7 @@ fn environment() -> Vec<Row> {
             "args with two =",
             args,
             "IgnoreUnknown=1;FOO=a=b",
-            "FOO=a=b",
+            "\"FOO\"",
         ),
         var("args that end in ;", args, "IgnoreUnknown=1;", "\"\""),
         var("args with an unknown key", args, "COLOUR=red", "COLOUR"),
@@ -265,7 +266,8 @@ fn types() -> Vec<Row> {
         bad("forceAddress: a string", "/forceAddress", json!("true")),
         bad("ipMasq: a list", "/ipMasq", json!([])),
         bad("ipMasqBackend: a number", "/ipMasqBackend", json!(5)).but_not_to_go(),
-        bad("mtu: a string", "/mtu", json!("1500")),
+        bad("mtu: a number in a string", "/mtu", json!("1500")).codes(&[7]),
+        bad("mtu: a list", "/mtu", json!([1500])),
         bad("mtu: a fraction", "/mtu", json!(1500.5)),
         bad("hairpinMode: an object", "/hairpinMode", json!({})),
         bad("promiscMode: a number", "/promiscMode", json!(0)),

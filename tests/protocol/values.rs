@@ -53,6 +53,114 @@ pub fn of_the_bridge() -> Vec<Row> {
     ]
 }
 
+/// Those of keys that the reference passes by, but for the MTU.
+pub fn of_our_own_keys() -> Vec<Row> {
+    let own = |what, words: &[&'static str], path, value: Value| {
+        bad(what, words).set(path, value).but_not_to_go()
+    };
+    let kept =
+        |what, words: &[&'static str], list: Value| own(what, words, "/nonMasqueradeCIDRs", list);
+    let sources =
+        |what, words: &[&'static str], list: Value| own(what, words, "/snatAddresses", list);
+    let many: Vec<String> = (0..1025)
+        .map(|n| format!("10.{}.{}.0/24", n / 256, n % 256))
+        .collect();
+    vec![
+        kept(
+            "a destination without a prefix",
+            &["nonMasqueradeCIDRs[0]", "10.0.0.0"],
+            json!(["10.0.0.0"]),
+        ),
+        kept(
+            "host bits in a destination",
+            &["nonMasqueradeCIDRs[1]", "10.0.0.0/8"],
+            json!(["fd00::/8", "10.1.0.0/8"]),
+        ),
+        kept(
+            "a destination that is a number",
+            &["nonMasqueradeCIDRs[0]", "10"],
+            json!([10]),
+        )
+        .codes(&[6]),
+        kept(
+            "one destination without a list",
+            &["nonMasqueradeCIDRs", "a list"],
+            json!("10.0.0.0/8"),
+        )
+        .codes(&[6]),
+        kept(
+            "too many destinations",
+            &["nonMasqueradeCIDRs", "1025", "1024"],
+            json!(many),
+        ),
+        sources(
+            "a source that is a network",
+            &["snatAddresses[0]", "203.0.113.0/24"],
+            json!(["203.0.113.0/24"]),
+        ),
+        sources(
+            "two sources of a family",
+            &["snatAddresses[1]", "203.0.113.6"],
+            json!(["203.0.113.5", "203.0.113.6"]),
+        ),
+        sources(
+            "a multicast source",
+            &["snatAddresses[0]", "224.0.0.5"],
+            json!(["224.0.0.5"]),
+        ),
+        sources(
+            "a link-local source",
+            &["snatAddresses[0]", "fe80::5"],
+            json!(["fe80::5"]),
+        ),
+        own(
+            "random ports: a string",
+            &["ipMasqRandomFully", "yes"],
+            "/ipMasqRandomFully",
+            "yes".into(),
+        )
+        .codes(&[6]),
+        own(
+            "forwardAccept: a number",
+            &["forwardAccept", "1"],
+            "/forwardAccept",
+            json!(1),
+        )
+        .codes(&[6]),
+        bad(
+            "an MTU that is another word",
+            &["mtu", "\"automatic\"", "\"auto\""],
+        )
+        .set("/mtu", "automatic".into()),
+        own(
+            "forwardAccept with a pattern for a bridge",
+            &["bridge", "br+", "forwardAccept"],
+            "/bridge",
+            "br+".into(),
+        )
+        .set("/forwardAccept", true.into()),
+        own(
+            "a log without a place",
+            &["logFile", "a.log", "absolute"],
+            "/logFile",
+            "a.log".into(),
+        ),
+        own(
+            "a log that is a directory by its name",
+            &["logFile", "\"/\""],
+            "/logFile",
+            "/".into(),
+        ),
+        own("a log: a number", &["logFile", "5"], "/logFile", json!(5)).codes(&[6]),
+        own(
+            "a level that is none",
+            &["logLevel", "verbose", "debug"],
+            "/logLevel",
+            "verbose".into(),
+        ),
+    ]
+}
+
 pub fn of_ranges() -> Vec<Row> {
     let sets = |what, words: &[&'static str], ranges: Value| {
         bad(what, words).set("/ipam", json!({ "type": "host-local", "ranges": ranges }))

@@ -8,6 +8,7 @@ mod support;
 
 mod at_once;
 mod defects;
+mod keys;
 mod matrix;
 mod normal;
 mod party;

@@ -40,6 +40,18 @@ impl Place {
         }
     }
 
+    /// Waits until the kernel has made sure of its own link-local addresses, a second or two after a link came up: before
+    /// that it asks no neighbour for whom it forwards a packet (`ndisc_send_ns`, net/ipv6/ndisc.c).
+    pub fn settle(&self) {
+        for _ in 0..100 {
+            if self.run("ip -6 addr show tentative").is_empty() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("{}: {}", self.name, self.run("ip -6 addr"));
+    }
+
     /// Sends an echo request, or two if the first one gets no answer.
     pub fn ping(&self, address: &str) -> Option<Ping> {
         (0..2).find_map(|_| self.ping_once(address, "1"))

@@ -50,6 +50,7 @@ fn same_names(node: &Node, findings: &mut Vec<Finding>) {
 
 fn missing(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
     let mut kinds: Vec<&(String, PathBuf)> = node.plugins.iter().collect();
+    kinds.sort();
     kinds.dedup_by_key(|(kind, _)| kind.clone());
     for (kind, file) in kinds {
         let is_there = |directory: &PathBuf| directory.join(kind).is_file();

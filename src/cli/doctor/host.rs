@@ -40,11 +40,12 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 /// A host that forwards IPv6 ignores router advertisements, and loses the default route that they gave it (user-pain R18;
 /// Documentation/networking/ip-sysctl.rst, "accept_ra").
 fn advertised_route(node: &Node) -> Option<Finding> {
-    let is_advertised = |uplink: &&crate::cli::node::Uplink| {
-        uplink.family == Family::V6 && uplink.protocol == FROM_ADVERTISEMENT
-    };
-    let uplink = node.uplinks.iter().find(is_advertised)?;
-    let link = node.links.iter().find(|link| link.index == uplink.link)?;
+    let mut advertised = node
+        .uplinks
+        .iter()
+        .filter(|it| it.protocol == FROM_ADVERTISEMENT);
+    advertised.find(|uplink| uplink.dst.family() == Family::V6)?;
+    let link = node.uplink(Family::V6).next()?;
     let name = link.name.parse().ok()?;
     let accepted = Parameter::AcceptRa.read(&name).ok()?;
     let wanted = node.networks.iter().any(|network| {

@@ -116,6 +116,7 @@ fn lacking(
             Repair::Port(_) => "port",
             Repair::Guard(..) => "mac-check-missing",
             Repair::Masquerade(_) => "masquerade-missing",
+            Repair::Passage(..) => "forward-accept-missing",
         };
         let cause = format!(
             "network {} lacks {repair}, though pods live that need it",
@@ -203,11 +204,9 @@ fn uplink_mtu(node: &Node, network: &Network) -> Option<Finding> {
         return None;
     }
     let bridge = node.bridge(network)?;
-    let uplink = node
-        .uplinks
-        .iter()
-        .filter_map(|uplink| node.links.iter().find(|link| link.index == uplink.link));
-    let narrow = uplink
+    let narrow = Family::BOTH
+        .into_iter()
+        .flat_map(|family| node.uplink(family))
         .min_by_key(|link| link.mtu)
         .filter(|link| link.mtu < bridge.mtu && link.index != bridge.index)?;
     let cause = format!(
@@ -218,7 +217,7 @@ fn uplink_mtu(node: &Node, network: &Network) -> Option<Finding> {
         Finding::warning("mtu-uplink", cause)
             .shown_by(format!("the default route goes over {}", narrow.name))
             .remedy(format!(
-                "set \"mtu\": {} in {}, and restart the pods",
+                "set \"mtu\" to {} or to \"auto\" in {}, and restart the pods",
                 narrow.mtu,
                 network.configured.file.display()
             )),

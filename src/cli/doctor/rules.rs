@@ -143,8 +143,7 @@ fn forward_dropped(
     if config.gateway == Gateway::None || !network.families().contains(&family) {
         return None;
     }
-    let uplink = node.uplinks.iter().find(|uplink| uplink.family == family);
-    let uplink = uplink.and_then(|uplink| node.links.iter().find(|link| link.index == uplink.link));
+    let uplink = node.uplink(family).next();
     let pools = network
         .configured
         .host_local

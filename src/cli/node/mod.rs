@@ -14,7 +14,7 @@ use crate::bridge::open_host;
 use crate::cli::args::Places;
 use crate::cni::request::Id;
 use crate::error::Error;
-use crate::host::netlink::{Address, Link, Netlink, NetlinkError, RouteQuery};
+use crate::host::netlink::{Address, Link, Netlink, RouteEntry};
 use crate::host::sysctl;
 use crate::ipam::{LeaseFile, Store};
 use crate::masquerade::Survey;
@@ -23,9 +23,6 @@ use crate::net::{Cidr, Family};
 pub use cache::Cached;
 pub use configurations::{Configurations, Configured};
 pub use pods::{Ailment, Pod};
-
-/// The table main (RT_TABLE_MAIN, linux/rtnetlink.h).
-const MAIN_TABLE: u32 = 254;
 
 /// All that is known of the node.
 pub struct Node {
@@ -46,22 +43,11 @@ pub struct Node {
     /// All addresses.
     pub addresses: Vec<Address>,
     /// The ways of this machine to the world.
-    pub uplinks: Vec<Uplink>,
+    pub uplinks: Vec<RouteEntry>,
     /// All masquerading.
     pub survey: Survey,
     /// A socket on the host's side.
     pub host: Netlink,
-}
-
-/// A default route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uplink {
-    /// Its family.
-    pub family: Family,
-    /// The index of its link.
-    pub link: u32,
-    /// Who made it (rtnetlink(7), `rtm_protocol`).
-    pub protocol: u8,
 }
 
 /// One network.
@@ -99,7 +85,7 @@ impl Node {
             cache: Cached::read_all(&places.cache_dir),
             links: host.links().map_err(unreadable("links"))?,
             addresses: host.all_addresses().map_err(unreadable("addresses"))?,
-            uplinks: uplinks(&host).map_err(unreadable("routes"))?,
+            uplinks: host.uplinks().map_err(unreadable("routes"))?,
             survey: Survey::take(),
             host,
         };
@@ -213,6 +199,16 @@ impl Node {
         Family::BOTH.into_iter().filter(is_off).collect()
     }
 
+    /// The links of the way to the world of a family.
+    pub fn uplink(&self, family: Family) -> impl Iterator<Item = &Link> {
+        let routes = self
+            .uplinks
+            .iter()
+            .filter(move |route| route.dst.family() == family);
+        let indexes = routes.flat_map(RouteEntry::all_links);
+        indexes.filter_map(|index| self.links.iter().find(|link| link.index == index))
+    }
+
     /// The addresses of a link but for those that the kernel makes up itself.
     pub fn addresses_of(&self, link: &Link) -> Vec<Cidr> {
         let of_link = self
@@ -224,27 +220,6 @@ impl Node {
             .filter(|cidr| !is_link_local(*cidr))
             .collect()
     }
-}
-
-/// The default routes of table main, of each family the one that is taken.
-///
-/// # Errors
-/// When the kernel does not tell its routes.
-pub fn uplinks(host: &Netlink) -> Result<Vec<Uplink>, NetlinkError> {
-    let mut uplinks = Vec::new();
-    for family in Family::BOTH {
-        let routes = host.routes(RouteQuery { family, link: None })?.into_iter();
-        let default = routes.filter(|route| route.dst.is_default() && route.table == MAIN_TABLE);
-        let best = default.min_by_key(|route| route.priority);
-        uplinks.extend(best.and_then(|route| {
-            Some(Uplink {
-                family,
-                link: route.link?,
-                protocol: route.protocol,
-            })
-        }));
-    }
-    Ok(uplinks)
 }
 
 fn is_link_local(cidr: Cidr) -> bool {

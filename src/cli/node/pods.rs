@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use crate::bridge::plan::host_interface;
 use crate::cli::node::{Cached, Network, Node};
 use crate::cni::request::Attachment;
-use crate::host::netlink::{Kind, Link};
+use crate::host::netlink::{Kind, Link, Netlink};
 use crate::host::netns::{Netns, OwnNetns};
 use crate::masquerade::Masquerade;
 use crate::net::Cidr;
@@ -120,7 +120,7 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
                     .collect(),
             },
             since,
-            mac: cached.and_then(|cached| mac_of(node, cached)),
+            mac: cached.and_then(mac_of),
             may_live: cached.is_some_and(has_namespace),
             link,
             who,
@@ -153,11 +153,11 @@ fn link_of(
 }
 
 /// The MAC address as it is now, else as ADD told it.
-fn mac_of(node: &Node, cached: &Cached) -> Option<String> {
+fn mac_of(cached: &Cached) -> Option<String> {
     let (told, sandbox) = cached.inside()?;
     let netns = Netns::open(sandbox, OwnNetns::Refused).ok();
     let seen = netns.and_then(|netns| {
-        let pod = node.host.open_in(&netns).ok()?;
+        let pod = Netlink::open_in(&netns).ok()?;
         pod.link(&cached.who.interface).ok()??.mac
     });
     seen.map(|mac| mac.to_string())
@@ -218,9 +218,9 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
             }
         }
     }
-    if config.masquerade {
+    if let Some(policy) = &config.masquerade {
         let masquerade = Masquerade::of(network.name(), &pod.who);
-        let lacking = node.survey.lacking(&masquerade, &pod.addresses);
+        let lacking = node.survey.lacking(&masquerade, policy, &pod.addresses);
         ailments.extend(lacking.map(Ailment::Unmasqueraded));
     }
     ailments

@@ -11,9 +11,6 @@ use crate::net::{Cidr, Family, Route};
 /// routing programs in linux/rtnetlink.h has this one.
 pub const PROTOCOL: u8 = 71;
 
-/// The table main.
-const MAIN_TABLE: u32 = 254;
-
 /// The metric of an IPv6 route that was given none (IP6_RT_PRIO_USER, linux/ipv6_route.h).
 const DEFAULT_METRIC_IPV6: u32 = 1024;
 
@@ -129,7 +126,7 @@ pub fn wanted(nodes: &[Node], own: Option<&Node>, metric: u32) -> (Vec<Wanted>, 
 /// Compares what should be with the routes that there are.
 pub fn plan(wanted: Vec<Wanted>, present: &[RouteEntry]) -> Plan {
     let mut plan = Plan::default();
-    let main = |route: &&RouteEntry| route.table == MAIN_TABLE;
+    let main = |route: &&RouteEntry| route.table == Route::MAIN_TABLE;
     let (ours, others): (Vec<&RouteEntry>, Vec<&RouteEntry>) = present
         .iter()
         .filter(main)

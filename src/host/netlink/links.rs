@@ -21,7 +21,7 @@ pub(super) const IFLA_EXT_MASK: u16 = 29;
 const VETH_INFO_PEER: u16 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
-/// A bridge to be made; it is born up.
+/// A bridge to be made; it is born down, so that its parameters can be set before it has addresses.
 #[derive(Clone, Debug)]
 pub struct NewBridge<'a> {
     /// Its name.
@@ -116,7 +116,7 @@ impl Netlink {
             .bytes(IFLA_ADDRESS, &bridge.mac.bytes())
             .maybe(bridge.mtu, |it, mtu| it.native(IFLA_MTU, mtu))
             .nest(IFLA_LINKINFO, info);
-        let request = Message::new(Verb::NewLink, &raised(0), &attributes);
+        let request = Message::new(Verb::NewLink, &header(0), &attributes);
         self.change(request, NLM_F_CREATE | NLM_F_EXCL)
     }
 

@@ -30,6 +30,21 @@ pub(super) enum Verb {
     GetRoute = 26,
 }
 
+impl Verb {
+    const NAMES: [(Verb, &str); 10] = [
+        (Verb::NewLink, "RTM_NEWLINK"),
+        (Verb::DelLink, "RTM_DELLINK"),
+        (Verb::GetLink, "RTM_GETLINK"),
+        (Verb::SetLink, "RTM_SETLINK"),
+        (Verb::NewAddress, "RTM_NEWADDR"),
+        (Verb::DelAddress, "RTM_DELADDR"),
+        (Verb::GetAddress, "RTM_GETADDR"),
+        (Verb::NewRoute, "RTM_NEWROUTE"),
+        (Verb::DelRoute, "RTM_DELROUTE"),
+        (Verb::GetRoute, "RTM_GETROUTE"),
+    ];
+}
+
 /// A message to or from the kernel, without its netlink header.
 pub(super) struct Message {
     kind: u16,
@@ -37,6 +52,15 @@ pub(super) struct Message {
 }
 
 impl Message {
+    /// What rtnetlink(7) calls it.
+    pub fn name(&self) -> &'static str {
+        let named = |(verb, _): &&(Verb, _)| *verb as u16 == self.kind;
+        Verb::NAMES
+            .iter()
+            .find(named)
+            .map_or("another message", |(_, name)| name)
+    }
+
     /// One to the kernel: the fixed part that its type has, then attributes.
     pub fn new(verb: Verb, header: &[u8], attributes: &Attributes) -> Message {
         Message {

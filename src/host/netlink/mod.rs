@@ -7,45 +7,34 @@ mod link;
 mod links;
 mod message;
 mod route;
-mod socket;
+mod uplink;
 mod vlan;
 
-use std::future::{Future, pending};
 use std::io;
-use std::pin::pin;
-use std::rc::Rc;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{Either, select};
-use futures_util::{Stream, StreamExt};
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::proto::{Connection, ConnectionHandle, new_connection_with_socket};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, SocketAddr};
-use tokio::net::UnixStream;
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
 
+use crate::host::datagram::{ANSWER_LIMIT, Datagrams, Progress, Silence};
 use crate::host::interrupts::uninterrupted;
+use crate::host::journal;
 use crate::host::netns::{Netns, NetnsError};
 use crate::host::signals::{self, Terminated};
 use crate::net::Cidr;
 
 use message::Message;
-use socket::PatientSocket;
 
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, PortFlags, Traffic};
 pub use links::{NewBridge, NewVeth};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
-
-/// The kernel answers within microseconds; only a hung one needs longer than this.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a dump is started again because something changed while it ran.
 const DUMP_ATTEMPTS: usize = 10;
@@ -121,10 +110,20 @@ pub fn present<T>(outcome: Result<T, NetlinkError>) -> Result<Option<T>, Netlink
     }
 }
 
+impl From<Silence> for NetlinkError {
+    fn from(why: Silence) -> NetlinkError {
+        match why {
+            Silence::NotSent(errno) => NetlinkError::of(errno),
+            Silence::Broken(_) => NetlinkError::Lost,
+            Silence::TimedOut => NetlinkError::NoAnswer,
+            Silence::Garbled => NetlinkError::Unreadable,
+        }
+    }
+}
+
 /// A netlink socket in one namespace; it works there wherever the thread is.
 pub struct Netlink {
-    handle: ConnectionHandle<Message>,
-    runtime: Rc<Runtime>,
+    socket: Datagrams,
 }
 
 impl Netlink {
@@ -133,66 +132,42 @@ impl Netlink {
     /// # Errors
     /// When no socket can be had.
     pub fn open() -> io::Result<Netlink> {
-        Netlink::on(Rc::new(event_loop()?))
+        let socket = Datagrams::open(NETLINK_ROUTE, 0)?;
+        // With it the kernel filters dumps by what the request says.
+        uninterrupted(|| socket.socket().set_netlink_get_strict_chk(true))?;
+        Ok(Netlink { socket })
     }
 
-    /// Opens a socket in another namespace, served by the same event loop.
+    /// Opens a socket in another namespace.
     ///
     /// # Errors
     /// When the namespace cannot be entered or no socket can be had.
-    pub fn open_in(&self, netns: &Netns) -> Result<Netlink, NetnsError> {
-        Ok(netns.inside(|| Netlink::on(Rc::clone(&self.runtime)))??)
-    }
-
-    /// Opens a socket in another namespace, and none in the thread's own.
-    ///
-    /// # Errors
-    /// As [`Netlink::open_in`].
-    pub fn open_only_in(netns: &Netns) -> Result<Netlink, NetnsError> {
-        let runtime = Rc::new(event_loop()?);
-        Ok(netns.inside(|| Netlink::on(runtime))??)
-    }
-
-    fn on(runtime: Rc<Runtime>) -> io::Result<Netlink> {
-        let (handle, _) = uninterrupted(|| connect(&runtime, &[]))?;
-        Ok(Netlink { handle, runtime })
+    pub fn open_in(netns: &Netns) -> Result<Netlink, NetnsError> {
+        Ok(netns.inside(Netlink::open)??)
     }
 
     /// Asks the kernel to change something.
     fn change(&self, message: Message, flags: u16) -> Result<(), NetlinkError> {
-        self.wait(self.answers(message, NLM_F_REQUEST | NLM_F_ACK | flags))
+        self.ask(message, NLM_F_REQUEST | NLM_F_ACK | flags)
             .map(drop)
     }
 
     /// Asks the kernel for one thing.
     fn fetch(&self, message: Message) -> Result<Option<Vec<u8>>, NetlinkError> {
-        let (answers, _) = self.wait(self.answers(message, NLM_F_REQUEST))?;
+        let (answers, _) = self.ask(message, NLM_F_REQUEST)?;
         Ok(answers.into_iter().next())
     }
 
     /// Asks the kernel for all things of a kind, until nothing changed meanwhile.
     fn dump(&self, message: impl Fn() -> Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let request = self.answers(message(), NLM_F_REQUEST | NLM_F_DUMP);
-            match self.wait(request) {
+            match self.ask(message(), NLM_F_REQUEST | NLM_F_DUMP) {
                 Ok((answers, Dump::Consistent)) => return Ok(answers),
                 Ok((_, Dump::Interrupted)) | Err(NetlinkError::Refused(Errno::EINTR)) => continue,
                 Err(error) => return Err(error),
             }
         }
         Err(NetlinkError::Unsteady)
-    }
-
-    fn wait<T>(
-        &self,
-        work: impl Future<Output = Result<T, NetlinkError>>,
-    ) -> Result<T, NetlinkError> {
-        let limited = async {
-            timeout(ANSWER_LIMIT, work)
-                .await
-                .unwrap_or(Err(NetlinkError::NoAnswer))
-        };
-        self.runtime.block_on(limited)
     }
 
     /// Probes once, and then again at each event of the groups, until there is something or the time is over.
@@ -208,148 +183,85 @@ impl Netlink {
         if let Some(found) = probe()? {
             return Ok(found);
         }
-        let wake = self.wake().map_err(|_| NetlinkError::Lost)?;
-        let stopped = async || match &wake {
-            Some(wake) => drop(wake.readable().await),
-            None => pending().await,
-        };
         let deadline = Instant::now() + limit;
-        while Instant::now() < deadline {
-            let (_handle, mut events) = self.subscribe(groups, place)?;
-            loop {
-                if let Some(found) = probe()? {
-                    return Ok(found);
-                }
-                let left = deadline.saturating_duration_since(Instant::now());
-                let left = left.min(LOOK_AGAIN);
-                let next = async {
-                    let stopped = pin!(stopped());
-                    let event = pin!(events.next());
-                    timeout(left, async {
-                        match select(event, stopped).await {
-                            Either::Left((Some(_), _)) => Happened::Event,
-                            Either::Left((None, _)) => Happened::Overrun,
-                            Either::Right(_) => Happened::Stopped,
-                        }
-                    })
-                    .await
-                };
-                match self.runtime.block_on(next) {
-                    Ok(Happened::Event) => {}
-                    // So many events at once that the socket could not hold them (ENOBUFS): another one, and a look.
-                    Ok(Happened::Overrun) => break,
-                    Ok(Happened::Stopped) => return Err(Terminated.into()),
-                    Err(_) if Instant::now() < deadline => {}
-                    Err(_) => return Err(NetlinkError::TimedOut),
-                }
+        let events = subscribe(groups, place)?;
+        loop {
+            if let Some(found) = probe()? {
+                return Ok(found);
             }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(NetlinkError::TimedOut);
+            }
+            let left = left.min(LOOK_AGAIN);
+            signals::wait_readable(events.as_fd(), left).map_err(|_| NetlinkError::Lost)?;
+            signals::check()?;
+            events.drain();
         }
-        Err(NetlinkError::TimedOut)
     }
 
-    /// SIGTERM as an event like the others.
-    fn wake(&self) -> io::Result<Option<UnixStream>> {
-        let Some(wake) = signals::wake() else {
-            return Ok(None);
-        };
-        let _entered = self.runtime.enter();
-        let wake = std::os::unix::net::UnixStream::from(wake.try_clone_to_owned()?);
-        wake.set_nonblocking(true)?;
-        UnixStream::from_std(wake).map(Some)
+    fn ask(&self, message: Message, flags: u16) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
+        let (began, what) = (journal::clock(), message.name());
+        let answers = self.exchange(message, flags);
+        journal::step(began, || match &answers {
+            Ok(_) => what.to_owned(),
+            Err(error) => format!("{what}: {error}"),
+        });
+        answers
     }
 
-    fn subscribe(
-        &self,
-        groups: &[MulticastGroup],
-        place: Option<&Netns>,
-    ) -> Result<(ConnectionHandle<Message>, impl Stream + use<> + Unpin), NetlinkError> {
-        let subscribe = || uninterrupted(|| connect(&self.runtime, groups));
-        let subscribed = match place {
-            Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
-            None => subscribe(),
-        };
-        subscribed
-            .map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
-    }
-
-    async fn answers(
-        &self,
-        message: Message,
-        flags: u16,
-    ) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
+    fn exchange(&self, message: Message, flags: u16) -> Result<(Vec<Vec<u8>>, Dump), NetlinkError> {
         let wanted = message.answered_by();
+        let number = self.socket.numbers(1);
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
-        let kernel = SocketAddr::new(0, 0);
-        let request = self.handle.request(request, kernel);
-        let mut stream = request.map_err(|_| NetlinkError::Lost)?;
+        request.header.sequence_number = number;
+        request.finalize();
+        let mut datagram = vec![0; request.buffer_len()];
+        request.serialize(&mut datagram);
+        self.socket.send(&datagram)?;
+        // One message is the whole answer to a question that asks for neither a list nor an acknowledgement.
+        let after_message = match flags & (NLM_F_DUMP | NLM_F_ACK) {
+            0 => Progress::Done,
+            _ => Progress::More,
+        };
         let (mut answers, mut dump) = (Vec::new(), Dump::Consistent);
-        let mut is_whole = false;
-        while let Some(answer) = stream.next().await {
-            if answer.header.flags & NLM_F_DUMP_INTR != 0 {
-                dump = Dump::Interrupted;
-            }
-            // One message is the whole answer to a question that asks for neither a list nor an acknowledgement.
-            let is_list = flags & (NLM_F_DUMP | NLM_F_ACK) != 0;
-            is_whole |= !is_list || !matches!(answer.payload, NetlinkPayload::InnerMessage(_));
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => {
-                    answers.push(message.answer(wanted).ok_or(NetlinkError::Unreadable)?)
+        self.socket
+            .answers(1, number, |header, payload: NetlinkPayload<Message>| {
+                if header.flags & NLM_F_DUMP_INTR != 0 {
+                    dump = Dump::Interrupted;
                 }
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(NetlinkError::of(Errno::from_raw(-error.raw_code())));
+                match payload {
+                    NetlinkPayload::InnerMessage(message) => {
+                        answers.push(message.answer(wanted).ok_or(NetlinkError::Unreadable)?);
+                        Ok(after_message)
+                    }
+                    NetlinkPayload::Error(error) => end(error.raw_code()),
+                    NetlinkPayload::Done(done) => end(done.code),
+                    _ => Ok(Progress::More),
                 }
-                NetlinkPayload::Overrun(_) => dump = Dump::Interrupted,
-                _ => {}
-            }
-        }
-        match is_whole {
-            true => Ok((answers, dump)),
-            false => Err(NetlinkError::Lost),
-        }
+            })?;
+        Ok((answers, dump))
     }
 }
 
-/// Opens a socket in the namespace of the thread, which gets the events of these groups.
-#[allow(clippy::type_complexity)] // the stream has no name
-fn connect(
-    runtime: &Runtime,
-    groups: &[MulticastGroup],
-) -> io::Result<(
-    ConnectionHandle<Message>,
-    impl Stream<Item = (NetlinkMessage<Message>, SocketAddr)> + Unpin + use<>,
-)> {
-    let _entered = runtime.enter();
-    let (mut connection, handle, events): (Connection<Message, PatientSocket>, _, _) =
-        new_connection_with_socket(NETLINK_ROUTE)?;
-    let socket = connection.socket_mut().socket_mut();
-    // With it the kernel filters dumps by what the request says.
-    socket.set_netlink_get_strict_chk(true)?;
-    if !groups.is_empty() {
-        let bits = groups.iter().map(|group| 1 << (*group as u32 - 1)).sum();
-        socket.bind(&SocketAddr::new(0, bits))?;
+/// The kernel's last word: zero or a negative errno.
+fn end(code: i32) -> Result<Progress, NetlinkError> {
+    match code {
+        0 => Ok(Progress::Done),
+        code => Err(NetlinkError::of(Errno::from_raw(-code))),
     }
-    // What ends an answer is to be seen: a connection that breaks only falls silent.
-    connection.set_forward_ack(true);
-    connection.set_forward_done(true);
-    runtime.spawn(connection);
-    Ok((handle, events))
 }
 
-fn event_loop() -> io::Result<Runtime> {
-    uninterrupted(|| {
-        Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-    })
-}
-
-/// What ended a wait for events.
-enum Happened {
-    Event,
-    Overrun,
-    Stopped,
+/// Opens a socket that gets the events of these groups.
+fn subscribe(groups: &[MulticastGroup], place: Option<&Netns>) -> Result<Datagrams, NetlinkError> {
+    let bits = groups.iter().map(|group| 1 << (*group as u32 - 1)).sum();
+    let subscribe = || Datagrams::open(NETLINK_ROUTE, bits);
+    let subscribed = match place {
+        Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
+        None => subscribe(),
+    };
+    subscribed.map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
 }
 
 /// Whether a list can be trusted (netlink(7), NLM_F_DUMP_INTR).

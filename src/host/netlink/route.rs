@@ -21,14 +21,14 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
-/// Types of routes, the table main, and the maker of routes at boot or by hand (linux/rtnetlink.h).
+/// Types of routes, and the maker of routes at boot or by hand (linux/rtnetlink.h).
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
-const RT_TABLE_MAIN: u32 = 254;
 const RTPROT_BOOT: u8 = 3;
 
 /// Which routes to list.
@@ -49,6 +49,8 @@ pub struct RouteEntry {
     pub gw: Option<IpAddr>,
     /// The index of the link; `None` for one over several.
     pub link: Option<u32>,
+    /// The links of one over several.
+    pub links: Vec<u32>,
     /// Table: 254 is main.
     pub table: u32,
     /// Who made it (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 from a router advertisement.
@@ -192,7 +194,7 @@ impl Header {
 }
 
 fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Message {
-    let table = route.table.unwrap_or(RT_TABLE_MAIN);
+    let table = route.table.unwrap_or(Route::MAIN_TABLE);
     let small = u8::try_from(table);
     let header = Header {
         family: family_number(route.dst.family()),
@@ -224,6 +226,19 @@ fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
     RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
 }
 
+/// The links of next hops (struct rtnexthop: length, flags, weight, index; attributes behind them), as far as they can be
+/// read.
+fn hops(mut bytes: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    while let Some((head, _)) = bytes.split_first_chunk::<8>() {
+        let [a, b, _, _, index @ ..] = *head;
+        links.push(u32::from_ne_bytes(index));
+        let length = usize::from(u16::from_ne_bytes([a, b])).next_multiple_of(4);
+        bytes = bytes.get(length.max(8)..).unwrap_or_default();
+    }
+    links
+}
+
 impl RouteEntry {
     /// A unicast route of table main without attributes.
     pub fn new(dst: Cidr, gw: Option<IpAddr>) -> RouteEntry {
@@ -231,13 +246,19 @@ impl RouteEntry {
             dst,
             gw,
             link: None,
-            table: RT_TABLE_MAIN,
+            links: Vec::new(),
+            table: Route::MAIN_TABLE,
             protocol: 0,
             kind: RTN_UNICAST,
             priority: 0,
             mtu: None,
             advmss: None,
         }
+    }
+
+    /// The links it leads over.
+    pub fn all_links(&self) -> impl Iterator<Item = u32> {
+        self.link.into_iter().chain(self.links.iter().copied())
     }
 
     /// A route as the kernel tells it in a message of type RTM_NEWROUTE, whose netlink header is not given; `None` when
@@ -257,6 +278,7 @@ impl RouteEntry {
             match kind {
                 RTA_DST => route.dst = Cidr::new(ip(value)?, header[1])?,
                 RTA_OIF => route.link = native(value),
+                RTA_MULTIPATH => route.links = hops(value),
                 RTA_GATEWAY => route.gw = ip(value),
                 RTA_PRIORITY => route.priority = native(value)?,
                 RTA_TABLE => route.table = native(value)?,

@@ -51,6 +51,8 @@ pub struct BaseChain {
 pub enum HookPoint {
     /// As they come in.
     Prerouting,
+    /// On their way through.
+    Forward,
     /// As they go out.
     Postrouting,
 }
@@ -59,6 +61,7 @@ impl HookPoint {
     fn number(self) -> u32 {
         match self {
             HookPoint::Prerouting => 0,
+            HookPoint::Forward => 2,
             HookPoint::Postrouting => 4,
         }
     }
@@ -171,8 +174,13 @@ impl Batch {
         self.push(0, Message::new(Verb::DelElements, table, element));
     }
 
-    /// The datagram, and how many messages are in it, numbered from `first` on.
-    pub(super) fn into_bytes(self, generation: Generation, first: u32) -> (Vec<u8>, u32) {
+    /// How many messages its datagram has.
+    pub(super) fn size(&self) -> u32 {
+        self.messages.len() as u32 + 2
+    }
+
+    /// The datagram, its messages numbered from `first` on.
+    pub(super) fn into_bytes(self, generation: Generation, first: u32) -> Vec<u8> {
         let condition = Attributes::default().number(BATCH_GENERATION, generation.0);
         let begin = (0, Message::control(BATCH_BEGIN, condition));
         let end = (0, Message::control(BATCH_END, Attributes::default()));
@@ -185,7 +193,7 @@ impl Batch {
             message.write(&mut bytes, NLM_F_REQUEST | flags, number);
             number = number.wrapping_add(1);
         }
-        (bytes, number.wrapping_sub(first))
+        bytes
     }
 }
 
@@ -210,8 +218,8 @@ mod tests {
         let mut batch = Batch::default();
         batch.create_table(table);
         batch.delete_table(table);
-        let (bytes, count) = batch.into_bytes(Generation(0x0102_0304), 40);
-        assert_eq!(count, 4);
+        assert_eq!(batch.size(), 4);
+        let bytes = batch.into_bytes(Generation(0x0102_0304), 40);
         let expected: [&[u8]; 4] = [
             &[
                 28, 0, 0, 0, 16, 0, 1, 0, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 8, 0, 1, 0, 1, 2,

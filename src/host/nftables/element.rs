@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use super::Table;
-use super::rule::{GOTO, comment_of, userdata, verdict};
+use super::comment::{comment_of, userdata};
+use super::expression::{GOTO, verdict};
 use crate::host::attribute::{Attributes, dig, each, find, ip, text};
 
 /// What a message about elements holds (enum nft_set_elem_list_attributes), and a list of anything (nft_list_attributes).

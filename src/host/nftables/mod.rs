@@ -4,7 +4,10 @@
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
 mod batch;
+mod comment;
+mod compat;
 pub mod element;
+mod expression;
 mod message;
 mod rule;
 mod socket;
@@ -15,14 +18,17 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::host::datagram::ANSWER_LIMIT;
+use crate::host::journal;
 use crate::net::Family;
 
 use crate::host::attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
+pub use compat::{CompatRule, Field, Target};
 pub use element::Element;
 use message::{Message, Verb};
-pub use rule::{Action, Match, Rule, RuleEntry};
-use socket::{ANSWER_LIMIT, Socket};
+pub use rule::{Action, Match, Ports, Rule, RuleEntry};
+use socket::Socket;
 
 /// How long a change is tried again because somebody else was faster.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
@@ -168,7 +174,15 @@ impl Nftables {
             let batch = plan()?;
             match batch.is_empty() {
                 true => Ok(()),
-                false => self.socket.commit(batch, generation),
+                false => {
+                    let began = journal::clock();
+                    let changed = self.socket.commit(batch, generation);
+                    journal::step(began, || match &changed {
+                        Ok(()) => "a transaction of nftables".to_owned(),
+                        Err(error) => format!("a transaction of nftables: {error}"),
+                    });
+                    changed
+                }
             }
         };
         let deadline = Instant::now() + CHANGE_LIMIT;

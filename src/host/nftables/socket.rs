@@ -1,37 +1,22 @@
 //! Requests and answers as datagrams.
 
-use std::cell::Cell;
 use std::convert::Infallible;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
-use netlink_sys::SocketAddr;
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NetlinkPayload,
 };
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::batch::Batch;
 use super::message::{HEADER_SIZE, Message};
 use super::{Generation, NftablesError};
+use crate::host::datagram::{Datagrams, Progress, Silence};
 use crate::host::interrupts::uninterrupted;
 
-/// The kernel answers within microseconds, unless others hold its lock.
-pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-
-/// No datagram of the kernel's is larger: it cuts dumps into pages of at most 32 KiB (`netlink_dump`, af_netlink.c),
-/// and an error quotes at most the message it refuses.
-const ANSWER_SIZE: usize = 64 << 10;
-
 /// A socket of one namespace.
-pub(super) struct Socket {
-    socket: netlink_sys::Socket,
-    /// The number of the next message.
-    sequence: Cell<u32>,
-}
+pub(super) struct Socket(Datagrams);
 
 /// The attributes of an answer.
 struct Answer(Vec<u8>);
@@ -48,18 +33,10 @@ impl NetlinkDeserializable for Answer {
 
 impl Socket {
     pub fn open() -> Result<Socket, NftablesError> {
-        let socket = uninterrupted(|| {
-            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            // Without this an error quotes the whole message it refuses.
-            socket.set_cap_ack(true)?;
-            Ok(socket)
-        })?;
-        Ok(Socket {
-            socket,
-            sequence: Cell::new(0),
-        })
+        let socket = Datagrams::open(NETLINK_NETFILTER, 0)?;
+        // Without this an error quotes the whole message it refuses.
+        uninterrupted(|| socket.socket().set_cap_ack(true))?;
+        Ok(Socket(socket))
     }
 
     /// Asks for one thing; the attributes of the answer.
@@ -102,10 +79,9 @@ impl Socket {
 
     /// Carries out a transaction, unless the ruleset is no longer that of the generation.
     pub fn commit(&self, batch: Batch, generation: Generation) -> Result<(), NftablesError> {
-        let first = self.sequence.get();
-        let (bytes, count) = batch.into_bytes(generation, first);
-        self.sequence.set(first.wrapping_add(count));
-        uninterrupted(|| self.socket.send(&bytes, 0))?;
+        let count = batch.size();
+        let first = self.0.numbers(count);
+        self.0.send(&batch.into_bytes(generation, first))?;
         // Refusals come first, and only the last message of the batch asks to be acknowledged (nfnetlink_rcv_batch,
         // net/netfilter/nfnetlink.c): the first answer says how all of it ended.
         self.answers(count, first, |_, payload| {
@@ -118,63 +94,31 @@ impl Socket {
     }
 
     fn ask(&self, request: &Message, flags: u16) -> Result<u32, NftablesError> {
-        let sequence = self.sequence.get();
-        self.sequence.set(sequence.wrapping_add(1));
+        let number = self.0.numbers(1);
         let mut datagram = Vec::new();
-        request.write(&mut datagram, flags, sequence);
-        uninterrupted(|| self.socket.send(&datagram, 0))?;
-        Ok(sequence)
+        request.write(&mut datagram, flags, number);
+        self.0.send(&datagram)?;
+        Ok(number)
     }
 
-    /// Hands over the answers to `count` messages from number `first` on, until one of them is the last. What is left
-    /// of earlier requests, which ended early, is passed over.
     fn answers(
         &self,
         count: u32,
         first: u32,
-        mut each: impl FnMut(&NetlinkHeader, NetlinkPayload<Answer>) -> Result<Progress, NftablesError>,
+        each: impl FnMut(&NetlinkHeader, NetlinkPayload<Answer>) -> Result<Progress, NftablesError>,
     ) -> Result<(), NftablesError> {
-        let deadline = Instant::now() + ANSWER_LIMIT;
-        loop {
-            let datagram = self.receive(deadline)?;
-            let mut rest = &datagram[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<Answer>::deserialize(rest);
-                let NetlinkMessage {
-                    header, payload, ..
-                } = message.map_err(|_| NftablesError::Garbled)?;
-                let is_ours = header.sequence_number.wrapping_sub(first) < count;
-                if is_ours && each(&header, payload)? == Progress::Done {
-                    return Ok(());
-                }
-                let next = (header.length as usize).next_multiple_of(4);
-                rest = rest.get(next..).unwrap_or_default();
-            }
-        }
-    }
-
-    fn receive(&self, deadline: Instant) -> Result<Vec<u8>, NftablesError> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut waiting = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut waiting, left) {
-                Ok(0) => return Err(NftablesError::NoAnswer),
-                Err(Errno::EINTR) => continue,
-                outcome => outcome.map_err(NftablesError::of)?,
-            };
-            let mut datagram = Vec::with_capacity(ANSWER_SIZE);
-            uninterrupted(|| self.socket.recv(&mut datagram, 0))?;
-            return Ok(datagram);
-        }
+        self.0.answers(count, first, each)
     }
 }
 
-/// Whether an answer was the last one.
-#[derive(PartialEq, Eq)]
-enum Progress {
-    More,
-    Done,
+impl From<Silence> for NftablesError {
+    fn from(why: Silence) -> NftablesError {
+        match why {
+            Silence::NotSent(errno) | Silence::Broken(errno) => NftablesError::of(errno),
+            Silence::TimedOut => NftablesError::NoAnswer,
+            Silence::Garbled => NftablesError::Garbled,
+        }
+    }
 }
 
 /// The kernel's code: zero or a negative errno.

@@ -22,7 +22,7 @@ use crate::net::parse_ip;
 const FILE: &str = ".gangplank.index";
 
 /// From how many leases on it is kept: each lease costs three system calls to read, the index ten.
-const WORTHWHILE: usize = 64;
+const WORTHWHILE: usize = 8;
 
 /// What is longer is not believed: a hundred thousand leases fit.
 const MAX_BYTES: u64 = 16 << 20;
@@ -67,7 +67,12 @@ impl Index {
     /// What it says about an attachment.
     pub fn claims(&self, who: &Attachment) -> Claims {
         let mut claims = Claims::default();
-        for (at, _) in self.text.match_indices(&format!(" {} ", who.container)) {
+        let named = format!(" {} ", who.container);
+        // Who is new is in no line, and that is seen sooner than where one would be.
+        if !self.text.contains(&named) {
+            return claims;
+        }
+        for (at, _) in self.text.match_indices(&named) {
             match self.line_around(at) {
                 Some((address, container, interface)) if container == who.container.as_str() => {
                     match interface {
@@ -106,9 +111,11 @@ impl Index {
         removed: &[IpAddr],
     ) -> io::Result<()> {
         let path = store.path(FILE);
-        let dead = self.text.matches("\n-").count() + removed.len();
-        if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
-            return remove(&path);
+        if !removed.is_empty() {
+            let dead = self.text.matches("\n-").count() + removed.len();
+            if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
+                return remove(&path);
+            }
         }
         let file = files::itself().write(true).open(&path)?;
         for address in removed {

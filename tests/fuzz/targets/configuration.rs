@@ -34,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(bridge) = BridgeConfig::parse(&conf, &args) else {
         return;
     };
-    assert!(bridge.mtu.is_none_or(|mtu| (68..=65535).contains(&mtu)));
+    assert!(bridge.mtu.bytes().is_none_or(|mtu| (68..=65535).contains(&mtu)));
     assert!(bridge.mac.is_none_or(|mac| mac.is_assignable()));
     if let Ok(plan) = Plan::new(&bridge, &conf.name, who(), addresses.unwrap_or_default()) {
         planned(plan, &bridge, conf.version);

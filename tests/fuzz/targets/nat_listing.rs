@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
+use gangplank::masquerade::Policy;
 use gangplank::masquerade::rules::{Chain, Listing};
 use gangplank::net::Cidr;
 use libfuzzer_sys::fuzz_target;
@@ -19,8 +20,12 @@ fuzz_target!(|data: &[u8]| {
     let listing = Listing::parse(&String::from_utf8_lossy(data));
     let addresses: [Cidr; 2] = ["10.1.0.2/24", "10.1.0.3/24"].map(|text| text.parse().unwrap());
     let only: [IpAddr; 1] = [addresses[0].address()];
+    let policy = Policy {
+        kept: vec!["192.168.0.0/16".parse().unwrap()],
+        ..Policy::default()
+    };
     for script in [
-        chain.complete(&addresses, &listing),
+        chain.complete(&addresses, &policy, &listing),
         chain.clear(None, &listing),
         chain.clear(Some(&only), &listing),
     ]
@@ -31,7 +36,8 @@ fuzz_target!(|data: &[u8]| {
         let lines: Vec<&str> = script.split('\n').collect();
         for line in &lines[1..lines.len() - 2] {
             let own = ["-N", "-F", "-X"].iter().any(|verb| *line == format!("{verb} {NAME}"));
-            let inside = line.starts_with(&format!("-A {NAME} ")) || line.starts_with(&format!("-I {NAME} 1 "));
+            let inside = ["-A", "-D"].iter().any(|verb| line.starts_with(&format!("{verb} {NAME} ")))
+                || line.starts_with(&format!("-I {NAME} 1 "));
             let way_in = line.starts_with("-A POSTROUTING -s 10.1.0.") || line.starts_with("-D ");
             assert!(own || inside || (way_in && line.ends_with(&format!("-j {NAME}"))), "{line:?}");
         }

@@ -1,0 +1,188 @@
+//! The chain of a network: what keeps its address, and what becomes of the rest.
+
+use crate::host::nftables::{
+    Action, Batch, Match, Nftables, NftablesError, Ports, Rule, RuleEntry,
+};
+use crate::masquerade::Policy;
+use crate::masquerade::nftables::{POSTROUTING, TABLE, base_rules, holds};
+use crate::net::{Cidr, Family};
+
+/// The rules of a network's chain.
+pub(super) struct NetworkRules {
+    /// What keeps its address.
+    returning: Vec<Rule>,
+    /// What becomes of the rest, in this order.
+    translating: Vec<Rule>,
+}
+
+impl NetworkRules {
+    pub fn of(addresses: &[Cidr], policy: &Policy) -> NetworkRules {
+        let multicast =
+            ["224.0.0.0/4", "ff00::/8"].map(|net| net.parse().expect("it is a network"));
+        let own = addresses.iter().map(|address| address.network());
+        let usual = own.chain(multicast).map(|network| returning(network, ""));
+        let kept = policy.kept.iter();
+        let kept = kept.map(|network| returning(*network, "nonMasqueradeCIDRs"));
+        let mut rules: Vec<Rule> = Vec::new();
+        for rule in usual.chain(kept) {
+            if !rules.iter().any(|known| known.matches == rule.matches) {
+                rules.push(rule);
+            }
+        }
+        let sources = policy.sources.iter().map(|address| Rule {
+            matches: vec![Match::Family(Family::of(*address))],
+            action: Action::SourceNat(*address, policy.ports),
+            comment: "snatAddresses".to_owned(),
+        });
+        let rest = Rule {
+            comment: match policy.ports {
+                Ports::Kept => String::new(),
+                Ports::Random => "ipMasqRandomFully".to_owned(),
+            },
+            ..Rule::new(vec![], Action::Masquerade(policy.ports))
+        };
+        NetworkRules {
+            returning: rules,
+            translating: sources.chain([rest]).collect(),
+        }
+    }
+
+    /// What the kernel lacks of these and of those of all networks.
+    pub fn missing(
+        &self,
+        nftables: &Nftables,
+        chain: &str,
+    ) -> Result<Option<String>, NftablesError> {
+        let rules = nftables.rules(TABLE, None)?;
+        let base = base_rules();
+        let base = base.iter().map(|rule| (POSTROUTING.name, rule));
+        let of_network = self.returning.iter().chain(&self.translating);
+        let mut wanted = base.chain(of_network.map(|rule| (chain, rule)));
+        let lost = wanted.find(|(chain, rule)| !holds(&rules, chain, rule));
+        Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
+    }
+
+    /// Adds what a network's chain lacks, and takes away what is of another configuration. What returns goes before what
+    /// translates; subnets that are not ours to know are those of other ranges, and stay.
+    pub fn complete(&self, batch: &mut Batch, chain: &str, present: &[RuleEntry]) {
+        let plain = Rule::new(vec![], Action::Masquerade(Ports::Kept));
+        let is_of_policy = |entry: &&RuleEntry| {
+            entry.chain == chain && (!entry.comment.is_empty() || entry.is(&plain))
+        };
+        let of_policy: Vec<&RuleEntry> = present.iter().filter(is_of_policy).collect();
+        let is_in = |rules: &[Rule], entry: &RuleEntry| rules.iter().any(|rule| entry.is(rule));
+        let is_stale =
+            |entry: &RuleEntry| !is_in(&self.returning, entry) && !is_in(&self.translating, entry);
+        let is_whole = self
+            .translating
+            .iter()
+            .all(|rule| holds(present, chain, rule));
+        let is_settled = is_whole && !of_policy.iter().any(|entry| is_stale(entry));
+        let missing = self.returning.iter();
+        let missing: Vec<&Rule> = missing
+            .filter(|rule| !holds(present, chain, rule))
+            .collect();
+        if is_settled && missing.is_empty() {
+            return;
+        }
+        batch.create_chain(TABLE, chain);
+        for rule in missing.into_iter().rev() {
+            batch.prepend(TABLE, chain, rule);
+        }
+        if is_settled {
+            return;
+        }
+        // Their order counts: those that are right are made again behind the others.
+        for entry in of_policy {
+            if !is_in(&self.returning, entry) {
+                batch.delete_rule(TABLE, chain, entry.handle);
+            }
+        }
+        for rule in &self.translating {
+            batch.append(TABLE, chain, rule);
+        }
+    }
+}
+
+fn returning(network: Cidr, comment: &str) -> Rule {
+    let mut matches = vec![Match::Family(network.family())];
+    if !network.is_default() {
+        matches.push(Match::Destination(network));
+    }
+    Rule {
+        matches,
+        action: Action::Return,
+        comment: comment.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(addresses: &[&str], policy: &Policy) -> NetworkRules {
+        let addresses: Vec<Cidr> = addresses.iter().map(|it| it.parse().unwrap()).collect();
+        NetworkRules::of(&addresses, policy)
+    }
+
+    /// Destination and comment of what returns.
+    fn returned(rules: &NetworkRules) -> Vec<String> {
+        let rule = |rule: &Rule| match &rule.matches[..] {
+            [_, Match::Destination(network)] => format!("{network} {}", rule.comment),
+            matches => format!("{matches:?} {}", rule.comment),
+        };
+        rules.returning.iter().map(rule).collect()
+    }
+
+    #[test]
+    fn every_subnet_returns_once_and_masquerading_comes_last() {
+        let rules = rules(
+            &["10.1.0.2/24", "10.1.0.3/24", "10.2.0.2/24", "fd00::2/64"],
+            &Policy::default(),
+        );
+        let expected = [
+            "10.1.0.0/24 ",
+            "10.2.0.0/24 ",
+            "fd00::/64 ",
+            "224.0.0.0/4 ",
+            "ff00::/8 ",
+        ];
+        assert_eq!(returned(&rules), expected);
+        let plain = Rule::new(vec![], Action::Masquerade(Ports::Kept));
+        assert_eq!(rules.translating, [plain]);
+    }
+
+    #[test]
+    fn a_policy_returns_more_and_names_the_keys_in_comments() {
+        let policy = Policy {
+            kept: ["10.1.0.0/24", "192.168.0.0/16", "::/0"]
+                .map(|it| it.parse().unwrap())
+                .to_vec(),
+            sources: vec!["203.0.113.7".parse().unwrap()],
+            ports: Ports::Random,
+            ..Policy::default()
+        };
+        let rules = rules(&["10.1.0.2/24"], &policy);
+        let expected = [
+            "10.1.0.0/24 ",
+            "224.0.0.0/4 ",
+            "ff00::/8 ",
+            "192.168.0.0/16 nonMasqueradeCIDRs",
+            "[Family(V6)] nonMasqueradeCIDRs",
+        ];
+        assert_eq!(returned(&rules), expected);
+        let [snat, rest] = &rules.translating[..] else {
+            panic!("{:?}", rules.translating)
+        };
+        assert_eq!(
+            (snat.comment.as_str(), rest.comment.as_str()),
+            ("snatAddresses", "ipMasqRandomFully")
+        );
+        assert_eq!(snat.matches, [Match::Family(Family::V4)]);
+        assert_eq!(
+            snat.action,
+            Action::SourceNat(policy.sources[0], Ports::Random)
+        );
+        assert_eq!(rest.action, Action::Masquerade(Ports::Random));
+    }
+}

@@ -1,0 +1,218 @@
+//! What a network's configuration says of masquerading: who keeps his address, and which one the others get.
+
+use std::net::IpAddr;
+
+use crate::cni::shape::Shape;
+use crate::error::Error;
+use crate::host::nftables::Ports;
+use crate::masquerade::Backend;
+use crate::net::{Cidr, Family, parse_ip};
+
+/// How many destinations may keep their address. Each is a rule that packets go through.
+const MAX_KEPT: usize = 1024;
+
+/// How a network is masqueraded; by default as the reference does it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
+    pub backend: Option<Backend>,
+    /// Destinations that see the pod's own address (`nonMasqueradeCIDRs`), each once.
+    pub kept: Vec<Cidr>,
+    /// Addresses that stand in for pods' in place of the outgoing interface's, one a family at most (`snatAddresses`).
+    pub sources: Vec<IpAddr>,
+    /// Which ports connections leave by (`ipMasqRandomFully`).
+    pub ports: Ports,
+}
+
+impl Policy {
+    /// Parses the keys; they are looked at even where `ipMasq` is not set, for what is wrong will be wrong then too.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong value; each names the key.
+    pub fn parse(root: &Shape) -> Result<Policy, Error> {
+        Ok(Policy {
+            backend: parse_backend(root)?,
+            kept: parse_kept(root)?,
+            sources: parse_sources(root)?,
+            ports: match root.bool("ipMasqRandomFully")? {
+                Some(true) => Ports::Random,
+                _ => Ports::Kept,
+            },
+        })
+    }
+
+    /// The destinations of a family that see the pod's own address.
+    pub fn kept_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
+        let kept = self.kept.iter().copied();
+        kept.filter(move |cidr| cidr.family() == family)
+    }
+
+    /// The address that stands in for pods' addresses of a family.
+    pub fn source_of(&self, family: Family) -> Option<IpAddr> {
+        let mut sources = self.sources.iter().copied();
+        sources.find(|address| Family::of(*address) == family)
+    }
+}
+
+fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
+    match root.text("ipMasqBackend")? {
+        None => Ok(None),
+        Some("iptables") => Ok(Some(Backend::Iptables)),
+        Some("nftables") => Ok(Some(Backend::Nftables)),
+        Some(other) => {
+            let wanted = "it must be \"iptables\" or \"nftables\"";
+            Err(root
+                .at("ipMasqBackend")
+                .refused(format!("{other:?}"), wanted))
+        }
+    }
+}
+
+fn parse_kept(root: &Shape) -> Result<Vec<Cidr>, Error> {
+    let mut kept = Vec::new();
+    let list = root.list("nonMasqueradeCIDRs")?.unwrap_or_default();
+    if list.len() > MAX_KEPT {
+        let what = format!("a list of {}", list.len());
+        let wanted = format!("it must not have more than {MAX_KEPT} networks");
+        return Err(root.at("nonMasqueradeCIDRs").refused(what, wanted));
+    }
+    for item in list {
+        let cidr: Cidr = item.parse_with(str::parse)?;
+        if !cidr.is_network() {
+            let wanted = format!("its network is {}", cidr.network());
+            return Err(item.refused(cidr, wanted));
+        }
+        if !kept.contains(&cidr) {
+            kept.push(cidr);
+        }
+    }
+    Ok(kept)
+}
+
+fn parse_sources(root: &Shape) -> Result<Vec<IpAddr>, Error> {
+    let mut sources: Vec<IpAddr> = Vec::new();
+    for item in root.list("snatAddresses")?.unwrap_or_default() {
+        let address = item.parse_with(parse_ip)?;
+        if !can_stand_in(address) {
+            let wanted = "it must be a unicast address that others can answer to";
+            return Err(item.refused(address, wanted));
+        }
+        let family = Family::of(address);
+        if let Some(other) = sources.iter().find(|other| Family::of(**other) == family) {
+            let wanted =
+                format!("{other} is listed already, and there can be one {family} address");
+            return Err(item.refused(address, wanted));
+        }
+        sources.push(address);
+    }
+    Ok(sources)
+}
+
+/// Whether answers can be sent to an address from beyond the link: RFC 6890 has what is not so.
+fn can_stand_in(address: IpAddr) -> bool {
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+        return false;
+    }
+    match address {
+        IpAddr::V4(v4) => v4.octets()[0] != 0 && v4.octets()[0] < 240,
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Policy, Error> {
+        let value = crate::cni::shape::parse("configuration", text.as_bytes())?;
+        Policy::parse(&Shape::root("configuration", &value))
+    }
+
+    #[test]
+    fn nothing_said_is_what_the_reference_does() {
+        assert_eq!(parse("{}").unwrap(), Policy::default());
+        let nothing =
+            r#"{"nonMasqueradeCIDRs": null, "snatAddresses": [], "ipMasqRandomFully": false}"#;
+        assert_eq!(parse(nothing).unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn networks_are_kept_once_and_addresses_stand_in_by_family() {
+        let policy = parse(
+            r#"{"nonMasqueradeCIDRs": ["10.0.0.0/8", "fd00::/8", "10.0.0.0/8", "::/0"],
+                "snatAddresses": ["fd18::9", "192.0.2.7"], "ipMasqRandomFully": true}"#,
+        )
+        .unwrap();
+        let kept = |family| -> Vec<String> {
+            policy
+                .kept_of(family)
+                .map(|cidr| cidr.to_string())
+                .collect()
+        };
+        assert_eq!(kept(Family::V4), ["10.0.0.0/8"]);
+        assert_eq!(kept(Family::V6), ["fd00::/8", "::/0"]);
+        assert_eq!(policy.source_of(Family::V4), "192.0.2.7".parse().ok());
+        assert_eq!(policy.source_of(Family::V6), "fd18::9".parse().ok());
+        assert_eq!(policy.ports, Ports::Random);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_place_and_value() {
+        for (text, place, code) in [
+            (
+                r#"{"nonMasqueradeCIDRs": "10.0.0.0/8"}"#,
+                "nonMasqueradeCIDRs is",
+                6,
+            ),
+            (
+                r#"{"nonMasqueradeCIDRs": [5]}"#,
+                "nonMasqueradeCIDRs[0] is 5",
+                6,
+            ),
+            (
+                r#"{"nonMasqueradeCIDRs": ["10.0.0.0"]}"#,
+                "nonMasqueradeCIDRs[0]",
+                7,
+            ),
+            (
+                r#"{"nonMasqueradeCIDRs": ["10.0.0.1/8"]}"#,
+                "its network is 10.0.0.0/8",
+                7,
+            ),
+            (r#"{"snatAddresses": "192.0.2.7"}"#, "snatAddresses is", 6),
+            (
+                r#"{"snatAddresses": ["192.0.2.7/32"]}"#,
+                "snatAddresses[0]",
+                7,
+            ),
+            (
+                r#"{"snatAddresses": ["192.0.2.7", "192.0.2.8"]}"#,
+                "snatAddresses[1]",
+                7,
+            ),
+            (r#"{"ipMasqRandomFully": "yes"}"#, "ipMasqRandomFully", 6),
+            (r#"{"ipMasqBackend": "pf"}"#, "ipMasqBackend", 7),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.msg.contains(place) && error.code.0 == code,
+                "{text}: {error:?}"
+            );
+        }
+        for address in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+        ] {
+            let error = parse(&format!(r#"{{"snatAddresses": ["{address}"]}}"#)).unwrap_err();
+            assert!(error.msg.contains(address), "{error}");
+        }
+    }
+}

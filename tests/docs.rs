@@ -1,0 +1,208 @@
+//! The documentation under .github/docs: what it shows is run, what it quotes is what the program says.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use support::{Node, binary, needs, wire, worse_in_go};
+
+fn page(name: &str) -> String {
+    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/docs");
+    fs::read_to_string(pages.join(name)).unwrap()
+}
+
+/// All commands of a page, as one script that ends with the first that fails.
+fn script(page_name: &str) -> String {
+    let page = page(page_name);
+    let blocks = page.split("```sh\n").skip(1);
+    let blocks: Vec<&str> = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(blocks.len() > 2, "{page_name} shows commands");
+    format!("set -euxo pipefail\n{}", blocks.concat())
+}
+
+/// A node with /etc and /opt of its own, on which gangplank is installed as a package does it, and whose cluster has
+/// another node.
+fn node() -> (Node, Node) {
+    let (node, world) = (Node::new("node"), Node::new("world"));
+    wire(&node, "eth0", &world, "eth0");
+    node.run_all(
+        "mkdir -p /run/upper /run/work /run/bin
+        mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work /etc
+        mount -t tmpfs tmpfs /opt
+        mkdir -p /etc/cni/net.d /opt/cni/bin
+        ip address add 192.0.2.11/24 dev eth0
+        ip route add default via 192.0.2.1",
+    );
+    node.run(&format!("ln -s {} /run/bin/gangplank", binary().display()));
+    let one = |name: &str, address: &str, range: &str| {
+        json!({"kind": "Node", "metadata": {"name": name}, "spec": {"podCIDR": range, "podCIDRs": [range]},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+    };
+    let this = one("one", "192.0.2.11", "10.244.1.0/24");
+    let all = json!({"kind": "List", "items": [this, one("two", "192.0.2.12", "10.244.2.0/24")]});
+    node.write("/run/one.json", &this.to_string());
+    node.write("/run/all.json", &all.to_string());
+    // The cluster's side of the story; sudo has nothing to do for root.
+    node.write(
+        "/run/bin/kubectl",
+        "#!/bin/sh\ncase $2 in nodes) cat /run/all.json ;; node) test \"$3\" = one && cat /run/one.json ;; esac\n",
+    );
+    node.write("/run/bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
+    node.run("chmod +x /run/bin/kubectl /run/bin/sudo");
+    (node, world)
+}
+
+fn run(node: &Node, page: &str) -> String {
+    node.write("/run/script", &script(page));
+    node.run("env NODE=one PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin bash /run/script")
+}
+
+#[test]
+fn the_commands_for_operating_run_in_their_order() {
+    needs!("iptables", "bash");
+    if worse_in_go("there is no such thing") {
+        return;
+    }
+    let (node, _world) = node();
+    let said = run(&node, "operating.md");
+    assert!(said.contains("via 192.0.2.12"), "{said}");
+    assert!(
+        node.run("ip route show proto 71")
+            .contains("10.244.2.0/24 via 192.0.2.12 dev eth0")
+    );
+    let conf = node.read("/etc/cni/net.d/10-gangplank.conflist");
+    let conf: serde_json::Value = serde_json::from_str(&conf).unwrap();
+    assert_eq!(
+        conf["plugins"][0]["nonMasqueradeCIDRs"],
+        json!(["10.244.0.0/16"])
+    );
+    assert_eq!(conf["plugins"][0]["mtu"], 1500);
+}
+
+#[test]
+fn the_commands_for_migration_run_with_pods_of_the_go_plugins() {
+    needs!(
+        "iptables",
+        "bash",
+        "cni:bridge",
+        "cni:host-local",
+        "cni:loopback"
+    );
+    if worse_in_go("there is no such thing") {
+        return;
+    }
+    let (node, _world) = node();
+    node.run("cp /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/loopback /opt/cni/bin/");
+    let list = support::example("10-gangplank.conflist");
+    node.write("/etc/cni/net.d/10-gangplank.conflist", &list);
+    node.install_reference("bridge");
+    node.install_reference("host-local");
+    let mut conf: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let mut conf = conf["plugins"][0].take();
+    conf["name"] = json!("pods");
+    conf["cniVersion"] = json!("1.0.0");
+    let pod = node.pod("old");
+    let mut by_go = conf.clone();
+    by_go["type"] = json!("go-bridge");
+    by_go["ipam"]["type"] = json!("go-host-local");
+    node.network(by_go).add(&pod);
+    let said = run(&node, "migration.md");
+    assert!(
+        said.contains("old") && said.contains("10.244.0.2"),
+        "{said}"
+    );
+    assert!(said.contains("kept as bridge.orig"), "{said}");
+    assert!(said.contains("bridge.orig is back"), "{said}");
+    let back = node.run("sha256sum /opt/cni/bin/bridge /usr/lib/cni/bridge");
+    let sums: Vec<&str> = back
+        .lines()
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    assert_eq!(sums[0], sums[1]);
+    assert!(said.contains("\"bridge\": \"cbr0\""), "{said}");
+}
+
+#[test]
+fn quoted_errors_are_those_of_the_program() {
+    let mut source = String::new();
+    read_all(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut source,
+    );
+    let page = page("troubleshooting.md");
+    let errors = page.split("## No error").next().unwrap();
+    let mut quoted = 0;
+    for line in errors.lines().filter(|line| line.starts_with("| `")) {
+        let first = line.split('|').nth(1).unwrap();
+        for fragment in first.split('`').skip(1).step_by(2) {
+            assert!(
+                source.contains(fragment),
+                "the program never says {fragment:?}"
+            );
+            quoted += 1;
+        }
+    }
+    assert!(quoted > 15, "{quoted}");
+    // The other table names findings and commands.
+    for word in page.split('`').skip(1).step_by(2) {
+        let is_finding = word.contains('-') && !word.contains(' ') && !word.starts_with('-');
+        assert!(
+            !is_finding || source.contains(&format!("\"{word}\"")),
+            "no finding {word:?}"
+        );
+    }
+}
+
+fn read_all(directory: &Path, into: &mut String) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, into);
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            into.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_finding_of_the_doctor_is_in_the_documentation() {
+    let page = page("operating.md");
+    let doctor = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/doctor");
+    let mut source = String::new();
+    read_all(&doctor, &mut source);
+    let mut known = 0;
+    for call in ["Finding::error(", "Finding::warning("] {
+        for rest in source.split(call).skip(1) {
+            let Some(id) = rest.trim_start().strip_prefix('"') else {
+                continue;
+            };
+            let id = id.split('"').next().unwrap();
+            assert!(page.contains(&format!("`{id}`")), "{id} is not on the page");
+            known += 1;
+        }
+    }
+    assert!(known > 15, "{known}");
+}
+
+#[test]
+fn links_between_the_pages_lead_somewhere() {
+    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/docs");
+    for entry in fs::read_dir(&pages).unwrap() {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        for target in text
+            .split("](")
+            .skip(1)
+            .map(|rest| rest.split(')').next().unwrap())
+        {
+            let file = target.split('#').next().unwrap();
+            if !target.starts_with("https://") && !file.is_empty() {
+                assert!(pages.join(file).exists(), "{target} is not there");
+            }
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! `forwardAccept`: packets pass a FORWARD that drops what it does not know.
+
+use serde_json::{Value, json};
+
+use crate::support::{Network, Node, Place, Pod, binary, needs, small_network, wire, worse_in_go};
+
+const WHY: &str = "it does not know this key: the plugin firewall does this there";
+
+/// Two networks with both families, on bridges `br0` and `br1`.
+fn networks(node: &Node) -> [Network<'_>; 2] {
+    [0, 1].map(|n| {
+        let mut config = small_network();
+        config["name"] = format!("net{n}").into();
+        config["bridge"] = format!("br{n}").into();
+        config["isDefaultGateway"] = true.into();
+        config["forwardAccept"] = true.into();
+        config["ipam"] = json!({ "type": "host-local", "ranges": [
+            [{ "subnet": format!("10.7{n}.0.0/24") }], [{ "subnet": format!("fd00:7{n}::/64") }],
+        ]});
+        node.network(config)
+    })
+}
+
+/// A node whose FORWARD drops, and a host outside that knows the way back.
+fn place(variant: &str) -> (Node, Node) {
+    let (node, outside) = (Node::new("node"), Node::new("outside"));
+    node.lay_iptables(variant);
+    wire(&node, "up0", &outside, "up0");
+    node.run_all("ip addr add 172.18.0.5/24 dev up0\nip addr add fd18::5/64 dev up0 nodad");
+    outside.run_all(
+        "ip addr add 172.18.0.9/24 dev up0\nip addr add fd18::9/64 dev up0 nodad\n\
+         ip route add 10.70.0.0/15 via 172.18.0.5\nip route add fd00::/16 via fd18::5",
+    );
+    node.run_all("iptables -P FORWARD DROP\nip6tables -P FORWARD DROP");
+    (node, outside)
+}
+
+/// Whether packets pass from one pod to another on the other bridge, and between it and the host outside.
+fn passes(node: &Node, pods: &[Pod; 2], outside: &Node) -> bool {
+    node.settle();
+    outside.settle();
+    let ways = [
+        (&*pods[0], "10.71.0.2"),
+        (&*pods[0], "fd00:71::2"),
+        (&*pods[0], "172.18.0.9"),
+        (&*pods[0], "fd18::9"),
+        (&**outside, "10.70.0.2"),
+        (&**outside, "fd00:70::2"),
+    ];
+    let ping = |(from, to): &(&Place, &str)| from.ping(to).is_some();
+    let passed: Vec<bool> = std::thread::scope(|scope| {
+        let pings = ways.iter().map(|way| scope.spawn(move || ping(way)));
+        let pings: Vec<_> = pings.collect();
+        pings.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let (first, all) = (passed[0], passed.iter().all(|it| *it == passed[0]));
+    assert!(all, "some pass and some do not: {passed:?}");
+    first
+}
+
+/// What the filter tables hold beside policies.
+fn filters(node: &Node) -> String {
+    let list = |program: &str| {
+        let text = node.run(&format!("{program} -t filter -S"));
+        let rules = text.lines().filter(|line| !line.starts_with("-P "));
+        rules.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    list("iptables") + &list("ip6tables")
+}
+
+fn chain_rules(bridge: &str) -> String {
+    format!(
+        "-N GANGPLANK-{bridge}\n-A FORWARD -j GANGPLANK-{bridge}\n\
+         -A GANGPLANK-{bridge} -i {bridge} -j ACCEPT\n-A GANGPLANK-{bridge} -o {bridge} -j ACCEPT\n"
+    )
+}
+
+fn packets_pass_and_the_rules_go_with_the_last_pod(variant: &str) {
+    let (node, outside) = place(variant);
+    let networks = networks(&node);
+    let pods = ["a", "b"].map(|name| node.pod(name));
+    for (network, pod) in networks.iter().zip(&pods) {
+        network.with("forwardAccept", false).add(pod);
+    }
+    assert!(!passes(&node, &pods, &outside), "the policy drops");
+    assert_eq!(filters(&node), "");
+    for (network, pod) in networks.iter().zip(&pods) {
+        network.with("forwardAccept", false).del(pod);
+    }
+    // Leases go round; with nothing of them left the addresses are the same ones again.
+    node.run("rm -r /var/lib/cni/networks");
+    for (network, pod) in networks.iter().zip(&pods) {
+        network.add(pod);
+    }
+    let first = &networks[0];
+    assert!(passes(&node, &pods, &outside), "{}", filters(&node));
+    // The same again changes nothing, and a second pod of the bridge keeps the rules.
+    let before = filters(&node);
+    let other = node.pod("other");
+    let result = first.add(&other);
+    assert_eq!(filters(&node), before);
+    first.check(&other, &result).ok();
+    first.del(&pods[0]);
+    assert_eq!(filters(&node), before);
+    first.del(&other);
+    assert_eq!(
+        filters(&node),
+        [chain_rules("br1"), chain_rules("br1")].concat()
+    );
+    networks[1].del(&pods[1]);
+    assert_eq!(filters(&node), "");
+}
+
+#[test]
+fn packets_pass_a_policy_of_iptables_nft() {
+    needs!("iptables", "ip6tables", "ping");
+    if worse_in_go(WHY) {
+        return;
+    }
+    packets_pass_and_the_rules_go_with_the_last_pod("xtables-nft-multi");
+}
+
+#[test]
+fn packets_pass_a_policy_of_the_legacy_iptables() {
+    needs!(
+        "iptables",
+        "ip6tables",
+        "iptables-legacy",
+        "ip6tables-legacy",
+        "ping"
+    );
+    if worse_in_go(WHY) {
+        return;
+    }
+    packets_pass_and_the_rules_go_with_the_last_pod("xtables-legacy-multi");
+}
+
+#[test]
+fn rules_that_drop_later_in_the_chain_do_not_matter_and_no_program_is_run() {
+    needs!("iptables", "ip6tables", "ping");
+    if worse_in_go(WHY) {
+        return;
+    }
+    let (node, outside) = place("xtables-nft-multi");
+    node.run_all("iptables -A FORWARD -j REJECT\nip6tables -A FORWARD -j REJECT");
+    for program in ["iptables-restore", "iptables-save", "nft"] {
+        let program = format!("/usr/sbin/{program}");
+        node.replace_program(&program, "echo $0 $* >> /run/called; exit 1");
+    }
+    let networks = networks(&node);
+    let pods = ["a", "b"].map(|name| node.pod(name));
+    for (network, pod) in networks.iter().zip(&pods) {
+        network.add(pod);
+    }
+    assert!(passes(&node, &pods, &outside));
+    for (network, pod) in networks.iter().zip(&pods) {
+        network.del(pod);
+    }
+    let called = node.inside(|| std::fs::read_to_string("/run/called").unwrap_or_default());
+    assert_eq!(called, "");
+}
+
+#[test]
+fn on_a_node_without_a_filter_table_the_rules_wait_for_a_policy() {
+    needs!("iptables", "ip6tables", "nft");
+    if worse_in_go(WHY) {
+        return;
+    }
+    let node = Node::new("node");
+    let [network, _] = networks(&node);
+    let pod = node.pod("a");
+    network.add(&pod);
+    // As a Docker that starts later would set it.
+    node.run("iptables -P FORWARD DROP");
+    assert_eq!(filters(&node), chain_rules("br0").repeat(2));
+    network.del(&pod);
+    assert_eq!(filters(&node), "");
+}
+
+#[test]
+fn a_key_that_is_gone_from_the_configuration_keeps_no_rules() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go(WHY) {
+        return;
+    }
+    let node = Node::new("node");
+    let [network, _] = networks(&node);
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    network.add(&a);
+    network.with("forwardAccept", Value::Null).del(&a);
+    assert_eq!(filters(&node), "");
+    network.add(&b);
+    let mut gc = network
+        .with("cniVersion", "1.1.0")
+        .with("forwardAccept", Value::Null);
+    gc.config["cni.dev/valid-attachments"] = json!([{ "containerID": "b", "ifname": "eth0" }]);
+    gc.call_for("GC", "").run().ok();
+    assert_eq!(
+        filters(&node),
+        chain_rules("br0").repeat(2),
+        "of a living pod"
+    );
+    gc.config["cni.dev/valid-attachments"] = json!([]);
+    gc.call_for("GC", "").run().ok();
+    assert_eq!(filters(&node), "");
+}
+
+#[test]
+fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go(WHY) {
+        return;
+    }
+    let node = Node::new("node");
+    let [network, _] = networks(&node);
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let result = network.add(&a);
+    network.check(&a, &result).ok();
+    let whole = filters(&node);
+    for spoiled in [
+        "iptables -F FORWARD",
+        "ip6tables -F GANGPLANK-br0",
+        "iptables -D GANGPLANK-br0 -o br0 -j ACCEPT",
+    ] {
+        node.run(spoiled);
+        let refusal = network.check(&a, &result).refused();
+        assert!(refusal.text().contains("GANGPLANK-br0"), "{refusal:?}");
+        network.add(&b);
+        let mended = filters(&node);
+        let sorted = |text: &str| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&mended), sorted(&whole), "after {spoiled}");
+        network.check(&a, &result).ok();
+        network.del(&b);
+    }
+    // Saved and loaded again, as at a restart of the firewall.
+    node.run_all("iptables-save -t filter -f /run/saved\niptables-restore /run/saved");
+    network.check(&a, &result).ok();
+}
+
+#[test]
+fn reconcile_brings_back_the_rules_in_forward_and_the_masquerading_as_it_was_asked_for() {
+    needs!("iptables", "ip6tables", "nft");
+    if worse_in_go("it has no such command") {
+        return;
+    }
+    let node = Node::new("node");
+    let [network, _] = networks(&node);
+    let network = network
+        .with("ipMasq", true)
+        .with("nonMasqueradeCIDRs", json!(["192.168.0.0/16"]))
+        .with("snatAddresses", json!(["198.51.100.7"]));
+    let pod = node.pod("a");
+    let result = network.add(&pod);
+    let mut list = json!({ "cniVersion": "1.0.0", "name": "net0", "plugins": [] });
+    list["plugins"] = json!([network.config.clone()]);
+    node.run("mkdir /run/net.d");
+    node.write("/run/net.d/10-net0.conflist", &list.to_string());
+    node.run_all(
+        "iptables -F FORWARD\nip6tables -F GANGPLANK-br0\niptables -t nat -F\niptables -t nat -X",
+    );
+    let reconcile = format!("{} reconcile --conf-dir /run/net.d", binary().display());
+    let said = node.run(&reconcile);
+    assert!(
+        said.contains("FORWARD") && said.contains("masquerading"),
+        "{said}"
+    );
+    network.check(&pod, &result).ok();
+    let nat = node.nat("iptables").join("\n");
+    assert!(
+        nat.contains("--to-source 198.51.100.7") && nat.contains("192.168.0.0/16"),
+        "{nat}"
+    );
+    let (filter, nat) = (filters(&node), node.nat("iptables"));
+    let again = node.run(&reconcile);
+    assert!(!again.contains("FORWARD"), "{again}");
+    assert_eq!((filters(&node), node.nat("iptables")), (filter, nat));
+}
+
+#[test]
+fn a_failed_add_leaves_no_rules() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go(WHY) {
+        return;
+    }
+    let node = Node::new("node");
+    let [network, _] = networks(&node);
+    let pod = node.pod("a");
+    pod.run("ip link add eth0 type veth peer name other");
+    let refusal = network.call("ADD", &pod).run().refused();
+    assert!(refusal.text().contains("eth0"), "{refusal:?}");
+    assert_eq!(filters(&node), "");
+}
+
+#[test]
+fn pods_that_come_and_go_at_once_have_the_rules_while_there_are_any() {
+    needs!("iptables", "ip6tables");
+    if worse_in_go(WHY) {
+        return;
+    }
+    for variant in ["xtables-nft-multi", "xtables-legacy-multi"] {
+        let (node, _outside) = place(variant);
+        let [network, _] = networks(&node);
+        let pods: Vec<Pod> = (0..8).map(|n| node.pod(&format!("c{n}"))).collect();
+        std::thread::scope(|scope| {
+            for pod in &pods {
+                let network = &network;
+                scope.spawn(move || {
+                    for _ in 0..4 {
+                        let result = network.add(pod);
+                        network.check(pod, &result).ok();
+                        network.del(pod);
+                    }
+                    network.add(pod);
+                });
+            }
+        });
+        assert_eq!(filters(&node), chain_rules("br0").repeat(2), "{variant}");
+        std::thread::scope(|scope| {
+            for pod in &pods {
+                let network = &network;
+                scope.spawn(move || network.del(pod));
+            }
+        });
+        assert_eq!(filters(&node), "", "{variant}");
+    }
+}
