@@ -125,7 +125,7 @@ fn what_ails_a_pod_is_said_in_words() {
     };
     assert_eq!(health("down"), json!(["link down"]));
     assert_eq!(health("loose"), json!(["not on the bridge"]));
-    assert_eq!(health("bare"), json!(["not masqueraded"]));
+    assert_eq!(health("bare"), json!(["not masqueraded as configured"]));
     assert_eq!(health("large"), json!(["other MTU"]));
     assert_eq!(health("gone"), json!(["no link"]));
     assert_eq!(health("lost"), json!(["no lease"]));

@@ -186,10 +186,17 @@ impl Node {
             cached.network == *network.name()
                 && pods.any(|pod| pod.who == cached.who && pod.link.is_some())
         };
-        let cached = self.cache.iter().filter(is_living);
-        let mut gateways: Vec<Cidr> = cached.flat_map(Cached::gateways).collect();
-        gateways.sort_by_key(|it| it.address());
-        gateways.dedup();
+        let mut gateways = Vec::new();
+        for gateway in self
+            .cache
+            .iter()
+            .filter(is_living)
+            .flat_map(Cached::gateways)
+        {
+            if !gateways.contains(&gateway) {
+                gateways.push(gateway);
+            }
+        }
         gateways
     }
 

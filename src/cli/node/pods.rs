@@ -48,7 +48,7 @@ pub enum Ailment {
     Down,
     /// Its link is no port of the bridge.
     Loose,
-    /// This address is not masqueraded.
+    /// This address is not masqueraded, or not as the configuration says.
     Unmasqueraded(Cidr),
     /// Its link has this MTU, the bridge another.
     Mtu(u32),
@@ -64,7 +64,7 @@ impl Ailment {
             Ailment::Outlived => "lease of an earlier boot",
             Ailment::Down => "link down",
             Ailment::Loose => "not on the bridge",
-            Ailment::Unmasqueraded(_) => "not masqueraded",
+            Ailment::Unmasqueraded(_) => "not masqueraded as configured",
             Ailment::Mtu(_) => "other MTU",
         }
     }
