@@ -63,16 +63,14 @@ pub fn attach<'a>(
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped. One that has other ports was settled before.
-    let bridge = match bridge.is_running && bridge.mac.is_some_and(|mac| !mac.is_zero()) {
-        true => bridge,
-        false => site
-            .host
-            .link_at(bridge.index)
-            .ok()
-            .flatten()
-            .unwrap_or(bridge),
-    };
+    // then the first packets from the host would be dropped. And a bridge without a MAC address of its own, which ours
+    // are not, may have taken the new port's.
+    let bridge = site
+        .host
+        .link_at(bridge.index)
+        .ok()
+        .flatten()
+        .unwrap_or(bridge);
     if !plan.lease.ips.is_empty() {
         await_delivery(plan, site)?;
         announce(plan, site, container)?;
@@ -245,8 +243,8 @@ fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
     }
 }
 
-/// Refuses an attachment whose names are taken. Asked before anything is made: IPAM plugins and rules know attachments
-/// and not ADDs, so what the undo of a second ADD gave back would be the first one's.
+/// Refuses an attachment whose names are taken. Asked before anything is made: other IPAM plugins know attachments and
+/// not ADDs, so what the undo of a second ADD gave back would be the first one's.
 ///
 /// # Errors
 /// When one of the names is taken; the message says by whom.

@@ -167,7 +167,10 @@ impl Prepared {
         site: &Site<'a>,
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
-        require_free(&host_interface(&conf.name, who), &who.interface, site)?;
+        // host-local refuses a second ADD by itself, under its lock.
+        if let Some(Ipam::Delegate(_)) = self.ipam {
+            require_free(&host_interface(&conf.name, who), &who.interface, site)?;
+        }
         if self.config.vlans.is_some() {
             // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
             ensure_bridge(site.host, &self.config)?;
