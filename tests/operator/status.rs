@@ -185,6 +185,29 @@ fn colours_come_only_when_they_are_asked_for() {
 }
 
 #[test]
+fn the_mac_of_a_pod_that_no_runtime_remembers_is_what_the_bridge_learned() {
+    needs!("ping");
+    let config = small_network();
+    let site = Site::with(&config);
+    let network = site.network(config);
+    let pods = ["a", "b"].map(|name| site.pod(name));
+    for pod in &pods {
+        network.add(pod);
+        pod.reaches("10.77.0.1");
+    }
+    let status = site.status("--json").ok();
+    for (at, pod) in pods.iter().enumerate() {
+        assert_eq!(
+            status[0]["pods"][at]["mac"],
+            pod.link("eth0").unwrap()["address"]
+        );
+    }
+    site.run("bridge fdb flush dev br0");
+    let status = site.status("--json").ok();
+    assert_eq!(status[0]["pods"][0].get("mac"), None, "{status}");
+}
+
+#[test]
 fn a_network_that_is_not_there_is_an_error() {
     needs!();
     let site = Site::with(&small_network());
