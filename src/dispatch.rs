@@ -216,8 +216,11 @@ impl Call<'_> {
                 Ok(())
             }
             Verb::Gc => {
-                HostLocal::parse_for_release(conf)?.sweep(&conf.valid_attachments()?)?;
-                Ok(())
+                let plugin = HostLocal::parse_for_release(conf)?;
+                match conf.valid_attachments()? {
+                    Some(valid) => plugin.sweep(&valid),
+                    None => Ok(()),
+                }
             }
             Verb::Status => {
                 HostLocal::parse(conf, &Args::default())?.status()?;

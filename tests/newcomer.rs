@@ -61,14 +61,16 @@ fn the_readmes_commands_are_there() {
         .collect();
     let known = [
         "cargo run --release --example demo",
+        "tests/bench/run",
         "cargo build --release",
         "sudo target/*/release/gangplank install",
         "gangplank status",
         "gangplank doctor",
         "tests/run",
+        "tests/e2e/run",
     ];
     assert_eq!(lines, known, "a command that no test knows");
-    for script in ["tests/run", "tests/bench/run"] {
+    for script in ["tests/run", "tests/bench/run", "tests/e2e/run"] {
         let mode = fs::metadata(root().join(script)).unwrap().permissions();
         assert!(mode.mode() & 0o100 != 0, "{script} is not executable");
     }
@@ -93,6 +95,12 @@ fn the_readmes_commands_are_there() {
     assert!(help(&["install", "--help"]).contains("[default: /opt/cni/bin]"));
 }
 
+/// The name by which GitHub links to a heading.
+fn anchor_of(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').split_whitespace();
+    words.collect::<Vec<_>>().join("-").to_lowercase()
+}
+
 #[test]
 fn the_readmes_links_lead_somewhere() {
     let readme = readme();
@@ -106,7 +114,14 @@ fn the_readmes_links_lead_somewhere() {
     }
     assert!(inside.len() > 2);
     for target in inside {
-        assert!(root().join(target).exists(), "{target} is not there");
+        let there = match target.strip_prefix('#') {
+            Some(anchor) => {
+                let heading = |line: &str| line.starts_with('#') && anchor_of(line) == anchor;
+                readme.lines().any(heading)
+            }
+            None => root().join(target).exists(),
+        };
+        assert!(there, "{target} is not there");
     }
 }
 

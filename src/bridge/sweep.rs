@@ -17,19 +17,23 @@ use crate::net::IfName;
 /// Removes masquerading, guards, links and leases of this network, and what lets its bridge's packets pass when that has no
 /// containers left, that belong to no valid attachment, whichever plugin made
 /// them. A link is removed when its lease says whose it is; one without a lease cannot be told from another network's.
+/// Where the valid attachments are not listed, nothing is removed.
 ///
 /// # Errors
-/// Code 7 when the valid attachments are not listed; when something could not be removed, after all else was tried.
+/// When something could not be removed, after all else was tried.
 pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = Ipam::parse_for_release(conf, request)?;
+    let Some(valid) = valid else {
+        return ipam.map_or(Ok(()), |ipam| ipam.sweep(None));
+    };
     let mut failures = Failures::default();
     let sweep = || masquerade::sweep(&conf.name, &valid);
     failures.note(journal::phase("masquerade", sweep));
     if let Some(ipam) = &ipam {
         let strays = failures.note(ipam.strays(&valid)).unwrap_or_default();
         failures.note(remove_links(conf, &strays));
-        failures.note(journal::phase("ipam", || ipam.sweep(&valid)));
+        failures.note(journal::phase("ipam", || ipam.sweep(Some(&valid))));
     }
     if let Some(host) = failures.note(open_host()) {
         failures.note(sweep_guards(&host, conf, &valid));

@@ -87,11 +87,11 @@ impl NetConf {
             .transpose()
     }
 
-    /// The attachments that a GC keeps.
+    /// The attachments that a GC keeps; `None` when they are not listed.
     ///
     /// # Errors
-    /// Code 7 when the list is missing, 6 or 7 when it is not one of attachments.
-    pub fn valid_attachments(&self) -> Result<ValidAttachments, Error> {
+    /// Code 6 or 7 when it is not a list of attachments.
+    pub fn valid_attachments(&self) -> Result<Option<ValidAttachments>, Error> {
         ValidAttachments::parse(&self.root())
     }
 }

@@ -16,17 +16,15 @@ pub struct ValidAttachments {
 impl ValidAttachments {
     const KEY: &'static str = "cni.dev/valid-attachments";
 
-    /// Reads the list of `{containerID, ifname}` from a configuration.
+    /// Reads the list of `{containerID, ifname}` from a configuration. `None` when there is no list, as from
+    /// `cnitool gc`: then nobody says that anything is stale, for "delete all" is said by an empty list.
     ///
     /// # Errors
-    /// Code 7 when there is none, for "delete all" must be said by an empty list, or an element names no attachment;
-    /// code 6 for a wrong type.
-    pub fn parse(root: &Shape) -> Result<ValidAttachments, Error> {
-        let Some(list) = root.list(ValidAttachments::KEY)? else {
-            let wanted = "GC needs the list of attachments to keep; an empty one keeps none";
-            return Err(root.at(ValidAttachments::KEY).refused("missing", wanted));
-        };
-        list.into_iter().map(parse_attachment).collect()
+    /// Code 6 for a wrong type, 7 when an element names no attachment.
+    pub fn parse(root: &Shape) -> Result<Option<ValidAttachments>, Error> {
+        let list = root.list(ValidAttachments::KEY)?;
+        list.map(|list| list.into_iter().map(parse_attachment).collect())
+            .transpose()
     }
 
     /// Whether this attachment is one of them.
@@ -99,7 +97,7 @@ mod tests {
     use super::*;
     use crate::cni::conf::NetConf;
 
-    fn parse(list: &str) -> Result<ValidAttachments, Error> {
+    fn parse(list: &str) -> Result<Option<ValidAttachments>, Error> {
         let text = format!(r#"{{"name": "n", "cniVersion": "1.1.0"{list}}}"#);
         NetConf::parse(text.into_bytes())
             .unwrap()
@@ -111,19 +109,25 @@ mod tests {
         let valid = parse(
             r#", "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}, {"containerID": "a", "ifname": "net1"}]"#,
         )
+        .unwrap()
         .unwrap();
         let id = |text: &str| text.parse::<Id>().unwrap();
         assert!(valid.contains(&id("a"), "net1") && valid.has_container(&id("a")));
         assert!(!valid.contains(&id("a"), "net2") && !valid.has_container(&id("b")));
         let none = parse(r#", "cni.dev/valid-attachments": []"#).unwrap();
-        assert_eq!(none, ValidAttachments::default());
+        assert_eq!(none, Some(ValidAttachments::default()));
+    }
+
+    #[test]
+    fn no_list_is_not_an_empty_list() {
+        for list in ["", r#", "cni.dev/valid-attachments": null"#] {
+            assert_eq!(parse(list).unwrap(), None);
+        }
     }
 
     #[test]
     fn what_is_no_list_of_attachments_is_refused_by_its_place() {
         for (list, place, code) in [
-            ("", "cni.dev/valid-attachments is missing", 7),
-            (r#", "cni.dev/valid-attachments": null"#, "is missing", 7),
             (
                 r#", "cni.dev/valid-attachments": {}"#,
                 "cni.dev/valid-attachments is {}",

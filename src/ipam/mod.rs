@@ -178,13 +178,14 @@ impl Ipam {
         }
     }
 
-    /// Frees whatever no valid attachment holds; a delegate finds the list on its stdin.
+    /// Frees whatever no valid attachment holds, and nothing where they are not listed; a delegate finds the list on its
+    /// stdin.
     ///
     /// # Errors
     /// When something could not be freed; a delegate's error as it is.
-    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+    pub fn sweep(&self, valid: Option<&ValidAttachments>) -> Result<(), Error> {
         match self {
-            Ipam::HostLocal(host_local) => host_local.sweep(valid),
+            Ipam::HostLocal(host_local) => valid.map_or(Ok(()), |valid| host_local.sweep(valid)),
             Ipam::Delegate(delegate) => delegate.sweep(),
         }
     }

@@ -99,7 +99,7 @@ fn what_the_reference_made_is_collected_too() {
 }
 
 #[test]
-fn a_list_that_is_missing_is_an_error_and_deletes_nothing() {
+fn a_list_that_is_missing_or_wrong_deletes_nothing() {
     needs!("iptables", "ip6tables");
     if worse_in_go("D4d: it does not look at the list") {
         return;
@@ -109,20 +109,15 @@ fn a_list_that_is_missing_is_an_error_and_deletes_nothing() {
     network.add(&node.pod("a"));
     let before = Footprint::of(&node);
     for plugin in ["bridge", "host-local"] {
-        for list in [Value::Null, json!([{ "containerID": 5, "ifname": "eth0" }])] {
-            let call = network.with("cni.dev/valid-attachments", list.clone());
-            let refusal = node
-                .cni(plugin)
-                .verb("GC")
-                .config(&call.config)
-                .run()
-                .refused();
-            assert_eq!(refusal.code, if list.is_null() { 7 } else { 6 });
-            assert!(
-                refusal.msg.contains("cni.dev/valid-attachments"),
-                "{refusal:?}"
-            );
-        }
+        let call = |config: &Value| node.cni(plugin).verb("GC").config(config).run();
+        // `cnitool gc` calls so, and libcni says null for an empty list.
+        call(&network.config).ok();
+        let key = "cni.dev/valid-attachments";
+        call(&network.with(key, Value::Null).config).ok();
+        let wrong = json!([{ "containerID": 5, "ifname": "eth0" }]);
+        let refusal = call(&network.with(key, wrong).config).refused();
+        assert_eq!(refusal.code, 6);
+        assert!(refusal.msg.contains(key), "{refusal:?}");
     }
     let refusal = network
         .with("cniVersion", "1.0.0")

@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
     let name = conf.name.as_str();
     assert!(!name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']));
     let _ = conf.prev_result();
-    if let Ok(valid) = conf.valid_attachments() {
+    if let Ok(Some(valid)) = conf.valid_attachments() {
         assert!(valid.containers().all(|container| valid.has_container(container)));
     }
     let args = Args::default();
