@@ -98,7 +98,13 @@ pub fn conf(
         true => of_node(&stdin()?)?,
         false => asked.subnets.clone(),
     };
-    let subnets: Vec<Cidr> = subnets.into_iter().map(Cidr::network).collect();
+    if let Some(inside) = subnets.iter().find(|it| it.network() != **it) {
+        let subnet = inside.network();
+        let what = format!("{inside} is an address in {subnet}, but a subnet is asked for");
+        return Err(
+            Error::new(Code::INVALID_CONFIG, what).details(format!("did you mean {subnet}?"))
+        );
+    }
     for family in Family::BOTH {
         let of_family: Vec<String> = subnets
             .iter()

@@ -110,7 +110,11 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
     done.map_err(|cause| {
-        Error::failed(format!("cannot {operation} {}: {cause}", path.display()))
-            .details("run it as root, or name a directory that you may write")
+        let is_forbidden = cause.kind() == io::ErrorKind::PermissionDenied;
+        let remedy = match is_forbidden {
+            true => "run it as root, or name a directory that you may write",
+            false => "another directory can be named: gangplank install DIR",
+        };
+        Error::failed(format!("cannot {operation} {}: {cause}", path.display())).details(remedy)
     })
 }

@@ -32,19 +32,7 @@ struct Line {
 /// When the node cannot be looked at, or has no network of that name.
 pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
     let node = Node::look(&asked.places)?;
-    let is_wanted = |network: &&Network| {
-        asked
-            .network
-            .as_deref()
-            .is_none_or(|name| network.name().as_str() == name)
-    };
-    let networks: Vec<&Network> = node.networks.iter().filter(is_wanted).collect();
-    if let Some(name) = asked.network.as_deref().filter(|_| networks.is_empty()) {
-        let place = asked.places.conf_dir.display();
-        return Err(Error::failed(format!(
-            "no configuration in {place} is of a bridge network {name:?}"
-        )));
-    }
+    let networks = node.wanted(asked.network.as_deref())?;
     let mut report = Report {
         dry_run: asked.dry_run,
         restored: Vec::new(),
@@ -96,6 +84,8 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
         .collect();
     let gateways = match config.gateway {
         Gateway::None => Vec::new(),
+        // What another IPAM plugin gave, only the runtime remembers.
+        _ if network.configured.host_local.is_none() => node.told_gateways(network),
         Gateway::Address | Gateway::DefaultRoute => network.gateways_of(
             &living
                 .iter()

@@ -4,7 +4,7 @@ use crate::bridge::config::Gateway;
 use crate::bridge::restore::Repair;
 use crate::cli::doctor::addresses::{listed, some, titled};
 use crate::cli::doctor::finding::{Finding, Fix};
-use crate::cli::node::{Ailment, Network, Node};
+use crate::cli::node::{Ailment, Network, Node, Pod};
 use crate::cli::reconcile;
 use crate::host::netlink::{Kind, Link};
 use crate::net::{Cidr, Family};
@@ -22,6 +22,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         let conflict = address_conflict(node, network);
         let conflicts = conflict.is_some();
         findings.extend(conflict);
+        findings.extend(bridge_missing(node, network));
         lacking(node, network, at, conflicts, findings);
         findings.extend(other_mtu(node, network));
         findings.extend(uplink_mtu(node, network));
@@ -39,6 +40,28 @@ fn not_a_bridge(network: &Network, link: &Link) -> Finding {
     Finding::error("not-a-bridge", cause)
         .shown_by(format!("ip -d link show dev {}", link.name))
         .remedy("rename it, or name another bridge in the configuration")
+}
+
+/// The bridge went, and nobody remembers which links were its ports.
+fn bridge_missing(node: &Node, network: &Network) -> Option<Finding> {
+    let is_unknown = |pod: &&Pod| pod.ailments.contains(&Ailment::LinkUnknown);
+    let pods: Vec<String> = network.pods.iter().filter(is_unknown).map(titled).collect();
+    if pods.is_empty() || node.bridge(network).is_some() {
+        return None;
+    }
+    let bridge = &network.configured.bridge.bridge;
+    let cause = format!(
+        "bridge {bridge} of network {} is missing, though pods hold addresses",
+        network.name()
+    );
+    Some(
+        Finding::error("bridge-missing", cause)
+            .shown_by(format!(
+                "links that may be theirs are no bridge's ports: {}",
+                some(&pods)
+            ))
+            .remedy("restart these pods: no runtime remembers which link is whose"),
+    )
 }
 
 /// The bridge has another IPv4 address in place of the gateway's (user-pain R9).

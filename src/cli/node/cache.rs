@@ -7,6 +7,7 @@ use crate::cni::Version;
 use crate::cni::request::{Attachment, Id};
 use crate::cni::result::AddResult;
 use crate::cni::shape::{self, Shape};
+use crate::net::Cidr;
 
 /// An attachment as a runtime remembers it.
 #[derive(Debug)]
@@ -31,7 +32,9 @@ impl Cached {
     }
 
     fn read(file: &PathBuf) -> Option<Cached> {
-        let root = shape::parse("cache", &fs::read(file).ok()?).ok()?;
+        // Reading a pipe would wait for a writer.
+        let content = fs::read(Some(file).filter(|file| file.is_file())?).ok()?;
+        let root = shape::parse("cache", &content).ok()?;
         let root = Shape::root("cache", &root);
         let text = |key| root.text(key).ok().flatten();
         if text("kind")? != "cniCacheV1" {
@@ -56,6 +59,18 @@ impl Cached {
         interfaces
             .filter(|interface| interface.sandbox.is_empty())
             .map(|interface| &*interface.name)
+    }
+
+    /// The addresses that ADD told.
+    pub fn addresses(&self) -> Vec<Cidr> {
+        let ips = self.result.iter().flat_map(|result| &result.ips);
+        ips.map(|ip| ip.address).collect()
+    }
+
+    /// The gateways that ADD told, with the prefix length of their subnets.
+    pub fn gateways(&self) -> impl Iterator<Item = Cidr> {
+        let ips = self.result.iter().flat_map(|result| &result.ips);
+        ips.filter_map(|ip| Cidr::new(ip.gateway?, ip.address.prefix()))
     }
 
     /// The MAC address inside the container, and the path of its namespace.

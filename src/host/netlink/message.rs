@@ -28,6 +28,7 @@ pub(super) enum Verb {
     NewRoute = 24,
     DelRoute = 25,
     GetRoute = 26,
+    GetNeighbour = 30,
 }
 
 impl Verb {
@@ -71,7 +72,12 @@ impl Message {
 
     /// The type of the messages that answer a question: that of the message which makes such a thing.
     pub fn answered_by(&self) -> Option<u16> {
-        let questions = [Verb::GetLink, Verb::GetAddress, Verb::GetRoute];
+        let questions = [
+            Verb::GetLink,
+            Verb::GetAddress,
+            Verb::GetRoute,
+            Verb::GetNeighbour,
+        ];
         let is_question = questions.iter().any(|verb| *verb as u16 == self.kind);
         is_question.then(|| self.kind - 2)
     }
