@@ -71,6 +71,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     let config = &network.configured.bridge;
     let with_link = network.pods.iter().filter_map(|pod| Some((pod, pod.link?)));
     let living: Vec<Living> = with_link
+        .filter(|(_, at)| !is_of_twin(node, network, *at))
         .map(|(pod, at)| Living {
             who: pod.who.clone(),
             link: node.links[at].clone(),
@@ -102,6 +103,18 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
         not_forwarded: node.not_forwarded(),
     };
     restore::plan(config, &present, &gateways, living)
+}
+
+/// Whether a link is a port of the bridge of another network of the same name. Leases do not tell these two apart, and
+/// both would claim the pod.
+fn is_of_twin(node: &Node, network: &Network, at: usize) -> bool {
+    let own = &network.configured.bridge.bridge;
+    let twins = node
+        .networks
+        .iter()
+        .filter(|other| other.name() == network.name() && other.configured.bridge.bridge != *own);
+    let mut bridges = twins.filter_map(|twin| node.bridge(twin));
+    bridges.any(|bridge| node.links[at].master == Some(bridge.index))
 }
 
 /// Puts one thing back, unless its container is detached meanwhile; a DEL waits until it is done.

@@ -45,8 +45,21 @@ impl fmt::Display for Standing {
 }
 
 /// A table of iptables as `iptables-save` prints it; `None` where that is not installed or fails.
-pub fn iptables_table(family: Family, table: &str) -> Option<String> {
-    Iptables::find(family)?.save(table).ok()
+pub fn iptables_table(family: Family, table: &'static str) -> Option<String> {
+    let iptables = Iptables::find(family).filter(|_| may_have_table(family, table));
+    iptables?.save(table).ok()
+}
+
+/// Whether one of the variants may have a table of that name. The legacy one makes the table that it is asked to list, and
+/// who only looks makes none.
+fn may_have_table(family: Family, name: &'static str) -> bool {
+    let table = Table {
+        layer: Layer::Ip(family),
+        name,
+    };
+    // Who cannot tell says yes.
+    let may = |it: Nftables| it.table(table).map_or(true, |uses| uses.is_some());
+    xtables::has_table(family, name) || Nftables::open().is_ok_and(may)
 }
 
 /// The rules of nat tables that iptables-legacy holds, and those that iptables-nft does, of IPv4. Neither is looked for
@@ -84,7 +97,8 @@ impl Survey {
     pub fn take() -> Survey {
         let mut survey = Survey::default();
         for family in Family::BOTH {
-            match Iptables::find(family).map(|iptables| iptables.list()) {
+            let iptables = Iptables::find(family).filter(|_| may_have_table(family, "nat"));
+            match iptables.map(|iptables| iptables.list()) {
                 Some(Ok(listing)) => survey.listings.push((family, listing)),
                 Some(Err(error)) => survey.failures.push(error),
                 None => {}

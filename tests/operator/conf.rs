@@ -141,6 +141,7 @@ fn what_no_plugin_would_take_is_refused() {
         ("10.44.3.0/24 --bridge a/b", "bridge"),
         ("10.44.3.0/24 --overhead 1500", "overhead"),
         ("10.44.3.0/24 --mtu 3", "mtu"),
+        ("fd44:3::/64 --mtu 1279", "IPv6 needs at least 1280"),
         ("10.44.3.0/24 --cni-version 9.9", "9.9"),
         ("10.44.3.0/32", "10.44.3.0/32"),
         ("10.44.3.0/31", "10.44.3.0/31"),

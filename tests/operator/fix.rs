@@ -175,6 +175,38 @@ fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
 }
 
 #[test]
+fn masquerading_of_a_network_whose_leases_are_elsewhere_stays() {
+    needs!("iptables", "nft");
+    for backend in ["iptables", "nftables"] {
+        let site = Site::with(&small_network());
+        // As flannel does it: the plugin that a configuration names calls bridge with leases in a place of its own.
+        let mut config = masquerading();
+        config["name"] = "cbr0".into();
+        config["ipMasqBackend"] = backend.into();
+        config["ipam"]["dataDir"] = "/run/elsewhere".into();
+        config["ipam"]["subnet"] = "10.78.0.0/24".into();
+        config["bridge"] = "br9".into();
+        let pod = site.pod("lives");
+        site.network(config.clone()).add(&pod);
+        config["type"] = "flannel".into();
+        for is_named in [false, true] {
+            if is_named {
+                site.configure("20-flannel.conflist", &config);
+            }
+            let before = Footprint::of(&site);
+            let fixed = site.fix();
+            assert!(
+                fixed
+                    .the("masquerade-left-over")
+                    .contains("no leases of that network"),
+                "{backend}: {fixed:#?}"
+            );
+            assert_eq!(Footprint::of(&site), before, "{backend}");
+        }
+    }
+}
+
+#[test]
 fn rules_of_a_newer_go_plugin_are_seen_and_those_of_the_dead_go() {
     needs!("nft");
     let mut config = masquerading();

@@ -303,3 +303,20 @@ fn one_network_can_be_asked_for() {
     assert_eq!(site.addresses("br0"), [""; 0]);
     assert!(site.reconcile("nope").complaint().contains("\"nope\""));
 }
+
+#[test]
+fn pods_stay_on_the_bridge_that_they_are_on_when_two_networks_share_a_name() {
+    needs!("ping", "iptables", "nft");
+    let scene = Scene::new(&full());
+    let mut twin = full();
+    twin["bridge"] = "br7".into();
+    scene.site.configure("20-twin.conflist", &twin);
+    let before = (Footprint::of(&scene.site), flags(&scene.site));
+    assert_eq!(scene.site.reconcile("").said(), "nothing to restore\n");
+    // Also when there is such a bridge.
+    scene.site.run("ip link add br7 type bridge");
+    scene.site.fix();
+    scene.site.run("ip link del br7");
+    assert_eq!((Footprint::of(&scene.site), flags(&scene.site)), before);
+    scene.flows();
+}

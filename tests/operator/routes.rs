@@ -371,6 +371,44 @@ fn somebody_elses_route_to_the_same_pods_stays() {
 }
 
 #[test]
+fn what_somebody_else_refuses_packets_by_stays() {
+    needs!();
+    let cluster = Cluster::new();
+    let node = &cluster.nodes[0];
+    let others = || {
+        let v4 = node.run("ip route show type blackhole");
+        [v4, node.run("ip -6 route show type unreachable")]
+    };
+    node.run_all("ip route add blackhole 10.244.2.0/24 proto bird\nip -6 route add unreachable fd10:2::/64 proto bird");
+    let before = others();
+    assert!(before.iter().all(|it| it.contains("10")), "{before:?}");
+    for _ in 0..2 {
+        let answer = cluster.routes(0, "", "192.0.2.12 10.244.2.0/24\nfd00::12 fd10:2::/64\n");
+        assert_eq!(answer.code, Some(1), "{answer:?}");
+        let failed = "it exists already, and is not ours";
+        assert_eq!(answer.stdout.matches(failed).count(), 2, "{answer:?}");
+        assert_eq!(others(), before);
+    }
+}
+
+#[test]
+fn a_change_of_metric_that_was_cut_short_ends_with_the_new_one() {
+    needs!();
+    let cluster = Cluster::new();
+    for (metric, wanted) in [("70", " metric 70"), ("0", "")] {
+        cluster.nodes[0].run_all("ip route flush proto 71\nip route add 10.244.2.0/24 via 192.0.2.12 proto 71\nip route add 10.244.2.0/24 via 192.0.2.12 proto 71 metric 70");
+        let answer = cluster.routes(
+            0,
+            &format!("--metric {metric}"),
+            "192.0.2.12 10.244.2.0/24\n",
+        );
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+        let left = format!("10.244.2.0/24 via 192.0.2.12 dev lan proto 71{wanted}");
+        assert_eq!(cluster.table(0, "ours"), [left], "{answer:?}");
+    }
+}
+
+#[test]
 fn a_node_without_an_address_of_the_family_or_without_ranges_is_no_reason_to_stop() {
     needs!();
     let cluster = Cluster::new();

@@ -237,6 +237,26 @@ fn a_node_without_anything_is_shown_as_such() {
 }
 
 #[test]
+fn what_kubelet_remembers_is_found_without_being_told_where() {
+    needs!();
+    let config = small_network();
+    for place in ["results", "cache/results"] {
+        let site = Site::with(&config);
+        let pod = site.pod("a");
+        site.run_pod(&site.network(config.clone()), &pod);
+        site.run(&format!("mkdir -p /var/lib/cni/{place}"));
+        site.run(&format!("cp -r {CACHE}/. /var/lib/cni/{place}"));
+        let status = site
+            .gangplank(&format!("status --json --conf-dir {CONF}"))
+            .ok();
+        assert_eq!(
+            status[0]["pods"][0]["name"], "shop/a-0",
+            "{place}: {status}"
+        );
+    }
+}
+
+#[test]
 fn networks_without_addresses_and_with_addresses_of_others_are_shown() {
     needs!("cni:static");
     let site = Site::new();

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cli::doctor::finding::{Finding, Fix};
 use crate::cli::node::{Ailment, Network, Node, Pod};
+use crate::ipam::lease_file::age;
 use crate::net::Cidr;
 
 /// A lease younger than this may be of an ADD that is at work.
@@ -232,16 +233,6 @@ pub fn some(names: &[String]) -> String {
     match names.len() {
         0..=NAMED => names.join(", "),
         count => format!("{} and {} more", names[..NAMED].join(", "), count - NAMED),
-    }
-}
-
-fn age(since: SystemTime) -> String {
-    let seconds = since.elapsed().unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::cli::doctor::forward::{Filter, Packet};
 use crate::cli::node::{Network, Node};
 use crate::cni::ValidAttachments;
 use crate::host::sysctl;
+use crate::ipam::{LeaseFile, Store};
 use crate::masquerade::{self, Standing};
 use crate::net::Family;
 
@@ -52,12 +53,29 @@ fn left_over(node: &Node, findings: &mut Vec<Finding>) {
         let Ok(network) = name.parse() else { continue };
         let cause = format!("network {name} has masquerading rules of containers that are gone");
         let names: Vec<String> = left.iter().map(Standing::to_string).collect();
-        findings.push(
-            Finding::warning("masquerade-left-over", cause)
-                .shown_by(some(&names))
+        let finding = Finding::warning("masquerade-left-over", cause).shown_by(some(&names));
+        findings.push(match has_leases(node, &name) {
+            true => finding
                 .remedy("remove them; the Go plugin leaves them when DEL comes without a namespace")
                 .fixed_by(Fix::Unmasquerade(network, left)),
-        );
+            // A runtime's memory alone may lie elsewhere, and knows no ADD that is at work.
+            false => finding
+                .shown_by("no leases of that network are known here: its containers may live all the same")
+                .remedy("remove them if none of these containers runs any more"),
+        });
+    }
+}
+
+/// Whether leases tell all attachments of the networks of that name: of every configuration that has it.
+fn has_leases(node: &Node, name: &str) -> bool {
+    let with_name = node.names.iter().filter(|(other, _)| other == name);
+    let with_leases = node.networks.iter().filter(|network| {
+        network.name().as_str() == name && network.configured.host_local.is_some()
+    });
+    let of_orphan = |(store, _): &(Store, _)| store.directory().ends_with(name);
+    match with_name.count() {
+        0 => node.orphans.iter().any(of_orphan),
+        count => with_leases.count() >= count,
     }
 }
 
@@ -77,14 +95,8 @@ fn living(node: &Node, name: &str) -> ValidAttachments {
         .orphans
         .iter()
         .filter(|(store, _)| store.directory().ends_with(name));
-    let orphans = orphans.flat_map(|(_, leases)| leases).filter_map(|lease| {
-        let (container, interface) = lease.owner.clone()?;
-        let interface = interface.trim().parse().ok()?;
-        Some(crate::cni::request::Attachment {
-            container,
-            interface,
-        })
-    });
+    let orphans = orphans.flat_map(|(_, leases)| leases);
+    let orphans = orphans.filter_map(LeaseFile::attachment);
     configured.chain(cached).chain(orphans).collect()
 }
 

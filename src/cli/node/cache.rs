@@ -1,7 +1,7 @@
 //! What runtimes remember of their ADDs: the cache of libcni, which containerd, CRI-O, podman, kubelet and cnitool use.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::cni::Version;
 use crate::cni::request::{Attachment, Id};
@@ -23,10 +23,12 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// All that the directory holds; what is not of libcni is passed by, and so is a directory that is not there.
-    pub fn read_all(directory: &Path) -> Vec<Cached> {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries
+    /// All that the directories hold; what is not of libcni is passed by, and so is a directory that is not there.
+    pub fn read_all(directories: &[PathBuf]) -> Vec<Cached> {
+        let listed = directories.iter().flat_map(fs::read_dir);
+        listed
+            .flatten()
+            .flatten()
             .filter_map(|entry| Cached::read(&entry.path()))
             .collect()
     }

@@ -74,21 +74,8 @@ impl Ailment {
 pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
     let mut held: BTreeMap<Attachment, (Vec<IpAddr>, Option<SystemTime>)> = BTreeMap::new();
     for lease in &network.leases {
-        let Some((container, interface)) = &lease.owner else {
+        let Some(who) = lease.attachment() else {
             continue;
-        };
-        // Leases of the legacy form name no interface; there was only one then.
-        let interface = if interface.trim().is_empty() {
-            "eth0"
-        } else {
-            interface.trim()
-        };
-        let Ok(interface) = interface.parse() else {
-            continue;
-        };
-        let who = Attachment {
-            container: container.clone(),
-            interface,
         };
         let entry = held.entry(who).or_default();
         entry.0.push(lease.address);

@@ -32,7 +32,7 @@ pub(super) enum Verb {
 }
 
 impl Verb {
-    const NAMES: [(Verb, &str); 10] = [
+    const NAMES: [(Verb, &str); 11] = [
         (Verb::NewLink, "RTM_NEWLINK"),
         (Verb::DelLink, "RTM_DELLINK"),
         (Verb::GetLink, "RTM_GETLINK"),
@@ -43,6 +43,7 @@ impl Verb {
         (Verb::NewRoute, "RTM_NEWROUTE"),
         (Verb::DelRoute, "RTM_DELROUTE"),
         (Verb::GetRoute, "RTM_GETROUTE"),
+        (Verb::GetNeighbour, "RTM_GETNEIGH"),
     ];
 }
 
