@@ -12,12 +12,11 @@ use crate::error::Error;
 use crate::ipam::Lease;
 use crate::net::{Cidr, Family, IfName, Mac, Route};
 
-/// The longest alias of a link in bytes: the kernel takes 255 (IFALIASZ, linux/if.h), here with the terminator that our
-/// message has.
-const MAX_ALIAS: usize = 254;
+/// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
+const MAX_ALIAS: usize = 255;
 
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
-const MIN_MTU_IPV6: u32 = 1280;
+pub const MIN_MTU_IPV6: u32 = 1280;
 
 /// The position of the container's interface among those that the plan makes; see [`Plan::into_result`].
 const CONTAINER_INTERFACE: usize = 2;
@@ -309,7 +308,7 @@ mod tests {
     fn an_alias_is_short_and_printable() {
         let plan = plan("", &[], vec![]).unwrap();
         let plan = plan.with_alias(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
-        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 254);
+        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 255);
     }
 
     #[test]

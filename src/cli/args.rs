@@ -84,9 +84,13 @@ pub struct Places {
     /// The directory of network configurations.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
-    /// The directory in which runtimes keep the results of ADD.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni/results")]
-    pub cache_dir: PathBuf,
+    /// The directory in which runtimes keep the results of ADD; can be repeated. The second one is kubelet's.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_values = ["/var/lib/cni/results", "/var/lib/cni/cache/results"]
+    )]
+    pub cache_dir: Vec<PathBuf>,
     /// The directory of leases, unless a configuration has a dataDir.
     #[arg(long, value_name = "DIR", default_value = crate::ipam::config::DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,

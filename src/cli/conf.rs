@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::bridge::config::BridgeConfig;
 use crate::bridge::open_host;
+use crate::bridge::plan::MIN_MTU_IPV6;
 use crate::cli::routes;
 use crate::cli::{Answer, args};
 use crate::cni::conf::NetConf;
@@ -98,7 +99,38 @@ pub fn conf(
         true => of_node(&stdin()?)?,
         false => asked.subnets.clone(),
     };
-    let subnets: Vec<Cidr> = subnets.into_iter().map(Cidr::network).collect();
+    refuse_unfit(&subnets)?;
+    let host = open_host()?;
+    refuse_overlap(&host, &subnets, &asked.bridge)?;
+    let mtu = match asked.mtu {
+        Some(mtu) => Some(mtu),
+        None => uplink_mtu(&host, asked.overhead)?,
+    };
+    let has_v6 = subnets.iter().any(|it| it.family() == Family::V6);
+    if let Some(mtu) = mtu.filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6) {
+        let wanted = format!("IPv6 needs at least {MIN_MTU_IPV6}");
+        return Err(Error::config("mtu", mtu, wanted));
+    }
+    let document = pretty(&list(asked, subnets, mtu)) + "\n";
+    validate(&document)?;
+    match &asked.output {
+        None => Ok(Answer::done(document)),
+        Some(file) => {
+            write(file, &document)?;
+            Ok(Answer::done(format!("{}: written\n", file.display())))
+        }
+    }
+}
+
+/// Refuses what is no subnet, and two of one family.
+fn refuse_unfit(subnets: &[Cidr]) -> Result<(), Error> {
+    if let Some(inside) = subnets.iter().find(|it| it.network() != **it) {
+        let subnet = inside.network();
+        let what = format!("{inside} is an address in {subnet}, but a subnet is asked for");
+        return Err(
+            Error::new(Code::INVALID_CONFIG, what).details(format!("did you mean {subnet}?"))
+        );
+    }
     for family in Family::BOTH {
         let of_family: Vec<String> = subnets
             .iter()
@@ -113,21 +145,7 @@ pub fn conf(
             return Err(Error::new(Code::INVALID_CONFIG, what));
         }
     }
-    let host = open_host()?;
-    refuse_overlap(&host, &subnets, &asked.bridge)?;
-    let mtu = match asked.mtu {
-        Some(mtu) => Some(mtu),
-        None => uplink_mtu(&host, asked.overhead)?,
-    };
-    let document = pretty(&list(asked, subnets, mtu)) + "\n";
-    validate(&document)?;
-    match &asked.output {
-        None => Ok(Answer::done(document)),
-        Some(file) => {
-            write(file, &document)?;
-            Ok(Answer::done(format!("{}: written\n", file.display())))
-        }
-    }
+    Ok(())
 }
 
 fn list(asked: &args::Conf, subnets: Vec<Cidr>, mtu: Option<u32>) -> List<'_> {

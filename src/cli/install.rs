@@ -5,10 +5,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::cli::plugins::{Identity, identify};
 use crate::dispatch::Plugin;
 use crate::error::Error;
+use crate::host::locks::lock_within;
+
+/// How long to wait for another install: it copies two megabytes, and asks programs that may hang what they are.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Installs into a directory, which is made where it is not there. What another program had under one of the names is
 /// kept as `NAME.orig`. Tells what was done, a line per plugin.
@@ -19,8 +24,12 @@ pub fn install(directory: &Path) -> Result<String, Error> {
     let binary = std::env::current_exe()
         .map_err(|cause| Error::failed(format!("install: cannot find this program: {cause}")))?;
     at(directory, "create", fs::create_dir_all(directory))?;
+    let _alone = alone(directory)?;
     let staged = directory.join(".gangplank.new");
-    at(&staged, "write", stage(&binary, &staged))?;
+    let written = stage(&binary, &staged).inspect_err(|_| {
+        let _ = fs::remove_file(&staged);
+    });
+    at(&staged, "write", written)?;
     let done = Plugin::ALL.map(|plugin| place(directory, &staged, plugin.name()));
     at(&staged, "remove", fs::remove_file(&staged))?;
     let lines: Vec<String> = done.into_iter().collect::<Result<_, _>>()?;
@@ -33,9 +42,24 @@ pub fn install(directory: &Path) -> Result<String, Error> {
 /// # Errors
 /// When the directory cannot be written.
 pub fn uninstall(directory: &Path) -> Result<String, Error> {
+    let _alone = alone(directory)?;
     let lines = Plugin::ALL.map(|plugin| bring_back(directory, plugin.name()));
     let lines: Vec<String> = lines.into_iter().collect::<Result<_, _>>()?;
     Ok(lines.concat())
+}
+
+/// Keeps others from installing into a directory meanwhile: the one's half of a file would get the other's name. `None`
+/// where there is no directory.
+fn alone(directory: &Path) -> Result<Option<File>, Error> {
+    let opened = match File::open(directory) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => at(directory, "open", opened)?,
+    };
+    let locked = lock_within(opened, LOCK_LIMIT).map_err(|cause| {
+        Error::failed(format!("cannot lock {}: {cause}", directory.display()))
+            .details("another install or uninstall is at work there")
+    })?;
+    Ok(Some(locked))
 }
 
 /// Copies the binary aside, complete on disk before it gets a name that anybody runs.
@@ -110,7 +134,11 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
     done.map_err(|cause| {
-        Error::failed(format!("cannot {operation} {}: {cause}", path.display()))
-            .details("run it as root, or name a directory that you may write")
+        let is_forbidden = cause.kind() == io::ErrorKind::PermissionDenied;
+        let remedy = match is_forbidden {
+            true => "run it as root, or name a directory that you may write",
+            false => "another directory can be named: gangplank install DIR",
+        };
+        Error::failed(format!("cannot {operation} {}: {cause}", path.display())).details(remedy)
     })
 }

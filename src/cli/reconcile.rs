@@ -32,19 +32,7 @@ struct Line {
 /// When the node cannot be looked at, or has no network of that name.
 pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
     let node = Node::look(&asked.places)?;
-    let is_wanted = |network: &&Network| {
-        asked
-            .network
-            .as_deref()
-            .is_none_or(|name| network.name().as_str() == name)
-    };
-    let networks: Vec<&Network> = node.networks.iter().filter(is_wanted).collect();
-    if let Some(name) = asked.network.as_deref().filter(|_| networks.is_empty()) {
-        let place = asked.places.conf_dir.display();
-        return Err(Error::failed(format!(
-            "no configuration in {place} is of a bridge network {name:?}"
-        )));
-    }
+    let networks = node.wanted(asked.network.as_deref())?;
     let mut report = Report {
         dry_run: asked.dry_run,
         restored: Vec::new(),
@@ -83,6 +71,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     let config = &network.configured.bridge;
     let with_link = network.pods.iter().filter_map(|pod| Some((pod, pod.link?)));
     let living: Vec<Living> = with_link
+        .filter(|(_, at)| !is_of_twin(node, network, *at))
         .map(|(pod, at)| Living {
             who: pod.who.clone(),
             link: node.links[at].clone(),
@@ -96,6 +85,8 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
         .collect();
     let gateways = match config.gateway {
         Gateway::None => Vec::new(),
+        // What another IPAM plugin gave, only the runtime remembers.
+        _ if network.configured.host_local.is_none() => node.told_gateways(network),
         Gateway::Address | Gateway::DefaultRoute => network.gateways_of(
             &living
                 .iter()
@@ -112,6 +103,18 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
         not_forwarded: node.not_forwarded(),
     };
     restore::plan(config, &present, &gateways, living)
+}
+
+/// Whether a link is a port of the bridge of another network of the same name. Leases do not tell these two apart, and
+/// both would claim the pod.
+fn is_of_twin(node: &Node, network: &Network, at: usize) -> bool {
+    let own = &network.configured.bridge.bridge;
+    let twins = node
+        .networks
+        .iter()
+        .filter(|other| other.name() == network.name() && other.configured.bridge.bridge != *own);
+    let mut bridges = twins.filter_map(|twin| node.bridge(twin));
+    bridges.any(|bridge| node.links[at].master == Some(bridge.index))
 }
 
 /// Puts one thing back, unless its container is detached meanwhile; a DEL waits until it is done.

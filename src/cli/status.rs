@@ -9,7 +9,7 @@ use crate::cli::paint::{Paint, Tone, table};
 use crate::cli::{Answer, args};
 use crate::error::Error;
 use crate::masquerade::Backend;
-use crate::net::Cidr;
+use crate::net::{Cidr, Mac};
 
 /// A network as JSON.
 #[derive(Serialize)]
@@ -71,25 +71,8 @@ struct PodStatus {
 /// When the node cannot be looked at, or has no network of that name.
 pub fn status(asked: &args::Status, paint: Paint) -> Result<Answer, Error> {
     let node = Node::look(&asked.places)?;
-    let wanted = |network: &&Network| {
-        asked
-            .network
-            .as_deref()
-            .is_none_or(|name| network.name().as_str() == name)
-    };
-    let networks: Vec<NetworkStatus> = node
-        .networks
-        .iter()
-        .filter(wanted)
-        .map(|it| observe(&node, it))
-        .collect();
-    if let Some(name) = asked.network.as_deref().filter(|_| networks.is_empty()) {
-        let what = format!(
-            "no configuration in {} is of a bridge network {name:?}",
-            asked.places.conf_dir.display()
-        );
-        return Err(Error::failed(what));
-    }
+    let wanted = node.wanted(asked.network.as_deref())?.into_iter();
+    let networks: Vec<NetworkStatus> = wanted.map(|it| observe(&node, it)).collect();
     Ok(match asked.json {
         true => Answer::json(&networks, 0),
         false => Answer::done(tell(&node, &networks, asked, paint)),
@@ -112,6 +95,8 @@ fn observe(node: &Node, network: &Network) -> NetworkStatus {
     masquerade.sort();
     masquerade.dedup();
     let ranges = network.usage().into_iter();
+    // Shown, and never a reason to restore a check of MAC addresses: a pod may have used another one.
+    let learned = node.host.learned().unwrap_or_default();
     NetworkStatus {
         name: network.name().to_string(),
         file: configured.file.display().to_string(),
@@ -149,7 +134,7 @@ fn observe(node: &Node, network: &Network) -> NetworkStatus {
         pods: network
             .pods
             .iter()
-            .map(|pod| observe_pod(node, pod))
+            .map(|pod| observe_pod(node, pod, &learned))
             .collect(),
         other_ports: network
             .strangers
@@ -159,7 +144,7 @@ fn observe(node: &Node, network: &Network) -> NetworkStatus {
     }
 }
 
-fn observe_pod(node: &Node, pod: &Pod) -> PodStatus {
+fn observe_pod(node: &Node, pod: &Pod, learned: &[(u32, Mac)]) -> PodStatus {
     let link = pod.link.map(|at| &node.links[at]);
     let traffic = link.and_then(|link| link.traffic).unwrap_or_default();
     PodStatus {
@@ -167,7 +152,12 @@ fn observe_pod(node: &Node, pod: &Pod) -> PodStatus {
         container: pod.who.container.to_string(),
         interface: pod.who.interface.to_string(),
         addresses: pod.addresses.clone(),
-        mac: pod.mac.clone(),
+        // Where no runtime tells it: whatever speaks there. Too little to restore a check of MAC addresses from.
+        mac: pod.mac.clone().or_else(|| {
+            let index = link?.index;
+            let (_, mac) = learned.iter().find(|(port, _)| *port == index)?;
+            Some(mac.to_string())
+        }),
         veth: link.map(|link| link.name.clone()),
         // What the host receives, the pod has sent.
         received_bytes: traffic.bytes[1],

@@ -317,11 +317,14 @@ impl Args {
         let mut ignore_unknown = false;
         let mut unknown = Vec::new();
         let (mut namespace, mut name) = (None, None);
-        for piece in text.split(';').filter(|_| !text.is_empty()) {
-            // What stands behind a key may be nobody's business.
-            let (key, value) = piece
-                .split_once('=')
-                .ok_or_else(|| wrong(format!("{piece:?} is not of the form KEY=VALUE")))?;
+        for (at, piece) in text.split(';').filter(|_| !text.is_empty()).enumerate() {
+            // What stands behind a key may be nobody's business, and what has no key be the rest of such a value.
+            let (key, value) = piece.split_once('=').ok_or_else(|| {
+                wrong(format!(
+                    "piece {} of what \";\" separates is not of the form KEY=VALUE",
+                    at + 1
+                ))
+            })?;
             if value.contains('=') {
                 return Err(wrong(format!("the value of {key:?} has a \"=\"")));
             }
@@ -468,6 +471,13 @@ mod tests {
         assert_eq!(args.ips, ["10.1.2.3".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(Args::parse("").unwrap(), Args::default());
         assert_eq!(Args::parse("IP=;MAC=").unwrap(), Args::default());
+    }
+
+    #[test]
+    fn what_has_no_key_is_not_quoted() {
+        let error = Args::parse("IgnoreUnknown=1;TOKEN=s3;cret").unwrap_err();
+        assert!(error.msg.contains("piece 3"), "{error}");
+        assert!(!error.to_string().contains("cret"), "{error}");
     }
 
     #[test]

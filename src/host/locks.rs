@@ -1,17 +1,17 @@
 //! Locks on files (flock(2)): waited for with a bound, and who holds one.
 
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 
+use crate::host::files;
 use crate::host::interrupts::uninterrupted;
 use crate::host::signals::{self, Terminated};
 
@@ -39,9 +39,7 @@ pub enum LockError {
 /// # Errors
 /// Those of open(2).
 pub fn open_plain(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(flags.bits()).open(path)
+    files::itself().read(true).open(path)
 }
 
 /// Takes the exclusive lock on a file; it is given back when the file is dropped.

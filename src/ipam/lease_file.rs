@@ -109,15 +109,21 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let age = self.since.elapsed().unwrap_or_default().as_secs();
-        let (number, unit) = match age {
-            0..120 => (age, "s"),
-            120..7200 => (age / 60, "min"),
-            7200..172_800 => (age / 3600, "h"),
-            _ => (age / 86400, "days"),
-        };
-        write!(f, "{} by {} for {number} {unit}", self.address, self.owner)
+        let age = age(self.since);
+        write!(f, "{} by {} for {age}", self.address, self.owner)
     }
+}
+
+/// How long ago that was, for a person.
+pub fn age(since: SystemTime) -> String {
+    let seconds = since.elapsed().unwrap_or_default().as_secs();
+    let (number, unit) = match seconds {
+        0..120 => (seconds, "s"),
+        120..7200 => (seconds / 60, "min"),
+        7200..172_800 => (seconds / 3600, "h"),
+        _ => (seconds / 86_400, "days"),
+    };
+    format!("{number} {unit}")
 }
 
 #[cfg(test)]

@@ -263,12 +263,33 @@ pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(
 /// # Errors
 /// When a family or backend could not be listed or changed; the others are swept.
 pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
+    let names = rules::names_of(network, valid);
+    let labels: Vec<Label> = valid.all().map(|who| Label::of(network, &who)).collect();
+    sweep_stale(network, &|name| !names.contains(name), &|comment| {
+        !labels.iter().any(|label| label.marks(comment))
+    })
+}
+
+/// Removes from a network what was seen to be left over, and nothing that came since.
+///
+/// # Errors
+/// As [`sweep`].
+pub fn remove_left_over(network: &Id, left: &[Standing]) -> Result<(), Error> {
+    let is_left = |key: &str| left.iter().any(|standing| standing.key() == key);
+    sweep_stale(network, &is_left, &is_left)
+}
+
+fn sweep_stale(
+    network: &Id,
+    is_stale_chain: &dyn Fn(&str) -> bool,
+    is_stale_comment: &dyn Fn(&str) -> bool,
+) -> Result<(), Error> {
     let mut failures = Failures::default();
     for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
-        let swept = iptables.arrange(&|listing| rules::sweep(network, valid, listing));
-        failures.note(swept);
+        let plan = |listing: &Listing| rules::sweep(network, is_stale_chain, listing);
+        failures.note(iptables.arrange(&plan));
     }
-    failures.note(nftables::sweep(network, valid));
+    failures.note(nftables::sweep(network, is_stale_comment));
     failures.into_result()
 }
 

@@ -26,7 +26,6 @@ mod network;
 
 use std::net::IpAddr;
 
-use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::nftables::{
@@ -136,15 +135,12 @@ pub fn remove(
         .map_err(|cause| failed("remove rules from", cause))
 }
 
-/// Removes all attachments of a network that are not valid, from our table and the reference's.
+/// Removes the attachments of a network whose comments are stale, from our table and the reference's.
 ///
 /// # Errors
 /// As [`remove`].
-pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
-    let valid: Vec<Label> = valid.all().map(|who| Label::of(network, &who)).collect();
-    let is_stale = |comment: &str| {
-        Label::is_of_network(network, comment) && !valid.iter().any(|label| label.marks(comment))
-    };
+pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+    let is_stale = |comment: &str| Label::is_of_network(network, comment) && is_stale(comment);
     let sweep = || {
         let nftables = Nftables::open()?;
         nftables.change(&|| {
@@ -167,14 +163,43 @@ pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
         .map_err(|cause| failed("sweep", cause))
 }
 
-/// Address and comment of all that our table holds of attachments.
+/// What a table holds of an attachment.
+#[derive(Debug)]
+pub struct Mark {
+    /// Of an element of our maps; the reference's rules do not tell it here.
+    pub address: Option<IpAddr>,
+    /// Whose it is.
+    pub comment: String,
+    /// Whether packets get there: somebody may have flushed the chains and left the maps.
+    pub is_in_force: bool,
+}
+
+/// All that our table and the reference's hold of attachments.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn standing(nftables: &Nftables) -> Result<Vec<(IpAddr, String)>, Error> {
-    let elements = listed(nftables).map_err(|cause| failed("list", cause))?;
-    let told = elements.into_iter().map(|it| (it.address, it.comment));
-    Ok(told.collect())
+pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, Error> {
+    let look = || {
+        let rules = nftables.rules(TABLE, None)?;
+        let has_base = base_rules()
+            .iter()
+            .all(|rule| holds(&rules, POSTROUTING.name, rule));
+        let elements = listed(nftables)?.into_iter().map(|it| Mark {
+            address: Some(it.address),
+            is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
+            comment: it.comment,
+        });
+        let theirs = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        let theirs = theirs.into_iter().map(|it| Mark {
+            address: None,
+            comment: it.comment,
+            is_in_force: true,
+        });
+        Ok(elements
+            .chain(theirs.filter(|it| !it.comment.is_empty()))
+            .collect())
+    };
+    look().map_err(|cause| failed("list", cause))
 }
 
 /// Whether nftables can be used at all.

@@ -228,14 +228,18 @@ fn comment_of(network: &Id) -> String {
     format!("name: \"{network}\" id: \"")
 }
 
-/// Takes down all chains of a network but those of valid containers, in one transaction; `None` when there are none.
-///
-/// The comments tell the network, the names of chains whether they are valid: comments may have been cut.
-pub fn sweep(network: &Id, valid: &ValidAttachments, listing: &Listing) -> Option<String> {
-    let valid: HashSet<String> = valid
-        .containers()
+/// The names of the chains of these containers.
+pub fn names_of(network: &Id, valid: &ValidAttachments) -> HashSet<String> {
+    let containers = valid.containers();
+    containers
         .map(|container| Chain::of(network, container).name)
-        .collect();
+        .collect()
+}
+
+/// Takes down the chains of a network whose names are stale, in one transaction; `None` when there are none.
+///
+/// The comments tell the network, the names of chains whose they are: comments may have been cut.
+pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool, listing: &Listing) -> Option<String> {
     let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
     let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
     let names: BTreeSet<&str> = of_network
@@ -244,7 +248,7 @@ pub fn sweep(network: &Id, valid: &ValidAttachments, listing: &Listing) -> Optio
             [words.nth(1), words.next_back()]
         })
         .flatten()
-        .filter(|name| is_chain_name(name) && !valid.contains(*name))
+        .filter(|name| is_chain_name(name) && is_stale(name))
         .collect();
     let mut lines = Vec::new();
     for name in names {

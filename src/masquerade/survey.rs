@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
@@ -11,16 +10,16 @@ use crate::host::nftables::{Layer, Nftables, Table};
 use crate::host::{process, xtables};
 use crate::masquerade::iptables::{Iptables, LIMIT};
 use crate::masquerade::label::Label;
+use crate::masquerade::nftables::{self, Mark};
 use crate::masquerade::rules::{Chain, Listing};
-use crate::masquerade::{Backend, Masquerade, Policy, nftables};
+use crate::masquerade::{Backend, Masquerade, Policy};
 use crate::net::{Cidr, Family};
 
-/// The rules of the nat tables and the elements of our maps.
+/// The rules of the nat tables, the elements of our maps and the rules of the reference's table.
 #[derive(Debug, Default)]
 pub struct Survey {
     listings: Vec<(Family, Listing)>,
-    /// Address and comment of each.
-    elements: Vec<(IpAddr, String)>,
+    marks: Vec<Mark>,
     /// What could not be looked at.
     pub failures: Vec<Error>,
 }
@@ -46,8 +45,21 @@ impl fmt::Display for Standing {
 }
 
 /// A table of iptables as `iptables-save` prints it; `None` where that is not installed or fails.
-pub fn iptables_table(family: Family, table: &str) -> Option<String> {
-    Iptables::find(family)?.save(table).ok()
+pub fn iptables_table(family: Family, table: &'static str) -> Option<String> {
+    let iptables = Iptables::find(family).filter(|_| may_have_table(family, table));
+    iptables?.save(table).ok()
+}
+
+/// Whether one of the variants may have a table of that name. The legacy one makes the table that it is asked to list, and
+/// who only looks makes none.
+fn may_have_table(family: Family, name: &'static str) -> bool {
+    let table = Table {
+        layer: Layer::Ip(family),
+        name,
+    };
+    // Who cannot tell says yes.
+    let may = |it: Nftables| it.table(table).map_or(true, |uses| uses.is_some());
+    xtables::has_table(family, name) || Nftables::open().is_ok_and(may)
 }
 
 /// The rules of nat tables that iptables-legacy holds, and those that iptables-nft does, of IPv4. Neither is looked for
@@ -85,7 +97,8 @@ impl Survey {
     pub fn take() -> Survey {
         let mut survey = Survey::default();
         for family in Family::BOTH {
-            match Iptables::find(family).map(|iptables| iptables.list()) {
+            let iptables = Iptables::find(family).filter(|_| may_have_table(family, "nat"));
+            match iptables.map(|iptables| iptables.list()) {
                 Some(Ok(listing)) => survey.listings.push((family, listing)),
                 Some(Err(error)) => survey.failures.push(error),
                 None => {}
@@ -94,7 +107,7 @@ impl Survey {
         // A kernel without nf_tables holds nothing there.
         if let Ok(nftables) = Nftables::open() {
             match nftables::standing(&nftables) {
-                Ok(elements) => survey.elements = elements,
+                Ok(marks) => survey.marks = marks,
                 Err(error) => survey.failures.push(error),
             }
         }
@@ -109,9 +122,9 @@ impl Survey {
         addresses: &[Cidr],
     ) -> Option<Cidr> {
         let in_map = |address: &Cidr| {
-            let mut elements = self.elements.iter();
-            elements
-                .any(|(of, comment)| *of == address.address() && masquerade.label.marks(comment))
+            let is_of = |mark: &Mark| mark.address.is_none_or(|of| of == address.address());
+            let mut marks = self.marks.iter().filter(|mark| mark.is_in_force);
+            marks.any(|mark| is_of(mark) && masquerade.label.marks(&mark.comment))
         };
         let in_table = |address: &Cidr| {
             let mut listings = self.listings.iter();
@@ -141,21 +154,33 @@ impl Survey {
                     key: chain,
                 })
         });
-        let in_maps = self.elements.iter().map(|(address, comment)| {
-            let (network, container) = Label::tells(comment);
-            Standing {
-                what: format!("element {address} in table inet gangplank"),
-                backend: Backend::Nftables,
-                network: network.to_owned(),
-                container: container.to_owned(),
-                key: comment.clone(),
-            }
-        });
+        let in_maps = self.marks.iter().map(
+            |Mark {
+                 address, comment, ..
+             }| {
+                let (network, container) = Label::tells(comment);
+                Standing {
+                    what: match address {
+                        Some(address) => format!("element {address} in table inet gangplank"),
+                        None => "rule in table inet cni_plugins_masquerade".to_owned(),
+                    },
+                    backend: Backend::Nftables,
+                    network: network.to_owned(),
+                    container: container.to_owned(),
+                    key: comment.clone(),
+                }
+            },
+        );
         in_tables.chain(in_maps).collect()
     }
 }
 
 impl Standing {
+    /// The name of its chain, or its comment in a table of nftables.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Whether it is of one of these attachments of its network. Comments may have been cut, so names decide.
     pub fn is_of(&self, network: &Id, valid: &ValidAttachments) -> bool {
         match self.backend {

@@ -325,7 +325,7 @@ fn the_name_of_the_hosts_end_follows_from_the_attachment_and_tells_whose_it_is()
     let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={long}");
     let result = network.call("ADD", &c).args(&args).run().ok();
     let alias = node.link(&Network::host_link(&result)).unwrap()["ifalias"].clone();
-    assert_eq!(alias.as_str(), format!("shop/{long}").get(..254));
+    assert_eq!(alias.as_str(), format!("shop/{long}").get(..255));
 }
 
 #[test]

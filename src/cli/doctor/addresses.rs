@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cli::doctor::finding::{Finding, Fix};
 use crate::cli::node::{Ailment, Network, Node, Pod};
+use crate::ipam::lease_file::age;
 use crate::net::Cidr;
 
 /// A lease younger than this may be of an ADD that is at work.
@@ -19,7 +20,7 @@ const NAMED: usize = 5;
 pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     for (at, network) in node.networks.iter().enumerate() {
         for pod in &network.pods {
-            findings.extend(stale(network, pod, at));
+            findings.extend(stale(node, pod, at));
             findings.extend(lost(node, network, pod));
         }
         findings.extend(garbled(network, at));
@@ -30,7 +31,8 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 }
 
 /// A lease whose container has no link any more (user-pain R1).
-fn stale(network: &Network, pod: &Pod, at: usize) -> Option<Finding> {
+fn stale(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
+    let network = &node.networks[at];
     let is_old = |since: SystemTime| since.elapsed().is_ok_and(|age| age > SETTLED);
     let addresses: Vec<String> = pod
         .addresses
@@ -65,7 +67,11 @@ fn stale(network: &Network, pod: &Pod, at: usize) -> Option<Finding> {
     let finding = Finding::error("stale-lease", cause)
         .shown_by(age)
         .remedy(remedy);
+    let sharing = node.names.iter();
+    let sharing = sharing.filter(|(name, _)| name == network.name().as_str());
     Some(match pod.may_live {
+        // A plugin that is no bridge gives its pods other links.
+        false if sharing.count() > 1 => finding,
         false => finding.fixed_by(Fix::Detach(at, pod.who.clone())),
         // It lost its link, but its namespace is there: it may hold on to the address in another way.
         true => finding
@@ -155,8 +161,8 @@ fn usage(network: &Network) -> Option<Finding> {
 fn overlaps(node: &Node, findings: &mut Vec<Finding>) {
     for (at, network) in node.networks.iter().enumerate() {
         for other in &node.networks[..at] {
-            // Plugins of one network may share its range.
-            if network.name() == other.name() && network.configured.file == other.configured.file {
+            // Those of one name share their leases too, so that no address is given twice.
+            if network.name() == other.name() {
                 continue;
             }
             let Some((ours, theirs)) = overlap(network, other) else {
@@ -227,16 +233,6 @@ pub fn some(names: &[String]) -> String {
     match names.len() {
         0..=NAMED => names.join(", "),
         count => format!("{} and {} more", names[..NAMED].join(", "), count - NAMED),
-    }
-}
-
-fn age(since: SystemTime) -> String {
-    let seconds = since.elapsed().unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
     }
 }
 

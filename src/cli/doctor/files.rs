@@ -49,9 +49,10 @@ fn same_names(node: &Node, findings: &mut Vec<Finding>) {
 }
 
 fn missing(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
-    let mut kinds: Vec<&(String, PathBuf)> = node.plugins.iter().collect();
-    kinds.dedup_by_key(|(kind, _)| kind.clone());
-    for (kind, file) in kinds {
+    for (at, (kind, file)) in node.plugins.iter().enumerate() {
+        if node.plugins[..at].iter().any(|(other, _)| other == kind) {
+            continue;
+        }
         let is_there = |directory: &PathBuf| directory.join(kind).is_file();
         if !directories.iter().any(is_there) {
             let cause = format!("plugin {kind}, which {} names, is missing", file.display());

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::bridge::restore::Repair;
-use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
+use crate::masquerade::Standing;
 use crate::net::{Family, IfName};
 
 /// How much it matters.
@@ -42,8 +42,8 @@ pub enum Fix {
     Detach(usize, Attachment),
     /// Removes files that are named after an address but name nobody, of the network of that position.
     ClearGarbled(usize),
-    /// Removes masquerading of a network for all but these.
-    Unmasquerade(Id, ValidAttachments),
+    /// Removes this masquerading of a network.
+    Unmasquerade(Id, Vec<Standing>),
     /// Puts one thing back, in the network of that position.
     Restore(usize, Box<Repair>),
     /// Lets the host forward.

@@ -20,7 +20,7 @@ pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
             Some(host_local) => host_local.clear_garbled().map(drop),
             None => Ok(()),
         },
-        Fix::Unmasquerade(network, valid) => masquerade::sweep(network, valid),
+        Fix::Unmasquerade(network, left) => masquerade::remove_left_over(network, left),
         Fix::Restore(at, repair) => reconcile::mend(node, &node.networks[*at], repair),
         Fix::Forward(family) => sysctl::enable_forwarding(*family)
             .map_err(|cause| Error::failed(format!("cannot enable {family} forwarding: {cause}"))),

@@ -8,9 +8,11 @@ use crate::net::Cidr;
 /// How deep jumps are followed; the kernel refuses loops.
 const DEPTH: usize = 16;
 
-/// The first packet of a connection.
+/// A packet on its way through the host.
 #[derive(Clone, Debug)]
 pub struct Packet<'a> {
+    /// What the connection tracking takes it for: `NEW` for the first of a connection, `ESTABLISHED` for an answer.
+    pub state: &'static str,
     /// The link it comes in by.
     pub input: &'a str,
     /// The link it goes out by.
@@ -74,7 +76,7 @@ impl Filter {
             .map(Vec::as_slice)
             .unwrap_or_default();
         for rule in rules.iter().filter(|_| depth > 0) {
-            // What a rule asks for that is not known here, a new connection may lack.
+            // What a rule asks for that is not known here, the packet may lack.
             let Some(target) = matched(rule, packet) else {
                 continue;
             };
@@ -126,6 +128,17 @@ fn matched<'a>(rule: &'a str, packet: &Packet) -> Option<&'a str> {
                 .next()?
                 .parse::<Cidr>()
                 .is_ok_and(|cidr| cidr.contains(packet.destination)),
+            "-m" => {
+                let module = words.next()?;
+                if !matches!(module, "conntrack" | "state") {
+                    return None;
+                }
+                continue;
+            }
+            "--ctstate" | "--state" => {
+                let mut states = words.next()?.split(',');
+                states.any(|state| state == packet.state)
+            }
             "-j" | "-g" => return words.next(),
             _ => return None,
         };
@@ -163,6 +176,7 @@ mod tests {
 
     fn dropped(rules: &str) -> Option<String> {
         let packet = Packet {
+            state: "NEW",
             input: "cni0",
             output: "eth0",
             source: "10.1.0.7".parse().unwrap(),
@@ -185,6 +199,8 @@ mod tests {
             "-A FORWARD -j ACCEPT",
             "-A FORWARD -i cni0 -j ACCEPT",
             "-A FORWARD -i cni+ ! -o cni0 -j ACCEPT",
+            "-A FORWARD -m conntrack ! --ctstate INVALID -j ACCEPT",
+            "-A FORWARD -m state --state NEW,ESTABLISHED -j ACCEPT",
             "-A FORWARD -s 10.1.0.0/16 -m comment --comment \"pods \\\"of\\\" all\" -j ACCEPT",
             "-A FORWARD -m comment --comment pods -j OURS\n-A OURS -i cni0 -j ACCEPT",
             "-A FORWARD -j OURS\n-A OURS -j RETURN\n-A FORWARD -s 10.1.0.7/32 -j ACCEPT",

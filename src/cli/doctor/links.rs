@@ -4,7 +4,7 @@ use crate::bridge::config::Gateway;
 use crate::bridge::restore::Repair;
 use crate::cli::doctor::addresses::{listed, some, titled};
 use crate::cli::doctor::finding::{Finding, Fix};
-use crate::cli::node::{Ailment, Network, Node};
+use crate::cli::node::{Ailment, Network, Node, Pod};
 use crate::cli::reconcile;
 use crate::host::netlink::{Kind, Link};
 use crate::net::{Cidr, Family};
@@ -20,9 +20,18 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
             continue;
         }
         let conflict = address_conflict(node, network);
-        let conflicts = conflict.is_some();
+        let mut lacking = lacking(node, network, at);
+        // The other address is in its place.
+        lacking.retain(|it| conflict.is_none() || it.id != "gateway-address");
         findings.extend(conflict);
-        lacking(node, network, at, conflicts, findings);
+        findings.extend(bridge_missing(node, network));
+        findings.extend(lacking);
+        findings.extend(
+            network
+                .pods
+                .iter()
+                .filter_map(|pod| own_end_down(node, network, pod)),
+        );
         findings.extend(other_mtu(node, network));
         findings.extend(uplink_mtu(node, network));
         findings.extend(strangers(node, network));
@@ -39,6 +48,28 @@ fn not_a_bridge(network: &Network, link: &Link) -> Finding {
     Finding::error("not-a-bridge", cause)
         .shown_by(format!("ip -d link show dev {}", link.name))
         .remedy("rename it, or name another bridge in the configuration")
+}
+
+/// The bridge went, and nobody remembers which links were its ports.
+fn bridge_missing(node: &Node, network: &Network) -> Option<Finding> {
+    let is_unknown = |pod: &&Pod| pod.ailments.contains(&Ailment::LinkUnknown);
+    let pods: Vec<String> = network.pods.iter().filter(is_unknown).map(titled).collect();
+    if pods.is_empty() || node.bridge(network).is_some() {
+        return None;
+    }
+    let bridge = &network.configured.bridge.bridge;
+    let cause = format!(
+        "bridge {bridge} of network {} is missing, though pods hold addresses",
+        network.name()
+    );
+    Some(
+        Finding::error("bridge-missing", cause)
+            .shown_by(format!(
+                "links that may be theirs are no bridge's ports: {}",
+                some(&pods)
+            ))
+            .remedy("restart these pods: no runtime remembers which link is whose"),
+    )
 }
 
 /// The bridge has another IPv4 address in place of the gateway's (user-pain R9).
@@ -85,13 +116,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
 }
 
 /// What others took from living pods: all that `reconcile` would put back.
-fn lacking(
-    node: &Node,
-    network: &Network,
-    at: usize,
-    conflicts: bool,
-    findings: &mut Vec<Finding>,
-) {
+fn lacking(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
     let repairs = match reconcile::repairs(node, network) {
         Ok(repairs) => repairs,
         Err(error) => {
@@ -99,18 +124,13 @@ fn lacking(
                 "what pods of network {} lack cannot be told",
                 network.name()
             );
-            findings.push(
-                Finding::warning("not-seen", cause)
-                    .shown_by(error.to_string())
-                    .remedy("run it as root"),
-            );
-            return;
+            let finding = Finding::warning("not-seen", cause).shown_by(error.to_string());
+            return vec![finding.remedy("run it as root")];
         }
     };
-    for repair in repairs {
+    let finding = |repair: Repair| {
         let id = match &repair {
             Repair::Bridge => "bridge-down",
-            Repair::Gateways(_) if conflicts => continue,
             Repair::Gateways(_) => "gateway-address",
             Repair::Forwarding(_) => "forwarding-off",
             Repair::Port(_) => "port",
@@ -122,53 +142,51 @@ fn lacking(
             "network {} lacks {repair}, though pods live that need it",
             network.name()
         );
-        let bridge = &network.configured.bridge.bridge;
-        let evidence = match (&repair, node.bridge(network)) {
-            (Repair::Port(living) | Repair::Guard(living, _) | Repair::Masquerade(living), _) => {
-                format!(
-                    "{} has {} on {}",
-                    living.who,
-                    listed(&living.addresses),
-                    living.link.name
-                )
-            }
-            (_, None) => format!("there is no link {bridge}"),
-            (_, Some(link)) => format!(
-                "{bridge} is {}, with {}",
-                if link.is_up { "up" } else { "down" },
-                listed(&node.addresses_of(link))
-            ),
-        };
-        findings.push(
-            Finding::error(id, cause)
-                .shown_by(evidence)
-                .remedy("gangplank reconcile")
-                .fixed_by(Fix::Restore(at, Box::new(repair))),
-        );
+        Finding::error(id, cause)
+            .shown_by(how_it_shows(node, network, &repair))
+            .remedy("gangplank reconcile")
+            .fixed_by(Fix::Restore(at, Box::new(repair)))
+    };
+    repairs.into_iter().map(finding).collect()
+}
+
+fn how_it_shows(node: &Node, network: &Network, repair: &Repair) -> String {
+    let bridge = &network.configured.bridge.bridge;
+    match (repair.of(), node.bridge(network)) {
+        (Some(living), _) => format!(
+            "{} has {} on {}",
+            living.who,
+            listed(&living.addresses),
+            living.link.name
+        ),
+        (None, None) => format!("there is no link {bridge}"),
+        (None, Some(link)) => format!(
+            "{bridge} is {}, with {}",
+            if link.is_up { "up" } else { "down" },
+            listed(&node.addresses_of(link))
+        ),
     }
-    for pod in &network.pods {
-        let is_bad = |it: &&Ailment| matches!(it, Ailment::Down);
-        if let (Some(_), Some(link)) = (pod.ailments.iter().find(is_bad), pod.link)
-            && node.links[link].is_up
-        {
-            let cause = format!(
-                "{} of network {} has a link on which no packets pass: its own end is down",
-                titled(pod),
-                network.name()
-            );
-            findings.push(
-                Finding::error("pod-link-down", cause)
-                    .shown_by(format!(
-                        "{} is up and without carrier",
-                        node.links[link].name
-                    ))
-                    .remedy(format!(
-                        "in the pod: ip link set {} up; or restart it",
-                        pod.who.interface
-                    )),
-            );
-        }
+}
+
+/// The end of a link inside the pod is down: nothing on the host can be put back for that.
+fn own_end_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
+    let link = &node.links[pod.link?];
+    if !link.is_up || !pod.ailments.contains(&Ailment::Down) {
+        return None;
     }
+    let cause = format!(
+        "{} of network {} has a link on which no packets pass: its own end is down",
+        titled(pod),
+        network.name()
+    );
+    Some(
+        Finding::error("pod-link-down", cause)
+            .shown_by(format!("{} is up and without carrier", link.name))
+            .remedy(format!(
+                "in the pod: ip link set {} up; or restart it",
+                pod.who.interface
+            )),
+    )
 }
 
 fn other_mtu(node: &Node, network: &Network) -> Option<Finding> {

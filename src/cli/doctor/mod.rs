@@ -12,6 +12,7 @@ mod links;
 mod rules;
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -23,6 +24,9 @@ use finding::{Finding, Severity};
 
 /// The exit status when something was found that still stands.
 const FOUND: u8 = 3;
+
+/// How long after a first look that found something there is a second one.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// A finding and what became of it.
 #[derive(Serialize)]
@@ -43,8 +47,19 @@ struct Outcome {
 /// # Errors
 /// When the node cannot be looked at.
 pub fn doctor(asked: &args::Doctor, paint: Paint) -> Result<Answer, Error> {
-    let node = Node::look(&asked.places)?;
-    let findings = examine(&node, asked);
+    let mut node = Node::look(&asked.places)?;
+    let mut findings = examine(&node, asked);
+    if !findings.is_empty() {
+        // An ADD or a DEL at work looks like a fault for a moment: what counts is seen twice.
+        std::thread::sleep(BETWEEN_LOOKS);
+        node = Node::look(&asked.places)?;
+        let before = std::mem::replace(&mut findings, examine(&node, asked));
+        findings.retain(|it| {
+            before
+                .iter()
+                .any(|old| (old.id, &old.cause) == (it.id, &it.cause))
+        });
+    }
     let outcomes: Vec<Outcome> = findings
         .into_iter()
         .map(|finding| match finding.fix.as_ref().filter(|_| asked.fix) {

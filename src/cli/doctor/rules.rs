@@ -7,7 +7,8 @@ use crate::cli::doctor::forward::{Filter, Packet};
 use crate::cli::node::{Network, Node};
 use crate::cni::ValidAttachments;
 use crate::host::sysctl;
-use crate::masquerade;
+use crate::ipam::{LeaseFile, Store};
+use crate::masquerade::{self, Standing};
 use crate::net::Family;
 
 /// Looks at the rules of the node.
@@ -35,7 +36,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 
 /// Masquerading of containers that are gone (user-pain R2).
 fn left_over(node: &Node, findings: &mut Vec<Finding>) {
-    let mut of_network: std::collections::BTreeMap<String, Vec<String>> = Default::default();
+    let mut of_network: std::collections::BTreeMap<String, Vec<Standing>> = Default::default();
     for standing in node.survey.standing() {
         let Ok(network) = standing.network.parse() else {
             continue;
@@ -45,22 +46,36 @@ fn left_over(node: &Node, findings: &mut Vec<Finding>) {
             of_network
                 .entry(standing.network.clone())
                 .or_default()
-                .push(standing.to_string());
+                .push(standing);
         }
     }
     for (name, left) in of_network {
         let Ok(network) = name.parse() else { continue };
-        let cause = format!(
-            "{} masquerading rules of network {name} are of containers that are gone",
-            left.len()
-        );
-        let valid = living(node, &name);
-        findings.push(
-            Finding::warning("masquerade-left-over", cause)
-                .shown_by(some(&left))
+        let cause = format!("network {name} has masquerading rules of containers that are gone");
+        let names: Vec<String> = left.iter().map(Standing::to_string).collect();
+        let finding = Finding::warning("masquerade-left-over", cause).shown_by(some(&names));
+        findings.push(match has_leases(node, &name) {
+            true => finding
                 .remedy("remove them; the Go plugin leaves them when DEL comes without a namespace")
-                .fixed_by(Fix::Unmasquerade(network, valid)),
-        );
+                .fixed_by(Fix::Unmasquerade(network, left)),
+            // A runtime's memory alone may lie elsewhere, and knows no ADD that is at work.
+            false => finding
+                .shown_by("no leases of that network are known here: its containers may live all the same")
+                .remedy("remove them if none of these containers runs any more"),
+        });
+    }
+}
+
+/// Whether leases tell all attachments of the networks of that name: of every configuration that has it.
+fn has_leases(node: &Node, name: &str) -> bool {
+    let with_name = node.names.iter().filter(|(other, _)| other == name);
+    let with_leases = node.networks.iter().filter(|network| {
+        network.name().as_str() == name && network.configured.host_local.is_some()
+    });
+    let of_orphan = |(store, _): &(Store, _)| store.directory().ends_with(name);
+    match with_name.count() {
+        0 => node.orphans.iter().any(of_orphan),
+        count => with_leases.count() >= count,
     }
 }
 
@@ -80,14 +95,8 @@ fn living(node: &Node, name: &str) -> ValidAttachments {
         .orphans
         .iter()
         .filter(|(store, _)| store.directory().ends_with(name));
-    let orphans = orphans.flat_map(|(_, leases)| leases).filter_map(|lease| {
-        let (container, interface) = lease.owner.clone()?;
-        let interface = interface.trim().parse().ok()?;
-        Some(crate::cni::request::Attachment {
-            container,
-            interface,
-        })
-    });
+    let orphans = orphans.flat_map(|(_, leases)| leases);
+    let orphans = orphans.filter_map(LeaseFile::attachment);
     configured.chain(cached).chain(orphans).collect()
 }
 
@@ -155,7 +164,8 @@ fn forward_dropped(
     let source = pools
         .flat_map(|pool| pool.set.ranges())
         .find(|range| range.family() == family)?;
-    let packet = Packet {
+    let there = Packet {
+        state: "NEW",
         input: config.bridge.as_str(),
         output: uplink.map_or("uplink", |link| &link.name),
         source: source.last(),
@@ -164,9 +174,22 @@ fn forward_dropped(
             Family::V6 => [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
         },
     };
-    let why = filter.dropped(&packet)?;
+    let back = Packet {
+        state: "ESTABLISHED",
+        input: there.output,
+        output: there.input,
+        source: there.destination,
+        destination: there.source,
+    };
+    let (why, which) = match filter.dropped(&there) {
+        Some(why) => (why, "packets that pods of network"),
+        None => (
+            filter.dropped(&back)?,
+            "the answers to what pods of network",
+        ),
+    };
     let cause = format!(
-        "the host drops {family} packets that pods of network {} send beyond it",
+        "the host drops {family} {which} {} send beyond it",
         network.name()
     );
     Some(

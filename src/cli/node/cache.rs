@@ -1,12 +1,13 @@
 //! What runtimes remember of their ADDs: the cache of libcni, which containerd, CRI-O, podman, kubelet and cnitool use.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::cni::Version;
 use crate::cni::request::{Attachment, Id};
 use crate::cni::result::AddResult;
 use crate::cni::shape::{self, Shape};
+use crate::net::Cidr;
 
 /// An attachment as a runtime remembers it.
 #[derive(Debug)]
@@ -22,16 +23,20 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// All that the directory holds; what is not of libcni is passed by, and so is a directory that is not there.
-    pub fn read_all(directory: &Path) -> Vec<Cached> {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries
+    /// All that the directories hold; what is not of libcni is passed by, and so is a directory that is not there.
+    pub fn read_all(directories: &[PathBuf]) -> Vec<Cached> {
+        let listed = directories.iter().flat_map(fs::read_dir);
+        listed
+            .flatten()
+            .flatten()
             .filter_map(|entry| Cached::read(&entry.path()))
             .collect()
     }
 
     fn read(file: &PathBuf) -> Option<Cached> {
-        let root = shape::parse("cache", &fs::read(file).ok()?).ok()?;
+        // Reading a pipe would wait for a writer.
+        let content = fs::read(Some(file).filter(|file| file.is_file())?).ok()?;
+        let root = shape::parse("cache", &content).ok()?;
         let root = Shape::root("cache", &root);
         let text = |key| root.text(key).ok().flatten();
         if text("kind")? != "cniCacheV1" {
@@ -56,6 +61,18 @@ impl Cached {
         interfaces
             .filter(|interface| interface.sandbox.is_empty())
             .map(|interface| &*interface.name)
+    }
+
+    /// The addresses that ADD told.
+    pub fn addresses(&self) -> Vec<Cidr> {
+        let ips = self.result.iter().flat_map(|result| &result.ips);
+        ips.map(|ip| ip.address).collect()
+    }
+
+    /// The gateways that ADD told, with the prefix length of their subnets.
+    pub fn gateways(&self) -> impl Iterator<Item = Cidr> {
+        let ips = self.result.iter().flat_map(|result| &result.ips);
+        ips.filter_map(|ip| Cidr::new(ip.gateway?, ip.address.prefix()))
     }
 
     /// The MAC address inside the container, and the path of its namespace.

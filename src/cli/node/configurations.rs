@@ -79,11 +79,11 @@ impl Configurations {
             Some(Value::Array(plugins)) if plugins.is_empty() => {
                 return Err(wrong("has an empty list of plugins".to_owned()));
             }
-            Some(Value::Array(plugins)) => plugins
-                .iter()
-                .filter_map(Value::as_object)
-                .cloned()
-                .collect(),
+            Some(Value::Array(plugins)) => {
+                let objects = plugins.iter().map(|it| it.as_object().cloned());
+                let all: Option<Vec<_>> = objects.collect();
+                all.ok_or_else(|| wrong("has a plugin that is no object".to_owned()))?
+            }
             Some(_) => return Err(wrong("has plugins that are no list".to_owned())),
         };
         let name = root.get("name").and_then(Value::as_str).unwrap_or_default();
@@ -104,6 +104,12 @@ impl Configurations {
                 )));
             }
             self.plugins.push((kind.to_owned(), file.to_owned()));
+            // The plugin bridge needs no other program for host-local.
+            let ipam = plugin.get("ipam").and_then(|ipam| ipam.get("type"));
+            let ipam = ipam.and_then(Value::as_str).unwrap_or_default();
+            if !matches!(ipam, "" | "host-local") {
+                self.plugins.push((ipam.to_owned(), file.to_owned()));
+            }
             if kind == "bridge" {
                 self.networks
                     .push(configured(file, &root, plugin, data_dir)?);

@@ -100,8 +100,9 @@ impl Node {
     fn network(&self, configured: Configured) -> Result<Network, Error> {
         let (mut leases, mut outlived) = (Vec::new(), HashSet::new());
         if let Some(host_local) = &configured.host_local {
-            leases = host_local.store().all()?;
-            outlived = host_local.store().outlived()?;
+            let unseen = |error: Error| error.details("run it as root");
+            leases = host_local.store().all().map_err(unseen)?;
+            outlived = host_local.store().outlived().map_err(unseen)?;
         }
         let mut network = Network {
             configured,
@@ -142,6 +143,23 @@ impl Node {
         Ok(orphans)
     }
 
+    /// The network of that name, or all without one.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn wanted(&self, name: Option<&str>) -> Result<Vec<&Network>, Error> {
+        let is_wanted = |network: &&Network| name.is_none_or(|it| network.name().as_str() == it);
+        let wanted: Vec<&Network> = self.networks.iter().filter(is_wanted).collect();
+        match name.filter(|_| wanted.is_empty()) {
+            None => Ok(wanted),
+            Some(name) => {
+                let known: Vec<&str> = self.networks.iter().map(|it| it.name().as_str()).collect();
+                let error = Error::failed(format!("no network with a bridge is named {name:?}"));
+                Err(error.details(format!("there are: {}; see --conf-dir", known.join(", "))))
+            }
+        }
+    }
+
     /// The link of that name.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
@@ -159,6 +177,27 @@ impl Node {
             Some(interface) => self.link(interface.as_str()),
             None => self.bridge(network),
         }
+    }
+
+    /// The gateways that the runtime remembers of a network's living pods.
+    pub fn told_gateways(&self, network: &Network) -> Vec<Cidr> {
+        let is_living = |cached: &&Cached| {
+            let mut pods = network.pods.iter();
+            cached.network == *network.name()
+                && pods.any(|pod| pod.who == cached.who && pod.link.is_some())
+        };
+        let mut gateways = Vec::new();
+        for gateway in self
+            .cache
+            .iter()
+            .filter(is_living)
+            .flat_map(Cached::gateways)
+        {
+            if !gateways.contains(&gateway) {
+                gateways.push(gateway);
+            }
+        }
+        gateways
     }
 
     /// The families that the host does not forward; one that the kernel does not have is not among them.

@@ -48,7 +48,7 @@ pub enum Ailment {
     Down,
     /// Its link is no port of the bridge.
     Loose,
-    /// This address is not masqueraded.
+    /// This address is not masqueraded, or not as the configuration says.
     Unmasqueraded(Cidr),
     /// Its link has this MTU, the bridge another.
     Mtu(u32),
@@ -64,7 +64,7 @@ impl Ailment {
             Ailment::Outlived => "lease of an earlier boot",
             Ailment::Down => "link down",
             Ailment::Loose => "not on the bridge",
-            Ailment::Unmasqueraded(_) => "not masqueraded",
+            Ailment::Unmasqueraded(_) => "not masqueraded as configured",
             Ailment::Mtu(_) => "other MTU",
         }
     }
@@ -74,21 +74,8 @@ impl Ailment {
 pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
     let mut held: BTreeMap<Attachment, (Vec<IpAddr>, Option<SystemTime>)> = BTreeMap::new();
     for lease in &network.leases {
-        let Some((container, interface)) = &lease.owner else {
+        let Some(who) = lease.attachment() else {
             continue;
-        };
-        // Leases of the legacy form name no interface; there was only one then.
-        let interface = if interface.trim().is_empty() {
-            "eth0"
-        } else {
-            interface.trim()
-        };
-        let Ok(interface) = interface.parse() else {
-            continue;
-        };
-        let who = Attachment {
-            container: container.clone(),
-            interface,
         };
         let entry = held.entry(who).or_default();
         entry.0.push(lease.address);
@@ -112,10 +99,13 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
                 let alias = link.map(|at| node.links[at].alias.clone());
                 alias.filter(|alias| !alias.is_empty() && *alias != who.container.as_str())
             }),
-            addresses: addresses
-                .into_iter()
-                .map(|address| with_prefix(network, address))
-                .collect(),
+            addresses: match (&network.configured.host_local, cached) {
+                (None, Some(cached)) => cached.addresses(),
+                _ => addresses
+                    .into_iter()
+                    .map(|address| with_prefix(network, address))
+                    .collect(),
+            },
             since,
             mac: cached.and_then(mac_of),
             may_live: cached.is_some_and(has_namespace),
@@ -193,8 +183,10 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
     }
     let bridge = node.bridge(network);
     match pod.link.map(|at| &node.links[at]) {
-        // The Go plugin's link has a name of its own: without the runtime's memory any port may be it.
-        None if cached.is_none() && bridge.is_some_and(|bridge| has_foreign_port(node, bridge)) => {
+        // The Go plugin's link has a name of its own: where the runtime does not tell it any port may be it.
+        None if !cached.is_some_and(|it| tells_link(network, it))
+            && has_foreign_port(node, bridge) =>
+        {
             ailments.push(Ailment::LinkUnknown);
         }
         None => {
@@ -221,10 +213,19 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
     ailments
 }
 
-/// Whether a bridge has a port that the Go plugin may have made: its names are "veth" and eight digits.
-fn has_foreign_port(node: &Node, bridge: &Link) -> bool {
+/// Whether the runtime remembers the name of the link.
+fn tells_link(network: &Network, cached: &Cached) -> bool {
+    let bridge = network.configured.bridge.bridge.as_str();
+    cached.host_interfaces().any(|name| name != bridge)
+}
+
+/// Whether there is a link that the Go plugin may have made: its names are "veth" and eight digits. One that is no
+/// port at all may have lost its bridge.
+fn has_foreign_port(node: &Node, bridge: Option<&Link>) -> bool {
+    let bridge = bridge.map(|bridge| bridge.index);
     let is_foreign = |link: &Link| {
-        link.master == Some(bridge.index) && link.kind == Kind::Veth && link.name.len() == 12
+        let may_be_port = link.master.is_none() || link.master == bridge;
+        may_be_port && link.kind == Kind::Veth && link.name.len() == 12
     };
     node.links.iter().any(is_foreign)
 }

@@ -40,7 +40,7 @@ complete -c gangplank -n "__fish_gangplank_needs_command" -f -a "completions" -d
 complete -c gangplank -n "__fish_gangplank_needs_command" -f -a "man" -d 'Print the manual page, in roff'
 complete -c gangplank -n "__fish_gangplank_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c gangplank -n "__fish_gangplank_using_subcommand status" -l conf-dir -d 'The directory of network configurations' -r -F
-complete -c gangplank -n "__fish_gangplank_using_subcommand status" -l cache-dir -d 'The directory in which runtimes keep the results of ADD' -r -F
+complete -c gangplank -n "__fish_gangplank_using_subcommand status" -l cache-dir -d 'The directory in which runtimes keep the results of ADD; can be repeated. The second one is kubelet\'s' -r -F
 complete -c gangplank -n "__fish_gangplank_using_subcommand status" -l data-dir -d 'The directory of leases, unless a configuration has a dataDir' -r -F
 complete -c gangplank -n "__fish_gangplank_using_subcommand status" -l color -d 'When to colour what is printed; the variable NO_COLOR means never' -r -f -a "auto\t''
 always\t''
@@ -49,7 +49,7 @@ complete -c gangplank -n "__fish_gangplank_using_subcommand status" -l json -d '
 complete -c gangplank -n "__fish_gangplank_using_subcommand status" -s h -l help -d 'Print help'
 complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l cni-path -d 'Where plugins are, separated by colons' -r
 complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l conf-dir -d 'The directory of network configurations' -r -F
-complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l cache-dir -d 'The directory in which runtimes keep the results of ADD' -r -F
+complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l cache-dir -d 'The directory in which runtimes keep the results of ADD; can be repeated. The second one is kubelet\'s' -r -F
 complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l data-dir -d 'The directory of leases, unless a configuration has a dataDir' -r -F
 complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l color -d 'When to colour what is printed; the variable NO_COLOR means never' -r -f -a "auto\t''
 always\t''
@@ -58,7 +58,7 @@ complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l fix -d 'R
 complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -l json -d 'Print JSON'
 complete -c gangplank -n "__fish_gangplank_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c gangplank -n "__fish_gangplank_using_subcommand reconcile" -l conf-dir -d 'The directory of network configurations' -r -F
-complete -c gangplank -n "__fish_gangplank_using_subcommand reconcile" -l cache-dir -d 'The directory in which runtimes keep the results of ADD' -r -F
+complete -c gangplank -n "__fish_gangplank_using_subcommand reconcile" -l cache-dir -d 'The directory in which runtimes keep the results of ADD; can be repeated. The second one is kubelet\'s' -r -F
 complete -c gangplank -n "__fish_gangplank_using_subcommand reconcile" -l data-dir -d 'The directory of leases, unless a configuration has a dataDir' -r -F
 complete -c gangplank -n "__fish_gangplank_using_subcommand reconcile" -l color -d 'When to colour what is printed; the variable NO_COLOR means never' -r -f -a "auto\t''
 always\t''

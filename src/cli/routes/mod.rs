@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::host::netlink::{Netlink, NetlinkError, RouteQuery, present};
 use crate::net::{Cidr, Family};
 pub use nodes::parse;
-use plan::{PROTOCOL, Plan, Step, Wanted};
+use plan::{PROTOCOL, Plan, Step, Wanted, metric_of};
 
 /// What was done, or would be.
 #[derive(Debug, Serialize)]
@@ -131,19 +131,27 @@ fn reach(host: &Netlink, wanted: &Wanted) -> Result<(), String> {
 
 fn put(host: &Netlink, step: &Step, wanted: &Wanted) -> Result<(), String> {
     let failed = |cause| {
+        // Those that are listed are unicast routes; one that refuses packets (blackhole) is seen only here.
+        let whose = match cause {
+            NetlinkError::Exists => ", and is not ours: see ip route show type blackhole",
+            _ => "",
+        };
         format!(
-            "node {}: cannot add the route to {}: {cause}",
+            "node {}: cannot add the route to {}: {cause}{whose}",
             wanted.node, wanted.route.dst
         )
     };
-    host.put_route(&wanted.route, PROTOCOL).map_err(failed)?;
-    // One of another metric stands beside the new one.
-    if let Step::Replace(_, old) = step
-        && old.priority != wanted.route.priority
-    {
-        present(host.delete_route(old, PROTOCOL)).map_err(failed)?;
+    match step {
+        Step::Replace(_, old) if metric_of(old) == metric_of(&wanted.route) => {
+            host.replace_route(&wanted.route, PROTOCOL).map_err(failed)
+        }
+        // One of another metric stands beside the new one.
+        Step::Replace(_, old) => host
+            .put_route(&wanted.route, PROTOCOL)
+            .and_then(|()| present(host.delete_route(old, PROTOCOL)).map(drop))
+            .map_err(failed),
+        Step::Add(_) | Step::Remove(_) => host.put_route(&wanted.route, PROTOCOL).map_err(failed),
     }
-    Ok(())
 }
 
 fn change(step: Step) -> Change {

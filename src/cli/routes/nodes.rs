@@ -41,10 +41,10 @@ struct Metadata {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec {
-    #[serde(default, rename = "podCIDR")]
-    pod_cidr: String,
-    #[serde(default, rename = "podCIDRs")]
-    pod_cidrs: Vec<String>,
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -71,8 +71,7 @@ pub fn parse(text: &str) -> Result<Vec<Node>, Error> {
         false => parse_lines(text)?,
     };
     if nodes.is_empty() {
-        let what =
-            "the list of nodes on stdin is empty: with no nodes, all routes would have to go";
+        let what = "the list of nodes on stdin is empty";
         return Err(
             Error::new(Code::INVALID_CONFIG, what).details("is kubectl permitted to list them?")
         );
@@ -115,10 +114,8 @@ fn node_of(object: Object) -> Result<Node, Error> {
     let internal = |address: &&Address| address.kind == "InternalIP";
     let addresses = object.status.addresses.iter().filter(internal);
     let addresses = addresses.map(|address| parse_ip(&address.address).map_err(wrong));
-    let ranges = match object.spec.pod_cidrs.is_empty() {
-        false => object.spec.pod_cidrs,
-        true => vec![object.spec.pod_cidr],
-    };
+    let ranges = object.spec.pod_cidrs.filter(|all| !all.is_empty());
+    let ranges = ranges.unwrap_or_else(|| object.spec.pod_cidr.into_iter().collect());
     let ranges = ranges.iter().filter(|range| !range.is_empty());
     let ranges = ranges.map(|range| range_of(range).map_err(wrong));
     Ok(Node {

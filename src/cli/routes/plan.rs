@@ -146,7 +146,13 @@ pub fn plan(wanted: Vec<Wanted>, present: &[RouteEntry]) -> Plan {
             }
             continue;
         }
-        let mut old = ours.iter().filter(there);
+        let mut old: Vec<&&RouteEntry> = ours.iter().filter(there).collect();
+        // A change of metric that was cut short leaves two: what is right, or takes the new one's place, comes first.
+        old.sort_by_key(|old| {
+            let metric = metric_of(&wanted.route);
+            (!is_same(old, &wanted.route), old.priority != metric)
+        });
+        let mut old = old.into_iter();
         match old.next() {
             None => plan.steps.push(Step::Add(wanted)),
             Some(old) if is_same(old, &wanted.route) => plan.kept.push(dst),
@@ -159,11 +165,16 @@ pub fn plan(wanted: Vec<Wanted>, present: &[RouteEntry]) -> Plan {
 }
 
 fn is_same(present: &RouteEntry, wanted: &Route) -> bool {
+    present.gw == wanted.gw && present.priority == metric_of(wanted)
+}
+
+/// The metric as the kernel will show it.
+pub fn metric_of(wanted: &Route) -> u32 {
     let default = match wanted.dst.family() {
         Family::V4 => 0,
         Family::V6 => DEFAULT_METRIC_IPV6,
     };
-    present.gw == wanted.gw && present.priority == wanted.priority.unwrap_or(default)
+    wanted.priority.unwrap_or(default)
 }
 
 fn as_route(entry: &RouteEntry) -> Route {
@@ -262,6 +273,27 @@ mod tests {
             plan.refused[0].contains("node 192.168.0.3: 10.1.2.0/24 has a route via 192.168.0.9"),
             "{plan:?}"
         );
+    }
+
+    #[test]
+    fn of_two_metrics_the_wanted_one_stays() {
+        let nodes = parse("192.168.0.2 10.1.1.0/24\n").unwrap();
+        let (wanted, _) = wanted(&nodes, None, 100);
+        let with = |gw: &str, metric: u32| {
+            let mut entry = entry("10.1.1.0/24", gw, PROTOCOL);
+            entry.priority = metric;
+            entry
+        };
+        let (right, old) = (with("192.168.0.2", 100), with("192.168.0.2", 0));
+        let plan = |present: &[RouteEntry]| plan(wanted.clone(), present);
+        let kept = plan(&[old.clone(), right]);
+        assert_eq!(kept.kept, [wanted[0].route.dst]);
+        assert_eq!(kept.steps, [Step::Remove(as_route(&old))]);
+        // The one whose place is taken is not removed behind that.
+        let other = with("192.168.0.9", 100);
+        let replaced = plan(&[old.clone(), other.clone()]);
+        let replace = Step::Replace(wanted[0].clone(), as_route(&other));
+        assert_eq!(replaced.steps, [replace, Step::Remove(as_route(&old))]);
     }
 
     #[test]

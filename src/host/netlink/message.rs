@@ -28,10 +28,11 @@ pub(super) enum Verb {
     NewRoute = 24,
     DelRoute = 25,
     GetRoute = 26,
+    GetNeighbour = 30,
 }
 
 impl Verb {
-    const NAMES: [(Verb, &str); 10] = [
+    const NAMES: [(Verb, &str); 11] = [
         (Verb::NewLink, "RTM_NEWLINK"),
         (Verb::DelLink, "RTM_DELLINK"),
         (Verb::GetLink, "RTM_GETLINK"),
@@ -42,6 +43,7 @@ impl Verb {
         (Verb::NewRoute, "RTM_NEWROUTE"),
         (Verb::DelRoute, "RTM_DELROUTE"),
         (Verb::GetRoute, "RTM_GETROUTE"),
+        (Verb::GetNeighbour, "RTM_GETNEIGH"),
     ];
 }
 
@@ -71,7 +73,12 @@ impl Message {
 
     /// The type of the messages that answer a question: that of the message which makes such a thing.
     pub fn answered_by(&self) -> Option<u16> {
-        let questions = [Verb::GetLink, Verb::GetAddress, Verb::GetRoute];
+        let questions = [
+            Verb::GetLink,
+            Verb::GetAddress,
+            Verb::GetRoute,
+            Verb::GetNeighbour,
+        ];
         let is_question = questions.iter().any(|verb| *verb as u16 == self.kind);
         is_question.then(|| self.kind - 2)
     }

@@ -3,6 +3,7 @@
 //! The messages are those of rtnetlink(7); links, VLANs, addresses and routes have a file each.
 
 mod address;
+mod learned;
 mod link;
 mod links;
 mod message;

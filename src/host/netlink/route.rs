@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::message::{Message, Verb, family_number};
 use super::{Netlink, NetlinkError};
@@ -76,12 +76,21 @@ impl Netlink {
         self.change(request, NLM_F_CREATE)
     }
 
-    /// Adds a route under a protocol number of its own, in place of the one with the same destination and metric if
-    /// there is one. The kernel finds the link by the next hop.
+    /// Adds a route under a protocol number of its own. The kernel finds the link by the next hop.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
+    /// [`NetlinkError::Exists`] when there is one with the same destination and metric, of whatever type and maker.
+    pub fn put_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+        let request = message(Verb::NewRoute, None, route, protocol);
+        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// The same, in place of the one with the same destination and metric, whoever made that.
     ///
     /// # Errors
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
-    pub fn put_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
+    pub fn replace_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
         let request = message(Verb::NewRoute, None, route, protocol);
         self.change(request, NLM_F_CREATE | NLM_F_REPLACE)
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use super::rule::Ports;
-use crate::host::attribute::Attributes;
+use crate::host::attribute::{Attributes, each, find, ip_bytes, text};
 use crate::net::{Cidr, Family, IfName};
 
 /// What a list holds (enum nft_list_attributes), and an expression (nft_expr_attributes).
@@ -49,6 +49,9 @@ pub const META_PROTOCOL_FAMILY: u32 = 15;
 pub const LINK_HEADER: u32 = 0;
 pub const NETWORK_HEADER: u32 = 1;
 
+/// Which operation on bits (NFTA_BITWISE_OP of enum nft_bitwise_attributes).
+const BITWISE_OPERATION: u16 = 6;
+
 /// The size of an interface's name as rules compare it (IFNAMSIZ, linux/if.h).
 pub const NAME_SIZE: usize = 16;
 
@@ -75,7 +78,7 @@ pub fn interface(so_far: Attributes, key: u32, name: &IfName) -> Attributes {
 /// The address goes through a register. The flag that says so the kernel would set itself, but not every version
 /// lists it then.
 pub fn source_nat(so_far: Attributes, address: IpAddr, ports: Ports) -> Attributes {
-    let (family, bytes) = (Family::of(address), octets(address));
+    let (family, bytes) = (Family::of(address), ip_bytes(address));
     let load = Attributes::default()
         .number(1, REGISTER)
         .nest(2, data(&bytes));
@@ -91,14 +94,6 @@ pub fn source_nat(so_far: Attributes, address: IpAddr, ports: Ports) -> Attribut
         .number(4, REGISTER)
         .number(7, NAT_TO_ADDRESS | random);
     expression(expression(so_far, "immediate", load), "nat", nat)
-}
-
-/// The bytes of an address as they stand in a packet.
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 /// enum nft_payload_attributes: destination register, base, offset, length.
@@ -166,7 +161,7 @@ pub fn destination(so_far: Attributes, cidr: Cidr) -> Attributes {
 /// Compares the network part of an address as nft(8) and iptables do: only its bytes where the prefix ends at a byte,
 /// else the whole address under a mask. `start` is the address's place in the header.
 pub fn compare_network(so_far: Attributes, start: u32, cidr: Cidr, operation: u32) -> Attributes {
-    let network = octets(cidr.network().address());
+    let network = ip_bytes(cidr.network().address());
     let prefix = usize::from(cidr.prefix());
     if prefix > 0 && prefix.is_multiple_of(8) {
         let part = &network[..prefix / 8];
@@ -182,11 +177,24 @@ pub fn compare_network(so_far: Attributes, start: u32, cidr: Cidr, operation: u3
         .number(1, REGISTER)
         .number(2, REGISTER)
         .number(3, length)
-        .number(6, 0)
+        .number(BITWISE_OPERATION, 0)
         .nest(4, data(&mask))
         .nest(5, data(&vec![0; network.len()]));
     let loaded = payload(so_far, NETWORK_HEADER, start..start + length);
     compare(expression(loaded, "bitwise", bitwise), operation, &network)
+}
+
+/// The same expressions as kernels before 5.6 list them: they know one operation on bits, and do not name it.
+pub fn without_bitwise_operation(expressions: &[u8]) -> Attributes {
+    each(expressions).fold(Attributes::default(), |so_far, (kind, one)| {
+        let name = find(one, EXPRESSION_NAME).and_then(text);
+        let Some(data) = find(one, EXPRESSION_DATA).filter(|_| name == Some("bitwise")) else {
+            return so_far.bytes(kind, one);
+        };
+        let kept = each(data).filter(|(kind, _)| *kind != BITWISE_OPERATION);
+        let add = |so_far: Attributes, (kind, value)| so_far.bytes(kind, value);
+        expression(so_far, "bitwise", kept.fold(Attributes::default(), add))
+    })
 }
 
 /// The byte at that position of the mask of a prefix.

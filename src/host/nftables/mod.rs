@@ -33,6 +33,9 @@ use socket::Socket;
 /// How long a change is tried again because somebody else was faster.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
 
+/// How often a list is asked for that others change at the same time.
+const LISTINGS: u32 = 10;
+
 /// Attributes of tables, chains and the ruleset that are asked for (enum nft_table_attributes, nft_chain_attributes and
 /// nft_gen_attributes).
 const TABLE_NAME: u16 = 1;
@@ -238,11 +241,9 @@ impl Nftables {
         chain: Option<&str>,
     ) -> Result<Vec<RuleEntry>, NftablesError> {
         let request = Message::new(Verb::GetRule, table, rule::place(table, chain));
-        let mut rules = Vec::new();
-        present(self.socket.dump(request, |answer| {
-            rules.extend(RuleEntry::parse(answer));
-        }))?;
-        Ok(rules)
+        self.list(&request, |rules, answer| {
+            rules.extend(RuleEntry::parse(answer))
+        })
     }
 
     /// The elements of a map from addresses to chains; none where there is no such map.
@@ -251,11 +252,25 @@ impl Nftables {
     /// As [`Nftables::rules`].
     pub fn elements(&self, table: Table, map: &str) -> Result<Vec<Element>, NftablesError> {
         let request = Message::new(Verb::GetElements, table, element::map(table, map));
-        let mut elements = Vec::new();
-        present(self.socket.dump(request, |answer| {
-            elements.extend(element::parse(answer));
-        }))?;
-        Ok(elements)
+        self.list(&request, |elements, answer| {
+            elements.extend(element::parse(answer))
+        })
+    }
+
+    /// All things of a kind, listed again when the ruleset changed meanwhile.
+    fn list<T>(
+        &self,
+        request: &Message,
+        take: impl Fn(&mut Vec<T>, &[u8]),
+    ) -> Result<Vec<T>, NftablesError> {
+        for _ in 0..LISTINGS {
+            let mut list = Vec::new();
+            match self.socket.dump(request, |answer| take(&mut list, answer)) {
+                Err(NftablesError::Changed) => {}
+                listed => return present(listed).map(|_| list),
+            }
+        }
+        Err(NftablesError::Changed)
     }
 
     /// The element of an address in a map from addresses to chains.

@@ -174,7 +174,13 @@ impl RuleEntry {
 
     /// Whether it does what the rule does, and says the same.
     pub fn is(&self, rule: &Rule) -> bool {
-        self.comment == rule.comment && self.expressions == rule.expressions().as_bytes()
+        let wanted = rule.expressions();
+        let wanted = wanted.as_bytes();
+        self.comment == rule.comment
+            && (self.expressions == wanted
+                // Only then can it be what an older kernel lists.
+                || self.expressions.len() < wanted.len()
+                    && self.expressions == without_bitwise_operation(wanted).as_bytes())
     }
 
     /// What it does, as the kernel lists it.
@@ -255,5 +261,27 @@ mod tests {
             action: Action::Drop,
             ..rule
         }));
+    }
+
+    #[test]
+    fn a_rule_is_known_again_on_a_kernel_before_5_6() {
+        let to = |network: &str| {
+            let network: Cidr = network.parse().unwrap();
+            let matches = vec![Match::Family(network.family()), Match::Destination(network)];
+            Rule::new(matches, Action::Return)
+        };
+        for network in ["224.0.0.0/4", "10.1.16.0/20", "fd00::/63"] {
+            let wanted = to(network).expressions();
+            let listed = without_bitwise_operation(wanted.as_bytes());
+            assert_eq!(listed.as_bytes().len() + 8, wanted.as_bytes().len());
+            let entry = RuleEntry {
+                chain: "net-pods".to_owned(),
+                handle: 7,
+                comment: String::new(),
+                expressions: listed.as_bytes().to_vec(),
+            };
+            assert!(entry.is(&to(network)), "{network}");
+            assert!(!entry.is(&to("192.0.0.0/4")));
+        }
     }
 }

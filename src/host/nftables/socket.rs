@@ -55,8 +55,15 @@ impl Socket {
     }
 
     /// Asks for all things of a kind; hands over the attributes of each.
-    pub fn dump(&self, request: Message, mut each: impl FnMut(&[u8])) -> Result<(), NftablesError> {
-        let request = self.ask(&request, NLM_F_REQUEST | NLM_F_DUMP)?;
+    ///
+    /// # Errors
+    /// [`NftablesError::Changed`] when the ruleset changed meanwhile: what was handed over is of no use then.
+    pub fn dump(
+        &self,
+        request: &Message,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), NftablesError> {
+        let request = self.ask(request, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut is_steady = true;
         self.answers(1, request, |header, payload| {
             is_steady &= header.flags & NLM_F_DUMP_INTR == 0;

@@ -350,7 +350,7 @@ fn litter(dice: &mut Dice, directory: &Path, outside: &Path) {
         "c2\r\neth0",
         "10.1.0.4",
         "boot x",
-        "gangplank index \n 10.1.0.2 c1 eth0\n",
+        "gangplank leases \n 10.1.0.2 c1 eth0\n",
     ];
     for _ in 0..dice.below(8) {
         let path = directory.join(dice.choose(&NAMES));

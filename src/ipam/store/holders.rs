@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::cni::request::Id;
+use crate::cni::request::{Attachment, Id};
 use crate::error::Error;
 use crate::ipam::lease_file::{Holder, parse_owner, read_small};
 use crate::ipam::store::{Store, address_of, is_absence};
@@ -51,6 +51,21 @@ pub struct LeaseFile {
     pub owner: Option<(Id, String)>,
     /// When it was written.
     pub since: SystemTime,
+}
+
+impl LeaseFile {
+    /// Whose it is, as far as it tells. Leases of the legacy form name no interface; there was only one then.
+    pub fn attachment(&self) -> Option<Attachment> {
+        let (container, interface) = self.owner.as_ref()?;
+        let interface = match interface.trim() {
+            "" => "eth0",
+            interface => interface,
+        };
+        Some(Attachment {
+            container: container.clone(),
+            interface: interface.parse().ok()?,
+        })
+    }
 }
 
 impl Store {

@@ -13,6 +13,8 @@ use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use sha2::{Digest, Sha512};
+
 use crate::cni::request::Attachment;
 use crate::host::files;
 use crate::ipam::store::census::{Owned, UNKNOWN};
@@ -27,8 +29,8 @@ const WORTHWHILE: usize = 8;
 /// What is longer is not believed: a hundred thousand leases fit.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The index as it was read, believed at that moment. A line is ` ADDRESS CONTAINER INTERFACE`; it begins with `-`
-/// instead of the space when the lease is gone.
+/// The index as it was read, believed at that moment. A line is ` ADDRESS CONTAINER INTERFACE`, the container as a short
+/// hash, for all of it is read each time; it begins with `-` instead of the space when the lease is gone.
 #[derive(Debug)]
 pub struct Index {
     text: String,
@@ -67,20 +69,19 @@ impl Index {
     /// What it says about an attachment.
     pub fn claims(&self, who: &Attachment) -> Claims {
         let mut claims = Claims::default();
-        let named = format!(" {} ", who.container);
+        let key = key_of(who.container.as_str());
+        let named = format!(" {key} ");
         // Who is new is in no line, and that is seen sooner than where one would be.
         if !self.text.contains(&named) {
             return claims;
         }
         for (at, _) in self.text.match_indices(&named) {
             match self.line_around(at) {
-                Some((address, container, interface)) if container == who.container.as_str() => {
-                    match interface {
-                        "" => claims.of_container.push(address),
-                        _ if interface == who.interface.as_str() => claims.mine.push(address),
-                        _ => claims.siblings = true,
-                    }
-                }
+                Some((address, container, interface)) if container == key => match interface {
+                    "" => claims.of_container.push(address),
+                    _ if interface == who.interface.as_str() => claims.mine.push(address),
+                    _ => claims.siblings = true,
+                },
                 _ => {}
             }
         }
@@ -171,7 +172,7 @@ fn stamp(store: &Store, index: &File) -> io::Result<()> {
 fn header(time: SystemTime) -> Option<String> {
     let since = time.duration_since(UNIX_EPOCH).ok()?;
     Some(format!(
-        "gangplank index {:020}.{:09}\n",
+        "gangplank leases {:020}.{:09}\n",
         since.as_secs(),
         since.subsec_nanos()
     ))
@@ -184,7 +185,18 @@ fn push_line(text: &mut String, address: IpAddr, container: &str, interface: &st
     } else {
         interface
     };
-    let _ = writeln!(text, " {address} {container} {interface}");
+    let key = key_of(container);
+    let _ = writeln!(text, " {address} {key} {interface}");
+}
+
+/// What stands for a container. Two with the same one would only cost time: each lease that a line claims is looked at.
+fn key_of(container: &str) -> String {
+    if container == UNKNOWN {
+        return UNKNOWN.to_owned();
+    }
+    let digest = Sha512::digest(container);
+    let digits = digest[..8].iter().map(|byte| format!("{byte:02x}"));
+    digits.collect()
 }
 
 /// The fields of a line whose lease is still there.

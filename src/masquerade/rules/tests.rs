@@ -153,7 +153,8 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
             .iter()
             .map(|container| attachment(container))
             .collect();
-        sweep(&network, &valid, &listing)
+        let names = names_of(&network, &valid);
+        sweep(&network, &|name| !names.contains(name), &listing)
     };
     assert_eq!(
         swept(&["b"]),

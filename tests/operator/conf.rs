@@ -1,0 +1,214 @@
+//! `gangplank conf`: what it prints is what both plugins take.
+
+use serde_json::{Value, json};
+
+use crate::site::Site;
+use crate::support::{Node, needs, wire};
+
+/// The plugin of a list with what a runtime adds, for a call.
+fn request(list: &Value) -> Value {
+    let mut plugin = list["plugins"][0].clone();
+    plugin["name"] = list["name"].clone();
+    plugin["cniVersion"] = list["cniVersion"].clone();
+    plugin
+}
+
+/// A node with an uplink of that MTU.
+fn uplinked(mtu: u32) -> (Site, Node) {
+    let site = Site::new();
+    let outside = Node::new("outside");
+    wire(&site, "up0", &outside, "eth0");
+    site.run_all(&format!(
+        "ip link set up0 mtu {mtu}\nip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2\nip route add 10.8.0.0/16 via 192.0.2.3"
+    ));
+    outside.run("ip addr add 192.0.2.2/24 dev eth0");
+    (site, outside)
+}
+
+#[test]
+fn what_it_prints_both_plugins_take() {
+    needs!("ping", "iptables", "cni:bridge", "cni:host-local");
+    let (site, _outside) = uplinked(1400);
+    let flags = "--name kube --bridge kube0 --overhead 50 --non-masquerade 10.0.0.0/8";
+    let list = site
+        .gangplank(&format!("conf 10.44.3.0/24 fd44:3::/64 {flags}"))
+        .ok();
+    assert_eq!(list["name"], "kube");
+    let plugin = &list["plugins"][0];
+    assert_eq!(plugin["mtu"], 1350);
+    assert_eq!(plugin["nonMasqueradeCIDRs"], json!(["10.0.0.0/8"]));
+    assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
+    let config = request(&list);
+    site.configure("10-kube.conflist", &config);
+    let (ours, theirs) = (site.pod("ours"), site.pod("theirs"));
+    site.run_pod(&site.network(config.clone()), &ours);
+    site.run_pod(&site.go(&config), &theirs);
+    for pod in [&ours, &theirs] {
+        assert_eq!(pod.link("eth0").unwrap()["mtu"], 1350);
+        pod.reaches("10.44.3.1");
+        pod.reaches("fd44:3::1");
+        pod.reaches("192.0.2.2");
+    }
+    // Through a Service, a pod reaches itself.
+    assert!(site.run("bridge -d link").matches("hairpin on").count() == 2);
+    // Go does not know of destinations that are left alone; `reconcile` makes up for it.
+    let health = || site.status("--json").ok()[0]["pods"][1]["health"].clone();
+    assert_eq!(health(), json!(["not masqueraded as configured"]));
+    site.reconcile("").said();
+    assert_eq!(health(), json!([]));
+}
+
+#[test]
+fn a_kubernetes_node_tells_its_ranges() {
+    needs!();
+    let (site, _outside) = uplinked(9000);
+    let ranges = |text: &str| {
+        site.gangplank_reading("conf", text).ok()["plugins"][0]["ipam"]["ranges"].clone()
+    };
+    let node = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd10:1::/64"] } });
+    assert_eq!(
+        ranges(&node.to_string()),
+        json!([[{ "subnet": "10.244.1.0/24" }], [{ "subnet": "fd10:1::/64" }]])
+    );
+    let old = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24" } });
+    assert_eq!(
+        ranges(&old.to_string()),
+        json!([[{ "subnet": "10.244.1.0/24" }]])
+    );
+    let list = json!({ "kind": "List", "items": [old] });
+    assert_eq!(
+        ranges(&list.to_string()),
+        json!([[{ "subnet": "10.244.1.0/24" }]])
+    );
+    let answer = site.gangplank_reading("conf", &node.to_string()).ok();
+    assert_eq!(answer["plugins"][0]["mtu"], 9000);
+    assert_eq!(
+        answer["plugins"][0]["ipam"]["routes"],
+        json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }])
+    );
+    let bare = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": {} });
+    let said = site.gangplank_reading("conf", &bare.to_string());
+    assert!(
+        said.complaint().contains("node a has no spec.podCIDRs")
+            && said.stderr.contains("--allocate-node-cidrs"),
+        "{said:?}"
+    );
+    let two = json!({ "items": [
+        { "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24" } },
+        { "metadata": { "name": "b" }, "spec": { "podCIDR": "10.244.2.0/24" } },
+    ] });
+    let said = site.gangplank_reading("conf", &two.to_string());
+    assert!(said.complaint().contains("2 nodes"), "{said:?}");
+    let said = site.gangplank_reading("conf", "");
+    assert!(said.complaint().contains("empty"), "{said:?}");
+}
+
+#[test]
+fn flags_do_what_they_say() {
+    needs!();
+    let (site, _outside) = uplinked(1500);
+    let of = |words: &str| site.gangplank(&format!("conf 10.44.3.0/24 {words}")).ok();
+    assert_eq!(of("--mtu 1280")["plugins"][0]["mtu"], 1280);
+    assert_eq!(of("--no-masquerade")["plugins"][0]["ipMasq"], false);
+    assert_eq!(of("--cni-version 0.4.0")["cniVersion"], "0.4.0");
+    let portmap = of("--portmap");
+    assert_eq!(
+        portmap["plugins"][1],
+        json!({ "type": "portmap", "capabilities": { "portMappings": true } })
+    );
+    // Without a way to the world there is nothing to go by.
+    let lone = Site::new();
+    assert_eq!(
+        lone.gangplank("conf 10.44.3.0/24").ok()["plugins"][0].get("mtu"),
+        None
+    );
+}
+
+#[test]
+fn what_no_plugin_would_take_is_refused() {
+    needs!();
+    let (site, _outside) = uplinked(1500);
+    for (words, wanted) in [
+        ("10.44.3.0/24 10.45.0.0/24", "both IPv4"),
+        ("fd44::/64 fd45::/64", "both IPv6"),
+        ("10.8.3.0/24", "10.8.0.0/16 via 192.0.2.3 dev up0"),
+        ("10.0.0.0/8", "10.8.0.0/16"),
+        ("192.0.2.0/25", "192.0.2.0/24 dev up0"),
+        ("10.44.3.7/24", "10.44.3.0/24"),
+        ("10.44.3.0/24 --name ../x", "name"),
+        ("10.44.3.0/24 --name=-x", "name"),
+        ("10.44.3.0/24 --bridge much-too-long-a-name", "bridge"),
+        ("10.44.3.0/24 --bridge a/b", "bridge"),
+        ("10.44.3.0/24 --overhead 1500", "overhead"),
+        ("10.44.3.0/24 --mtu 3", "mtu"),
+        ("fd44:3::/64 --mtu 1279", "IPv6 needs at least 1280"),
+        ("10.44.3.0/24 --cni-version 9.9", "9.9"),
+        ("10.44.3.0/32", "10.44.3.0/32"),
+        ("10.44.3.0/31", "10.44.3.0/31"),
+    ] {
+        let answer = site.gangplank(&format!("conf {words} -o /run/out.conflist"));
+        assert!(matches!(answer.code, Some(1 | 2)), "{words}: {answer:?}");
+        assert!(answer.stderr.contains(wanted), "{words}: {answer:?}");
+        assert!(
+            site.try_run("ls /run/out.conflist").status.code() != Some(0),
+            "{words}"
+        );
+    }
+    for words in [
+        "10.44.3.0",
+        "10.44.3.0/33",
+        "nonsense",
+        "10.44.3.0/24 --mtu x",
+        "--bogus",
+    ] {
+        let answer = site.gangplank(&format!("conf {words}"));
+        assert_eq!(
+            (answer.code, &*answer.stdout),
+            (Some(2), ""),
+            "{words}: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_network_that_runs_already_can_be_described_again() {
+    needs!();
+    let (site, _outside) = uplinked(1500);
+    let list = site.gangplank("conf 10.44.3.0/24").ok();
+    let pod = site.pod("a");
+    site.network(request(&list)).add(&pod);
+    assert_eq!(site.gangplank("conf 10.44.3.0/24").ok(), list);
+    let other = site.gangplank("conf 10.44.3.0/24 --bridge other0");
+    assert!(other.complaint().contains("dev cni0"), "{other:?}");
+}
+
+#[test]
+fn a_file_is_written_whole_or_not_at_all() {
+    needs!();
+    let (site, _outside) = uplinked(1500);
+    site.run("mkdir /run/out");
+    let line = "conf 10.44.3.0/24 --output /run/out/10-pods.conflist";
+    assert_eq!(
+        site.gangplank(line).said(),
+        "/run/out/10-pods.conflist: written\n"
+    );
+    let written = site.read("/run/out/10-pods.conflist");
+    assert_eq!(written, site.gangplank("conf 10.44.3.0/24").said());
+    assert_eq!(site.run("ls -A /run/out"), "10-pods.conflist\n");
+    site.run_all("mkdir /run/small\nmount -t tmpfs -o size=4k,nr_inodes=3 tmpfs /run/small");
+    site.write("/run/small/10-pods.conflist", &"x".repeat(4096));
+    let full = site.gangplank("conf 10.44.3.0/24 -o /run/small/10-pods.conflist");
+    assert!(full.complaint().contains("No space left"), "{full:?}");
+    assert_eq!(site.read("/run/small/10-pods.conflist"), "x".repeat(4096));
+    assert_eq!(site.run("ls -A /run/small"), "10-pods.conflist\n");
+    let none = site.gangplank("conf 10.44.3.0/24 -o /run/none/10-pods.conflist");
+    assert!(
+        none.complaint()
+            .contains("cannot write /run/none/10-pods.conflist"),
+        "{none:?}"
+    );
+    site.run("mkdir /run/out/there");
+    let there = site.gangplank("conf 10.44.3.0/24 -o /run/out/there");
+    assert!(there.complaint().contains("/run/out/there"), "{there:?}");
+    assert_eq!(site.run("ls -A /run/out"), "10-pods.conflist\nthere\n");
+}

@@ -1,0 +1,223 @@
+//! `gangplank install` and `uninstall`.
+
+use crate::site::Site;
+use crate::support::{binary, needs};
+
+const BIN: &str = "/run/opt/bin";
+const NAMES: [&str; 3] = ["bridge", "host-local", "loopback"];
+
+/// A node with the binary of its own, and the plugins of Go in a directory.
+fn with_go() -> Site {
+    let site = Site::new();
+    site.run_all(&format!(
+        "mkdir -p {BIN}\ncp -L {} /run/gangplank",
+        binary().display()
+    ));
+    for name in NAMES {
+        site.run(&format!("cp /usr/lib/cni/{name} {BIN}/{name}"));
+    }
+    site.run(&format!("cp /usr/lib/cni/portmap {BIN}/portmap"));
+    site
+}
+
+fn is_same(site: &Site, one: &str, other: &str) -> bool {
+    site.try_run(&format!("cmp -s {one} {other}"))
+        .status
+        .success()
+}
+
+fn installed(site: &Site) -> Vec<bool> {
+    NAMES
+        .iter()
+        .map(|name| is_same(site, &format!("{BIN}/{name}"), "/run/gangplank"))
+        .collect()
+}
+
+#[test]
+fn the_plugins_of_go_are_kept_and_come_back() {
+    needs!("cni:bridge", "cni:portmap");
+    let site = with_go();
+    let before = site.files(BIN);
+    let said = site.under(&format!("/run/gangplank install {BIN}"));
+    assert!(
+        said.said().contains("CNI bridge plugin") && said.stdout.contains("is kept as bridge.orig"),
+        "{said:?}"
+    );
+    assert_eq!(installed(&site), [true; 3]);
+    for name in NAMES {
+        assert!(
+            is_same(
+                &site,
+                &format!("{BIN}/{name}.orig"),
+                &format!("/usr/lib/cni/{name}")
+            ),
+            "{name}"
+        );
+        assert_eq!(site.run(&format!("stat -c %a {BIN}/{name}")), "755\n");
+    }
+    // It says what it is under its new name.
+    let about = site.under(&format!("env CNI_COMMAND=VERSION {BIN}/bridge"));
+    assert_eq!(about.code, Some(0), "{about:?}");
+    // A second time nothing is lost.
+    let again = site.under(&format!("/run/gangplank install {BIN}"));
+    assert!(!again.said().contains("kept"), "{again:?}");
+    assert!(is_same(
+        &site,
+        &format!("{BIN}/bridge.orig"),
+        "/usr/lib/cni/bridge"
+    ));
+    let back = site.under(&format!("/run/gangplank uninstall {BIN}"));
+    assert_eq!(back.said().matches("is back").count(), 3, "{back:?}");
+    assert_eq!(site.files(BIN), before);
+    // And a second uninstall touches nothing of Go's.
+    let again = site.under(&format!("/run/gangplank uninstall {BIN}"));
+    assert_eq!(again.said().matches("and stays").count(), 3, "{again:?}");
+    assert_eq!(site.files(BIN), before);
+}
+
+#[test]
+fn an_older_gangplank_is_replaced_and_what_it_kept_is_kept_on() {
+    needs!("cni:bridge", "cni:portmap");
+    let site = with_go();
+    site.under(&format!("/run/gangplank install {BIN}")).said();
+    // Another build: the same program with something behind it.
+    site.write("/run/more", &format!("for f in bridge host-local loopback; do cp {BIN}/$f /run/old && echo x >>/run/old && mv /run/old {BIN}/$f; done\n"));
+    site.run("bash /run/more");
+    assert_eq!(installed(&site), [false; 3]);
+    let said = site.under(&format!("/run/gangplank install {BIN}"));
+    assert!(!said.said().contains("kept"), "{said:?}");
+    assert_eq!(installed(&site), [true; 3]);
+    assert!(is_same(
+        &site,
+        &format!("{BIN}/bridge.orig"),
+        "/usr/lib/cni/bridge"
+    ));
+}
+
+#[test]
+fn a_foreign_program_that_came_later_is_kept_in_its_turn() {
+    needs!("cni:bridge", "cni:portmap");
+    let site = with_go();
+    site.under(&format!("/run/gangplank install {BIN}")).said();
+    site.write("/run/newer", "#!/bin/sh\necho CNI bridge plugin v9 >&2\n");
+    site.run_all(&format!(
+        "chmod 755 /run/newer\ncp --remove-destination /run/newer {BIN}/bridge"
+    ));
+    let stays = site.under(&format!("/run/gangplank uninstall {BIN}"));
+    assert!(
+        stays
+            .said()
+            .contains("is not gangplank but \"CNI bridge plugin v9\", and stays"),
+        "{stays:?}"
+    );
+    assert!(is_same(&site, &format!("{BIN}/bridge"), "/run/newer"));
+    let said = site.under(&format!("/run/gangplank install {BIN}"));
+    assert!(
+        said.said()
+            .contains("CNI bridge plugin v9 is kept as bridge.orig"),
+        "{said:?}"
+    );
+    assert!(is_same(&site, &format!("{BIN}/bridge.orig"), "/run/newer"));
+    site.under(&format!("/run/gangplank uninstall {BIN}"))
+        .said();
+    assert!(is_same(&site, &format!("{BIN}/bridge"), "/run/newer"));
+}
+
+#[test]
+fn where_nothing_was_nothing_stays() {
+    needs!();
+    let site = Site::new();
+    let said = site.gangplank("install /run/new/cni/bin");
+    assert_eq!(said.said().lines().count(), 3);
+    assert_eq!(
+        site.run("ls -A /run/new/cni/bin"),
+        "bridge\nhost-local\nloopback\n"
+    );
+    let back = site.gangplank("uninstall /run/new/cni/bin");
+    assert_eq!(
+        back.said().matches("nothing had been there before").count(),
+        3,
+        "{back:?}"
+    );
+    assert_eq!(site.run("ls -A /run/new/cni/bin"), "");
+    let again = site.gangplank("uninstall /run/new/cni/bin");
+    assert_eq!(again.said().matches("is not there").count(), 3, "{again:?}");
+    let never = site.gangplank("uninstall /run/never");
+    assert_eq!(never.said().matches("is not there").count(), 3, "{never:?}");
+    assert!(!site.try_run("ls /run/never").status.success());
+}
+
+#[test]
+fn an_installed_binary_installs_and_removes_itself() {
+    needs!();
+    let site = Site::new();
+    site.run_all(&format!(
+        "mkdir -p {BIN}\ncp -L {} {BIN}/gangplank",
+        binary().display()
+    ));
+    site.write(
+        "/run/self",
+        &format!("exec -a gangplank {BIN}/$1 $2 {BIN}\n"),
+    );
+    for (program, verb) in [
+        ("gangplank", "install"),
+        ("bridge", "install"),
+        ("host-local", "install"),
+        ("bridge", "uninstall"),
+    ] {
+        let said = site.under(&format!("bash /run/self {program} {verb}"));
+        assert_eq!(said.said().lines().count(), 3, "{program} {verb}: {said:?}");
+        assert!(!said.stdout.contains("orig"), "{said:?}");
+        let names = site.run(&format!("ls -A {BIN}"));
+        let wanted = if verb == "install" {
+            "bridge\ngangplank\nhost-local\nloopback\n"
+        } else {
+            "gangplank\n"
+        };
+        assert_eq!(names, wanted, "{program} {verb}");
+    }
+}
+
+#[test]
+fn links_and_what_is_no_program_are_kept_too() {
+    needs!("cni:bridge", "cni:portmap");
+    let site = with_go();
+    site.run_all(&format!("ln -sf /usr/lib/cni/bridge {BIN}/bridge\nln -sf /nowhere {BIN}/loopback\nrm {BIN}/host-local"));
+    site.write(&format!("{BIN}/host-local"), "not a program");
+    site.under(&format!("/run/gangplank install {BIN}")).said();
+    assert_eq!(installed(&site), [true; 3]);
+    assert!(is_same(
+        &site,
+        "/usr/lib/cni/bridge",
+        &format!("{BIN}/bridge.orig")
+    ));
+    site.under(&format!("/run/gangplank uninstall {BIN}"))
+        .said();
+    assert_eq!(
+        site.run(&format!("readlink {BIN}/bridge {BIN}/loopback")),
+        "/usr/lib/cni/bridge\n/nowhere\n"
+    );
+    assert_eq!(site.read(&format!("{BIN}/host-local")), "not a program");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_left_as_it_was() {
+    needs!("cni:bridge", "cni:portmap");
+    let site = with_go();
+    let before = site.files(BIN);
+    site.run_all(&format!(
+        "mount --bind {BIN} {BIN}\nmount -o remount,bind,ro {BIN}"
+    ));
+    let refused = site.under(&format!("/run/gangplank install {BIN}"));
+    assert!(
+        refused.complaint().contains(BIN) && refused.stderr.contains("Read-only file system"),
+        "{refused:?}"
+    );
+    assert!(
+        !refused.stderr.contains("as root"),
+        "it is not the user's fault: {refused:?}"
+    );
+    assert_eq!(site.files(BIN), before);
+    let file = site.gangplank("install /run/gangplank");
+    assert!(file.complaint().contains("/run/gangplank"), "{file:?}");
+}

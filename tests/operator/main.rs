@@ -1,0 +1,15 @@
+//! The operator's command line at work: each command on nodes in namespaces of their own, with pods that the plugins made,
+//! ours and those of Go, and with networks that somebody broke.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod conf;
+mod doctor;
+mod fix;
+mod install;
+mod pages;
+mod reconcile;
+mod routes;
+mod site;
+mod status;
