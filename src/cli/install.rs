@@ -1,9 +1,9 @@
 //! `gangplank install` and `uninstall`: the binary under its plugin names, so that a runtime finds either the old or the
 //! new program at every moment.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::cli::plugins::{Identity, identify};
 use crate::dispatch::Plugin;
 use crate::error::Error;
 use crate::host::locks::lock_within;
+use crate::host::process;
 
 /// How long to wait for another install: it copies two megabytes, and asks programs that may hang what they are.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -21,12 +22,10 @@ const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the directory cannot be written. What stood under a name before still stands there, or the new binary does.
 pub fn install(directory: &Path) -> Result<String, Error> {
-    let binary = std::env::current_exe()
-        .map_err(|cause| Error::failed(format!("install: cannot find this program: {cause}")))?;
     at(directory, "create", fs::create_dir_all(directory))?;
     let _alone = alone(directory)?;
     let staged = directory.join(".gangplank.new");
-    let written = stage(&binary, &staged).inspect_err(|_| {
+    let written = stage(Path::new(process::OWN), &staged).inspect_err(|_| {
         let _ = fs::remove_file(&staged);
     });
     at(&staged, "write", written)?;
@@ -72,6 +71,8 @@ fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
         .mode(0o755)
         .open(staged)?;
     io::copy(&mut from, &mut to)?;
+    // Whatever the umask is: whoever runs a plugin need not be its owner.
+    to.set_permissions(Permissions::from_mode(0o755))?;
     to.sync_all()
 }
 

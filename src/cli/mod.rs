@@ -93,6 +93,12 @@ fn read_stdin() -> Result<String, Error> {
     let mut text = String::new();
     let read = io::stdin().take(MAX_STDIN).read_to_string(&mut text);
     read.map_err(|cause| Error::failed(format!("cannot read stdin: {cause}")))?;
+    // A list that is cut would be taken for a shorter one.
+    if text.len() as u64 == MAX_STDIN {
+        return Err(Error::failed(format!(
+            "stdin has {MAX_STDIN} bytes or more"
+        )));
+    }
     Ok(text)
 }
 

@@ -26,13 +26,15 @@ pub enum Identity {
 /// Finds out what a file is: by its content, else by what it says when it is called without a command, as all CNI
 /// plugins do.
 pub fn identify(file: &Path) -> Identity {
-    let Ok(content) = fs::read(file) else {
+    // Neither a pipe nor a directory is read: one would be waited for.
+    let is_file = fs::metadata(file).is_ok_and(|it| it.is_file());
+    let Some(content) = is_file.then(|| fs::read(file).ok()).flatten() else {
         return match file.symlink_metadata() {
             Ok(_) => Identity::Other(String::new()),
             Err(_) => Identity::Absent,
         };
     };
-    let own = std::env::current_exe().and_then(fs::read);
+    let own = fs::read(process::OWN);
     if own.is_ok_and(|own| own == content) {
         return Identity::This;
     }

@@ -34,6 +34,9 @@ const SYSTEM_DIRECTORIES: [&str; 6] = [
     "/usr/local/bin",
 ];
 
+/// The file of this very program, also when another one has its name meanwhile (proc_pid_exe(5)).
+pub const OWN: &str = "/proc/self/exe";
+
 /// Why a program gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {

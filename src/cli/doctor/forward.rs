@@ -77,7 +77,7 @@ impl Filter {
             .unwrap_or_default();
         for rule in rules.iter().filter(|_| depth > 0) {
             // What a rule asks for that is not known here, the packet may lack.
-            let Some(target) = matched(rule, packet) else {
+            let Some((jump, target)) = matched(rule, packet) else {
                 continue;
             };
             match target {
@@ -85,7 +85,8 @@ impl Filter {
                 "DROP" | "REJECT" => return Verdict::Drop(rule.clone()),
                 "RETURN" => return Verdict::Undecided,
                 target => match self.follow(target, packet, depth - 1) {
-                    Verdict::Undecided => {}
+                    // From where a packet was sent on for good it does not come back here.
+                    Verdict::Undecided if jump == "-j" => {}
                     decided => return decided,
                 },
             }
@@ -94,8 +95,8 @@ impl Filter {
     }
 }
 
-/// The target of a rule that certainly takes the packet.
-fn matched<'a>(rule: &'a str, packet: &Packet) -> Option<&'a str> {
+/// How a rule that certainly takes the packet sends it on, and whereto.
+fn matched<'a>(rule: &'a str, packet: &Packet) -> Option<(&'a str, &'a str)> {
     let rule = rule
         .split_once(" -m comment --comment ")
         .map_or((rule, ""), |(before, after)| {
@@ -139,7 +140,7 @@ fn matched<'a>(rule: &'a str, packet: &Packet) -> Option<&'a str> {
                 let mut states = words.next()?.split(',');
                 states.any(|state| state == packet.state)
             }
-            "-j" | "-g" => return words.next(),
+            "-j" | "-g" => return Some((word, words.next()?)),
             _ => return None,
         };
         if holds != wanted {

@@ -184,9 +184,7 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
     let bridge = node.bridge(network);
     match pod.link.map(|at| &node.links[at]) {
         // The Go plugin's link has a name of its own: where the runtime does not tell it any port may be it.
-        None if !cached.is_some_and(|it| tells_link(network, it))
-            && has_foreign_port(node, bridge) =>
-        {
+        None if !cached.is_some_and(|it| tells_link(network, it)) && has_foreign_port(node) => {
             ailments.push(Ailment::LinkUnknown);
         }
         None => {
@@ -219,13 +217,14 @@ fn tells_link(network: &Network, cached: &Cached) -> bool {
     cached.host_interfaces().any(|name| name != bridge)
 }
 
-/// Whether there is a link that the Go plugin may have made: its names are "veth" and eight digits. One that is no
-/// port at all may have lost its bridge.
-fn has_foreign_port(node: &Node, bridge: Option<&Link>) -> bool {
-    let bridge = bridge.map(|bridge| bridge.index);
-    let is_foreign = |link: &Link| {
-        let may_be_port = link.master.is_none() || link.master == bridge;
-        may_be_port && link.kind == Kind::Veth && link.name.len() == 12
+/// Whether there is a link that the Go plugin may have made for a pod that no runtime remembers: its names are "veth" and
+/// eight digits. It may be on any bridge, for the configuration may have named another one then, or on none.
+fn has_foreign_port(node: &Node) -> bool {
+    let is_told = |name: &str| {
+        let mut told = node.cache.iter().flat_map(Cached::host_interfaces);
+        told.any(|interface| interface == name)
     };
+    let is_foreign =
+        |link: &Link| link.kind == Kind::Veth && link.name.len() == 12 && !is_told(&link.name);
     node.links.iter().any(is_foreign)
 }

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::host::netlink::{Netlink, NetlinkError, RouteQuery, present};
 use crate::net::{Cidr, Family};
 pub use nodes::parse;
+use nodes::parse_list;
 use plan::{PROTOCOL, Plan, Step, Wanted, metric_of};
 
 /// What was done, or would be.
@@ -43,10 +44,10 @@ struct Change {
 /// Makes the routes match the list of nodes. Exit status 1 when some node's pods cannot be reached.
 ///
 /// # Errors
-/// Those of [`parse`]; when it cannot be told which node this is; when the kernel does not tell its routes. Nothing is
+/// Those of [`parse_list`]; when it cannot be told which node this is; when the kernel does not tell its routes. Nothing is
 /// changed then.
 pub fn routes(asked: &args::Routes, stdin: &str) -> Result<Answer, Error> {
-    let nodes = parse(stdin)?;
+    let nodes = parse_list(stdin)?;
     let host = open_host()?;
     let local = listed("addresses", host.all_addresses())?;
     let local: Vec<IpAddr> = local.iter().map(|address| address.cidr.address()).collect();

@@ -60,15 +60,42 @@ struct Address {
     address: String,
 }
 
-/// Reads `kubectl get nodes -o json`, one Node, or lines `ADDRESS CIDR` in which `#` begins a comment.
+/// Reads `kubectl get nodes -o json`, or lines `ADDRESS CIDR` in which `#` begins a comment.
 ///
 /// # Errors
-/// Code 6 for what is neither, 7 for a value in it that is wrong, an empty list, and ranges or addresses that two nodes
-/// have.
+/// Code 6 for what is neither, 7 for a value in it that is wrong, an empty list, ranges or addresses that two nodes
+/// have, and one Node: whoever forgets the others would lose the routes to them.
+pub fn parse_list(text: &str) -> Result<Vec<Node>, Error> {
+    let (nodes, form) = parse_any(text)?;
+    match form {
+        Form::List => Ok(nodes),
+        Form::One => {
+            let what = format!("stdin has one node, {}, and no list", nodes[0].name);
+            Err(Error::new(Code::INVALID_CONFIG, what)
+                .details("the list is what kubectl get nodes -o json prints"))
+        }
+    }
+}
+
+/// Reads what [`parse_list`] does, or one Node.
+///
+/// # Errors
+/// As there.
 pub fn parse(text: &str) -> Result<Vec<Node>, Error> {
-    let nodes = match text.trim_start().starts_with('{') {
+    parse_any(text).map(|(nodes, _)| nodes)
+}
+
+/// Whether nodes came as a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    List,
+    One,
+}
+
+fn parse_any(text: &str) -> Result<(Vec<Node>, Form), Error> {
+    let (nodes, form) = match text.trim_start().starts_with('{') {
         true => parse_objects(text)?,
-        false => parse_lines(text)?,
+        false => (parse_lines(text)?, Form::List),
     };
     if nodes.is_empty() {
         let what = "the list of nodes on stdin is empty";
@@ -77,10 +104,10 @@ pub fn parse(text: &str) -> Result<Vec<Node>, Error> {
         );
     }
     refuse_shared(&nodes)?;
-    Ok(nodes)
+    Ok((nodes, form))
 }
 
-fn parse_objects(text: &str) -> Result<Vec<Node>, Error> {
+fn parse_objects(text: &str) -> Result<(Vec<Node>, Form), Error> {
     let object: Object = serde_json::from_str(text).map_err(|cause| {
         Error::new(
             Code::DECODE,
@@ -90,11 +117,12 @@ fn parse_objects(text: &str) -> Result<Vec<Node>, Error> {
             "it takes what kubectl get nodes -o json prints, or lines of an address and a range",
         )
     })?;
-    let objects = match object.items {
-        Some(items) => items,
-        None => vec![object],
+    let (objects, form) = match object.items {
+        Some(items) => (items, Form::List),
+        None => (vec![object], Form::One),
     };
-    objects.into_iter().map(node_of).collect()
+    let nodes: Result<Vec<Node>, Error> = objects.into_iter().map(node_of).collect();
+    Ok((nodes?, form))
 }
 
 fn node_of(object: Object) -> Result<Node, Error> {
@@ -225,6 +253,17 @@ mod tests {
             (0, "10.1.1.0/24".to_owned())
         );
         assert_eq!(c.ranges, []);
+    }
+
+    #[test]
+    fn one_node_is_no_list() {
+        let one =
+            r#"{"kind": "Node", "metadata": {"name": "a"}, "spec": {"podCIDR": "10.1.0.0/24"}}"#;
+        assert_eq!(parse(one).unwrap().len(), 1);
+        let refused = parse_list(one).unwrap_err().to_string();
+        assert!(refused.contains("one node, a, and no list"), "{refused}");
+        assert!(parse_list(&format!("{{\"items\": [{one}]}}")).is_ok());
+        assert!(parse_list("192.168.0.1 10.1.0.0/24\n").is_ok());
     }
 
     #[test]

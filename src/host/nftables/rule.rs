@@ -203,8 +203,10 @@ impl RuleEntry {
         let wanted = meta(Attributes::default(), key);
         let wanted = find(wanted.as_bytes(), LIST_ELEMENT);
         expressions.next().filter(|it| Some(*it) == wanted)?;
-        // enum nft_cmp_attributes: data.
-        let name = dig(expressions.next()?, &[EXPRESSION_DATA, 3, DATA_VALUE])?;
+        // enum nft_cmp_attributes: operator, of which 0 is "equal", and data.
+        let compared = expressions.next()?;
+        let operator = dig(compared, &[EXPRESSION_DATA, 2]).and_then(number)?;
+        let name = dig(compared, &[EXPRESSION_DATA, 3, DATA_VALUE]).filter(|_| operator == 0)?;
         let name = std::str::from_utf8(name).ok()?;
         name.trim_end_matches('\0').parse().ok()
     }
