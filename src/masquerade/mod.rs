@@ -11,6 +11,7 @@ pub mod rules;
 mod survey;
 
 use std::net::IpAddr;
+use std::thread::{self, JoinHandle};
 
 use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
@@ -77,6 +78,8 @@ pub struct Removing {
     addresses: Vec<IpAddr>,
     scope: Scope,
     families: Vec<(Iptables, Option<Transaction>)>,
+    /// The kernel works on a transaction of nftables while it is sent, for as long as a link takes to go.
+    in_table: Option<JoinHandle<Result<(), Error>>>,
     failures: Failures,
 }
 
@@ -220,19 +223,27 @@ impl Masquerade {
             };
             families.push((iptables, transaction));
         }
-        if let Some(nftables) = &nftables {
-            failures.note(nftables::remove(
-                nftables,
-                &self.network,
-                &self.label,
-                &addresses,
-            ));
-        }
+        let in_table = nftables.filter(nftables::may_hold).and_then(|nftables| {
+            let remove = {
+                let (ours, addresses) = (self.clone(), addresses.clone());
+                move |nftables: &Nftables| {
+                    nftables::remove(nftables, &ours.network, &ours.label, &addresses)
+                }
+            };
+            let later = remove.clone();
+            let started = thread::Builder::new().spawn(move || later(&nftables));
+            // Where no thread is to be had it is done at once.
+            if started.is_err() {
+                failures.note(Nftables::open().map_or(Ok(()), |nftables| remove(&nftables)));
+            }
+            started.ok()
+        });
         Removing {
             chain: self.chain.clone(),
             addresses,
             scope,
             families,
+            in_table,
             failures,
         }
     }
@@ -336,6 +347,12 @@ impl Removing {
                 }
             }
         }
+        let in_table = self.in_table.take().map(JoinHandle::join);
+        failures.note(in_table.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| {
+            Err(Error::failed(
+                "masquerade: internal error while rules were removed",
+            ))
+        }));
         failures.into_result()
     }
 

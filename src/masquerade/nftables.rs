@@ -104,6 +104,12 @@ pub fn install(
     install().map_err(|cause| failed("install rules in", cause))
 }
 
+/// Whether there may be anything to remove: there is our table, or the reference's.
+pub fn may_hold(nftables: &Nftables) -> bool {
+    let is_there = |table| nftables.table(table).map_or(true, |uses| uses.is_some());
+    is_there(TABLE) || is_there(REFERENCE)
+}
+
 /// Removes an attachment from our table and the reference's. With nothing known of its addresses the maps are listed.
 ///
 /// # Errors
