@@ -38,13 +38,21 @@ pub(super) fn ensure(
     ensure_addresses(host, link, gateways, config)?;
     for family in Family::BOTH {
         if gateways.iter().any(|gateway| gateway.family() == family) {
-            sysctl::enable_forwarding(family).map_err(|cause| {
-                Error::failed(format!("cannot enable {family} forwarding: {cause}"))
-                    .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
-            })?;
+            forward(family)?;
         }
     }
     Ok(interface)
+}
+
+/// Lets the host forward packets of a family.
+///
+/// # Errors
+/// When it does not and cannot be made to.
+pub fn forward(family: Family) -> Result<(), Error> {
+    sysctl::enable_forwarding(family).map_err(|cause| {
+        Error::failed(format!("cannot enable {family} forwarding: {cause}"))
+            .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
+    })
 }
 
 fn ensure_addresses(

@@ -112,6 +112,7 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
 }
 
 pub use detach::del;
+pub use gateway::forward;
 pub use sweep::gc;
 
 /// A request in which nothing is wrong.

@@ -14,7 +14,7 @@ use crate::cni::request::{Attachment, Id};
 use crate::error::Error;
 use crate::forward::Forwarding;
 use crate::host::netlink::{Link, Netlink, PortFlags};
-use crate::host::sysctl::{self, Parameter};
+use crate::host::sysctl::Parameter;
 use crate::masquerade::Masquerade;
 use crate::net::{Cidr, Family, IfName, Mac};
 
@@ -178,9 +178,7 @@ impl Repair {
                 let interface = gateway::ensure(host, &bridge, gateways, config)?;
                 announce(host, &interface.unwrap_or(bridge))
             }
-            Repair::Forwarding(family) => sysctl::enable_forwarding(*family).map_err(|cause| {
-                Error::failed(format!("cannot enable {family} forwarding: {cause}"))
-            }),
+            Repair::Forwarding(family) => gateway::forward(*family),
             Repair::Port(living) => put_port(host, &living.link, config),
             Repair::Guard(living, mac) => {
                 Guard::of(&living.who)?.install(&name_of(&living.link)?, *mac)

@@ -234,7 +234,12 @@ impl Masquerade {
             let started = thread::Builder::new().spawn(move || later(&nftables));
             // Where no thread is to be had it is done at once.
             if started.is_err() {
-                failures.note(Nftables::open().map_or(Ok(()), |nftables| remove(&nftables)));
+                let again = Nftables::open().map_err(|cause| {
+                    Error::failed(format!(
+                        "masquerade: cannot remove rules from nftables: {cause}"
+                    ))
+                });
+                failures.note(again.and_then(|nftables| remove(&nftables)));
             }
             started.ok()
         });

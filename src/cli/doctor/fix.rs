@@ -6,7 +6,7 @@ use crate::cli::node::Node;
 use crate::cli::reconcile;
 use crate::cni::request::{Attachment, Request, Verb};
 use crate::error::Error;
-use crate::host::sysctl::{self, Parameter};
+use crate::host::sysctl::Parameter;
 use crate::masquerade;
 
 /// Repairs one thing. `cni_path` is where plugins are, for an IPAM plugin that has to release.
@@ -22,8 +22,7 @@ pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
         },
         Fix::Unmasquerade(network, left) => masquerade::remove_left_over(network, left),
         Fix::Restore(at, repair) => reconcile::mend(node, &node.networks[*at], repair),
-        Fix::Forward(family) => sysctl::enable_forwarding(*family)
-            .map_err(|cause| Error::failed(format!("cannot enable {family} forwarding: {cause}"))),
+        Fix::Forward(family) => bridge::forward(*family),
         Fix::AcceptAdvertisements(interface) => {
             Parameter::AcceptRa.set(interface, 2).map_err(|cause| {
                 Error::failed(format!("cannot set accept_ra of {interface}: {cause}"))
