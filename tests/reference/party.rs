@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use crate::support::{Answer, Call, Node, Pod, leases, reference, require, say};
+use crate::support::{Answer, Call, Node, Pod, go_plugins, leases, reference, require, say};
 
 /// Whose plugin does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Party {
             Ours => node.cni(plugin),
             Reference => node
                 .cni(&format!("go-{plugin}"))
-                .env("CNI_PATH", "/usr/lib/cni"),
+                .env("CNI_PATH", &go_plugins().to_string_lossy()),
         }
     }
 

@@ -25,8 +25,10 @@ pub use witness::{Footprint, chain_of, leases};
 /// Where Debian's programs live; an ordinary user's PATH lacks half of it.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where Debian has the Go plugins.
-const GO_PLUGINS: &str = "/usr/lib/cni";
+/// The directory of the Go plugins: Debian's, or another version's that `GANGPLANK_GO_PLUGINS` names.
+pub fn go_plugins() -> PathBuf {
+    std::env::var_os("GANGPLANK_GO_PLUGINS").map_or_else(|| "/usr/lib/cni".into(), PathBuf::from)
+}
 
 /// The directory of the plugins that run instead of ours.
 pub fn reference() -> Option<PathBuf> {
@@ -53,7 +55,7 @@ pub fn plugin_file(plugin: &str) -> PathBuf {
     match (plugin, reference()) {
         ("bridge" | "host-local" | "loopback", None) => binary(),
         ("bridge" | "host-local" | "loopback", Some(dir)) => dir.join(plugin),
-        _ => Path::new(GO_PLUGINS).join(plugin),
+        _ => go_plugins().join(plugin),
     }
 }
 
@@ -67,7 +69,7 @@ pub fn require(programs: &[&str]) -> bool {
     }
     for program in ["ip"].iter().chain(programs) {
         let found = match program.strip_prefix("cni:") {
-            Some(plugin) => Path::new(GO_PLUGINS).join(plugin).exists(),
+            Some(plugin) => go_plugins().join(plugin).exists(),
             None => PATH
                 .split(':')
                 .any(|dir| Path::new(dir).join(program).exists()),

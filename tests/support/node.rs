@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
 use super::ground::{self, Place, apart};
-use super::{Call, GO_PLUGINS, Network, plugin_file};
+use super::{Call, Network, go_plugins, plugin_file};
 
 /// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
 pub struct Node {
@@ -48,7 +48,7 @@ impl Node {
 
     /// Puts a plugin of the reference beside ours; it is then called `go-NAME`.
     pub fn install_reference(&self, plugin: &str) {
-        let file = Path::new(GO_PLUGINS).join(plugin);
+        let file = go_plugins().join(plugin);
         self.link_plugin(&file, &format!("go-{plugin}"));
     }
 

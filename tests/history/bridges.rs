@@ -1,0 +1,1 @@
+//! Bridges, links and addresses that others made.

@@ -1,0 +1,1 @@
+//! Configurations that the Go plugins accept.

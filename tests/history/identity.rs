@@ -1,0 +1,1 @@
+//! How runtimes identify, install and monitor plugins.

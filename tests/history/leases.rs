@@ -1,0 +1,1 @@
+//! Lease directories written by another implementation, restored, shared or damaged.

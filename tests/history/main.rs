@@ -1,0 +1,16 @@
+//! Nodes with a history: bridges, links, rules, leases and files that an administrator, another tool or the Go plugins
+//! made before a plugin is called. Each test creates the foreign state first; where the Go plugins handle the case, the
+//! same test runs on them.
+
+#[allow(dead_code)]
+#[path = "../reference/party.rs"]
+mod party;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bridges;
+mod configurations;
+mod identity;
+mod leases;
+mod random;
+mod rules;

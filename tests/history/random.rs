@@ -1,0 +1,1 @@
+//! Random sequences of foreign actions, with invariants checked after each step.

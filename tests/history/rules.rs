@@ -1,0 +1,1 @@
+//! Packet filter rules of other tools, variants and plugins.
