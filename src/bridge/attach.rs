@@ -1,5 +1,6 @@
 //! Carrying out a plan: the bridge, the veth pair, addresses and routes. The gateway has a file of its own.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use crate::bridge::config::BridgeConfig;
@@ -12,7 +13,7 @@ use crate::host::netlink::{
 };
 use crate::host::netns::Netns;
 use crate::host::sysctl::Parameter;
-use crate::host::{random, signals};
+use crate::host::{random, signals, sysfs};
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
@@ -63,8 +64,7 @@ pub fn attach<'a>(
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped. And a bridge without a MAC address of its own, which ours
-    // are not, may have taken the new port's.
+    // then the first packets from the host would be dropped.
     let bridge = site
         .host
         .link_at(bridge.index)
@@ -72,7 +72,8 @@ pub fn attach<'a>(
         .flatten()
         .unwrap_or(bridge);
     if !plan.lease.ips.is_empty() {
-        await_delivery(plan, site)?;
+        let gateway = gateway.as_ref().unwrap_or(&bridge);
+        await_delivery(plan, site, container, gateway)?;
         announce(plan, site, container)?;
     }
     Ok(Facts {
@@ -83,17 +84,18 @@ pub fn attach<'a>(
 }
 
 /// Waits until the IPv6 addresses take packets; those of IPv4 do at once.
-fn await_delivery(plan: &Plan, site: &Site) -> Result<(), Error> {
+fn await_delivery(plan: &Plan, site: &Site, end: u32, gateway: &Link) -> Result<(), Error> {
     let is_v6 = |cidr: &Cidr| cidr.family() == Family::V6;
-    let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, name: &IfName| {
-        let delivered = netlink.wait_delivered(cidr.address(), netns, PORT_LIMIT);
+    let container = plan.container.as_str();
+    let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, (link, name)| {
+        let delivered = netlink.wait_delivered((link, cidr.address()), netns, PORT_LIMIT);
         delivered.map_err(|cause| failed(&format!("make {cidr} take packets on"), name, cause))
     };
     for cidr in plan.addresses().into_iter().filter(is_v6) {
-        wait(site.pod, Some(site.netns), cidr, &plan.container)?;
+        wait(site.pod, Some(site.netns), cidr, (end, container))?;
     }
     for cidr in plan.gateways.iter().copied().filter(is_v6) {
-        wait(site.host, None, cidr, &plan.host)?;
+        wait(site.host, None, cidr, (gateway.index, &gateway.name))?;
     }
     Ok(())
 }
@@ -110,7 +112,7 @@ fn announce(plan: &Plan, site: &Site, link: u32) -> Result<(), Error> {
 pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
     let name = &config.bridge;
     let found = host.link(name);
-    let bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
+    let mut bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
         Some(bridge) => bridge,
         None => {
             create_bridge(host, config)?;
@@ -127,6 +129,8 @@ pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Lin
     if let Some(vlans) = &config.vlans {
         ports::require_filtering(&bridge, vlans)?;
     }
+    refuse_advertisements(&bridge);
+    fix_mac(host, &mut bridge)?;
     if config.promiscuous && !bridge.is_promiscuous {
         let set = host.set_promiscuous(bridge.index);
         set.map_err(|cause| failed("make promiscuous bridge", name, cause))?;
@@ -135,19 +139,54 @@ pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Lin
         host.set_up(bridge.index)
             .map_err(|cause| failed("bring up bridge", name, cause))?;
     }
-    // Without ports and without an address of its own a bridge shows zeros, and would take the first port's address.
-    if bridge.mac.is_none_or(|mac| mac.is_zero()) {
-        let set = host.set_mac(bridge.index, new_mac(name)?);
-        set.map_err(|cause| failed("give a MAC address to bridge", name, cause))?;
-    }
     Ok(bridge)
+}
+
+/// Has the host ignore router advertisements that come in by a link: any container can send one, and the host would take
+/// its default route from it (CVE-2020-10749). Written by each ADD, for the link may not be ours, and the ADD that made it
+/// may have been killed.
+pub(super) fn refuse_advertisements(link: &Link) {
+    // Its own name and not the one that it was found by, which may be an alternative name. Where the kernel has no IPv6
+    // there is no such parameter.
+    if let Ok(name) = link.name.parse() {
+        let _ = Parameter::AcceptRa.set(&name, 0);
+    }
+}
+
+/// Sets the MAC address of a bridge to what it is, unless that was done already. Otherwise the kernel changes it whenever
+/// the port with the lowest MAC address comes or goes (`br_stp_recalculate_bridge_id`, net/bridge/br_stp_if.c), and
+/// containers send their packets to the old one until their neighbour entries expire.
+fn fix_mac(host: &Netlink, bridge: &mut Link) -> Result<(), Error> {
+    if has_fixed_mac(host, bridge) {
+        return Ok(());
+    }
+    // A bridge that has lost all of its ports shows zeros.
+    let mac = match bridge.mac.filter(|mac| !mac.is_zero()) {
+        Some(mac) => mac,
+        None => new_mac(&bridge.name)?,
+    };
+    let set = host.set_mac(bridge.index, mac);
+    set.map_err(|cause| failed("set the MAC address of bridge", &bridge.name, cause))?;
+    bridge.mac = Some(mac);
+    Ok(())
+}
+
+/// Whether the MAC address of a bridge does not follow its ports'. Setting it once more would make the kernel forget all
+/// neighbours on the bridge (`neigh_changeaddr`, net/core/neighbour.c).
+pub fn has_fixed_mac(host: &Netlink, bridge: &Link) -> bool {
+    let Some(mac) = bridge.mac.filter(|mac| !mac.is_zero()) else {
+        return false;
+    };
+    // With ports, an address that is not fixed is that of one of them. No netlink attribute tells the rest.
+    let is_no_ports = || host.fdb_entry(bridge.index, mac) == Ok(bridge.index);
+    (bridge.is_running && is_no_ports())
+        || sysfs::is_mac_set(&bridge.name, bridge.index, mac) == Some(true)
 }
 
 fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let name = &config.bridge;
     let new = NewBridge {
         name,
-        mac: new_mac(name)?,
         mtu: config.mtu.bytes(),
         filters_vlans: config.vlans.is_some(),
     };
@@ -159,8 +198,6 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
         }
         (Err(cause), _) => Err(failed("create bridge", name, cause)),
         (Ok(()), _) => {
-            // Absent where the kernel has no IPv6.
-            let _ = Parameter::AcceptRa.set(name, 0);
             // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
             let _ = Parameter::AcceptDad.set(name, 0);
             Ok(())
@@ -168,7 +205,7 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     }
 }
 
-pub(super) fn new_mac(link: &IfName) -> Result<crate::net::Mac, Error> {
+pub(super) fn new_mac(link: impl Display) -> Result<crate::net::Mac, Error> {
     random::mac()
         .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
 }
@@ -374,7 +411,7 @@ fn enable_ipv6(name: &IfName) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn failed(operation: &str, object: &IfName, cause: NetlinkError) -> Error {
+pub(super) fn failed(operation: &str, object: impl Display, cause: NetlinkError) -> Error {
     let code = match cause {
         // Others hold the kernel's lock, or we are to end: neither says that it cannot be done.
         NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,

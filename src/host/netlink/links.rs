@@ -26,8 +26,6 @@ const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 pub struct NewBridge<'a> {
     /// Its name.
     pub name: &'a IfName,
-    /// Its MAC address: given at birth, it does not follow the ports'.
-    pub mac: Mac,
     /// Its MTU in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
     /// Whether it keeps VLANs apart.
@@ -113,7 +111,6 @@ impl Netlink {
                 info.nest(IFLA_INFO_DATA, filtering)
             });
         let attributes = named(bridge.name)
-            .bytes(IFLA_ADDRESS, &bridge.mac.bytes())
             .maybe(bridge.mtu, |it, mtu| it.native(IFLA_MTU, mtu))
             .nest(IFLA_LINKINFO, info);
         let request = Message::new(Verb::NewLink, &header(0), &attributes);

@@ -134,8 +134,13 @@ impl Netlink {
     /// When no socket can be had.
     pub fn open() -> io::Result<Netlink> {
         let socket = Datagrams::open(NETLINK_ROUTE, 0)?;
-        // With it the kernel filters dumps by what the request says.
-        uninterrupted(|| socket.socket().set_netlink_get_strict_chk(true))?;
+        // With it the kernel filters dumps by what the request says. Kernels before 4.20 do not have it: every dump is
+        // filtered once more here.
+        let strict = || socket.socket().set_netlink_get_strict_chk(true);
+        match uninterrupted(strict) {
+            Err(cause) if cause.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => {}
+            outcome => outcome?,
+        }
         Ok(Netlink { socket })
     }
 

@@ -17,6 +17,7 @@ const HEADER: usize = 12;
 
 /// Attributes and metrics of a route (linux/rtnetlink.h).
 const RTA_DST: u16 = 1;
+const RTA_IIF: u16 = 3;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
@@ -103,24 +104,26 @@ impl Netlink {
         self.change(message(Verb::DelRoute, None, route, protocol), 0)
     }
 
-    /// The route that packets to an address take.
+    /// The route that packets to an address take: the host's own, or those that come in by a link.
     ///
     /// # Errors
     /// [`NetlinkError::Unreachable`] when there is none.
-    pub fn route_to(&self, address: IpAddr) -> Result<RouteEntry, NetlinkError> {
+    pub fn route_to(&self, address: IpAddr, from: Option<u32>) -> Result<RouteEntry, NetlinkError> {
         let family = Family::of(address);
         let header = Header {
             family: family_number(family),
             prefix: family.bits(),
             ..Header::default()
         };
-        let destination = Attributes::default().bytes(RTA_DST, &ip_bytes(address));
-        let request = Message::new(Verb::GetRoute, &header.bytes(), &destination);
+        let packet = Attributes::default()
+            .bytes(RTA_DST, &ip_bytes(address))
+            .maybe(from, |it, link| it.native(RTA_IIF, link));
+        let request = Message::new(Verb::GetRoute, &header.bytes(), &packet);
         let answer = self.fetch(request)?;
         read(&answer.ok_or(NetlinkError::Unreachable)?)
     }
 
-    /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
+    /// Waits until packets to the address of a link are delivered in `netns` (the thread's own namespace when `None`).
     ///
     /// An IPv6 address that skips duplicate address detection is never shown as tentative, but the route that delivers
     /// to it is added by a kernel worker later (`addrconf_dad_work`, net/ipv6/addrconf.c).
@@ -129,7 +132,7 @@ impl Netlink {
     /// [`NetlinkError::TimedOut`] when they are not in time.
     pub fn wait_delivered(
         &self,
-        address: IpAddr,
+        (link, address): (u32, IpAddr),
         netns: Option<&Netns>,
         limit: Duration,
     ) -> Result<(), NetlinkError> {
@@ -138,15 +141,22 @@ impl Netlink {
             Family::V6 => MulticastGroup::Ipv6Route,
         };
         self.until(&[group], netns, limit, || {
-            Ok(self.is_delivered(address)?.then_some(()))
+            // The address of a bridge in a VRF is in the VRF's table, and a rule may send what the host itself sends to
+            // another table: only a packet that comes in by the link is looked up where the address is. Before 4.19 the
+            // route is over the loopback interface, and found without the link only.
+            let is_local = |from| self.is_delivered(address, from);
+            Ok((is_local(None)? || is_local(Some(link))?).then_some(()))
         })
     }
 
     /// Whether the kernel would deliver a packet to this address here.
-    fn is_delivered(&self, address: IpAddr) -> Result<bool, NetlinkError> {
-        match self.route_to(address) {
+    fn is_delivered(&self, address: IpAddr, from: Option<u32>) -> Result<bool, NetlinkError> {
+        match self.route_to(address, from) {
             Ok(route) => Ok(route.kind == RTN_LOCAL),
-            Err(NetlinkError::Unreachable) => Ok(false),
+            // A rule or a route that rejects (prohibit, unreachable, blackhole) answers EACCES or EINVAL.
+            Err(NetlinkError::Unreachable | NetlinkError::Denied | NetlinkError::Refused(_)) => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
