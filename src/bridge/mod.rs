@@ -9,6 +9,7 @@ mod check;
 pub mod config;
 mod detach;
 mod gateway;
+mod ownership;
 mod passage;
 pub mod plan;
 mod ports;
