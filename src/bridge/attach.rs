@@ -4,16 +4,17 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use crate::bridge::config::BridgeConfig;
+use crate::bridge::ensure::{ensure_bridge, made};
 use crate::bridge::gateway;
 use crate::bridge::plan::{Facts, Plan};
 use crate::bridge::ports;
 use crate::error::{Code, Error};
 use crate::host::netlink::{
-    Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
+    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
 use crate::host::netns::Netns;
 use crate::host::sysctl::Parameter;
-use crate::host::{random, signals, sysfs};
+use crate::host::signals;
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
@@ -108,108 +109,6 @@ fn announce(plan: &Plan, site: &Site, link: u32) -> Result<(), Error> {
     announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
 }
 
-/// The bridge as it is configured, made where it is not there.
-pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
-    let name = &config.bridge;
-    let found = host.link(name);
-    let mut bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
-        Some(bridge) => bridge,
-        None => {
-            create_bridge(host, config)?;
-            made(host, name)?
-        }
-    };
-    if bridge.kind != Kind::Bridge {
-        let msg = format!(
-            "cannot use {name} as a bridge: there is a {} of that name",
-            bridge.kind
-        );
-        return Err(Error::failed(msg).details("rename it or choose another name in \"bridge\""));
-    }
-    if let Some(vlans) = &config.vlans {
-        ports::require_filtering(&bridge, vlans)?;
-    }
-    refuse_advertisements(&bridge);
-    fix_mac(host, &mut bridge)?;
-    if config.promiscuous && !bridge.is_promiscuous {
-        let set = host.set_promiscuous(bridge.index);
-        set.map_err(|cause| failed("make promiscuous bridge", name, cause))?;
-    }
-    if !bridge.is_up {
-        host.set_up(bridge.index)
-            .map_err(|cause| failed("bring up bridge", name, cause))?;
-    }
-    Ok(bridge)
-}
-
-/// Has the host ignore router advertisements that come in by a link: any container can send one, and the host would take
-/// its default route from it (CVE-2020-10749). Written by each ADD, for the link may not be ours, and the ADD that made it
-/// may have been killed.
-pub(super) fn refuse_advertisements(link: &Link) {
-    // Its own name and not the one that it was found by, which may be an alternative name. Where the kernel has no IPv6
-    // there is no such parameter.
-    if let Ok(name) = link.name.parse() {
-        let _ = Parameter::AcceptRa.set(&name, 0);
-    }
-}
-
-/// Sets the MAC address of a bridge to what it is, unless that was done already. Otherwise the kernel changes it whenever
-/// the port with the lowest MAC address comes or goes (`br_stp_recalculate_bridge_id`, net/bridge/br_stp_if.c), and
-/// containers send their packets to the old one until their neighbour entries expire.
-fn fix_mac(host: &Netlink, bridge: &mut Link) -> Result<(), Error> {
-    if has_fixed_mac(host, bridge) {
-        return Ok(());
-    }
-    // A bridge that has lost all of its ports shows zeros.
-    let mac = match bridge.mac.filter(|mac| !mac.is_zero()) {
-        Some(mac) => mac,
-        None => new_mac(&bridge.name)?,
-    };
-    let set = host.set_mac(bridge.index, mac);
-    set.map_err(|cause| failed("set the MAC address of bridge", &bridge.name, cause))?;
-    bridge.mac = Some(mac);
-    Ok(())
-}
-
-/// Whether the MAC address of a bridge does not follow its ports'. Setting it once more would make the kernel forget all
-/// neighbours on the bridge (`neigh_changeaddr`, net/core/neighbour.c).
-pub fn has_fixed_mac(host: &Netlink, bridge: &Link) -> bool {
-    let Some(mac) = bridge.mac.filter(|mac| !mac.is_zero()) else {
-        return false;
-    };
-    // With ports, an address that is not fixed is that of one of them. No netlink attribute tells the rest.
-    let is_no_ports = || host.fdb_entry(bridge.index, mac) == Ok(bridge.index);
-    (bridge.is_running && is_no_ports())
-        || sysfs::is_mac_set(&bridge.name, bridge.index, mac) == Some(true)
-}
-
-fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
-    let name = &config.bridge;
-    let new = NewBridge {
-        name,
-        mtu: config.mtu.bytes(),
-        filters_vlans: config.vlans.is_some(),
-    };
-    match (host.create_bridge(&new), &config.vlans) {
-        // Another ADD was faster.
-        (Err(NetlinkError::Exists), _) => Ok(()),
-        (Err(NetlinkError::Unsupported), Some(vlans)) => {
-            Err(ports::no_filtering(vlans).details("or it has no bridges at all (CONFIG_BRIDGE)"))
-        }
-        (Err(cause), _) => Err(failed("create bridge", name, cause)),
-        (Ok(()), _) => {
-            // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
-            let _ = Parameter::AcceptDad.set(name, 0);
-            Ok(())
-        }
-    }
-}
-
-pub(super) fn new_mac(link: impl Display) -> Result<crate::net::Mac, Error> {
-    random::mac()
-        .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
-}
-
 /// Makes the veth pair and starts the host's end as a port of the bridge.
 fn create_veth<'a>(
     plan: &Plan,
@@ -261,13 +160,6 @@ fn create_veth<'a>(
     host.start_port(&plan.host, flags, &plan.alias)
         .map_err(|cause| failed("start port", &plan.host, cause))?;
     made(host, &plan.host)
-}
-
-/// A link that was just made.
-pub(super) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
-    host.link(name)
-        .map_err(|cause| failed("look up", name, cause))?
-        .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
 }
 
 /// Deletes a link by a socket of its own where one can be had: the other may be what failed.
