@@ -13,8 +13,8 @@ use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
 use crate::host::netns::Netns;
-use crate::host::sysctl::Parameter;
 use crate::host::signals;
+use crate::host::sysctl::Parameter;
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 

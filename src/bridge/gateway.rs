@@ -115,7 +115,7 @@ fn address_conflict(host: &Netlink, link: &Link, present: Cidr, wanted: Cidr) ->
     Error::failed(format!("{kind} {name} already has an IP address different from {wanted}: it has {present}"))
         .details(users)
         .details(format!(
-            "either remove it (ip address del {present} dev {name}) or set forceAddress to true to have it replaced"
+            "remove it if no container uses it (ip address del {present} dev {name}); an ADD with forceAddress set to true replaces it"
         ))
 }
 

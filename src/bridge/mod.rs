@@ -114,8 +114,8 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
     ipam.status()
 }
 
-pub use ensure::is_mac_fixed;
 pub use detach::del;
+pub use ensure::is_mac_fixed;
 pub use gateway::forward;
 pub use sweep::gc;
 

@@ -47,7 +47,8 @@ pub fn is_owner(known: &Known, end: &ContainerEnd) -> bool {
     if peer.is_some_and(|peer| is_host_interface(&peer.name)) {
         return false;
     }
-    let by_bridge = || peer.is_some_and(|peer| peer.master.is_some() && peer.master == known.bridge);
+    let by_bridge =
+        || peer.is_some_and(|peer| peer.master.is_some() && peer.master == known.bridge);
     listed(known, end)
         .or_else(|| addressed(known, end))
         .unwrap_or_else(by_bridge)
@@ -141,7 +142,10 @@ mod tests {
             leased: Some(&leased),
             bridge: Some(3),
         };
-        assert!(!is_owner(&known, &end("10.0.0.2", peer("veth0a1b2c3d4e5", 3))));
+        assert!(!is_owner(
+            &known,
+            &end("10.0.0.2", peer("veth0a1b2c3d4e5", 3))
+        ));
         assert!(is_owner(&known, &end("10.0.0.2", peer("renamed", 3))));
     }
 

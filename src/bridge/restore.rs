@@ -32,6 +32,20 @@ pub struct Living {
     pub mac: Option<Mac>,
     /// Whether all its addresses are masqueraded.
     pub is_masqueraded: bool,
+    /// Whether the configuration may have changed since its ADD.
+    pub is_outdated: bool,
+}
+
+impl Living {
+    /// The flags that its port should have. Where the configuration has changed since the ADD, those that a port of the
+    /// bridge has: portIsolation would separate it from containers that it talks with.
+    pub fn wanted_flags(&self, config: &BridgeConfig) -> PortFlags {
+        let present = self.link.port.filter(|_| self.is_outdated);
+        present.unwrap_or(PortFlags {
+            hairpin: config.hairpin,
+            isolated: config.isolated,
+        })
+    }
 }
 
 /// The bridge as it is.
@@ -87,7 +101,10 @@ impl fmt::Display for Repair {
             Repair::Bridge => f.write_str("the bridge itself, up and with its flags"),
             Repair::BridgeMac => f.write_str("a MAC address of the bridge that does not change"),
             Repair::Advertisements(link) => {
-                write!(f, "accept_ra=0 on {link}, against router advertisements of pods")
+                write!(
+                    f,
+                    "accept_ra=0 on {link}, against router advertisements of pods"
+                )
             }
             Repair::Gateways(gateways) => {
                 let list: Vec<String> = gateways.iter().map(Cidr::to_string).collect();
@@ -157,12 +174,13 @@ fn plan_bridge(
     }
     let advertised = present.advertised.iter().cloned();
     repairs.extend(advertised.map(Repair::Advertisements));
-    let wanted = wanted_flags(config);
-    let is_right = |link: &Link| {
+    let is_right = |living: &Living| {
+        let link = &living.link;
         let is_port = link.master.is_some() && link.master == bridge.map(|bridge| bridge.index);
-        is_port && (link.is_up || config.leave_down) && link.port == Some(wanted)
+        let has_flags = link.port == Some(living.wanted_flags(config));
+        is_port && (link.is_up || config.leave_down) && has_flags
     };
-    let loose = here.iter().filter(|living| !is_right(&living.link));
+    let loose = here.iter().filter(|living| !is_right(living));
     repairs.extend(loose.map(|living| Repair::Port((*living).clone())));
     // Behind the ports, for these are told.
     let lacks = |gateway: &&Cidr| !present.addresses.contains(gateway);
@@ -182,13 +200,6 @@ fn plan_bridge(
         repairs.push(Repair::Passage(forwarding.clone(), families));
     }
     repairs
-}
-
-fn wanted_flags(config: &BridgeConfig) -> PortFlags {
-    PortFlags {
-        hairpin: config.hairpin,
-        isolated: config.isolated,
-    }
 }
 
 impl Repair {
@@ -220,7 +231,9 @@ impl Repair {
         match self {
             Repair::Bridge | Repair::BridgeMac => ensure_bridge(host, config).map(drop),
             Repair::Advertisements(link) => Parameter::AcceptRa.set(link, 0).map_err(|cause| {
-                Error::failed(format!("cannot set net.ipv6.conf.{link}.accept_ra to 0: {cause}"))
+                Error::failed(format!(
+                    "cannot set net.ipv6.conf.{link}.accept_ra to 0: {cause}"
+                ))
             }),
             Repair::Gateways(gateways) => {
                 let bridge = ensure_bridge(host, config)?;
@@ -233,7 +246,7 @@ impl Repair {
                 announce(host, &interface.unwrap_or(bridge))
             }
             Repair::Forwarding(family) => gateway::forward(*family),
-            Repair::Port(living) => put_port(host, &living.link, config),
+            Repair::Port(living) => put_port(host, living, config),
             Repair::Guard(living, mac) => {
                 Guard::of(&living.who)?.install(&name_of(&living.link)?, *mac)
             }
@@ -247,7 +260,8 @@ impl Repair {
     }
 }
 
-fn put_port(host: &Netlink, link: &Link, config: &BridgeConfig) -> Result<(), Error> {
+fn put_port(host: &Netlink, living: &Living, config: &BridgeConfig) -> Result<(), Error> {
+    let link = &living.link;
     let bridge = ensure_bridge(host, config)?;
     let name = name_of(link)?;
     if link.master.is_none() {
@@ -257,7 +271,7 @@ fn put_port(host: &Netlink, link: &Link, config: &BridgeConfig) -> Result<(), Er
             ports::join_container_port(host, &name, &bridge, vlans)?;
         }
     }
-    let started = host.start_port(&name, wanted_flags(config), &link.alias);
+    let started = host.start_port(&name, living.wanted_flags(config), &link.alias);
     started.map_err(|cause| failed("start port", &name, cause))
 }
 

@@ -10,7 +10,7 @@ use crate::bridge::restore::{self, Living, Present, Repair};
 use crate::cli::node::{Ailment, Network, Node, Pod};
 use crate::cli::{Answer, args};
 use crate::error::Error;
-use crate::host::netlink::Link;
+use crate::host::netlink::{Link, PortFlags};
 use crate::host::sysctl::Parameter;
 use crate::net::{Cidr, IfName};
 
@@ -49,14 +49,7 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
             network: network.name().to_string(),
             what,
         };
-        for Elsewhere { pod, port, master } in elsewhere(&node, network) {
-            let what = format!("port {} of {}", port.title(), pod.who);
-            let (kind, on) = (&master.kind, &master.name);
-            let wanted = &network.configured.bridge.bridge;
-            report.left.push(line(format!(
-                "{what} on {kind} {on}, though the configuration names bridge {wanted}: restart the pod, or set \"bridge\" to {on}"
-            )));
-        }
+        report.left.extend(left(&node, network).map(line));
         for repair in repairs(&node, network)? {
             match asked.dry_run {
                 true => report.restored.push(line(repair.to_string())),
@@ -92,6 +85,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
             link: node.links[at].clone(),
             addresses: pod.addresses.clone(),
             mac: pod.mac.as_deref().and_then(|mac| mac.parse().ok()),
+            is_outdated: pod.is_outdated,
             is_masqueraded: !pod
                 .ailments
                 .iter()
@@ -113,18 +107,54 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     restore::plan(config, &present, &gateways, living)
 }
 
+/// What differs from the configuration and would interrupt pods.
+fn left<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item = String> + 'n {
+    let wanted = &network.configured.bridge.bridge;
+    let elsewhere = elsewhere(node, network).into_iter();
+    let elsewhere = elsewhere.map(move |Elsewhere { pod, port, master }| {
+        let (kind, on) = (&master.kind, &master.name);
+        let what = format!("port {} of {} on {kind} {on}", port.title(), pod.who);
+        format!("{what}, though the configuration names bridge {wanted}: restart the pod, or set \"bridge\" to {on}")
+    });
+    let flags = with_other_flags(node, network).into_iter();
+    elsewhere.chain(flags.map(|(pod, port)| {
+        let what = format!("the flags of port {} of {}", port.title(), pod.who);
+        format!("{what}, for the configuration has changed since its ADD: restart the pod")
+    }))
+}
+
+/// The pods of a network whose ports keep other flags than the configuration asks for; see [`Living::wanted_flags`].
+pub fn with_other_flags<'n>(node: &'n Node, network: &'n Network) -> Vec<(&'n Pod, &'n Link)> {
+    let config = &network.configured.bridge;
+    let bridge = node.bridge(network).map(|bridge| bridge.index);
+    let wanted = PortFlags {
+        hairpin: config.hairpin,
+        isolated: config.isolated,
+    };
+    let pods = network.pods.iter().filter(|pod| pod.is_outdated);
+    let with_port = pods.filter_map(|pod| Some((pod, &node.links[pod.link?])));
+    with_port
+        .filter(|(_, port)| port.master.is_some() && port.master == bridge)
+        .filter(|(_, port)| port.port.is_some_and(|flags| flags != wanted))
+        .collect()
+}
+
 fn present(node: &Node, network: &Network) -> Present {
     let bridge = node.bridge(network);
     let gateway = node.gateway_link(network);
     let ports = network.pods.iter().filter_map(|pod| pod.link);
-    let ports = ports.map(|at| &node.links[at]).filter(|port| {
-        port.master.is_none() || port.master == bridge.map(|bridge| bridge.index)
-    });
+    let ports = ports
+        .map(|at| &node.links[at])
+        .filter(|port| port.master.is_none() || port.master == bridge.map(|bridge| bridge.index));
     let names = bridge.into_iter().chain(gateway).chain(ports);
     let mut advertised: Vec<IfName> = names.filter_map(|it| it.name.parse().ok()).collect();
     advertised.dedup();
     // Without IPv6 there is no such parameter.
-    advertised.retain(|name| Parameter::AcceptRa.read(name).is_ok_and(|value| value != "0"));
+    advertised.retain(|name| {
+        Parameter::AcceptRa
+            .read(name)
+            .is_ok_and(|value| value != "0")
+    });
     Present {
         bridge: bridge.cloned(),
         is_mac_fixed: bridge.and_then(|bridge| is_mac_fixed(&node.host, bridge)),

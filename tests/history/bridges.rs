@@ -43,7 +43,13 @@ fn advertise(pod: &Pod) {
     pod.inside(|| {
         let link = if_nametoindex("eth0").unwrap();
         let flags = SockFlag::empty();
-        let raw = socket(AddressFamily::Inet6, SockType::Raw, flags, SockProtocol::IcmpV6).unwrap();
+        let raw = socket(
+            AddressFamily::Inet6,
+            SockType::Raw,
+            flags,
+            SockProtocol::IcmpV6,
+        )
+        .unwrap();
         // Type and code, the checksum that the kernel fills in, hop limit, flags, lifetime in seconds, two timers.
         let mut packet = [0; 16];
         packet[0] = 134;
@@ -53,7 +59,14 @@ fn advertise(pod: &Pod) {
         let to = SockaddrIn6::from(SocketAddrV6::new(all_nodes, 0, 0, link));
         let hops = [ControlMessage::Ipv6HopLimit(&255)];
         let packet = [IoSlice::new(&packet)];
-        sendmsg(raw.as_raw_fd(), &packet, &hops, MsgFlags::empty(), Some(&to)).unwrap();
+        sendmsg(
+            raw.as_raw_fd(),
+            &packet,
+            &hops,
+            MsgFlags::empty(),
+            Some(&to),
+        )
+        .unwrap();
     });
 }
 
@@ -140,9 +153,13 @@ fn lost_while(from: &Pod, address: &str, work: impl FnOnce() + Send) -> u64 {
     from.run(&format!("kill -INT {id}"));
     let output = pinging.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let summary = text.lines().find(|line| line.contains("packets transmitted"));
+    let summary = text
+        .lines()
+        .find(|line| line.contains("packets transmitted"));
     let summary = summary.unwrap_or_else(|| panic!("{text}"));
-    let mut numbers = summary.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+    let mut numbers = summary
+        .split_whitespace()
+        .filter_map(|word| word.parse::<u64>().ok());
     let (sent, received) = (numbers.next().unwrap(), numbers.next().unwrap());
     assert!(sent > 20, "{summary}");
     // The last one may be on its way.
@@ -155,11 +172,20 @@ fn crowd_keeps_mac(node: &Node, config: &Value, by: Party, expected: &str) {
     let mut attachments: Vec<Attachment> = Vec::new();
     for pod in &pods {
         attachments.push(attach(node, pod, config, by));
-        assert_eq!(mac(node, "br0"), expected, "{by:?} after the ADD of {}", pod.id());
+        assert_eq!(
+            mac(node, "br0"),
+            expected,
+            "{by:?} after the ADD of {}",
+            pod.id()
+        );
     }
     for at in [3, 0, 7, 13, 1, 2, 12, 4, 5, 6, 8, 9, 10, 11] {
         attachments[at].del(by).ok();
-        assert_eq!(mac(node, "br0"), expected, "{by:?} after the DEL of pod{at}");
+        assert_eq!(
+            mac(node, "br0"),
+            expected,
+            "{by:?} after the DEL of pod{at}"
+        );
     }
 }
 
@@ -180,7 +206,11 @@ fn a_bridge_of_an_administrator_keeps_its_mac_address_and_pods_reach_their_gatew
             let watcher = node.pod("watcher");
             attach(&node, &watcher, &small_network(), by);
             let work = || crowd_keeps_mac(&node, &small_network(), by, &expected);
-            assert_eq!(lost_while(&watcher, "10.77.0.1", work), 0, "{by:?}: {bridge}");
+            assert_eq!(
+                lost_while(&watcher, "10.77.0.1", work),
+                0,
+                "{by:?}: {bridge}"
+            );
         }
     }
 }
@@ -263,7 +293,10 @@ fn an_add_leaves_the_neighbours_of_a_bridge_with_a_fixed_mac_address_alone() {
             network.del(&pod);
         }
         let neighbours = node.run("ip neigh show dev br0 nud permanent");
-        assert!(neighbours.contains("10.77.0.200"), "{prepare}: {neighbours}");
+        assert!(
+            neighbours.contains("10.77.0.200"),
+            "{prepare}: {neighbours}"
+        );
     }
 }
 
@@ -364,7 +397,10 @@ fn del_takes_the_interface_of_a_go_pod_whatever_the_runtime_remembers() {
                 }
                 attachment.del(Party::Ours).ok();
                 let what = format!("{version} {config} {remembers}");
-                assert!(pod.link("eth0").is_none() && node.link(&port).is_none(), "{what}");
+                assert!(
+                    pod.link("eth0").is_none() && node.link(&port).is_none(),
+                    "{what}"
+                );
             }
         }
     }
@@ -381,9 +417,13 @@ fn del_finds_its_interface_when_an_administrator_has_renamed_the_port() {
             let pod = node.pod("a");
             let mut attachment = attach(&node, &pod, &small_network(), by);
             let port = host_link(&attachment);
-            node.run_all(&format!("ip link set {port} down\nip link set {port} name web0 up"));
+            node.run_all(&format!(
+                "ip link set {port} down\nip link set {port} name web0 up"
+            ));
             if bridge != "br0" {
-                node.run_all(&format!("ip link set br0 down\nip link set br0 name {bridge} up"));
+                node.run_all(&format!(
+                    "ip link set br0 down\nip link set br0 name {bridge} up"
+                ));
             }
             if !remembers {
                 attachment.result = Value::Null;
@@ -410,7 +450,11 @@ fn an_ipv6_gateway_is_no_trouble_where_rules_route_what_the_host_sends() {
         let pod = node.pod("a");
         let began = Instant::now();
         attach(&node, &pod, &config, by);
-        assert!(began.elapsed() < Duration::from_secs(5), "{by:?}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{by:?}: {:?}",
+            began.elapsed()
+        );
         assert_eq!(node.addresses("br0"), ["fd77::1/64"]);
     }
 }

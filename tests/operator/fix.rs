@@ -332,7 +332,11 @@ fn a_default_route_that_a_pod_advertised_is_shown() {
     site.run("ip -6 route add default via fe80::1 dev br0 proto ra");
     let fixed = site.fix();
     assert_eq!(fixed.ids(), ["route-from-pod"]);
-    assert!(fixed.the("route-from-pod").contains("ip -6 route del default dev br0"));
+    assert!(
+        fixed
+            .the("route-from-pod")
+            .contains("ip -6 route del default dev br0")
+    );
     site.run("ip -6 route del default dev br0 proto ra");
     site.is_healthy();
 }

@@ -183,19 +183,24 @@ fn router_advertisements_of_pods_are_refused_again() {
 fn the_mac_address_of_a_bridge_is_fixed_as_it_is() {
     needs!("cni:bridge");
     // Without a gateway the Go plugin leaves it to the kernel, and only /sys tells.
-    let config = json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" });
+    let config =
+        json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" });
     let site = Site::with(&config);
     site.run("mount -t sysfs none /sys");
     let pod = site.pod("a");
     let mut go = config.clone();
     go["type"] = "go-bridge".into();
     site.run_pod(&site.network(go), &pod);
-    let state = || ["address", "addr_assign_type"].map(|it| site.read(&format!("/sys/class/net/br0/{it}")));
+    let state =
+        || ["address", "addr_assign_type"].map(|it| site.read(&format!("/sys/class/net/br0/{it}")));
     let [mac, before] = state();
     assert_ne!(before, "3\n");
     assert_eq!(site.findings().ids(), ["bridge-mac"]);
     let said = site.reconcile("");
-    assert!(said.said().contains("MAC address of the bridge"), "{said:?}");
+    assert!(
+        said.said().contains("MAC address of the bridge"),
+        "{said:?}"
+    );
     assert_eq!(state(), [mac, "3\n".to_owned()]);
     assert_eq!(site.reconcile("").said(), "nothing to restore\n");
     site.is_healthy();
@@ -222,7 +227,10 @@ fn ports_stay_on_their_bridge_when_the_configuration_names_another() {
             for veth in &scene.veths {
                 assert!(said.contains(&format!("left port {veth}")), "{said}");
             }
-            assert!(said.contains("on bridge br0") && !said.contains("restored"), "{said}");
+            assert!(
+                said.contains("on bridge br0") && !said.contains("restored"),
+                "{said}"
+            );
             let fixed = site.fix();
             assert_eq!(fixed.ids(), ["port-elsewhere"], "{fixed:#?}");
             assert!(fixed.the("port-elsewhere").contains("restart these pods"));
@@ -238,15 +246,78 @@ fn ports_stay_on_their_bridge_when_the_configuration_names_another() {
 }
 
 #[test]
+fn ports_keep_their_flags_when_the_configuration_asks_for_others() {
+    needs!("ping", "iptables");
+    let scene = Scene::new(&small_network());
+    let mut config = scene.config.clone();
+    config["portIsolation"] = true.into();
+    scene.site.configure("10-net.conflist", &config);
+    let before = flags(&scene.site);
+    let said = scene.site.reconcile("");
+    assert!(said.said().contains("left the flags of port"), "{said:?}");
+    let fixed = scene.site.fix();
+    assert_eq!(fixed.ids(), ["port-flags"], "{fixed:#?}");
+    assert_eq!(flags(&scene.site), before);
+    scene.flows();
+    // A port that has come off the bridge is attached as the configuration says.
+    scene.harm("ip link set VETH1 nomaster; ip link set VETH2 down");
+    assert!(scene.site.reconcile("").said().contains("restored port"));
+    let isolated = |veth: &str| {
+        scene.site.link(veth).unwrap()["linkinfo"]["info_slave_data"]["isolated"].clone()
+    };
+    assert_eq!(
+        [0, 1].map(|at| isolated(&scene.veths[at])),
+        [json!(true), json!(false)]
+    );
+    scene.flows();
+}
+
+#[test]
+fn masquerading_stays_when_the_configuration_has_another_subnet() {
+    needs!("ping", "iptables");
+    for remembers in [true, false] {
+        let mut config = small_network();
+        config["ipMasq"] = true.into();
+        let scene = Scene::new(&config);
+        let rules = scene.site.nat("iptables");
+        config["ipam"]["subnet"] = "10.78.0.0/24".into();
+        config["forceAddress"] = true.into();
+        scene.site.configure("10-net.conflist", &config);
+        if !remembers {
+            scene
+                .site
+                .run(&format!("find {} -type f -delete", crate::site::CACHE));
+        }
+        assert_eq!(scene.site.reconcile("").said(), "nothing to restore\n");
+        scene.site.fix();
+        assert_eq!(scene.site.nat("iptables"), rules);
+        scene.flows();
+        if remembers {
+            scene.site.run("iptables -t nat -F");
+            assert!(scene.site.reconcile("").said().contains("masquerading"));
+            scene.flows();
+        }
+    }
+}
+
+#[test]
 fn a_port_that_an_administrator_has_moved_is_reported_and_stays() {
     needs!("ping", "iptables", "nft");
     let scene = Scene::new(&full());
-    scene.harm("ip link add other type bridge; ip link set other up; ip link set VETH1 master other");
+    scene.harm(
+        "ip link add other type bridge; ip link set other up; ip link set VETH1 master other",
+    );
     let before = flags(&scene.site);
     let report = scene.site.reconcile("--json").ok();
-    assert_eq!((&report["restored"], &report["failures"]), (&json!([]), &json!([])));
+    assert_eq!(
+        (&report["restored"], &report["failures"]),
+        (&json!([]), &json!([]))
+    );
     let left = report["left"][0]["what"].as_str().unwrap();
-    assert!(left.contains(&scene.veths[0]) && left.contains("bridge other"), "{left}");
+    assert!(
+        left.contains(&scene.veths[0]) && left.contains("bridge other"),
+        "{left}"
+    );
     assert_eq!(flags(&scene.site), before);
     // Once it is on no bridge it is a port that somebody took.
     scene.harm("ip link set VETH1 nomaster");

@@ -25,7 +25,10 @@ pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
         Fix::Forward(family) => bridge::forward(*family),
         Fix::AcceptAdvertisements(interface) => {
             // A network manager may have taken them over meanwhile.
-            if !Parameter::AcceptRa.read(interface).is_ok_and(|it| it == "1") {
+            if !Parameter::AcceptRa
+                .read(interface)
+                .is_ok_and(|it| it == "1")
+            {
                 return Ok(());
             }
             Parameter::AcceptRa.set(interface, 2).map_err(|cause| {

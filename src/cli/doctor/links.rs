@@ -26,6 +26,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         findings.extend(conflict);
         findings.extend(bridge_missing(node, network));
         findings.extend(port_elsewhere(node, network));
+        findings.extend(port_flags(node, network));
         findings.extend(lacking);
         findings.extend(
             network
@@ -80,7 +81,10 @@ fn port_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
     let bridge = &network.configured.bridge.bridge;
     let pods = found.iter().map(|it| {
         let (pod, master) = (titled(it.pod), it.master);
-        format!("{pod}: {} is on {} {}", it.port.name, master.kind, master.name)
+        format!(
+            "{pod}: {} is on {} {}",
+            it.port.name, master.kind, master.name
+        )
     });
     let pods: Vec<String> = pods.collect();
     let cause = format!(
@@ -95,6 +99,31 @@ fn port_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
                 network.configured.file.display()
             )),
     )
+}
+
+/// Ports keep the flags that they have: the configuration has changed since the ADD of their pods.
+fn port_flags(node: &Node, network: &Network) -> Option<Finding> {
+    let found = reconcile::with_other_flags(node, network);
+    let pods = found.iter().map(|(pod, port)| {
+        let flags = port.port.unwrap_or_default();
+        format!(
+            "{}: {} has hairpin {} and isolated {}",
+            titled(pod),
+            port.name,
+            flags.hairpin,
+            flags.isolated
+        )
+    });
+    let pods: Vec<String> = pods.collect();
+    let cause = format!(
+        "ports of network {} have other flags than hairpinMode and portIsolation, for the configuration has changed since",
+        network.name()
+    );
+    (!pods.is_empty()).then(|| {
+        Finding::warning("port-flags", cause)
+            .shown_by(some(&pods))
+            .remedy("restart these pods")
+    })
 }
 
 /// The bridge has another IPv4 address in place of the gateway's (user-pain R9).
