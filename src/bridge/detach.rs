@@ -99,17 +99,14 @@ impl Detachment<'_> {
         }
         // The Go plugin gives it a random name.
         match self.pod()? {
-            Some(pod) => self.remove_container_end(&pod),
-            None => self.remove_listed_end(),
+            Some(pod) if self.container_end(&pod)?.is_some() => {
+                let name = &self.who.interface;
+                let deleted = present(pod.delete_link(name));
+                deleted.map_err(|cause| failed("delete", name, cause))?;
+                Ok(())
+            }
+            _ => self.remove_listed_end(),
         }
-    }
-
-    fn remove_container_end(&self, pod: &Netlink) -> Result<(), Error> {
-        let name = &self.who.interface;
-        if self.container_end(pod)?.is_some() {
-            present(pod.delete_link(name)).map_err(|cause| failed("delete", name, cause))?;
-        }
-        Ok(())
     }
 
     /// This attachment's end in the container; `None` when it is not there.
@@ -149,8 +146,8 @@ impl Detachment<'_> {
         self.netns.map(open).transpose()
     }
 
-    /// Deletes the host's end that prevResult names, if it is still the same link: without the container's namespace
-    /// [`is_owner`] has nothing to judge. The other plugins of a chain have links of theirs in there: only ports of a
+    /// Deletes the host's end that prevResult names, if it is still the same link: where the other end is not found in the
+    /// container (the namespace is gone, the interface was renamed), [`is_owner`] has nothing to judge. The other plugins of a chain have links of theirs in there: only ports of a
     /// bridge that is listed too may be what the Go plugin has made.
     fn remove_listed_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);

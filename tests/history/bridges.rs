@@ -435,6 +435,72 @@ fn del_finds_its_interface_when_an_administrator_has_renamed_the_port() {
 }
 
 #[test]
+fn del_takes_the_link_of_a_go_pod_that_has_renamed_its_interface() {
+    if !ready(&[]) {
+        return;
+    }
+    let node = node();
+    let pod = node.pod("a");
+    let attachment = attach(&node, &pod, &small_network(), Party::Reference);
+    pod.run_all("ip link set eth0 down\nip link set eth0 name net0 up");
+    attachment.del(Party::Ours).ok();
+    assert!(pod.link("net0").is_none() && node.link(&host_link(&attachment)).is_none());
+}
+
+#[test]
+fn del_leaves_an_interface_of_another_kind_or_of_another_tool() {
+    if !ready(&[]) {
+        return;
+    }
+    let node = node();
+    let [config, _] = networks("1.0.0");
+    for link in [
+        "ip link add eth0 type bridge",
+        "ip link add eth0 type veth peer name x0",
+        "ip link add net0 type bridge\nip link property add dev net0 altname eth0",
+    ] {
+        let pod = node.pod("a");
+        pod.run_all(link);
+        assert_ne!(Attachment::new(&node, &pod, &config).try_add(Party::Ours).code, Some(0));
+        Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
+        assert!(pod.link("eth0").is_some(), "{link}");
+        pod.end();
+    }
+    // The other end on the host, but on no bridge of this network's.
+    let pod = node.pod("a");
+    node.run("ip link add x0 type veth peer name eth0 netns a");
+    Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
+    assert!(pod.link("eth0").is_some());
+}
+
+#[test]
+fn bridges_that_are_down_or_have_stp_or_ports_and_vlans_of_others_serve_pods() {
+    if !ready(&["ping"]) {
+        return;
+    }
+    for by in BOTH {
+        for bridge in [
+            "ip link add br0 type bridge stp_state 1 forward_delay 200\nip link set br0 up",
+            "ip link add br0 type bridge\nip link add x0 type veth peer name x1\nip link set x0 master br0\nip link set x0 alias other up\nip addr add fd00::7/64 dev br0",
+            "ip link add br0 type bridge\nip link add br1 type bridge\nip link add x0 type veth peer name x1\nip link set x0 master br1\nip link set br0 alias kept down",
+        ] {
+            let node = node();
+            node.run_all(bridge);
+            let port = |node: &Node| node.link("x0").map(|it| (it["master"].clone(), it["ifalias"].clone()));
+            let before = port(&node);
+            let pod = node.pod("a");
+            let attachment = attach(&node, &pod, &small_network(), by);
+            // STP lets frames pass after twice the forward delay.
+            std::thread::sleep(Duration::from_secs(u64::from(bridge.contains("stp_state")) * 5));
+            pod.reaches("10.77.0.1");
+            attachment.del(by).ok();
+            assert!(node.link("br0").is_some(), "{by:?} {bridge}");
+            assert_eq!(port(&node), before, "{by:?} {bridge}");
+        }
+    }
+}
+
+#[test]
 fn an_ipv6_gateway_is_no_trouble_where_rules_route_what_the_host_sends() {
     if !ready(&["ping"]) {
         return;
