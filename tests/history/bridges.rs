@@ -461,7 +461,12 @@ fn del_leaves_an_interface_of_another_kind_or_of_another_tool() {
     ] {
         let pod = node.pod("a");
         pod.run_all(link);
-        assert_ne!(Attachment::new(&node, &pod, &config).try_add(Party::Ours).code, Some(0));
+        assert_ne!(
+            Attachment::new(&node, &pod, &config)
+                .try_add(Party::Ours)
+                .code,
+            Some(0)
+        );
         Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
         assert!(pod.link("eth0").is_some(), "{link}");
         pod.end();
@@ -486,12 +491,17 @@ fn bridges_that_are_down_or_have_stp_or_ports_and_vlans_of_others_serve_pods() {
         ] {
             let node = node();
             node.run_all(bridge);
-            let port = |node: &Node| node.link("x0").map(|it| (it["master"].clone(), it["ifalias"].clone()));
+            let port = |node: &Node| {
+                node.link("x0")
+                    .map(|it| (it["master"].clone(), it["ifalias"].clone()))
+            };
             let before = port(&node);
             let pod = node.pod("a");
             let attachment = attach(&node, &pod, &small_network(), by);
             // STP lets frames pass after twice the forward delay.
-            std::thread::sleep(Duration::from_secs(u64::from(bridge.contains("stp_state")) * 5));
+            std::thread::sleep(Duration::from_secs(
+                u64::from(bridge.contains("stp_state")) * 5,
+            ));
             pod.reaches("10.77.0.1");
             attachment.del(by).ok();
             assert!(node.link("br0").is_some(), "{by:?} {bridge}");

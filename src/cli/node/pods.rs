@@ -180,8 +180,8 @@ fn with_prefix(network: &Network, cached: Option<&Cached>, address: IpAddr) -> O
     let mut pools = pools.flat_map(|it| it.pools());
     let range = pools.find_map(|pool| pool.set.range_of(address));
     let told = || {
-        let told = cached?.addresses().into_iter();
-        told.filter(|cidr| cidr.address() == address).next()
+        let mut told = cached?.addresses().into_iter();
+        told.find(|cidr| cidr.address() == address)
     };
     range.map(|range| range.with_prefix(address)).or_else(told)
 }
