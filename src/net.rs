@@ -226,6 +226,13 @@ impl IfName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name of a veth: "veth" and the first 44 bits of a hash, which fill the 15 bytes that a name may have.
+    pub fn veth(digest: impl AsRef<[u8]>) -> IfName {
+        let bytes = digest.as_ref().iter().take(6);
+        let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+        IfName(format!("veth{hex:.11}"))
+    }
 }
 
 impl FromStr for IfName {

@@ -46,31 +46,12 @@ pub struct Plan {
 
 /// The end of a veth pair on the host: found again without the container's namespace.
 pub fn host_interface(network: &Id, who: &Attachment) -> IfName {
-    let digest = Sha512::new()
-        .chain_update(network.as_str())
-        .chain_update("\0")
-        .chain_update(who.container.as_str())
-        .chain_update("\0")
-        .chain_update(who.interface.as_str())
-        .finalize();
-    veth_name(digest)
+    who.host_interface(network)
 }
 
 /// The port of a bridge behind a gateway's interface: whichever ADD makes it, makes the same one.
 pub fn gateway_port(interface: &IfName) -> IfName {
-    veth_name(Sha512::digest(format!("gateway\0{interface}")))
-}
-
-fn veth_name(digest: impl AsRef<[u8]>) -> IfName {
-    // 44 bits: "veth" and eleven digits are the fifteen bytes that a name may have.
-    let digest = digest.as_ref();
-    let hex: String = digest[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("veth{}", &hex[..11])
-        .parse()
-        .expect("it is fifteen bytes of ASCII")
+    IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
 }
 
 impl Plan {

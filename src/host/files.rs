@@ -1,14 +1,16 @@
 //! What this process may do with files, and files where anybody may have put something else: a link there is not
 //! followed, a pipe not waited for.
 
-use std::fs::OpenOptions;
-use std::io::{Error, ErrorKind};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Error, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::unistd::{AccessFlags, access};
+
+use crate::host::interrupts::uninterrupted;
 
 /// Whether files can be made in a directory, which is made itself where it is missing.
 ///
@@ -40,6 +42,40 @@ pub fn itself() -> OpenOptions {
 /// Whether opening failed because there is a symbolic link (open(2), "O_NOFOLLOW").
 pub fn is_link(cause: &Error) -> bool {
     cause.raw_os_error() == Some(Errno::ELOOP as i32)
+}
+
+/// Gives a file its name, which no other file may have (EEXIST) and under which it appears whole; the name it has may stay
+/// behind. `content` is what it holds.
+///
+/// File systems of FAT, of some FUSE servers and of 9p have no hard links; then the file is renamed, and where the file
+/// system cannot do that without overwriting, it is written anew, and removed if that fails.
+///
+/// # Errors
+/// When the name is taken, or the kernel refuses.
+pub fn name_new(file: &Path, name: &Path, content: &[u8]) -> io::Result<()> {
+    let linked = uninterrupted(|| fs::hard_link(file, name));
+    if !linked.as_ref().is_err_and(is_unsupported) {
+        return linked;
+    }
+    let rename = || Ok(renameat2(AT_FDCWD, file, AT_FDCWD, name, RenameFlags::RENAME_NOREPLACE)?);
+    let renamed = uninterrupted(rename);
+    if !renamed.as_ref().is_err_and(is_unsupported) {
+        return renamed;
+    }
+    let mut options = OpenOptions::new();
+    let mut new = options.write(true).create_new(true).mode(0o600).open(name)?;
+    new.write_all(content).inspect_err(|_| {
+        let _ = fs::remove_file(name);
+    })
+}
+
+/// The kernel's and file systems' answers to an operation that they do not have (link(2), rename(2)).
+fn is_unsupported(cause: &Error) -> bool {
+    let errno = Errno::from_raw(cause.raw_os_error().unwrap_or(0));
+    matches!(
+        errno,
+        Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EMLINK | Errno::EINVAL
+    )
 }
 
 #[cfg(test)]

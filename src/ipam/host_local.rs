@@ -225,7 +225,7 @@ impl HostLocal {
         who: &Attachment,
     ) -> Result<Vec<(&'a Range, IpAddr)>, Error> {
         let locked = self.store.lock_or_create()?;
-        locked.enter_boot()?;
+        locked.enter_boot(&who.container)?;
         let leases = locked.scan(who)?;
         self.refuse_duplicate(config, who, &leases)?;
         let mut chosen = Vec::with_capacity(config.pools.len());
