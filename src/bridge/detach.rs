@@ -152,15 +152,22 @@ impl Detachment<'_> {
             known = listed.map(|ip| ip.address.address()).collect();
         }
         if known.is_empty() && scope == Scope::Addresses {
+            // Without any, all of the container's masquerading on this network goes.
             known = self.pod_addresses().unwrap_or_default();
         }
         Masquerade::of(&self.conf.name, self.who).remove(known, scope)
     }
 
-    /// The addresses of the container's interface; `None` when it cannot be seen.
+    /// The addresses of the container's interface; `None` when it cannot be seen, or is not the one that our ADD made: the
+    /// namespace may be another container's by now.
     fn pod_addresses(&self) -> Option<Vec<IpAddr>> {
         let pod = self.pod().ok().flatten()?;
         let link = pod.link(&self.who.interface).ok().flatten()?;
+        let name = host_interface(&self.conf.name, self.who);
+        let host = self.host.link(&name).ok().flatten()?;
+        if link.peer != Some(host.index) || host.peer != Some(link.index) {
+            return None;
+        }
         let addresses = pod.addresses(link.index).ok()?;
         Some(
             addresses

@@ -28,7 +28,12 @@ pub fn machine() -> Option<String> {
         (Err(_), _) => return None,
     };
     let digest = Sha512::digest(format!("{machine}\0{}\0{namespace}", host.trim()));
-    Some(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    )
 }
 
 /// During the first boot of an image it is "uninitialized" (machine-id(5)).

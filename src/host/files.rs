@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::host::interrupts::uninterrupted;
 
-/// Whether files can be made in a directory, which is made itself where it is missing.
+/// Whether files can be made in a directory, which is made itself where it is missing; also where that fails only for now.
 ///
 /// # Errors
 /// Why not: the directory that would have to be written, and what the kernel says of it.
@@ -23,13 +23,38 @@ pub fn can_fill(directory: &Path) -> Result<(), String> {
             Ok(()) if place.is_dir() => return Ok(()),
             Ok(()) => return refused(place, ErrorKind::NotADirectory.into()),
             Err(errno) => match Error::from(errno) {
-                cause if cause.kind() == ErrorKind::NotFound => {}
-                cause => return refused(place, cause),
+                cause if cause.kind() == ErrorKind::NotFound => {
+                    if place.is_symlink() {
+                        return refused(place, Error::other("a symbolic link to nothing"));
+                    }
+                }
+                cause if needs_repair(&cause) => return refused(place, cause),
+                _ => return Ok(()),
             },
         }
     }
     // A relative path starts where we are, which is there.
     Ok(())
+}
+
+/// Whether a failure lasts until a person repairs the path or its permissions. A full disk, a lack of memory or of file
+/// descriptors, an interrupted call or a server that does not answer pass by themselves.
+pub fn needs_repair(cause: &Error) -> bool {
+    let Some(errno) = cause.raw_os_error().map(Errno::from_raw) else {
+        return true;
+    };
+    matches!(
+        errno,
+        Errno::ENOENT
+            | Errno::ENOTDIR
+            | Errno::EISDIR
+            | Errno::ELOOP
+            | Errno::ENAMETOOLONG
+            | Errno::EACCES
+            | Errno::EPERM
+            | Errno::EROFS
+            | Errno::ENOEXEC
+    )
 }
 
 /// Options that open only what is at the path itself; a symbolic link there is an error ([`is_link`]).
@@ -57,13 +82,25 @@ pub fn name_new(file: &Path, name: &Path, content: &[u8]) -> io::Result<()> {
     if !linked.as_ref().is_err_and(is_unsupported) {
         return linked;
     }
-    let rename = || Ok(renameat2(AT_FDCWD, file, AT_FDCWD, name, RenameFlags::RENAME_NOREPLACE)?);
+    let rename = || {
+        Ok(renameat2(
+            AT_FDCWD,
+            file,
+            AT_FDCWD,
+            name,
+            RenameFlags::RENAME_NOREPLACE,
+        )?)
+    };
     let renamed = uninterrupted(rename);
     if !renamed.as_ref().is_err_and(is_unsupported) {
         return renamed;
     }
     let mut options = OpenOptions::new();
-    let mut new = options.write(true).create_new(true).mode(0o600).open(name)?;
+    let mut new = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(name)?;
     new.write_all(content).inspect_err(|_| {
         let _ = fs::remove_file(name);
     })

@@ -31,10 +31,14 @@ impl LiveAttachments {
     /// When one of them cannot be seen: then every attachment may be alive.
     pub fn observe() -> Result<LiveAttachments, Error> {
         let unknown = |what: &str, cause: &dyn std::fmt::Display| {
-            Error::failed(format!("cannot see which attachments live: {what}: {cause}"))
+            Error::failed(format!(
+                "cannot see which attachments live: {what}: {cause}"
+            ))
         };
         let host = Netlink::open().map_err(|cause| unknown("open a netlink socket", &cause))?;
-        let links = host.links().map_err(|cause| unknown("list the links", &cause))?;
+        let links = host
+            .links()
+            .map_err(|cause| unknown("list the links", &cause))?;
         let mut live = LiveAttachments {
             links: links.into_iter().map(|link| link.name).collect(),
             ..LiveAttachments::default()
@@ -59,7 +63,11 @@ impl LiveAttachments {
         };
         let link = interface.parse().map(|interface| {
             let container = container.clone();
-            Attachment { container, interface }.host_interface(network)
+            Attachment {
+                container,
+                interface,
+            }
+            .host_interface(network)
         });
         self.has_address(address)
             || link.is_ok_and(|link| self.links.contains(link.as_str()))
@@ -112,7 +120,9 @@ impl LiveAttachments {
                 continue;
             }
             match Netlink::open_in(&netns) {
-                Ok(inside) => self.add_connected(&inside, &home).map_err(std::io::Error::other)?,
+                Ok(inside) => self
+                    .add_connected(&inside, &home)
+                    .map_err(std::io::Error::other)?,
                 Err(cause) if is_elsewhere(&cause) => {}
                 Err(cause) => return Err(cause),
             }
@@ -122,7 +132,11 @@ impl LiveAttachments {
 
     fn add_connected(&mut self, inside: &Netlink, home: &Netns) -> Result<(), NetlinkError> {
         let links = inside.cross_links()?;
-        let home = if links.is_empty() { None } else { inside.id_of(home)? };
+        let home = if links.is_empty() {
+            None
+        } else {
+            inside.id_of(home)?
+        };
         let is_connected = home.is_some() && links.iter().any(|link| Some(link.netns) == home);
         // A device that was moved there, of the type host-device or SR-IOV, leads nowhere.
         let is_hardware = |kind: &Kind| *kind == Kind::Other("device".to_owned());
@@ -137,7 +151,8 @@ impl LiveAttachments {
         }
         let addresses = inside.all_addresses()?.into_iter();
         let there = addresses.filter(|address| is_connected || hardware.contains(&address.link));
-        self.addresses.extend(there.map(|address| address.cidr.address()));
+        self.addresses
+            .extend(there.map(|address| address.cidr.address()));
         Ok(())
     }
 }

@@ -71,7 +71,11 @@ impl Netlink {
             return Err(NetlinkError::Unsupported);
         }
         let parse = |bytes: &Vec<u8>| Address::parse(bytes).ok_or(NetlinkError::Unreadable);
-        answers.iter().filter(|bytes| is_ip(bytes)).map(parse).collect()
+        answers
+            .iter()
+            .filter(|bytes| is_ip(bytes))
+            .map(parse)
+            .collect()
     }
 
     /// A link in another namespace.

@@ -239,7 +239,9 @@ mod tests {
             scratch.write("net/10.1.0.3", "c2\r\neth0");
             scratch.write("net/notes", "");
             scratch.write("net/.gangplank.boot", &format!("boot 1-2-3\n{of_machine}"));
-            let held = store(&scratch).lock_leases(&["10.1.0.3".parse().unwrap()]).unwrap();
+            let held = store(&scratch)
+                .lock_leases(&["10.1.0.3".parse().unwrap()])
+                .unwrap();
             assert_eq!(enter(&scratch), ["10.1.0.3", "notes"]);
             drop(held);
             assert_eq!(enter(&scratch), ["10.1.0.3", "notes"]);

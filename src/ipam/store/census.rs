@@ -70,7 +70,9 @@ impl Census {
                 // What cannot be read may well be somebody's.
                 Err(cause) => {
                     if !is_no_lease(&cause) {
-                        census.unreadable.get_or_insert((address, cause.to_string()));
+                        census
+                            .unreadable
+                            .get_or_insert((address, cause.to_string()));
                     }
                     None
                 }

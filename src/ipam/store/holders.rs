@@ -1,5 +1,6 @@
 //! Who holds what: for a release, and for messages.
 
+use std::fmt;
 use std::fs::DirEntry;
 use std::io;
 use std::net::IpAddr;
@@ -59,6 +60,17 @@ pub struct LeaseFile {
 }
 
 impl LeaseFile {
+    /// The error to report when GC does not free it.
+    pub fn kept(&self, cause: impl fmt::Display) -> Error {
+        let owner = self.owner.iter().map(|(container, _)| container.as_str());
+        let owner = owner.collect::<String>();
+        Error::failed(format!(
+            "did not free {} of container {owner}, which is not valid any more: {cause}",
+            self.address
+        ))
+        .details("another container could be given the address: delete that interface, then run GC again")
+    }
+
     /// Whose it is, as far as it tells. Leases of the legacy form name no interface; there was only one then.
     pub fn attachment(&self) -> Option<Attachment> {
         let (container, interface) = self.owner.as_ref()?;
@@ -96,12 +108,13 @@ impl Store {
     /// # Errors
     /// When the directory cannot be read.
     pub(super) fn all_readable(&self) -> Result<Vec<LeaseFile>, Error> {
-        Ok(self.read_leases()?.filter_map(|(_, read)| read.ok()).collect())
+        Ok(self
+            .read_leases()?
+            .filter_map(|(_, read)| read.ok())
+            .collect())
     }
 
-    fn read_leases(
-        &self,
-    ) -> Result<impl Iterator<Item = (IpAddr, io::Result<LeaseFile>)>, Error> {
+    fn read_leases(&self) -> Result<impl Iterator<Item = (IpAddr, io::Result<LeaseFile>)>, Error> {
         let read = |(entry, address): (DirEntry, IpAddr)| {
             let content = read_small(&entry.path());
             let lease = content.and_then(|content| {
