@@ -63,14 +63,20 @@ pub fn environment_values(variable: &str) -> io::Result<HashSet<String>> {
 }
 
 /// A plugin that works in a container's network namespace is still in the mount namespace of its host; one that a
-/// runtime starts in another mount namespace begins in the network namespace of the host.
+/// runtime starts in another mount namespace begins in the network namespace of the host. One that has ended is nowhere.
 fn is_on_this_host(process: &Path) -> bool {
     let is_same = |namespace: &str| {
-        let of = |process: &Path| fs::read_link(process.join("ns").join(namespace)).ok();
-        let theirs = of(process);
-        theirs.is_none() || theirs == of(Path::new("/proc/thread-self"))
+        let of = |process: &Path| fs::read_link(process.join("ns").join(namespace));
+        match of(process) {
+            Ok(theirs) => of(Path::new("/proc/thread-self")).is_ok_and(|own| own == theirs),
+            Err(cause) => !is_gone(&cause),
+        }
     };
     is_same("mnt") || is_same("net")
+}
+
+fn is_gone(cause: &io::Error) -> bool {
+    cause.kind() == ErrorKind::NotFound || cause.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
 fn processes() -> io::Result<Vec<DirEntry>> {
@@ -79,23 +85,42 @@ fn processes() -> io::Result<Vec<DirEntry>> {
     Ok(entries.into_iter().filter(is_process).collect())
 }
 
-/// `None` for a process that has ended, and for one of another user that the kernel does not let us see: it is beyond
-/// our user namespace, where no process works for the containers of this host.
+/// `None` for a process that has ended, and for one that the kernel hides because it is of another user or has
+/// capabilities that this one lacks (ptrace(2), "Ptrace access mode checking"): a runtime starts all plugins alike.
 fn if_ours_to_see<T>(process: &DirEntry, read: io::Result<T>) -> io::Result<Option<T>> {
-    let is_gone = |cause: &io::Error| {
-        cause.kind() == ErrorKind::NotFound || cause.raw_os_error() == Some(Errno::ESRCH as i32)
-    };
     match read {
         Ok(read) => Ok(Some(read)),
         Err(cause) if is_gone(&cause) => Ok(None),
         Err(cause) if cause.kind() == ErrorKind::PermissionDenied => {
-            let own = uninterrupted(|| fs::metadata("/proc/self"))?.uid();
-            match uninterrupted(|| process.metadata()) {
-                Ok(file) if file.uid() == own => Err(cause),
+            let own = Rights::of(Path::new("/proc/self"))?;
+            match Rights::of(&process.path()) {
+                Ok(theirs) if theirs.is_within(&own) => Err(cause),
                 _ => Ok(None),
             }
         }
         Err(cause) => Err(cause),
+    }
+}
+
+/// The user of a process and its effective capabilities, a bit for each.
+struct Rights {
+    user: u32,
+    capabilities: u64,
+}
+
+impl Rights {
+    fn of(process: &Path) -> io::Result<Rights> {
+        let status = fs::read_to_string(process.join("status"))?;
+        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let parse = |digits: &str| u64::from_str_radix(digits.trim(), 16).ok();
+        Ok(Rights {
+            user: uninterrupted(|| fs::metadata(process))?.uid(),
+            capabilities: capabilities.and_then(parse).unwrap_or_default(),
+        })
+    }
+
+    fn is_within(&self, other: &Rights) -> bool {
+        self.user == other.user && self.capabilities & !other.capabilities == 0
     }
 }
 
@@ -157,5 +182,11 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(values, HashSet::from(["here".to_owned()]));
         assert!(!namespaces.is_empty());
+        let own = Rights::of(Path::new("/proc/self")).unwrap();
+        let root = Rights {
+            capabilities: u64::MAX,
+            user: own.user,
+        };
+        assert!(own.is_within(&root) && !root.is_within(&own));
     }
 }
