@@ -87,19 +87,19 @@ impl LiveAttachments {
 
     /// The namespaces that veths of the host lead to, wherever their files are.
     fn add_linked(&mut self, host: &Netlink) -> Result<BTreeSet<NetnsId>, NetlinkError> {
-        let namespaces = || -> Result<BTreeSet<NetnsId>, NetlinkError> {
-            Ok(host.cross_links()?.iter().map(|link| link.netns).collect())
-        };
-        let linked = namespaces()?;
+        let links = host.cross_links()?;
+        let linked: BTreeSet<NetnsId> = links.iter().map(|link| link.netns).collect();
         for netns in &linked {
-            match host.addresses_in(*netns) {
-                Ok(addresses) => {
+            match host.addresses_in(*netns)? {
+                Some(addresses) => {
                     let addresses = addresses.iter().map(|address| address.cidr.address());
                     self.addresses.extend(addresses);
                 }
-                // It may have ended meanwhile.
-                Err(_) if !namespaces()?.contains(netns) => {}
-                Err(cause) => return Err(cause),
+                // The kernel deletes them with their peers, which takes it a while.
+                None => {
+                    let dead = links.iter().filter(|link| link.netns == *netns);
+                    dead.for_each(|link| drop(self.links.remove(&link.link.name)));
+                }
             }
         }
         Ok(linked)

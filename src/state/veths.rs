@@ -26,11 +26,8 @@ pub fn veths(host: &Netlink, wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Veth
     let mut found = Vec::new();
     for of_netns in links.chunk_by(|one, other| one.netns == other.netns) {
         let netns = of_netns[0].netns;
-        let addresses = match host.addresses_in(netns) {
-            Ok(addresses) => addresses,
-            // It may have ended meanwhile, with its links.
-            Err(_) if host.link_at(of_netns[0].link.index)?.is_none() => continue,
-            Err(cause) => return Err(cause),
+        let Some(addresses) = host.addresses_in(netns)? else {
+            continue;
         };
         for link in of_netns {
             let of_peer = addresses.iter().filter(|address| address.link == link.peer);

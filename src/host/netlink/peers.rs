@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use nix::errno::Errno;
+
 use super::address::{Address, HEADER as ADDRESS_HEADER, is_ip};
 use super::link::{HEADER as LINK_HEADER, Link, read};
 use super::message::{Message, Verb};
@@ -54,14 +56,19 @@ impl Netlink {
         Ok(links)
     }
 
-    /// All addresses in another namespace.
+    /// All addresses in another namespace; `None` if that has ended. Its links are still there for a while then, but
+    /// nobody can use it any more (`get_net_ns_by_id`, net/core/net_namespace.c).
     ///
     /// # Errors
     /// [`NetlinkError::Unsupported`] before Linux 4.20; when the kernel refuses to tell.
-    pub fn addresses_in(&self, netns: NetnsId) -> Result<Vec<Address>, NetlinkError> {
+    pub fn addresses_in(&self, netns: NetnsId) -> Result<Option<Vec<Address>>, NetlinkError> {
         let wanted = Attributes::default().native(IFA_TARGET_NETNSID, netns.0);
         let request = || Message::new(Verb::GetAddress, &[0; ADDRESS_HEADER], &wanted);
-        let answers = self.dump(request)?;
+        let answers = match self.dump(request) {
+            // "Invalid target network namespace id" (`inet_valid_dump_ifaddr_req`, net/ipv4/devinet.c).
+            Err(NetlinkError::Refused(Errno::EINVAL)) => return Ok(None),
+            answers => answers?,
+        };
         let is_there = |bytes: &Vec<u8>| {
             let attributes = bytes.get(ADDRESS_HEADER..).unwrap_or_default();
             find(attributes, IFA_TARGET_NETNSID).is_some()
@@ -71,11 +78,8 @@ impl Netlink {
             return Err(NetlinkError::Unsupported);
         }
         let parse = |bytes: &Vec<u8>| Address::parse(bytes).ok_or(NetlinkError::Unreadable);
-        answers
-            .iter()
-            .filter(|bytes| is_ip(bytes))
-            .map(parse)
-            .collect()
+        let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
+        of_ip.map(parse).collect::<Result<_, _>>().map(Some)
     }
 
     /// A link in another namespace.
