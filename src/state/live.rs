@@ -98,7 +98,9 @@ impl LiveAttachments {
                 // The kernel deletes them with their peers, which takes it a while.
                 None => {
                     let dead = links.iter().filter(|link| link.netns == *netns);
-                    dead.for_each(|link| drop(self.links.remove(&link.link.name)));
+                    for link in dead {
+                        self.links.remove(&link.link.name);
+                    }
                 }
             }
         }

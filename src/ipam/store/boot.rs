@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::boot;
+use crate::host::journal;
 use crate::host::locks;
 use crate::ipam::lease_file::read_small;
 use crate::ipam::store::{Locked, Store, remove};
@@ -125,8 +126,14 @@ impl Store {
         if leases.is_empty() {
             return Ok(Some(HashSet::new()));
         }
-        let Ok(mut live) = LiveAttachments::observe() else {
-            return Ok(None);
+        let began = journal::clock();
+        let mut live = match LiveAttachments::observe() {
+            Ok(live) => live,
+            Err(unknown) => {
+                journal::step(began, || unknown.to_string());
+                eprintln!("DBG {unknown}");
+                return Ok(None);
+            }
         };
         if let Some(container) = adding {
             live = live.without_work_for(container);
