@@ -15,7 +15,7 @@ mod sweep;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -113,6 +113,16 @@ impl Store {
             Err(cause) => return Err(self.failed("open", "lock", &cause)),
         };
         let lock = self.lock_file(file, "lock")?;
+        // A restored backup may have replaced it while we waited: then others lock the new one.
+        let is_named = match (lock.metadata(), self.path("lock").symlink_metadata()) {
+            (Ok(locked), Ok(named)) => (locked.dev(), locked.ino()) == (named.dev(), named.ino()),
+            (_, Err(cause)) => !is_absence(&cause),
+            _ => true,
+        };
+        if !is_named {
+            drop(lock);
+            return self.lock();
+        }
         Ok(Some(Locked {
             store: self,
             _lock: lock,

@@ -131,7 +131,6 @@ impl Store {
             Ok(live) => live,
             Err(unknown) => {
                 journal::step(began, || unknown.to_string());
-                eprintln!("DBG {unknown}");
                 return Ok(None);
             }
         };
