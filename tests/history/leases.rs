@@ -58,6 +58,17 @@ fn other_boot(node: &Node, id: &str) {
 const SECOND: &str = "11111111-2222-3333-4444-555555555555";
 const THIRD: &str = "22222222-2222-3333-4444-555555555555";
 
+/// Waits until the kernel has deleted the links of namespaces that have ended, which takes it a while.
+fn links_are_gone(node: &Node) {
+    for _ in 0..200 {
+        if !node.run("ip -o link").contains("veth") {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("{}", node.run("ip -o link"));
+}
+
 /// `doctor --fix` on the leases of a node with one configuration.
 fn fix(node: &Node, config: &Value) -> Answer {
     node.run("mkdir -p /run/net.d /run/results");
@@ -134,6 +145,7 @@ fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
     network.add(&b);
     a.end();
     b.end();
+    links_are_gone(&node);
     other_boot(&node, SECOND);
     // podman and Nomad start a container under the ID that it had.
     let a = node.pod("a");
@@ -168,6 +180,7 @@ fn pods_with_an_interface_based_on_one_of_the_hosts_keep_their_leases() {
     network.add(&a);
     network.add(&b);
     b.end();
+    std::thread::sleep(std::time::Duration::from_millis(300));
     other_boot(&node, SECOND);
     assert_eq!(Network::address(&network.add(&c)), "10.1.0.4");
     assert_eq!(node.lease("lan", "10.1.0.2").unwrap(), "a\r\neth0");
