@@ -218,7 +218,7 @@ impl Call<'_> {
             Verb::Gc => {
                 let plugin = HostLocal::parse_for_release(conf)?;
                 match conf.valid_attachments()? {
-                    Some(valid) => plugin.sweep(&valid),
+                    Some(valid) => plugin.gc(&valid),
                     None => Ok(()),
                 }
             }

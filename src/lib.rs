@@ -16,7 +16,7 @@
 //!       ── cni::result ──▶ the shape of the asked cniVersion ──▶ written once
 //! ```
 //!
-//! Dependencies point one way: `net ← cni ← {bridge, ipam, masquerade, forward, loopback} ← dispatch, cli`; [`host`] is the only
+//! Dependencies point one way: `net ← cni ← state ← {bridge, ipam, masquerade, forward, loopback} ← dispatch, cli`; [`host`] is the only
 //! room that knows the kernel.
 
 pub mod bridge;
@@ -33,6 +33,7 @@ pub mod log;
 pub mod loopback;
 pub mod masquerade;
 pub mod net;
+pub mod state;
 mod undo;
 
 pub use error::{Code, Error, Failures};

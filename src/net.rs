@@ -226,6 +226,20 @@ impl IfName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name of a veth: "veth" and the first 44 bits of a hash, which fill the 15 bytes that a name may have.
+    pub fn veth(digest: impl AsRef<[u8]>) -> IfName {
+        let bytes = digest.as_ref().iter().take(6);
+        let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+        IfName(format!("veth{hex:.11}"))
+    }
+
+    /// Whether a name has the form of [`IfName::veth`]. The Go plugins' veths have eight digits, not eleven.
+    pub fn is_derived_veth(name: &str) -> bool {
+        let digits = name.strip_prefix("veth").unwrap_or_default();
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        digits.len() == 11 && digits.bytes().all(is_digit)
+    }
 }
 
 impl FromStr for IfName {

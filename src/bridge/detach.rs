@@ -132,8 +132,10 @@ impl Detachment<'_> {
         };
         let bridge = bridge_of(&self.conf.root()).ok();
         let bridge = bridge.map_or(Ok(None), |bridge| self.host.link(&bridge));
+        let derived = host_interface(&self.conf.name, self.who);
         let known = Known {
             interface: name.as_str(),
+            host: derived.as_str(),
             prev: self.prev.as_ref(),
             leased: self.held.map(Held::addresses),
             bridge: bridge.map_err(fail)?.map(|bridge| bridge.index),
@@ -195,6 +197,7 @@ impl Detachment<'_> {
             known = listed.map(|ip| ip.address.address()).collect();
         }
         if known.is_empty() && scope == Scope::Addresses {
+            // Without any, all of the container's masquerading on this network goes.
             known = self.pod_addresses().unwrap_or_default();
         }
         Masquerade::of(&self.conf.name, self.who).remove(known, scope)

@@ -2,10 +2,9 @@
 
 use std::net::IpAddr;
 
-use crate::bridge::plan::is_host_interface;
 use crate::cni::result::AddResult;
 use crate::host::netlink::Link;
-use crate::net::Mac;
+use crate::net::{IfName, Mac};
 
 /// A veth that has the attachment's interface name in the container.
 #[derive(Debug, Default)]
@@ -23,6 +22,8 @@ pub struct ContainerEnd {
 pub struct Known<'a> {
     /// The name of its interface.
     pub interface: &'a str,
+    /// The name that this plugin gives the peer on the host.
+    pub host: &'a str,
     /// prevResult, if the runtime passed one.
     pub prev: Option<&'a AddResult>,
     /// The addresses that it holds; `None` where IPAM is not host-local.
@@ -34,9 +35,8 @@ pub struct Known<'a> {
 /// Whether the interface is the attachment's. It may be another one's that has the same interface name: of the network
 /// that was added before this one and made this ADD fail, or of another container whose namespace has this path now.
 ///
-/// The peers that this plugin makes have a name derived from the attachment, and DEL has looked for this attachment's
-/// before it asks: such a peer is another one's. The Go plugin's have random names, and the first of these decides that
-/// says anything:
+/// The peers that this plugin makes have a name derived from the attachment, which decides. The Go plugin's have random
+/// names, and the first of these decides that says anything:
 ///
 /// 1. prevResult: it lists the peer, or the interface with its MAC address.
 /// 2. The addresses of lease and prevResult: the interface has one of them. If it has others only, or has addresses where
@@ -44,8 +44,8 @@ pub struct Known<'a> {
 /// 3. Without addresses, or with those that another IPAM plugin gave, the peer is a port of the network's bridge.
 pub fn is_owner(known: &Known, end: &ContainerEnd) -> bool {
     let peer = end.peer.as_ref();
-    if peer.is_some_and(|peer| is_host_interface(&peer.name)) {
-        return false;
+    if let Some(peer) = peer.filter(|peer| IfName::is_derived_veth(&peer.name)) {
+        return peer.name == known.host;
     }
     let by_bridge =
         || peer.is_some_and(|peer| peer.master.is_some() && peer.master == known.bridge);
@@ -138,6 +138,7 @@ mod tests {
         let leased = leased.map(|it| it.parse().unwrap());
         let known = Known {
             interface: "eth0",
+            host: "vethfedcba98765",
             prev: Some(&prev),
             leased: Some(&leased),
             bridge: Some(3),
@@ -161,6 +162,7 @@ mod tests {
             let prev = prev(host, mac);
             let known = Known {
                 interface: "eth0",
+                host: "vethfedcba98765",
                 prev: Some(&prev),
                 leased: Some(&leased),
                 bridge: Some(3),
@@ -196,6 +198,7 @@ mod tests {
         ] {
             let known = Known {
                 interface: "eth0",
+                host: "vethfedcba98765",
                 prev,
                 leased,
                 bridge: Some(3),

@@ -15,9 +15,6 @@ use crate::net::{Cidr, Family, IfName, Mac, Route};
 /// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
 const MAX_ALIAS: usize = 255;
 
-/// The digits in the name of a veth: with "veth" they are the fifteen bytes that a name may have, and 44 bits of a hash.
-const HOST_DIGITS: usize = 11;
-
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
 pub const MIN_MTU_IPV6: u32 = 1280;
 
@@ -49,37 +46,12 @@ pub struct Plan {
 
 /// The end of a veth pair on the host: found again without the container's namespace.
 pub fn host_interface(network: &Id, who: &Attachment) -> IfName {
-    let digest = Sha512::new()
-        .chain_update(network.as_str())
-        .chain_update("\0")
-        .chain_update(who.container.as_str())
-        .chain_update("\0")
-        .chain_update(who.interface.as_str())
-        .finalize();
-    veth_name(digest)
-}
-
-/// Whether a name is like those of [`host_interface`].
-pub fn is_host_interface(name: &str) -> bool {
-    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    name.strip_prefix("veth")
-        .is_some_and(|digits| digits.len() == HOST_DIGITS && digits.bytes().all(is_digit))
+    who.host_interface(network)
 }
 
 /// The port of a bridge behind a gateway's interface: whichever ADD makes it, makes the same one.
 pub fn gateway_port(interface: &IfName) -> IfName {
-    veth_name(Sha512::digest(format!("gateway\0{interface}")))
-}
-
-fn veth_name(digest: impl AsRef<[u8]>) -> IfName {
-    let digest = digest.as_ref();
-    let hex: String = digest[..6]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("veth{}", &hex[..HOST_DIGITS])
-        .parse()
-        .expect("it is fifteen bytes of ASCII")
+    IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
 }
 
 impl Plan {
@@ -308,7 +280,7 @@ mod tests {
     fn the_hosts_end_is_named_after_the_attachment() {
         let network = "n".parse().unwrap();
         let name = host_interface(&network, &who("eth0"));
-        assert!(is_host_interface(name.as_str()));
+        assert!(IfName::is_derived_veth(name.as_str()));
         assert_eq!(name, host_interface(&network, &who("eth0")));
         assert_ne!(name, host_interface(&network, &who("eth1")));
     }

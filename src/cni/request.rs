@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use sha2::{Digest, Sha512};
+
 use crate::error::{Code, Error};
 use crate::net::{IfName, Mac, parse_ip};
 
@@ -89,6 +91,19 @@ pub struct Attachment {
     pub container: Id,
     /// CNI_IFNAME, the interface inside the container.
     pub interface: IfName,
+}
+
+impl Attachment {
+    /// The name of its interface on the host, derived so that it is found without the container's namespace.
+    pub fn host_interface(&self, network: &Id) -> IfName {
+        let digest = Sha512::new()
+            .chain_update(network.as_str())
+            .chain_update("\0")
+            .chain_update(self.container.as_str())
+            .chain_update("\0")
+            .chain_update(self.interface.as_str());
+        IfName::veth(digest.finalize())
+    }
 }
 
 impl fmt::Display for Attachment {

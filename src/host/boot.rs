@@ -1,72 +1,74 @@
-//! Boots of the kernel: which one this is, and since when it runs.
+//! Which boot of which machine this is. No clock is asked: it may be wrong, and it may be set.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 
-/// What the wall clock shows of the start may be off by the ticks in which files are stamped.
-const MARGIN: Duration = Duration::from_secs(1);
+use sha2::{Digest, Sha512};
 
-/// The id of this boot, different for each; `None` where the kernel does not tell (random(4)).
+/// Where the machine ID is: of systemd, else of D-Bus (machine-id(5)).
+const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+
+/// The boot ID, different for each boot (random(4)); `None` if it cannot be read.
 pub fn id() -> Option<String> {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let id = id.trim();
-    (!id.is_empty()).then(|| id.to_owned())
+    is_word(id).then(|| id.to_owned())
 }
 
-/// A time before which no file was written since the boot, as far as the kernel can tell; `None` when it cannot.
-///
-/// The time of the boot is what the clock shows now, less the time that has passed. Had the clock been set forward
-/// meanwhile, files written before that would seem older than the boot. /proc is a witness: it was stamped when it was
-/// mounted, by the clock of then. So the earlier of the two counts; a clock set back only makes it earlier.
-pub fn earliest_write() -> Option<SystemTime> {
-    let uptime = parse_uptime(&fs::read_to_string("/proc/uptime").ok()?)?;
-    let mounted = fs::metadata("/proc")
-        .and_then(|proc| proc.modified())
-        .ok()?;
-    earlier(SystemTime::now(), uptime, mounted)
+/// Identifies this machine across boots: a hash of its machine ID, its host name and, in a network namespace other than
+/// that of PID 1, of that namespace. Machines made from one image share the first, nodes on one kernel often the first
+/// two. It is a hash because a machine ID is confidential (machine-id(5)). `None` if the machine cannot be identified.
+pub fn machine() -> Option<String> {
+    let machine = MACHINE_IDS.into_iter().find_map(machine_id)?;
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let namespace = match (namespace("self"), namespace("1")) {
+        (Ok(own), Ok(first)) if own == first => String::new(),
+        (Ok((device, inode)), _) => format!("{device}:{inode}"),
+        (Err(_), _) => return None,
+    };
+    let digest = Sha512::digest(format!("{machine}\0{}\0{namespace}", host.trim()));
+    Some(
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    )
 }
 
-fn earlier(now: SystemTime, uptime: Duration, mounted: SystemTime) -> Option<SystemTime> {
-    now.checked_sub(uptime)?.min(mounted).checked_sub(MARGIN)
+/// During the first boot of an image it is "uninitialized" (machine-id(5)).
+fn machine_id(path: &str) -> Option<String> {
+    let id = fs::read_to_string(path).ok()?;
+    let id = id.trim();
+    let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then(|| id.to_owned())
 }
 
-/// The first of the two numbers, in seconds (proc_uptime(5)).
-fn parse_uptime(text: &str) -> Option<Duration> {
-    let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+fn namespace(process: &str) -> io::Result<(u64, u64)> {
+    let file = fs::metadata(format!("/proc/{process}/ns/net"))?;
+    Ok((file.dev(), file.ino()))
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && !text.contains(char::is_whitespace)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
     #[test]
-    fn a_clock_that_jumped_never_makes_the_boot_later_than_it_was() {
-        let up = Duration::from_secs(100);
-        let earliest = |now, mounted| earlier(at(now), up, at(mounted)).unwrap();
-        assert_eq!(earliest(10_000, 9_903), at(9_899));
-        // Booted in 1970 and set right since.
-        assert_eq!(earliest(10_000, 5), at(4));
-        // Set back since.
-        assert_eq!(earliest(5_000, 9_903), at(4_899));
-        assert_eq!(
-            earlier(SystemTime::UNIX_EPOCH, up, at(0)),
-            Some(at(0) - up - MARGIN)
-        );
-    }
-
-    #[test]
-    fn this_kernel_tells() {
-        assert_eq!(
-            parse_uptime("12.25 99.0\n"),
-            Some(Duration::from_millis(12_250))
-        );
-        assert_eq!(parse_uptime("-1 2"), None);
+    fn a_boot_and_a_machine_stay_the_same() {
         assert_eq!(id().map(|id| id.len()), Some(36));
-        assert!(earliest_write().unwrap() < SystemTime::now());
+        assert_eq!(id(), id());
+        assert_eq!(machine(), machine());
+        assert!(machine().is_none_or(|machine| machine.len() == 16));
+    }
+
+    #[test]
+    fn what_is_not_an_id_is_none() {
+        assert_eq!(machine_id("/proc/version"), None);
+        assert_eq!(machine_id("/nonexistent"), None);
+        assert!(!is_word("") && !is_word("a b"));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 
 use crate::host::files;
@@ -36,10 +37,18 @@ pub enum LockError {
 
 /// Opens a file to lock it; a symbolic link is not followed, and a FIFO not waited for.
 ///
+/// It is opened for writing, because NFS gives an exclusive lock on nothing else (flock(2), "NFS details"). Where its
+/// mode does not permit that, it is opened for reading: other file systems need no more.
+///
 /// # Errors
 /// Those of open(2).
 pub fn open_plain(path: &Path) -> io::Result<File> {
-    files::itself().read(true).open(path)
+    match files::itself().read(true).write(true).open(path) {
+        Err(cause) if cause.raw_os_error() == Some(Errno::EACCES as i32) => {
+            files::itself().read(true).open(path)
+        }
+        opened => opened,
+    }
 }
 
 /// Takes the exclusive lock on a file; it is given back when the file is dropped.

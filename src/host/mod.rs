@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nftables;
 pub mod process;
+pub mod procfs;
 pub mod random;
 pub mod signals;
 pub mod sysctl;

@@ -11,6 +11,7 @@ use crate::cni::request::{Attachment, Command, Request};
 use crate::cni::result::AddResult;
 use crate::cni::shape::{self, Shape};
 use crate::error::{Code, Error};
+use crate::host::files;
 use crate::host::process::{self, Output, ProcessError};
 use crate::host::signals;
 use crate::ipam::Lease;
@@ -122,17 +123,66 @@ impl Delegate {
         self.run(Command::Gc, None).map(drop)
     }
 
-    /// Runs its STATUS.
+    /// Runs its STATUS. One that does not know the verb, which is younger than CNI 1.0, is taken for ready if it supports
+    /// the version of the configuration; else no ADD works.
     ///
     /// # Errors
-    /// Its own error as it is; code 50 when it is not there or gives no answer.
+    /// Its own error as it is; code 50 when it is not there, cannot be run, gives no answer or is too old.
     pub fn status(&self) -> Result<(), Error> {
-        self.locate().map_err(Error::into_not_available)?;
-        let answered = self.run(Command::Status, None).map(drop);
-        answered.map_err(|error| match error.code {
-            Code::PLUGIN => error.into_not_available(),
-            _ => error,
-        })
+        let program = self.locate().map_err(Error::into_not_available)?;
+        let output = match run_when_written(&program, &[command_of(Command::Status)], &self.stdin) {
+            Ok(output) if output.status.success() => {
+                output.relay_stderr();
+                return Ok(());
+            }
+            Ok(output) => output,
+            Err(ProcessError::NotStarted { cause, .. }) if !files::needs_repair(&cause) => {
+                return Ok(());
+            }
+            Err(cause) => {
+                let error = self.broken_off(Command::Status, None, cause);
+                return Err(match error.code {
+                    Code::PLUGIN => error.into_not_available(),
+                    _ => error,
+                });
+            }
+        };
+        // The library of the Go plugins answers code 4 to an unknown verb, or for lack of variables that STATUS does not
+        // have. Who knows the verb needs no variables.
+        match parse_error(&output.stdout) {
+            Some(error) if error.code != Code::INVALID_ENVIRONMENT => Err(error),
+            _ => self.supports_version(&program).map_err(|why| {
+                let failed = self.failure(Command::Status, &program, &output);
+                failed.details(why).into_not_available()
+            }),
+        }
+    }
+
+    /// Whether its ADD takes a configuration of our version; why not otherwise.
+    fn supports_version(&self, program: &Path) -> Result<(), String> {
+        let stdin = format!(r#"{{"cniVersion":"{}"}}"#, self.version.as_str());
+        let answer = run_when_written(program, &[command_of(Command::Version)], stdin.as_bytes());
+        let answer = answer.map_err(|cause| format!("its VERSION failed: {cause}"))?;
+        let value = shape::parse("versions", &answer.stdout);
+        let supported: Vec<String> = value.ok().map_or_else(Vec::new, |value| {
+            let root = Shape::root("versions", &value);
+            let listed = root.list("supportedVersions").ok().flatten();
+            let listed = listed.unwrap_or_default().into_iter();
+            listed
+                .filter_map(|it| it.as_text().map(str::to_owned).ok())
+                .collect()
+        });
+        match supported.iter().any(|it| it == self.version.as_str()) {
+            true => Ok(()),
+            false if supported.is_empty() => {
+                Err("it does not tell which versions it supports".to_owned())
+            }
+            false => Err(format!(
+                "it supports cniVersion {}, but the configuration is of {}: no ADD can work; install a newer release, or lower cniVersion",
+                supported.join(", "),
+                self.version.as_str()
+            )),
+        }
     }
 
     /// What concerns a whole network names no attachment.
@@ -143,7 +193,7 @@ impl Delegate {
     ) -> Result<Output, Error> {
         let who = who.into();
         let program = self.locate()?;
-        let mut env = vec![("CNI_COMMAND", command.as_str())];
+        let mut env = vec![command_of(command)];
         if let Some(who) = who {
             env.push(("CNI_CONTAINERID", who.container.as_str()));
             env.push(("CNI_IFNAME", who.interface.as_str()));
@@ -154,7 +204,12 @@ impl Delegate {
             output.relay_stderr();
             return Ok(output);
         }
-        Err(parse_error(&output.stdout).unwrap_or_else(|| {
+        Err(self.failure(command, &program, &output))
+    }
+
+    /// Its own error, or what can be said of a failure without one.
+    fn failure(&self, command: Command, program: &Path, output: &Output) -> Error {
+        parse_error(&output.stdout).unwrap_or_else(|| {
             let path = program.display();
             let what = format!(
                 "{command} of IPAM plugin {} failed: {}",
@@ -167,7 +222,7 @@ impl Delegate {
                 "" => error,
                 said => error.details(format!("its answer is no CNI error: {}", quote(said))),
             }
-        }))
+        })
     }
 
     /// The error of a program that did not come to its end. What an ADD had done by then is given back.
@@ -226,6 +281,10 @@ impl Delegate {
             dns: result.dns,
         })
     }
+}
+
+fn command_of(command: Command) -> (&'static str, &'static str) {
+    ("CNI_COMMAND", command.as_str())
 }
 
 fn run_when_written(

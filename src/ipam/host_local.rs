@@ -10,13 +10,14 @@ use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment};
 use crate::cni::result::IpConfig;
-use crate::error::Error;
+use crate::error::{Error, Failures};
 use crate::ipam::allocate::next_free;
 use crate::ipam::config::{self, Config, Pool};
 use crate::ipam::range::Range;
-use crate::ipam::store::{Held, LeaseLock, Leases, Locked, Store};
+use crate::ipam::store::{Held, LeaseFile, LeaseLock, Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
 use crate::net::Family;
+use crate::state::LiveAttachments;
 
 /// How many holders an error about an exhausted range set names.
 const NAMED_HOLDERS: usize = 3;
@@ -112,23 +113,42 @@ impl HostLocal {
         locked.release(held, who)
     }
 
-    /// The attachments that hold an address though they are not valid any more. Does not wait for the lock.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
-        self.store.strays(valid)
-    }
-
-    /// Frees whatever no valid attachment holds, whoever reserved it; nothing is created.
+    /// Frees whatever no valid attachment holds, whoever reserved it, but for the addresses `in_use`; nothing is created.
     ///
     /// # Errors
     /// Code 11 when another process keeps the lock; 999 when a file cannot be read or removed.
-    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+    pub fn sweep(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
         match self.store.lock()? {
-            Some(locked) => locked.sweep(valid),
+            Some(locked) => locked.sweep(valid, in_use),
             None => Ok(()),
         }
+    }
+
+    /// GC as a plugin of its own, which deletes no links: an address that a container still has is not freed.
+    ///
+    /// # Errors
+    /// As [`HostLocal::sweep`]; when an address is not freed.
+    pub fn gc(&self, valid: &ValidAttachments) -> Result<(), Error> {
+        let (_, stale) = self.store.by_validity(valid)?;
+        let mut failures = Failures::default();
+        let mut in_use = HashSet::new();
+        if !stale.is_empty() {
+            let live = LiveAttachments::observe();
+            let is_live = |lease: &&LeaseFile| {
+                live.as_ref()
+                    .is_ok_and(|live| live.has_address(lease.address))
+            };
+            for lease in stale.iter().filter(is_live) {
+                let cause = "an interface in another network namespace still has it";
+                failures.note::<()>(Err(lease.kept(cause)));
+                in_use.insert(lease.address);
+            }
+            if failures.note(live).is_none() {
+                in_use = stale.iter().map(|lease| lease.address).collect();
+            }
+        }
+        failures.note(self.sweep(valid, &in_use));
+        failures.into_result()
     }
 
     /// Removes the files that are named after an address but name nobody. Tells the addresses.
@@ -158,41 +178,20 @@ impl HostLocal {
         .details("the pod may use an address that others are given; DEL and a new ADD mend that"))
     }
 
-    /// Whether an address of each range set could be reserved now. Writes nothing and waits for nobody.
+    /// Whether anything keeps every ADD from working until a person repairs it: a directory that cannot be written, a
+    /// resolvConf that is missing. Runtimes take a node down for it, so what passes by itself or by the end of a
+    /// container, such as an exhausted range or a full disk, is not reported here. Writes nothing and waits for nobody.
     ///
     /// # Errors
-    /// Code 50 when not: a set is exhausted, the directory cannot be written, resolvConf cannot be read.
+    /// Code 50 for these.
     pub fn status(&self) -> Result<(), Error> {
-        let Some(config) = &self.config else {
-            return Ok(());
-        };
-        self.ready(config).map_err(Error::into_not_available)
-    }
-
-    fn ready(&self, config: &Config) -> Result<(), Error> {
-        config
-            .resolv_conf
-            .as_deref()
-            .map(resolv::read)
-            .transpose()?;
-        self.store.writable()?;
-        let mut taken = self.store.named()?;
-        let exhausted = |taken: &HashSet<IpAddr>| {
-            let is_full = |pool: &Pool| {
-                let is_taken = |address| taken.contains(&address);
-                next_free(&pool.set, None, &config.gateways, is_taken).is_none()
-            };
-            config.pools.iter().position(is_full)
-        };
-        if exhausted(&taken).is_none() {
-            return Ok(());
-        }
-        let reclaimable = self.store.reclaimable()?;
-        taken.retain(|address| !reclaimable.contains(address));
-        match exhausted(&taken) {
-            Some(index) => Err(self.exhausted(config, index)),
-            None => Ok(()),
-        }
+        let resolv_conf = self
+            .config
+            .as_ref()
+            .and_then(|it| it.resolv_conf.as_deref());
+        let readable = resolv_conf.map_or(Ok(()), resolv::status);
+        let ready = readable.and_then(|()| self.store.writable());
+        ready.map_err(Error::into_not_available)
     }
 
     /// The range sets it gives addresses of; none when it was parsed for a release.
@@ -225,7 +224,7 @@ impl HostLocal {
         who: &Attachment,
     ) -> Result<Vec<(&'a Range, IpAddr)>, Error> {
         let locked = self.store.lock_or_create()?;
-        locked.enter_boot()?;
+        locked.enter_boot(&who.container)?;
         let leases = locked.scan(who)?;
         self.refuse_duplicate(config, who, &leases)?;
         let mut chosen = Vec::with_capacity(config.pools.len());

@@ -41,13 +41,15 @@ pub fn read_claim(path: &Path, who: &Attachment) -> io::Result<Claim> {
 pub fn claim(content: &[u8], who: &Attachment) -> Claim {
     let (container, interface) = (who.container.as_str(), who.interface.as_str());
     let rest = content.trim_ascii().strip_prefix(container.as_bytes());
-    match rest {
-        Some(b"") => return Claim::Containers,
-        Some(rest) if rest.strip_prefix(b"\r\n") == Some(interface.as_bytes()) => {
-            return Claim::Mine;
-        }
-        Some(rest) if rest.starts_with(b"\r\n") => return Claim::Siblings,
-        _ => {}
+    if rest == Some(b"") {
+        return Claim::Containers;
+    }
+    // Programs that take CR LF for the end of a line of text may have written LF alone.
+    let second = rest.and_then(|it| it.strip_prefix(b"\r\n").or_else(|| it.strip_prefix(b"\n")));
+    match second {
+        Some(name) if name == interface.as_bytes() => return Claim::Mine,
+        Some(_) => return Claim::Siblings,
+        None => {}
     }
     match parse_owner(content) {
         Some(_) => Claim::Foreign,
@@ -141,7 +143,9 @@ mod tests {
             ("c1\n", Claim::Containers),
             ("c1\r\neth1", Claim::Siblings),
             ("c10\r\neth0", Claim::Foreign),
-            ("c1\neth0", Claim::Foreign),
+            ("c1\neth0", Claim::Mine),
+            ("c1\neth1", Claim::Siblings),
+            ("c10\neth0", Claim::Foreign),
             ("c2", Claim::Foreign),
             ("c2\r\n\u{fc}", Claim::Foreign),
             ("", Claim::Garbled),

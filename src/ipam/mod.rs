@@ -13,7 +13,6 @@ pub mod range;
 pub mod resolv;
 pub mod store;
 
-use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Attachment, Request};
 use crate::cni::result::{AddResult, Dns, IpConfig};
@@ -167,33 +166,10 @@ impl Ipam {
         }
     }
 
-    /// The attachments that hold an address though they are not valid any more; none when only the delegate knows.
+    /// Whether anything keeps every ADD from getting addresses until a person repairs it.
     ///
     /// # Errors
-    /// When the store cannot be read.
-    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
-        match self {
-            Ipam::HostLocal(host_local) => host_local.strays(valid),
-            Ipam::Delegate(_) => Ok(Vec::new()),
-        }
-    }
-
-    /// Frees whatever no valid attachment holds, and nothing where they are not listed; a delegate finds the list on its
-    /// stdin.
-    ///
-    /// # Errors
-    /// When something could not be freed; a delegate's error as it is.
-    pub fn sweep(&self, valid: Option<&ValidAttachments>) -> Result<(), Error> {
-        match self {
-            Ipam::HostLocal(host_local) => valid.map_or(Ok(()), |valid| host_local.sweep(valid)),
-            Ipam::Delegate(delegate) => delegate.sweep(),
-        }
-    }
-
-    /// Whether addresses could be reserved now.
-    ///
-    /// # Errors
-    /// Code 50 when not; a delegate's error as it is.
+    /// Code 50 if so; a delegate's error as it is.
     pub fn status(&self) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.status(),

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::cni::result::Dns;
 use crate::error::Error;
+use crate::host::files;
 
 /// A resolv.conf is a few lines.
 const MAX_BYTES: u64 = 1 << 20;
@@ -16,11 +17,24 @@ const MAX_BYTES: u64 = 1 << 20;
 /// # Errors
 /// When it cannot be read or is larger than 1 MiB.
 pub fn read(path: &Path) -> Result<Dns, Error> {
-    let text = read_bounded(path).map_err(|cause| {
-        let what = format!("cannot read the resolvConf {}: {cause}", path.display());
-        Error::failed(what).details("ipam.resolvConf must name a file like /etc/resolv.conf")
-    })?;
+    let text = read_bounded(path).map_err(|cause| unreadable(path, &cause))?;
     Ok(parse(&text))
+}
+
+/// Whether it can be read, as far as a person has to repair that.
+///
+/// # Errors
+/// When it is missing, larger than 1 MiB or no file to read.
+pub fn status(path: &Path) -> Result<(), Error> {
+    match read_bounded(path) {
+        Err(cause) if files::needs_repair(&cause) => Err(unreadable(path, &cause)),
+        _ => Ok(()),
+    }
+}
+
+fn unreadable(path: &Path, cause: &io::Error) -> Error {
+    let what = format!("cannot read the resolvConf {}: {cause}", path.display());
+    Error::failed(what).details("ipam.resolvConf must name a file like /etc/resolv.conf")
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {

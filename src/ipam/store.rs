@@ -15,7 +15,7 @@ mod sweep;
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +47,7 @@ const ASIDE: &str = ".gangplank.new";
 /// The leases of one network.
 #[derive(Clone, Debug)]
 pub struct Store {
+    network: Id,
     directory: PathBuf,
 }
 
@@ -54,6 +55,7 @@ impl Store {
     /// The store of a network below `data_dir`; nothing is created.
     pub fn new(data_dir: &Path, network: &Id) -> Store {
         Store {
+            network: network.clone(),
             directory: data_dir.join(network.as_str()),
         }
     }
@@ -111,6 +113,16 @@ impl Store {
             Err(cause) => return Err(self.failed("open", "lock", &cause)),
         };
         let lock = self.lock_file(file, "lock")?;
+        // A restored backup may have replaced it while we waited: then others lock the new one.
+        let is_named = match (lock.metadata(), self.path("lock").symlink_metadata()) {
+            (Ok(locked), Ok(named)) => (locked.dev(), locked.ino()) == (named.dev(), named.ino()),
+            (_, Err(cause)) => !is_absence(&cause),
+            _ => true,
+        };
+        if !is_named {
+            drop(lock);
+            return self.lock();
+        }
         Ok(Some(Locked {
             store: self,
             _lock: lock,
@@ -135,11 +147,16 @@ impl Store {
     /// # Errors
     /// When the directory cannot be read.
     pub fn held(&self, who: &Attachment) -> Result<Held, Error> {
-        let leases = self.scan(who)?;
+        let mut leases = self.scan(who)?;
+        if leases.mine.is_empty() && leases.is_from_index() {
+            // Somebody may have written into a lease, which does not show in the index.
+            leases = self.scan_files(who)?;
+        }
         Ok(Held {
             addresses: leases.mine,
             siblings: leases.siblings,
             litter: leases.aside,
+            unreadable: leases.unreadable,
         })
     }
 
@@ -202,7 +219,7 @@ impl Locked<'_> {
     /// # Errors
     /// When it cannot be written.
     pub fn remember(&self, set: usize, address: IpAddr) -> Result<(), Error> {
-        self.replace(&last_reserved_name(set), &address.to_string(), boot::mark)
+        self.replace(&last_reserved_name(set), &address.to_string(), |_| Ok(()))
     }
 
     /// Puts a file in place of whatever has its name: whole or not at all. `finish` is done to it before.
@@ -230,14 +247,14 @@ impl Locked<'_> {
         let name = address.to_string();
         let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
         let content = format!("{}\r\n{}", who.container, who.interface);
-        let link = || uninterrupted(|| fs::hard_link(&aside, &place));
-        let made = self.write_aside(&content).and_then(|_| match link() {
+        let name_it = || files::name_new(&aside, &place, content.as_bytes());
+        let made = self.write_aside(&content).and_then(|_| match name_it() {
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
                 if read_claim(&place, who)? != Claim::Garbled {
                     return Err(cause);
                 }
                 remove(&place)?;
-                link()
+                name_it()
             }
             made => made,
         });
@@ -264,6 +281,9 @@ impl Locked<'_> {
     /// # Errors
     /// When something cannot be read or removed; the rest is removed.
     pub fn release(&self, held: &Held, who: &Attachment) -> Result<(), Error> {
+        if let Some(unreadable) = &held.unreadable {
+            return Err(unreadable.clone());
+        }
         let index = self.index();
         let mut failures = Failures::default();
         for address in held.addresses() {
@@ -331,15 +351,15 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the error says that a path names nothing: also when it never could.
+/// Whether the error proves that nothing of that name exists: no such file (ENOENT), a file where the path needs a
+/// directory (ENOTDIR), a name longer than any file's (ENAMETOOLONG), or one with a NUL byte, of which the kernel is not
+/// asked. Anything else, EINVAL among it, says nothing about the file.
 fn is_absence(cause: &io::Error) -> bool {
-    matches!(
-        cause.kind(),
-        ErrorKind::NotFound
-            | ErrorKind::NotADirectory
-            | ErrorKind::InvalidFilename
-            | ErrorKind::InvalidInput
-    )
+    match cause.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => true,
+        ErrorKind::InvalidInput => cause.raw_os_error().is_none(),
+        _ => false,
+    }
 }
 
 /// The address that a file is named after.

@@ -219,32 +219,40 @@ fn an_empty_file_holds_no_address() {
 }
 
 #[test]
-fn leases_that_the_reference_gave_since_the_boot_are_kept() {
-    needs!("cni:host-local", "touch");
+fn leases_that_the_go_plugin_gave_since_the_boot_are_kept() {
+    needs!("ping", "cni:bridge", "cni:host-local");
     if worse_in_go("its leases stay for ever") {
         return;
     }
     let node = Node::new("node");
-    node.install_reference("host-local");
-    let boot = "/proc/sys/kernel/random/boot_id";
-    let directory = "/var/lib/cni/networks/lan";
-    // Leases of the reference are kept when ours comes for the first time, however old they are.
-    call(&node, "go-host-local", "ADD", "a").unwrap();
-    node.run(&format!("touch -d 2001-01-01 {directory}/10.1.0.2"));
-    call(&node, "host-local", "ADD", "b").unwrap();
-    assert_eq!(leases(&node, "lan").len(), 2);
-    // A boot; the reference is the first to give an address, from where the cursor stands.
-    node.run(&format!("touch -d 2001-01-02 {directory}/10.1.0.3"));
+    for plugin in ["bridge", "host-local"] {
+        node.install_reference(plugin);
+    }
+    let ours = node.network(small_network());
+    let mut config = small_network();
+    config["cniVersion"] = "0.4.0".into();
+    config["type"] = "go-bridge".into();
+    config["ipam"]["type"] = "go-host-local".into();
+    let theirs = node.network(config);
+    // Leases of the Go plugin are kept when ours comes for the first time, whoever they are of.
+    node.run("mkdir -p /var/lib/cni/networks/small");
+    node.write("/var/lib/cni/networks/small/10.77.0.9", "gone\r\neth0");
+    let before = node.pod("before");
+    ours.add(&before);
+    assert_eq!(leases(&node, "small").len(), 2);
+    // A boot; the Go plugin is the first to give an address.
+    before.end();
     node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
-    node.bind("/run/next-boot", boot);
-    call(&node, "go-host-local", "ADD", "c").unwrap();
-    call(&node, "host-local", "ADD", "d").unwrap();
-    let held = leases(&node, "lan");
+    node.bind("/run/next-boot", "/proc/sys/kernel/random/boot_id");
+    let (c, d, e) = (node.pod("c"), node.pod("d"), node.pod("e"));
+    let at_c = theirs.add(&c);
+    ours.add(&d);
+    let held = leases(&node, "small");
     let held: Vec<String> = held.iter().map(ToString::to_string).collect();
-    assert_eq!(held, ["10.1.0.4", "10.1.0.5"]);
-    call(&node, "host-local", "CHECK", "c").unwrap();
+    assert_eq!(held, ["10.77.0.3", "10.77.0.4"]);
+    ours.with("cniVersion", "0.4.0").check(&c, &at_c).ok();
+    d.reaches("10.77.0.3");
     // And no more is freed within the boot.
-    node.run(&format!("touch -d 2001-01-03 {directory}/10.1.0.4"));
-    call(&node, "host-local", "ADD", "e").unwrap();
-    assert_eq!(leases(&node, "lan").len(), 3);
+    ours.add(&e);
+    assert_eq!(leases(&node, "small").len(), 3);
 }

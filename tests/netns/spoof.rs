@@ -268,7 +268,7 @@ fn gc_takes_the_rules_of_what_is_certain_to_be_dead() {
     );
     gc.call_for("GC", "-").unset("CNI_CONTAINERID").run().ok();
     let left = rules(&node, "?");
-    for (name, stays) in names.into_iter().zip([true, false, true, false, true]) {
+    for (name, stays) in names.into_iter().zip([true, false, false, false, true]) {
         assert_eq!(
             left.contains(&format!("-{name}-eth0-mac")),
             stays,

@@ -24,6 +24,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
             findings.extend(lost(node, network, pod));
         }
         findings.extend(garbled(network, at));
+        findings.extend(shared(network));
         findings.extend(usage(network));
     }
     overlaps(node, findings);
@@ -125,8 +126,28 @@ fn garbled(network: &Network, at: usize) -> Option<Finding> {
     Some(
         Finding::warning("garbled-lease", cause)
             .shown_by(format!("{place}: {}", some(&names)))
-            .remedy("remove these files; the Go plugin takes them for addresses in use, this one does not")
+            .remedy("remove these files; the Go plugin takes them for addresses in use, gangplank assigns them")
             .fixed_by(Fix::ClearGarbled(at)),
+    )
+}
+
+/// None is given up after a boot then, for the containers of the other machine do not show here.
+fn shared(network: &Network) -> Option<Finding> {
+    let store = network.configured.host_local.as_ref()?.store();
+    if !store.is_shared() {
+        return None;
+    }
+    let directory = store.directory().display();
+    let cause = format!(
+        "several machines have made leases of network {} in one directory, so none is freed after a boot",
+        network.name()
+    );
+    Some(
+        Finding::warning("shared-leases", cause)
+            .shown_by(format!("{directory}/.gangplank.boot names them"))
+            .remedy(format!(
+                "give each machine a dataDir of its own; if this one only got another name or machine ID, remove {directory}/.gangplank.boot"
+            )),
     )
 }
 

@@ -6,6 +6,7 @@ mod cache;
 mod configurations;
 mod pods;
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::host::sysctl;
 use crate::ipam::{LeaseFile, Store};
 use crate::masquerade::Survey;
 use crate::net::{Cidr, Family};
+use crate::state::LiveAttachments;
 
 pub use cache::Cached;
 pub use configurations::{Configurations, Configured};
@@ -48,6 +50,8 @@ pub struct Node {
     pub survey: Survey,
     /// A socket on the host's side.
     pub host: Netlink,
+    /// What shows that attachments live, once it is asked for; `None` if that cannot be seen.
+    live: OnceCell<Option<LiveAttachments>>,
 }
 
 /// One network.
@@ -88,6 +92,7 @@ impl Node {
             uplinks: host.uplinks().map_err(unreadable("routes"))?,
             survey: Survey::take(),
             host,
+            live: OnceCell::new(),
         };
         for configured in found.networks {
             let network = node.network(configured)?;
@@ -158,6 +163,12 @@ impl Node {
                 Err(error.details(format!("there are: {}; see --conf-dir", known.join(", "))))
             }
         }
+    }
+
+    /// Whether an interface in another network namespace may have an address.
+    pub fn may_be_in_use(&self, address: IpAddr) -> bool {
+        let live = self.live.get_or_init(|| LiveAttachments::observe().ok());
+        live.as_ref().is_none_or(|live| live.has_address(address))
     }
 
     /// The link of that name, which may be an alternative one (ip-link(8), "property add").

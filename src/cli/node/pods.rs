@@ -205,6 +205,8 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
         None if !cached.is_some_and(|it| tells_link(network, it)) && has_foreign_port(node) => {
             ailments.push(Ailment::LinkUnknown);
         }
+        // A link of another plugin, or one that was renamed.
+        None if is_in_use(node, pod) => ailments.push(Ailment::LinkUnknown),
         None => {
             ailments.push(Ailment::NoLink);
             return ailments;
@@ -233,6 +235,11 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
         ailments.extend(lacking.map(Ailment::Unmasqueraded));
     }
     ailments
+}
+
+fn is_in_use(node: &Node, pod: &Pod) -> bool {
+    let mut addresses = pod.addresses.iter();
+    addresses.any(|address| node.may_be_in_use(address.address()))
 }
 
 /// Whether the runtime remembers the name of the link.

@@ -12,7 +12,7 @@ use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
 
 /// The length of what stands before the attributes (struct ifaddrmsg, linux/if_addr.h), in bytes.
-const HEADER: usize = 8;
+pub(super) const HEADER: usize = 8;
 
 /// Attributes of an address (linux/if_addr.h).
 const IFA_ADDRESS: u16 = 1;
@@ -151,7 +151,7 @@ fn attributes(cidr: Cidr) -> Attributes {
 }
 
 /// Whether an address is of a family that we know: there are others on some kernels.
-fn is_ip(bytes: &[u8]) -> bool {
+pub(super) fn is_ip(bytes: &[u8]) -> bool {
     let families = Family::BOTH.map(family_number);
     bytes.first().is_none_or(|family| families.contains(family))
 }

@@ -29,10 +29,11 @@ pub(super) enum Verb {
     DelRoute = 25,
     GetRoute = 26,
     GetNeighbour = 30,
+    GetNetnsId = 90,
 }
 
 impl Verb {
-    const NAMES: [(Verb, &str); 11] = [
+    const NAMES: [(Verb, &str); 12] = [
         (Verb::NewLink, "RTM_NEWLINK"),
         (Verb::DelLink, "RTM_DELLINK"),
         (Verb::GetLink, "RTM_GETLINK"),
@@ -44,6 +45,7 @@ impl Verb {
         (Verb::DelRoute, "RTM_DELROUTE"),
         (Verb::GetRoute, "RTM_GETROUTE"),
         (Verb::GetNeighbour, "RTM_GETNEIGH"),
+        (Verb::GetNetnsId, "RTM_GETNSID"),
     ];
 }
 
@@ -78,6 +80,7 @@ impl Message {
             Verb::GetAddress,
             Verb::GetRoute,
             Verb::GetNeighbour,
+            Verb::GetNetnsId,
         ];
         let is_question = questions.iter().any(|verb| *verb as u16 == self.kind);
         is_question.then(|| self.kind - 2)

@@ -7,6 +7,7 @@ mod learned;
 mod link;
 mod links;
 mod message;
+mod peers;
 mod route;
 mod uplink;
 mod vlan;
@@ -34,6 +35,7 @@ use message::Message;
 pub use address::{Address, Detection};
 pub use link::{Kind, Link, PortFlags, Traffic};
 pub use links::{NewBridge, NewVeth};
+pub use peers::{CrossLink, NetnsId};
 pub use route::{RouteEntry, RouteQuery};
 pub use vlan::Filtering;
 

@@ -1,113 +1,201 @@
-//! Leases do not outlive a boot: no container does.
+//! Leases from before a boot of the machine are given up, for its containers are gone.
 //!
-//! The directory remembers the boot in which we last gave an address. When it is another one now, leases are nobody's
-//! that were there before this boot. There may be younger ones, for the reference may have been at work since. It
-//! rewrites the cursor with each lease, and ours carry a mark in their time of modification that such a write takes
-//! away. So where all cursors are marked, no lease is younger than the boot; this needs no clock. Elsewhere the clock
-//! decides, and what is in doubt is kept. Where no boot is remembered, the reference was here before us: all is kept.
+//! The directory records the boot ID and the machine, by its first ADD. At the first ADD after a boot, those leases go
+//! whose attachment does not live any more ([`LiveAttachments`]). The leases of a directory without a record are kept,
+//! for the Go plugins may have written them at any time; so are all leases if another machine was recorded, whose
+//! containers cannot be seen from here, and if boot, machine or attachments cannot be told.
 
 use std::collections::HashSet;
-use std::fs::{DirEntry, File};
-use std::io;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::boot;
+use crate::host::journal;
+use crate::host::locks;
 use crate::ipam::lease_file::read_small;
-use crate::ipam::store::{CURSOR, Locked, Store, address_of};
+use crate::ipam::store::{Locked, Store, remove};
+use crate::state::LiveAttachments;
 
-/// The file that remembers the boot.
-const REMEMBERED: &str = ".gangplank.boot";
+/// The file that holds the record.
+const RECORD: &str = ".gangplank.boot";
 
-/// What stands before the id, with a space: so the file never looks like the lease of a container.
-const PREFIX: &str = "boot ";
+/// What its lines begin with. There is a space in it, so the file never looks like the lease of a container.
+const BOOT: &str = "boot ";
+const MACHINE: &str = "machine ";
 
-/// The nanoseconds of a marked time. Any number would do; a write has it once in a billion times.
-const MARK: u32 = 271_828_183;
+/// Stands for a machine that could not be identified.
+const UNKNOWN_MACHINE: &str = "unknown";
+
+/// The boot in which the leases were made, and all machines that made any.
+#[derive(Debug, PartialEq, Eq)]
+struct Record {
+    boot: String,
+    /// Empty in records of old versions: then it was this one.
+    machines: Vec<String>,
+}
+
+/// What a record says to this boot of this machine.
+#[derive(Debug, PartialEq, Eq)]
+enum Epoch {
+    /// Nothing is recorded.
+    Unrecorded,
+    /// It is the boot recorded, or the directory is shared with other machines, this one among them.
+    Recorded,
+    /// Another machine uses the directory too.
+    Shared(Record),
+    /// It is a later boot of the machine recorded.
+    Later,
+    /// The boot cannot be told.
+    Unknown,
+}
+
+impl Record {
+    fn parse(content: &[u8]) -> Option<Record> {
+        let text = str::from_utf8(content).ok()?;
+        let mut lines = text.lines();
+        let boot = lines.next()?.strip_prefix(BOOT)?.trim().to_owned();
+        let machines = lines.filter_map(|line| Some(line.strip_prefix(MACHINE)?.trim().to_owned()));
+        let machines = machines.collect();
+        (!boot.is_empty()).then_some(Record { boot, machines })
+    }
+
+    fn text(&self) -> String {
+        let machines = self.machines.iter().map(|it| format!("{MACHINE}{it}\n"));
+        format!("{BOOT}{}\n{}", self.boot, machines.collect::<String>())
+    }
+
+    fn epoch(self, boot: Option<&str>, machine: impl FnOnce() -> String) -> Epoch {
+        if boot == Some(&*self.boot) {
+            return Epoch::Recorded;
+        }
+        let machine = machine();
+        let is_this = self.machines.contains(&machine);
+        match self.machines.len() {
+            2.. if is_this => Epoch::Recorded,
+            1.. if !is_this => Epoch::Shared(Record {
+                machines: [self.machines, vec![machine]].concat(),
+                ..self
+            }),
+            _ if machine == UNKNOWN_MACHINE => Epoch::Unknown,
+            _ if boot.is_none() => Epoch::Unknown,
+            _ => Epoch::Later,
+        }
+    }
+}
 
 impl Store {
-    /// The addresses whose leases are older than this boot; reads one small file where it is the boot remembered.
+    /// The addresses whose leases the next ADD gives up, for they are from before the boot and their attachments do not
+    /// live. Reads one small file where it is the boot recorded.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn outlived(&self) -> Result<HashSet<IpAddr>, Error> {
-        match (self.remembered_boot(), boot::id()) {
-            (Some(remembered), Some(current)) if remembered != current => self.older_than_boot(),
+        match self.epoch() {
+            Epoch::Later => Ok(self.dead(None)?.unwrap_or_default()),
             _ => Ok(HashSet::new()),
         }
     }
 
-    fn remembered_boot(&self) -> Option<String> {
-        let content = String::from_utf8(read_small(&self.path(REMEMBERED)).ok()?).ok()?;
-        let id = content.strip_prefix(PREFIX)?.trim();
-        (!id.is_empty()).then(|| id.to_owned())
+    /// Whether several machines have made leases here, so that none is given up after a boot.
+    pub fn is_shared(&self) -> bool {
+        let record = read_small(&self.path(RECORD)).ok();
+        let record = record.and_then(|content| Record::parse(&content));
+        record.is_some_and(|record| record.machines.len() > 1)
     }
 
-    fn older_than_boot(&self) -> Result<HashSet<IpAddr>, Error> {
-        let entries = self.entries()?;
-        let is_cursor = |entry: &&DirEntry| entry.file_name().to_string_lossy().starts_with(CURSOR);
-        let mut cursors = entries.iter().filter(is_cursor).peekable();
-        let only_ours =
-            cursors.peek().is_some() && cursors.all(|entry| written(entry).is_some_and(is_marked));
-        let limit = boot::earliest_write();
-        let is_older = |entry: &&DirEntry| {
-            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-            is_file
-                && (only_ours
-                    || written(entry)
-                        .zip(limit)
-                        .is_some_and(|(then, limit)| then < limit))
+    fn epoch(&self) -> Epoch {
+        let content = match read_small(&self.path(RECORD)) {
+            Ok(content) => content,
+            Err(cause) if cause.kind() == ErrorKind::NotFound => return Epoch::Unrecorded,
+            Err(_) => return Epoch::Unknown,
         };
-        Ok(entries
-            .iter()
-            .filter(is_older)
-            .filter_map(address_of)
-            .collect())
+        let machine = || boot::machine().unwrap_or_else(|| UNKNOWN_MACHINE.to_owned());
+        match Record::parse(&content) {
+            Some(record) => record.epoch(boot::id().as_deref(), machine),
+            None => Epoch::Unrecorded,
+        }
+    }
+
+    /// The addresses whose leases belong to no living attachment; `None` if that cannot be told. The container that is
+    /// being added has a process at work for it, but its leases from before the boot are no less dead.
+    fn dead(&self, adding: Option<&Id>) -> Result<Option<HashSet<IpAddr>>, Error> {
+        let leases = self.all_readable()?;
+        if leases.is_empty() {
+            return Ok(Some(HashSet::new()));
+        }
+        let began = journal::clock();
+        let mut live = match LiveAttachments::observe() {
+            Ok(live) => live,
+            Err(unknown) => {
+                journal::step(began, || unknown.to_string());
+                return Ok(None);
+            }
+        };
+        if let Some(container) = adding {
+            live = live.without_work_for(container);
+        }
+        let is_dead = |address: IpAddr, owner: &Option<(Id, String)>| {
+            let owner = owner.as_ref();
+            !owner.map_or_else(
+                || live.has_address(address),
+                |owner| live.has(&self.network, owner, address),
+            ) && !self.is_locked(address)
+        };
+        let dead = leases.iter().filter(|it| is_dead(it.address, &it.owner));
+        Ok(Some(dead.map(|lease| lease.address).collect()))
+    }
+
+    /// Whether a process holds the lock on a lease; also if that cannot be told.
+    fn is_locked(&self, address: IpAddr) -> bool {
+        let opened = locks::open_plain(&self.path(&address.to_string()));
+        !opened.is_ok_and(|file| file.try_lock().is_ok())
     }
 }
 
 impl Locked<'_> {
-    /// Removes the leases of earlier boots and remembers this one.
+    /// Gives up the leases from before the boot, and records the boot.
     ///
     /// # Errors
     /// When a file cannot be removed or written.
-    pub fn enter_boot(&self) -> Result<(), Error> {
-        let Some(current) = boot::id() else {
-            return Ok(());
-        };
-        let remembered = self.store.remembered_boot();
-        if remembered.as_ref() == Some(&current) {
-            return Ok(());
+    pub fn enter_boot(&self, adding: &Id) -> Result<(), Error> {
+        match self.store.epoch() {
+            Epoch::Recorded => return Ok(()),
+            Epoch::Shared(record) => return self.record(&record),
+            Epoch::Unrecorded => {}
+            Epoch::Unknown => return self.forget_boot(),
+            Epoch::Later => match self.store.dead(Some(adding))? {
+                Some(dead) => {
+                    for address in dead {
+                        self.take_back(address)?;
+                    }
+                }
+                // A later ADD may see them.
+                None => return Ok(()),
+            },
         }
-        if remembered.is_some() {
-            for address in self.store.older_than_boot()? {
-                self.take_back(address)?;
-            }
+        match (boot::id(), boot::machine()) {
+            (Some(boot), Some(machine)) => self.record(&Record {
+                boot,
+                machines: vec![machine],
+            }),
+            _ => Ok(()),
         }
-        // Once per boot; torn by a crash it would be no memory, and the leases of this boot would stay.
-        self.replace(REMEMBERED, &format!("{PREFIX}{current}\n"), File::sync_all)
     }
-}
 
-/// Marks a cursor as written by us.
-pub(super) fn mark(cursor: &File) -> io::Result<()> {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    // Where it cannot be marked the clock decides.
-    let _ = cursor.set_modified(UNIX_EPOCH + Duration::new(seconds, MARK));
-    Ok(())
-}
+    /// The lease that is about to be made is of a boot that nobody knows: a later ADD must not take it for one from
+    /// before the boot that is recorded.
+    fn forget_boot(&self) -> Result<(), Error> {
+        let removed = remove(&self.store.path(RECORD));
+        removed.map_err(|cause| self.store.failed("remove", RECORD, &cause))
+    }
 
-fn is_marked(time: SystemTime) -> bool {
-    time.duration_since(UNIX_EPOCH)
-        .is_ok_and(|since| since.subsec_nanos() == MARK)
-}
-
-fn written(entry: &DirEntry) -> Option<SystemTime> {
-    entry.metadata().and_then(|file| file.modified()).ok()
+    /// Once for each boot. Torn by a crash it would be no record, and the leases of this boot would stay.
+    fn record(&self, record: &Record) -> Result<(), Error> {
+        self.replace(RECORD, &record.text(), File::sync_all)
+    }
 }
 
 #[cfg(test)]
@@ -115,80 +203,97 @@ mod tests {
     use super::*;
     use crate::ipam::tests::{Scratch, attachment};
 
-    const LONG_AGO: SystemTime = UNIX_EPOCH;
+    fn store(scratch: &Scratch) -> Store {
+        Store::new(scratch.path(), &"net".parse().unwrap())
+    }
 
     fn enter(scratch: &Scratch) -> Vec<String> {
-        let store = Store::new(scratch.path(), &"net".parse().unwrap());
-        let older = store.outlived().unwrap();
+        let store = store(scratch);
+        let outlived = store.outlived().unwrap();
         let locked = store.lock_or_create().unwrap();
         let before = scratch.names("net").len();
-        locked.enter_boot().unwrap();
-        assert_eq!(before - scratch.names("net").len(), older.len());
+        locked.enter_boot(&"new".parse().unwrap()).unwrap();
+        assert_eq!(before - scratch.names("net").len(), outlived.len());
         assert!(store.outlived().unwrap().is_empty());
-        let remembered = scratch.read("net/.gangplank.boot");
-        assert_eq!(remembered, format!("boot {}\n", boot::id().unwrap()));
         let mut names = scratch.names("net");
         names.retain(|name| name != "lock");
         names
     }
 
-    fn write(scratch: &Scratch, name: &str, when: SystemTime) {
-        scratch.write(name, "c1\r\neth0");
-        let file = File::options()
-            .write(true)
-            .open(scratch.path().join(name))
-            .unwrap();
-        file.set_modified(when).unwrap();
+    fn this_machine() -> String {
+        boot::machine().expect("the tests run on a machine that has an ID")
     }
 
     #[test]
-    fn where_no_boot_is_remembered_all_leases_stay() {
+    fn the_leases_of_a_directory_without_a_record_stay() {
         let scratch = Scratch::new();
-        write(&scratch, "net/10.1.0.2", LONG_AGO);
+        scratch.write("net/10.1.0.2", "c1\r\neth0");
         assert_eq!(enter(&scratch), ["10.1.0.2"]);
         scratch.write("net/.gangplank.boot", "\0\0");
         assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        let recorded = scratch.read("net/.gangplank.boot");
+        let (boot, machine) = (boot::id().unwrap(), this_machine());
+        assert_eq!(recorded, format!("boot {boot}\nmachine {machine}\n"));
     }
 
     #[test]
-    fn leases_before_marked_cursors_go_whatever_the_clock_says() {
+    fn leases_without_living_attachments_do_not_outlive_a_boot() {
+        let machine = format!("machine {}\n", this_machine());
+        for of_machine in ["", machine.as_str()] {
+            let scratch = Scratch::new();
+            scratch.write("net/10.1.0.2", "c1\r\neth0");
+            scratch.write("net/10.1.0.3", "c2\r\neth0");
+            scratch.write("net/notes", "");
+            scratch.write("net/.gangplank.boot", &format!("boot 1-2-3\n{of_machine}"));
+            let held = store(&scratch)
+                .lock_leases(&["10.1.0.3".parse().unwrap()])
+                .unwrap();
+            assert_eq!(enter(&scratch), ["10.1.0.3", "notes"]);
+            drop(held);
+            assert_eq!(enter(&scratch), ["10.1.0.3", "notes"]);
+        }
+    }
+
+    #[test]
+    fn leases_of_a_directory_that_machines_share_stay() {
         let scratch = Scratch::new();
-        let store = Store::new(scratch.path(), &"net".parse().unwrap());
-        let locked = store.lock_or_create().unwrap();
-        locked.remember(0, "10.1.0.2".parse().unwrap()).unwrap();
-        drop(locked);
-        write(
-            &scratch,
-            "net/10.1.0.2",
-            SystemTime::now() + Duration::from_secs(9999),
-        );
-        write(&scratch, "net/notes", LONG_AGO);
-        scratch.write("net/.gangplank.boot", "boot 1-2-3\n");
-        assert_eq!(enter(&scratch), ["last_reserved_ip.0", "notes"]);
+        scratch.write("net/10.1.0.2", "c1\r\neth0");
+        scratch.write("net/.gangplank.boot", "boot 1-2-3\nmachine other\n");
+        assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        let expected = format!("boot 1-2-3\nmachine other\nmachine {}\n", this_machine());
+        assert_eq!(scratch.read("net/.gangplank.boot"), expected);
+        assert!(store(&scratch).is_shared());
+        assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        assert_eq!(scratch.read("net/.gangplank.boot"), expected);
     }
 
     #[test]
-    fn where_others_gave_addresses_the_clock_decides() {
-        let scratch = Scratch::new();
-        let store = Store::new(scratch.path(), &"net".parse().unwrap());
-        let locked = store.lock_or_create().unwrap();
-        locked.remember(0, "10.1.0.2".parse().unwrap()).unwrap();
-        drop(locked);
-        write(&scratch, "net/last_reserved_ip.1", LONG_AGO);
-        write(&scratch, "net/10.1.0.2", LONG_AGO);
-        write(&scratch, "net/10.1.0.3", SystemTime::now());
-        scratch.write("net/.gangplank.boot", "boot 1-2-3\n");
-        let left = ["10.1.0.3", "last_reserved_ip.0", "last_reserved_ip.1"];
-        assert_eq!(enter(&scratch), left);
+    fn what_cannot_be_told_is_not_decided() {
+        let record = |machines: &[&str]| Record {
+            boot: "1".to_owned(),
+            machines: machines.iter().map(|it| (*it).to_owned()).collect(),
+        };
+        let unknown = || UNKNOWN_MACHINE.to_owned();
+        let this = || "a".to_owned();
+        assert_eq!(record(&["a"]).epoch(Some("1"), unknown), Epoch::Recorded);
+        assert_eq!(record(&["a"]).epoch(Some("2"), this), Epoch::Later);
+        assert_eq!(record(&[]).epoch(Some("2"), this), Epoch::Later);
+        assert_eq!(record(&["a"]).epoch(None, this), Epoch::Unknown);
+        assert_eq!(record(&[]).epoch(Some("2"), unknown), Epoch::Unknown);
+        let shared = Epoch::Shared(record(&["a", UNKNOWN_MACHINE]));
+        assert_eq!(record(&["a"]).epoch(Some("2"), unknown), shared);
+        assert_eq!(record(&["a", "b"]).epoch(None, this), Epoch::Recorded);
+        let shared = Epoch::Shared(record(&["b", "a"]));
+        assert_eq!(record(&["b"]).epoch(None, this), shared);
     }
 
     #[test]
-    fn the_memory_of_a_boot_is_nobodys_lease() {
+    fn the_record_of_a_boot_is_nobodys_lease() {
         let scratch = Scratch::new();
         scratch.write("net/.gangplank.boot", "boot c1\n");
-        let store = Store::new(scratch.path(), &"net".parse().unwrap());
+        let store = store(&scratch);
         let leases = store.scan(&attachment("c1", "eth0")).unwrap();
         assert!(leases.mine.is_empty());
-        assert!("boot c1".parse::<crate::cni::request::Id>().is_err());
+        assert!("boot c1".parse::<Id>().is_err());
     }
 }

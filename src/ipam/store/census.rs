@@ -7,6 +7,7 @@ use std::io;
 use std::net::IpAddr;
 
 use crate::cni::request::Attachment;
+use crate::host::files;
 use crate::ipam::lease_file::{Claim, claim, parse_owner};
 use crate::ipam::store::{ASIDE, is_absence};
 use crate::net::parse_ip;
@@ -36,6 +37,8 @@ pub struct Census {
     pub aside: bool,
     /// All that nobody else can be given.
     pub owned: Vec<Owned>,
+    /// The first lease that could not be read, and why.
+    pub unreadable: Option<(IpAddr, String)>,
 }
 
 impl Census {
@@ -65,7 +68,14 @@ impl Census {
                 }
                 Err(cause) if is_absence(&cause) => continue,
                 // What cannot be read may well be somebody's.
-                Err(_) => None,
+                Err(cause) => {
+                    if !is_no_lease(&cause) {
+                        census
+                            .unreadable
+                            .get_or_insert((address, cause.to_string()));
+                    }
+                    None
+                }
             };
             let unknown = || (UNKNOWN.to_owned(), UNKNOWN.to_owned());
             let (container, interface) = owner.map_or_else(unknown, |(container, interface)| {
@@ -87,6 +97,15 @@ impl Census {
     pub fn taken(&self) -> HashSet<IpAddr> {
         self.owned.iter().map(|owned| owned.address).collect()
     }
+}
+
+/// The error that stands for a directory, a symbolic link or the like, which no plugin makes.
+pub fn no_lease() -> io::Error {
+    io::Error::from(io::ErrorKind::IsADirectory)
+}
+
+fn is_no_lease(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::IsADirectory || files::is_link(cause)
 }
 
 /// The address that a file is named after, in canonical text.

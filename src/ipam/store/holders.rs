@@ -1,5 +1,8 @@
 //! Who holds what: for a release, and for messages.
 
+use std::fmt;
+use std::fs::DirEntry;
+use std::io;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -14,6 +17,8 @@ pub struct Held {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) siblings: bool,
     pub(super) litter: bool,
+    /// A lease that cannot be read, so that it may be the attachment's.
+    pub(super) unreadable: Option<Error>,
 }
 
 impl Held {
@@ -23,6 +28,7 @@ impl Held {
             addresses,
             siblings: false,
             litter: false,
+            unreadable: None,
         }
     }
 
@@ -38,7 +44,7 @@ impl Held {
 
     /// Whether there is nothing to release.
     pub(in crate::ipam) fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && !self.litter
+        self.addresses.is_empty() && !self.litter && self.unreadable.is_none()
     }
 }
 
@@ -54,6 +60,17 @@ pub struct LeaseFile {
 }
 
 impl LeaseFile {
+    /// The error to report when GC does not free it.
+    pub fn kept(&self, cause: impl fmt::Display) -> Error {
+        let owner = self.owner.iter().map(|(container, _)| container.as_str());
+        let owner = owner.collect::<String>();
+        Error::failed(format!(
+            "did not free {} of container {owner}, which is not valid any more: {cause}",
+            self.address
+        ))
+        .details("another container could be given the address: delete that interface, then run GC again")
+    }
+
     /// Whose it is, as far as it tells. Leases of the legacy form name no interface; there was only one then.
     pub fn attachment(&self) -> Option<Attachment> {
         let (container, interface) = self.owner.as_ref()?;
@@ -75,21 +92,41 @@ impl Store {
     /// When the directory or one of them cannot be read.
     pub fn all(&self) -> Result<Vec<LeaseFile>, Error> {
         let mut all = Vec::new();
-        for (entry, address) in self.lease_files()? {
-            let read = read_small(&entry.path())
-                .and_then(|content| Ok((content, entry.metadata()?.modified()?)));
+        for (address, read) in self.read_leases()? {
             match read {
-                Ok((content, since)) => all.push(LeaseFile {
-                    address,
-                    owner: parse_owner(&content),
-                    since,
-                }),
+                Ok(lease) => all.push(lease),
                 Err(cause) if is_absence(&cause) => {}
                 Err(cause) => return Err(self.failed("read", &address.to_string(), &cause)),
             }
         }
         all.sort_by_key(|lease| lease.address);
         Ok(all)
+    }
+
+    /// Those of all leases that can be read.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(super) fn all_readable(&self) -> Result<Vec<LeaseFile>, Error> {
+        Ok(self
+            .read_leases()?
+            .filter_map(|(_, read)| read.ok())
+            .collect())
+    }
+
+    fn read_leases(&self) -> Result<impl Iterator<Item = (IpAddr, io::Result<LeaseFile>)>, Error> {
+        let read = |(entry, address): (DirEntry, IpAddr)| {
+            let content = read_small(&entry.path());
+            let lease = content.and_then(|content| {
+                Ok(LeaseFile {
+                    address,
+                    owner: parse_owner(&content),
+                    since: entry.metadata()?.modified()?,
+                })
+            });
+            (address, lease)
+        };
+        Ok(self.lease_files()?.map(read))
     }
 
     /// Who has this address.

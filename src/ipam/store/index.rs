@@ -2,15 +2,17 @@
 //!
 //! It is a hint and never the truth. Whoever writes it under the lock, as the last thing, sets the directory's time of
 //! modification to one that no clock shows any more, and notes it in the first line. Every lease that anybody makes or
-//! removes sets that time anew. So the index is believed exactly while both are the same; the reference, which knows
-//! nothing of it, cannot make it lie. In a small directory reading the leases costs less, and there is none.
+//! removes sets that time anew. So the index is believed exactly while both are the same; the Go plugin, which knows
+//! nothing of it, cannot make it lie. A backup restores that time together with the index, but never the time of the
+//! directory's last status change (utimensat(2)), which is noted too. In a small directory reading the leases costs less,
+//! and there is none.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha512};
@@ -56,14 +58,14 @@ impl Index {
         file.read_exact_at(&mut text, 0).ok()?;
         let text = String::from_utf8(text).ok()?;
         // Asked behind the reading: who changes leases meanwhile changes the time first.
-        let changed = fs::metadata(store.directory()).ok()?.modified().ok()?;
-        Index::believe(text, changed)
+        let directory = fs::metadata(store.directory()).ok()?;
+        Index::believe(text, directory.modified().ok()?, ctime(&directory))
     }
 
     /// Takes a text for the index of a directory that was changed last at that time; `None` when it is not.
-    pub fn believe(text: String, changed: SystemTime) -> Option<Index> {
+    pub fn believe(text: String, modified: SystemTime, changed: Changed) -> Option<Index> {
         let is_whole = (text.len() as u64) < MAX_BYTES;
-        (is_whole && text.starts_with(&header(changed)?)).then_some(Index { text })
+        (is_whole && text.starts_with(&header(modified, changed)?)).then_some(Index { text })
     }
 
     /// What it says about an attachment.
@@ -143,36 +145,46 @@ pub(super) fn build(store: &Store, leases: &[Owned]) -> io::Result<()> {
     if leases.len() < WORTHWHILE {
         return Ok(());
     }
-    let text = text_of(leases, UNIX_EPOCH);
+    let text = text_of(leases, UNIX_EPOCH, (0, 0));
     remove(&store.path(FILE))?;
     let file = create_new(&store.path(FILE))?;
     file.write_all_at(text.as_bytes(), 0)?;
     stamp(store, &file)
 }
 
-/// The index of these leases in a directory that was changed last at that time.
-pub fn text_of(leases: &[Owned], changed: SystemTime) -> String {
-    let mut text = header(changed).unwrap_or_default();
+/// The index of these leases in a directory with these times.
+pub fn text_of(leases: &[Owned], modified: SystemTime, changed: Changed) -> String {
+    let mut text = header(modified, changed).unwrap_or_default();
     for lease in leases {
         push_line(&mut text, lease.address, &lease.container, &lease.interface);
     }
     text
 }
 
-/// Makes the index believed.
+/// Makes the index believed: writing into an existing file does not change the times of its directory.
 fn stamp(store: &Store, index: &File) -> io::Result<()> {
     // A second ago: nobody's clock shows that again, so nobody else sets it.
     let time = SystemTime::now() - Duration::from_secs(1);
-    let header = header(time).ok_or_else(|| io::Error::other("the clock stands before 1970"))?;
-    index.write_all_at(header.as_bytes(), 0)?;
-    File::open(store.directory())?.set_modified(time)
+    let directory = File::open(store.directory())?;
+    directory.set_modified(time)?;
+    let changed = ctime(&directory.metadata()?);
+    let header = header(time, changed);
+    let header = header.ok_or_else(|| io::Error::other("the clock stands before 1970"))?;
+    index.write_all_at(header.as_bytes(), 0)
 }
 
-/// The first line, of the same length for every time.
-fn header(time: SystemTime) -> Option<String> {
-    let since = time.duration_since(UNIX_EPOCH).ok()?;
+/// The time of the last status change, in seconds and nanoseconds.
+type Changed = (i64, i64);
+
+fn ctime(directory: &Metadata) -> Changed {
+    (directory.ctime(), directory.ctime_nsec())
+}
+
+/// The first line, of the same length for all times.
+fn header(modified: SystemTime, (seconds, nanoseconds): Changed) -> Option<String> {
+    let since = modified.duration_since(UNIX_EPOCH).ok()?;
     Some(format!(
-        "gangplank leases {:020}.{:09}\n",
+        "gangplank leases {:020}.{:09} {seconds:020}.{nanoseconds:09}\n",
         since.as_secs(),
         since.subsec_nanos()
     ))
@@ -294,12 +306,9 @@ mod tests {
         let before = fs::read(&outside).unwrap();
         std::os::unix::fs::symlink(&outside, store.path(FILE)).unwrap();
         let text = String::from_utf8(before.clone()).unwrap();
-        let changed = fs::metadata(store.directory()).unwrap().modified().unwrap();
-        let text = text.replacen(
-            &text[..header(changed).unwrap().len()],
-            &header(changed).unwrap(),
-            1,
-        );
+        let directory = fs::metadata(store.directory()).unwrap();
+        let header = header(directory.modified().unwrap(), ctime(&directory)).unwrap();
+        let text = text.replacen(&text[..header.len()], &header, 1);
         fs::write(&outside, &text).unwrap();
         assert!(Index::load(&store).is_none());
         let index = Index { text: text.clone() };

@@ -5,13 +5,14 @@ use std::collections::HashSet;
 use std::fs::DirEntry;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 
 use crate::cni::request::Attachment;
 use crate::error::Error;
-use crate::ipam::lease_file::{Claim, read_claim, read_small};
-use crate::ipam::store::census::{Census, Owned};
+use crate::ipam::lease_file::{Claim, parse_owner, read_claim, read_small};
+use crate::ipam::store::census::{Census, Owned, no_lease};
 use crate::ipam::store::index::{self, Index};
-use crate::ipam::store::{ASIDE, Locked, Store};
+use crate::ipam::store::{ASIDE, Locked, Store, is_absence};
 
 /// The leases of a network, as far as an attachment is concerned.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Leases<'a> {
     pub siblings: bool,
     /// A writer crashed, or one is at work.
     pub(super) aside: bool,
+    /// A lease that cannot be read, so that it may be the attachment's.
+    pub(super) unreadable: Option<Error>,
     source: Source,
 }
 
@@ -41,14 +44,21 @@ impl Leases<'_> {
         match &self.source {
             Source::Files(_, taken) => taken.contains(&address),
             Source::Index(index, taken) => {
-                let has_file = self
-                    .store
-                    .path(&address.to_string())
-                    .symlink_metadata()
-                    .is_ok();
-                has_file && taken.get_or_init(|| index.addresses()).contains(&address)
+                let path = self.store.path(&address.to_string());
+                match path.symlink_metadata() {
+                    Err(cause) if is_absence(&cause) => false,
+                    // Of a file that the index does not know, the file itself tells whether it is a lease.
+                    _ => {
+                        let known = taken.get_or_init(|| index.addresses());
+                        known.contains(&address) || !is_garbled(&path)
+                    }
+                }
             }
         }
+    }
+
+    pub(super) fn is_from_index(&self) -> bool {
+        matches!(self.source, Source::Index(..))
     }
 }
 
@@ -82,11 +92,12 @@ impl Store {
             mine: or_else(claims.mine, claims.of_container),
             siblings: claims.siblings,
             aside: self.path(ASIDE).symlink_metadata().is_ok(),
+            unreadable: None,
             source: Source::Index(index, OnceCell::new()),
         })
     }
 
-    fn scan_files(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
+    pub(super) fn scan_files(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
         let entries = self.entries()?;
         let files = entries
             .iter()
@@ -98,6 +109,11 @@ impl Store {
             mine: census.mine,
             siblings: census.siblings,
             aside: census.aside,
+            unreadable: census.unreadable.map(|(address, cause)| {
+                let path = self.path(&address.to_string());
+                Error::failed(format!("cannot read the lease {}: {cause}", path.display()))
+                    .details("it may be this attachment's: repair its file system, or remove it if no container has the address")
+            }),
             source: Source::Files(census.owned, taken),
         })
     }
@@ -144,7 +160,12 @@ fn read_lease(entry: &DirEntry) -> io::Result<Vec<u8>> {
         return read_small(&entry.path());
     }
     // Not a lease and not ours to remove, but the address cannot have a file.
-    Err(io::Error::other("not a file"))
+    Err(no_lease())
+}
+
+/// Whether a file can be read and names nobody.
+fn is_garbled(path: &Path) -> bool {
+    read_small(path).is_ok_and(|content| parse_owner(&content).is_none())
 }
 
 fn or_else(mine: Vec<IpAddr>, of_container: Vec<IpAddr>) -> Vec<IpAddr> {

@@ -5,58 +5,52 @@ use std::fs::DirEntry;
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::{Attachment, Id};
+use crate::cni::request::Id;
 use crate::error::{Error, Failures};
 use crate::ipam::lease_file::{parse_owner, read_small};
-use crate::ipam::store::{Locked, Store, address_of, is_absence};
+use crate::ipam::store::{LeaseFile, Locked, Store, address_of, is_absence};
 
 impl Store {
-    /// The attachments that hold an address though they are not valid any more. Read without the lock.
+    /// The leases of valid attachments, and those of others. Read without the lock; those that cannot be read, and those
+    /// that name nobody, are not among them.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn strays(&self, valid: &ValidAttachments) -> Result<Vec<Attachment>, Error> {
-        let contents = self
-            .lease_files()?
-            .filter_map(|(entry, _)| read_small(&entry.path()).ok());
-        let owners = contents.filter_map(|content| parse_owner(&content));
-        let strays = owners.filter(|owner| !is_valid(owner, valid));
-        let named = strays.filter_map(|(container, interface)| {
-            let interface = interface.trim().parse().ok()?;
-            Some(Attachment {
-                container,
-                interface,
+    pub fn by_validity(
+        &self,
+        valid: &ValidAttachments,
+    ) -> Result<(Vec<LeaseFile>, Vec<LeaseFile>), Error> {
+        let leases = self.all_readable()?.into_iter();
+        let named = leases.filter(|lease| lease.owner.is_some());
+        let is_of_valid = |lease: &LeaseFile| {
+            let owner = lease.owner.as_ref();
+            owner.is_some_and(|owner| is_valid(owner, valid))
+        };
+        Ok(named.partition(is_of_valid))
+    }
+
+    /// Whether a directory beside this one, of another network, has a file that is named after an address; also if that
+    /// cannot be told.
+    pub fn has_neighbour(&self, address: IpAddr) -> bool {
+        let Some(Ok(networks)) = self.directory.parent().map(std::fs::read_dir) else {
+            return true;
+        };
+        let name = address.to_string();
+        let own = self.directory.file_name();
+        networks.into_iter().any(|network| {
+            network.map_or(true, |network| {
+                let lease = network.path().join(&name).symlink_metadata();
+                let is_other = Some(&*network.file_name()) != own;
+                is_other && !lease.is_err_and(|cause| is_absence(&cause))
             })
-        });
-        Ok(named.collect())
-    }
-
-    /// All addresses that have a file. That is cheap: no file is opened.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn named(&self) -> Result<HashSet<IpAddr>, Error> {
-        Ok(self.entries()?.iter().filter_map(address_of).collect())
-    }
-
-    /// Of these addresses, those that an ADD could give all the same: their files are torn, or older than this boot.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn reclaimable(&self) -> Result<HashSet<IpAddr>, Error> {
-        let mut reclaimable = self.outlived()?;
-        for (entry, address) in self.lease_files()? {
-            let content = read_small(&entry.path());
-            if content.is_ok_and(|content| parse_owner(&content).is_none()) {
-                reclaimable.insert(address);
-            }
-        }
-        Ok(reclaimable)
+        })
     }
 
     pub(super) fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
         let entries = self.entries()?.into_iter();
-        let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        // What cannot be told from a file shows when it is read.
+        let is_other = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| !kind.is_file());
+        let files = entries.filter(move |entry| !is_other(entry));
         Ok(files.filter_map(|entry| address_of(&entry).map(|address| (entry, address))))
     }
 }
@@ -74,15 +68,16 @@ impl Locked<'_> {
             .collect()
     }
 
-    /// Removes all leases that no valid attachment holds, whoever wrote them, and what crashed writers left.
+    /// Removes all leases that no valid attachment holds, whoever wrote them, but for those of the addresses `in_use`, and
+    /// what crashed writers left.
     ///
     /// # Errors
     /// When something could not be read or removed; all else is removed.
-    pub fn sweep(&self, valid: &ValidAttachments) -> Result<(), Error> {
+    pub fn sweep(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
         let mut failures = Failures::default();
         for (entry, address) in self.store.lease_files()? {
             match read_small(&entry.path()) {
-                Ok(content) if is_kept(&content, valid) => {}
+                Ok(content) if is_kept(&content, valid) || in_use.contains(&address) => {}
                 Ok(_) => {
                     failures.note(self.take_back(address));
                 }
@@ -137,14 +132,20 @@ mod tests {
         }
         let store = Store::new(scratch.path(), &"net".parse().unwrap());
         let valid: ValidAttachments = [attachment("a", "eth0")].into_iter().collect();
-        let mut strays = store.strays(&valid).unwrap();
-        strays.sort();
-        assert_eq!(strays, [attachment("a", "net1"), attachment("c", "eth0")]);
-        store.lock().unwrap().unwrap().sweep(&valid).unwrap();
+        let (of_valid, stale) = store.by_validity(&valid).unwrap();
+        let mut stale: Vec<String> = stale.iter().map(|it| it.address.to_string()).collect();
+        stale.sort();
+        assert_eq!(stale, ["10.1.0.3", "10.1.0.5", "fd00::2"]);
+        assert_eq!(of_valid.len(), 2);
+        let in_use = HashSet::from(["fd00::2".parse().unwrap()]);
+        let locked = store.lock().unwrap().unwrap();
+        locked.sweep(&valid, &in_use).unwrap();
+        drop(locked);
         let left = [
             "10.1.0.2",
             "10.1.0.4",
             "10.1.0.8",
+            "fd00::2",
             "last_reserved_ip.0",
             "lock",
             "notes",

@@ -131,9 +131,10 @@ impl Place {
     /// The index says the same as the leases, wherever it is believed; any other text is no harm.
     fn index(&self, files: &Files, who: &Attachment, census: &Census) {
         let changed = UNIX_EPOCH + Duration::new(1_700_000_000, 5);
-        let text = text_of(&census.owned, changed);
-        assert!(Index::believe(text.clone(), changed + Duration::from_nanos(1)).is_none());
-        let index = Index::believe(text.clone(), changed).unwrap();
+        let text = text_of(&census.owned, changed, (7, 8));
+        assert!(Index::believe(text.clone(), changed + Duration::from_nanos(1), (7, 8)).is_none());
+        assert!(Index::believe(text.clone(), changed, (7, 9)).is_none());
+        let index = Index::believe(text.clone(), changed, (7, 8)).unwrap();
         assert_eq!(index.addresses(), census.taken());
         let claims = index.claims(who);
         let is = |expected: Claim| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
@@ -148,7 +149,7 @@ impl Place {
         if let Some(garbage) = files.get(INDEX) {
             let head = text.lines().next().unwrap_or_default();
             let text = format!("{head}\n{}", String::from_utf8_lossy(garbage));
-            let index = Index::believe(text, changed).unwrap();
+            let index = Index::believe(text, changed, (7, 8)).unwrap();
             index.addresses();
             index.claims(who);
         }

@@ -1,0 +1,46 @@
+//! The veth pairs between this host and other network namespaces, with what the other end has.
+
+use std::net::IpAddr;
+
+use crate::host::netlink::{Kind, Link, Netlink, NetlinkError};
+
+/// A veth pair: its end on the host, and the other one.
+#[derive(Clone, Debug)]
+pub struct Veth {
+    /// The end on the host.
+    pub host: Link,
+    /// The name of the other end; empty if it is gone meanwhile.
+    pub interface: String,
+    /// The addresses of the other end.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// All veth pairs whose other end has one of these addresses.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn veths(host: &Netlink, wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Veth>, NetlinkError> {
+    let mut links = host.cross_links()?;
+    links.retain(|link| link.link.kind == Kind::Veth);
+    links.sort_by_key(|link| link.netns);
+    let mut found = Vec::new();
+    for of_netns in links.chunk_by(|one, other| one.netns == other.netns) {
+        let netns = of_netns[0].netns;
+        let Some(addresses) = host.addresses_in(netns)? else {
+            continue;
+        };
+        for link in of_netns {
+            let of_peer = addresses.iter().filter(|address| address.link == link.peer);
+            let addresses: Vec<IpAddr> = of_peer.map(|it| it.cidr.address()).collect();
+            if addresses.iter().any(|address| wanted(*address)) {
+                let peer = host.link_in(netns, link.peer)?;
+                found.push(Veth {
+                    host: link.link.clone(),
+                    interface: peer.map(|peer| peer.name).unwrap_or_default(),
+                    addresses,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
