@@ -14,7 +14,7 @@ use crate::host::journal::phase;
 use crate::host::netlink::{Kind, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::ipam::{Held, Ipam};
-use crate::masquerade::{Masquerade, Removing, Scope};
+use crate::masquerade::{Evidence, Masquerade, Removing, Scope};
 use crate::net::{IfName, Mac};
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
@@ -56,7 +56,7 @@ pub fn del(
     let removing = phase("masquerade", || link.start_unmasquerading(held.as_ref()));
     failures.note(phase("link", || link.remove()));
     // Who has too long a name for a guard has none.
-    failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
+    failures.note(Guard::of(&conf.name, who).map_or(Ok(()), |guard| guard.remove(&host)));
     failures.note(phase("masquerade", || removing.finish()));
     failures.note(phase("forward", || passage::close(&host, conf)));
     failures.into_result()?;
@@ -154,7 +154,9 @@ impl Detachment<'_> {
         if known.is_empty() && scope == Scope::Addresses {
             known = self.pod_addresses().unwrap_or_default();
         }
-        Masquerade::of(&self.conf.name, self.who).remove(known, scope)
+        let held = held.map(Held::addresses).unwrap_or_default();
+        let evidence = Evidence::of(&self.conf.root(), held);
+        Masquerade::of(&self.conf.name, self.who).remove(known, scope, evidence)
     }
 
     /// The addresses of the container's interface; `None` when it cannot be seen.

@@ -4,15 +4,13 @@ use crate::bridge::attach::failed;
 use crate::bridge::open_host;
 use crate::bridge::plan::host_interface;
 use crate::bridge::{passage, spoof};
-use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Attachment, Request};
 use crate::error::{Error, Failures};
 use crate::host::journal;
-use crate::host::netlink::{Netlink, present};
+use crate::host::netlink::present;
 use crate::ipam::Ipam;
 use crate::masquerade;
-use crate::net::IfName;
 
 /// Removes masquerading, guards, links and leases of this network, and what lets its bridge's packets pass when that has no
 /// containers left, that belong to no valid attachment, whichever plugin made
@@ -36,15 +34,10 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
         failures.note(journal::phase("ipam", || ipam.sweep(Some(&valid))));
     }
     if let Some(host) = failures.note(open_host()) {
-        failures.note(sweep_guards(&host, conf, &valid));
+        failures.note(spoof::sweep(&conf.name, &valid, &host));
         failures.note(passage::close(&host, conf));
     }
     failures.into_result()
-}
-
-fn sweep_guards(host: &Netlink, conf: &NetConf, valid: &ValidAttachments) -> Result<(), Error> {
-    let exists = |name: &IfName| host.link(name).map_or(true, |link| link.is_some());
-    spoof::sweep(&conf.name, valid, exists)
 }
 
 fn remove_links(conf: &NetConf, strays: &[Attachment]) -> Result<(), Error> {

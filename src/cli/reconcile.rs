@@ -102,7 +102,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
             .unwrap_or_default(),
         not_forwarded: node.not_forwarded(),
     };
-    restore::plan(config, &present, &gateways, living)
+    restore::plan((network.name(), config), &present, &gateways, living)
 }
 
 /// Whether a link is a port of the bridge of another network of the same name. Leases do not tell these two apart, and

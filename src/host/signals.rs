@@ -6,13 +6,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use signal_hook::consts::SIGTERM;
+use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGCHLD, SIGTERM};
+use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
 use crate::error::{Code, Error};
@@ -46,6 +48,27 @@ pub fn hold() -> io::Result<()> {
         Ok(reader)
     })?;
     let _ = ARRIVED.set(reader);
+    // A parent may have blocked them: SIGTERM for us, SIGALRM for the programs that we start, which inherit the mask
+    // (iptables ends its wait for the lock with it).
+    let mut needed = SigSet::empty();
+    needed.add(Signal::SIGTERM);
+    needed.add(Signal::SIGALRM);
+    Ok(needed.thread_unblock()?)
+}
+
+/// Has the kernel keep the exit statuses of programs that we start. It keeps none while SIGCHLD is ignored, and a parent
+/// that ignores it leaves that to us (wait(2), "NOTES"). With a handler it is not ignored, neither by us nor by the
+/// programs.
+///
+/// # Errors
+/// When no handler can be installed.
+pub fn keep_exit_statuses() -> io::Result<()> {
+    static IS_HANDLED: Mutex<bool> = Mutex::new(false);
+    let mut is_handled = IS_HANDLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*is_handled {
+        flag::register(SIGCHLD, Arc::default())?;
+        *is_handled = true;
+    }
     Ok(())
 }
 
