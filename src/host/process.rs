@@ -111,15 +111,17 @@ impl Output {
     }
 }
 
-/// The executable of that name in PATH, as the Go plugins find it: distributions that bundle a program put it there. Only
-/// when PATH has none, the one in the system's directories.
+/// The program of that name in PATH, as the Go plugins find it: distributions that bundle a program put it there. Only when
+/// PATH has none, the one in the system's directories; a file that is not executable only when there is no other, so that
+/// the error says so.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let absolute = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
-    absolute
-        .chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|program| is_executable(program))
+    let directories = absolute.chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
+    let files = directories.map(|directory| directory.join(name));
+    let files: Vec<PathBuf> = files.filter(|file| file.is_file()).collect();
+    let executable = files.iter().find(|file| is_executable(file));
+    executable.or(files.first()).cloned()
 }
 
 /// Whether a path leads to a program.
