@@ -3,6 +3,7 @@
 //! A handler and a socket pair, not a blocked signal and a signalfd: programs we start would inherit the blocked signal
 //! (std leaves the mask as it is), while a handler ends with exec.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -63,13 +64,24 @@ pub fn hold() -> io::Result<()> {
 /// # Errors
 /// When no handler can be installed.
 pub fn keep_exit_statuses() -> io::Result<()> {
-    static IS_HANDLED: Mutex<bool> = Mutex::new(false);
-    let mut is_handled = IS_HANDLED.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*is_handled {
-        flag::register(SIGCHLD, Arc::default())?;
-        *is_handled = true;
+    static ARE_KEPT: Mutex<bool> = Mutex::new(false);
+    let mut are_kept = ARE_KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*are_kept {
+        if is_ignored(Signal::SIGCHLD) {
+            flag::register(SIGCHLD, Arc::default())?;
+        }
+        *are_kept = true;
     }
     Ok(())
+}
+
+/// Whether a signal is ignored (proc_pid_status(5)); so it may be when the kernel does not tell.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_none_or(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }
 
 /// From now on it ends waits and is found by [`check`].

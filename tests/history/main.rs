@@ -14,3 +14,4 @@ mod identity;
 mod leases;
 mod random;
 mod rules;
+mod rules_observed;

@@ -184,7 +184,10 @@ fn gc_removes_stale_chains_of_both_variants_and_keeps_those_of_valid_attachments
         assert_eq!(count, expected, "{name}: {left:#?}");
     }
     assert!(left.iter().any(|rule| rule.contains("-o eth7")));
-    assert!(left.iter().any(|rule| rule.contains("CNI-aaaaaaaaaaaaaaaaaaaaaaaa")));
+    assert!(
+        left.iter()
+            .any(|rule| rule.contains("CNI-aaaaaaaaaaaaaaaaaaaaaaaa"))
+    );
 }
 
 #[test]
@@ -197,7 +200,9 @@ fn the_iptables_that_comes_first_in_path_is_used_also_when_distributions_bundle_
         let bundle = "/run/bundle";
         node.run(&format!("mkdir {bundle}"));
         for program in ["iptables", "iptables-save", "iptables-restore"] {
-            node.run(&format!("ln -s /usr/sbin/xtables-legacy-multi {bundle}/{program}"));
+            node.run(&format!(
+                "ln -s /usr/sbin/xtables-legacy-multi {bundle}/{program}"
+            ));
         }
         let pod = node.pod("a");
         let mut attachment = Attachment::new(&node, &pod, &masqueraded());
@@ -205,7 +210,9 @@ fn the_iptables_that_comes_first_in_path_is_used_also_when_distributions_bundle_
         let add = attachment.call(by, "ADD").env("PATH", &path).run();
         attachment.result = add.ok();
         let rules = all_rules(&node);
-        let legacy = rules.iter().filter(|rule| rule.starts_with("iptables-legacy "));
+        let legacy = rules
+            .iter()
+            .filter(|rule| rule.starts_with("iptables-legacy "));
         assert_eq!((legacy.count(), rules.len()), (4, 4), "{by:?}: {rules:#?}");
         // The runtime's own PATH may be another one later.
         attachment.del(Ours).ok();
@@ -232,7 +239,9 @@ fn rules_of_iptables_nft_go_also_when_iptables_was_uninstalled() {
             ];
             node.run(admin[0]);
             let pods = [node.pod("a"), node.pod("b")];
-            let [gone, kept] = pods.each_ref().map(|pod| add_under(&node, pod, (by, "nft")));
+            let [gone, kept] = pods
+                .each_ref()
+                .map(|pod| add_under(&node, pod, (by, "nft")));
             node.run(admin[1]);
             let chain = chain_of("small", "a");
             let mut expected = all_rules(&node);
@@ -264,7 +273,10 @@ fn legacy_rules_without_a_legacy_program_keep_the_lease_and_are_named() {
     let attachment = add_under(&node, &pod, (Ours, "legacy"));
     uninstall(&node, "legacy");
     let refusal = attachment.del(Ours).refused();
-    assert!(refusal.text().contains("iptables-legacy-restore"), "{refusal:?}");
+    assert!(
+        refusal.text().contains("iptables-legacy-restore"),
+        "{refusal:?}"
+    );
     assert_eq!(leases(&node, "small").len(), 2);
     // A pod with rules in nf_tables, and one without, have none to look for there.
     let other = node.pod("b");
@@ -292,7 +304,9 @@ fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_
     let pod = node.pod("a");
     let attachment = add_under(&node, &pod, (Reference, "nft"));
     let chain = chain_of("small", "a");
-    node.run(&format!("iptables -t nat -I ADMIN 1 -m comment --comment mine -j {chain}"));
+    node.run(&format!(
+        "iptables -t nat -I ADMIN 1 -m comment --comment mine -j {chain}"
+    ));
     // As a firewall restores what it saved: the jump of POSTROUTING is there twice.
     let script = "iptables-save -t nat > /run/saved; iptables-restore --noflush < /run/saved";
     node.write("/run/restore", script);
