@@ -24,6 +24,7 @@
 
 mod network;
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use crate::cni::request::Id;
@@ -36,7 +37,7 @@ use crate::masquerade::Policy;
 use crate::masquerade::label::{Label, short_hash};
 use crate::net::{Cidr, Family};
 
-use network::NetworkRules;
+use network::{Completion, NetworkRules};
 
 /// Our table.
 const TABLE: Table = Table {
@@ -70,10 +71,10 @@ const MAX_RULES: usize = 1000;
 /// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
 const MAX_NAME: usize = 255;
 
-/// Masquerades an attachment's addresses, in one transaction.
+/// Masquerades an attachment's addresses, in one transaction unless a network's rules are new and many.
 ///
 /// # Errors
-/// When the kernel refuses; nothing is changed then.
+/// When the kernel refuses; nothing is masqueraded then.
 pub fn install(
     network: &Id,
     label: &Label,
@@ -82,31 +83,43 @@ pub fn install(
 ) -> Result<(), Error> {
     let wanted = NetworkRules::of(addresses, policy);
     let chain = chain_of(network);
+    let plan = |nftables: &Nftables, batch: &mut Batch| -> Result<Completion, NftablesError> {
+        let present = nftables.rules(TABLE, None)?;
+        complete_base(batch, &present);
+        if wanted.complete(batch, &chain, &present) == Completion::Part {
+            return Ok(Completion::Part);
+        }
+        for address in addresses {
+            let map = map_of(address.family());
+            let element = Element {
+                address: address.address(),
+                chain: chain.clone(),
+                comment: label.comment().to_owned(),
+            };
+            // Somebody who had the address before, or this very attachment in a life before.
+            if let Some(old) = nftables.element(TABLE, map, element.address)? {
+                batch.delete_elements(TABLE, map, [old].iter());
+            }
+            batch.add_element(TABLE, map, &element);
+        }
+        Ok(Completion::Whole)
+    };
     let install = || {
         let nftables = Nftables::open()?;
-        nftables.change(&|| {
-            let present = nftables.rules(TABLE, None)?;
-            let mut batch = Batch::default();
-            complete_base(&mut batch, &present);
-            wanted.complete(&mut batch, &chain, &present);
-            for address in addresses {
-                let map = map_of(address.family());
-                let element = Element {
-                    address: address.address(),
-                    chain: chain.clone(),
-                    comment: label.comment().to_owned(),
-                };
-                // Somebody who had the address before, or this very attachment in a life before.
-                if let Some(old) = nftables.element(TABLE, map, element.address)? {
-                    batch.delete_elements(TABLE, map, [old].iter());
-                }
-                batch.add_element(TABLE, map, &element);
+        let completion = Cell::new(Completion::Part);
+        for _ in 0..wanted.parts() {
+            nftables.change(&|| {
+                let mut batch = Batch::default();
+                completion.set(plan(&nftables, &mut batch)?);
+                Ok(batch)
+            })?;
+            if completion.get() == Completion::Whole {
+                return Ok(());
             }
-            Ok(batch)
-        })
+        }
+        Err(NftablesError::Garbled)
     };
-    let installed = install().map(drop);
-    installed.map_err(|cause| failed("install rules in", cause))
+    install().map_err(|cause| failed("install rules in", cause))
 }
 
 /// Whether there may be anything to remove: there is our table, or that of the Go plugin.

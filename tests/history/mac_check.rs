@@ -31,7 +31,9 @@ fn is_checked(pod: &Pod, interface: &str, gateway: &str) {
     let link = pod.link(interface).unwrap();
     let own = link["address"].as_str().unwrap();
     pod.reaches(gateway);
-    pod.run(&format!("ip link set {interface} address 02:00:00:00:00:99"));
+    pod.run(&format!(
+        "ip link set {interface} address 02:00:00:00:00:99"
+    ));
     pod.run(&format!("ip neigh flush dev {interface}"));
     pod.does_not_reach(gateway);
     pod.run(&format!("ip link set {interface} address {own}"));
@@ -105,8 +107,16 @@ fn each_by_itself(same: Same, by: crate::party::Party, removed: usize) {
     }
     let verify = |index: usize| {
         let (attachment, container) = &attached[index];
-        is_checked(attachment.pod, attachment.ifname, &gateway(&attachment.result));
-        attachment.call(Ours, "CHECK").container(container).run().ok();
+        is_checked(
+            attachment.pod,
+            attachment.ifname,
+            &gateway(&attachment.result),
+        );
+        attachment
+            .call(Ours, "CHECK")
+            .container(container)
+            .run()
+            .ok();
     };
     verify(0);
     verify(1);
@@ -116,12 +126,20 @@ fn each_by_itself(same: Same, by: crate::party::Party, removed: usize) {
     };
     let gone = Network::host_link(&attached[removed].0.result);
     del(removed);
-    assert!(!ruleset(&node).contains(&gone), "{same:?}: {}", ruleset(&node));
+    assert!(
+        !ruleset(&node).contains(&gone),
+        "{same:?}: {}",
+        ruleset(&node)
+    );
     verify(1 - removed);
     del(removed);
     verify(1 - removed);
     del(1 - removed);
-    assert!(!ruleset(&node).contains("jump"), "{same:?}: {}", ruleset(&node));
+    assert!(
+        !ruleset(&node).contains("jump"),
+        "{same:?}: {}",
+        ruleset(&node)
+    );
 }
 
 #[test]
