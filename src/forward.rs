@@ -12,13 +12,15 @@
 //! programs; it is served too where it has tables. Once made, a jump is left where others put it: whoever goes in front
 //! of it later knows why.
 
+use std::io;
+
 use crate::error::{Code, Error, Failures};
 use crate::host::nftables::{
     Action, BaseChain, Batch, HookPoint, Layer, Match, Nftables, NftablesError, Rule, RuleEntry,
     Table, present,
 };
 use crate::host::xtables;
-use crate::masquerade::iptables::{Iptables, Purpose};
+use crate::masquerade::iptables::{Iptables, Purpose, Variant};
 use crate::masquerade::rules::{Listing, deletion, transaction};
 use crate::net::{Family, IfName};
 
@@ -50,11 +52,14 @@ fn table(family: Family) -> Table {
 }
 
 /// The legacy variant, where it has tables and its programs are here.
-fn legacy(family: Family) -> Option<Iptables> {
-    match xtables::is_used(family) {
-        true => Iptables::find_legacy(family, FILTER),
-        false => None,
-    }
+fn legacy(family: Family) -> Result<Option<Iptables>, Error> {
+    let is_used = unless_unknown(xtables::is_used(family))?;
+    let iptables = is_used.then(|| Iptables::of(Variant::Legacy, family, FILTER));
+    Ok(iptables.flatten())
+}
+
+fn unless_unknown(seen: io::Result<bool>) -> Result<bool, Error> {
+    seen.map_err(|cause| Error::failed(format!("{}: {cause}", FILTER.name)))
 }
 
 impl Forwarding {
@@ -75,7 +80,7 @@ impl Forwarding {
     /// When the kernel or the legacy variant's program refuses.
     pub fn install(&self, families: &[Family]) -> Result<(), Error> {
         for family in families.iter().copied() {
-            let legacy = legacy(family);
+            let legacy = legacy(family)?;
             if let Some(legacy) = &legacy {
                 legacy.arrange(&|listing| self.complete(listing))?;
             }
@@ -84,7 +89,8 @@ impl Forwarding {
                 if legacy.is_some() && nftables.table(table(family))?.is_none() {
                     return Ok(());
                 }
-                nftables.change(&|| self.completion(&nftables, family))
+                nftables.change(&|| self.completion(&nftables, family))?;
+                Ok(())
             };
             install().map_err(|cause| failed("install", cause))?;
         }
@@ -97,7 +103,7 @@ impl Forwarding {
     /// When they do not; when it cannot be told.
     pub fn check(&self, families: &[Family]) -> Result<(), Error> {
         for family in families.iter().copied() {
-            let legacy = legacy(family);
+            let legacy = legacy(family)?;
             let look = || {
                 let nftables = Nftables::open()?;
                 if legacy.is_some() && nftables.table(table(family))?.is_none() {
@@ -122,13 +128,17 @@ impl Forwarding {
     }
 
     /// Whether nftables has anything of it; runs no process.
-    pub fn is_in_nftables(&self) -> bool {
-        let Ok(nftables) = Nftables::open() else {
-            return false;
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn is_in_nftables(&self) -> Result<bool, Error> {
+        let look = || {
+            let nftables = Nftables::open()?;
+            let [v4, v6] = Family::BOTH.map(|family| nftables.chain(table(family), &self.chain));
+            Ok(v4?.is_some() || v6?.is_some())
         };
-        let chain = |family| nftables.chain(table(family), &self.chain);
-        let mut families = Family::BOTH.into_iter();
-        families.any(|family| matches!(chain(family), Ok(Some(_))))
+        let found = present(look()).map_err(|cause| failed("look for", cause))?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Takes the rules away, in both families and variants; those in which there were any. Table and FORWARD are
@@ -141,9 +151,11 @@ impl Forwarding {
         for family in Family::BOTH {
             let was_there = failures.note(self.remove_from_nftables(family));
             let mut was_there = was_there.unwrap_or_default();
-            if let Some(legacy) =
-                legacy(family).filter(|_| xtables::has_table(family, FILTER.table))
-            {
+            let look = || match unless_unknown(xtables::has_table(family, FILTER.table))? {
+                true => legacy(family),
+                false => Ok(None),
+            };
+            if let Some(legacy) = failures.note(look()).flatten() {
                 let clearing = |listing: &Listing| self.clear(listing);
                 was_there |= failures.note(legacy.arrange(&clearing)).is_some();
             }

@@ -145,8 +145,8 @@ fn create_veth<'a>(
     // Not before the link is ours, and before the first frame can pass.
     if let Some(guard) = &plan.guard {
         let owned = guard.clone();
-        undo.push(move || owned.remove());
-        guard.install(&plan.host, plan.mac)?;
+        undo.push(move || owned.remove(host));
+        guard.install(&plan.host, plan.mac, host)?;
     }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
     // While it is down, so that no frame passes in another VLAN.

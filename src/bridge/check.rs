@@ -51,7 +51,10 @@ impl Expected {
                 let wanted = format!("none of them is {} in {netns}", who.interface);
                 Error::config("prevResult.interfaces", "a list", wanted)
             })?;
-        let guard = config.guarded.then(|| Guard::of(who)).transpose()?;
+        let guard = config
+            .guarded
+            .then(|| Guard::of(&conf.name, who))
+            .transpose()?;
         Ok(Expected {
             guard,
             config,

@@ -16,7 +16,7 @@ use crate::host::journal::phase;
 use crate::host::netlink::{Kind, Link, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::ipam::{Held, Ipam};
-use crate::masquerade::{Masquerade, Removing, Scope};
+use crate::masquerade::{Evidence, Masquerade, Removing, Scope};
 use crate::net::{IfName, Mac};
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
@@ -59,7 +59,7 @@ pub fn del(
     let removing = phase("masquerade", || link.start_unmasquerading());
     failures.note(phase("link", || link.remove()));
     // Who has too long a name for a guard has none.
-    failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
+    failures.note(Guard::of(&conf.name, who).map_or(Ok(()), |guard| guard.remove(&host)));
     failures.note(phase("masquerade", || removing.finish()));
     failures.note(phase("forward", || passage::close(&host, conf)));
     failures.into_result()?;
@@ -200,7 +200,9 @@ impl Detachment<'_> {
             // Without any, all of the container's masquerading on this network goes.
             known = self.pod_addresses().unwrap_or_default();
         }
-        Masquerade::of(&self.conf.name, self.who).remove(known, scope)
+        let held = self.held.map(Held::addresses).unwrap_or_default();
+        let evidence = Evidence::of(&self.conf.root(), held);
+        Masquerade::of(&self.conf.name, self.who).remove(known, scope, evidence)
     }
 
     /// The addresses of this attachment's end in the container; `None` when it cannot be seen.

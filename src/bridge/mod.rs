@@ -35,7 +35,7 @@ use crate::host::netlink::Netlink;
 use crate::host::netns::{Netns, OwnNetns};
 use crate::host::signals;
 use crate::ipam::{Ipam, Lease};
-use crate::masquerade::{self, Masquerade, Scope};
+use crate::masquerade::{self, Evidence, Masquerade, Scope};
 use crate::undo::Undo;
 
 /// ADD: a lease, a link and its masquerading, or none of them. Who cannot be told the result does not have it.
@@ -180,7 +180,11 @@ impl Prepared {
             // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
             ensure_bridge(site.host, &self.config)?;
         }
-        let guard = self.config.guarded.then(|| Guard::of(who)).transpose()?;
+        let guard = self
+            .config
+            .guarded
+            .then(|| Guard::of(&conf.name, who))
+            .transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => journal::phase("ipam", || self.reserve(ipam, who, undo))?,
@@ -200,7 +204,8 @@ impl Prepared {
             let (ours, owned) = (rules.clone(), plan.addresses());
             let owned = owned.iter().map(|address| address.address()).collect();
             // Before they are started: when one family cannot be, the other may be on its way.
-            undo.push(move || ours.remove(owned, Scope::Addresses).finish());
+            let remove = move || ours.remove(owned, Scope::Addresses, Evidence::Started);
+            undo.push(move || remove().finish());
             let install = || rules.install(&addresses, policy);
             installing = Some(journal::phase("masquerade", install)?);
         }

@@ -33,7 +33,7 @@ pub(super) fn close(host: &Netlink, conf: &NetConf) -> Result<(), Error> {
         return Ok(());
     };
     let is_asked = root.bool("forwardAccept").ok().flatten() == Some(true);
-    if is_asked || forwarding.is_in_nftables() {
+    if is_asked || forwarding.is_in_nftables()? {
         close_unused(host, &bridge, &forwarding)?;
     }
     Ok(())

@@ -130,7 +130,7 @@ impl fmt::Display for Repair {
 /// # Errors
 /// When the rules of guards cannot be listed.
 pub fn plan(
-    config: &BridgeConfig,
+    (network, config): (&Id, &BridgeConfig),
     present: &Present,
     gateways: &[Cidr],
     living: Vec<Living>,
@@ -146,7 +146,9 @@ pub fn plan(
     for living in living {
         if let Some(mac) = living.mac.filter(|_| config.guarded)
             && let Ok(name) = living.link.name.parse()
-            && Guard::of(&living.who)?.differing(&name, mac)?.is_some()
+            && Guard::of(network, &living.who)?
+                .differing(&name, mac)?
+                .is_some()
         {
             repairs.push(Repair::Guard(living.clone(), mac));
         }
@@ -248,7 +250,8 @@ impl Repair {
             Repair::Forwarding(family) => gateway::forward(*family),
             Repair::Port(living) => put_port(host, living, config),
             Repair::Guard(living, mac) => {
-                Guard::of(&living.who)?.install(&name_of(&living.link)?, *mac)
+                let guard = Guard::of(network, &living.who)?;
+                guard.install(&name_of(&living.link)?, *mac, host)
             }
             Repair::Masquerade(living) => {
                 let masquerade = Masquerade::of(network, &living.who);

@@ -18,12 +18,15 @@
 //! }
 //! ```
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use crate::bridge::attach;
 use crate::bridge::plan::host_interface;
 use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
+use crate::host::netlink::Netlink;
 use crate::host::nftables::{
     Action, BaseChain, Batch, HookPoint, Layer, Match, Nftables, NftablesError, Rule, RuleEntry,
     Table, present,
@@ -54,22 +57,52 @@ const MAX_NAME: usize = 255;
 /// The rules of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    chain: String,
-    mac_chain: String,
+    /// The host's interface, as its network's name makes it.
+    host: IfName,
+    chains: Chains,
     comment: String,
 }
 
+/// The names of the two chains of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Chains {
+    first: String,
+    mac: String,
+}
+
+impl Chains {
+    fn named(name: &str) -> Chains {
+        let first = format!("{CHAIN_PREFIX}{name}");
+        Chains {
+            mac: format!("{first}-mac"),
+            first,
+        }
+    }
+
+    /// The chains of a rule that leads into the first of them.
+    fn of_jump(rule: &RuleEntry) -> Option<Chains> {
+        let name = rule.target()?.strip_prefix(CHAIN_PREFIX)?;
+        Some(Chains::named(name))
+    }
+}
+
 impl Guard {
-    /// That of an attachment.
+    /// That of an attachment to a network.
     ///
     /// # Errors
     /// Code 4 when the container's id is too long for the name of a chain.
-    pub fn of(who: &Attachment) -> Result<Guard, Error> {
-        let guard = Guard::named(&format!("{}-{}", who.container, who.interface));
-        if guard.mac_chain.len() <= MAX_NAME {
+    pub fn of(network: &Id, who: &Attachment) -> Result<Guard, Error> {
+        let reference = format!("{}-{}", who.container, who.interface);
+        let guard = Guard {
+            host: host_interface(network, who),
+            chains: Chains::named(&reference),
+            comment: format!("{COMMENT_PREFIX}{reference}"),
+        };
+        let length = guard.chains.mac.len();
+        if length <= MAX_NAME {
             return Ok(guard);
         }
-        let most = MAX_NAME - (guard.mac_chain.len() - who.container.as_str().len());
+        let most = MAX_NAME - (length - who.container.as_str().len());
         let msg = format!(
             "CNI_CONTAINERID has {} characters, but with macspoofchk it must not have more than {most}",
             who.container.as_str().len()
@@ -78,13 +111,11 @@ impl Guard {
             .details("the name of an nftables chain is made of it"))
     }
 
-    fn named(reference: &str) -> Guard {
-        let chain = format!("{CHAIN_PREFIX}{reference}");
-        Guard {
-            mac_chain: format!("{chain}-mac"),
-            chain,
-            comment: format!("{COMMENT_PREFIX}{reference}"),
-        }
+    /// The chains of an attachment whose usual ones are in use: other networks may have the same container and interface,
+    /// and `web` with `1-eth0` makes the same names as `web-1` with `eth0`. No interface's name contains a container's,
+    /// so these are nobody's usual ones.
+    fn own_chains(&self) -> Chains {
+        Chains::named(self.host.as_str())
     }
 
     fn rule(&self, matches: Vec<Match>, action: Action) -> Rule {
@@ -95,22 +126,33 @@ impl Guard {
         }
     }
 
-    /// What leads into the chains.
-    fn entrance(&self, host: &IfName) -> Rule {
+    /// The jump into the chains.
+    fn jump(&self, host: &IfName, chains: &Chains) -> Rule {
         let matches = vec![Match::Input(host.clone())];
-        self.rule(matches, Action::Jump(self.chain.clone()))
+        self.rule(matches, Action::Jump(chains.first.clone()))
     }
 
     /// Each chain with its rules.
-    fn chains(&self, mac: Mac) -> [(&str, Vec<Rule>); 2] {
-        let on = self.rule(vec![], Action::Jump(self.mac_chain.clone()));
+    fn rules<'a>(&self, chains: &'a Chains, mac: Mac) -> [(&'a str, Vec<Rule>); 2] {
+        let on = self.rule(vec![], Action::Jump(chains.mac.clone()));
         let own = self.rule(vec![Match::EthernetSource(mac)], Action::Return);
         let other = self.rule(vec![], Action::Drop);
-        [(&self.chain, vec![on]), (&self.mac_chain, vec![own, other])]
+        [(&chains.first, vec![on]), (&chains.mac, vec![own, other])]
     }
 
-    fn is_entrance(&self, rule: &RuleEntry) -> bool {
-        rule.comment == self.comment || rule.target() == Some(&self.chain)
+    /// Whether a rule of PREROUTING may be a jump of this attachment, by what it says.
+    fn may_be_jump(&self, rule: &RuleEntry) -> bool {
+        let target = rule.target();
+        rule.comment == self.comment
+            || target == Some(&self.chains.first)
+            || target == Some(&self.own_chains().first)
+    }
+
+    /// Whether such a rule is one, by its interface: ours, or one that has gone. One that exists is another
+    /// attachment's.
+    fn is_jump(&self, rule: &RuleEntry, links: &Links) -> bool {
+        let is_own = |input: IfName| input == self.host || !links.has(&input);
+        self.may_be_jump(rule) && rule.input().is_none_or(is_own)
     }
 
     /// Lets only frames with that source address in at the host's end, in one transaction. What there was of it before
@@ -118,74 +160,97 @@ impl Guard {
     ///
     /// # Errors
     /// When the kernel refuses; nothing is changed then.
-    pub fn install(&self, host: &IfName, mac: Mac) -> Result<(), Error> {
+    pub fn install(&self, host: &IfName, mac: Mac, links: &Netlink) -> Result<(), Error> {
+        let links = Links::new(links);
+        let is_own = |rule: &RuleEntry| {
+            rule.input().as_ref() == Some(host) && self.may_be_jump(rule)
+                || self.is_jump(rule, &links)
+        };
         let install = || {
             let nftables = Nftables::open()?;
             nftables.change(&|| {
                 let mut batch = Batch::default();
+                let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
+                let own = present.iter().filter(|rule| is_own(rule));
+                let chains = match self.is_taken(&nftables, &present, &is_own)? {
+                    true => self.own_chains(),
+                    false => self.chains.clone(),
+                };
                 batch.create_table(TABLE);
                 batch.create_base_chain(TABLE, PREROUTING);
-                let chains = self.chains(mac);
-                for (chain, _) in &chains {
+                let rules = self.rules(&chains, mac);
+                for (chain, _) in &rules {
                     batch.create_chain(TABLE, chain);
                     batch.flush(TABLE, chain);
                 }
-                for (chain, rules) in &chains {
+                for (chain, rules) in &rules {
                     for rule in rules {
                         batch.append(TABLE, chain, rule);
                     }
                 }
-                self.close_entrances(&nftables, &mut batch)?;
-                batch.append(TABLE, PREROUTING.name, &self.entrance(host));
+                for rule in own {
+                    batch.delete_rule(TABLE, PREROUTING.name, rule.handle);
+                }
+                batch.append(TABLE, PREROUTING.name, &self.jump(host, &chains));
                 Ok(batch)
             })
         };
-        install().map_err(|cause| failed("install", cause))
+        links.unless_failed(
+            install()
+                .map(drop)
+                .map_err(|cause| failed("install", cause)),
+        )
     }
 
-    fn close_entrances(&self, nftables: &Nftables, batch: &mut Batch) -> Result<(), NftablesError> {
-        let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
-        for rule in present.iter().filter(|rule| self.is_entrance(rule)) {
-            batch.delete_rule(TABLE, PREROUTING.name, rule.handle);
+    /// Whether the usual chains are another attachment's.
+    fn is_taken(
+        &self,
+        nftables: &Nftables,
+        jumps: &[RuleEntry],
+        is_own: &dyn Fn(&RuleEntry) -> bool,
+    ) -> Result<bool, NftablesError> {
+        let leads_in = |rule: &&RuleEntry| rule.target() == Some(&self.chains.first);
+        if jumps.iter().filter(leads_in).any(|rule| !is_own(rule)) {
+            return Ok(true);
         }
-        Ok(())
+        for chain in [&self.chains.first, &self.chains.mac] {
+            // `c` with `eth0-mac` has the second chain of `c` with `eth0` for its first.
+            if nftables.chain(TABLE, chain)?.is_some()
+                && is_anothers(&nftables.rules(TABLE, Some(chain))?, &self.comment)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// Removes the rules and their chains, whoever made them. Table and base chain are everybody's and stay.
+    /// Removes the rules and their chains, whoever made them, for an interface that is ours or no longer exists. Table
+    /// and base chain are everybody's and stay.
     ///
     /// # Errors
     /// When the kernel refuses; that there is nothing to remove is success.
-    pub fn remove(&self) -> Result<(), Error> {
+    pub fn remove(&self, links: &Netlink) -> Result<(), Error> {
+        let links = Links::new(links);
         let remove = || {
             let nftables = Nftables::open()?;
             nftables.change(&|| {
-                let mut batch = Batch::default();
-                self.plan_removal(&nftables, &mut batch)?;
-                Ok(batch)
+                let mut known = Vec::new();
+                for chains in [self.chains.clone(), self.own_chains()] {
+                    // A chain without a jump to it, after somebody flushed PREROUTING.
+                    let first = nftables.chain(TABLE, &chains.first)?;
+                    if first.is_some() || nftables.chain(TABLE, &chains.mac)?.is_some() {
+                        known.push((chains, self.comment.clone()));
+                    }
+                }
+                // A rule cannot lead to a chain that is not there.
+                match known.is_empty() {
+                    true => Ok(Batch::default()),
+                    false => removal(&nftables, known, &|rule| self.is_jump(rule, &links)),
+                }
             })
         };
-        present(remove())
-            .map(drop)
-            .map_err(|cause| failed("remove", cause))
-    }
-
-    fn plan_removal(&self, nftables: &Nftables, batch: &mut Batch) -> Result<(), NftablesError> {
-        let mut chains = Vec::new();
-        for chain in [&self.chain, &self.mac_chain] {
-            if nftables.chain(TABLE, chain)?.is_some() {
-                chains.push(chain);
-            }
-        }
-        // A rule cannot lead to a chain that is not there.
-        if chains.is_empty() {
-            return Ok(());
-        }
-        self.close_entrances(nftables, batch)?;
-        // The one that leads to the other goes first.
-        for chain in chains {
-            batch.delete_chain(TABLE, chain);
-        }
-        Ok(())
+        let removed = present(remove()).map(drop);
+        links.unless_failed(removed.map_err(|cause| failed("remove", cause)))
     }
 
     /// The chain that is not as [`Guard::install`] makes it; `None` when all are.
@@ -195,17 +260,21 @@ impl Guard {
     pub fn differing(&self, host: &IfName, mac: Mac) -> Result<Option<String>, Error> {
         let look = || {
             let nftables = Nftables::open()?;
-            let entrance = self.entrance(host);
             let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
-            if !present.iter().any(|rule| rule.is(&entrance)) {
-                return Ok(Some(PREROUTING.name));
-            }
-            for (chain, wanted) in self.chains(mac) {
+            let has_jump = |chains: &Chains| {
+                let jump = self.jump(host, chains);
+                present.iter().any(|rule| rule.is(&jump))
+            };
+            let chains = [self.chains.clone(), self.own_chains()];
+            let Some(chains) = chains.into_iter().find(has_jump) else {
+                return Ok(Some(PREROUTING.name.to_owned()));
+            };
+            for (chain, wanted) in self.rules(&chains, mac) {
                 let present = nftables.rules(TABLE, Some(chain))?;
                 let is_same = present.len() == wanted.len()
                     && present.iter().zip(&wanted).all(|(it, rule)| it.is(rule));
                 if !is_same {
-                    return Ok(Some(chain));
+                    return Ok(Some(chain.to_owned()));
                 }
             }
             Ok(None)
@@ -215,49 +284,110 @@ impl Guard {
     }
 }
 
+/// Plans to remove jumps from PREROUTING, and the chains that no jump leads to then: those of the jumps, and the known
+/// ones, each with the comment of its rules.
+fn removal(
+    nftables: &Nftables,
+    known: Vec<(Chains, String)>,
+    is_going: &dyn Fn(&RuleEntry) -> bool,
+) -> Result<Batch, NftablesError> {
+    let mut batch = Batch::default();
+    let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
+    let (going, staying): (Vec<_>, Vec<_>) = present.iter().partition(|rule| is_going(rule));
+    let mut chains = known;
+    for rule in going {
+        batch.delete_rule(TABLE, PREROUTING.name, rule.handle);
+        let of_jump = Chains::of_jump(rule).map(|chains| (chains, rule.comment.clone()));
+        chains.extend(of_jump.filter(|it| !chains.contains(it)));
+    }
+    let is_used = |chain: &str| staying.iter().any(|rule| rule.target() == Some(chain));
+    for (chains, comment) in chains.iter().filter(|(chains, _)| !is_used(&chains.first)) {
+        // The one that leads to the other goes first.
+        for chain in [&chains.first, &chains.mac] {
+            if nftables.chain(TABLE, chain)?.is_some()
+                && !is_anothers(&nftables.rules(TABLE, Some(chain))?, comment)
+            {
+                batch.delete_chain(TABLE, chain);
+            }
+        }
+    }
+    Ok(batch)
+}
+
+/// Whether a chain with these rules is that of an attachment with another comment.
+fn is_anothers(rules: &[RuleEntry], comment: &str) -> bool {
+    let mut comments = rules.iter().map(|rule| rule.comment.as_str());
+    comments.any(|it| it.starts_with(COMMENT_PREFIX) && it != comment)
+}
+
 /// Removes the rules of a network's attachments that are not valid.
 ///
 /// The rules do not tell their network. Ours are known by the interface they are for, whose name is made of network,
-/// container and interface. Of the reference's, which have random names, those go whose interface no longer exists:
+/// container and interface. Of the Go plugin's, which have random names, those go whose interface no longer exists:
 /// such a rule guards nothing, in whichever network.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn sweep(
-    network: &Id,
-    valid: &ValidAttachments,
-    exists: impl Fn(&IfName) -> bool,
-) -> Result<(), Error> {
+pub fn sweep(network: &Id, valid: &ValidAttachments, links: &Netlink) -> Result<(), Error> {
+    let links = Links::new(links);
     let kept: BTreeSet<String> = valid
         .all()
         .map(|who| format!("{}-{}", who.container, who.interface))
         .collect();
+    let hosts: BTreeSet<IfName> = valid
+        .all()
+        .map(|who| host_interface(network, &who))
+        .collect();
     let is_stale = |reference: &str, host: &IfName| {
-        if kept.contains(reference) {
+        if hosts.contains(host) || (kept.contains(reference) && links.has(host)) {
             return false;
         }
         let mut readings = readings(reference);
         readings.any(|who| host_interface(network, &who) == *host)
-            || !(is_named_by_us(host) || exists(host))
+            || !(IfName::is_derived_veth(host.as_str()) || links.has(host))
+    };
+    let is_going = |rule: &RuleEntry| {
+        let reference = rule.comment.strip_prefix(COMMENT_PREFIX);
+        let host = rule.input();
+        reference.is_some_and(|reference| host.is_some_and(|host| is_stale(reference, &host)))
     };
     let sweep = || {
         let nftables = Nftables::open()?;
-        nftables.change(&|| {
-            let mut batch = Batch::default();
-            for rule in nftables.rules(TABLE, Some(PREROUTING.name))? {
-                let reference = rule.comment.strip_prefix(COMMENT_PREFIX);
-                if let (Some(reference), Some(host)) = (reference, rule.input())
-                    && is_stale(reference, &host)
-                {
-                    Guard::named(reference).plan_removal(&nftables, &mut batch)?;
-                }
-            }
-            Ok(batch)
-        })
+        nftables.change(&|| removal(&nftables, Vec::new(), &is_going))
     };
-    present(sweep())
-        .map(drop)
-        .map_err(|cause| failed("sweep", cause))
+    let swept = present(sweep()).map(drop);
+    links.unless_failed(swept.map_err(|cause| failed("sweep", cause)))
+}
+
+/// The links of the host. One that cannot be looked up counts as one that exists.
+struct Links<'a> {
+    host: &'a Netlink,
+    failure: RefCell<Option<Error>>,
+}
+
+impl Links<'_> {
+    fn new(host: &Netlink) -> Links<'_> {
+        Links {
+            host,
+            failure: RefCell::default(),
+        }
+    }
+
+    fn has(&self, name: &IfName) -> bool {
+        self.host.link(name).map_or_else(
+            |cause| {
+                let error = attach::failed("look up", name, cause);
+                self.failure.borrow_mut().get_or_insert(error);
+                true
+            },
+            |link| link.is_some(),
+        )
+    }
+
+    /// What was done, unless a lookup failed: then something may have been left.
+    fn unless_failed(&self, outcome: Result<(), Error>) -> Result<(), Error> {
+        outcome.and(self.failure.take().map_or(Ok(()), Err))
+    }
 }
 
 /// The attachments that a reference may stand for: either part may have a dash.
@@ -268,12 +398,6 @@ fn readings(reference: &str) -> impl Iterator<Item = Attachment> {
             interface: reference[dash + 1..].parse().ok()?,
         })
     })
-}
-
-/// Whether a name is one of [`host_interface`]'s, of any network; the reference's have eight digits.
-fn is_named_by_us(host: &IfName) -> bool {
-    let digits = host.as_str().strip_prefix("veth").unwrap_or_default();
-    digits.len() == 11 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn failed(operation: &str, cause: NftablesError) -> Error {
@@ -301,24 +425,28 @@ mod tests {
         }
     }
 
+    fn network() -> Id {
+        "n".parse().unwrap()
+    }
+
     #[test]
     fn names_and_comments_are_the_references() {
-        let guard = Guard::of(&who("spec-ctr-0001", "eth0")).unwrap();
-        assert_eq!(guard.chain, "cni-br-iface-spec-ctr-0001-eth0");
-        assert_eq!(guard.mac_chain, "cni-br-iface-spec-ctr-0001-eth0-mac");
+        let guard = Guard::of(&network(), &who("spec-ctr-0001", "eth0")).unwrap();
+        assert_eq!(guard.chains.first, "cni-br-iface-spec-ctr-0001-eth0");
+        assert_eq!(guard.chains.mac, "cni-br-iface-spec-ctr-0001-eth0-mac");
         assert_eq!(guard.comment, "macspoofchk-spec-ctr-0001-eth0");
     }
 
     #[test]
     fn an_id_that_is_too_long_for_a_chain_is_refused_with_the_limit() {
-        let error = Guard::of(&who(&"x".repeat(300), "eth0")).unwrap_err();
+        let error = Guard::of(&network(), &who(&"x".repeat(300), "eth0")).unwrap_err();
         assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
         assert!(
             error.msg.contains("300") && error.msg.contains("233"),
             "{error}"
         );
-        assert!(Guard::of(&who(&"x".repeat(233), "eth0")).is_ok());
-        assert!(Guard::of(&who(&"x".repeat(234), "eth0")).is_err());
+        assert!(Guard::of(&network(), &who(&"x".repeat(233), "eth0")).is_ok());
+        assert!(Guard::of(&network(), &who(&"x".repeat(234), "eth0")).is_err());
     }
 
     #[test]
@@ -329,8 +457,5 @@ mod tests {
             found,
             expected.map(|(container, interface)| who(container, interface))
         );
-        let network = "n".parse().unwrap();
-        assert!(is_named_by_us(&host_interface(&network, &who("a", "eth0"))));
-        assert!(!is_named_by_us(&"veth35229476".parse().unwrap()));
     }
 }

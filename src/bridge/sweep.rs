@@ -48,15 +48,10 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
         None => {}
     }
     if let Some(host) = failures.note(open_host()) {
-        failures.note(sweep_guards(&host, conf, &valid));
+        failures.note(spoof::sweep(&conf.name, &valid, &host));
         failures.note(passage::close(&host, conf));
     }
     failures.into_result()
-}
-
-fn sweep_guards(host: &Netlink, conf: &NetConf, valid: &ValidAttachments) -> Result<(), Error> {
-    let exists = |name: &IfName| host.link(name).map_or(true, |link| link.is_some());
-    spoof::sweep(&conf.name, valid, exists)
 }
 
 /// Deletes the links of attachments that are not valid any more, and then frees their leases: no address is free while an

@@ -104,7 +104,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
                 .collect::<Vec<Cidr>>(),
         ),
     };
-    restore::plan(config, &present, &gateways, living)
+    restore::plan((network.name(), config), &present, &gateways, living)
 }
 
 /// What differs from the configuration and would interrupt pods.

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::interrupts::uninterrupted;
@@ -24,7 +25,7 @@ const MAX_STDOUT: usize = 32 << 20;
 /// How much of its complaints is kept, in bytes; the rest is read and dropped.
 const MAX_STDERR: usize = 1 << 20;
 
-/// Where system programs are, before PATH is asked: whoever sets our PATH does not choose our tools.
+/// Where system programs are when PATH does not lead to them: runtimes start plugins with a PATH of their own, or none.
 const SYSTEM_DIRECTORIES: [&str; 6] = [
     "/usr/sbin",
     "/sbin",
@@ -110,15 +111,23 @@ impl Output {
     }
 }
 
-/// The program of that name in the system's directories, then in PATH.
+/// The program of that name in PATH, as the Go plugins find it: distributions that bundle a program put it there. Only when
+/// PATH has none, the one in the system's directories; a file that is not executable only when there is no other, so that
+/// the error says so.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let fixed = SYSTEM_DIRECTORIES.iter().map(PathBuf::from);
     let absolute = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
-    fixed
-        .chain(absolute)
-        .map(|directory| directory.join(name))
-        .find(|program| program.is_file())
+    let directories = absolute.chain(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
+    let files = directories.map(|directory| directory.join(name));
+    let files: Vec<PathBuf> = files.filter(|file| file.is_file()).collect();
+    let executable = files.iter().find(|file| is_executable(file));
+    executable.or(files.first()).cloned()
+}
+
+/// Whether a path leads to a program.
+pub fn is_executable(path: &Path) -> bool {
+    let metadata = path.metadata();
+    metadata.is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
 }
 
 /// Lets the programs that we start from now on have a file open too, and so keep the lock on it.
@@ -136,8 +145,17 @@ pub fn bequeath(file: &File) -> io::Result<()> {
 pub struct Running {
     program: PathBuf,
     child: Child,
+    input: Option<Input>,
     deadline: Instant,
     limit: Duration,
+}
+
+/// Input that did not fit into the pipe. It is written as the program reads it, without a thread: where none can be
+/// created (EAGAIN), the program must still get all of its input.
+#[derive(Debug)]
+struct Input {
+    pipe: ChildStdin,
+    rest: Vec<u8>,
 }
 
 /// Starts a program with more environment variables than ours and the given stdin.
@@ -158,35 +176,64 @@ pub fn start(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child =
-        uninterrupted(|| command.spawn()).map_err(|cause| ProcessError::NotStarted {
-            program: program.to_owned(),
-            cause,
-        })?;
-    let mut pipe = child.stdin.take().expect("stdin was asked to be a pipe");
-    if stdin.len() < PIPE_CAPACITY {
-        match pipe.write_all(stdin) {
-            // A program may end without reading its input; its status will tell.
-            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(ProcessError::Broken {
-                    program: program.to_owned(),
-                    cause,
-                });
-            }
-            _ => {}
-        }
-    } else {
-        let rest = stdin.to_vec();
-        std::thread::spawn(move || pipe.write_all(&rest));
-    }
-    Ok(Running {
+    let mut spawn = || {
+        signals::keep_exit_statuses()?;
+        uninterrupted(|| command.spawn())
+    };
+    let mut child = spawn().map_err(|cause| ProcessError::NotStarted {
         program: program.to_owned(),
-        child,
-        deadline: Instant::now() + limit,
-        limit,
-    })
+        cause,
+    })?;
+    let pipe = child.stdin.take().expect("stdin was asked to be a pipe");
+    match Input::begin(pipe, stdin) {
+        Ok(input) => Ok(Running {
+            program: program.to_owned(),
+            child,
+            input,
+            deadline: Instant::now() + limit,
+            limit,
+        }),
+        Err(cause) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(ProcessError::Broken {
+                program: program.to_owned(),
+                cause,
+            })
+        }
+    }
+}
+
+impl Input {
+    /// Writes as much as the pipe takes; what is left, if anything.
+    fn begin(pipe: ChildStdin, input: &[u8]) -> io::Result<Option<Input>> {
+        if input.len() >= PIPE_CAPACITY {
+            // Up to fs.pipe-max-size for users; a smaller pipe does too.
+            let wanted = i32::try_from(input.len() + PIPE_CAPACITY).unwrap_or(i32::MAX);
+            let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(wanted));
+            fcntl(
+                &pipe,
+                FcntlArg::F_SETFL(OFlag::O_WRONLY | OFlag::O_NONBLOCK),
+            )?;
+        }
+        let rest = input.to_vec();
+        Input { pipe, rest }.write_more()
+    }
+
+    /// Goes on writing; what is left then, if anything.
+    fn write_more(mut self) -> io::Result<Option<Input>> {
+        while !self.rest.is_empty() {
+            match self.pipe.write(&self.rest) {
+                Ok(written) => drop(self.rest.drain(..written)),
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Ok(Some(self)),
+                // A program may end without reading its input; its status will tell.
+                Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Runs a program to its end.
@@ -222,9 +269,12 @@ impl Running {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let (mut out_open, mut err_open) = (true, true);
         while out_open || err_open {
-            let fds = [(out_open, stdout.as_fd()), (err_open, stderr.as_fd())];
-            let ready = match self.wait_readable(fds) {
-                Ok(Waited::Readable(ready)) => ready,
+            let fds = [
+                out_open.then_some(stdout.as_fd()),
+                err_open.then_some(stderr.as_fd()),
+            ];
+            let ready = match self.wait_ready(fds) {
+                Ok(Waited::Ready(ready)) => ready,
                 Ok(Waited::TooLong) => {
                     self.kill();
                     return Err(ProcessError::TimedOut {
@@ -250,6 +300,11 @@ impl Running {
                     program: self.program,
                 });
             }
+            if ready[2]
+                && let Some(input) = self.input.take()
+            {
+                self.input = input.write_more().map_err(|cause| self.broken(cause))?;
+            }
             if ready[1] {
                 err_open = read_some(&mut stderr, &mut err).map_err(|cause| self.broken(cause))?;
                 err.truncate(MAX_STDERR);
@@ -265,32 +320,34 @@ impl Running {
         })
     }
 
-    /// Waits until one of the open ones can be read.
-    fn wait_readable(&self, fds: [(bool, BorrowedFd); 2]) -> io::Result<Waited> {
-        // One whose other end is closed would wake us for ever (poll(2), "POLLHUP").
-        let open: Vec<usize> = (0..2).filter(|i| fds[*i].0).collect();
+    /// Waits until one of the outputs can be read or more input can be written. An output whose other end is closed would
+    /// wake us for ever (poll(2), "POLLHUP"): it must be `None`.
+    fn wait_ready(&self, outputs: [Option<BorrowedFd>; 2]) -> io::Result<Waited> {
+        let input = self.input.as_ref().map(|input| input.pipe.as_fd());
+        let [out, err] = outputs.map(|fd| fd.map(|fd| (fd, PollFlags::POLLIN)));
+        let input = input.map(|fd| (fd, PollFlags::POLLOUT));
+        let wake = signals::wake().map(|wake| (wake, PollFlags::POLLIN));
+        let all = [out, err, input, wake];
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(Waited::TooLong);
             }
-            let polled = open
-                .iter()
-                .map(|i| PollFd::new(fds[*i].1, PollFlags::POLLIN));
-            let wake = signals::wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN));
-            let mut polled: Vec<PollFd> = polled.chain(wake).collect();
+            let wanted = all.into_iter().flatten();
+            let mut polled: Vec<PollFd> = wanted.map(|(fd, on)| PollFd::new(fd, on)).collect();
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, timeout) {
                 Err(Errno::EINTR) | Ok(0) => continue,
                 Err(errno) => return Err(errno.into()),
                 Ok(_) => {}
             }
-            let mut ready = [false; 2];
-            for (i, polled) in open.iter().zip(&polled) {
-                ready[*i] = polled.any().unwrap_or(false);
-            }
+            let mut answers = polled.iter();
+            let ready = [0, 1, 2].map(|place| {
+                let answer = all[place].and_then(|_| answers.next());
+                answer.and_then(PollFd::any).unwrap_or(false)
+            });
             if ready.contains(&true) {
-                return Ok(Waited::Readable(ready));
+                return Ok(Waited::Ready(ready));
             }
             if let Err(stopped) = signals::check() {
                 return Ok(Waited::Terminated(stopped));
@@ -313,8 +370,8 @@ impl Running {
 
 /// How a wait for output ended.
 enum Waited {
-    /// There is some, or an end, on those.
-    Readable([bool; 2]),
+    /// stdout or stderr has some, or ended; stdin takes more.
+    Ready([bool; 3]),
     /// The time is over.
     TooLong,
     /// SIGTERM arrived.

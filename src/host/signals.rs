@@ -3,16 +3,19 @@
 //! A handler and a socket pair, not a blocked signal and a signalfd: programs we start would inherit the blocked signal
 //! (std leaves the mask as it is), while a handler ends with exec.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use signal_hook::consts::SIGTERM;
+use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGCHLD, SIGTERM};
+use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
 use crate::error::{Code, Error};
@@ -46,7 +49,39 @@ pub fn hold() -> io::Result<()> {
         Ok(reader)
     })?;
     let _ = ARRIVED.set(reader);
+    // A parent may have blocked them: SIGTERM for us, SIGALRM for the programs that we start, which inherit the mask
+    // (iptables ends its wait for the lock with it).
+    let mut needed = SigSet::empty();
+    needed.add(Signal::SIGTERM);
+    needed.add(Signal::SIGALRM);
+    Ok(needed.thread_unblock()?)
+}
+
+/// Has the kernel keep the exit statuses of programs that we start. It keeps none while SIGCHLD is ignored, and a parent
+/// that ignores it leaves that to us (wait(2), "NOTES"). With a handler it is not ignored, neither by us nor by the
+/// programs.
+///
+/// # Errors
+/// When no handler can be installed.
+pub fn keep_exit_statuses() -> io::Result<()> {
+    static ARE_KEPT: Mutex<bool> = Mutex::new(false);
+    let mut are_kept = ARE_KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*are_kept {
+        if is_ignored(Signal::SIGCHLD) {
+            flag::register(SIGCHLD, Arc::default())?;
+        }
+        *are_kept = true;
+    }
     Ok(())
+}
+
+/// Whether a signal is ignored (proc_pid_status(5)); so it may be when the kernel does not tell.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_none_or(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }
 
 /// From now on it ends waits and is found by [`check`].

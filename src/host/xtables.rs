@@ -1,6 +1,7 @@
 //! The legacy variant of iptables, as far as the kernel tells of it without a program.
 
 use std::fs;
+use std::io;
 
 use crate::host::locks::holder;
 use crate::net::Family;
@@ -18,19 +19,33 @@ pub fn lock_holder() -> Option<String> {
 /// Whether the legacy variant has a table of that name in this namespace.
 ///
 /// The lists are there once the variant was used (`xt_proto_init`, net/netfilter/x_tables.c).
-pub fn has_table(family: Family, table: &str) -> bool {
-    tables(family).lines().any(|name| name == table)
+///
+/// # Errors
+/// When the list cannot be read: then there may be one.
+pub fn has_table(family: Family, table: &str) -> io::Result<bool> {
+    Ok(tables(family)?.lines().any(|name| name == table))
 }
 
 /// Whether the legacy variant has any table in this namespace.
-pub fn is_used(family: Family) -> bool {
-    !tables(family).trim().is_empty()
+///
+/// # Errors
+/// As [`has_table`].
+pub fn is_used(family: Family) -> io::Result<bool> {
+    Ok(!tables(family)?.trim().is_empty())
 }
 
-fn tables(family: Family) -> String {
+fn tables(family: Family) -> io::Result<String> {
     let list = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
-    fs::read_to_string(list).unwrap_or_default()
+    match fs::read_to_string(list) {
+        // A kernel without the variant, or in which it was not used.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(cause) => Err(io::Error::new(
+            cause.kind(),
+            format!("cannot read {list}, the tables of the legacy iptables: {cause}"),
+        )),
+        read => read,
+    }
 }

@@ -1,10 +1,9 @@
 //! iptables: one `iptables-restore` transaction per family, for both variants of iptables.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Code, Error};
-use crate::host::nftables::{CompatRule, Field, Layer, Nftables, RuleEntry, Table, Target};
 use crate::host::process::{self, Output, ProcessError, Running};
 use crate::host::xtables;
 use crate::masquerade::rules::Listing;
@@ -33,6 +32,39 @@ const MASQUERADE: Purpose = Purpose {
     name: "masquerade",
 };
 
+/// A variant of iptables. Each has tables of its own, and its programs see only those.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// iptables-nft, which keeps its rules in nf_tables.
+    Nft,
+    /// iptables-legacy, with the kernel's older tables.
+    Legacy,
+}
+
+impl Variant {
+    /// That of the program of that name; `None` when it does not say.
+    fn default_of(name: &str) -> Option<Variant> {
+        let program = process::find(name)?;
+        let output = process::run(&program, &["--version"], &[], b"", LIMIT).ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // Before 1.8 there was the legacy variant alone, and the version did not name it.
+        output
+            .status
+            .success()
+            .then(|| match text.contains("nf_tables") {
+                true => Variant::Nft,
+                false => Variant::Legacy,
+            })
+    }
+}
+
+fn name_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    }
+}
+
 /// The programs of one family, for one table.
 #[derive(Clone, Debug)]
 pub struct Iptables {
@@ -59,62 +91,43 @@ pub enum Outcome {
 }
 
 impl Iptables {
-    /// The programs of a family for the nat table; `None` where they are not installed.
+    /// The programs of a family for the nat table, of the variant that is the default; `None` where they are not
+    /// installed.
     pub fn find(family: Family) -> Option<Iptables> {
-        let name = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
-        };
-        Iptables::named(name, MASQUERADE)
+        Iptables::named(name_of(family), MASQUERADE)
     }
 
-    /// Those of the legacy variant, where it is known to be in use; some systems have no names for it of its own.
-    pub fn find_legacy(family: Family, purpose: Purpose) -> Option<Iptables> {
-        let [legacy, plain] = match family {
-            Family::V4 => ["iptables-legacy", "iptables"],
-            Family::V6 => ["ip6tables-legacy", "ip6tables"],
+    /// The programs of a variant; `None` where they are not installed.
+    pub fn of(variant: Variant, family: Family, purpose: Purpose) -> Option<Iptables> {
+        let name = name_of(family);
+        let suffix = match variant {
+            Variant::Nft => "nft",
+            Variant::Legacy => "legacy",
         };
-        let named = |name| Iptables::named(name, purpose);
-        named(legacy).or_else(|| named(plain))
+        Iptables::named(&format!("{name}-{suffix}"), purpose).or_else(|| {
+            // Where only one variant is installed, its programs may have no other names.
+            Iptables::named(name, purpose).filter(|_| Variant::default_of(name) == Some(variant))
+        })
+    }
+
+    /// The programs of a variant, for the nat table.
+    pub fn nat(variant: Variant, family: Family) -> Option<Iptables> {
+        Iptables::of(variant, family, MASQUERADE)
     }
 
     fn named(name: &str, purpose: Purpose) -> Option<Iptables> {
-        let program = |part: &str| process::find(&format!("{name}-{part}"));
+        // Those of one package, which are where PATH has the program that the Go plugins run.
+        let directory = process::find(name).and_then(|it| it.parent().map(Path::to_owned));
+        let program = |part: &str| {
+            let name = format!("{name}-{part}");
+            let beside = directory.as_ref().map(|directory| directory.join(&name));
+            let beside = beside.filter(|program| process::is_executable(program));
+            beside.or_else(|| process::find(&name))
+        };
         Some(Iptables {
             restore: program("restore")?,
             save: program("save")?,
             purpose,
-        })
-    }
-
-    /// Whether there may be a chain of that name in a family's nat table, found out without a process: the kernel is
-    /// asked for the table of iptables-nft, and whether the legacy variant has one.
-    pub fn may_have_chain(nftables: Option<&Nftables>, family: Family, name: &str) -> bool {
-        // Who cannot tell says yes.
-        let may = |it: &Nftables| Iptables::has_chain(it, family, name).unwrap_or(true);
-        nftables.is_some_and(may) || xtables::has_table(family, "nat")
-    }
-
-    /// Whether there is a chain of that name in the table of iptables-nft; `None` when the kernel does not tell.
-    pub fn has_chain(nftables: &Nftables, family: Family, name: &str) -> Option<bool> {
-        let uses = nftables.chain(nat(family), name).ok()?;
-        Some(uses.is_some())
-    }
-
-    /// Whether the kernel is seen to hold all these rules of a family, in the language of iptables, in the table of
-    /// iptables-nft. What it cannot be seen to hold may be there all the same: [`Iptables::list`] tells.
-    pub fn is_seen_to_hold(nftables: &Nftables, family: Family, rules: &[String]) -> bool {
-        let mut listed: Vec<(&str, Vec<RuleEntry>)> = Vec::new();
-        rules.iter().all(|rule| {
-            let Some((chain, rule)) = parse(rule) else {
-                return false;
-            };
-            if !listed.iter().any(|(name, _)| *name == chain) {
-                let found = nftables.rules(nat(family), Some(chain));
-                listed.push((chain, found.unwrap_or_default()));
-            }
-            let mut of_chain = listed.iter().filter(|(name, _)| *name == chain);
-            of_chain.any(|(_, found)| rule.is_among(found))
         })
     }
 
@@ -234,40 +247,6 @@ impl Transaction {
         }
         Ok(Outcome::Refused(error))
     }
-}
-
-/// The table of iptables-nft.
-fn nat(family: Family) -> Table {
-    Table {
-        layer: Layer::Ip(family),
-        name: "nat",
-    }
-}
-
-/// A rule with one address, a comment and a target without options, as iptables-save(8) writes it, and its chain.
-fn parse(rule: &str) -> Option<(&str, CompatRule)> {
-    let (matching, rest) = rule.split_once(" -m comment --comment \"")?;
-    let (comment, target) = rest.rsplit_once("\" -j ")?;
-    let words: Vec<&str> = matching.split(' ').collect();
-    let (chain, field, network) = match words[..] {
-        ["-A", chain, "-s", network] => (chain, Field::Source, network),
-        ["-A", chain, "-d", network] => (chain, Field::Destination, network),
-        ["-A", chain, "!", "-d", network] => (chain, Field::NotDestination, network),
-        _ => return None,
-    };
-    let target = match target {
-        "ACCEPT" => Target::Accept,
-        "MASQUERADE" => Target::Masquerade,
-        name if name.starts_with("CNI-") && !name.contains(' ') => Target::Chain(name.to_owned()),
-        _ => return None,
-    };
-    let rule = CompatRule {
-        field,
-        network: network.parse().ok()?,
-        comment: comment.replace("\\\"", "\""),
-        target,
-    };
-    Some((chain, rule))
 }
 
 impl Purpose {

@@ -4,26 +4,27 @@
 //! start their work and finish it later, so that the caller can work on the link meanwhile.
 
 pub(crate) mod iptables;
+mod iptables_nft;
 mod label;
 mod nftables;
 mod policy;
+mod removal;
 pub mod rules;
 mod survey;
 
-use std::net::IpAddr;
-use std::thread::{self, JoinHandle};
-
 use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
-use crate::error::{Code, Error, Failures};
-use crate::host::nftables::Nftables;
-use crate::masquerade::iptables::{Iptables, Outcome, Transaction};
+use crate::error::{Error, Failures};
+use crate::host::nftables::{Nftables, present};
+use crate::host::xtables;
+use crate::masquerade::iptables::{Iptables, Outcome, Transaction, Variant};
 use crate::masquerade::label::Label;
 use crate::masquerade::rules::{Chain, Listing};
 use crate::net::{Cidr, Family};
 
 pub use policy::Policy;
-pub use survey::{Standing, Survey, iptables_table, iptables_variants};
+pub use removal::{Evidence, Removing, Scope};
+pub use survey::{Standing, Survey, iptables_tables, iptables_variants};
 
 /// Which part of the kernel masquerades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,28 +60,6 @@ pub struct Installing {
     chain: Chain,
     policy: Policy,
     families: Vec<(Iptables, Vec<Cidr>, Transaction)>,
-}
-
-/// How much of a container's masquerading goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All of it on that network: no other interface of the container needs it.
-    Container,
-    /// That of the addresses; when there are none, all of it.
-    Addresses,
-}
-
-/// Rules on their way out of the kernel.
-#[derive(Debug)]
-#[must_use = "rules are not gone before `finish`"]
-pub struct Removing {
-    chain: Chain,
-    addresses: Vec<IpAddr>,
-    scope: Scope,
-    families: Vec<(Iptables, Option<Transaction>)>,
-    /// The kernel works on a transaction of nftables while it is sent, for as long as a link takes to go.
-    in_table: Option<JoinHandle<Result<(), Error>>>,
-    failures: Failures,
 }
 
 impl Masquerade {
@@ -153,104 +132,57 @@ impl Masquerade {
             return Ok(());
         };
         let families = addresses.iter().map(|address| address.family());
-        match policy.backend.unwrap_or_else(|| Backend::usual(families)) {
-            Backend::Nftables if !self.may_be_in_iptables() => Err(lacking),
-            _ => self.check_iptables(addresses, policy),
+        let in_iptables = self.check_iptables(addresses, policy)?;
+        match (
+            in_iptables,
+            policy.backend.unwrap_or_else(|| Backend::usual(families)),
+        ) {
+            (None, _) => Ok(()),
+            (Some(_), Backend::Nftables) => Err(lacking),
+            (Some(error), Backend::Iptables) => Err(error),
         }
     }
 
-    /// Whether there may be anything of it in iptables, found out without a process.
-    fn may_be_in_iptables(&self) -> bool {
-        let nftables = Nftables::open().ok();
-        let name = self.chain.name();
-        let mut families = Family::BOTH.into_iter();
-        families.any(|family| Iptables::may_have_chain(nftables.as_ref(), family, name))
-    }
-
-    /// The kernel is asked first; where its answer does not show the rules, one listing per family, side by side.
-    fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
-        let nftables = Nftables::open().ok();
+    /// What iptables lacks. The kernel is asked first; where its answer does not show the rules, those variants are
+    /// listed, side by side, that may have the chain.
+    fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Option<Error>, Error> {
+        let nftables = present(Nftables::open());
+        let nftables = nftables.map_err(|cause| nftables::failed("list", cause))?;
         let mut listings = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
             let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
             let rules = self.chain.rules(&own, policy);
-            let seen = |it: &Nftables| Iptables::is_seen_to_hold(it, family, &rules);
-            if own.is_empty() || nftables.as_ref().is_some_and(seen) {
+            let seen = |it: &Nftables| iptables_nft::is_seen_to_hold(it, family, &rules);
+            let seen = nftables.as_ref().map(seen).transpose();
+            if own.is_empty()
+                || seen.map_err(|cause| nftables::failed("list", cause))? == Some(true)
+            {
                 continue;
             }
-            let iptables = Iptables::find(family).ok_or_else(|| not_installed(family))?;
-            listings.push((family, own, iptables.start_saving("nat")?));
+            let mut savings = Vec::new();
+            for variant in variants_with(&self.chain, family, nftables.as_ref())? {
+                let iptables = Iptables::nat(variant, family);
+                let iptables = iptables.ok_or_else(|| not_installed(family))?;
+                savings.push(iptables.start_saving("nat")?);
+            }
+            listings.push((family, own, savings));
         }
-        for (family, own, listing) in listings {
-            let listing = Listing::parse(&listing.finish()?);
-            if let Some(address) = self.chain.lacking(&own, policy, &listing) {
+        for (family, own, savings) in listings {
+            let mut lacking = own.first().copied();
+            for saving in savings {
+                let listing = Listing::parse(&saving.finish()?);
+                lacking = lacking.and_then(|_| self.chain.lacking(&own, policy, &listing));
+            }
+            if let Some(address) = lacking {
                 let what = format!("check: rules that masquerade {address} are missing");
-                return Err(Error::failed(what).details(format!(
+                return Ok(Some(Error::failed(what).details(format!(
                     "looked in the nat table of {family} for {}",
                     self.chain
-                )));
+                ))));
             }
         }
-        Ok(())
-    }
-
-    /// Starts to remove what was installed, by whichever plugin and backend. Knowing the addresses costs one process
-    /// per family that holds anything; without them what is there must be looked for.
-    pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope) -> Removing {
-        let mut failures = Failures::default();
-        let mut families = Vec::new();
-        let nftables = Nftables::open().ok();
-        for family in Family::BOTH {
-            if !Iptables::may_have_chain(nftables.as_ref(), family, self.chain.name()) {
-                continue;
-            }
-            let Some(iptables) = Iptables::find(family) else {
-                let knows = |it: &Nftables| Iptables::has_chain(it, family, self.chain.name());
-                if nftables.as_ref().and_then(knows) == Some(true) {
-                    failures.note::<()>(Err(not_installed(family)));
-                }
-                continue;
-            };
-            let own: Vec<IpAddr> = addresses
-                .iter()
-                .copied()
-                .filter(|address| Family::of(*address) == family)
-                .collect();
-            let transaction = match own.is_empty() {
-                true => None,
-                false => failures.note(iptables.start(&self.chain.destroy(&own))),
-            };
-            families.push((iptables, transaction));
-        }
-        let in_table = nftables.filter(nftables::may_hold).and_then(|nftables| {
-            let remove = {
-                let (ours, addresses) = (self.clone(), addresses.clone());
-                move |nftables: &Nftables| {
-                    nftables::remove(nftables, &ours.network, &ours.label, &addresses)
-                }
-            };
-            let later = remove.clone();
-            let started = thread::Builder::new().spawn(move || later(&nftables));
-            // Where no thread is to be had it is done at once.
-            if started.is_err() {
-                let again = Nftables::open().map_err(|cause| {
-                    Error::failed(format!(
-                        "masquerade: cannot remove rules from nftables: {cause}"
-                    ))
-                });
-                failures.note(again.and_then(|nftables| remove(&nftables)));
-            }
-            started.ok()
-        });
-        Removing {
-            chain: self.chain.clone(),
-            addresses,
-            scope,
-            families,
-            in_table,
-            failures,
-        }
+        Ok(None)
     }
 }
 
@@ -301,12 +233,54 @@ fn sweep_stale(
     is_stale_comment: &dyn Fn(&str) -> bool,
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
-    for iptables in Family::BOTH.into_iter().filter_map(Iptables::find) {
-        let plan = |listing: &Listing| rules::sweep(network, is_stale_chain, listing);
-        failures.note(iptables.arrange(&plan));
+    let from_nftables = || {
+        let nftables = Nftables::open()?;
+        for family in Family::BOTH {
+            iptables_nft::sweep(&nftables, family, network, is_stale_chain)?;
+        }
+        nftables::sweep(&nftables, network, is_stale_comment)
+    };
+    let swept = present(from_nftables()).map(drop);
+    failures.note(swept.map_err(|cause| nftables::failed("sweep", cause)));
+    for family in Family::BOTH {
+        let has_table = failures.note(legacy_table(family));
+        // Without a program nothing can be seen there: others keep tables from programs in their own images.
+        if has_table == Some(true)
+            && let Some(iptables) = Iptables::nat(Variant::Legacy, family)
+        {
+            let plan = |listing: &Listing| rules::sweep(network, is_stale_chain, listing);
+            failures.note(iptables.arrange(&plan));
+        }
     }
-    failures.note(nftables::sweep(network, is_stale_comment));
     failures.into_result()
+}
+
+/// The variants of iptables that may have a chain, found out without a process.
+fn variants_with(
+    chain: &Chain,
+    family: Family,
+    nftables: Option<&Nftables>,
+) -> Result<Vec<Variant>, Error> {
+    let mut variants = Vec::new();
+    let find = |it: &Nftables| it.chain(iptables_nft::nat(family), chain.name());
+    let found = nftables.map(find).transpose();
+    if found
+        .map_err(|cause| nftables::failed("list", cause))?
+        .flatten()
+        .is_some()
+    {
+        variants.push(Variant::Nft);
+    }
+    if legacy_table(family)? {
+        variants.push(Variant::Legacy);
+    }
+    Ok(variants)
+}
+
+/// Whether iptables-legacy has a nat table.
+fn legacy_table(family: Family) -> Result<bool, Error> {
+    let has_table = xtables::has_table(family, "nat");
+    has_table.map_err(|cause| Error::failed(format!("masquerade: {cause}")))
 }
 
 impl Installing {
@@ -332,48 +306,11 @@ impl Installing {
     }
 }
 
-impl Removing {
-    /// Waits until the rules are gone.
-    ///
-    /// # Errors
-    /// When some could not be removed.
-    pub fn finish(mut self) -> Result<(), Error> {
-        let mut failures = std::mem::take(&mut self.failures);
-        for (iptables, transaction) in std::mem::take(&mut self.families) {
-            match transaction.map(Transaction::finish) {
-                Some(Ok(Outcome::Committed)) => {}
-                // Who was waited for in vain once is not waited for again.
-                Some(Err(error)) if error.code == Code::TRY_AGAIN => {
-                    failures.note::<()>(Err(error));
-                }
-                done => {
-                    failures.note(done.transpose());
-                    failures.note(self.clear(&iptables));
-                }
-            }
-        }
-        let in_table = self.in_table.take().map(JoinHandle::join);
-        failures.note(in_table.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| {
-            Err(Error::failed(
-                "masquerade: internal error while rules were removed",
-            ))
-        }));
-        failures.into_result()
-    }
-
-    /// The second way to remove: see what is there and take that.
-    fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
-        let only = (self.scope == Scope::Addresses && !self.addresses.is_empty())
-            .then_some(&*self.addresses);
-        iptables.arrange(&|listing| self.chain.clear(only, listing))
-    }
-}
-
 fn not_installed(family: Family) -> Error {
     let (program, wanted) = match family {
         Family::V4 => ("iptables-restore", "IPv4"),
         Family::V6 => ("ip6tables-restore", "IPv6"),
     };
     Error::failed(format!("masquerade: ipMasq for {wanted} addresses needs {program}, which is not installed"))
-        .details("looked in the system's directories and in PATH; install the package iptables, or set ipMasq to false")
+        .details("looked in PATH and in the system's directories; install the package iptables, or set ipMasq to false")
 }

@@ -24,19 +24,20 @@
 
 mod network;
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::nftables::{
     Action, BaseChain, Batch, Element, HookPoint, Layer, Nftables, NftablesError, Rule, RuleEntry,
-    Table, present,
+    Table,
 };
 use crate::masquerade::Policy;
 use crate::masquerade::label::{Label, short_hash};
 use crate::net::{Cidr, Family};
 
-use network::NetworkRules;
+use network::{Completion, NetworkRules};
 
 /// Our table.
 const TABLE: Table = Table {
@@ -63,13 +64,17 @@ const REFERENCE: Table = Table {
 };
 const REFERENCE_CHAIN: &str = "masq_checks";
 
+/// How many elements, and rules of the Go plugin's table, one transaction of [`sweep`] removes.
+const MAX_ELEMENTS: usize = 4000;
+const MAX_RULES: usize = 1000;
+
 /// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
 const MAX_NAME: usize = 255;
 
-/// Masquerades an attachment's addresses, in one transaction.
+/// Masquerades an attachment's addresses, in one transaction unless a network's rules are new and many.
 ///
 /// # Errors
-/// When the kernel refuses; nothing is changed then.
+/// When the kernel refuses; nothing is masqueraded then.
 pub fn install(
     network: &Id,
     label: &Label,
@@ -78,95 +83,108 @@ pub fn install(
 ) -> Result<(), Error> {
     let wanted = NetworkRules::of(addresses, policy);
     let chain = chain_of(network);
+    let plan = |nftables: &Nftables, batch: &mut Batch| -> Result<Completion, NftablesError> {
+        let present = nftables.rules(TABLE, None)?;
+        complete_base(batch, &present);
+        if wanted.complete(batch, &chain, &present) == Completion::Part {
+            return Ok(Completion::Part);
+        }
+        for address in addresses {
+            let map = map_of(address.family());
+            let element = Element {
+                address: address.address(),
+                chain: chain.clone(),
+                comment: label.comment().to_owned(),
+            };
+            // Somebody who had the address before, or this very attachment in a life before.
+            if let Some(old) = nftables.element(TABLE, map, element.address)? {
+                batch.delete_elements(TABLE, map, [old].iter());
+            }
+            batch.add_element(TABLE, map, &element);
+        }
+        Ok(Completion::Whole)
+    };
     let install = || {
         let nftables = Nftables::open()?;
-        nftables.change(&|| {
-            let present = nftables.rules(TABLE, None)?;
-            let mut batch = Batch::default();
-            complete_base(&mut batch, &present);
-            wanted.complete(&mut batch, &chain, &present);
-            for address in addresses {
-                let map = map_of(address.family());
-                let element = Element {
-                    address: address.address(),
-                    chain: chain.clone(),
-                    comment: label.comment().to_owned(),
-                };
-                // Somebody who had the address before, or this very attachment in a life before.
-                if let Some(old) = nftables.element(TABLE, map, element.address)? {
-                    batch.delete_element(TABLE, map, &old);
-                }
-                batch.add_element(TABLE, map, &element);
+        let completion = Cell::new(Completion::Part);
+        for _ in 0..wanted.parts() {
+            nftables.change(&|| {
+                let mut batch = Batch::default();
+                completion.set(plan(&nftables, &mut batch)?);
+                Ok(batch)
+            })?;
+            if completion.get() == Completion::Whole {
+                return Ok(());
             }
-            Ok(batch)
-        })
+        }
+        Err(NftablesError::Garbled)
     };
     install().map_err(|cause| failed("install rules in", cause))
 }
 
-/// Whether there may be anything to remove: there is our table, or the reference's.
-pub fn may_hold(nftables: &Nftables) -> bool {
-    let is_there = |table| nftables.table(table).map_or(true, |uses| uses.is_some());
-    is_there(TABLE) || is_there(REFERENCE)
-}
-
-/// Removes an attachment from our table and the reference's. With nothing known of its addresses the maps are listed.
+/// Whether there may be anything to remove: there is our table, or that of the Go plugin.
 ///
 /// # Errors
-/// When the kernel refuses; that there is nothing to remove is success.
-pub fn remove(
+/// When the kernel does not say.
+pub fn may_hold(nftables: &Nftables) -> Result<bool, NftablesError> {
+    Ok(nftables.table(TABLE)?.is_some() || nftables.table(REFERENCE)?.is_some())
+}
+
+/// Plans to remove an attachment from our table and that of the Go plugin. With nothing known of its addresses the maps
+/// are listed.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn plan_removal(
     nftables: &Nftables,
     network: &Id,
     label: &Label,
     addresses: &[IpAddr],
-) -> Result<(), Error> {
-    let plan = || {
-        let mut batch = Batch::default();
-        if nftables.table(TABLE)?.is_some() {
-            let elements = elements_of(nftables, label, addresses)?;
-            if !elements.is_empty() {
-                batch = removal(nftables, &chain_of(network), elements)?;
-            }
+) -> Result<Batch, NftablesError> {
+    let mut batch = Batch::default();
+    if nftables.table(TABLE)?.is_some() {
+        let elements = elements_of(nftables, label, addresses)?;
+        if !elements.is_empty() {
+            batch = removal(nftables, &chain_of(network), elements)?;
         }
-        if nftables.table(REFERENCE)?.is_some() {
-            let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
-            for rule in rules.iter().filter(|rule| label.marks(&rule.comment)) {
-                batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
-            }
+    }
+    if nftables.table(REFERENCE)?.is_some() {
+        let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        for rule in rules.iter().filter(|rule| label.marks(&rule.comment)) {
+            batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
         }
-        Ok(batch)
-    };
-    present(nftables.change(&plan))
-        .map(drop)
-        .map_err(|cause| failed("remove rules from", cause))
+    }
+    Ok(batch)
 }
 
 /// Removes the attachments of a network whose comments are stale, from our table and the reference's.
 ///
 /// # Errors
 /// As [`remove`].
-pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+pub fn sweep(
+    nftables: &Nftables,
+    network: &Id,
+    is_stale: &dyn Fn(&str) -> bool,
+) -> Result<(), NftablesError> {
     let is_stale = |comment: &str| Label::is_of_network(network, comment) && is_stale(comment);
-    let sweep = || {
-        let nftables = Nftables::open()?;
-        nftables.change(&|| {
-            let mut batch = Batch::default();
-            if nftables.table(TABLE)?.is_some() {
-                let mut stale = listed(&nftables)?;
-                stale.retain(|element| is_stale(&element.comment));
-                batch = removal(&nftables, &chain_of(network), stale)?;
-            }
-            for rule in nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))? {
-                if is_stale(&rule.comment) {
-                    batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
-                }
-            }
-            Ok(batch)
-        })
+    // In parts that a socket's send buffer takes by default; each leaves the tables consistent.
+    let plan = || {
+        let mut batch = Batch::default();
+        if nftables.table(TABLE)?.is_some() {
+            let mut stale = listed(nftables)?;
+            stale.retain(|element| is_stale(&element.comment));
+            stale.truncate(MAX_ELEMENTS);
+            batch = removal(nftables, &chain_of(network), stale)?;
+        }
+        let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        let stale = rules.iter().filter(|rule| is_stale(&rule.comment));
+        for rule in stale.take(MAX_RULES) {
+            batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+        }
+        Ok(batch)
     };
-    present(sweep())
-        .map(drop)
-        .map_err(|cause| failed("sweep", cause))
+    while nftables.change(&plan)? {}
+    Ok(())
 }
 
 /// What a table holds of an attachment.
@@ -184,28 +202,25 @@ pub struct Mark {
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, Error> {
-    let look = || {
-        let rules = nftables.rules(TABLE, None)?;
-        let has_base = base_rules()
-            .iter()
-            .all(|rule| holds(&rules, POSTROUTING.name, rule));
-        let elements = listed(nftables)?.into_iter().map(|it| Mark {
-            address: Some(it.address),
-            is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
-            comment: it.comment,
-        });
-        let theirs = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
-        let theirs = theirs.into_iter().map(|it| Mark {
-            address: None,
-            comment: it.comment,
-            is_in_force: true,
-        });
-        Ok(elements
-            .chain(theirs.filter(|it| !it.comment.is_empty()))
-            .collect())
-    };
-    look().map_err(|cause| failed("list", cause))
+pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, NftablesError> {
+    let rules = nftables.rules(TABLE, None)?;
+    let has_base = base_rules()
+        .iter()
+        .all(|rule| holds(&rules, POSTROUTING.name, rule));
+    let elements = listed(nftables)?.into_iter().map(|it| Mark {
+        address: Some(it.address),
+        is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
+        comment: it.comment,
+    });
+    let theirs = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+    let theirs = theirs.into_iter().map(|it| Mark {
+        address: None,
+        comment: it.comment,
+        is_in_force: true,
+    });
+    Ok(elements
+        .chain(theirs.filter(|it| !it.comment.is_empty()))
+        .collect())
 }
 
 /// Whether nftables can be used at all.
@@ -215,7 +230,7 @@ pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, Error> {
 pub fn status() -> Result<(), Error> {
     // Asks for the number of the ruleset.
     let look = || Nftables::open()?.change(&|| Ok(Batch::default()));
-    look().map_err(|cause| failed("use", cause))
+    look().map(drop).map_err(|cause| failed("use", cause))
 }
 
 /// Whether an attachment's addresses are masqueraded, by us or by the reference.
@@ -346,8 +361,9 @@ fn removal(
     elements: Vec<Element>,
 ) -> Result<Batch, NftablesError> {
     let mut batch = Batch::default();
-    for element in &elements {
-        batch.delete_element(TABLE, map_of(Family::of(element.address)), element);
+    for family in Family::BOTH {
+        let of_family = |element: &&Element| Family::of(element.address) == family;
+        batch.delete_elements(TABLE, map_of(family), elements.iter().filter(of_family));
     }
     let Some(uses) = nftables.chain(TABLE, chain)? else {
         return Ok(batch);
@@ -366,7 +382,8 @@ fn removal(
     Ok(batch)
 }
 
-fn failed(operation: &str, cause: NftablesError) -> Error {
+/// The error of an operation on nftables.
+pub fn failed(operation: &str, cause: NftablesError) -> Error {
     let error = Error::failed(format!("masquerade: cannot {operation} nftables: {cause}"));
     match cause {
         NftablesError::Unsupported(_) => error.details(

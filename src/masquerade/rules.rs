@@ -224,7 +224,7 @@ impl fmt::Display for Chain {
 }
 
 /// What the comments of all rules of a network begin with.
-fn comment_of(network: &Id) -> String {
+pub(super) fn comment_of(network: &Id) -> String {
     format!("name: \"{network}\" id: \"")
 }
 
@@ -261,7 +261,8 @@ pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool, listing: &Listing) -
     transaction("nat", &lines)
 }
 
-fn is_chain_name(name: &str) -> bool {
+/// Whether a name is one of [`Chain::of`]'s.
+pub(super) fn is_chain_name(name: &str) -> bool {
     let digits = name.strip_prefix("CNI-").unwrap_or_default();
     digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -6,9 +6,10 @@ use std::fmt;
 use crate::cni::ValidAttachments;
 use crate::cni::request::Id;
 use crate::error::Error;
-use crate::host::nftables::{Layer, Nftables, Table};
-use crate::host::{process, xtables};
-use crate::masquerade::iptables::{Iptables, LIMIT};
+use crate::host::nftables::{Layer, Nftables, RuleEntry, Table, present};
+use crate::host::xtables;
+use crate::masquerade::iptables::{Iptables, Purpose, Variant};
+use crate::masquerade::iptables_nft;
 use crate::masquerade::label::Label;
 use crate::masquerade::nftables::{self, Mark};
 use crate::masquerade::rules::{Chain, Listing};
@@ -18,7 +19,9 @@ use crate::net::{Cidr, Family};
 /// The rules of the nat tables, the elements of our maps and the rules of the reference's table.
 #[derive(Debug, Default)]
 pub struct Survey {
-    listings: Vec<(Family, Listing)>,
+    listings: Vec<(Variant, Family, Listing)>,
+    /// Those of iptables-nft, as the kernel lists them.
+    rules: Vec<(Family, Vec<RuleEntry>)>,
     marks: Vec<Mark>,
     /// What could not be looked at.
     pub failures: Vec<Error>,
@@ -44,52 +47,50 @@ impl fmt::Display for Standing {
     }
 }
 
-/// A table of iptables as `iptables-save` prints it; `None` where that is not installed or fails.
-pub fn iptables_table(family: Family, table: &'static str) -> Option<String> {
-    let iptables = Iptables::find(family).filter(|_| may_have_table(family, table));
-    iptables?.save(table).ok()
-}
-
-/// Whether one of the variants may have a table of that name. The legacy one makes the table that it is asked to list, and
-/// who only looks makes none.
-fn may_have_table(family: Family, name: &'static str) -> bool {
-    let table = Table {
-        layer: Layer::Ip(family),
-        name,
+/// A table of iptables, of each variant that has it, as `iptables-save` prints it. A variant is left out where its programs
+/// are not installed or fail.
+pub fn iptables_tables(family: Family, table: &'static str) -> Vec<String> {
+    let purpose = Purpose {
+        table,
+        name: "list",
     };
-    // Who cannot tell says yes.
-    let may = |it: Nftables| it.table(table).map_or(true, |uses| uses.is_some());
-    xtables::has_table(family, name) || Nftables::open().is_ok_and(may)
+    let mut tables = Vec::new();
+    for variant in [Variant::Nft, Variant::Legacy] {
+        // Who cannot tell says yes.
+        if has_table(variant, family, table).unwrap_or(true) {
+            let iptables = Iptables::of(variant, family, purpose);
+            tables.extend(iptables.and_then(|it| it.save(table).ok()));
+        }
+    }
+    tables
 }
 
-/// The rules of nat tables that iptables-legacy holds, and those that iptables-nft does, of IPv4. Neither is looked for
-/// where the kernel says that it has no such table: looking would make one.
+/// Whether a variant has a table of that name. The programs make the table that they are asked to list, and who only looks
+/// makes none.
+fn has_table(variant: Variant, family: Family, name: &'static str) -> Result<bool, Error> {
+    match variant {
+        Variant::Legacy => {
+            let has_table = xtables::has_table(family, name);
+            has_table.map_err(|cause| Error::failed(format!("masquerade: {cause}")))
+        }
+        Variant::Nft => {
+            let layer = Layer::Ip(family);
+            let look = || Nftables::open()?.table(Table { layer, name });
+            let found = present(look()).map_err(|cause| nftables::failed("list", cause))?;
+            Ok(found.flatten().is_some())
+        }
+    }
+}
+
+/// The rules of the nat tables that iptables-legacy holds, and those that iptables-nft does, of IPv4.
 pub fn iptables_variants() -> (Vec<String>, Vec<String>) {
-    let family = Family::V4;
-    let rules = |program: &str| {
-        let output = process::find(program)
-            .and_then(|program| process::run(&program, &["-t", "nat"], &[], b"", LIMIT).ok());
-        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        let lines = text.iter().flat_map(|text| text.lines());
-        lines
-            .filter(|line| line.starts_with("-A "))
-            .map(str::to_owned)
-            .collect()
+    let rules = |variant| {
+        let has_table = has_table(variant, Family::V4, "nat").unwrap_or_default();
+        let iptables = Iptables::nat(variant, Family::V4).filter(|_| has_table);
+        let listing = iptables.and_then(|it| it.list().ok());
+        listing.map_or(Vec::new(), |it| it.rules().cloned().collect())
     };
-    let legacy = match xtables::has_table(family, "nat") {
-        true => rules("iptables-legacy-save"),
-        false => Vec::new(),
-    };
-    let table = Table {
-        layer: Layer::Ip(family),
-        name: "nat",
-    };
-    let has_nft = Nftables::open().is_ok_and(|it| it.table(table).is_ok_and(|uses| uses.is_some()));
-    let nft = match has_nft {
-        true => rules("iptables-nft-save"),
-        false => Vec::new(),
-    };
-    (legacy, nft)
+    (rules(Variant::Legacy), rules(Variant::Nft))
 }
 
 impl Survey {
@@ -97,21 +98,39 @@ impl Survey {
     pub fn take() -> Survey {
         let mut survey = Survey::default();
         for family in Family::BOTH {
-            let iptables = Iptables::find(family).filter(|_| may_have_table(family, "nat"));
-            match iptables.map(|iptables| iptables.list()) {
-                Some(Ok(listing)) => survey.listings.push((family, listing)),
-                Some(Err(error)) => survey.failures.push(error),
-                None => {}
+            for variant in [Variant::Nft, Variant::Legacy] {
+                let listed = survey.list(variant, family);
+                survey.failures.extend(listed.err());
             }
         }
-        // A kernel without nf_tables holds nothing there.
-        if let Ok(nftables) = Nftables::open() {
-            match nftables::standing(&nftables) {
-                Ok(marks) => survey.marks = marks,
-                Err(error) => survey.failures.push(error),
-            }
+        if let Err(error) = survey.list_nf_tables() {
+            survey.failures.push(error);
         }
         survey
+    }
+
+    fn list(&mut self, variant: Variant, family: Family) -> Result<(), Error> {
+        if has_table(variant, family, "nat")?
+            && let Some(iptables) = Iptables::nat(variant, family)
+        {
+            self.listings.push((variant, family, iptables.list()?));
+        }
+        Ok(())
+    }
+
+    /// A kernel without nf_tables holds nothing there.
+    fn list_nf_tables(&mut self) -> Result<(), Error> {
+        let mut look = || {
+            let nftables = Nftables::open()?;
+            for family in Family::BOTH {
+                let rules = nftables.rules(iptables_nft::nat(family), None)?;
+                self.rules.push((family, rules));
+            }
+            nftables::standing(&nftables)
+        };
+        let marks = present(look()).map_err(|cause| nftables::failed("list", cause))?;
+        self.marks = marks.unwrap_or_default();
+        Ok(())
     }
 
     /// The first of an attachment's addresses that is not masqueraded.
@@ -128,7 +147,7 @@ impl Survey {
         };
         let in_table = |address: &Cidr| {
             let mut listings = self.listings.iter();
-            listings.any(|(family, listing)| {
+            listings.any(|(_, family, listing)| {
                 *family == address.family()
                     && masquerade
                         .chain
@@ -136,15 +155,30 @@ impl Survey {
                         .is_none()
             })
         };
-        let is_lacking = |address: &Cidr| !in_map(address) && !in_table(address);
+        // Also where the programs are no longer installed.
+        let is_seen = |address: &Cidr| {
+            let wanted = masquerade.chain.rules(&[*address], policy);
+            let mut rules = self.rules.iter();
+            rules.any(|(family, rules)| {
+                *family == address.family() && iptables_nft::are_among(rules, &wanted)
+            })
+        };
+        let is_lacking =
+            |address: &Cidr| !in_map(address) && !is_seen(address) && !in_table(address);
         addresses.iter().copied().find(is_lacking)
     }
 
     /// All masquerading of containers, whichever plugin made it.
     pub fn standing(&self) -> BTreeSet<Standing> {
-        let in_tables = self.listings.iter().flat_map(|(family, listing)| {
-            listing
-                .containers()
+        let legacy = self
+            .listings
+            .iter()
+            .filter(|(variant, ..)| *variant == Variant::Legacy);
+        let legacy = legacy.map(|(_, family, listing)| (*family, listing.containers()));
+        let rules = self.rules.iter();
+        let rules = rules.map(|(family, rules)| (*family, iptables_nft::containers(rules)));
+        let in_tables = legacy.chain(rules).flat_map(|(family, containers)| {
+            containers
                 .into_iter()
                 .map(move |(chain, network, container)| Standing {
                     what: format!("chain {chain} in the nat table of {family}"),

@@ -12,8 +12,13 @@ const DUAL: Kind = Kind {
     ..PLAIN
 };
 
-fn attached() -> Scene {
-    let scene = Scene::new(DUAL);
+const LEGACY: Kind = Kind {
+    rules: Rules::Legacy,
+    ..DUAL
+};
+
+fn attached(kind: Kind) -> Scene {
+    let scene = Scene::new(kind);
     scene.call("ADD", &scene.pod).run().ok();
     scene
 }
@@ -31,7 +36,7 @@ fn a_namespace_that_was_unmounted_but_lives_on_loses_its_link_too() {
         return;
     }
     for is_removed in [false, true] {
-        let scene = attached();
+        let scene = attached(DUAL);
         let path = scene.pod.path.as_str();
         scene.node.inside(|| {
             umount2(path, MntFlags::MNT_DETACH).unwrap();
@@ -99,12 +104,13 @@ fn a_configuration_that_changed_since_the_add_does_not_matter() {
 
 #[test]
 fn a_program_that_fails_in_one_family_keeps_the_lease_until_it_works_again() {
-    needs!("nft", "iptables", "ip6tables");
+    needs!("iptables-legacy", "ip6tables-legacy");
     if worse_in_go("it releases the address first") {
         return;
     }
-    for program in ["iptables-restore", "ip6tables-restore"] {
-        let scene = attached();
+    // What iptables-nft holds is removed without a program.
+    for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
+        let scene = attached(LEGACY);
         let full = scene.standing();
         scene.before_iptables(&format!(
             "[ $name = {program} ] && echo it rains >&2 && exit 4"
@@ -119,7 +125,7 @@ fn a_program_that_fails_in_one_family_keeps_the_lease_until_it_works_again() {
                 .count()
         };
         assert_eq!(leases(&scene.standing()), leases(&full));
-        scene.node.unbind("/usr/sbin/iptables");
+        scene.node.unbind(scene.iptables());
         call.run().ok();
         nothing_is_left(&scene, program);
     }
@@ -127,18 +133,23 @@ fn a_program_that_fails_in_one_family_keeps_the_lease_until_it_works_again() {
 
 #[test]
 fn when_iptables_is_not_installed_any_more_it_is_missed_only_by_who_has_rules() {
-    needs!("nft", "iptables", "ip6tables");
+    needs!("iptables-legacy", "ip6tables-legacy");
     if worse_in_go("D18") {
         return;
     }
-    let scene = attached();
+    let scene = attached(LEGACY);
     // What is no regular file is no program.
     scene.node.bind("/dev/null", "/usr/sbin/iptables");
+    scene.node.bind("/dev/null", scene.iptables());
     let call = scene.call("DEL", &scene.pod);
     let refusal = call.run().refused();
-    assert!(refusal.text().contains("tables-restore"), "{refusal:?}");
+    assert!(
+        refusal.text().contains("tables-legacy-restore"),
+        "{refusal:?}"
+    );
     scene.call("DEL", &scene.other).run().ok();
     scene.node.unbind("/usr/sbin/iptables");
+    scene.node.unbind(scene.iptables());
     call.run().ok();
     nothing_is_left(&scene, "iptables was missing");
 }
@@ -149,7 +160,7 @@ fn a_directory_of_leases_that_is_gone_holds_none() {
     if worse_in_go("it fails") {
         return;
     }
-    let scene = attached();
+    let scene = attached(DUAL);
     scene.node.run("rm -r /var/lib/cni/networks");
     scene.call("DEL", &scene.pod).run().ok();
     let mut left = difference(&scene.empty, &scene.standing());
@@ -164,7 +175,7 @@ fn a_directory_of_leases_that_cannot_be_written_is_an_error_that_says_so() {
     if worse_in_go("it says less") {
         return;
     }
-    let scene = attached();
+    let scene = attached(DUAL);
     let dir = "/var/lib/cni/networks/small";
     scene.node.run(&format!("mount --bind {dir} {dir}"));
     scene.node.run(&format!("mount -o remount,ro,bind {dir}"));

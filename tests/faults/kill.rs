@@ -249,11 +249,14 @@ fn what_a_killed_add_has_started_is_waited_for() {
 
 #[test]
 fn what_a_killed_del_has_started_does_not_meet_the_next_add() {
-    needs!("nft", "iptables", "ip6tables");
+    needs!("iptables-legacy", "ip6tables-legacy");
     if worse_in_go("it has no single program that could be late") {
         return;
     }
-    let scene = Scene::new(MASQUERADED);
+    let scene = Scene::new(Kind {
+        rules: Rules::Legacy,
+        ..PLAIN
+    });
     scene.call("ADD", &scene.pod).run().ok();
     scene.slow_iptables("2", "0");
     let call = scene.call("DEL", &scene.pod);

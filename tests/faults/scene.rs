@@ -129,15 +129,25 @@ impl Scene {
     /// Has iptables do something before it does what it should. All its programs are one file, which tells by its name
     /// what to do.
     pub fn before_iptables(&self, script: &str) {
-        self.node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
+        let program = self.iptables();
+        self.node.run(&format!("cp {program} /run/xtables"));
         let script = format!("name=${{0##*/}}\n{script}\nexec /run/xtables $name \"$@\"");
-        self.node.replace_program("/usr/sbin/iptables", &script);
+        self.node.replace_program(program, &script);
+    }
+
+    /// The file of all programs of the variant that holds the rules. With the legacy one, a DEL runs them by the names that
+    /// only that variant has.
+    pub fn iptables(&self) -> &'static str {
+        match self.kind.rules {
+            Rules::Legacy => "/usr/sbin/xtables-legacy-multi",
+            _ => "/usr/sbin/xtables-nft-multi",
+        }
     }
 
     /// Has iptables-restore take its time when it is called the first time, and the second.
     pub fn slow_iptables(&self, first: &str, second: &str) {
         self.before_iptables(&format!(
-            "if [ $name = iptables-restore ]; then\n\
+            "if [ ${{name%-legacy-restore}} = iptables ] || [ $name = iptables-restore ]; then\n\
              if mkdir /run/once 2>/dev/null; then sleep {first}\n\
              elif mkdir /run/twice 2>/dev/null; then sleep {second}; fi; fi"
         ));

@@ -87,29 +87,37 @@ fn for_the_lock_of_iptables() {
 
 #[test]
 fn for_iptables_itself() {
-    needs!("nft", "iptables", "ip6tables");
+    needs!(
+        "nft",
+        "iptables",
+        "ip6tables",
+        "iptables-legacy",
+        "ip6tables-legacy"
+    );
     if worse_in_go("it waits for ever") {
         return;
     }
-    let scene = Scene::new(MASQUERADED);
-    scene.call("ADD", &scene.other).run().ok();
+    let (scene, legacy) = (Scene::new(MASQUERADED), Scene::new(LEGACY));
+    legacy.call("ADD", &legacy.other).run().ok();
     scene.before_iptables("[ $name = iptables-restore ] && exec sleep 100");
-    let names = "iptables-restore did not end within 30 s";
-    let (add, del) = (
-        scene.call("ADD", &scene.pod),
-        scene.call("DEL", &scene.other),
-    );
+    legacy.before_iptables("[ $name = iptables-legacy-restore ] && exec sleep 100");
+    let add = scene.call("ADD", &scene.pod);
+    // A DEL runs it only where the legacy variant holds the rules.
+    let del = legacy.call("DEL", &legacy.other);
     std::thread::scope(|scope| {
-        let added = scope.spawn(|| waited(&add, 80, names));
-        waited(&del, 50, names);
+        let names = "iptables-restore did not end within 30 s";
+        let added = scope.spawn(move || waited(&add, 80, names));
+        waited(&del, 50, "iptables-legacy-restore did not end within 30 s");
         added.join().unwrap();
     });
-    scene.node.unbind("/usr/sbin/iptables");
-    for pod in [&scene.pod, &scene.other] {
-        scene.call("DEL", pod).run().ok();
+    for scene in [&scene, &legacy] {
+        scene.node.unbind(scene.iptables());
+        for pod in [&scene.pod, &scene.other] {
+            scene.call("DEL", pod).run().ok();
+        }
+        assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
     }
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
-    add.run().ok();
+    scene.call("ADD", &scene.pod).run().ok();
 }
 
 #[test]

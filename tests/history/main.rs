@@ -12,5 +12,7 @@ mod bridges;
 mod configurations;
 mod identity;
 mod leases;
+mod mac_check;
 mod random;
 mod rules;
+mod rules_observed;

@@ -1,1 +1,318 @@
 //! Packet filter rules of other tools, variants and plugins.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::party::Party::{Ours, Reference};
+use crate::party::{Attachment, BOTH, IPTABLES, Party, node, ready};
+use crate::support::{Answer, Call, Node, chain_of, leases, small_network};
+
+/// What an administrator has in the legacy tables, before and behind where rules of pods go.
+pub const FOREIGN: &str = "\
+    iptables-legacy -t nat -A POSTROUTING -s 192.0.2.0/24 -o eth7 -j MASQUERADE\n\
+    iptables-legacy -t nat -N CNI-aaaaaaaaaaaaaaaaaaaaaaaa\n\
+    iptables-legacy -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080";
+
+pub fn masqueraded() -> Value {
+    let mut config = small_network();
+    config["ipMasq"] = true.into();
+    config
+}
+
+/// The rules of both variants and families, each as its own program lists it.
+pub fn all_rules(node: &Node) -> Vec<String> {
+    let mut rules = Vec::new();
+    for program in ["iptables", "ip6tables"] {
+        for variant in ["nft", "legacy"] {
+            let program = format!("{program}-{variant}");
+            let table = node.run(&format!("{program} -t nat -S"));
+            let lines = table.lines().filter(|line| !line.starts_with("-P "));
+            rules.extend(lines.map(|line| format!("{program} {line}")));
+        }
+    }
+    rules
+}
+
+/// Locks the file that the programs of the legacy variant lock.
+fn lock_legacy(node: &Node) -> File {
+    let open = || {
+        let mut options = File::options();
+        options.create(true).append(true).open("/run/xtables.lock")
+    };
+    let file = node.inside(open).unwrap();
+    file.lock().unwrap();
+    file
+}
+
+fn timed(call: &Call) -> (Answer, Duration) {
+    let began = Instant::now();
+    let answer = call.run();
+    (answer, began.elapsed())
+}
+
+#[test]
+fn del_without_ip_masq_does_not_wait_for_the_lock_of_legacy_iptables() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    for by in BOTH {
+        let node = node();
+        node.run_all(FOREIGN);
+        let before = all_rules(&node);
+        let pod = node.pod("a");
+        let mut attachment = Attachment::new(&node, &pod, &small_network());
+        attachment.try_add(by).ok();
+        let lock = lock_legacy(&node);
+        for _ in 0..2 {
+            let (answer, took) = timed(&attachment.call(by, "DEL"));
+            answer.ok();
+            assert!(took < Duration::from_secs(5), "{by:?}: {took:?}");
+        }
+        drop(lock);
+        assert_eq!(leases(&node, "small").len(), 0);
+        assert_eq!(all_rules(&node), before, "{by:?}");
+    }
+}
+
+#[test]
+fn a_legacy_chain_that_an_older_configuration_left_goes_or_keeps_the_lease() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    node.run_all(FOREIGN);
+    let before = all_rules(&node);
+    let pod = node.pod("a");
+    let mut attachment = Attachment::new(&node, &pod, &masqueraded());
+    attachment.config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    node.lay_iptables("xtables-legacy-multi");
+    attachment.try_add(Ours).ok();
+    unlay(&node);
+    assert_eq!(all_rules(&node).len(), before.len() + 8);
+    attachment.config["ipMasq"] = false.into();
+    let lock = lock_legacy(&node);
+    let refusal = attachment.del(Ours).refused();
+    assert_eq!(refusal.code, 11, "{refusal:?}");
+    assert!(refusal.text().contains("lock"), "{refusal:?}");
+    assert_eq!(leases(&node, "small").len(), 2);
+    drop(lock);
+    attachment.del(Ours).ok();
+    assert_eq!(all_rules(&node), before);
+    assert_eq!(leases(&node, "small").len(), 0);
+}
+
+/// Makes the variant that the machine has by default the node's default again.
+pub fn unlay(node: &Node) {
+    node.unbind("/usr/sbin/xtables-nft-multi");
+}
+
+/// Attaches a pod while the legacy variant or iptables-nft is the node's default.
+fn add_under<'n>(
+    node: &'n Node,
+    pod: &'n crate::support::Pod,
+    (by, variant): (Party, &str),
+) -> Attachment<'n> {
+    let mut attachment = Attachment::new(node, pod, &masqueraded());
+    attachment.config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    let is_legacy = variant == "legacy";
+    if is_legacy {
+        node.lay_iptables("xtables-legacy-multi");
+    }
+    attachment.try_add(by).ok();
+    if is_legacy {
+        unlay(node);
+    }
+    attachment
+}
+
+#[test]
+fn rules_of_either_variant_go_when_the_other_one_is_the_default() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    for by in BOTH {
+        for (first, then) in [("legacy", "nft"), ("nft", "legacy")] {
+            let node = node();
+            node.run_all(FOREIGN);
+            node.run("iptables-nft -t nat -A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE");
+            let before = all_rules(&node);
+            let pod = node.pod("a");
+            let attachment = add_under(&node, &pod, (by, first));
+            assert_eq!(all_rules(&node).len(), before.len() + 8);
+            let is_legacy = then == "legacy";
+            if is_legacy {
+                node.lay_iptables("xtables-legacy-multi");
+            }
+            attachment.check(Ours).ok();
+            attachment.del(Ours).ok();
+            if is_legacy {
+                unlay(&node);
+            }
+            assert_eq!(all_rules(&node), before, "{by:?} {first} {then}");
+            assert_eq!(leases(&node, "small").len(), 0);
+        }
+    }
+}
+
+#[test]
+fn gc_removes_stale_chains_of_both_variants_and_keeps_those_of_valid_attachments() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    node.run_all(FOREIGN);
+    let names = ["legacy-gone", "nft-gone", "legacy-kept", "nft-kept"];
+    let pods = names.map(|name| node.pod(name));
+    for (pod, by) in pods.iter().zip([Reference, Reference, Ours, Ours]) {
+        let variant = pod.id().split('-').next().unwrap();
+        add_under(&node, pod, (by, variant));
+    }
+    let mut config = masqueraded();
+    config["cniVersion"] = "1.1.0".into();
+    let valid = ["legacy-kept", "nft-kept"];
+    let valid = valid.map(|id| json!({ "containerID": id, "ifname": "eth0" }));
+    config["cni.dev/valid-attachments"] = json!(valid);
+    let gc = node.cni("bridge").verb("GC").config(&config);
+    gc.run().ok();
+    let left = all_rules(&node);
+    for name in names {
+        let chain = chain_of("small", name);
+        let count = left.iter().filter(|rule| rule.contains(&chain)).count();
+        let expected = if name.ends_with("kept") { 8 } else { 0 };
+        assert_eq!(count, expected, "{name}: {left:#?}");
+    }
+    assert!(left.iter().any(|rule| rule.contains("-o eth7")));
+    assert!(
+        left.iter()
+            .any(|rule| rule.contains("CNI-aaaaaaaaaaaaaaaaaaaaaaaa"))
+    );
+}
+
+#[test]
+fn the_iptables_that_comes_first_in_path_is_used_also_when_distributions_bundle_it() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    for by in BOTH {
+        let node = node();
+        let bundle = "/run/bundle";
+        node.run(&format!("mkdir {bundle}"));
+        for program in ["iptables", "iptables-save", "iptables-restore"] {
+            node.run(&format!(
+                "ln -s /usr/sbin/xtables-legacy-multi {bundle}/{program}"
+            ));
+        }
+        let pod = node.pod("a");
+        let mut attachment = Attachment::new(&node, &pod, &masqueraded());
+        let path = format!("{bundle}:{}", crate::support::PATH);
+        let add = attachment.call(by, "ADD").env("PATH", &path).run();
+        attachment.result = add.ok();
+        let rules = all_rules(&node);
+        let legacy = rules
+            .iter()
+            .filter(|rule| rule.starts_with("iptables-legacy "));
+        assert_eq!((legacy.count(), rules.len()), (4, 4), "{by:?}: {rules:#?}");
+        // The runtime's own PATH may be another one later.
+        attachment.del(Ours).ok();
+        assert_eq!(all_rules(&node), [""; 0]);
+    }
+}
+
+/// Makes the programs of iptables, or of one variant, disappear.
+fn uninstall(node: &Node, variant: &str) {
+    node.bind("/dev/null", &format!("/usr/sbin/xtables-{variant}-multi"));
+}
+
+#[test]
+fn rules_of_iptables_nft_go_also_when_iptables_was_uninstalled() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    for by in BOTH {
+        for verb in ["DEL", "GC"] {
+            let node = node();
+            let admin = [
+                "iptables -t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE",
+                "iptables -t nat -A POSTROUTING -s 192.0.2.2 -j MASQUERADE",
+            ];
+            node.run(admin[0]);
+            let pods = [node.pod("a"), node.pod("b")];
+            let [gone, kept] = pods
+                .each_ref()
+                .map(|pod| add_under(&node, pod, (by, "nft")));
+            node.run(admin[1]);
+            let chain = chain_of("small", "a");
+            let mut expected = all_rules(&node);
+            expected.retain(|rule| !rule.contains(&chain));
+            uninstall(&node, "nft");
+            uninstall(&node, "legacy");
+            let mut config = gone.config.clone();
+            config["cniVersion"] = "1.1.0".into();
+            config["cni.dev/valid-attachments"] = json!([{ "containerID": "b", "ifname": "eth0" }]);
+            match verb {
+                "GC" => node.cni("bridge").verb("GC").config(&config).run().ok(),
+                _ => gone.del(Ours).ok(),
+            };
+            kept.check(Ours).ok();
+            node.unbind("/usr/sbin/xtables-nft-multi");
+            node.unbind("/usr/sbin/xtables-legacy-multi");
+            assert_eq!(all_rules(&node), expected, "{by:?} {verb}");
+        }
+    }
+}
+
+#[test]
+fn legacy_rules_without_a_legacy_program_keep_the_lease_and_are_named() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    let pod = node.pod("a");
+    let attachment = add_under(&node, &pod, (Ours, "legacy"));
+    uninstall(&node, "legacy");
+    let refusal = attachment.del(Ours).refused();
+    assert!(
+        refusal.text().contains("iptables-legacy-restore"),
+        "{refusal:?}"
+    );
+    assert_eq!(leases(&node, "small").len(), 2);
+    // A pod with rules in nf_tables, and one without, have none to look for there.
+    let other = node.pod("b");
+    let mut found = Attachment::new(&node, &other, &masqueraded());
+    found.try_add(Ours).ok();
+    found.del(Ours).ok();
+    let mut plain = Attachment::new(&node, &other, &small_network());
+    plain.try_add(Ours).ok();
+    plain.del(Ours).ok();
+    node.unbind("/usr/sbin/xtables-legacy-multi");
+    attachment.del(Ours).ok();
+    assert_eq!(all_rules(&node), [""; 0]);
+    assert_eq!(leases(&node, "small").len(), 0);
+}
+
+#[test]
+fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_stays() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    node.run("iptables -t nat -N ADMIN");
+    node.run("iptables -t nat -A ADMIN -s 192.0.2.1 -j MASQUERADE");
+    let before = all_rules(&node);
+    let pod = node.pod("a");
+    let attachment = add_under(&node, &pod, (Reference, "nft"));
+    let chain = chain_of("small", "a");
+    node.run(&format!(
+        "iptables -t nat -I ADMIN 1 -m comment --comment mine -j {chain}"
+    ));
+    // As a firewall restores what it saved: the jump of POSTROUTING is there twice.
+    let script = "iptables-save -t nat > /run/saved; iptables-restore --noflush < /run/saved";
+    node.write("/run/restore", script);
+    node.run("sh /run/restore");
+    let jumps = |rule: &&String| rule.contains(&format!("-j {chain}"));
+    assert!(all_rules(&node).iter().filter(jumps).count() >= 3);
+    attachment.del(Ours).ok();
+    assert_eq!(all_rules(&node), before);
+}

@@ -24,12 +24,12 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     findings.extend(both_variants());
     findings.extend(bridge_netfilter(node));
     for family in Family::BOTH {
-        let Some(filter) = masquerade::iptables_table(family, "filter") else {
-            continue;
-        };
-        let filter = Filter::parse(&filter);
+        // Packets pass both variants.
+        let filters = masquerade::iptables_tables(family, "filter");
+        let filters: Vec<Filter> = filters.iter().map(|it| Filter::parse(it)).collect();
         for network in &node.networks {
-            findings.extend(forward_dropped(node, network, family, &filter));
+            let mut found = filters.iter();
+            findings.extend(found.find_map(|it| forward_dropped(node, network, family, it)));
         }
     }
 }
@@ -120,8 +120,8 @@ fn bridge_netfilter(node: &Node) -> Option<Finding> {
         .networks
         .iter()
         .any(|network| network.configured.bridge.gateway != Gateway::None);
-    let nat = masquerade::iptables_table(Family::V4, "nat")?;
-    if !bridges || !nat.contains(":KUBE-SERVICES ") {
+    let nat = masquerade::iptables_tables(Family::V4, "nat");
+    if !bridges || !nat.iter().any(|it| it.contains(":KUBE-SERVICES ")) {
         return None;
     }
     let (evidence, remedy) = match sysctl::bridge_calls_iptables() {

@@ -33,6 +33,9 @@ const SET_ID: u16 = 10;
 const MAP: u32 = 8;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
+/// How many keys of elements one message takes: an attribute has at most 64 KiB (`nla_len`), a key of IPv6 28 bytes.
+const MESSAGE_ELEMENTS: usize = 2000;
+
 /// A chain where packets come in from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BaseChain {
@@ -163,15 +166,23 @@ impl Batch {
 
     /// Adds an element to a map; refused when there is one of that address.
     pub fn add_element(&mut self, table: Table, map: &str, element: &Element) {
-        let element = element::list(table, map, element.attributes());
+        let element = element::list(table, map, [element.attributes()].iter());
         let message = Message::new(Verb::NewElements, table, element);
         self.push(NLM_F_CREATE | NLM_F_EXCL, message);
     }
 
-    /// Deletes the element of an address from a map.
-    pub fn delete_element(&mut self, table: Table, map: &str, element: &Element) {
-        let element = element::list(table, map, element::key(element.address));
-        self.push(0, Message::new(Verb::DelElements, table, element));
+    /// Deletes the elements of addresses from a map.
+    pub fn delete_elements<'a>(
+        &mut self,
+        table: Table,
+        map: &str,
+        elements: impl Iterator<Item = &'a Element>,
+    ) {
+        let keys: Vec<_> = elements.map(|it| element::key(it.address)).collect();
+        for keys in keys.chunks(MESSAGE_ELEMENTS) {
+            let elements = element::list(table, map, keys.iter());
+            self.push(0, Message::new(Verb::DelElements, table, elements));
+        }
     }
 
     /// How many messages its datagram has.

@@ -1,20 +1,25 @@
 //! Rules as iptables-nft writes them: matches of its own or of xtables, a counter, a target.
 //!
-//! They are only recognised here, never written. Another version of iptables may write the same rule otherwise; what
+//! They are only recognised here, to check or remove them, never written. Another version of iptables may write the same rule otherwise; what
 //! is not recognised must be asked of the program.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::expression::{
-    ACCEPT, EQUAL, EXPRESSION_NAME, JUMP, LIST_ELEMENT, UNEQUAL, compare_network, expression,
-    immediate, verdict,
+    ACCEPT, EQUAL, EXPRESSION_DATA, EXPRESSION_NAME, JUMP, LIST_ELEMENT, UNEQUAL, compare_network,
+    expression, immediate, verdict,
 };
 use super::rule::RuleEntry;
-use crate::host::attribute::{Attributes, each, find, text};
+use crate::host::attribute::{Attributes, dig, each, find, text};
 use crate::net::{Cidr, Family};
 
 /// The size of a comment (struct xt_comment_info, linux/netfilter/xt_comment.h).
 const COMMENT_SIZE: usize = 256;
+
+/// What a match or target holds (enum nft_match_attributes; nft_target_attributes has the same numbers).
+const MATCH_NAME: u16 = 1;
+const MATCH_INFO: u16 = 3;
 
 /// A rule of iptables: one address to match, a comment, a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,13 +58,11 @@ pub enum Target {
 
 impl CompatRule {
     /// Whether one of these is what iptables-nft makes of the rule.
-    pub fn is_among(&self, entries: &[RuleEntry]) -> bool {
+    pub fn is_among<'a>(&self, entries: impl Iterator<Item = &'a RuleEntry>) -> bool {
         let wanted = self.expressions();
         // The target tells nearly all others apart.
         let (_, target) = each(wanted.as_bytes()).last().unwrap_or_default();
-        let mut alike = entries
-            .iter()
-            .filter(|entry| entry.expressions().ends_with(target));
+        let mut alike = entries.filter(|entry| entry.expressions().ends_with(target));
         alike.any(|entry| without_counter(entry) == wanted)
     }
 
@@ -90,6 +93,21 @@ impl CompatRule {
     }
 }
 
+/// The comment of a rule of iptables: that of its match, or of its user data, where a restore by nft(8) puts it.
+pub fn comment(entry: &RuleEntry) -> Cow<'_, str> {
+    let mut expressions = each(entry.expressions()).map(|(_, expression)| expression);
+    let in_match = expressions.find_map(|expression| {
+        let name = dig(expression, &[EXPRESSION_DATA, MATCH_NAME]).and_then(text);
+        let is_comment = find(expression, EXPRESSION_NAME).and_then(text) == Some("match")
+            && name == Some("comment");
+        dig(expression, &[EXPRESSION_DATA, MATCH_INFO]).filter(|_| is_comment)
+    });
+    match in_match.and_then(|info| info.split(|byte| *byte == 0).next()) {
+        Some(comment) => String::from_utf8_lossy(comment),
+        None => Cow::Borrowed(&entry.comment),
+    }
+}
+
 /// The expressions of a rule but for the counter of packets, which shows what was counted.
 fn without_counter(entry: &RuleEntry) -> Attributes {
     let is_counter =
@@ -103,9 +121,9 @@ fn without_counter(entry: &RuleEntry) -> Attributes {
 /// A match or target of xtables: name, revision and its own data (enum nft_match_attributes, nft_target_attributes).
 fn extension(so_far: Attributes, kind: &str, name: &str, info: &[u8]) -> Attributes {
     let data = Attributes::default()
-        .text(1, name)
+        .text(MATCH_NAME, name)
         .number(2, 0)
-        .bytes(3, info);
+        .bytes(MATCH_INFO, info);
     expression(so_far, kind, data)
 }
 

@@ -59,12 +59,16 @@ pub(super) fn map(table: Table, name: &str) -> Attributes {
         .text(LIST_SET, name)
 }
 
-/// What names an element of a map.
-pub(super) fn list(table: Table, name: &str, element: Attributes) -> Attributes {
-    map(table, name).nest(
-        LIST_ELEMENTS,
-        Attributes::default().nest(LIST_ELEMENT, element),
-    )
+/// What names elements of a map.
+pub(super) fn list<'a>(
+    table: Table,
+    name: &str,
+    elements: impl Iterator<Item = &'a Attributes>,
+) -> Attributes {
+    let list = elements.fold(Attributes::default(), |list, element| {
+        list.bytes(LIST_ELEMENT, element.as_bytes())
+    });
+    map(table, name).nest(LIST_ELEMENTS, list)
 }
 
 /// The elements of an answer; what is not an address that leads to a chain is left out.
@@ -99,7 +103,7 @@ mod tests {
                 chain: "net-a".to_owned(),
                 comment: "whose it is".to_owned(),
             };
-            let message = list(table, "m", element.attributes());
+            let message = list(table, "m", [element.attributes()].iter());
             assert_eq!(parse(message.as_bytes()), [element]);
         }
         assert_eq!(parse(&[]), []);

@@ -24,7 +24,7 @@ use crate::net::Family;
 
 use crate::host::attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
-pub use compat::{CompatRule, Field, Target};
+pub use compat::{CompatRule, Field, Target, comment};
 pub use element::Element;
 use message::{Message, Verb};
 pub use rule::{Action, Match, Ports, Rule, RuleEntry};
@@ -61,8 +61,13 @@ pub enum NftablesError {
     #[error("others change the ruleset all the time")]
     Changed,
     /// EPERM, EACCES.
-    #[error("not permitted: CAP_NET_ADMIN is needed")]
+    #[error(
+        "not permitted: CAP_NET_ADMIN is needed, or another process owns the table (flags owner)"
+    )]
     Denied,
+    /// EMSGSIZE: larger than the socket's send buffer, which could not be enlarged.
+    #[error("a transaction of {0} bytes exceeds the send buffer: raise net.core.wmem_max")]
+    TooLarge(usize),
     /// The kernel has no nf_tables, or not this part of it.
     #[error("this kernel has no nf_tables, or not all that is needed of it ({})", .0.desc())]
     Unsupported(Errno),
@@ -95,8 +100,15 @@ impl NftablesError {
 }
 
 impl From<io::Error> for NftablesError {
+    /// An error of a system call: what the kernel's answers mean by the same numbers does not apply.
     fn from(cause: io::Error) -> NftablesError {
-        NftablesError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0)))
+        match Errno::from_raw(cause.raw_os_error().unwrap_or(0)) {
+            errno @ (Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => {
+                NftablesError::Unsupported(errno)
+            }
+            Errno::EPERM | Errno::EACCES => NftablesError::Denied,
+            errno => NftablesError::Refused(errno),
+        }
     }
 }
 
@@ -163,20 +175,20 @@ impl Nftables {
         })
     }
 
-    /// Reads, plans and changes, and starts again whenever somebody else changed the ruleset in between. Nothing is
-    /// sent when the plan is empty.
+    /// Reads, plans and changes, and starts again whenever somebody else changed the ruleset in between; whether there
+    /// was anything to change.
     ///
     /// # Errors
     /// The plan's, or the kernel's when it refuses the change.
     pub fn change(
         &self,
         plan: &dyn Fn() -> Result<Batch, NftablesError>,
-    ) -> Result<(), NftablesError> {
+    ) -> Result<bool, NftablesError> {
         let attempt = || {
             let generation = self.generation()?;
             let batch = plan()?;
             match batch.is_empty() {
-                true => Ok(()),
+                true => Ok(false),
                 false => {
                     let began = journal::clock();
                     let changed = self.socket.commit(batch, generation);
@@ -184,7 +196,7 @@ impl Nftables {
                         Ok(()) => "a transaction of nftables".to_owned(),
                         Err(error) => format!("a transaction of nftables: {error}"),
                     });
-                    changed
+                    changed.map(|()| true)
                 }
             }
         };
@@ -214,11 +226,15 @@ impl Nftables {
     /// When the kernel refuses to tell.
     pub fn table(&self, table: Table) -> Result<Option<Uses>, NftablesError> {
         let named = Attributes::default().text(TABLE_NAME, table.name);
-        let answer = present(
-            self.socket
-                .fetch(Message::new(Verb::GetTable, table, named)),
-        )?;
-        Ok(answer.and_then(|answer| find(&answer, TABLE_USE).and_then(number)))
+        self.uses(Message::new(Verb::GetTable, table, named), TABLE_USE)
+    }
+
+    fn uses(&self, request: Message, attribute: u16) -> Result<Option<Uses>, NftablesError> {
+        let Some(answer) = present(self.socket.fetch(request))? else {
+            return Ok(None);
+        };
+        let uses = find(&answer, attribute).and_then(number);
+        uses.map(Some).ok_or(NftablesError::Garbled)
     }
 
     /// How often a chain is referred to; `None` when there is none of that name.
@@ -227,8 +243,7 @@ impl Nftables {
     /// When the kernel refuses to tell.
     pub fn chain(&self, table: Table, name: &str) -> Result<Option<Uses>, NftablesError> {
         let request = Message::new(Verb::GetChain, table, batch::chain(table, name));
-        let answer = present(self.socket.fetch(request))?;
-        Ok(answer.and_then(|answer| find(&answer, CHAIN_USE).and_then(number)))
+        self.uses(request, CHAIN_USE)
     }
 
     /// The rules of one chain, or of all chains of a table, in order; none where there is no such table or chain.
@@ -283,7 +298,7 @@ impl Nftables {
         map: &str,
         address: IpAddr,
     ) -> Result<Option<Element>, NftablesError> {
-        let wanted = element::list(table, map, element::key(address));
+        let wanted = element::list(table, map, [element::key(address)].iter());
         let request = Message::new(Verb::GetElements, table, wanted);
         let answer = present(self.socket.fetch(request))?;
         Ok(answer.and_then(|answer| element::parse(&answer).into_iter().next()))

@@ -7,7 +7,7 @@ use crate::net::{Cidr, Family, IfName, Mac};
 use super::Table;
 use super::comment::{comment_of, userdata};
 use super::expression::*;
-use crate::host::attribute::{Attributes, dig, each, find, long, number, text};
+use crate::host::attribute::{Attributes, dig, each, find, ip, long, number, text};
 
 /// What a rule holds (enum nft_rule_attributes).
 pub(super) const RULE_TABLE: u16 = 1;
@@ -209,6 +209,38 @@ impl RuleEntry {
         let name = dig(compared, &[EXPRESSION_DATA, 3, DATA_VALUE]).filter(|_| operator == 0)?;
         let name = std::str::from_utf8(name).ok()?;
         name.trim_end_matches('\0').parse().ok()
+    }
+
+    /// The network from which it takes packets of that family, if it looks at their source.
+    pub fn source(&self, family: Family) -> Option<Cidr> {
+        let (place, size) = match family {
+            Family::V4 => (12, 4),
+            Family::V6 => (8, 16),
+        };
+        // Bytes up to the end of the prefix or, under a mask, all of them.
+        let loaded = |expression: &[u8]| {
+            let part = |kind| dig(expression, &[EXPRESSION_DATA, kind]).and_then(number);
+            find(expression, EXPRESSION_NAME).and_then(text) == Some("payload")
+                && (part(2), part(3)) == (Some(NETWORK_HEADER), Some(place))
+        };
+        let mut expressions = each(&self.expressions).map(|(_, expression)| expression);
+        expressions.find(|it| loaded(it))?;
+        let mut next = expressions.next()?;
+        // enum nft_bitwise_attributes: mask.
+        let mask = dig(next, &[EXPRESSION_DATA, 4, DATA_VALUE]);
+        if mask.is_some() {
+            next = expressions.next()?;
+        }
+        // enum nft_cmp_attributes: operator and data.
+        let operator = dig(next, &[EXPRESSION_DATA, 2]).and_then(number)?;
+        let value = dig(next, &[EXPRESSION_DATA, 3, DATA_VALUE]).filter(|_| operator == EQUAL)?;
+        let prefix = match mask {
+            Some(mask) => mask.iter().map(|byte| byte.count_ones()).sum(),
+            None => value.len() as u32 * 8,
+        };
+        let mut address = value.to_vec();
+        address.resize(size, 0);
+        Cidr::new(ip(&address)?, u8::try_from(prefix).ok()?)
     }
 
     /// The chain into which it leads.

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 
 use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
 use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
     NetlinkPayload,
@@ -88,7 +90,7 @@ impl Socket {
     pub fn commit(&self, batch: Batch, generation: Generation) -> Result<(), NftablesError> {
         let count = batch.size();
         let first = self.0.numbers(count);
-        self.0.send(&batch.into_bytes(generation, first))?;
+        self.send_large(&batch.into_bytes(generation, first))?;
         // Refusals come first, and only the last message of the batch asks to be acknowledged (nfnetlink_rcv_batch,
         // net/netfilter/nfnetlink.c): the first answer says how all of it ended.
         self.answers(count, first, |_, payload| {
@@ -98,6 +100,25 @@ impl Socket {
             }
             Ok(Progress::Done)
         })
+    }
+
+    /// Sends a datagram, in a larger send buffer if it needs one: by default it takes some 208 KiB
+    /// (net.core.wmem_default), or else EMSGSIZE (`netlink_sendmsg`, net/netlink/af_netlink.c).
+    fn send_large(&self, datagram: &[u8]) -> Result<(), NftablesError> {
+        let size = datagram.len();
+        match self.0.send(datagram) {
+            Err(Silence::NotSent(Errno::EMSGSIZE)) => {}
+            sent => return Ok(sent?),
+        }
+        // Without CAP_NET_ADMIN in the first user namespace, net.core.wmem_max bounds it.
+        let socket = self.0.socket();
+        if setsockopt(socket, SndBufForce, &size).is_err() {
+            setsockopt(socket, SndBuf, &size).map_err(NftablesError::Refused)?;
+        }
+        match self.0.send(datagram) {
+            Err(Silence::NotSent(Errno::EMSGSIZE)) => Err(NftablesError::TooLarge(size)),
+            sent => Ok(sent?),
+        }
     }
 
     fn ask(&self, request: &Message, flags: u16) -> Result<u32, NftablesError> {
@@ -121,7 +142,7 @@ impl Socket {
 impl From<Silence> for NftablesError {
     fn from(why: Silence) -> NftablesError {
         match why {
-            Silence::NotSent(errno) | Silence::Broken(errno) => NftablesError::of(errno),
+            Silence::NotSent(errno) | Silence::Broken(errno) => NftablesError::Refused(errno),
             Silence::TimedOut => NftablesError::NoAnswer,
             Silence::Garbled => NftablesError::Garbled,
         }

@@ -7,6 +7,18 @@ use crate::masquerade::Policy;
 use crate::masquerade::nftables::{POSTROUTING, TABLE, base_rules, holds};
 use crate::net::{Cidr, Family};
 
+/// How many rules that return one transaction adds; each has up to some 700 bytes, with the longest names.
+const MAX_RULES: usize = 256;
+
+/// What a transaction makes of a network's chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Completion {
+    /// All that it should be.
+    Whole,
+    /// Less: another transaction must follow before anything leads there.
+    Part,
+}
+
 /// The rules of a network's chain.
 pub(super) struct NetworkRules {
     /// What keeps its address.
@@ -47,6 +59,11 @@ impl NetworkRules {
         }
     }
 
+    /// How many transactions add all of it at most.
+    pub fn parts(&self) -> usize {
+        self.returning.len().div_ceil(MAX_RULES)
+    }
+
     /// What the kernel lacks of these and of those of all networks.
     pub fn missing(
         &self,
@@ -64,7 +81,10 @@ impl NetworkRules {
 
     /// Adds what a network's chain lacks, and takes away what is of another configuration. What returns goes before what
     /// translates; subnets that are not ours to know are those of other ranges, and stay.
-    pub fn complete(&self, batch: &mut Batch, chain: &str, present: &[RuleEntry]) {
+    ///
+    /// Of many rules that return only a part is added, which a socket's send buffer takes by default: it may not be
+    /// enlarged in a user namespace.
+    pub fn complete(&self, batch: &mut Batch, chain: &str, present: &[RuleEntry]) -> Completion {
         let plain = Rule::new(vec![], Action::Masquerade(Ports::Kept));
         let is_of_policy = |entry: &&RuleEntry| {
             entry.chain == chain && (!entry.comment.is_empty() || entry.is(&plain))
@@ -83,14 +103,18 @@ impl NetworkRules {
             .filter(|rule| !holds(present, chain, rule))
             .collect();
         if is_settled && missing.is_empty() {
-            return;
+            return Completion::Whole;
         }
         batch.create_chain(TABLE, chain);
-        for rule in missing.into_iter().rev() {
+        let is_part = missing.len() > MAX_RULES;
+        for rule in missing.into_iter().rev().take(MAX_RULES) {
             batch.prepend(TABLE, chain, rule);
         }
+        if is_part {
+            return Completion::Part;
+        }
         if is_settled {
-            return;
+            return Completion::Whole;
         }
         // Their order counts: those that are right are made again behind the others.
         for entry in of_policy {
@@ -101,6 +125,7 @@ impl NetworkRules {
         for rule in &self.translating {
             batch.append(TABLE, chain, rule);
         }
+        Completion::Whole
     }
 }
 
