@@ -11,7 +11,8 @@ const AFTER: &str = "\
 Exit status: 0 done, nothing found; 1 it failed; 2 the command line was not understood; 3 doctor found something that
 still stands.
 
-Called as bridge, host-local or loopback, or with CNI_COMMAND set, it is that CNI plugin.";
+Called as bridge, host-local or loopback, also with a prefix as in cnv-bridge, it is that CNI plugin. Called as gangplank with
+CNI_COMMAND set, it is bridge.";
 
 /// Container networking in one small binary: the CNI plugins bridge, host-local and loopback.
 #[derive(Debug, Parser)]
