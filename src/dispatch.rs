@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::bridge;
+use crate::build;
 use crate::cni::Version;
 use crate::cni::conf::NetConf;
 use crate::cni::request::{Args, Environment, Request, Verb};
@@ -22,8 +23,12 @@ use crate::log::{self, Record, Settings};
 use crate::loopback;
 use crate::undo::Undo;
 
-/// What this program calls itself when it is run without a command.
-pub const ABOUT: &str = "gangplank";
+/// The name of the operator's command line.
+const COMMAND_LINE: &str = "gangplank";
+
+/// The release of the Go plugins whose configurations, files and rules these plugins share. Clients require a release:
+/// Nomad at least 0.4.0 of bridge (and 1.3.0 for CHECK), nerdctl 1.7.1 of firewall.
+const GO_RELEASE: &str = "v1.9.1";
 
 /// The plugins that this binary is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,17 +52,67 @@ impl Plugin {
         }
     }
 
-    /// The plugin of that name.
+    /// The plugin of that name, which may have a prefix ending in `-`: BuildKit installs plugins as `buildkit-cni-bridge`,
+    /// KubeVirt as `cnv-bridge`.
     pub fn named(name: &str) -> Option<Plugin> {
-        Plugin::ALL.into_iter().find(|plugin| plugin.name() == name)
+        let is_named = |plugin: &Plugin| {
+            let prefix = name.strip_suffix(plugin.name());
+            prefix.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
+        };
+        Plugin::ALL.into_iter().find(is_named)
     }
+
+    /// What it prints when it is run without a command: its name and version, as the Go plugins print theirs. The first
+    /// word that is a semantic version is the Go release, with our own version as its build metadata (semver.org, 10).
+    pub fn about(self) -> String {
+        let name = self.name();
+        format!("CNI {name} plugin {GO_RELEASE}+{}", build::version())
+    }
+}
+
+/// What the binary is, by the name it is called by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A plugin.
+    Plugin(Plugin),
+    /// The operator's command line.
+    CommandLine,
+    /// A name that is neither.
+    Unknown,
+}
+
+impl Program {
+    /// `gangplank` is the plugin bridge for a runtime. A copy such as `gangplank-linux-x86_64` is the command line alone.
+    pub fn named(name: &str, env: &Environment) -> Program {
+        let is_request = env.var("CNI_COMMAND").is_some();
+        match Plugin::named(name) {
+            Some(plugin) => Program::Plugin(plugin),
+            None if is_request && name == COMMAND_LINE => Program::Plugin(Plugin::Bridge),
+            None if !is_request && name.starts_with(COMMAND_LINE) => Program::CommandLine,
+            None => Program::Unknown,
+        }
+    }
+}
+
+/// Refuses to be the program of a name, as a CNI error if a runtime called it. Guessing would have, for example,
+/// `bridge.orig` or `portmap` attach a second interface.
+pub fn refuse_name(name: &str, env: &Environment) -> ExitCode {
+    let plugins = Plugin::ALL.map(Plugin::name).join(", ");
+    let msg = format!("{name:?} is not the name of a plugin: this program has {plugins}");
+    let error = Error::new(Code::INVALID_ENVIRONMENT, msg).details(
+        "call it by one of these names, which may have a prefix ending in \"-\"; gangplank install DIR puts them into a directory",
+    );
+    if env.var("CNI_COMMAND").is_some() {
+        return fail(&error, Version::NEWEST);
+    }
+    eprintln!("{COMMAND_LINE}: {error}");
+    ExitCode::FAILURE
 }
 
 /// Serves one request of a runtime.
 pub fn serve(plugin: Plugin, env: &Environment, stdin: impl Read) -> ExitCode {
     if env.var("CNI_COMMAND").is_none() {
-        let version = env!("CARGO_PKG_VERSION");
-        eprintln!("CNI {} plugin {ABOUT} {version}", plugin.name());
+        eprintln!("{}", plugin.about());
         eprintln!("CNI protocol versions supported: {}", Version::list());
         return ExitCode::SUCCESS;
     }

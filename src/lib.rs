@@ -20,6 +20,7 @@
 //! room that knows the kernel.
 
 pub mod bridge;
+pub mod build;
 pub mod cli;
 pub mod cni;
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! Which of its names the binary was called by, and the streams; nothing else.
+//! The name the binary was called by, and the streams; nothing else.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use gangplank::cli;
 use gangplank::cni::request::Environment;
-use gangplank::dispatch::{self, Plugin};
+use gangplank::dispatch::{self, Program};
 
 fn main() -> ExitCode {
     // The runtime reads stdout: even a fault of ours must be a CNI error there.
@@ -20,9 +20,9 @@ fn main() -> ExitCode {
         .unwrap_or_default()
         .to_string_lossy();
     let env = Environment::of_process();
-    let by_default = || env.var("CNI_COMMAND").map(|_| Plugin::Bridge);
-    match Plugin::named(&name).or_else(by_default) {
-        Some(plugin) => dispatch::serve(plugin, &env, std::io::stdin().lock()),
-        None => cli::run(args),
+    match Program::named(&name, &env) {
+        Program::Plugin(plugin) => dispatch::serve(plugin, &env, std::io::stdin().lock()),
+        Program::CommandLine => cli::run(args),
+        Program::Unknown => dispatch::refuse_name(&name, &env),
     }
 }

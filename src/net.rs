@@ -3,6 +3,7 @@
 //! IPv4 and IPv6 share one code path; an IPv4-mapped IPv6 address is IPv4 from here on.
 //! Knows nothing of JSON documents, of the kernel or of files.
 
+mod route;
 mod vlan;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+pub use route::{Route, RouteNumbers};
 pub use vlan::{PortVlans, VlanId, VlanSet};
 
 /// Text that is not the value it should be.
@@ -158,6 +160,11 @@ impl Cidr {
     /// Whether this is the whole family: prefix length 0.
     pub fn is_default(self) -> bool {
         self.prefix() == 0
+    }
+
+    /// Whether the address is one of `fe80::/10`.
+    pub fn is_ipv6_link_local(self) -> bool {
+        matches!(self.address(), IpAddr::V6(v6) if v6.is_unicast_link_local())
     }
 
     /// Whether the address lies inside; never for the other family.
@@ -336,54 +343,6 @@ impl fmt::Display for Mac {
 impl fmt::Debug for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-/// A route of a result (CNI spec 1.1, "routes"); in JSON it has the spec's keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Route {
-    /// Destination.
-    pub dst: Cidr,
-    /// Next hop; absent means "the address's gateway, if there is one".
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gw: Option<IpAddr>,
-    /// Path MTU in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<u32>,
-    /// TCP maximum segment size advertised to the destination, in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub advmss: Option<u32>,
-    /// Metric; the lower one wins.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub priority: Option<u32>,
-    /// Routing table; absent means main (254).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub table: Option<u32>,
-    /// Scope as in `rtnetlink(7)`: 0 universe, 253 link, 254 host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scope: Option<u8>,
-}
-
-impl Route {
-    /// The routing table of routes that name none (RT_TABLE_MAIN, linux/rtnetlink.h).
-    pub const MAIN_TABLE: u32 = 254;
-
-    /// A plain route; the attributes are absent.
-    pub fn new(dst: Cidr, gw: Option<IpAddr>) -> Route {
-        Route {
-            dst,
-            gw,
-            mtu: None,
-            advmss: None,
-            priority: None,
-            table: None,
-            scope: None,
-        }
-    }
-
-    /// Whether its destination is directly on the link (`scope` link or host), so that it has no next hop.
-    pub fn is_on_link(&self) -> bool {
-        self.scope.is_some_and(|scope| scope >= 253)
     }
 }
 

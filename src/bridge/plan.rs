@@ -58,7 +58,7 @@ impl Plan {
     /// Works out an attachment.
     ///
     /// # Errors
-    /// Code 7 when the MTU is too small for the lease's IPv6 addresses.
+    /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
     pub fn new(
         config: &BridgeConfig,
         network: &Id,
@@ -85,6 +85,7 @@ impl Plan {
             }
         }
         if config.gateway == Gateway::DefaultRoute {
+            check_next_hops(&lease.ips)?;
             lease.routes.extend(missing_default_routes(&lease));
         }
         if let Some(dns) = &config.dns {
@@ -92,7 +93,7 @@ impl Plan {
         }
         let gateways = match config.gateway {
             Gateway::None => Vec::new(),
-            Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips),
+            Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips)?,
         };
         let vlans = config.vlans.as_ref().filter(|_| !gateways.is_empty());
         let mac = config
@@ -106,11 +107,7 @@ impl Plan {
             guard: None,
             gateways,
             gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
-            routes: lease
-                .routes
-                .iter()
-                .map(|route| with_next_hop(route, &lease.ips))
-                .collect(),
+            routes: kernel_routes(&lease)?,
             lease,
         })
     }
@@ -172,20 +169,19 @@ pub struct Facts {
 fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
-        let is_default = |route: &Route| {
-            route.dst == default
-                && route
-                    .table
-                    .is_none_or(|table| table == 0 || table == Route::MAIN_TABLE)
-        };
+        let is_default =
+            |route: &Route| route.dst == default && route.numbers().table == Route::MAIN_TABLE;
         !lease.routes.iter().any(is_default)
     };
-    let families = Family::BOTH.into_iter().filter(|family| lacks(*family));
-    let route = |family: Family| {
-        let gateway = gateway_of(&lease.ips, family)?;
-        Some(Route::new(family.default_destination(), Some(gateway)))
-    };
-    families.filter_map(route).collect()
+    let gateways = lease.ips.iter().filter_map(|ip| ip.gateway);
+    let mut routes: Vec<Route> = Vec::new();
+    for gateway in gateways.filter(|gateway| lacks(Family::of(*gateway))) {
+        let default = Family::of(gateway).default_destination();
+        if routes.iter().all(|earlier| earlier.dst != default) {
+            routes.push(Route::new(default, Some(gateway)));
+        }
+    }
+    routes
 }
 
 fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
@@ -194,15 +190,78 @@ fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
         .find(|gateway| Family::of(*gateway) == family)
 }
 
-fn gateways_of(ips: &[IpConfig]) -> Vec<Cidr> {
+/// The gateways, each with the prefix length of its container's address, as the Go plugin puts them on the bridge.
+fn gateways_of(ips: &[IpConfig]) -> Result<Vec<Cidr>, Error> {
     let mut gateways = Vec::new();
-    for ip in ips {
-        let gateway = ip
-            .gateway
-            .and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
-        gateways.extend(gateway.filter(|gateway| !gateways.contains(gateway)));
+    for IpConfig {
+        address, gateway, ..
+    } in ips
+    {
+        let Some(gateway) = gateway else { continue };
+        let cidr = Cidr::new(*gateway, address.prefix()).ok_or_else(|| {
+            let wanted = format!("it must be {}, as {address} is", address.family());
+            Error::config("a gateway", gateway, wanted)
+        })?;
+        if !gateways.contains(&cidr) {
+            gateways.push(cidr);
+        }
     }
-    gateways
+    Ok(gateways)
+}
+
+/// Refuses gateways that cannot be the next hop of packets from their container's address.
+fn check_next_hops(ips: &[IpConfig]) -> Result<(), Error> {
+    for IpConfig {
+        address, gateway, ..
+    } in ips
+    {
+        if let Some(gateway) = gateway.filter(|gateway| Family::of(*gateway) != address.family()) {
+            let family = address.family();
+            let wanted = format!("isDefaultGateway needs an {family} one for {address}");
+            return Err(Error::config("a gateway", gateway, wanted));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the routes that the kernel refuses whatever the container's addresses are, so that nothing is undone for them.
+///
+/// # Errors
+/// Code 7 for an IPv4 destination with host bits (`fib_valid_key_len`, net/ipv4/fib_trie.c), or a next hop of the other
+/// family. The host bits of an IPv6 destination are cleared by the kernel (`ip6_route_info_create`, net/ipv6/route.c).
+pub fn check_routes(routes: &[Route]) -> Result<(), Error> {
+    for route in routes {
+        let (dst, family) = (route.dst, route.dst.family());
+        if family == Family::V4 && !dst.is_network() {
+            let wanted = format!("it has host bits set: the network is {}", dst.network());
+            return Err(Error::config("a route's dst", dst, wanted));
+        }
+        if let Some(gw) = route.gw.filter(|gw| Family::of(*gw) != family) {
+            let wanted = format!("it must be {family}, as its destination {dst} is");
+            return Err(Error::config("a route's gw", gw, wanted));
+        }
+    }
+    Ok(())
+}
+
+/// The routes of a lease as the kernel gets them, each once: it refuses the second of two routes that differ in nothing
+/// it compares (`fib_table_insert`, net/ipv4/fib_trie.c; `fib6_add_rt2node`, net/ipv6/ip6_fib.c).
+fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
+    check_routes(&lease.routes)?;
+    let mut routes: Vec<Route> = Vec::new();
+    let key = |route: &Route| {
+        let numbers = route.numbers();
+        let scope = (route.dst.family() == Family::V4).then_some(numbers.scope);
+        (route.dst, route.gw, numbers.table, numbers.priority, scope)
+    };
+    for route in &lease.routes {
+        let mut route = with_next_hop(route, &lease.ips);
+        route.dst = route.dst.network();
+        if !routes.iter().any(|earlier| key(earlier) == key(&route)) {
+            routes.push(route);
+        }
+    }
+    Ok(routes)
 }
 
 /// A route without a next hop goes to the gateway of its family, unless it says that its destination is on the link.
@@ -281,6 +340,7 @@ mod tests {
         let network = "n".parse().unwrap();
         let name = host_interface(&network, &who("eth0"));
         assert!(IfName::is_derived_veth(name.as_str()));
+        assert!(!IfName::is_derived_veth("veth35229476"));
         assert_eq!(name, host_interface(&network, &who("eth0")));
         assert_ne!(name, host_interface(&network, &who("eth1")));
     }
@@ -391,6 +451,62 @@ mod tests {
                 .len(),
             2
         );
+    }
+
+    #[test]
+    fn a_gateway_outside_of_the_subnet_has_the_prefix_length_of_the_address() {
+        let gateways =
+            |keys: &str, ips: &[(&str, &str)]| plan(keys, ips, vec![]).map(|plan| plan.gateways);
+        let (gateway, default) = (r#", "isGateway": true"#, r#", "isDefaultGateway": true"#);
+        let cidrs = |text: &str| vec![text.parse::<Cidr>().unwrap()];
+        let (v4, v6) = (("10.1.2.3/24", "fe80::1"), ("fd00::3/64", "10.9.0.1"));
+        assert_eq!(
+            gateways(default, &[("fd00::3/64", "fe80::1")]),
+            Ok(cidrs("fe80::1/64"))
+        );
+        assert_eq!(gateways(gateway, &[v4]), Ok(cidrs("fe80::1/24")));
+        assert_eq!(gateways("", &[v4, v6]), Ok(vec![]));
+        for (keys, ip) in [(default, v4), (gateway, v6), (default, v6)] {
+            let error = gateways(keys, &[ip]).unwrap_err();
+            assert!(error.msg.contains(ip.1) && error.code.0 == 7, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_gets_each_route_once_and_no_host_bits_of_ipv6() {
+        let route = |dst: &str, gw: &str| Route::new(dst.parse().unwrap(), gw.parse().ok());
+        let other_scope = Route {
+            scope: Some(255 + 254),
+            ..route("10.9.0.0/16", "")
+        };
+        let routes = vec![
+            route("10.9.0.0/16", ""),
+            route("10.9.0.0/16", "10.1.2.1"),
+            other_scope.clone(),
+            route("fd09::5/64", "fe80::1"),
+            route("fd09::6/64", "fe80::1"),
+        ];
+        let plan = plan("", &[("10.1.2.3/24", "10.1.2.1")], routes.clone()).unwrap();
+        let kernel = [
+            routes[1].clone(),
+            other_scope,
+            route("fd09::/64", "fe80::1"),
+        ];
+        assert_eq!(plan.routes, kernel);
+        assert_eq!(plan.lease.routes, routes);
+    }
+
+    #[test]
+    fn routes_that_the_kernel_refuses_are_refused_first() {
+        for (dst, gw, says) in [
+            ("10.9.0.1/16", "", "the network is 10.9.0.0/16"),
+            ("10.9.0.0/16", "fe80::1", "it must be IPv4"),
+            ("::/0", "10.1.2.1", "it must be IPv6"),
+        ] {
+            let route = Route::new(dst.parse().unwrap(), gw.parse().ok());
+            let error = check_routes(&[route]).unwrap_err();
+            assert!(error.msg.contains(says) && error.code.0 == 7, "{error:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@ const AFTER: &str = "\
 Exit status: 0 done, nothing found; 1 it failed; 2 the command line was not understood; 3 doctor found something that
 still stands.
 
-Called as bridge, host-local or loopback, or with CNI_COMMAND set, it is that CNI plugin.";
+Called as bridge, host-local or loopback, also with a prefix as in cnv-bridge, it is that CNI plugin. Called as gangplank with
+CNI_COMMAND set, it is bridge.";
 
 /// Container networking in one small binary: the CNI plugins bridge, host-local and loopback.
 #[derive(Debug, Parser)]
@@ -189,9 +190,12 @@ pub struct Conf {
     /// Write to this file, whole or not at all, instead of printing.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// The CNI version of the configuration.
+    /// The CNI version of the configuration. From 1.1.0 on runtimes poll the plugins with STATUS.
     #[arg(long, value_name = "VERSION", default_value = "1.0.0")]
     pub cni_version: String,
+    /// Where plugins are, separated by colons: those that are there are asked whether they support the CNI version.
+    #[arg(long, value_name = "DIR:DIR", env = "CNI_PATH", default_value = super::DEFAULT_DIRECTORY)]
+    pub cni_path: String,
 }
 
 /// Of `install` and `uninstall`.

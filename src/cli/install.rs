@@ -3,11 +3,12 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::plugins::{Identity, identify};
+use crate::build;
+use crate::cli::plugins::{Identity, about, identify};
 use crate::dispatch::Plugin;
 use crate::error::Error;
 use crate::host::locks::lock_within;
@@ -68,7 +69,7 @@ fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
     let mut to = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o755)
+        .mode(0o700)
         .open(staged)?;
     io::copy(&mut from, &mut to)?;
     // Whatever the umask is: whoever runs a plugin need not be its owner.
@@ -80,20 +81,64 @@ fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
 fn place(directory: &Path, staged: &Path, name: &str) -> Result<String, Error> {
     let target = directory.join(name);
     let mut kept = String::new();
-    if let Identity::Other(said) = identify(&target) {
-        let orig = original(directory, name);
-        let aside = directory.join(format!(".{name}.orig"));
-        relink(&target, &aside, &orig)?;
-        let said = if said.is_empty() {
-            "what was there".to_owned()
-        } else {
-            said
-        };
+    if identify(&target) == Identity::Other {
+        let said = described(&target, "what was there");
+        let older = keep(directory, name)?;
         kept = format!(", {said} is kept as {name}.orig");
+        if let Some(older) = older {
+            kept.push_str(&format!(", and the {name}.orig of before as {older}"));
+        }
     }
     relink(staged, &directory.join(format!(".{name}.new")), &target)?;
-    let version = env!("CARGO_PKG_VERSION");
-    Ok(format!("{}: gangplank {version}{kept}\n", target.display()))
+    let version = build::version();
+    Ok(format!("{}: {version}{kept}\n", target.display()))
+}
+
+/// What a program says that it is.
+fn described(program: &Path, otherwise: &str) -> String {
+    let said = about(program);
+    match said.is_empty() {
+        true => otherwise.to_owned(),
+        false => said,
+    }
+}
+
+/// Gives what is under a name a second one, `NAME.orig`. Another program that has that name keeps a numbered one, which is
+/// returned: `uninstall` brings back the latest.
+fn keep(directory: &Path, name: &str) -> Result<Option<String>, Error> {
+    let (target, orig) = (directory.join(name), original(directory, name));
+    let is_kept = orig.symlink_metadata().is_ok();
+    let older = match is_kept && !is_same(&target, &orig) {
+        true => Some(number(directory, name)?),
+        false => None,
+    };
+    relink(&target, &directory.join(format!(".{name}.orig")), &orig)?;
+    Ok(older)
+}
+
+/// Gives `NAME.orig` the first free name of `NAME.orig.1`, `NAME.orig.2` and so on as well.
+fn number(directory: &Path, name: &str) -> Result<String, Error> {
+    let orig = original(directory, name);
+    let mut number = 1;
+    loop {
+        let older = format!("{name}.orig.{number}");
+        match fs::hard_link(&orig, directory.join(&older)) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            done => return at(&directory.join(&older), "create", done).map(|()| older),
+        }
+    }
+}
+
+/// Whether two names are of one file, of files with the same content, or of links to the same place.
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (fs::read_link(one), fs::read_link(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        (Err(_), Err(_)) => {
+            let contents = [fs::read(one), fs::read(other)];
+            matches!(contents, [Ok(one), Ok(other)] if one == other)
+        }
+        _ => false,
+    }
 }
 
 /// Gives a file a second name in place of whatever has that name, by way of a third one.
@@ -108,7 +153,10 @@ fn relink(file: &Path, aside: &Path, name: &Path) -> Result<(), Error> {
 fn bring_back(directory: &Path, name: &str) -> Result<String, Error> {
     let (target, orig) = (directory.join(name), original(directory, name));
     let done = match identify(&target) {
-        Identity::Other(said) => format!("is not gangplank but {said:?}, and stays"),
+        Identity::Other => {
+            let said = described(&target, "another program");
+            format!("is not gangplank but {said:?}, and stays")
+        }
         _ if orig.symlink_metadata().is_ok() => {
             at(&target, "replace", fs::rename(&orig, &target))?;
             format!("{name}.orig is back")
@@ -133,12 +181,20 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whose directory a file is in.
+fn owner(file: &Path) -> Option<String> {
+    let directory = file.ancestors().find(|it| it.is_dir())?;
+    let owner = fs::metadata(directory).ok()?.uid();
+    Some(format!("{} belongs to user {owner}", directory.display()))
+}
+
 fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
     done.map_err(|cause| {
-        let is_forbidden = cause.kind() == io::ErrorKind::PermissionDenied;
-        let remedy = match is_forbidden {
-            true => "run it as root, or name a directory that you may write",
-            false => "another directory can be named: gangplank install DIR",
+        let remedy = match (cause.kind(), owner(path)) {
+            (io::ErrorKind::PermissionDenied, Some(owner)) => format!(
+                "{owner}; run it as root with the capabilities DAC_OVERRIDE and FOWNER, or name a directory that you may write"
+            ),
+            _ => "another directory can be named: gangplank install DIR".to_owned(),
         };
         Error::failed(format!("cannot {operation} {}: {cause}", path.display())).details(remedy)
     })

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::cli::args;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::node::Node;
-use crate::cli::plugins::{Identity, identify};
+use crate::cli::plugins::{Identity, about, identify};
 use crate::dispatch::Plugin;
 
 /// Looks at the files.
@@ -82,12 +82,12 @@ fn foreign(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
         };
         let (id, what, said) = match identify(&file) {
             Identity::Absent | Identity::This => continue,
-            Identity::Gangplank(said) => (
+            Identity::Gangplank(version) => (
                 "plugin-version",
                 "is gangplank of another version or build",
-                said,
+                format!("its version is {version}"),
             ),
-            Identity::Other(said) => ("plugin-foreign", "is not gangplank", said),
+            Identity::Other => ("plugin-foreign", "is not gangplank", about(&file)),
         };
         let cause = format!("{} {what}", file.display());
         let said = if said.is_empty() {
