@@ -114,7 +114,7 @@ fn a_thousand_destinations_that_keep_their_address_fit_into_an_add_of_either_bac
             let mut attachment = Attachment::new(&node, &pod, &large(family, backend));
             let call = attachment
                 .call(Ours, "ADD")
-                .under("strace -f -o /run/trace");
+                .under("strace -f -e trace=sendto -e raw=sendto -o /run/trace");
             attachment.result = call.run().ok();
             // In a user namespace the send buffer cannot be enlarged as needed.
             assert!(!node.read(LOG).contains("EMSGSIZE"), "{family} {backend}");
