@@ -21,7 +21,7 @@ mod snapshot;
 mod traffic;
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -40,7 +40,7 @@ use crate::support::say;
 const LENGTH: usize = 50;
 
 /// How many violations are minimised and printed; the others are counted.
-const PRINTED: usize = 6;
+const PRINTED: usize = 20;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     let value = std::env::var(name).ok();
@@ -52,29 +52,32 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
 /// Violations by their kind, with the first sequence of each.
 #[derive(Default)]
 struct Report {
-    violations: BTreeMap<&'static str, (usize, String)>,
+    violations: BTreeMap<String, (usize, String)>,
 }
 
 impl Report {
     fn note(&mut self, name: &str, actions: &[Action], found: &[Finding], is_minimal: bool) {
-        let Some(first) = found.first() else { return };
-        let is_printed = self.violations.len() < PRINTED;
-        let (count, text) = self.violations.entry(first.kind).or_default();
-        *count += 1;
-        if *count > 1 || !is_printed {
-            return;
+        let kinds: BTreeSet<&String> = found.iter().map(|finding| &finding.kind).collect();
+        for kind in kinds {
+            let is_printed = self.violations.len() < PRINTED;
+            let (count, text) = self.violations.entry(kind.clone()).or_default();
+            *count += 1;
+            if *count > 1 || !is_printed {
+                continue;
+            }
+            let first = found.iter().find(|finding| finding.kind == *kind);
+            let first = first.expect("its kind is that of one");
+            let shortest = match is_minimal {
+                true => actions.to_vec(),
+                false => minimise(actions, first),
+            };
+            let sequence = print_sequence(&shortest);
+            *text = format!(
+                "{name}, step {}: {}\n{sequence}",
+                first.step + 1,
+                first.text
+            );
         }
-        let shortest = match is_minimal {
-            true => actions.to_vec(),
-            false => minimise(actions, first),
-        };
-        *text = format!(
-            "{name}, step {}: {}\n{}{}",
-            first.step + 1,
-            first.text,
-            print_sequence(&shortest),
-            ""
-        );
     }
 }
 

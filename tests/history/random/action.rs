@@ -99,6 +99,19 @@ impl Action {
     }
 }
 
+impl Action {
+    /// What is done, without names.
+    pub fn name(&self) -> &str {
+        match self {
+            Action::Call(_, verb, ..) => verb.command(),
+            Action::Gc(..) => "GC",
+            Action::Status(..) => "STATUS",
+            Action::Cli(words) => words,
+            Action::Config { .. } | Action::End(_) | Action::Reboot | Action::Node(_) => "other",
+        }
+    }
+}
+
 impl Implementation {
     fn as_str(self) -> &'static str {
         match self {

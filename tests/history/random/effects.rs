@@ -127,7 +127,7 @@ impl Effects<'_> {
         }
     }
 
-    /// What living pods lack comes back.
+    /// What pods that may live lack comes back: a killed ADD may have come far enough for its pod to look like one.
     fn repair(&self, change: &Change<'_>) -> bool {
         let is_bridge = |name: &str| BRIDGES.contains(&name);
         match change.subject() {
@@ -138,14 +138,12 @@ impl Effects<'_> {
                     .before
                     .is_some_and(|fact| fact.value.contains(" master=null "));
                 let is_same = master(change.before) == master(change.after);
-                change.after.is_some()
-                    && self.model.living_with_link(*index).is_some()
-                    && (was_free || is_same)
+                change.after.is_some() && self.model.may_have_link(*index) && (was_free || is_same)
             }
             Subject::Address { link } | Subject::Route { link } => {
                 change.after.is_some() && is_bridge(link)
             }
-            Subject::Rule(owner) => self.model.is_of_living(owner, None),
+            Subject::Rule(owner) => self.model.may_be_of(owner),
             Subject::Parameter { link } => {
                 let is_uplink = change.key.ends_with("accept_ra")
                     && change.after.is_some_and(|it| it.value == "2");

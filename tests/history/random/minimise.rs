@@ -7,7 +7,7 @@ use super::action::{Action, Implementation};
 use super::history::{self, Finding};
 
 /// How long minimising may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The findings of a sequence that the Go plugins do not have at the same steps.
 pub fn violations(actions: &[Action]) -> Vec<Finding> {

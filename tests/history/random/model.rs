@@ -107,6 +107,18 @@ impl Model {
         })
     }
 
+    /// Whether an object belongs to an attachment whose pod has not ended.
+    pub fn may_be_of(&self, owner: &Owner) -> bool {
+        let mut all = self.attachments.iter();
+        all.any(|(target, attachment)| attachment.state != State::Dead && owner.may_be(target))
+    }
+
+    /// Whether a link belongs to an attachment whose pod has not ended.
+    pub fn may_have_link(&self, index: u64) -> bool {
+        let mut all = self.attachments.values();
+        all.any(|attachment| attachment.state != State::Dead && attachment.links.contains(&index))
+    }
+
     /// The living attachment that has a link on the host.
     pub fn living_with_link(&self, index: u64) -> Option<&Target> {
         let mut living = self.living();

@@ -69,6 +69,26 @@ impl Change<'_> {
         &fact.expect("a change has a side").subject
     }
 
+    /// What kind of object it is, and what happened to it.
+    pub fn kind(&self) -> String {
+        let object = match self.subject() {
+            Subject::Link { name, .. } if name.starts_with("veth") => "a pod's link",
+            Subject::Link { .. } => "a link",
+            Subject::Address { .. } => "an address",
+            Subject::Route { .. } => "a route",
+            Subject::Parameter { .. } => "a kernel parameter",
+            Subject::Rule(_) => "a rule of an attachment",
+            Subject::Shared => "what plugins share",
+            Subject::Lease { .. } => "a lease",
+            Subject::Foreign => "rules of others",
+        };
+        match (self.before, self.after) {
+            (None, _) => format!("{object} (new)"),
+            (_, None) => format!("{object} (gone)"),
+            _ => object.to_owned(),
+        }
+    }
+
     /// The change as text.
     pub fn text(&self) -> String {
         let side = |fact: Option<&Fact>| fact.map_or("absent".to_owned(), |it| it.value.clone());
