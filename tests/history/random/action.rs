@@ -4,6 +4,7 @@
 //! ours add p0 gw eth0                  a plugin call: who, verb, container, network, interface
 //! go del p0 gw eth0 netns=none         options follow: netns=none|missing|pN, prev=no, config=now, kill=MICROSECONDS
 //! ours gc gw                           GC of a network; the valid attachments are those that live
+//! ours gc gw without=p0                the same, but for a pod
 //! ours status gw
 //! cli reconcile                        our command line, with the node's directories
 //! config gw bridge=br9                 changes a network's configuration; the next calls use it
@@ -73,7 +74,8 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Call(Implementation, Verb, Target, Options),
-    Gc(Implementation, String),
+    /// The pod's attachments are left out of the list of valid ones.
+    Gc(Implementation, String, Option<String>),
     Status(Implementation, String),
     Cli(String),
     Config {
@@ -90,7 +92,7 @@ impl Action {
     /// Whether a plugin or program of ours acts; everybody else's actions are foreign.
     pub fn is_ours(&self) -> bool {
         match self {
-            Action::Call(by, ..) | Action::Gc(by, _) | Action::Status(by, _) => {
+            Action::Call(by, ..) | Action::Gc(by, ..) | Action::Status(by, _) => {
                 *by == Implementation::Ours
             }
             Action::Cli(_) => true,
@@ -166,7 +168,10 @@ impl fmt::Display for Action {
                 let verb = verb.command().to_lowercase();
                 write!(f, "{} {verb} {target}{options}", by.as_str())
             }
-            Action::Gc(by, network) => write!(f, "{} gc {network}", by.as_str()),
+            Action::Gc(by, network, None) => write!(f, "{} gc {network}", by.as_str()),
+            Action::Gc(by, network, Some(pod)) => {
+                write!(f, "{} gc {network} without={pod}", by.as_str())
+            }
             Action::Status(by, network) => write!(f, "{} status {network}", by.as_str()),
             Action::Cli(words) => write!(f, "cli {words}"),
             Action::Config {
@@ -207,7 +212,11 @@ impl FromStr for Action {
         };
         let words: Vec<&str> = rest.split_whitespace().collect();
         let verb = match words.as_slice() {
-            ["gc", network] => return Ok(Action::Gc(by, (*network).to_owned())),
+            ["gc", network] => return Ok(Action::Gc(by, (*network).to_owned(), None)),
+            ["gc", network, option] => {
+                let pod = option.strip_prefix("without=").ok_or_else(wrong)?;
+                return Ok(Action::Gc(by, (*network).to_owned(), Some(pod.to_owned())));
+            }
             ["status", network] => return Ok(Action::Status(by, (*network).to_owned())),
             ["add", ..] => Verb::Add,
             ["del", ..] => Verb::Del,

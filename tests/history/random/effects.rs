@@ -21,10 +21,10 @@ impl Effects<'_> {
         match self.action {
             Action::Call(_, Verb::Add, target, _) => self.add(target, change),
             Action::Call(_, Verb::Del, target, _) => self.del(target, change),
-            Action::Gc(_, network) => self.gc(network, change),
+            Action::Gc(_, network, dropped) => self.gc(network, dropped.as_deref(), change),
             Action::Cli(words) if words == "reconcile" => self.repair(change),
             Action::Cli(words) if words.contains("--fix") => {
-                self.repair(change) || self.collect(change, None)
+                self.repair(change) || self.collect(change, None, |_| false)
             }
             // CHECK, STATUS, `status` and `doctor` only look.
             _ => false,
@@ -45,6 +45,8 @@ impl Effects<'_> {
             Subject::Parameter { link } => self.may_set_parameter(link, change),
             Subject::Rule(owner) => match is_new {
                 true => owner.may_be(target) && !self.is_refused,
+                // The chain of a container without rules.
+                false if change.key.contains(" :CNI-") => owner.container == target.pod,
                 // An address that is assigned again takes its stale rule along.
                 false => !self.model.is_of_living(owner, None),
             },
@@ -97,17 +99,25 @@ impl Effects<'_> {
         is_own || is_left
     }
 
-    fn gc(&self, network: &str, change: &Change<'_>) -> bool {
-        matches!(change.subject(), Subject::Shared) || self.collect(change, Some(network))
+    fn gc(&self, network: &str, dropped: Option<&str>, change: &Change<'_>) -> bool {
+        let is_dropped =
+            |target: &Target| target.network == network && Some(&*target.pod) == dropped;
+        matches!(change.subject(), Subject::Shared)
+            || self.collect(change, Some(network), is_dropped)
     }
 
     /// What belongs to no valid attachment of a network, or of any, goes.
-    fn collect(&self, change: &Change<'_>, network: Option<&str>) -> bool {
-        let is_valid = |owner: &Owner| {
-            let all = self.model.attachments.iter();
-            let mut valid = all.filter(|(_, attachment)| attachment.state != State::Dead);
-            valid.any(|(target, _)| owner.may_be(target))
-        };
+    fn collect(
+        &self,
+        change: &Change<'_>,
+        network: Option<&str>,
+        is_dropped: impl Fn(&Target) -> bool,
+    ) -> bool {
+        let all = self.model.attachments.iter();
+        let valid = all.filter(|(target, it)| it.state != State::Dead && !is_dropped(target));
+        let valid: Vec<_> = valid.collect();
+        let is_valid = |owner: &Owner| valid.iter().any(|(target, _)| owner.may_be(target));
+        let has_link = |index: u64| valid.iter().any(|(_, it)| it.links.contains(&index));
         let is_of = |name: &str| network.is_none_or(|network| network == name);
         let is_gone = change.after.is_none();
         match change.subject() {
@@ -120,7 +130,7 @@ impl Effects<'_> {
             }
             Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
             Subject::Link { index, name } => {
-                is_gone && name.starts_with("veth") && self.model.living_with_link(*index).is_none()
+                is_gone && name.starts_with("veth") && !has_link(*index)
             }
             Subject::Parameter { link } => is_gone && link.starts_with("veth"),
             _ => false,

@@ -58,7 +58,10 @@ fn action(random: &mut Random, networks: &[&str]) -> Action {
         0..30 => call(random, by, Verb::Add, network),
         30..47 => call(random, by, Verb::Del, network),
         47..51 => call(random, by, Verb::Check, network),
-        51..54 => Action::Gc(by, network.to_owned()),
+        51..54 => {
+            let without = random.one_in(3).then(|| random.pick(&PODS).to_owned());
+            Action::Gc(by, network.to_owned(), without)
+        }
         54..56 => Action::Status(Implementation::Ours, network.to_owned()),
         56..65 => {
             let commands = [
@@ -190,6 +193,7 @@ const COMMANDS: &[&str] = &[
     "nft delete table inet otherN",
     "for p in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do ln -sfn /usr/sbin/xtables-legacy-multi /etc/alternatives/$p; done",
     "for p in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do ln -sfn /usr/sbin/xtables-nft-multi /etc/alternatives/$p; done",
+    "for p in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do ln -sfn /nonexistent /etc/alternatives/$p; done",
     // Leases.
     "mkdir -p LEASES; printf 'other\\r\\neth0' > LEASES/SUBNET.N",
     "mkdir -p LEASES; printf 'other' > LEASES/SUBNET.N",

@@ -9,6 +9,7 @@
 //! 5. Calls are answered in time, with valid JSON; DEL, GC and STATUS succeed.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -88,6 +89,7 @@ impl History {
         }
         if action.is_ours() {
             self.check_answer(action, &outcome, &before);
+            self.check_advertisements(action, &outcome);
         }
         let gone = self.follow(action, &outcome, &before);
         if !action.is_ours() {
@@ -104,7 +106,7 @@ impl History {
     fn check_changes(&mut self, action: &Action, outcome: &Outcome, before: &Snapshot) {
         let (network, target) = match action {
             Action::Call(_, _, target, _) => (Some(&target.network), Some(target)),
-            Action::Gc(_, network) | Action::Status(_, network) => (Some(network), None),
+            Action::Gc(_, network, _) | Action::Status(_, network) => (Some(network), None),
             _ => (None, None),
         };
         let model = &self.world.model;
@@ -167,12 +169,45 @@ impl History {
                     self.note("CHECK failed", target.to_string(), text, true);
                 }
             }
+            // Nothing but the program of that variant removes legacy rules.
+            Action::Call(_, Verb::Del, ..) if self.has_only_legacy_rules() => {}
             Action::Call(_, Verb::Del, ..) => self.note("DEL failed", String::new(), text, false),
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
             // Exit status 3 of `doctor` is that of findings, 1 of `reconcile` that something could not be repaired.
             Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
             _ => self.note("the command failed", String::new(), text, false),
+        }
+    }
+
+    fn has_only_legacy_rules(&self) -> bool {
+        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
+        let mut keys = self.world.snapshot.facts.keys();
+        let has_legacy = keys.any(|key| key.starts_with("iptables-legacy nat"));
+        has_legacy && !self.world.node.inside(has_program)
+    }
+
+    /// A router advertisement from a pod must not give the node a default route.
+    fn check_advertisements(&mut self, action: &Action, outcome: &Outcome) {
+        let Action::Call(_, Verb::Add, target, _) = action else {
+            return;
+        };
+        let bridge = self.world.config(&target.network)["bridge"].as_str();
+        let parameter = format!("ipv6/conf/{}/accept_ra", bridge.unwrap_or_default());
+        let fact = self
+            .world
+            .snapshot
+            .facts
+            .get(&format!("parameter {parameter}"));
+        let value = fact.map_or("0", |fact| &fact.value).to_owned();
+        if outcome.succeeded() && value != "0" {
+            let text = format!("{parameter} is {value}");
+            self.note(
+                "router advertisements accepted after ADD",
+                target.to_string(),
+                text,
+                true,
+            );
         }
     }
 
@@ -207,6 +242,9 @@ impl History {
                     Verb::Del => return self.follow_del(target, outcome),
                     Verb::Check => {}
                 }
+            }
+            Action::Gc(_, network, Some(pod)) if outcome.succeeded() => {
+                self.follow_gc(network, pod)
             }
             Action::End(pod) => self.unclean.retain(|(it, _)| it != pod),
             Action::Reboot => self.unclean.clear(),
@@ -248,6 +286,41 @@ impl History {
         self.world.remember(target);
     }
 
+    /// A GC without a pod in its list may detach it, or leave it as it is.
+    fn follow_gc(&mut self, network: &str, pod: &str) {
+        let all = self.world.model.attachments.keys();
+        let dropped = all.filter(|it| it.network == network && it.pod == pod);
+        for target in dropped.cloned().collect::<Vec<Target>>() {
+            let attachment = self.world.model.attachments.remove(&target);
+            let attachment = attachment.expect("it is one of them");
+            self.unclean
+                .insert((target.pod.clone(), target.ifname.clone()));
+            self.world.remember(&target);
+            let snapshot = &self.world.snapshot;
+            let has_link = attachment
+                .links
+                .iter()
+                .any(|index| snapshot.link_name(*index).is_some());
+            let has_lease = |ip: &IpAddr| snapshot.lease(network, &ip.to_string()).is_some();
+            let is_freed = !attachment.addresses.iter().all(has_lease) && !attachment.lost_lease;
+            if has_link && is_freed && target.network != "flat" && attachment.state == State::Living
+            {
+                self.find(
+                    "GC freed an address that a link still has",
+                    target.to_string(),
+                    target.to_string(),
+                );
+            }
+            if has_link {
+                let attachment = Attachment {
+                    state: State::Unclear,
+                    ..attachment
+                };
+                self.world.model.attachments.insert(target, attachment);
+            }
+        }
+    }
+
     fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
         if !outcome.succeeded() {
             if let Some(attachment) = self.world.model.attachments.get_mut(target) {
@@ -279,7 +352,7 @@ impl History {
                     }
                 }
             }
-            Action::Gc(_, network) => {
+            Action::Gc(_, network, _) => {
                 let all = self.world.model.attachments.iter();
                 let dead = all.filter(|(it, attachment)| {
                     it.network == *network && attachment.state == State::Dead
@@ -450,6 +523,7 @@ impl History {
         else {
             return edges;
         };
+        let bridge = self.world.snapshot.bridge_of(&attachment.links);
         for is_v6 in attachment.addresses.iter().map(IpAddr::is_ipv6) {
             let edge = |from: &Target, to: Peer| Edge {
                 from: from.clone(),
@@ -465,14 +539,11 @@ impl History {
             let living = self.world.model.living();
             let peers =
                 living.filter(|(it, _)| it.network == target.network && it.pod != target.pod);
-            for (peer, _) in peers {
-                // A peer without its link or on another bridge is connected to nobody.
-                let has_any = self
-                    .world
-                    .edges
-                    .iter()
-                    .any(|it| it.from == *peer && it.is_v6 == is_v6);
-                if has_any {
+            for (peer, its) in peers {
+                // A peer whose link an administrator broke is connected to nobody.
+                let mut edges_before = self.world.edges.iter();
+                let has_any = edges_before.any(|it| it.from == *peer && it.is_v6 == is_v6);
+                if has_any && self.world.snapshot.bridge_of(&its.links) == bridge {
                     edges.insert(edge(target, Peer::Pod(peer.clone())));
                     edges.insert(edge(peer, Peer::Pod(target.clone())));
                 }

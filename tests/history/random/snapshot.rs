@@ -1,6 +1,6 @@
 //! The state of a node as a set of facts, read by programs that are not ours, each with whom it belongs to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::process::{Child, Stdio};
@@ -146,8 +146,7 @@ impl Snapshot {
 
     /// What differs in a later snapshot.
     pub fn changes<'s>(&'s self, later: &'s Snapshot) -> Vec<Change<'s>> {
-        let keys: std::collections::BTreeSet<&String> =
-            self.facts.keys().chain(later.facts.keys()).collect();
+        let keys: BTreeSet<&String> = self.facts.keys().chain(later.facts.keys()).collect();
         let change = |key: &'s String| Change {
             key,
             before: self.facts.get(key),
@@ -165,6 +164,18 @@ impl Snapshot {
             Subject::Link { name, .. } => Some(name),
             _ => None,
         }
+    }
+
+    /// The bridge that the first of these links is a port of.
+    pub fn bridge_of(&self, links: &BTreeSet<u64>) -> Option<&str> {
+        let mut facts = links
+            .iter()
+            .filter_map(|index| self.facts.get(&format!("link {index}")));
+        facts.find_map(|fact| {
+            fact.value
+                .split(' ')
+                .find_map(|word| word.strip_prefix("master="))
+        })
     }
 
     /// The content of a lease.

@@ -122,7 +122,7 @@ impl World {
         let began = Instant::now();
         let answer = match action {
             Action::Call(by, verb, target, options) => Some(self.call(*by, *verb, target, options)),
-            Action::Gc(by, network) => Some(self.gc(*by, network)),
+            Action::Gc(by, network, without) => Some(self.gc(*by, network, without.as_deref())),
             Action::Status(by, network) => {
                 let mut config = self.configs[network].clone();
                 config["cniVersion"] = "1.1.0".into();
@@ -249,7 +249,7 @@ impl World {
         let _ = self.pods[pod].try_run(&command);
     }
 
-    fn gc(&self, by: Implementation, network: &str) -> Answer {
+    fn gc(&self, by: Implementation, network: &str, without: Option<&str>) -> Answer {
         let mut config = self.configs[network].clone();
         config["cniVersion"] = "1.1.0".into();
         let of_network = self
@@ -257,7 +257,9 @@ impl World {
             .attachments
             .iter()
             .filter(|(target, _)| target.network == network);
-        let valid = of_network.filter(|(_, attachment)| attachment.state != State::Dead);
+        let valid = of_network.filter(|(target, attachment)| {
+            attachment.state != State::Dead && Some(&*target.pod) != without
+        });
         let valid = valid.map(|(it, _)| json!({ "containerID": it.pod, "ifname": it.ifname }));
         config["cni.dev/valid-attachments"] = valid.collect();
         self.plugin(by, &config).verb("GC").run()
