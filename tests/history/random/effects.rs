@@ -47,6 +47,8 @@ impl Effects<'_> {
                 true => owner.may_be(target) && !self.is_refused,
                 // The chain of a container without rules.
                 false if change.key.contains(" :CNI-") => owner.container == target.pod,
+                // Without its lease the container looks like a new one.
+                false if self.has_lost_lease(target) => owner.may_be(target),
                 // An address that is assigned again takes its stale rule along.
                 false => !self.model.is_of_living(owner, None),
             },
@@ -55,6 +57,11 @@ impl Effects<'_> {
             }
             Subject::Foreign => false,
         }
+    }
+
+    fn has_lost_lease(&self, target: &Target) -> bool {
+        let known = self.model.attachments.get(target);
+        known.is_some_and(|attachment| attachment.lost_lease)
     }
 
     /// A new lease is the container's. A lease goes when it is nobody's: corrupt, or of before a reboot.
@@ -116,7 +123,10 @@ impl Effects<'_> {
         let all = self.model.attachments.iter();
         let valid = all.filter(|(target, it)| it.state != State::Dead && !is_dropped(target));
         let valid: Vec<_> = valid.collect();
-        let is_valid = |owner: &Owner| valid.iter().any(|(target, _)| owner.may_be(target));
+        let is_valid = |owner: &Owner| {
+            let mut valid = valid.iter();
+            valid.any(|(target, it)| it.may_have(owner) && owner.may_be(target))
+        };
         let has_link = |index: u64| valid.iter().any(|(_, it)| it.links.contains(&index));
         let is_of = |name: &str| network.is_none_or(|network| network == name);
         let is_gone = change.after.is_none();
@@ -212,7 +222,9 @@ fn is_corrupt(content: &str) -> bool {
 }
 
 fn keeps_mac(change: &Change<'_>) -> bool {
-    word(change.before, "mac=") == word(change.after, "mac=")
+    // A bridge that nobody gave a MAC has none without ports.
+    let before = word(change.before, "mac=");
+    before == Some("\"00:00:00:00:00:00\"") || before == word(change.after, "mac=")
 }
 
 fn master(fact: Option<&Fact>) -> Option<&str> {

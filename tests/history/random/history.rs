@@ -536,9 +536,16 @@ impl History {
             if attachment.is_masqueraded() {
                 edges.insert(edge(target, Peer::Outside));
             }
+            // With two interfaces in one subnet, which of them answers is up to the pod's kernel.
+            let is_alone = |it: &Target| {
+                let mut all = self.world.model.living();
+                !all.any(|(other, _)| {
+                    other.pod == it.pod && other != it && other.network == it.network
+                })
+            };
             let living = self.world.model.living();
-            let peers =
-                living.filter(|(it, _)| it.network == target.network && it.pod != target.pod);
+            let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
+            let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));
             for (peer, its) in peers {
                 // A peer whose link an administrator broke is connected to nobody.
                 let mut edges_before = self.world.edges.iter();

@@ -70,6 +70,11 @@ impl Attachment {
         }
     }
 
+    /// Whether an object of that owner may be this one's: a MAC spoof check does not name its network.
+    pub fn may_have(&self, owner: &Owner) -> bool {
+        owner.network.is_some() || self.config["macspoofchk"] == true
+    }
+
     /// Whether the node translates its source addresses.
     pub fn is_masqueraded(&self) -> bool {
         self.config["ipMasq"] == true
@@ -100,17 +105,15 @@ impl Model {
     /// Whether an object belongs to a living attachment other than `except`.
     pub fn is_of_living(&self, owner: &Owner, except: Option<&Target>) -> bool {
         let mut others = self.living().filter(|(target, _)| Some(*target) != except);
-        others.any(|(target, attachment)| {
-            // A MAC spoof check does not name its network.
-            let is_possible = owner.network.is_some() || attachment.config["macspoofchk"] == true;
-            is_possible && owner.may_be(target)
-        })
+        others.any(|(target, attachment)| attachment.may_have(owner) && owner.may_be(target))
     }
 
     /// Whether an object belongs to an attachment whose pod has not ended.
     pub fn may_be_of(&self, owner: &Owner) -> bool {
         let mut all = self.attachments.iter();
-        all.any(|(target, attachment)| attachment.state != State::Dead && owner.may_be(target))
+        all.any(|(target, attachment)| {
+            attachment.state != State::Dead && attachment.may_have(owner) && owner.may_be(target)
+        })
     }
 
     /// Whether a link belongs to an attachment whose pod has not ended.
