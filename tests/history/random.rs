@@ -11,6 +11,8 @@
 //! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints what is found at each step.
 
 mod action;
+mod answers;
+mod connectivity;
 mod effects;
 mod generate;
 mod history;

@@ -9,19 +9,14 @@
 //! 5. Calls are answered in time, with valid JSON; DEL, GC and STATUS succeed.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use super::action::{Action, Implementation, NetnsArgument, Target, Verb};
 use super::effects::{Effects, bridges_of};
 use super::model::{Attachment, State};
 use super::snapshot::{Owner, Snapshot, Subject};
-use super::traffic::{Edge, Peer};
+use super::traffic::Edge;
 use super::world::{Outcome, World};
-
-/// The longest that a call may take; nothing in these histories holds a lock for longer than another call.
-const LIMIT: Duration = Duration::from_secs(12);
 
 /// A violation of an invariant, unless the Go plugins do the same at the same step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +34,13 @@ pub struct Finding {
 
 /// A node with its history so far.
 pub struct History {
-    world: World,
+    pub(super) world: World,
     findings: Vec<Finding>,
     step: usize,
     /// Connectivity lost to foreign actions since everything was as it should be, which `reconcile` restores.
-    debts: BTreeSet<Edge>,
+    pub(super) debts: BTreeSet<Edge>,
     /// Interfaces of pods that a killed or incomplete call may have left in the pod.
-    unclean: BTreeSet<(String, String)>,
+    pub(super) unclean: BTreeSet<(String, String)>,
 }
 
 /// Carries out a sequence on a fresh node; what was found.
@@ -65,11 +60,17 @@ pub fn run(actions: &[Action], ours: Implementation) -> Vec<Finding> {
 }
 
 impl History {
-    fn find(&mut self, kind: &str, subject: String, text: String) {
+    pub(super) fn find(&mut self, kind: &str, subject: String, text: String) {
         self.note(kind, subject, text, false);
     }
 
-    fn note(&mut self, kind: &str, subject: String, text: String, is_excused_by_go: bool) {
+    pub(super) fn note(
+        &mut self,
+        kind: &str,
+        subject: String,
+        text: String,
+        is_excused_by_go: bool,
+    ) {
         self.findings.push(Finding {
             step: self.step,
             kind: kind.to_owned(),
@@ -128,100 +129,6 @@ impl History {
         for (kind, text) in wrong {
             self.find(&kind, String::new(), text);
         }
-    }
-
-    /// Invariant 5.
-    fn check_answer(&mut self, action: &Action, outcome: &Outcome, before: &Snapshot) {
-        let Some(answer) = &outcome.answer else {
-            return;
-        };
-        if outcome.took > LIMIT {
-            self.find(
-                "took too long",
-                String::new(),
-                format!("{:?}", outcome.took),
-            );
-        }
-        if outcome.was_killed() {
-            if !matches!(action, Action::Call(_, _, _, options) if options.kill_after.is_some()) {
-                self.find("ended by a signal", String::new(), format!("{answer:?}"));
-            }
-            return;
-        }
-        let is_cli = matches!(action, Action::Cli(_));
-        let is_json = serde_json::from_str::<serde_json::Value>(&answer.stdout).is_ok();
-        if !is_cli && !answer.stdout.is_empty() && !is_json {
-            self.find("not valid JSON", String::new(), format!("{answer:?}"));
-        }
-        if outcome.succeeded() {
-            return;
-        }
-        let text = format!("{answer:?}");
-        match action {
-            Action::Call(_, Verb::Add, target, _) => {
-                if !self.must_be_refused(target, before) {
-                    self.note("ADD failed", target.to_string(), text, true);
-                }
-            }
-            Action::Call(_, Verb::Check, target, options) => {
-                let is_usual = options.netns == NetnsArgument::Own && !options.without_prev_result;
-                if is_usual && self.world.model.lives(target) {
-                    self.note("CHECK failed", target.to_string(), text, true);
-                }
-            }
-            // Nothing but the program of that variant removes legacy rules.
-            Action::Call(_, Verb::Del, ..) if self.has_only_legacy_rules() => {}
-            Action::Call(_, Verb::Del, ..) => self.note("DEL failed", String::new(), text, false),
-            Action::Gc(..) => self.note("GC failed", String::new(), text, false),
-            Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
-            // Exit status 3 of `doctor` is that of findings, 1 of `reconcile` that something could not be repaired.
-            Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
-            _ => self.note("the command failed", String::new(), text, false),
-        }
-    }
-
-    fn has_only_legacy_rules(&self) -> bool {
-        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
-        let mut keys = self.world.snapshot.facts.keys();
-        let has_legacy = keys.any(|key| key.starts_with("iptables-legacy nat"));
-        has_legacy && !self.world.node.inside(has_program)
-    }
-
-    /// A router advertisement from a pod must not give the node a default route.
-    fn check_advertisements(&mut self, action: &Action, outcome: &Outcome) {
-        let Action::Call(_, Verb::Add, target, _) = action else {
-            return;
-        };
-        let bridge = self.world.config(&target.network)["bridge"].as_str();
-        let parameter = format!("ipv6/conf/{}/accept_ra", bridge.unwrap_or_default());
-        let fact = self
-            .world
-            .snapshot
-            .facts
-            .get(&format!("parameter {parameter}"));
-        let value = fact.map_or("0", |fact| &fact.value).to_owned();
-        if outcome.succeeded() && value != "0" {
-            let text = format!("{parameter} is {value}");
-            self.note(
-                "router advertisements accepted after ADD",
-                target.to_string(),
-                text,
-                true,
-            );
-        }
-    }
-
-    /// Whether an ADD repeats what there is already.
-    fn must_be_refused(&self, target: &Target, before: &Snapshot) -> bool {
-        let has_lease = before.facts.values().any(|fact| match &fact.subject {
-            Subject::Lease { network, owner } => {
-                *network == target.network
-                    && owner.as_ref().is_some_and(|owner| owner.may_be(target))
-            }
-            _ => false,
-        });
-        let interface = (target.pod.clone(), target.ifname.clone());
-        has_lease || self.world.has_interface(target) || self.unclean.contains(&interface)
     }
 
     /// Brings the model up to date; the attachment that was deleted.
@@ -391,190 +298,4 @@ impl History {
         });
         left.map(|(key, _)| key.clone()).collect()
     }
-
-    /// Invariant 4.
-    fn check_addresses(&mut self, action: &Action) {
-        let twice = self.doubled();
-        let with_leases = twice.iter().filter(|(_, _, is_excused)| !is_excused);
-        let text: Vec<String> = with_leases
-            .map(|(one, other, _)| format!("{one} and {other}"))
-            .collect();
-        if !text.is_empty() && action.is_ours() {
-            self.note(
-                "an address assigned twice",
-                text.join(", "),
-                text.join("\n"),
-                true,
-            );
-        }
-    }
-
-    /// Pairs of living attachments with the same address, and whether one of them had lost its lease.
-    fn doubled(&self) -> Vec<(Target, Target, bool)> {
-        let living: Vec<(&Target, &Attachment)> = self.world.model.living().collect();
-        let mut doubled = Vec::new();
-        for (at, (one, attachment)) in living.iter().enumerate() {
-            for (other, its) in &living[at + 1..] {
-                let is_same = |ip: &IpAddr| its.addresses.contains(ip);
-                if one.network == other.network && attachment.addresses.iter().any(is_same) {
-                    let is_excused = attachment.lost_lease || its.lost_lease;
-                    doubled.push(((*one).clone(), (*other).clone(), is_excused));
-                }
-            }
-        }
-        doubled
-    }
-
-    /// Invariant 1.
-    fn check_connectivity(&mut self, action: &Action, outcome: &Outcome) {
-        let doubled = self.doubled();
-        let model = &self.world.model;
-        let is_expected = |edge: &&Edge| {
-            let lives = |target: &Target| model.lives(target);
-            let both_live = lives(&edge.from)
-                && match &edge.to {
-                    Peer::Pod(to) => lives(to),
-                    _ => true,
-                };
-            let is_doubled = doubled
-                .iter()
-                .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
-            both_live && !is_doubled
-        };
-        let kept: BTreeSet<Edge> = self
-            .world
-            .edges
-            .iter()
-            .filter(is_expected)
-            .cloned()
-            .collect();
-        let owed: BTreeSet<Edge> = match action {
-            Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
-                self.debts.iter().filter(is_expected).cloned().collect()
-            }
-            _ => BTreeSet::new(),
-        };
-        let new = self.new_edges(action, outcome);
-        let new: BTreeSet<Edge> = new.iter().filter(is_expected).cloned().collect();
-        let expected = kept.iter().chain(&owed).chain(&new).cloned().collect();
-        let answered = self.world.measure(&expected);
-        let missing = |edges: &BTreeSet<Edge>| -> Vec<Edge> {
-            edges.difference(&answered).cloned().collect()
-        };
-        let (lost, unpaid, unconnected) = (missing(&kept), missing(&owed), missing(&new));
-        self.settle_debts(action, &lost, &answered);
-        self.world.edges = answered;
-        if !action.is_ours() {
-            return;
-        }
-        let is_add = matches!(action, Action::Call(_, Verb::Add, ..));
-        for edge in lost {
-            self.note(
-                &format!("{} lost connectivity", action.name()),
-                edge.to_string(),
-                edge.to_string(),
-                is_add,
-            );
-        }
-        for edge in unpaid {
-            self.note("not reconciled", edge.to_string(), edge.to_string(), false);
-        }
-        for edge in unconnected {
-            self.note(
-                "not connected after ADD",
-                edge.to_string(),
-                edge.to_string(),
-                true,
-            );
-        }
-    }
-
-    /// What reconcile documents to restore is owed until it ran, or until a foreign action that it does not undo.
-    fn settle_debts(&mut self, action: &Action, lost: &[Edge], answered: &BTreeSet<Edge>) {
-        self.debts.retain(|edge| !answered.contains(edge));
-        // With the spanning tree protocol a port forwards nothing for half a minute after it came up.
-        let mut links = self.world.snapshot.facts.values();
-        if links.any(|fact| fact.value.contains(" stp=1 ")) {
-            self.debts.clear();
-            return;
-        }
-        match action {
-            Action::Node(command) if is_reconcilable(command) => {
-                self.debts.extend(lost.iter().cloned())
-            }
-            Action::Node(_) | Action::Config { .. } | Action::Reboot => self.debts.clear(),
-            Action::Cli(words) if words == "reconcile" => self.debts.clear(),
-            _ => {}
-        }
-    }
-
-    /// The connectivity that a new attachment should have.
-    fn new_edges(&self, action: &Action, outcome: &Outcome) -> BTreeSet<Edge> {
-        let mut edges = BTreeSet::new();
-        let Action::Call(_, Verb::Add, target, _) = action else {
-            return edges;
-        };
-        let Some(attachment) = self
-            .world
-            .model
-            .attachments
-            .get(target)
-            .filter(|_| outcome.succeeded())
-        else {
-            return edges;
-        };
-        let bridge = self.world.snapshot.bridge_of(&attachment.links);
-        for is_v6 in attachment.addresses.iter().map(IpAddr::is_ipv6) {
-            let edge = |from: &Target, to: Peer| Edge {
-                from: from.clone(),
-                to,
-                is_v6,
-            };
-            if !attachment.gateways.is_empty() {
-                edges.insert(edge(target, Peer::Gateway));
-            }
-            if attachment.is_masqueraded() {
-                edges.insert(edge(target, Peer::Outside));
-            }
-            // With two interfaces in one subnet, which of them answers is up to the pod's kernel.
-            let is_alone = |it: &Target| {
-                let mut all = self.world.model.living();
-                !all.any(|(other, _)| {
-                    other.pod == it.pod && other != it && other.network == it.network
-                })
-            };
-            let living = self.world.model.living();
-            let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
-            let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));
-            for (peer, its) in peers {
-                // A peer whose link an administrator broke is connected to nobody.
-                let mut edges_before = self.world.edges.iter();
-                let has_any = edges_before.any(|it| it.from == *peer && it.is_v6 == is_v6);
-                if has_any && self.world.snapshot.bridge_of(&its.links) == bridge {
-                    edges.insert(edge(target, Peer::Pod(peer.clone())));
-                    edges.insert(edge(peer, Peer::Pod(target.clone())));
-                }
-            }
-        }
-        edges
-    }
-}
-
-/// Whether `reconcile` restores what a shell command takes from pods: a bridge's existence, its state and gateway address,
-/// its ports, forwarding, and rules.
-fn is_reconcilable(command: &str) -> bool {
-    let reconcilable = [
-        "ip link delete br",
-        "ip link set br0 down",
-        "ip link set br1 down",
-        "ip link set br3 down",
-        "ip address flush dev br",
-        "iptables -t nat -F",
-        "nft flush ruleset",
-        "nft delete table inet gangplank",
-        "sysctl -qw net.ipv4.ip_forward=0",
-    ];
-    let is_port = command.starts_with("ip link set $")
-        && (command.ends_with(" down") || command.ends_with(" nomaster"));
-    is_port || reconcilable.iter().any(|begin| command.starts_with(begin))
 }
