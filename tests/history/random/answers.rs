@@ -1,0 +1,108 @@
+//! Invariant 5 of a history: what calls answer, and what holds after each that succeeded.
+
+use std::fs;
+use std::time::Duration;
+
+use super::action::{Action, NetnsArgument, Target, Verb};
+use super::history::History;
+use super::snapshot::{Snapshot, Subject};
+use super::world::Outcome;
+
+/// The longest that a call may take; nothing in these histories holds a lock for longer than another call.
+const LIMIT: Duration = Duration::from_secs(12);
+
+impl History {
+    /// Invariant 5.
+    pub(super) fn check_answer(&mut self, action: &Action, outcome: &Outcome, before: &Snapshot) {
+        let Some(answer) = &outcome.answer else {
+            return;
+        };
+        if outcome.took > LIMIT {
+            self.find(
+                "took too long",
+                String::new(),
+                format!("{:?}", outcome.took),
+            );
+        }
+        if outcome.was_killed() {
+            if !matches!(action, Action::Call(_, _, _, options) if options.kill_after.is_some()) {
+                self.find("ended by a signal", String::new(), format!("{answer:?}"));
+            }
+            return;
+        }
+        let is_cli = matches!(action, Action::Cli(_));
+        let is_json = serde_json::from_str::<serde_json::Value>(&answer.stdout).is_ok();
+        if !is_cli && !answer.stdout.is_empty() && !is_json {
+            self.find("not valid JSON", String::new(), format!("{answer:?}"));
+        }
+        if outcome.succeeded() {
+            return;
+        }
+        let text = format!("{answer:?}");
+        match action {
+            Action::Call(_, Verb::Add, target, _) => {
+                if !self.must_be_refused(target, before) {
+                    self.note("ADD failed", target.to_string(), text, true);
+                }
+            }
+            Action::Call(_, Verb::Check, target, options) => {
+                let is_usual = options.netns == NetnsArgument::Own && !options.without_prev_result;
+                if is_usual && self.world.model.lives(target) {
+                    self.note("CHECK failed", target.to_string(), text, true);
+                }
+            }
+            // Nothing but the program of that variant removes legacy rules.
+            Action::Call(_, Verb::Del, ..) if self.has_only_legacy_rules() => {}
+            Action::Call(_, Verb::Del, ..) => self.note("DEL failed", String::new(), text, false),
+            Action::Gc(..) => self.note("GC failed", String::new(), text, false),
+            Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
+            // Exit status 3 of `doctor` is that of findings, 1 of `reconcile` that something could not be repaired.
+            Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
+            _ => self.note("the command failed", String::new(), text, false),
+        }
+    }
+
+    fn has_only_legacy_rules(&self) -> bool {
+        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
+        let mut keys = self.world.snapshot.facts.keys();
+        let has_legacy = keys.any(|key| key.starts_with("iptables-legacy nat"));
+        has_legacy && !self.world.node.inside(has_program)
+    }
+
+    /// A router advertisement from a pod must not give the node a default route.
+    pub(super) fn check_advertisements(&mut self, action: &Action, outcome: &Outcome) {
+        let Action::Call(_, Verb::Add, target, _) = action else {
+            return;
+        };
+        let bridge = self.world.config(&target.network)["bridge"].as_str();
+        let parameter = format!("ipv6/conf/{}/accept_ra", bridge.unwrap_or_default());
+        let fact = self
+            .world
+            .snapshot
+            .facts
+            .get(&format!("parameter {parameter}"));
+        let value = fact.map_or("0", |fact| &fact.value).to_owned();
+        if outcome.succeeded() && value != "0" {
+            let text = format!("{parameter} is {value}");
+            self.note(
+                "router advertisements accepted after ADD",
+                target.to_string(),
+                text,
+                true,
+            );
+        }
+    }
+
+    /// Whether an ADD repeats what there is already.
+    fn must_be_refused(&self, target: &Target, before: &Snapshot) -> bool {
+        let has_lease = before.facts.values().any(|fact| match &fact.subject {
+            Subject::Lease { network, owner } => {
+                *network == target.network
+                    && owner.as_ref().is_some_and(|owner| owner.may_be(target))
+            }
+            _ => false,
+        });
+        let interface = (target.pod.clone(), target.ifname.clone());
+        has_lease || self.world.has_interface(target) || self.unclean.contains(&interface)
+    }
+}

@@ -1,0 +1,198 @@
+//! Invariants 1 and 4 of a history: connectivity, and addresses that are assigned once.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::action::{Action, Target, Verb};
+use super::history::History;
+use super::model::Attachment;
+use super::traffic::{Edge, Peer};
+use super::world::Outcome;
+
+impl History {
+    /// Invariant 4.
+    pub(super) fn check_addresses(&mut self, action: &Action) {
+        let twice = self.doubled();
+        let with_leases = twice.iter().filter(|(_, _, is_excused)| !is_excused);
+        let text: Vec<String> = with_leases
+            .map(|(one, other, _)| format!("{one} and {other}"))
+            .collect();
+        if !text.is_empty() && action.is_ours() {
+            self.note(
+                "an address assigned twice",
+                text.join(", "),
+                text.join("\n"),
+                true,
+            );
+        }
+    }
+
+    /// Pairs of living attachments with the same address, and whether one of them had lost its lease.
+    fn doubled(&self) -> Vec<(Target, Target, bool)> {
+        let living: Vec<(&Target, &Attachment)> = self.world.model.living().collect();
+        let mut doubled = Vec::new();
+        for (at, (one, attachment)) in living.iter().enumerate() {
+            for (other, its) in &living[at + 1..] {
+                let is_same = |ip: &IpAddr| its.addresses.contains(ip);
+                if one.network == other.network && attachment.addresses.iter().any(is_same) {
+                    let is_excused = attachment.lost_lease || its.lost_lease;
+                    doubled.push(((*one).clone(), (*other).clone(), is_excused));
+                }
+            }
+        }
+        doubled
+    }
+
+    /// Invariant 1.
+    pub(super) fn check_connectivity(&mut self, action: &Action, outcome: &Outcome) {
+        let doubled = self.doubled();
+        let model = &self.world.model;
+        let is_expected = |edge: &&Edge| {
+            let lives = |target: &Target| model.lives(target);
+            let both_live = lives(&edge.from)
+                && match &edge.to {
+                    Peer::Pod(to) => lives(to),
+                    _ => true,
+                };
+            let is_doubled = doubled
+                .iter()
+                .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
+            both_live && !is_doubled
+        };
+        let kept: BTreeSet<Edge> = self
+            .world
+            .edges
+            .iter()
+            .filter(is_expected)
+            .cloned()
+            .collect();
+        let owed: BTreeSet<Edge> = match action {
+            Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
+                self.debts.iter().filter(is_expected).cloned().collect()
+            }
+            _ => BTreeSet::new(),
+        };
+        let new = self.new_edges(action, outcome);
+        let new: BTreeSet<Edge> = new.iter().filter(is_expected).cloned().collect();
+        let expected = kept.iter().chain(&owed).chain(&new).cloned().collect();
+        let answered = self.world.measure(&expected);
+        let missing = |edges: &BTreeSet<Edge>| -> Vec<Edge> {
+            edges.difference(&answered).cloned().collect()
+        };
+        let (lost, unpaid, unconnected) = (missing(&kept), missing(&owed), missing(&new));
+        self.settle_debts(action, &lost, &answered);
+        self.world.edges = answered;
+        if !action.is_ours() {
+            return;
+        }
+        let is_add = matches!(action, Action::Call(_, Verb::Add, ..));
+        for edge in lost {
+            self.note(
+                &format!("{} lost connectivity", action.name()),
+                edge.to_string(),
+                edge.to_string(),
+                is_add,
+            );
+        }
+        for edge in unpaid {
+            self.note("not reconciled", edge.to_string(), edge.to_string(), false);
+        }
+        for edge in unconnected {
+            self.note(
+                "not connected after ADD",
+                edge.to_string(),
+                edge.to_string(),
+                true,
+            );
+        }
+    }
+
+    /// What reconcile documents to restore is owed until it ran, or until a foreign action that it does not undo.
+    fn settle_debts(&mut self, action: &Action, lost: &[Edge], answered: &BTreeSet<Edge>) {
+        self.debts.retain(|edge| !answered.contains(edge));
+        // With the spanning tree protocol a port forwards nothing for half a minute after it came up.
+        let mut links = self.world.snapshot.facts.values();
+        if links.any(|fact| fact.value.contains(" stp=1 ")) {
+            self.debts.clear();
+            return;
+        }
+        match action {
+            Action::Node(command) if is_reconcilable(command) => {
+                self.debts.extend(lost.iter().cloned())
+            }
+            Action::Node(_) | Action::Config { .. } | Action::Reboot => self.debts.clear(),
+            Action::Cli(words) if words == "reconcile" => self.debts.clear(),
+            _ => {}
+        }
+    }
+
+    /// The connectivity that a new attachment should have.
+    fn new_edges(&self, action: &Action, outcome: &Outcome) -> BTreeSet<Edge> {
+        let mut edges = BTreeSet::new();
+        let Action::Call(_, Verb::Add, target, _) = action else {
+            return edges;
+        };
+        let Some(attachment) = self
+            .world
+            .model
+            .attachments
+            .get(target)
+            .filter(|_| outcome.succeeded())
+        else {
+            return edges;
+        };
+        let bridge = self.world.snapshot.bridge_of(&attachment.links);
+        for is_v6 in attachment.addresses.iter().map(IpAddr::is_ipv6) {
+            let edge = |from: &Target, to: Peer| Edge {
+                from: from.clone(),
+                to,
+                is_v6,
+            };
+            if !attachment.gateways.is_empty() {
+                edges.insert(edge(target, Peer::Gateway));
+            }
+            if attachment.is_masqueraded() {
+                edges.insert(edge(target, Peer::Outside));
+            }
+            // With two interfaces in one subnet, which of them answers is up to the pod's kernel.
+            let is_alone = |it: &Target| {
+                let mut all = self.world.model.living();
+                !all.any(|(other, _)| {
+                    other.pod == it.pod && other != it && other.network == it.network
+                })
+            };
+            let living = self.world.model.living();
+            let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
+            let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));
+            for (peer, its) in peers {
+                // A peer whose link an administrator broke is connected to nobody.
+                let mut edges_before = self.world.edges.iter();
+                let has_any = edges_before.any(|it| it.from == *peer && it.is_v6 == is_v6);
+                if has_any && self.world.snapshot.bridge_of(&its.links) == bridge {
+                    edges.insert(edge(target, Peer::Pod(peer.clone())));
+                    edges.insert(edge(peer, Peer::Pod(target.clone())));
+                }
+            }
+        }
+        edges
+    }
+}
+
+/// Whether `reconcile` restores what a shell command takes from pods: a bridge's existence, its state and gateway address,
+/// its ports, forwarding, and rules.
+fn is_reconcilable(command: &str) -> bool {
+    let reconcilable = [
+        "ip link delete br",
+        "ip link set br0 down",
+        "ip link set br1 down",
+        "ip link set br3 down",
+        "ip address flush dev br",
+        "iptables -t nat -F",
+        "nft flush ruleset",
+        "nft delete table inet gangplank",
+        "sysctl -qw net.ipv4.ip_forward=0",
+    ];
+    let is_port = command.starts_with("ip link set $")
+        && (command.ends_with(" down") || command.ends_with(" nomaster"));
+    is_port || reconcilable.iter().any(|begin| command.starts_with(begin))
+}

@@ -1,0 +1,239 @@
+//! What an action of ours may change on a node. Everything else is somebody else's.
+
+use super::action::{Action, Target, Verb};
+use super::model::{Model, State};
+use super::networks::{self, BRIDGES};
+use super::snapshot::{Change, Fact, Owner, Subject};
+
+/// An action with what was known before it.
+pub struct Effects<'a> {
+    pub action: &'a Action,
+    /// The bridges of the network's configuration, now and at the attachment's ADD.
+    pub bridges: Vec<String>,
+    pub model: &'a Model,
+    /// Whether the call was answered with an error: then it leaves nothing.
+    pub is_refused: bool,
+}
+
+impl Effects<'_> {
+    /// Whether a change is one of the documented effects of the action.
+    pub fn allow(&self, change: &Change<'_>) -> bool {
+        match self.action {
+            Action::Call(_, Verb::Add, target, _) => self.add(target, change),
+            Action::Call(_, Verb::Del, target, _) => self.del(target, change),
+            Action::Gc(_, network, dropped) => self.gc(network, dropped.as_deref(), change),
+            Action::Cli(words) if words == "reconcile" => self.repair(change),
+            Action::Cli(words) if words.contains("--fix") => {
+                self.repair(change) || self.collect(change, None, |_| false)
+            }
+            // CHECK, STATUS, `status` and `doctor` only look.
+            _ => false,
+        }
+    }
+
+    fn add(&self, target: &Target, change: &Change<'_>) -> bool {
+        let (is_new, is_kept) = (change.before.is_none(), change.after.is_some());
+        match change.subject() {
+            Subject::Shared => true,
+            Subject::Link { name, .. } if self.bridges.contains(name) => {
+                is_kept && (is_new || keeps_mac(change))
+            }
+            Subject::Link { name, .. } => is_new && name.starts_with("veth") && !self.is_refused,
+            Subject::Address { link } | Subject::Route { link } => {
+                is_new && self.bridges.contains(link)
+            }
+            Subject::Parameter { link } => self.may_set_parameter(link, change),
+            Subject::Rule(owner) => match is_new {
+                true => owner.may_be(target) && !self.is_refused,
+                // The chain of a container without rules.
+                false if change.key.contains(" :CNI-") => owner.container == target.pod,
+                // Without its lease the container looks like a new one.
+                false if self.has_lost_lease(target) => owner.may_be(target),
+                // An address that is assigned again takes its stale rule along.
+                false => !self.model.is_of_living(owner, None),
+            },
+            Subject::Lease { network, .. } => {
+                *network == target.network && self.add_lease(target, change)
+            }
+            Subject::Foreign => false,
+        }
+    }
+
+    fn has_lost_lease(&self, target: &Target) -> bool {
+        let known = self.model.attachments.get(target);
+        known.is_some_and(|attachment| attachment.lost_lease)
+    }
+
+    /// A new lease is the container's. A lease goes when it is nobody's: corrupt, or of before a reboot.
+    fn add_lease(&self, target: &Target, change: &Change<'_>) -> bool {
+        let is_own = |fact: &Fact| lease_owner(fact).is_some_and(|owner| owner.may_be(target));
+        let may_add = change
+            .after
+            .is_none_or(|fact| is_own(fact) && !self.is_refused);
+        let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
+            Some(owner) => self.model.has_rebooted && !self.model.is_of_living(owner, None),
+            None => is_corrupt(&fact.value) || self.model.has_rebooted,
+        });
+        may_add && may_remove
+    }
+
+    fn del(&self, target: &Target, change: &Change<'_>) -> bool {
+        let is_gone = change.after.is_none();
+        match change.subject() {
+            Subject::Shared => true,
+            // A bridge that nobody gave a MAC takes it from its ports.
+            Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
+            Subject::Link { index, name } => is_gone && self.is_own_link(target, *index, name),
+            Subject::Rule(owner) => {
+                let is_living =
+                    self.model.is_of_living(owner, Some(target)) && owner.ifname.is_some();
+                is_gone && owner.may_be(target) && !is_living
+            }
+            Subject::Lease { network, owner } => {
+                let is_own = owner.as_ref().is_some_and(|owner| owner.may_be(target));
+                is_gone && *network == target.network && is_own
+            }
+            Subject::Parameter { link } => is_gone && link.starts_with("veth"),
+            Subject::Address { .. } | Subject::Route { .. } | Subject::Foreign => false,
+        }
+    }
+
+    /// A link of nobody that lives, or of the attachment itself.
+    fn is_own_link(&self, target: &Target, index: u64, name: &str) -> bool {
+        let known = self.model.attachments.get(target);
+        let is_own = known.is_some_and(|attachment| attachment.links.contains(&index));
+        let is_left = name.starts_with("veth") && self.model.living_with_link(index).is_none();
+        is_own || is_left
+    }
+
+    fn gc(&self, network: &str, dropped: Option<&str>, change: &Change<'_>) -> bool {
+        let is_dropped =
+            |target: &Target| target.network == network && Some(&*target.pod) == dropped;
+        matches!(change.subject(), Subject::Shared)
+            || self.collect(change, Some(network), is_dropped)
+    }
+
+    /// What belongs to no valid attachment of a network, or of any, goes.
+    fn collect(
+        &self,
+        change: &Change<'_>,
+        network: Option<&str>,
+        is_dropped: impl Fn(&Target) -> bool,
+    ) -> bool {
+        let all = self.model.attachments.iter();
+        let valid = all.filter(|(target, it)| it.state != State::Dead && !is_dropped(target));
+        let valid: Vec<_> = valid.collect();
+        let is_valid = |owner: &Owner| {
+            let mut valid = valid.iter();
+            valid.any(|(target, it)| it.may_have(owner) && owner.may_be(target))
+        };
+        let has_link = |index: u64| valid.iter().any(|(_, it)| it.links.contains(&index));
+        let is_of = |name: &str| network.is_none_or(|network| network == name);
+        let is_gone = change.after.is_none();
+        match change.subject() {
+            Subject::Shared => true,
+            Subject::Rule(owner) => {
+                is_gone && owner.network.as_deref().is_none_or(is_of) && !is_valid(owner)
+            }
+            Subject::Lease { network, owner } => {
+                is_gone && is_of(network) && !owner.as_ref().is_some_and(is_valid)
+            }
+            Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
+            Subject::Link { index, name } => {
+                is_gone && name.starts_with("veth") && !has_link(*index)
+            }
+            Subject::Parameter { link } => is_gone && link.starts_with("veth"),
+            _ => false,
+        }
+    }
+
+    /// What pods that may live lack comes back: a killed ADD may have come far enough for its pod to look like one.
+    fn repair(&self, change: &Change<'_>) -> bool {
+        let is_bridge = |name: &str| BRIDGES.contains(&name);
+        match change.subject() {
+            Subject::Shared => true,
+            Subject::Link { name, .. } if is_bridge(name) => change.after.is_some(),
+            Subject::Link { index, .. } => {
+                let was_free = change
+                    .before
+                    .is_some_and(|fact| fact.value.contains(" master=null "));
+                let is_same = master(change.before) == master(change.after);
+                change.after.is_some() && self.model.may_have_link(*index) && (was_free || is_same)
+            }
+            Subject::Address { link } | Subject::Route { link } => {
+                change.after.is_some() && is_bridge(link)
+            }
+            Subject::Rule(owner) => self.model.may_be_of(owner),
+            Subject::Parameter { link } => {
+                let is_uplink = change.key.ends_with("accept_ra")
+                    && change.after.is_some_and(|it| it.value == "2");
+                is_uplink || is_bridge(link) || self.may_set_parameter(link, change)
+            }
+            Subject::Lease { .. } | Subject::Foreign => false,
+        }
+    }
+
+    /// Forwarding is switched on, and router advertisements off on the bridge; a new link has new parameters.
+    fn may_set_parameter(&self, link: &str, change: &Change<'_>) -> bool {
+        let becomes = |value: &str| change.after.is_some_and(|fact| fact.value == value);
+        match link {
+            "all" => becomes("1"),
+            _ if change.before.is_none() => self.bridges.iter().any(|bridge| bridge == link),
+            _ => {
+                change.key.ends_with("accept_ra")
+                    && becomes("0")
+                    && self.bridges.iter().any(|bridge| bridge == link)
+            }
+        }
+    }
+}
+
+/// The bridges that a call is about.
+pub fn bridges_of(
+    model: &Model,
+    config: &serde_json::Value,
+    target: Option<&Target>,
+) -> Vec<String> {
+    let known = target.and_then(|target| model.attachments.get(target));
+    let configs = [Some(config), known.map(|it| &it.config)];
+    let names = configs
+        .into_iter()
+        .flatten()
+        .filter(|config| !networks::is_direct(config));
+    names
+        .filter_map(|config| config["bridge"].as_str().map(str::to_owned))
+        .collect()
+}
+
+fn lease_owner(fact: &Fact) -> Option<&Owner> {
+    match &fact.subject {
+        Subject::Lease { owner, .. } => owner.as_ref(),
+        _ => None,
+    }
+}
+
+/// Whether a lease file names no container and interface.
+fn is_corrupt(content: &str) -> bool {
+    let lines: Vec<&str> = content.lines().map(str::trim).collect();
+    let is_word = |word: &&str| {
+        !word.is_empty() && !word.contains(|c: char| c.is_control() || c.is_whitespace())
+    };
+    lines.len() != 2 || !lines.iter().all(is_word)
+}
+
+fn keeps_mac(change: &Change<'_>) -> bool {
+    // A bridge that nobody gave a MAC has none without ports.
+    let before = word(change.before, "mac=");
+    before == Some("\"00:00:00:00:00:00\"") || before == word(change.after, "mac=")
+}
+
+fn master(fact: Option<&Fact>) -> Option<&str> {
+    word(fact, "master=")
+}
+
+fn word<'f>(fact: Option<&'f Fact>, name: &str) -> Option<&'f str> {
+    fact?
+        .value
+        .split(' ')
+        .find_map(|word| word.strip_prefix(name))
+}

@@ -1,0 +1,301 @@
+//! One history: actions carried out on a fresh node, with the invariants checked after each.
+//!
+//! 1. A call of ours takes no connectivity from a living attachment, and a new attachment has the connectivity that the
+//!    Go plugin gives it. What a foreign action takes away is not expected afterwards; what `reconcile` documents to
+//!    restore is expected after it.
+//! 2. A call of ours changes nothing but what [`Effects`] allows.
+//! 3. After a successful DEL or GC of ours nothing of the attachment remains.
+//! 4. No address is assigned twice on a network.
+//! 5. Calls are answered in time, with valid JSON; DEL, GC and STATUS succeed.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::action::{Action, Implementation, NetnsArgument, Target, Verb};
+use super::effects::{Effects, bridges_of};
+use super::model::{Attachment, State};
+use super::snapshot::{Owner, Snapshot, Subject};
+use super::traffic::Edge;
+use super::world::{Outcome, World};
+
+/// A violation of an invariant, unless the Go plugins do the same at the same step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub step: usize,
+    /// Which invariant, without names.
+    pub kind: String,
+    /// What it is about, with names that another implementation has as well.
+    pub subject: String,
+    /// For people.
+    pub text: String,
+    /// Whether the finding is none where the Go plugins have it, too.
+    pub is_excused_by_go: bool,
+}
+
+/// A node with its history so far.
+pub struct History {
+    pub(super) world: World,
+    findings: Vec<Finding>,
+    step: usize,
+    /// Connectivity lost to foreign actions since everything was as it should be, which `reconcile` restores.
+    pub(super) debts: BTreeSet<Edge>,
+    /// Interfaces of pods that a killed or incomplete call may have left in the pod.
+    pub(super) unclean: BTreeSet<(String, String)>,
+}
+
+/// Carries out a sequence on a fresh node; what was found.
+pub fn run(actions: &[Action], ours: Implementation) -> Vec<Finding> {
+    let mut history = History {
+        world: World::new(ours),
+        findings: Vec::new(),
+        step: 0,
+        debts: BTreeSet::new(),
+        unclean: BTreeSet::new(),
+    };
+    for action in actions {
+        history.next(action);
+        history.step += 1;
+    }
+    history.findings
+}
+
+impl History {
+    pub(super) fn find(&mut self, kind: &str, subject: String, text: String) {
+        self.note(kind, subject, text, false);
+    }
+
+    pub(super) fn note(
+        &mut self,
+        kind: &str,
+        subject: String,
+        text: String,
+        is_excused_by_go: bool,
+    ) {
+        self.findings.push(Finding {
+            step: self.step,
+            kind: kind.to_owned(),
+            subject,
+            text,
+            is_excused_by_go,
+        });
+    }
+
+    fn next(&mut self, action: &Action) {
+        let outcome = self.world.act(action);
+        let after = self.world.observe();
+        let before = std::mem::replace(&mut self.world.snapshot, after);
+        // The permissions are about what was known before the call.
+        if action.is_ours() && self.world.ours == Implementation::Ours {
+            self.check_changes(action, &outcome, &before);
+        }
+        if action.is_ours() {
+            self.check_answer(action, &outcome, &before);
+            self.check_advertisements(action, &outcome);
+        }
+        let gone = self.follow(action, &outcome, &before);
+        if !action.is_ours() {
+            self.world.model.note_lost_leases(&self.world.snapshot);
+        }
+        if action.is_ours() && outcome.succeeded() && self.world.ours == Implementation::Ours {
+            self.check_remains(action, gone.as_ref());
+        }
+        self.check_addresses(action);
+        self.check_connectivity(action, &outcome);
+    }
+
+    /// Invariant 2.
+    fn check_changes(&mut self, action: &Action, outcome: &Outcome, before: &Snapshot) {
+        let (network, target) = match action {
+            Action::Call(_, _, target, _) => (Some(&target.network), Some(target)),
+            Action::Gc(_, network, _) | Action::Status(_, network) => (Some(network), None),
+            _ => (None, None),
+        };
+        let model = &self.world.model;
+        let bridges = network.map(|it| bridges_of(model, self.world.config(it), target));
+        let effects = Effects {
+            action,
+            bridges: bridges.unwrap_or_default(),
+            model,
+            is_refused: !outcome.succeeded() && !outcome.was_killed(),
+        };
+        let changes = before.changes(&self.world.snapshot);
+        let wrong = changes.iter().filter(|change| !effects.allow(change));
+        let wrong: Vec<(String, String)> = wrong
+            .map(|change| {
+                let kind = format!("{} changed {}", action.name(), change.kind());
+                (kind, change.text())
+            })
+            .collect();
+        for (kind, text) in wrong {
+            self.find(&kind, String::new(), text);
+        }
+    }
+
+    /// Brings the model up to date; the attachment that was deleted.
+    fn follow(
+        &mut self,
+        action: &Action,
+        outcome: &Outcome,
+        before: &Snapshot,
+    ) -> Option<Attachment> {
+        match action {
+            Action::Call(by, verb, target, options) => {
+                if options.kill_after.is_some() || options.netns != NetnsArgument::Own {
+                    self.unclean
+                        .insert((target.pod.clone(), target.ifname.clone()));
+                }
+                match verb {
+                    Verb::Add => self.follow_add(*by, target, outcome, before),
+                    Verb::Del => return self.follow_del(target, outcome),
+                    Verb::Check => {}
+                }
+            }
+            Action::Gc(_, network, Some(pod)) if outcome.succeeded() => {
+                self.follow_gc(network, pod)
+            }
+            Action::End(pod) => self.unclean.retain(|(it, _)| it != pod),
+            Action::Reboot => self.unclean.clear(),
+            _ => {}
+        }
+        None
+    }
+
+    fn follow_add(
+        &mut self,
+        by: Implementation,
+        target: &Target,
+        outcome: &Outcome,
+        before: &Snapshot,
+    ) {
+        let mut attachment = match &outcome.answer {
+            Some(answer) if outcome.succeeded() => self.world.attachment_of(by, target, answer),
+            _ if outcome.was_killed() && !self.world.model.lives(target) => {
+                Attachment::unclear(by, self.world.config(&target.network))
+            }
+            _ => return,
+        };
+        let new = self
+            .world
+            .snapshot
+            .facts
+            .values()
+            .filter_map(|fact| match &fact.subject {
+                Subject::Link { index, name } if name.starts_with("veth") => Some(*index),
+                _ => None,
+            });
+        attachment.links = new
+            .filter(|index| before.link_name(*index).is_none())
+            .collect();
+        self.world
+            .model
+            .attachments
+            .insert(target.clone(), attachment);
+        self.world.remember(target);
+    }
+
+    /// A GC without a pod in its list may detach it, or leave it as it is.
+    fn follow_gc(&mut self, network: &str, pod: &str) {
+        let all = self.world.model.attachments.keys();
+        let dropped = all.filter(|it| it.network == network && it.pod == pod);
+        for target in dropped.cloned().collect::<Vec<Target>>() {
+            let attachment = self.world.model.attachments.remove(&target);
+            let attachment = attachment.expect("it is one of them");
+            self.unclean
+                .insert((target.pod.clone(), target.ifname.clone()));
+            self.world.remember(&target);
+            let snapshot = &self.world.snapshot;
+            let has_link = attachment
+                .links
+                .iter()
+                .any(|index| snapshot.link_name(*index).is_some());
+            let has_lease = |ip: &IpAddr| snapshot.lease(network, &ip.to_string()).is_some();
+            let is_freed = !attachment.addresses.iter().all(has_lease) && !attachment.lost_lease;
+            if has_link && is_freed && target.network != "flat" && attachment.state == State::Living
+            {
+                self.find(
+                    "GC freed an address that a link still has",
+                    target.to_string(),
+                    target.to_string(),
+                );
+            }
+            if has_link {
+                let attachment = Attachment {
+                    state: State::Unclear,
+                    ..attachment
+                };
+                self.world.model.attachments.insert(target, attachment);
+            }
+        }
+    }
+
+    fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
+        if !outcome.succeeded() {
+            if let Some(attachment) = self.world.model.attachments.get_mut(target) {
+                attachment.state = State::Unclear;
+            }
+            return None;
+        }
+        let gone = self.world.model.attachments.remove(target);
+        self.world.remember(target);
+        gone
+    }
+
+    /// Invariant 3. What a Go plugin was to remove may remain.
+    fn check_remains(&mut self, action: &Action, gone: Option<&Attachment>) {
+        let mut remains: Vec<String> = Vec::new();
+        match action {
+            Action::Call(_, Verb::Del, target, options) => {
+                remains.extend(self.remains(target));
+                for index in gone.iter().flat_map(|attachment| &attachment.links) {
+                    let Some(name) = self.world.snapshot.link_name(*index) else {
+                        continue;
+                    };
+                    // Nothing but the pod's end leads to a link of another name.
+                    let is_found_by_name = gone
+                        .is_some_and(|it| it.made_by == Implementation::Ours)
+                        && name.starts_with("veth");
+                    if is_found_by_name || options.netns == NetnsArgument::Own {
+                        remains.push(format!("link {name}"));
+                    }
+                }
+            }
+            Action::Gc(_, network, _) => {
+                let all = self.world.model.attachments.iter();
+                let dead = all.filter(|(it, attachment)| {
+                    it.network == *network && attachment.state == State::Dead
+                });
+                remains = dead.flat_map(|(target, _)| self.remains(target)).collect();
+            }
+            _ => {}
+        }
+        if !remains.is_empty() {
+            self.find(
+                &format!("{} left something behind", action.name()),
+                String::new(),
+                remains.join("\n"),
+            );
+        }
+    }
+
+    fn remains(&self, target: &Target) -> Vec<String> {
+        let is_left = |owner: &Owner| {
+            let mut others = self
+                .world
+                .model
+                .attachments
+                .iter()
+                .filter(|(it, attachment)| {
+                    let is_other = *it != target && attachment.state != State::Dead;
+                    is_other && owner.may_be(it)
+                });
+            owner.may_be(target) && others.next().is_none()
+        };
+        let facts = self.world.snapshot.facts.iter();
+        let left = facts.filter(|(_, fact)| match &fact.subject {
+            Subject::Rule(owner) => is_left(owner),
+            Subject::Lease { owner, .. } => owner.as_ref().is_some_and(is_left),
+            _ => false,
+        });
+        left.map(|(key, _)| key.clone()).collect()
+    }
+}

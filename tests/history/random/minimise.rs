@@ -1,0 +1,60 @@
+//! The shortest part of a sequence that still violates an invariant, found by leaving actions out (delta debugging, after
+//! Zeller and Hildebrandt).
+
+use std::time::{Duration, Instant};
+
+use super::action::{Action, Implementation};
+use super::history::{self, Finding};
+
+/// How long minimising may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The findings of a sequence that the Go plugins do not have at the same steps.
+pub fn violations(actions: &[Action]) -> Vec<Finding> {
+    let findings = history::run(actions, Implementation::Ours);
+    if !findings.iter().any(|finding| finding.is_excused_by_go) {
+        return findings;
+    }
+    let by_go = history::run(actions, Implementation::Go);
+    let is_excused = |finding: &Finding| {
+        let mut same = by_go
+            .iter()
+            .filter(|it| it.step == finding.step && it.kind == finding.kind);
+        finding.is_excused_by_go && same.any(|it| it.subject == finding.subject)
+    };
+    findings
+        .into_iter()
+        .filter(|finding| !is_excused(finding))
+        .collect()
+}
+
+/// A shorter sequence with a violation of the same kind.
+pub fn minimise(actions: &[Action], violation: &Finding) -> Vec<Action> {
+    let began = Instant::now();
+    let fails = |actions: &[Action]| {
+        violations(actions)
+            .iter()
+            .any(|it| it.kind == violation.kind)
+    };
+    let mut actions = actions[..=violation.step].to_vec();
+    let mut size = actions.len() / 2;
+    while size > 0 {
+        let mut at = 0;
+        let mut is_shorter = false;
+        while at < actions.len() && began.elapsed() < LIMIT {
+            let mut rest = actions.clone();
+            rest.drain(at..(at + size).min(actions.len()));
+            if fails(&rest) {
+                actions = rest;
+                is_shorter = true;
+            } else {
+                at += size;
+            }
+        }
+        // Until no single action can be left out.
+        if size > 1 || !is_shorter {
+            size /= 2;
+        }
+    }
+    actions
+}

@@ -1,0 +1,161 @@
+//! What a runtime and an administrator know of the pods: which attachments live, and what may be expected of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::action::{Implementation, Target};
+use super::networks;
+use super::snapshot::{Owner, Snapshot};
+
+/// How far an attachment is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its ADD succeeded and nobody has deleted it.
+    Living,
+    /// Its pod ended without a DEL.
+    Dead,
+    /// A call for it was killed or failed: what there is of it is not known until a DEL succeeds.
+    Unclear,
+}
+
+/// What is known of an attachment since its ADD.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    pub state: State,
+    pub made_by: Implementation,
+    pub config: Value,
+    pub result: Value,
+    pub addresses: Vec<IpAddr>,
+    pub gateways: Vec<IpAddr>,
+    /// The indices of its links on the host.
+    pub links: BTreeSet<u64>,
+    /// A foreign action took or changed its lease: its address may be assigned again.
+    pub lost_lease: bool,
+}
+
+impl Attachment {
+    /// An attachment of which nothing is known but its configuration.
+    pub fn unclear(by: Implementation, config: &Value) -> Attachment {
+        Attachment {
+            state: State::Unclear,
+            made_by: by,
+            config: config.clone(),
+            result: Value::Null,
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            links: BTreeSet::new(),
+            lost_lease: false,
+        }
+    }
+
+    /// The living attachment of a result.
+    pub fn living(by: Implementation, config: &Value, result: Value) -> Attachment {
+        let ips = |key: &str| -> Vec<IpAddr> {
+            let list = result["ips"].as_array().into_iter().flatten();
+            let texts = list.filter_map(|ip| ip[key].as_str()?.split('/').next());
+            texts.filter_map(|text| text.parse().ok()).collect()
+        };
+        let gateways = match networks::is_gateway(config) {
+            true => ips("gateway"),
+            false => Vec::new(),
+        };
+        Attachment {
+            state: State::Living,
+            addresses: ips("address"),
+            gateways,
+            result,
+            ..Attachment::unclear(by, config)
+        }
+    }
+
+    /// Whether an object of that owner may be this one's: a MAC spoof check does not name its network.
+    pub fn may_have(&self, owner: &Owner) -> bool {
+        owner.network.is_some() || self.config["macspoofchk"] == true
+    }
+
+    /// Whether the node translates its source addresses.
+    pub fn is_masqueraded(&self) -> bool {
+        self.config["ipMasq"] == true
+    }
+}
+
+/// All attachments that are not properly deleted.
+#[derive(Default)]
+pub struct Model {
+    pub attachments: BTreeMap<Target, Attachment>,
+    /// Whether there was a reboot, after which leases of before are nobody's.
+    pub has_rebooted: bool,
+}
+
+impl Model {
+    /// Those that live.
+    pub fn living(&self) -> impl Iterator<Item = (&Target, &Attachment)> {
+        let all = self.attachments.iter();
+        all.filter(|(_, attachment)| attachment.state == State::Living)
+    }
+
+    /// Whether an attachment lives.
+    pub fn lives(&self, target: &Target) -> bool {
+        let attachment = self.attachments.get(target);
+        attachment.is_some_and(|it| it.state == State::Living)
+    }
+
+    /// Whether an object belongs to a living attachment other than `except`.
+    pub fn is_of_living(&self, owner: &Owner, except: Option<&Target>) -> bool {
+        let mut others = self.living().filter(|(target, _)| Some(*target) != except);
+        others.any(|(target, attachment)| attachment.may_have(owner) && owner.may_be(target))
+    }
+
+    /// Whether an object belongs to an attachment whose pod has not ended.
+    pub fn may_be_of(&self, owner: &Owner) -> bool {
+        let mut all = self.attachments.iter();
+        all.any(|(target, attachment)| {
+            attachment.state != State::Dead && attachment.may_have(owner) && owner.may_be(target)
+        })
+    }
+
+    /// Whether a link belongs to an attachment whose pod has not ended.
+    pub fn may_have_link(&self, index: u64) -> bool {
+        let mut all = self.attachments.values();
+        all.any(|attachment| attachment.state != State::Dead && attachment.links.contains(&index))
+    }
+
+    /// The living attachment that has a link on the host.
+    pub fn living_with_link(&self, index: u64) -> Option<&Target> {
+        let mut living = self.living();
+        let found = living.find(|(_, attachment)| attachment.links.contains(&index));
+        found.map(|(target, _)| target)
+    }
+
+    /// Notes which living attachments have no lease any more after a foreign action.
+    pub fn note_lost_leases(&mut self, snapshot: &Snapshot) {
+        for (target, attachment) in &mut self.attachments {
+            if !networks::has_leases(&attachment.config) {
+                continue;
+            }
+            let expected = format!("{}\r\n{}", target.pod, target.ifname);
+            let is_held = |ip: &IpAddr| {
+                let lease = snapshot.lease(&target.network, &ip.to_string());
+                lease.is_some_and(|lease| lease.trim_end() == expected)
+            };
+            attachment.lost_lease |= !attachment.addresses.iter().all(is_held);
+        }
+    }
+}
+
+impl Owner {
+    /// Whether an attachment may be the owner, as far as the object names it.
+    pub fn may_be(&self, target: &Target) -> bool {
+        self.container == target.pod
+            && self
+                .network
+                .as_ref()
+                .is_none_or(|network| *network == target.network)
+            && self
+                .ifname
+                .as_ref()
+                .is_none_or(|ifname| *ifname == target.ifname)
+    }
+}
