@@ -335,19 +335,35 @@ pub struct Route {
     pub gw: Option<IpAddr>,
     /// Path MTU in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<u32>,
+    pub mtu: Option<i64>,
     /// TCP maximum segment size advertised to the destination, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub advmss: Option<u32>,
+    pub advmss: Option<i64>,
     /// Metric; the lower one wins.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub priority: Option<u32>,
+    pub priority: Option<i64>,
     /// Routing table; absent means main (254).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub table: Option<u32>,
+    pub table: Option<i64>,
     /// Scope as in `rtnetlink(7)`: 0 universe, 253 link, 254 host.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scope: Option<u8>,
+    pub scope: Option<i64>,
+}
+
+/// The numbers of a route as the kernel takes them. A result has them as they were configured; those that the kernel has
+/// no room for the Go plugins cut off or leave out, and so do we.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteNumbers {
+    /// Path MTU in bytes.
+    pub mtu: Option<u32>,
+    /// TCP maximum segment size in bytes.
+    pub advmss: Option<u32>,
+    /// Metric.
+    pub priority: Option<u32>,
+    /// Routing table.
+    pub table: u32,
+    /// Scope.
+    pub scope: u8,
 }
 
 impl Route {
@@ -367,9 +383,24 @@ impl Route {
         }
     }
 
+    /// Its numbers as the kernel takes them.
+    pub fn numbers(&self) -> RouteNumbers {
+        let positive = |number: Option<i64>| {
+            let number = number.filter(|number| *number > 0)?;
+            u32::try_from(number).ok()
+        };
+        RouteNumbers {
+            mtu: positive(self.mtu),
+            advmss: positive(self.advmss),
+            priority: positive(self.priority),
+            table: positive(self.table).unwrap_or(Route::MAIN_TABLE),
+            scope: self.scope.unwrap_or(0) as u8,
+        }
+    }
+
     /// Whether its destination is directly on the link (`scope` link or host), so that it has no next hop.
     pub fn is_on_link(&self) -> bool {
-        self.scope.is_some_and(|scope| scope >= 253)
+        self.numbers().scope >= 253
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Code, Error};
 use crate::host::journal::phase;
 use crate::host::netlink::{Filtering, Kind, Link, RouteEntry, RouteQuery};
 use crate::masquerade::Masquerade;
-use crate::net::{Cidr, Family, IfName, Route};
+use crate::net::{Cidr, Family, IfName, Route, RouteNumbers};
 
 /// An attachment as it should be.
 pub struct Expected {
@@ -319,14 +319,12 @@ fn check_routes(expected: &Expected, site: &Site, container: &Link) -> Result<()
 
 /// Whether a route is the one asked for. Its metrics are left out: the reference does not program them.
 fn serves(present: &RouteEntry, wanted: &Route) -> bool {
-    let table = wanted
-        .table
-        .filter(|table| *table != 0)
-        .unwrap_or(Route::MAIN_TABLE);
+    let RouteNumbers {
+        priority, table, ..
+    } = wanted.numbers();
     present.dst == wanted.dst.network()
         && present.table == table
         && wanted.gw.is_none_or(|gw| present.gw == Some(gw))
-        && wanted
-            .priority
+        && priority
             .is_none_or(|priority| present.priority == priority)
 }

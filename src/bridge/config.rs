@@ -197,7 +197,7 @@ fn parse_forwarding(root: &Shape, bridge: &IfName) -> Result<Option<Forwarding>,
     Forwarding::of(bridge).ok_or_else(refused).map(Some)
 }
 
-/// A number, where 0 is "not set", or the one string that is not a number.
+/// A number, where 0 and what is below is "not set", or the one string that is not a number.
 fn parse_mtu(root: &Shape) -> Result<Mtu, Error> {
     let Some(mtu) = root.get("mtu") else {
         return Ok(Mtu::Kernel);
@@ -209,7 +209,7 @@ fn parse_mtu(root: &Shape) -> Result<Mtu, Error> {
         };
     }
     match root.integer("mtu")? {
-        None | Some(0) => Ok(Mtu::Kernel),
+        None | Some(i64::MIN..=0) => Ok(Mtu::Kernel),
         Some(_) => Ok(root.number("mtu", MTUS)?.map_or(Mtu::Kernel, Mtu::Bytes)),
     }
 }
@@ -227,7 +227,7 @@ fn parse_mac(root: &Shape, args: &Args) -> Result<Option<Mac>, Error> {
             return mac.map(|mac| assignable(mac, &place.at("mac"))).transpose();
         }
     }
-    args.mac
+    args.mac()?
         .map(|mac| assignable(mac, &root.at("CNI_ARGS MAC")))
         .transpose()
 }
@@ -317,10 +317,17 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_effect_in_the_go_plugin_is_not_refused() {
+        assert_eq!(parse(r#""mtu": -1"#).unwrap().mtu, Mtu::Kernel);
+        let config = parse(r#""ipMasqBackend": "ipvs", "ipam": {"type": "x"}"#);
+        assert!(config.unwrap().masquerade.is_none());
+        assert!(parse(r#""ipMasqBackend": "ipvs", "ipMasq": true"#).is_ok());
+    }
+
+    #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         for (keys, key, code) in [
             (r#""mtu": 67"#, "mtu", 7),
-            (r#""mtu": -1"#, "mtu", 7),
             (r#""mtu": 65536"#, "mtu", 7),
             (
                 r#""mtu": "1500""#,
@@ -336,7 +343,12 @@ mod tests {
                 "hairpinMode",
                 7,
             ),
-            (r#""ipMasqBackend": "ipvs""#, "ipMasqBackend", 7),
+            (
+                r#""ipMasq": true, "ipam": {"type": "x"}, "ipMasqBackend": "ipvs""#,
+                "ipMasqBackend",
+                7,
+            ),
+            (r#""ipMasqBackend": 5"#, "ipMasqBackend", 6),
             (
                 r#""runtimeConfig": {"mac": "01:00:5e:00:00:01"}"#,
                 "runtimeConfig.mac",

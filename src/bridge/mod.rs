@@ -105,6 +105,7 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
     let ipam = Ipam::parse_for_status(conf, request, &args)?;
     config.suits(Layer::of(ipam.as_ref()), conf.version)?;
     let Some(ipam) = ipam else { return Ok(()) };
+    plan::check_routes(ipam.routes())?;
     if let Some(policy) = &config.masquerade {
         masquerade::status(ipam.families().as_deref(), policy.backend)?;
     }
@@ -131,6 +132,7 @@ impl Prepared {
         let config = BridgeConfig::parse(conf, &args)?;
         let ipam = Ipam::parse(conf, request, &args)?;
         config.suits(Layer::of(ipam.as_ref()), conf.version)?;
+        plan::check_routes(ipam.as_ref().map_or(&[], Ipam::routes))?;
         let opened = Netns::open(netns, OwnNetns::allowed(request.own_netns_allowed));
         Ok(Prepared {
             args,
@@ -222,12 +224,14 @@ impl Prepared {
     }
 }
 
-/// What the result must keep. Before 0.3.0 there were no chains, and a result has no room for a second address.
+/// What the result must keep. Before 0.3.0 there were no chains, and a result has no room for a second address. What is not
+/// a result is ignored, as the Go plugin ignores every previous result.
 fn previous_in_chain(conf: &NetConf) -> Result<AddResult, Error> {
+    conf.root().object("prevResult")?;
     if conf.version.schema() == Schema::V0_1 {
         return Ok(AddResult::default());
     }
-    Ok(conf.prev_result()?.unwrap_or_default())
+    Ok(conf.prev_result().ok().flatten().unwrap_or_default())
 }
 
 /// A socket on the host's side.

@@ -77,7 +77,7 @@ impl Plan {
     /// Works out an attachment.
     ///
     /// # Errors
-    /// Code 7 when the MTU is too small for the lease's IPv6 addresses.
+    /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
     pub fn new(
         config: &BridgeConfig,
         network: &Id,
@@ -125,11 +125,7 @@ impl Plan {
             guard: None,
             gateways,
             gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
-            routes: lease
-                .routes
-                .iter()
-                .map(|route| with_next_hop(route, &lease.ips))
-                .collect(),
+            routes: kernel_routes(&lease)?,
             lease,
         })
     }
@@ -192,10 +188,7 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
         let is_default = |route: &Route| {
-            route.dst == default
-                && route
-                    .table
-                    .is_none_or(|table| table == 0 || table == Route::MAIN_TABLE)
+            route.dst == default && route.numbers().table == Route::MAIN_TABLE
         };
         !lease.routes.iter().any(is_default)
     };
@@ -222,6 +215,46 @@ fn gateways_of(ips: &[IpConfig]) -> Vec<Cidr> {
         gateways.extend(gateway.filter(|gateway| !gateways.contains(gateway)));
     }
     gateways
+}
+
+/// Refuses the routes that the kernel refuses whatever the container's addresses are, so that nothing is undone for them.
+///
+/// # Errors
+/// Code 7 for an IPv4 destination with host bits (`fib_valid_key_len`, net/ipv4/fib_trie.c), or a next hop of the other
+/// family. The host bits of an IPv6 destination are cleared by the kernel (`ip6_route_info_create`, net/ipv6/route.c).
+pub fn check_routes(routes: &[Route]) -> Result<(), Error> {
+    for route in routes {
+        let (dst, family) = (route.dst, route.dst.family());
+        if family == Family::V4 && !dst.is_network() {
+            let wanted = format!("it has host bits set: the network is {}", dst.network());
+            return Err(Error::config("a route's dst", dst, wanted));
+        }
+        if let Some(gw) = route.gw.filter(|gw| Family::of(*gw) != family) {
+            let wanted = format!("it must be {family}, as its destination {dst} is");
+            return Err(Error::config("a route's gw", gw, wanted));
+        }
+    }
+    Ok(())
+}
+
+/// The routes of a lease as the kernel gets them, each once: it refuses the second of two routes that differ in nothing
+/// it compares (`fib_table_insert`, net/ipv4/fib_trie.c; `fib6_add_rt2node`, net/ipv6/ip6_fib.c).
+fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
+    check_routes(&lease.routes)?;
+    let mut routes: Vec<Route> = Vec::new();
+    let key = |route: &Route| {
+        let numbers = route.numbers();
+        let scope = (route.dst.family() == Family::V4).then_some(numbers.scope);
+        (route.dst, route.gw, numbers.table, numbers.priority, scope)
+    };
+    for route in &lease.routes {
+        let mut route = with_next_hop(route, &lease.ips);
+        route.dst = route.dst.network();
+        if !routes.iter().any(|earlier| key(earlier) == key(&route)) {
+            routes.push(route);
+        }
+    }
+    Ok(routes)
 }
 
 /// A route without a next hop goes to the gateway of its family, unless it says that its destination is on the link.

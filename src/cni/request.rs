@@ -287,13 +287,14 @@ fn is_true(text: &str) -> bool {
     text == "1" || text.eq_ignore_ascii_case("true")
 }
 
-/// CNI_ARGS, parsed once for the plugin and its in-process IPAM.
+/// CNI_ARGS, parsed once for the plugin and its in-process IPAM. Each parses the values that are for it: what is for
+/// another plugin may be anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
-    /// `MAC=`: the MAC address asked for the container's interface.
-    pub mac: Option<Mac>,
-    /// `IP=`: the addresses asked for; prefix lengths are dropped.
-    pub ips: Vec<std::net::IpAddr>,
+    /// `MAC=`, unless it is empty.
+    mac: Option<String>,
+    /// `IP=`, unless it is empty.
+    ips: Option<String>,
     /// `K8S_POD_NAMESPACE=` and `K8S_POD_NAME=`, joined by a slash.
     pub pod: Option<String>,
 }
@@ -305,14 +306,8 @@ impl Args {
     /// Parses `KEY=VALUE;KEY=VALUE`; keys are case-sensitive.
     ///
     /// # Errors
-    /// Code 4: a piece without exactly one `=`, a malformed value, or unknown keys without `IgnoreUnknown=1`.
+    /// Code 4: a piece without exactly one `=`, or unknown keys without `IgnoreUnknown=1`.
     pub fn parse(text: &str) -> Result<Args, Error> {
-        let wrong = |what: String| {
-            Error::new(
-                Code::INVALID_ENVIRONMENT,
-                format!("invalid CNI_ARGS: {what}"),
-            )
-        };
         let mut args = Args::default();
         let mut ignore_unknown = false;
         let mut unknown = Vec::new();
@@ -340,15 +335,8 @@ impl Args {
                         }
                     }
                 }
-                "MAC" if value.is_empty() => {}
-                "MAC" => args.mac = Some(value.parse().map_err(|e| wrong(format!("MAC: {e}")))?),
-                "IP" if value.is_empty() => {}
-                "IP" => {
-                    let ips = value.split(',').map(parse_requested_ip);
-                    args.ips = ips
-                        .collect::<Result<_, _>>()
-                        .map_err(|e| wrong(format!("IP: {e}")))?;
-                }
+                "MAC" => args.mac = filled(value),
+                "IP" => args.ips = filled(value),
                 "K8S_POD_NAMESPACE" => namespace = Some(value),
                 "K8S_POD_NAME" => name = Some(value),
                 _ if Args::FOREIGN.contains(&key) => {}
@@ -364,6 +352,37 @@ impl Args {
             .map(|(namespace, name)| format!("{namespace}/{name}"));
         Ok(args)
     }
+
+    /// The MAC address asked for the container's interface.
+    ///
+    /// # Errors
+    /// Code 4 when `MAC=` is none.
+    pub fn mac(&self) -> Result<Option<Mac>, Error> {
+        let mac = self.mac.as_deref().map(str::parse).transpose();
+        mac.map_err(|cause| wrong(format!("MAC: {cause}")))
+    }
+
+    /// The addresses asked for; prefix lengths are dropped.
+    ///
+    /// # Errors
+    /// Code 4 when `IP=` is not a list of them.
+    pub fn ips(&self) -> Result<Vec<std::net::IpAddr>, Error> {
+        let ips = self.ips.iter().flat_map(|ips| ips.split(','));
+        ips.map(parse_requested_ip)
+            .collect::<Result<_, _>>()
+            .map_err(|cause| wrong(format!("IP: {cause}")))
+    }
+}
+
+fn filled(value: &str) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+fn wrong(what: String) -> Error {
+    Error::new(
+        Code::INVALID_ENVIRONMENT,
+        format!("invalid CNI_ARGS: {what}"),
+    )
 }
 
 /// Parses an address asked for, `IP` or `IP/prefix`: the prefix length is that of the range anyway.
@@ -467,8 +486,9 @@ mod tests {
         let text = "K8S_POD_NAME=web;IgnoreUnknown=1;X=y;MAC=02:00:00:00:00:01;IP=10.1.2.3/24;K8S_POD_NAMESPACE=shop";
         let args = Args::parse(text).unwrap();
         assert_eq!(args.pod.as_deref(), Some("shop/web"));
-        assert_eq!(args.mac, "02:00:00:00:00:01".parse().ok());
-        assert_eq!(args.ips, ["10.1.2.3".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(args.mac(), Ok("02:00:00:00:00:01".parse().ok()));
+        let ip: std::net::IpAddr = "10.1.2.3".parse().unwrap();
+        assert_eq!(args.ips(), Ok(vec![ip]));
         assert_eq!(Args::parse("").unwrap(), Args::default());
         assert_eq!(Args::parse("IP=;MAC=").unwrap(), Args::default());
     }
@@ -487,13 +507,19 @@ mod tests {
             "A=b",
             "MAC=1=2",
             "IP=10.1.2.3;",
-            "IP=10.1.2",
-            "MAC=zz",
             "IgnoreUnknown=yes",
             ";",
             "X=y;IgnoreUnknown=0",
         ] {
             assert!(Args::parse(wrong).is_err(), "{wrong:?} was taken");
         }
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_by_the_plugin_that_it_is_for() {
+        let args = Args::parse("IP=10.1.2;MAC=zz").unwrap();
+        let errors = [args.ips().unwrap_err(), args.mac().unwrap_err()];
+        assert_eq!(errors.each_ref().map(|error| error.code), [Code::INVALID_ENVIRONMENT; 2]);
+        assert!(errors[0].msg.contains("10.1.2") && errors[1].msg.contains("zz"), "{errors:?}");
     }
 }

@@ -103,7 +103,8 @@ impl Dns {
 /// Reads a route with the keys of the spec.
 ///
 /// # Errors
-/// Code 6 for a wrong type, code 7 for a destination or next hop that is none.
+/// Code 6 for a wrong type, code 7 for a destination or next hop that is none. Whether the kernel takes the route is for
+/// those to say who make it.
 pub fn parse_route(shape: Shape) -> Result<Route, Error> {
     let shape = shape.into_object()?;
     let dst = shape.parsed("dst")?.ok_or_else(|| {
@@ -112,16 +113,16 @@ pub fn parse_route(shape: Shape) -> Result<Route, Error> {
             .refused("missing", "a route needs a destination")
     })?;
     let gw = shape.get("gw").filter(|gw| gw.as_text() != Ok(""));
+    // Of these 0 is the same as absent in a result of the Go plugins ("omitempty").
+    let not_zero = |key| Ok::<_, Error>(shape.integer(key)?.filter(|number| *number != 0));
     Ok(Route {
         dst,
         gw: gw.map(|gw| gw.parse_with(parse_ip)).transpose()?,
-        mtu: shape.number("mtu", 0..=u32::MAX)?.filter(|mtu| *mtu > 0),
-        advmss: shape.number("advmss", 0..=u32::MAX)?.filter(|mss| *mss > 0),
-        priority: shape
-            .number("priority", 0..=u32::MAX)?
-            .filter(|priority| *priority > 0),
-        table: shape.number("table", 0..=u32::MAX)?,
-        scope: shape.number("scope", 0..=255)?,
+        mtu: not_zero("mtu")?,
+        advmss: not_zero("advmss")?,
+        priority: not_zero("priority")?,
+        table: shape.integer("table")?,
+        scope: shape.integer("scope")?,
     })
 }
 
@@ -511,14 +512,15 @@ mod tests {
     }
 
     fn any_route(dice: &mut Dice) -> Route {
-        let positive = |dice: &mut Dice| (dice.bits() as u32).max(1);
+        let any = |dice: &mut Dice| dice.bits() as i64;
+        let not_zero = |dice: &mut Dice| any(dice) | 1;
         Route {
             gw: dice.maybe(any_address),
-            mtu: dice.maybe(positive),
-            advmss: dice.maybe(positive),
-            priority: dice.maybe(positive),
-            table: dice.maybe(|dice| dice.bits() as u32),
-            scope: dice.maybe(|dice| dice.bits() as u8),
+            mtu: dice.maybe(not_zero),
+            advmss: dice.maybe(not_zero),
+            priority: dice.maybe(not_zero),
+            table: dice.maybe(any),
+            scope: dice.maybe(any),
             ..Route::new(any_cidr(dice), None)
         }
     }

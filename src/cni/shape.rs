@@ -1,14 +1,18 @@
 //! Typed access to a JSON document, with the path of the value in every refusal.
 //!
-//! Decodes as the reference's library does, because configurations in the field rely on it: keys match in any
-//! letter case, of duplicate keys the last one wins (objects merge), `null` means absent, unknown keys are
-//! passed by, integers are written without fraction or exponent.
+//! Decodes as Go's encoding/json does, because existing configurations rely on it: keys match in any letter case, of
+//! duplicate keys the last one wins (objects merge), `null` means absent, unknown keys are ignored, integers are written
+//! without fraction or exponent, half of a surrogate pair is U+FFFD.
+
+mod escape;
 
 use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error};
@@ -21,24 +25,31 @@ pub const MAX_BYTES: usize = 4 << 20;
 /// no bound; together they keep a hostile document below 64 MiB.
 pub const MAX_VALUES: u32 = 125_000;
 
+/// How deep values are nested that a key can be found in; what is deeper is checked, but not kept. No key of a plugin is
+/// deeper than six levels, and what works on a value calls itself for each level.
+const MAX_DEPTH: usize = 100;
+
 /// How much of a value an error quotes, in characters.
 const QUOTED: usize = 200;
 
 /// Parses a JSON document; the keys of its objects are lower case from here on.
 ///
 /// # Errors
-/// Code 6 when it is not one JSON document, is too large or nested more than 127 deep; `document` names it.
+/// Code 6 when it is not one JSON document or is too large; `document` names it.
 pub fn parse(document: &'static str, bytes: &[u8]) -> Result<Value, Error> {
     let too_large = |what: String| Error::new(Code::DECODE, format!("{document} has {what}"));
     if bytes.len() > MAX_BYTES {
         return Err(too_large(format!("more than {MAX_BYTES} bytes")));
     }
     // Bytes that are not UTF-8 are only legal inside strings, where they become U+FFFD.
-    let text = String::from_utf8_lossy(bytes);
+    let text = escape::without_lone_surrogates(String::from_utf8_lossy(bytes));
     let mut deserializer = serde_json::Deserializer::from_str(&text);
     let left = Cell::new(MAX_VALUES);
-    Folded { left: &left }
-        .deserialize(&mut deserializer)
+    let root = Folded {
+        left: &left,
+        depth: 0,
+    };
+    root.deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
         .map_err(|cause| match left.get() {
             0 => too_large(format!("more than {MAX_VALUES} values")),
@@ -51,6 +62,17 @@ pub fn parse(document: &'static str, bytes: &[u8]) -> Result<Value, Error> {
 struct Folded<'c> {
     /// How many values may still come.
     left: &'c Cell<u32>,
+    /// How many values it is nested in.
+    depth: usize,
+}
+
+impl Folded<'_> {
+    fn nested(self) -> Self {
+        Folded {
+            depth: self.depth + 1,
+            ..self
+        }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Folded<'_> {
@@ -64,7 +86,12 @@ impl<'de> DeserializeSeed<'de> for Folded<'_> {
             }
             Some(left) => self.left.set(left),
         }
-        deserializer.deserialize_any(self)
+        if self.depth < MAX_DEPTH {
+            return deserializer.deserialize_any(self);
+        }
+        // It is skipped without recursion.
+        deserializer.deserialize_ignored_any(IgnoredAny)?;
+        Ok(Value::Null)
     }
 }
 
@@ -101,7 +128,7 @@ impl<'de> Visitor<'de> for Folded<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(value) = seq.next_element_seed(self)? {
+        while let Some(value) = seq.next_element_seed(self.nested())? {
             list.push(value);
         }
         Ok(list.into())
@@ -110,11 +137,22 @@ impl<'de> Visitor<'de> for Folded<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(self)?;
-            merge(&mut object, key.to_ascii_lowercase(), value);
+            let value = map.next_value_seed(self.nested())?;
+            merge(&mut object, fold(&key), value);
         }
         Ok(object.into())
     }
+}
+
+/// A key in lower case. Two letters outside of ASCII have their other case in it: the long s and the sign of the unit
+/// kelvin (Unicode, CaseFolding.txt).
+fn fold(key: &str) -> String {
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).collect()
 }
 
 fn merge(object: &mut Map<String, Value>, key: String, value: Value) {
@@ -398,6 +436,9 @@ mod tests {
             "nul",
             "{\"a\":1,}",
             &"[".repeat(1000),
+            &format!("{}1 2{}", "[".repeat(20_000), "]".repeat(20_000)),
+            r#"{"a": "\ud800x"#,
+            r#"{"a": "\u12"}"#,
             &format!("[{}0]", "0,".repeat(MAX_VALUES as usize)),
             &" ".repeat(MAX_BYTES + 1),
         ] {
@@ -407,6 +448,34 @@ mod tests {
             );
         }
         assert!(parse("configuration", b"{\"a\": \"\xff\"} \n").is_ok());
+    }
+
+    #[test]
+    fn depth_is_bounded_by_the_length_alone() {
+        let deep = format!(
+            r#"{{"name": "n", "x": {}5{}}}"#,
+            "[".repeat(1_000_000),
+            "]".repeat(1_000_000)
+        );
+        let value = doc(&deep);
+        assert_eq!(Shape::root("configuration", &value).text("name"), Ok(Some("n")));
+        let objects = format!("{}5{}", r#"{"a":"#.repeat(200_000), "}".repeat(200_000));
+        assert!(doc(&objects).is_object());
+    }
+
+    #[test]
+    fn keys_match_in_the_case_folding_of_unicode() {
+        let value = doc("{\"i\u{17f}Gateway\": true, \"\u{212a}\": 5}");
+        let root = Shape::root("configuration", &value);
+        assert_eq!((root.bool("isGateway"), root.integer("k")), (Ok(Some(true)), Ok(Some(5))));
+    }
+
+    #[test]
+    fn half_of_a_surrogate_pair_is_replaced() {
+        let value = doc(r#"{"a": "x\ud800y", "\udc00": "\uD83D\uDE00\\ud800"}"#);
+        let root = Shape::root("configuration", &value);
+        assert_eq!(root.text("a"), Ok(Some("x\u{fffd}y")));
+        assert_eq!(root.text("\u{fffd}"), Ok(Some("\u{1f600}\\ud800")));
     }
 
     #[test]

@@ -85,11 +85,14 @@ impl Config {
             return Err(root.at("ipam").refused("missing", wanted));
         };
         check_file_names(conf, &ipam)?;
-        let sets = parse_sets(&root, &ipam)?;
+        let mut sets = parse_sets(&root, &ipam)?;
         check_together(&sets, &ipam, conf.version)?;
         let gateways = gateways_of(&sets);
+        for set in &mut sets {
+            set.settle_edges(&gateways);
+        }
         if let Some(index) = sets.iter().position(|set| set.usable(&gateways) == 0) {
-            let wanted = "it has no address that is neither a gateway nor an end of its subnet";
+            let wanted = "it has no address that is not a gateway";
             let place = ipam.at("ranges");
             return Err(place.refused(format!("{} in range set {index}", sets[index]), wanted));
         }
@@ -212,9 +215,9 @@ fn parse_requested(root: &Shape, args: &Args) -> Result<Vec<Requested>, Error> {
             });
         }
     };
-    for address in &args.ips {
+    for address in args.ips()? {
         ask(
-            *address,
+            address,
             "CNI_ARGS: IP".to_owned(),
             Code::INVALID_ENVIRONMENT,
         );
@@ -274,31 +277,10 @@ fn assign(
 }
 
 fn parse_routes(ipam: &Shape) -> Result<Vec<Route>, Error> {
-    let mut routes: Vec<Route> = Vec::new();
-    let key = |route: &Route| {
-        let table = route.table.unwrap_or(Route::MAIN_TABLE);
-        (route.dst, route.gw, table, route.priority)
-    };
-    for shape in elements(ipam, "routes")? {
-        let route = parse_route(shape.clone())?;
-        if !route.dst.is_network() {
-            let wanted = format!(
-                "it has host bits set: the network is {}",
-                route.dst.network()
-            );
-            return Err(shape.at("dst").refused(route.dst, wanted));
-        }
-        if let Some(gw) = route.gw.filter(|gw| Family::of(*gw) != route.dst.family()) {
-            let wanted = format!("it must be {}, as {} is", route.dst.family(), route.dst);
-            return Err(shape.at("gw").refused(gw, wanted));
-        }
-        if let Some(twin) = routes.iter().position(|other| key(other) == key(&route)) {
-            let wanted = format!("that is ipam.routes[{twin}] again");
-            return Err(shape.refused(format!("a route to {}", route.dst), wanted));
-        }
-        routes.push(route);
-    }
-    Ok(routes)
+    elements(ipam, "routes")?
+        .into_iter()
+        .map(parse_route)
+        .collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::ipam::config::{self, Config, Pool};
 use crate::ipam::range::Range;
 use crate::ipam::store::{Held, LeaseLock, Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
-use crate::net::Family;
+use crate::net::{Family, Route};
 
 /// How many holders an error about an exhausted range set names.
 const NAMED_HOLDERS: usize = 3;
@@ -80,6 +80,12 @@ impl HostLocal {
             routes: config.routes.clone(),
             dns: dns.unwrap_or_default(),
         })
+    }
+
+    /// The routes that each lease has.
+    pub fn routes(&self) -> &[Route] {
+        let config = self.config.as_ref();
+        config.map_or(&[], |config| &config.routes)
     }
 
     /// The addresses `who` holds. Does not wait for the lock.

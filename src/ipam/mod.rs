@@ -114,6 +114,14 @@ impl Ipam {
         })
     }
 
+    /// The routes that every lease will have, as far as they are known before one is reserved.
+    pub fn routes(&self) -> &[Route] {
+        match self {
+            Ipam::HostLocal(host_local) => host_local.routes(),
+            Ipam::Delegate(_) => &[],
+        }
+    }
+
     /// Reserves addresses for an attachment: all it should have, or none.
     ///
     /// # Errors

@@ -16,17 +16,25 @@ pub struct Range {
     first: IpAddr,
     last: IpAddr,
     gateway: IpAddr,
+    edges: Edges,
+}
+
+/// Whether the network address of a subnet and its IPv4 broadcast address are given to those who do not ask for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edges {
+    Kept,
+    Given,
 }
 
 impl Range {
     /// Reads `{subnet, rangeStart, rangeEnd, gateway}` and fills in what is absent.
     ///
     /// # Errors
-    /// Code 6 for a wrong type, code 7 for a subnet with host bits or without room, an address outside of it, an
-    /// inverted range.
+    /// Code 6 for a wrong type, code 7 for a subnet with host bits or without room, an end outside of it, an inverted
+    /// range. The gateway may be anywhere: `fe80::1` is usual for IPv6.
     pub fn parse(shape: &Shape) -> Result<Range, Error> {
         let subnet = parse_subnet(shape)?;
-        let gateway = address_within(shape, "gateway", subnet)?;
+        let gateway = address(shape, "gateway")?;
         let first = address_within(shape, "rangeStart", subnet)?;
         let last = address_within(shape, "rangeEnd", subnet)?;
         let range = Range {
@@ -34,6 +42,7 @@ impl Range {
             first: first.unwrap_or_else(|| subnet.first_host()),
             last: last.unwrap_or_else(|| last_host(subnet)),
             gateway: gateway.unwrap_or_else(|| subnet.first_host()),
+            edges: Edges::Kept,
         };
         if range.first > range.last {
             let wanted = format!("it must not be above the range's end {}", range.last);
@@ -77,10 +86,11 @@ impl Range {
         self.contains(other.first) || other.contains(self.first)
     }
 
-    /// Whether the address stands for the subnet itself (its network or, in IPv4, broadcast address). A range may
-    /// name it as its end, but nobody gets it without asking.
+    /// Whether the address stands for the subnet itself (its network or, in IPv4, broadcast address) and is kept: a range
+    /// may name it as its end, but nobody gets it without asking, unless the range set has no other address.
     pub fn is_edge(&self, address: IpAddr) -> bool {
-        address == self.subnet.address() || Some(address) == self.broadcast()
+        self.edges == Edges::Kept
+            && (address == self.subnet.address() || Some(address) == self.broadcast())
     }
 
     /// An address of the range as an interface has it.
@@ -104,7 +114,7 @@ impl Range {
         let size = (ip_to_bits(self.last) - ip_to_bits(self.first)).saturating_add(1);
         let edges = [Some(self.subnet.address()), self.broadcast()];
         let mut kept: Vec<IpAddr> = gateways.to_vec();
-        kept.extend(edges.into_iter().flatten());
+        kept.extend(edges.into_iter().flatten().filter(|edge| self.is_edge(*edge)));
         kept.retain(|address| self.contains(*address));
         kept.sort();
         kept.dedup();
@@ -146,15 +156,19 @@ fn parse_subnet(shape: &Shape) -> Result<Cidr, Error> {
     Ok(subnet)
 }
 
+fn address(shape: &Shape, key: &str) -> Result<Option<IpAddr>, Error> {
+    let given = shape.get(key).filter(|given| given.as_text() != Ok(""));
+    given.map(|given| given.parse_with(parse_ip)).transpose()
+}
+
 fn address_within(shape: &Shape, key: &str, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
-    let Some(given) = shape.get(key).filter(|given| given.as_text() != Ok("")) else {
-        return Ok(None);
-    };
-    let address = given.parse_with(parse_ip)?;
-    if !subnet.contains(address) {
-        return Err(given.refused(address, format!("it must lie in the subnet {subnet}")));
+    match address(shape, key)? {
+        Some(address) if !subnet.contains(address) => {
+            let wanted = format!("it must lie in the subnet {subnet}");
+            Err(shape.at(key).refused(address, wanted))
+        }
+        address => Ok(address),
     }
-    Ok(Some(address))
 }
 
 /// IPv6 has no broadcast address to leave out.
@@ -219,6 +233,15 @@ impl RangeSet {
         pairs
             .into_iter()
             .find(|(ours, theirs)| ours.overlaps(theirs))
+    }
+
+    /// Gives the edges of its subnets too if it has no other address that is not a gateway.
+    pub fn settle_edges(&mut self, gateways: &[IpAddr]) {
+        if self.usable(gateways) == 0 {
+            for range in &mut self.ranges {
+                range.edges = Edges::Given;
+            }
+        }
     }
 
     /// How many addresses it can give to those who do not ask for one.
@@ -289,6 +312,21 @@ mod tests {
                 "10.1.2.0-10.1.2.255",
                 "10.1.2.0",
             ),
+            (
+                r#"{"subnet":"fd00::/64","gateway":"fe80::1"}"#,
+                "fd00::1-fd00::ffff:ffff:ffff:ffff",
+                "fe80::1",
+            ),
+            (
+                r#"{"subnet":"10.1.2.0/24","gateway":"10.1.3.1"}"#,
+                "10.1.2.1-10.1.2.254",
+                "10.1.3.1",
+            ),
+            (
+                r#"{"subnet":"10.1.2.0/24","gateway":"fd00::1"}"#,
+                "10.1.2.1-10.1.2.254",
+                "fd00::1",
+            ),
         ] {
             let range = range(text).unwrap();
             assert_eq!(range.to_string(), range_text);
@@ -311,12 +349,8 @@ mod tests {
             (r#"{"subnet":"::/80"}"#, "must not reach into ::ffff:0:0/96"),
             (r#"{"subnet":"::/0"}"#, "must not reach into ::ffff:0:0/96"),
             (
-                r#"{"subnet":"10.1.2.0/24","gateway":"10.1.3.1"}"#,
-                "gateway is 10.1.3.1",
-            ),
-            (
-                r#"{"subnet":"10.1.2.0/24","gateway":"fd00::1"}"#,
-                "gateway is fd00::1",
+                r#"{"subnet":"10.1.2.0/24","gateway":"10.1.3.1/24"}"#,
+                "gateway is \"10.1.3.1/24\"",
             ),
             (
                 r#"{"subnet":"10.1.2.0/24","rangeStart":"10.1.1.9"}"#,
@@ -356,6 +390,25 @@ mod tests {
             ranges: vec![range(r#"{"subnet":"8000::/1","rangeStart":"8000::"}"#).unwrap()],
         };
         assert_eq!(all.usable(&[]), (1 << 127) - 1);
+    }
+
+    #[test]
+    fn edges_are_given_where_there_is_no_other_address() {
+        let settled = |ranges: &[&str], gateways: &[&str]| {
+            let ranges = ranges.iter().map(|text| range(text).unwrap()).collect();
+            let mut set = RangeSet { ranges };
+            let gateways: Vec<IpAddr> = gateways.iter().map(|ip| ip.parse().unwrap()).collect();
+            set.settle_edges(&gateways);
+            set.usable(&gateways)
+        };
+        let low = r#"{"subnet":"10.1.2.0/24","rangeStart":"10.1.2.0","rangeEnd":"10.1.2.1"}"#;
+        let high = r#"{"subnet":"10.1.2.0/24","rangeStart":"10.1.2.255","rangeEnd":"10.1.2.255"}"#;
+        let zero = r#"{"subnet":"fd00::/64","rangeStart":"fd00::","rangeEnd":"fd00::"}"#;
+        assert_eq!(settled(&[low], &["10.1.2.1"]), 1);
+        assert_eq!(settled(&[low, high], &["10.1.2.1"]), 2);
+        assert_eq!(settled(&[low, high], &["10.1.2.9"]), 1);
+        assert_eq!(settled(&[zero], &["fe80::1"]), 1);
+        assert_eq!(settled(&[zero], &["fd00::"]), 0);
     }
 
     #[test]

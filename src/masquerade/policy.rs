@@ -59,6 +59,8 @@ fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
         None => Ok(None),
         Some("iptables") => Ok(Some(Backend::Iptables)),
         Some("nftables") => Ok(Some(Backend::Nftables)),
+        // The Go plugin looks at the value when it is about to masquerade.
+        Some(_) if !has_masquerading(root)? => Ok(None),
         Some(other) => {
             let wanted = "it must be \"iptables\" or \"nftables\"";
             Err(root
@@ -66,6 +68,13 @@ fn parse_backend(root: &Shape) -> Result<Option<Backend>, Error> {
                 .refused(format!("{other:?}"), wanted))
         }
     }
+}
+
+/// Whether anything will be masqueraded: `ipMasq` is set, and there are addresses.
+fn has_masquerading(root: &Shape) -> Result<bool, Error> {
+    let ipam = root.object("ipam")?;
+    let plugin = ipam.map(|ipam| ipam.filled_text("type")).transpose()?;
+    Ok(plugin.flatten().is_some() && root.bool("ipMasq")? == Some(true))
 }
 
 fn parse_kept(root: &Shape) -> Result<Vec<Cidr>, Error> {
@@ -191,7 +200,12 @@ mod tests {
                 7,
             ),
             (r#"{"ipMasqRandomFully": "yes"}"#, "ipMasqRandomFully", 6),
-            (r#"{"ipMasqBackend": "pf"}"#, "ipMasqBackend", 7),
+            (r#"{"ipMasqBackend": 5}"#, "ipMasqBackend", 6),
+            (
+                r#"{"ipMasq": true, "ipam": {"type": "x"}, "ipMasqBackend": "pf"}"#,
+                "ipMasqBackend",
+                7,
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(

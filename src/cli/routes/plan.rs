@@ -113,7 +113,7 @@ pub fn wanted(nodes: &[Node], own: Option<&Node>, metric: u32) -> (Vec<Wanted>, 
                 Some(address) => wanted.push(Wanted {
                     node: node.name.clone(),
                     route: Route {
-                        priority: (metric != 0).then_some(metric),
+                        priority: (metric != 0).then_some(metric.into()),
                         ..Route::new(*range, Some(*address))
                     },
                 }),
@@ -174,12 +174,12 @@ pub fn metric_of(wanted: &Route) -> u32 {
         Family::V4 => 0,
         Family::V6 => DEFAULT_METRIC_IPV6,
     };
-    wanted.priority.unwrap_or(default)
+    wanted.numbers().priority.unwrap_or(default)
 }
 
 fn as_route(entry: &RouteEntry) -> Route {
     Route {
-        priority: (entry.priority != 0).then_some(entry.priority),
+        priority: (entry.priority != 0).then_some(entry.priority.into()),
         ..Route::new(entry.dst, entry.gw)
     }
 }

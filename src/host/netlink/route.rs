@@ -10,7 +10,7 @@ use super::message::{Message, Verb, family_number};
 use super::{Netlink, NetlinkError};
 use crate::host::attribute::{Attributes, each, find, ip, ip_bytes, native};
 use crate::host::netns::Netns;
-use crate::net::{Cidr, Family, Route};
+use crate::net::{Cidr, Family, Route, RouteNumbers};
 
 /// The length of what stands before the attributes (struct rtmsg, linux/rtnetlink.h), in bytes.
 const HEADER: usize = 12;
@@ -203,19 +203,25 @@ impl Header {
 }
 
 fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Message {
-    let table = route.table.unwrap_or(Route::MAIN_TABLE);
+    let RouteNumbers {
+        mtu,
+        advmss,
+        priority,
+        table,
+        scope,
+    } = route.numbers();
     let small = u8::try_from(table);
     let header = Header {
         family: family_number(route.dst.family()),
         prefix: route.dst.prefix(),
         table: small.unwrap_or(0),
         protocol,
-        scope: route.scope.unwrap_or(0),
+        scope,
         kind: RTN_UNICAST,
     };
     let metrics = Attributes::default()
-        .maybe(route.mtu, |metrics, mtu| metrics.native(RTAX_MTU, mtu))
-        .maybe(route.advmss, |metrics, advmss| {
+        .maybe(mtu, |metrics, mtu| metrics.native(RTAX_MTU, mtu))
+        .maybe(advmss, |metrics, advmss| {
             metrics.native(RTAX_ADVMSS, advmss)
         });
     let metrics = Some(metrics).filter(|metrics| !metrics.as_bytes().is_empty());
@@ -224,7 +230,7 @@ fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Messag
         .bytes(RTA_DST, &ip_bytes(route.dst.address()))
         .maybe(link, |it, link| it.native(RTA_OIF, link))
         .maybe(route.gw, |it, gw| it.bytes(RTA_GATEWAY, &ip_bytes(gw)))
-        .maybe(route.priority, |it, priority| {
+        .maybe(priority, |it, priority| {
             it.native(RTA_PRIORITY, priority)
         })
         .maybe(metrics, |it, metrics| it.nest(RTA_METRICS, metrics));
