@@ -53,10 +53,22 @@ mod tests {
     #[test]
     fn only_an_executable_with_the_mark_and_a_version_is_gangplank() {
         let binary = |text: &str| [b"\x7fELF...", text.as_bytes()].concat();
-        assert_eq!(version_of(&binary(OWN)).as_deref(), Some(env!("CARGO_PKG_VERSION")));
-        assert_eq!(version_of(&binary(&format!("{MARK}\0\0{MARK}1.2.3-rc.1{END}"))).as_deref(), Some("1.2.3-rc.1"));
+        assert_eq!(
+            version_of(&binary(OWN)).as_deref(),
+            Some(env!("CARGO_PKG_VERSION"))
+        );
+        assert_eq!(
+            version_of(&binary(&format!("{MARK}\0\0{MARK}1.2.3-rc.1{END}"))).as_deref(),
+            Some("1.2.3-rc.1")
+        );
         assert_eq!(version_of(OWN.as_bytes()), None);
-        for other in ["", "gangplank 0.1.0", MARK, &format!("{MARK}{END}"), &format!("{MARK}1 2{END}")] {
+        for other in [
+            "",
+            "gangplank 0.1.0",
+            MARK,
+            &format!("{MARK}{END}"),
+            &format!("{MARK}1 2{END}"),
+        ] {
             assert_eq!(version_of(&binary(other)), None, "{other:?}");
         }
     }

@@ -160,6 +160,11 @@ impl Cidr {
         self.prefix() == 0
     }
 
+    /// Whether the address is one of `fe80::/10`.
+    pub fn is_ipv6_link_local(self) -> bool {
+        matches!(self.address(), IpAddr::V6(v6) if v6.is_unicast_link_local())
+    }
+
     /// Whether the address lies inside; never for the other family.
     pub fn contains(self, address: IpAddr) -> bool {
         self.0.contains(address)

@@ -325,6 +325,5 @@ fn serves(present: &RouteEntry, wanted: &Route) -> bool {
     present.dst == wanted.dst.network()
         && present.table == table
         && wanted.gw.is_none_or(|gw| present.gw == Some(gw))
-        && priority
-            .is_none_or(|priority| present.priority == priority)
+        && priority.is_none_or(|priority| present.priority == priority)
 }

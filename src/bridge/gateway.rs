@@ -89,14 +89,18 @@ fn ensure_addresses(
 }
 
 /// The addresses of the interface that a gateway cannot stand beside: in IPv4 every other one that is not a gateway of
-/// this network, in IPv6 those whose subnets overlap.
+/// this network, in IPv6 those whose subnets overlap. Link-local ones stand beside each other: `fe80::1` is a usual
+/// gateway, and the kernel gives the interface one of its own.
 fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
     let others = present
         .iter()
         .filter(|other| other.family() == gateway.family() && !gateways.contains(other));
     others
         .copied()
-        .filter(|other| gateway.family() == Family::V4 || other.overlaps(gateway))
+        .filter(|other| {
+            gateway.family() == Family::V4
+                || (other.overlaps(gateway) && !other.is_ipv6_link_local())
+        })
         .collect()
 }
 

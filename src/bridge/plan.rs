@@ -104,6 +104,7 @@ impl Plan {
             }
         }
         if config.gateway == Gateway::DefaultRoute {
+            check_next_hops(&lease.ips)?;
             lease.routes.extend(missing_default_routes(&lease));
         }
         if let Some(dns) = &config.dns {
@@ -111,7 +112,7 @@ impl Plan {
         }
         let gateways = match config.gateway {
             Gateway::None => Vec::new(),
-            Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips),
+            Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips)?,
         };
         let vlans = config.vlans.as_ref().filter(|_| !gateways.is_empty());
         let mac = config
@@ -187,9 +188,8 @@ pub struct Facts {
 fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
-        let is_default = |route: &Route| {
-            route.dst == default && route.numbers().table == Route::MAIN_TABLE
-        };
+        let is_default =
+            |route: &Route| route.dst == default && route.numbers().table == Route::MAIN_TABLE;
         !lease.routes.iter().any(is_default)
     };
     let families = Family::BOTH.into_iter().filter(|family| lacks(*family));
@@ -206,15 +206,38 @@ fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
         .find(|gateway| Family::of(*gateway) == family)
 }
 
-fn gateways_of(ips: &[IpConfig]) -> Vec<Cidr> {
+/// The gateways, each with the prefix length of its container's address, as the Go plugin puts them on the bridge.
+fn gateways_of(ips: &[IpConfig]) -> Result<Vec<Cidr>, Error> {
     let mut gateways = Vec::new();
-    for ip in ips {
-        let gateway = ip
-            .gateway
-            .and_then(|gateway| Cidr::new(gateway, ip.address.prefix()));
-        gateways.extend(gateway.filter(|gateway| !gateways.contains(gateway)));
+    for IpConfig {
+        address, gateway, ..
+    } in ips
+    {
+        let Some(gateway) = gateway else { continue };
+        let cidr = Cidr::new(*gateway, address.prefix()).ok_or_else(|| {
+            let wanted = format!("it must be {}, as {address} is", address.family());
+            Error::config("a gateway", gateway, wanted)
+        })?;
+        if !gateways.contains(&cidr) {
+            gateways.push(cidr);
+        }
     }
-    gateways
+    Ok(gateways)
+}
+
+/// Refuses gateways that cannot be the next hop of packets from their container's address.
+fn check_next_hops(ips: &[IpConfig]) -> Result<(), Error> {
+    for IpConfig {
+        address, gateway, ..
+    } in ips
+    {
+        if let Some(gateway) = gateway.filter(|gateway| Family::of(*gateway) != address.family()) {
+            let family = address.family();
+            let wanted = format!("isDefaultGateway needs an {family} one for {address}");
+            return Err(Error::config("a gateway", gateway, wanted));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses the routes that the kernel refuses whatever the container's addresses are, so that nothing is undone for them.
@@ -443,6 +466,62 @@ mod tests {
                 .len(),
             2
         );
+    }
+
+    #[test]
+    fn a_gateway_outside_of_the_subnet_has_the_prefix_length_of_the_address() {
+        let gateways =
+            |keys: &str, ips: &[(&str, &str)]| plan(keys, ips, vec![]).map(|plan| plan.gateways);
+        let (gateway, default) = (r#", "isGateway": true"#, r#", "isDefaultGateway": true"#);
+        let cidrs = |text: &str| vec![text.parse::<Cidr>().unwrap()];
+        let (v4, v6) = (("10.1.2.3/24", "fe80::1"), ("fd00::3/64", "10.9.0.1"));
+        assert_eq!(
+            gateways(default, &[("fd00::3/64", "fe80::1")]),
+            Ok(cidrs("fe80::1/64"))
+        );
+        assert_eq!(gateways(gateway, &[v4]), Ok(cidrs("fe80::1/24")));
+        assert_eq!(gateways("", &[v4, v6]), Ok(vec![]));
+        for (keys, ip) in [(default, v4), (gateway, v6), (default, v6)] {
+            let error = gateways(keys, &[ip]).unwrap_err();
+            assert!(error.msg.contains(ip.1) && error.code.0 == 7, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_gets_each_route_once_and_no_host_bits_of_ipv6() {
+        let route = |dst: &str, gw: &str| Route::new(dst.parse().unwrap(), gw.parse().ok());
+        let other_scope = Route {
+            scope: Some(255 + 254),
+            ..route("10.9.0.0/16", "")
+        };
+        let routes = vec![
+            route("10.9.0.0/16", ""),
+            route("10.9.0.0/16", "10.1.2.1"),
+            other_scope.clone(),
+            route("fd09::5/64", "fe80::1"),
+            route("fd09::6/64", "fe80::1"),
+        ];
+        let plan = plan("", &[("10.1.2.3/24", "10.1.2.1")], routes.clone()).unwrap();
+        let kernel = [
+            routes[1].clone(),
+            other_scope,
+            route("fd09::/64", "fe80::1"),
+        ];
+        assert_eq!(plan.routes, kernel);
+        assert_eq!(plan.lease.routes, routes);
+    }
+
+    #[test]
+    fn routes_that_the_kernel_refuses_are_refused_first() {
+        for (dst, gw, says) in [
+            ("10.9.0.1/16", "", "the network is 10.9.0.0/16"),
+            ("10.9.0.0/16", "fe80::1", "it must be IPv4"),
+            ("::/0", "10.1.2.1", "it must be IPv6"),
+        ] {
+            let route = Route::new(dst.parse().unwrap(), gw.parse().ok());
+            let error = check_routes(&[route]).unwrap_err();
+            assert!(error.msg.contains(says) && error.code.0 == 7, "{error:?}");
+        }
     }
 
     #[test]

@@ -519,7 +519,13 @@ mod tests {
     fn a_wrong_value_is_refused_by_the_plugin_that_it_is_for() {
         let args = Args::parse("IP=10.1.2;MAC=zz").unwrap();
         let errors = [args.ips().unwrap_err(), args.mac().unwrap_err()];
-        assert_eq!(errors.each_ref().map(|error| error.code), [Code::INVALID_ENVIRONMENT; 2]);
-        assert!(errors[0].msg.contains("10.1.2") && errors[1].msg.contains("zz"), "{errors:?}");
+        assert_eq!(
+            errors.each_ref().map(|error| error.code),
+            [Code::INVALID_ENVIRONMENT; 2]
+        );
+        assert!(
+            errors[0].msg.contains("10.1.2") && errors[1].msg.contains("zz"),
+            "{errors:?}"
+        );
     }
 }

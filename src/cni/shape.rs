@@ -458,7 +458,10 @@ mod tests {
             "]".repeat(1_000_000)
         );
         let value = doc(&deep);
-        assert_eq!(Shape::root("configuration", &value).text("name"), Ok(Some("n")));
+        assert_eq!(
+            Shape::root("configuration", &value).text("name"),
+            Ok(Some("n"))
+        );
         let objects = format!("{}5{}", r#"{"a":"#.repeat(200_000), "}".repeat(200_000));
         assert!(doc(&objects).is_object());
     }
@@ -467,7 +470,10 @@ mod tests {
     fn keys_match_in_the_case_folding_of_unicode() {
         let value = doc("{\"i\u{17f}Gateway\": true, \"\u{212a}\": 5}");
         let root = Shape::root("configuration", &value);
-        assert_eq!((root.bool("isGateway"), root.integer("k")), (Ok(Some(true)), Ok(Some(5))));
+        assert_eq!(
+            (root.bool("isGateway"), root.integer("k")),
+            (Ok(Some(true)), Ok(Some(5)))
+        );
     }
 
     #[test]

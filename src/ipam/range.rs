@@ -114,7 +114,12 @@ impl Range {
         let size = (ip_to_bits(self.last) - ip_to_bits(self.first)).saturating_add(1);
         let edges = [Some(self.subnet.address()), self.broadcast()];
         let mut kept: Vec<IpAddr> = gateways.to_vec();
-        kept.extend(edges.into_iter().flatten().filter(|edge| self.is_edge(*edge)));
+        kept.extend(
+            edges
+                .into_iter()
+                .flatten()
+                .filter(|edge| self.is_edge(*edge)),
+        );
         kept.retain(|address| self.contains(*address));
         kept.sort();
         kept.dedup();

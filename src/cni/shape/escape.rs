@@ -40,5 +40,7 @@ pub fn without_lone_surrogates(text: Cow<'_, str>) -> Cow<'_, str> {
 fn unit(text: &str, at: usize) -> Option<u16> {
     let digits = text.get(at..at + LENGTH)?.strip_prefix("\\u")?;
     let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    is_hex.then(|| u16::from_str_radix(digits, 16).ok()).flatten()
+    is_hex
+        .then(|| u16::from_str_radix(digits, 16).ok())
+        .flatten()
 }

@@ -230,9 +230,7 @@ fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Messag
         .bytes(RTA_DST, &ip_bytes(route.dst.address()))
         .maybe(link, |it, link| it.native(RTA_OIF, link))
         .maybe(route.gw, |it, gw| it.bytes(RTA_GATEWAY, &ip_bytes(gw)))
-        .maybe(priority, |it, priority| {
-            it.native(RTA_PRIORITY, priority)
-        })
+        .maybe(priority, |it, priority| it.native(RTA_PRIORITY, priority))
         .maybe(metrics, |it, metrics| it.nest(RTA_METRICS, metrics));
     Message::new(verb, &header.bytes(), &attributes)
 }
