@@ -29,14 +29,11 @@ impl AddResult {
 }
 
 impl Dns {
-    /// Adds what is known from elsewhere; of two domains the first one stays, and nothing is listed twice.
+    /// Adds what is known from elsewhere; of two domains the first one stays, and what is listed is not added again.
     fn extend(&mut self, more: Dns) {
-        let append = |list: &mut Vec<String>, more: Vec<String>| {
-            for one in more {
-                if !list.contains(&one) {
-                    list.push(one);
-                }
-            }
+        let append = |list: &mut Vec<String>, mut more: Vec<String>| {
+            more.retain(|one| !list.contains(one));
+            list.extend(more);
         };
         append(&mut self.nameservers, more.nameservers);
         append(&mut self.search, more.search);

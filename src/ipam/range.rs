@@ -37,10 +37,12 @@ impl Range {
         let gateway = address(shape, "gateway")?;
         let first = address_within(shape, "rangeStart", subnet)?;
         let last = address_within(shape, "rangeEnd", subnet)?;
+        let first = first.unwrap_or_else(|| subnet.first_host());
         let range = Range {
             subnet,
-            first: first.unwrap_or_else(|| subnet.first_host()),
-            last: last.unwrap_or_else(|| last_host(subnet)),
+            first,
+            // A start at the broadcast address without an end is a range of that address alone.
+            last: last.unwrap_or_else(|| last_host(subnet).max(first)),
             gateway: gateway.unwrap_or_else(|| subnet.first_host()),
             edges: Edges::Kept,
         };

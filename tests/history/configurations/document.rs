@@ -1,0 +1,245 @@
+//! JSON as text has it: keys more than once, numbers of any spelling, strings that are no text.
+
+use crate::configurations::dice::Dice;
+
+/// A document.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Json {
+    /// What is no object and no list, as it is written.
+    Plain(String),
+    List(Vec<Json>),
+    Object(Vec<(String, Json)>),
+}
+
+use Json::{List, Object, Plain};
+
+impl Json {
+    /// A string without anything to escape.
+    pub fn text(text: &str) -> Json {
+        Plain(format!("\"{text}\""))
+    }
+
+    pub fn plain(value: impl ToString) -> Json {
+        Plain(value.to_string())
+    }
+
+    pub fn object<const N: usize>(entries: [(&str, Json); N]) -> Json {
+        Object(entries.map(|(key, value)| (key.to_owned(), value)).into())
+    }
+
+    /// Sets a key of an object.
+    pub fn set(&mut self, key: &str, value: Json) {
+        if let Object(entries) = self {
+            entries.push((key.to_owned(), value));
+        }
+    }
+
+    pub fn render(&self) -> String {
+        match self {
+            Plain(text) => text.clone(),
+            List(items) => {
+                let items: Vec<String> = items.iter().map(Json::render).collect();
+                format!("[{}]", items.join(","))
+            }
+            Object(entries) => {
+                let entry = |(key, value): &(String, Json)| format!("\"{key}\":{}", value.render());
+                let entries: Vec<String> = entries.iter().map(entry).collect();
+                format!("{{{}}}", entries.join(","))
+            }
+        }
+    }
+
+    /// How many values it has, itself included.
+    pub fn size(&self) -> usize {
+        1 + match self {
+            Plain(_) => 0,
+            List(items) => items.iter().map(Json::size).sum(),
+            Object(entries) => entries.iter().map(|(_, value)| value.size()).sum(),
+        }
+    }
+
+    /// Calls a closure with the value of that number, in the order of the text, 0 being this one.
+    pub fn visit(&mut self, number: usize, work: &mut dyn FnMut(&mut Json)) {
+        if number == 0 {
+            return work(self);
+        }
+        let children: Vec<&mut Json> = match self {
+            Plain(_) => vec![],
+            List(items) => items.iter_mut().collect(),
+            Object(entries) => entries.iter_mut().map(|(_, value)| value).collect(),
+        };
+        let mut before = 1;
+        for child in children {
+            let size = child.size();
+            if number < before + size {
+                return child.visit(number - before, work);
+            }
+            before += size;
+        }
+    }
+
+    /// All documents with one value less.
+    pub fn smaller(&self) -> Vec<Json> {
+        let without = |length: usize, make: &dyn Fn(usize) -> Json| -> Vec<Json> {
+            (0..length).map(make).collect()
+        };
+        match self {
+            Plain(_) => vec![],
+            List(items) => {
+                let mut all = without(items.len(), &|at| {
+                    let mut items = items.clone();
+                    items.remove(at);
+                    List(items)
+                });
+                for (at, item) in items.iter().enumerate() {
+                    all.extend(item.smaller().into_iter().map(|item| {
+                        let mut items = items.clone();
+                        items[at] = item;
+                        List(items)
+                    }));
+                }
+                all
+            }
+            Object(entries) => {
+                let mut all = without(entries.len(), &|at| {
+                    let mut entries = entries.clone();
+                    entries.remove(at);
+                    Object(entries)
+                });
+                for (at, (_, value)) in entries.iter().enumerate() {
+                    all.extend(value.smaller().into_iter().map(|value| {
+                        let mut entries = entries.clone();
+                        entries[at].1 = value;
+                        Object(entries)
+                    }));
+                }
+                all
+            }
+        }
+    }
+}
+
+/// Changes one thing somewhere.
+pub fn mutate(document: &mut Json, dice: &mut Dice) {
+    let number = dice.below(document.size());
+    let dice = std::cell::RefCell::new(dice);
+    document.visit(number, &mut |value| {
+        let dice = &mut **dice.borrow_mut();
+        match value {
+            Object(entries) if dice.below(4) > 0 => mutate_object(entries, dice),
+            List(items) if dice.below(3) > 0 => {
+                let at = dice.below(items.len() + 1);
+                items.insert(at, odd(dice));
+            }
+            value => *value = odd(dice),
+        }
+    });
+}
+
+fn mutate_object(entries: &mut Vec<(String, Json)>, dice: &mut Dice) {
+    if entries.is_empty() || dice.below(4) == 0 {
+        let key = dice.choose(&[
+            "x",
+            "",
+            "mtu2",
+            "capabilities",
+            "\\ud800",
+            "\u{fc}",
+            "dns",
+            "cniVersions",
+        ]);
+        return entries.push((key.to_owned(), odd(dice)));
+    }
+    let at = dice.below(entries.len());
+    match dice.below(5) {
+        0 => {
+            entries.remove(at);
+        }
+        1 => {
+            // The same key again, in front or behind.
+            let (key, value) = entries[at].clone();
+            let value = if dice.below(2) == 0 { value } else { odd(dice) };
+            let place = dice.below(entries.len() + 1);
+            entries.insert(place, (key, value));
+        }
+        2 => {
+            let key = entries[at].0.clone();
+            let again = dice.below(2) == 0;
+            let spelled = spelled(&key, dice);
+            match again {
+                true => entries.push((spelled, odd(dice))),
+                false => entries[at].0 = spelled,
+            }
+        }
+        3 => entries[at].1 = Plain("null".to_owned()),
+        _ => entries[at].1 = odd(dice),
+    }
+}
+
+/// A key in another spelling.
+fn spelled(key: &str, dice: &mut Dice) -> String {
+    match dice.below(4) {
+        0 => key.to_uppercase(),
+        1 => key.to_lowercase(),
+        2 => {
+            let other = |c: char| match dice.below(2) {
+                0 => c.to_ascii_uppercase(),
+                _ => c.to_ascii_lowercase(),
+            };
+            key.chars().map(other).collect()
+        }
+        _ => key.replace('s', "\u{17f}").replace('k', "\u{212a}"),
+    }
+}
+
+/// A value that a key rarely has.
+pub fn odd(dice: &mut Dice) -> Json {
+    let plain = [
+        "null",
+        "true",
+        "false",
+        "0",
+        "-0",
+        "-1",
+        "1",
+        "7",
+        "255",
+        "256",
+        "1500",
+        "1500.0",
+        "1e3",
+        "65536",
+        "4294967296",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-9223372036854775808",
+        "1e400",
+        "0.1",
+        "\"\"",
+        "\"x\"",
+        "\" \"",
+        "\"\\u0000\"",
+        "\"\\ud800\"",
+        "\"\\udc00x\"",
+        "\"\\ud83d\\ude00\"",
+        "\"\u{1f600}\"",
+        "\"10.9.0.7\"",
+        "\"10.9.0.0/24\"",
+        "\"fd09::7/64\"",
+        "\"true\"",
+        "\"1.0.0\"",
+        "\"auto\"",
+        "\"host-local\"",
+    ];
+    match dice.below(12) {
+        0 => List(vec![]),
+        1 => Object(vec![]),
+        2 => List(vec![odd(dice)]),
+        3 => Object(vec![("a".to_owned(), odd(dice))]),
+        4 => {
+            let depth = dice.choose(&[3, 126, 127, 128, 300, 9_990]);
+            Plain(format!("{}{}", "[".repeat(depth), "]".repeat(depth)))
+        }
+        _ => Plain(dice.choose(&plain).to_owned()),
+    }
+}

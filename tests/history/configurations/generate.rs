@@ -1,0 +1,377 @@
+//! Configurations: most of them are valid, with one or a few odd things in them.
+
+use crate::configurations::dice::Dice;
+use crate::configurations::document::Json::{self, List};
+use crate::configurations::document::{mutate, odd};
+
+/// What is asked of both plugins.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub plugin: &'static str,
+    pub config: Json,
+    /// CNI_ARGS.
+    pub args: Option<String>,
+}
+
+const VERSIONS: &[&str] = &[
+    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.0.0", "1.1.0", "1.1.0", "",
+];
+
+const SUBNETS: &[&str] = &[
+    "10.1.0.0/24",
+    "10.2.0.0/16",
+    "10.3.0.0/30",
+    "10.4.0.128/25",
+    "fd00:1::/64",
+    "fd00:2::/126",
+    "fd00:3::/112",
+    "10.0.0.0/8",
+    "10.5.0.0/024",
+];
+
+const DESTINATIONS: &[&str] = &[
+    "0.0.0.0/0",
+    "::/0",
+    "10.99.0.0/16",
+    "10.99.0.7/16",
+    "fd99::/64",
+    "fd99::7/64",
+    "192.0.2.1/32",
+    "fd98::1/128",
+    "::ffff:10.97.0.0/112",
+    "10.96.0.0/016",
+];
+
+/// A case; the same for the same dice.
+pub fn case(dice: &mut Dice, plugins: &[&'static str]) -> Case {
+    let plugin = dice.choose(plugins);
+    let mut config = Json::object([
+        ("cniVersion", Json::text(dice.choose(VERSIONS))),
+        ("name", Json::text(dice.choose(&["net", "a..b", "N-1_x"]))),
+        ("type", Json::text(plugin)),
+    ]);
+    if dice.below(20) == 0 {
+        config.set("capabilities", odd(dice));
+    }
+    if dice.below(4) == 0 {
+        config.set("prevResult", previous(dice));
+    }
+    if dice.below(6) == 0 {
+        config.set("args", Json::object([("cni", requests(dice))]));
+    }
+    if dice.below(6) == 0 {
+        config.set("runtimeConfig", requests(dice));
+    }
+    if dice.below(4) == 0 {
+        config.set("dns", dns(dice));
+    }
+    if plugin == "bridge" {
+        bridge(&mut config, dice);
+    }
+    if plugin == "host-local" || dice.below(8) > 0 {
+        config.set("ipam", ipam(dice));
+    }
+    for _ in 0..dice.choose(&[0, 0, 1, 1, 1, 2, 3]) {
+        mutate(&mut config, dice);
+    }
+    let args = (dice.below(5) == 0).then(|| args(dice));
+    Case {
+        plugin,
+        config,
+        args,
+    }
+}
+
+fn bridge(config: &mut Json, dice: &mut Dice) {
+    let flags = [
+        "isGateway",
+        "isDefaultGateway",
+        "forceAddress",
+        "hairpinMode",
+        "promiscMode",
+        "macspoofchk",
+        "enabledad",
+        "disableContainerInterface",
+        "portIsolation",
+        "preserveDefaultVlan",
+    ];
+    for flag in flags {
+        // What waits for duplicate address detection takes seconds, and few combinations go with a link that is down.
+        let often = match flag {
+            "isGateway" => 2,
+            "enabledad" | "disableContainerInterface" => 40,
+            _ => 8,
+        };
+        if dice.below(often) == 0 {
+            config.set(
+                flag,
+                Json::plain(dice.choose(&["true", "true", "false", "null"])),
+            );
+        }
+    }
+    if dice.below(3) > 0 {
+        config.set(
+            "bridge",
+            Json::text(dice.choose(&["br0", "br\u{fc}", "br.x", "br:x", "abcdefghijklmno"])),
+        );
+    }
+    if dice.below(10) == 0 {
+        config.set("ipMasq", Json::plain("true"));
+    }
+    if dice.below(12) == 0 {
+        config.set(
+            "ipMasqBackend",
+            Json::text(dice.choose(&["iptables", "nftables", "", "ipvs"])),
+        );
+    }
+    if dice.below(4) == 0 {
+        config.set(
+            "mtu",
+            Json::plain(dice.choose(&[0, -1, 67, 68, 1280, 1400, 9000, 65535, 65536, i64::MIN])),
+        );
+    }
+    if dice.below(12) == 0 {
+        config.set("vlan", Json::plain(0));
+    }
+}
+
+fn ipam(dice: &mut Dice) -> Json {
+    let mut ipam = Json::object([("type", Json::text("host-local"))]);
+    let mut subnets: Vec<&str> = SUBNETS.to_vec();
+    let mut subnet = |dice: &mut Dice| {
+        let at = dice.below(subnets.len());
+        subnets.swap_remove(at)
+    };
+    if dice.below(3) == 0 {
+        let Json::Object(entries) = range(subnet(dice), dice) else {
+            unreachable!("it is an object")
+        };
+        for (key, value) in entries {
+            ipam.set(&key, value);
+        }
+    }
+    if dice.below(5) > 0 {
+        let sets = dice.choose(&[1, 1, 1, 2, 3]);
+        let set = |dice: &mut Dice| {
+            let ranges = dice.choose(&[1, 1, 1, 2]);
+            List((0..ranges).map(|_| range(subnet(dice), dice)).collect())
+        };
+        let sets: Vec<Json> = std::iter::repeat_with(|| ())
+            .take(sets)
+            .scan(set, |set, ()| Some(set(dice)))
+            .collect();
+        ipam.set("ranges", List(sets));
+    }
+    if dice.below(3) == 0 {
+        let routes = dice.choose(&[0, 1, 1, 2, 3]);
+        ipam.set("routes", List((0..routes).map(|_| route(dice)).collect()));
+    }
+    if dice.below(6) == 0 {
+        ipam.set(
+            "dataDir",
+            Json::text(dice.choose(&["", "/run/leases", "/run/leases/a b"])),
+        );
+    }
+    if dice.below(8) == 0 {
+        ipam.set(
+            "resolvConf",
+            Json::text(dice.choose(&["", "/run/resolv.conf", "/run/none"])),
+        );
+    }
+    ipam
+}
+
+fn range(subnet: &str, dice: &mut Dice) -> Json {
+    let mut range = Json::object([("subnet", Json::text(subnet))]);
+    let (network, _) = subnet.split_once('/').unwrap();
+    let near = |dice: &mut Dice| {
+        let last = dice.choose(&["", "1", "2", "3", "9", "0"]);
+        match network.contains(':') {
+            true => format!("{network}{last}"),
+            false => {
+                let (front, end) = network.rsplit_once('.').unwrap();
+                let end: u32 = end.parse().unwrap();
+                format!("{front}.{}", end + last.parse::<u32>().unwrap_or(0))
+            }
+        }
+    };
+    for key in ["rangeStart", "rangeEnd"] {
+        if dice.below(4) == 0 {
+            range.set(key, Json::text(&near(dice)));
+        }
+    }
+    match dice.below(8) {
+        0 => range.set("gateway", Json::text(&near(dice))),
+        1 => {
+            let gateway = dice.choose(&[
+                "fe80::1",
+                "10.200.0.1",
+                "fd00:77::1",
+                "::ffff:10.1.0.1",
+                "",
+                "0.0.0.0",
+                "::",
+            ]);
+            range.set("gateway", Json::text(gateway));
+        }
+        _ => {}
+    }
+    range
+}
+
+fn route(dice: &mut Dice) -> Json {
+    let mut route = Json::object([("dst", Json::text(dice.choose(DESTINATIONS)))]);
+    if dice.below(4) == 0 {
+        let gateways = [
+            "",
+            "10.1.0.1",
+            "10.1.0.9",
+            "fd00:1::9",
+            "fe80::9",
+            "10.200.0.9",
+            "::ffff:10.1.0.9",
+        ];
+        route.set("gw", Json::text(dice.choose(&gateways)));
+    }
+    for key in ["mtu", "advmss", "priority", "table", "scope"] {
+        if dice.below(6) == 0 {
+            let numbers = [
+                0,
+                1,
+                100,
+                253,
+                254,
+                255,
+                256,
+                1400,
+                -1,
+                -5,
+                4294967295,
+                4294967296,
+                i64::MAX,
+                i64::MIN,
+            ];
+            route.set(key, Json::plain(dice.choose(&numbers)));
+        }
+    }
+    route
+}
+
+fn requests(dice: &mut Dice) -> Json {
+    let mut requests = Json::object([]);
+    if dice.below(2) == 0 {
+        let macs = [
+            "02:00:00:00:00:07",
+            "02-00-00-00-00-08",
+            "0200.0000.0009",
+            "",
+            "zz",
+            "01:00:00:00:00:00",
+        ];
+        requests.set("mac", Json::text(dice.choose(&macs)));
+    }
+    if dice.below(2) == 0 {
+        let ips = [
+            "10.1.0.7",
+            "10.1.0.7/24",
+            "fd00:1::7",
+            "10.1.0.1",
+            "::ffff:10.1.0.8",
+            "10.2.0.0/8",
+        ];
+        let count = dice.choose(&[0, 1, 1, 2]);
+        requests.set(
+            "ips",
+            List((0..count).map(|_| Json::text(dice.choose(&ips))).collect()),
+        );
+    }
+    if dice.below(6) == 0 {
+        requests.set(
+            "ipRanges",
+            List(vec![List(vec![range("10.55.0.0/24", dice)])]),
+        );
+    }
+    requests
+}
+
+fn dns(dice: &mut Dice) -> Json {
+    let mut dns = Json::object([]);
+    for key in ["nameservers", "search", "options"] {
+        if dice.below(3) == 0 {
+            let count = dice.below(3);
+            let items = ["10.0.0.10", "a.example", "ndots:5", "\u{fc}<>&", ""];
+            dns.set(
+                key,
+                List(
+                    (0..count)
+                        .map(|_| Json::text(dice.choose(&items)))
+                        .collect(),
+                ),
+            );
+        }
+    }
+    if dice.below(3) == 0 {
+        dns.set("domain", Json::text(dice.choose(&["example.org", ""])));
+    }
+    dns
+}
+
+fn previous(dice: &mut Dice) -> Json {
+    let mut previous = Json::object([]);
+    if dice.below(2) == 0 {
+        previous.set("cniVersion", Json::text(dice.choose(VERSIONS)));
+    }
+    let one = |key, value| List(vec![Json::object([(key, value)])]);
+    if dice.below(2) == 0 {
+        let name = if dice.below(4) == 0 {
+            odd(dice)
+        } else {
+            Json::text("up0")
+        };
+        previous.set("interfaces", one("name", name));
+    }
+    if dice.below(2) == 0 {
+        let address = if dice.below(4) == 0 {
+            odd(dice)
+        } else {
+            Json::text("10.88.0.2/24")
+        };
+        previous.set("ips", one("address", address));
+    }
+    if dice.below(4) == 0 {
+        previous.set("routes", one("dst", Json::text("10.87.0.0/24")));
+    }
+    if dice.below(8) == 0 {
+        previous.set("dns", odd(dice));
+    }
+    previous
+}
+
+fn args(dice: &mut Dice) -> String {
+    let pieces = [
+        "IgnoreUnknown=1",
+        "IgnoreUnknown=true",
+        "IgnoreUnknown=0",
+        "IgnoreUnknown=x",
+        "MAC=02:00:00:00:00:05",
+        "MAC=",
+        "MAC=zz",
+        "IP=10.1.0.9",
+        "IP=10.1.0.9/24",
+        "IP=",
+        "IP=ten",
+        "K8S_POD_NAME=web",
+        "K8S_POD_NAMESPACE=shop",
+        "X=y",
+        "X=",
+        "=",
+        "",
+        "A=b=c",
+        "GATEWAY=10.1.0.1",
+    ];
+    let mut chosen = vec![dice.choose(&["IgnoreUnknown=1", "IgnoreUnknown=TRUE", "IP=10.1.0.8"])];
+    for _ in 0..dice.below(3) {
+        chosen.push(dice.choose(&pieces));
+    }
+    chosen.join(";")
+}
