@@ -192,12 +192,15 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
             |route: &Route| route.dst == default && route.numbers().table == Route::MAIN_TABLE;
         !lease.routes.iter().any(is_default)
     };
-    let families = Family::BOTH.into_iter().filter(|family| lacks(*family));
-    let route = |family: Family| {
-        let gateway = gateway_of(&lease.ips, family)?;
-        Some(Route::new(family.default_destination(), Some(gateway)))
-    };
-    families.filter_map(route).collect()
+    let gateways = lease.ips.iter().filter_map(|ip| ip.gateway);
+    let mut routes: Vec<Route> = Vec::new();
+    for gateway in gateways.filter(|gateway| lacks(Family::of(*gateway))) {
+        let default = Family::of(gateway).default_destination();
+        if routes.iter().all(|earlier| earlier.dst != default) {
+            routes.push(Route::new(default, Some(gateway)));
+        }
+    }
+    routes
 }
 
 fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {

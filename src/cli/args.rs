@@ -190,9 +190,12 @@ pub struct Conf {
     /// Write to this file, whole or not at all, instead of printing.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// The CNI version of the configuration.
+    /// The CNI version of the configuration. From 1.1.0 on runtimes poll the plugins with STATUS.
     #[arg(long, value_name = "VERSION", default_value = "1.0.0")]
     pub cni_version: String,
+    /// Where plugins are, separated by colons: those that are there are asked whether they support the CNI version.
+    #[arg(long, value_name = "DIR:DIR", env = "CNI_PATH", default_value = super::DEFAULT_DIRECTORY)]
+    pub cni_path: String,
 }
 
 /// Of `install` and `uninstall`.

@@ -1,15 +1,16 @@
 //! `gangplank conf`: a network configuration for a subnet, or for a Kubernetes Node object.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::bridge::config::BridgeConfig;
 use crate::bridge::open_host;
 use crate::bridge::plan::MIN_MTU_IPV6;
+use crate::cli::chain::{Chain, Unfit};
 use crate::cli::routes;
 use crate::cli::{Answer, args};
 use crate::cni::conf::NetConf;
@@ -17,6 +18,7 @@ use crate::cni::request::Args;
 use crate::cni::result::pretty;
 use crate::error::{Code, Error};
 use crate::host::netlink::{Netlink, RouteQuery};
+use crate::host::random;
 use crate::ipam::HostLocal;
 use crate::net::{Cidr, Family};
 
@@ -113,13 +115,37 @@ pub fn conf(
     }
     let document = pretty(&list(asked, subnets, mtu)) + "\n";
     validate(&document)?;
-    match &asked.output {
-        None => Ok(Answer::done(document)),
+    let warnings = warnings(&document, &asked.cni_path)?;
+    let text = match &asked.output {
+        None => document,
         Some(file) => {
             write(file, &document)?;
-            Ok(Answer::done(format!("{}: written\n", file.display())))
+            format!("{}: written\n", file.display())
         }
-    }
+    };
+    Ok(Answer {
+        warnings,
+        ..Answer::done(text)
+    })
+}
+
+/// What the plugins of the list lack for it, as far as they are installed.
+fn warnings(document: &str, cni_path: &str) -> Result<Vec<String>, Error> {
+    let root = parse(document)?;
+    let plugins = root["plugins"].as_array().into_iter().flatten();
+    let plugins: Vec<_> = plugins.filter_map(|it| it.as_object().cloned()).collect();
+    let root = root.as_object().cloned().unwrap_or_default();
+    let unfit = Chain::new(&root, &plugins).unfit(cni_path);
+    let warning = |unfit: Unfit| {
+        let answers = unfit.answers.join("; ");
+        format!("{} ({answers}); {}", unfit.cause, unfit.remedy)
+    };
+    Ok(unfit.into_iter().map(warning).collect())
+}
+
+fn parse(document: &str) -> Result<serde_json::Value, Error> {
+    serde_json::from_str(document)
+        .map_err(|cause| Error::failed(format!("internal error: {cause}")))
 }
 
 /// Refuses what is no subnet, and two of one family.
@@ -258,8 +284,7 @@ fn uplink_mtu(host: &Netlink, overhead: u32) -> Result<Option<u32>, Error> {
 
 /// What is printed must be what the plugin takes.
 fn validate(document: &str) -> Result<(), Error> {
-    let mut list: serde_json::Value = serde_json::from_str(document)
-        .map_err(|cause| Error::failed(format!("internal error: {cause}")))?;
+    let mut list = parse(document)?;
     let (name, version) = (list["name"].take(), list["cniVersion"].take());
     let mut plugin = list["plugins"][0].take();
     plugin["name"] = name;
@@ -269,22 +294,40 @@ fn validate(document: &str) -> Result<(), Error> {
     HostLocal::parse(&conf, &Args::default()).map(drop)
 }
 
+/// How many names are tried for a file that is written aside.
+const ATTEMPTS: u32 = 8;
+
 /// Writes a file aside and renames it, so that a runtime sees all of it or nothing.
 fn write(file: &Path, content: &str) -> Result<(), Error> {
-    let aside = file.with_extension("gangplank-new");
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(&aside)
-        .and_then(|mut to| {
-            to.write_all(content.as_bytes())
-                .and_then(|()| to.sync_all())
-        })
+    let failed = |cause| Error::failed(format!("cannot write {}: {cause}", file.display()));
+    let (aside, mut to) = create_aside(file).map_err(failed)?;
+    let written = to
+        .write_all(content.as_bytes())
+        // Whatever the umask is: runtimes need not run as the user who writes it.
+        .and_then(|()| to.set_permissions(Permissions::from_mode(0o644)))
+        .and_then(|()| to.sync_all())
         .and_then(|()| fs::rename(&aside, file));
     written.map_err(|cause| {
         let _ = fs::remove_file(&aside);
-        Error::failed(format!("cannot write {}: {cause}", file.display()))
+        failed(cause)
     })
+}
+
+/// Creates a file beside another one, under a name that nobody can foresee. A name that is there already, a link
+/// included, is not opened (open(2), O_EXCL). Runtimes do not read it: it begins with a dot and has another suffix.
+fn create_aside(file: &Path) -> io::Result<(PathBuf, File)> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    for _ in 1..ATTEMPTS {
+        let aside = file.with_file_name(format!(".{name}.{:016x}.new", random::number()?));
+        match File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&aside)
+        {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            opened => return Ok((aside, opened?)),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }

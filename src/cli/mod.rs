@@ -3,6 +3,7 @@
 //! [`args`] is the command line. Each command has a room that works out what to say or do; only this file prints.
 
 mod args;
+mod chain;
 mod conf;
 mod doctor;
 mod install;
@@ -56,6 +57,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
 struct Answer {
     text: String,
     status: u8,
+    /// What is said on stderr.
+    warnings: Vec<String>,
 }
 
 impl Answer {
@@ -63,6 +66,7 @@ impl Answer {
         Answer {
             text: text.into(),
             status: 0,
+            warnings: Vec::new(),
         }
     }
 
@@ -70,6 +74,7 @@ impl Answer {
         Answer {
             text: pretty(document) + "\n",
             status,
+            warnings: Vec::new(),
         }
     }
 }
@@ -104,6 +109,9 @@ fn read_stdin() -> Result<String, Error> {
 
 /// Prints an answer. A reader that has seen enough, such as `head`, is no failure.
 fn say(answer: &Answer) -> ExitCode {
+    for warning in &answer.warnings {
+        eprintln!("gangplank: warning: {warning}");
+    }
     match io::stdout().write_all(answer.text.as_bytes()) {
         Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("gangplank: cannot write to stdout: {cause}");

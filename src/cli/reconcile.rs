@@ -59,6 +59,7 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
         false => Answer {
             text: tell(&report),
             status,
+            warnings: Vec::new(),
         },
     })
 }

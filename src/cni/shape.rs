@@ -119,6 +119,10 @@ impl<'de> Visitor<'de> for Folded<'_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        // "-0" is no integer of serde_json, but one of Go.
+        if value == 0.0 && value.is_sign_negative() {
+            return Ok(0.into());
+        }
         Ok(value.into())
     }
 

@@ -10,7 +10,19 @@ use crate::net::Mac;
 /// # Errors
 /// When /dev/urandom cannot be read.
 pub fn mac() -> io::Result<Mac> {
-    let mut bytes = [0; 6];
+    bytes().map(|bytes| Mac::from_bytes(bytes).made_local())
+}
+
+/// A number for the name of a temporary file.
+///
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn number() -> io::Result<u64> {
+    bytes().map(u64::from_ne_bytes)
+}
+
+fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(Mac::from_bytes(bytes).made_local())
+    Ok(bytes)
 }

@@ -98,9 +98,9 @@ impl Config {
         }
         let requested = parse_requested(&root, args)?;
         Ok(Config {
+            routes: parse_routes(&ipam, &sets, conf.version)?,
             pools: assign(sets, &requested, &gateways)?,
             gateways,
-            routes: parse_routes(&ipam)?,
             resolv_conf: ipam.filled_text("resolvConf")?.map(PathBuf::from),
         })
     }
@@ -276,11 +276,20 @@ fn assign(
     Ok(pools)
 }
 
-fn parse_routes(ipam: &Shape) -> Result<Vec<Route>, Error> {
-    elements(ipam, "routes")?
+/// The routes that a result of this version has room for: before 0.3.0 those of the families that have an address, by
+/// destination and next hop alone (CNI spec 0.2.0, "Result"). The Go plugin bridge gets no others from its host-local.
+fn parse_routes(ipam: &Shape, sets: &[RangeSet], version: Version) -> Result<Vec<Route>, Error> {
+    let routes = elements(ipam, "routes")?.into_iter().map(parse_route);
+    let routes: Vec<Route> = routes.collect::<Result<_, _>>()?;
+    if version.schema() != Schema::V0_1 {
+        return Ok(routes);
+    }
+    let has_address = |route: &Route| sets.iter().any(|set| set.family() == route.dst.family());
+    Ok(routes
         .into_iter()
-        .map(parse_route)
-        .collect()
+        .filter(has_address)
+        .map(|route| Route::new(route.dst, route.gw))
+        .collect())
 }
 
 #[cfg(test)]

@@ -72,9 +72,19 @@ impl Range {
         self.gateway
     }
 
+    /// The subnet.
+    pub fn subnet(&self) -> Cidr {
+        self.subnet
+    }
+
     /// The family.
     pub fn family(&self) -> Family {
         self.subnet.family()
+    }
+
+    /// Whether the network address and the IPv4 broadcast address of the subnet are given, for want of others.
+    pub fn gives_edges(&self) -> bool {
+        self.edges == Edges::Given
     }
 
     /// Whether the address lies between the ends; never for the other family.

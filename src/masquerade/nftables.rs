@@ -211,11 +211,17 @@ pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, Error> {
 /// Whether nftables can be used at all.
 ///
 /// # Errors
-/// When the kernel has none, or refuses us.
+/// When the kernel has none, or refuses us. What may pass, such as a lack of memory, is for the next ADD to report: an
+/// error here takes the node out of service.
 pub fn status() -> Result<(), Error> {
     // Asks for the number of the ruleset.
     let look = || Nftables::open()?.change(&|| Ok(Batch::default()));
-    look().map_err(|cause| failed("use", cause))
+    match look() {
+        Err(cause @ (NftablesError::Denied | NftablesError::Unsupported(_))) => {
+            Err(failed("use", cause))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether an attachment's addresses are masqueraded, by us or by the reference.

@@ -37,7 +37,10 @@ const REFUSED: &[(&str, &str)] = &[
         "A route without a destination",
     ),
     ("number out of range", "A number beyond 1e308"),
-    ("ipam.type is missing, though ipam has", "An `ipam` without `type`"),
+    (
+        "ipam.type is missing, though ipam has",
+        "An `ipam` without `type`",
+    ),
 ];
 
 /// A node for configurations: what an ADD made there is removed before the next one.
@@ -198,6 +201,9 @@ fn without_previous(ours: &mut Value, theirs: &Value) {
         let extra = count(ours, key).saturating_sub(count(theirs, key));
         if let Some(list) = ours.get_mut(key).and_then(Value::as_array_mut) {
             list.drain(..extra);
+            if list.is_empty() {
+                ours.as_object_mut().unwrap().remove(key);
+            }
         }
     }
     for ip in list(ours, "ips") {

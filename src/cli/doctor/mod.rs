@@ -3,6 +3,7 @@
 //! Each room looks at one part of the [`Node`] and changes nothing; [`fix`] alone does.
 
 mod addresses;
+mod configurations;
 mod files;
 mod finding;
 mod fix;
@@ -77,6 +78,7 @@ pub fn doctor(asked: &args::Doctor, paint: Paint) -> Result<Answer, Error> {
         false => Answer {
             text: tell(&outcomes, asked, paint),
             status,
+            warnings: Vec::new(),
         },
     })
 }
@@ -85,6 +87,7 @@ pub fn doctor(asked: &args::Doctor, paint: Paint) -> Result<Answer, Error> {
 fn examine(node: &Node, asked: &args::Doctor) -> Vec<Finding> {
     let mut findings = Vec::new();
     files::examine(node, asked, &mut findings);
+    configurations::examine(node, asked, &mut findings);
     addresses::examine(node, &mut findings);
     links::examine(node, &mut findings);
     rules::examine(node, &mut findings);

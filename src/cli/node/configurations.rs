@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::bridge::config::BridgeConfig;
+use crate::bridge::plan::check_routes;
+use crate::cli::chain::Chain;
 use crate::cni::conf::NetConf;
 use crate::cni::request::Args;
 use crate::error::Error;
@@ -37,6 +39,8 @@ pub struct Configurations {
     pub plugins: Vec<(String, PathBuf)>,
     /// The names of all networks, each with its file.
     pub names: Vec<(String, PathBuf)>,
+    /// The lists of plugins, each with its file.
+    pub chains: Vec<(Chain, PathBuf)>,
 }
 
 impl Configurations {
@@ -93,6 +97,8 @@ impl Configurations {
             ));
         }
         self.names.push((name.to_owned(), file.to_owned()));
+        self.chains
+            .push((Chain::new(&root, &plugins), file.to_owned()));
         for plugin in plugins {
             let kind = plugin
                 .get("type")
@@ -149,13 +155,15 @@ fn configured(
     }
     let conf = NetConf::parse(Value::Object(plugin).to_string().into_bytes())?;
     let args = Args::default();
+    let host_local = match ipam.as_deref() {
+        Some("host-local") => Some(HostLocal::parse(&conf, &args)?),
+        _ => None,
+    };
+    check_routes(host_local.as_ref().map_or(&[], HostLocal::routes))?;
     Ok(Configured {
         file: file.to_owned(),
         bridge: BridgeConfig::parse(&conf, &args)?,
-        host_local: match ipam.as_deref() {
-            Some("host-local") => Some(HostLocal::parse(&conf, &args)?),
-            _ => None,
-        },
+        host_local,
         ipam,
         conf,
     })

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use crate::bridge::open_host;
 use crate::cli::args::Places;
+use crate::cli::chain::Chain;
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::netlink::{Address, Link, Netlink, RouteEntry};
@@ -34,6 +35,8 @@ pub struct Node {
     pub plugins: Vec<(String, PathBuf)>,
     /// The names of all networks, each with its file.
     pub names: Vec<(String, PathBuf)>,
+    /// The lists of plugins, each with its file.
+    pub chains: Vec<(Chain, PathBuf)>,
     /// Leases of networks that no configuration names.
     pub orphans: Vec<(Store, Vec<LeaseFile>)>,
     /// What runtimes remember.
@@ -81,6 +84,7 @@ impl Node {
             unusable: found.unusable,
             plugins: found.plugins,
             names: found.names,
+            chains: found.chains,
             orphans: Vec::new(),
             cache: Cached::read_all(&places.cache_dir),
             links: host.links().map_err(unreadable("links"))?,

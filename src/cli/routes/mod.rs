@@ -76,6 +76,7 @@ pub fn routes(asked: &args::Routes, stdin: &str) -> Result<Answer, Error> {
         false => Answer {
             text: tell(&report),
             status,
+            warnings: Vec::new(),
         },
     })
 }
