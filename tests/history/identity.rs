@@ -1,1 +1,257 @@
 //! How runtimes identify, install and monitor plugins.
+
+use serde_json::{Value, json};
+
+use crate::party::Party::{self, Ours, Reference};
+use crate::party::{node, ready};
+use crate::support::{Answer, Network, Node, needs, small_network};
+
+const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
+
+/// What a program prints when no command is set.
+fn about(node: &Node, program: &str) -> Answer {
+    node.cni(program).unset("CNI_PATH").run()
+}
+
+/// The numbers of a semantic version, build metadata and pre-release left out.
+fn semantic(token: &str) -> Option<[u32; 3]> {
+    let core = token.strip_prefix('v').unwrap_or(token);
+    let core = core.split(['-', '+']).next()?;
+    let numbers: Vec<u32> = core
+        .split('.')
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    numbers.try_into().ok()
+}
+
+/// What Nomad takes for a plugin's version: the first word of its output that is a semantic version
+/// (hashicorp/nomad, client/fingerprint/plugins_cni.go). The output is stdout and stderr; the exit code must be 0.
+fn version_for_nomad(answer: &Answer) -> Option<[u32; 3]> {
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    let output = format!("{}{}", answer.stdout, answer.stderr);
+    output.split_whitespace().find_map(semantic)
+}
+
+/// What nerdctl takes for it: behind `CNI firewall plugin v` at the beginning of a line of stderr
+/// (containerd/nerdctl, pkg/netutil/netutil_unix.go).
+fn version_for_nerdctl(answer: &Answer, plugin: &str) -> Option<[u32; 3]> {
+    let prefix = format!("CNI {plugin} plugin v");
+    let mut lines = answer.stderr.lines();
+    lines.find_map(|line| semantic(line.strip_prefix(&prefix)?))
+}
+
+#[test]
+fn clients_find_the_go_release_in_what_a_plugin_says_of_itself() {
+    needs!();
+    let node = Node::new("node");
+    let own = concat!("v1.9.1+gangplank.", env!("CARGO_PKG_VERSION"));
+    for plugin in PLUGINS {
+        let answer = about(&node, plugin);
+        let version = version_for_nomad(&answer);
+        assert_eq!(version, version_for_nerdctl(&answer, plugin), "{answer:?}");
+        // Nomad wants 0.4.0 for bridge mode and 1.3.0 for CHECK, nerdctl 1.7.1 of firewall.
+        assert!(version >= Some([1, 7, 1]), "{answer:?}");
+        assert_eq!(
+            answer.stderr.lines().next(),
+            Some(&*format!("CNI {plugin} plugin {own}"))
+        );
+    }
+}
+
+#[test]
+fn what_a_plugin_says_of_itself_has_the_lines_of_the_go_plugin() {
+    if !ready(&[]) {
+        return;
+    }
+    let node = node();
+    for plugin in PLUGINS {
+        let call = |party: Party| {
+            let call = party
+                .call(&node, plugin)
+                .stdin("junk")
+                .env("CNI_COMMAND", "");
+            let answer = call.run();
+            assert_eq!(
+                (answer.code, answer.stdout.as_str()),
+                (Some(0), ""),
+                "{answer:?}"
+            );
+            let lines: Vec<String> = answer.stderr.lines().map(str::to_owned).collect();
+            assert!(
+                lines[0].starts_with(&format!("CNI {plugin} plugin v")),
+                "{lines:?}"
+            );
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            lines[1].clone()
+        };
+        let (ours, theirs) = (call(Ours), call(Reference));
+        // Debian's plugins are older.
+        assert!(ours.starts_with(&theirs), "{ours} and {theirs}");
+    }
+}
+
+/// Puts our binary under another name.
+fn name(node: &Node, name: &str) {
+    node.run(&format!(
+        "ln -s {} {}/{name}",
+        crate::support::binary().display(),
+        Node::BIN
+    ));
+}
+
+#[test]
+fn a_name_with_a_prefix_is_the_plugin() {
+    needs!();
+    let node = Node::new("node");
+    for (program, plugin) in [
+        ("buildkit-cni-bridge", "bridge"),
+        ("buildkit-cni-host-local", "host-local"),
+        ("buildkit-cni-loopback", "loopback"),
+        ("cnv-bridge", "bridge"),
+        ("foo-host-local", "host-local"),
+        ("gangplank-bridge", "bridge"),
+        ("bridge-loopback", "loopback"),
+    ] {
+        name(&node, program);
+        let answer = about(&node, program);
+        assert!(
+            answer.stderr.starts_with(&format!("CNI {plugin} plugin v")),
+            "{program}: {answer:?}"
+        );
+        let answer = node.cni(program).verb("VERSION").run().ok();
+        assert_eq!(answer["cniVersion"], "1.1.0", "{program}");
+    }
+}
+
+/// The configuration of BuildKit's bridge (moby/buildkit, util/network/cniprovider/bridge.go), whose plugins, address
+/// plugin included, have a prefix.
+fn buildkit() -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": "buildkit", "type": "buildkit-cni-bridge", "bridge": "buildkit0",
+        "isDefaultGateway": true, "ipMasq": false, "hairpinMode": true,
+        "ipam": { "type": "buildkit-cni-host-local", "ranges": [[{ "subnet": "10.10.0.0/16", "gateway": "10.10.0.1" }]] },
+    })
+}
+
+#[test]
+fn plugins_that_buildkit_and_kubevirt_installed_under_their_names_attach_and_detach() {
+    if !ready(&["ping"]) {
+        return;
+    }
+    for party in [Ours, Reference] {
+        let node = Node::new("node");
+        let file = |plugin: &str| match party {
+            Ours => crate::support::binary(),
+            Reference => crate::support::go_plugins().join(plugin),
+        };
+        for (program, plugin) in [
+            ("buildkit-cni-bridge", "bridge"),
+            ("buildkit-cni-host-local", "host-local"),
+            ("cnv-bridge", "bridge"),
+        ] {
+            node.run(&format!(
+                "ln -s {} {}/{program}",
+                file(plugin).display(),
+                Node::BIN
+            ));
+        }
+        let mut kubevirt = small_network();
+        kubevirt["type"] = "cnv-bridge".into();
+        for (config, gateway) in [(buildkit(), "10.10.0.1"), (kubevirt, "10.77.0.1")] {
+            let (network, pod) = (
+                node.network(config.clone()),
+                node.pod(config["name"].as_str().unwrap()),
+            );
+            let mut result = network.add(&pod);
+            pod.reaches(gateway);
+            network.check(&pod, &result).ok();
+            network.del(&pod);
+            let host = Network::host_link(&result.take());
+            assert!(node.link(&host).is_none(), "{party:?}");
+            assert!(
+                crate::support::leases(&node, config["name"].as_str().unwrap()).is_empty(),
+                "{party:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_no_plugin_is_refused_and_nothing_is_touched() {
+    needs!();
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    for program in [
+        "bridge.orig",
+        "bridge.orig.1",
+        "bridge-1.9",
+        "bridge2",
+        "BRIDGE",
+        "Bridge",
+        "xbridge",
+        "portmap",
+        "hostlocal",
+        "local",
+        "gangplank-0.1.0",
+        "gangplank-linux-x86_64",
+        "gangplank.new",
+        "exe",
+    ] {
+        name(&node, program);
+        let mut config = small_network();
+        config["type"] = program.into();
+        for verb in ["ADD", "DEL", "VERSION", "STATUS"] {
+            let refusal = node
+                .network(config.clone())
+                .call(verb, &pod)
+                .run()
+                .refused();
+            assert_eq!(refusal.code, 4, "{program} {verb}: {refusal:?}");
+            for word in [program, "bridge, host-local, loopback"] {
+                assert!(
+                    refusal.text().contains(word),
+                    "{program} {verb}: {refusal:?}"
+                );
+            }
+        }
+        let answer = about(&node, program);
+        let says = match program.starts_with("gangplank") {
+            // A copy of the command line, which without arguments shows how it is used.
+            true => "Usage: gangplank",
+            false => "is not the name of a plugin",
+        };
+        assert!(
+            answer.code != Some(0) && answer.stderr.contains(says),
+            "{program}: {answer:?}"
+        );
+        assert!(
+            version_of_failed(&answer).is_none(),
+            "{program}: {answer:?}"
+        );
+    }
+    assert!(node.link("br0").is_none() && node.files("/var/lib/cni").is_empty());
+}
+
+/// Whether a line of stderr looks like that of a plugin.
+fn version_of_failed(answer: &Answer) -> Option<&str> {
+    answer.stderr.lines().find(|line| line.starts_with("CNI "))
+}
+
+#[test]
+fn gangplank_itself_is_bridge_for_a_runtime() {
+    needs!("ping");
+    let node = Node::new("node");
+    name(&node, "gangplank");
+    let mut config = small_network();
+    config["type"] = "gangplank".into();
+    let (network, pod) = (node.network(config), node.pod("a"));
+    network.add(&pod);
+    pod.reaches("10.77.0.1");
+    network.del(&pod);
+    assert!(
+        about(&node, "gangplank")
+            .stderr
+            .contains("Usage: gangplank")
+    );
+}

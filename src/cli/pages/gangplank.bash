@@ -119,7 +119,7 @@ _gangplank() {
             return 0
             ;;
         gangplank__subcmd__conf)
-            opts="-o -h --name --bridge --mtu --overhead --no-masquerade --non-masquerade --portmap --output --cni-version --color --help"
+            opts="-o -h --name --bridge --mtu --overhead --no-masquerade --non-masquerade --portmap --output --cni-version --cni-path --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -154,6 +154,10 @@ _gangplank() {
                     return 0
                     ;;
                 --cni-version)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cni-path)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -80,7 +80,8 @@ complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l mtu -d 'MTU
 complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l overhead -d 'Bytes that a tunnel on the way takes from the uplink\'s MTU' -r
 complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l non-masquerade -d 'A destination for which pods keep their address, such as the range of all nodes\' pods; can be repeated' -r
 complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -s o -l output -d 'Write to this file, whole or not at all, instead of printing' -r -F
-complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l cni-version -d 'The CNI version of the configuration' -r
+complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l cni-version -d 'The CNI version of the configuration. From 1.1.0 on runtimes poll the plugins with STATUS' -r
+complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l cni-path -d 'Where plugins are, separated by colons: those that are there are asked whether they support the CNI version' -r
 complete -c gangplank -n "__fish_gangplank_using_subcommand conf" -l color -d 'When to colour what is printed; the variable NO_COLOR means never' -r -f -a "auto\t''
 always\t''
 never\t''"
