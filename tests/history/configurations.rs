@@ -3,6 +3,7 @@
 //! Whatever they accept ours accept too, with the same result. Configurations are generated, each is given to the Go
 //! plugin and to ours on one node, and where they differ, the smallest configuration that shows it is printed.
 
+mod cases;
 #[path = "../../src/dice.rs"]
 #[allow(dead_code)]
 mod dice;

@@ -1,0 +1,456 @@
+//! Configurations that exist in the field, one by one.
+
+use serde_json::{Value, json};
+
+use crate::party::Party::{self, Ours, Reference};
+use crate::party::{Attachment, BOTH, node, ready, remains};
+use crate::support::{Answer, Network, Node, Pod, leases, needs, small_network};
+
+/// A network of IPv6 whose gateway is link-local.
+fn link_local() -> Value {
+    let mut config = small_network();
+    config["isGateway"] = false.into();
+    config["ipam"] = json!({
+        "type": "host-local", "ranges": [[{ "subnet": "fd00:5::/64", "gateway": "fe80::1" }]],
+        "routes": [{ "dst": "::/0" }],
+    });
+    config
+}
+
+/// A router behind `up0` of a node, with `fd00:9::9` beyond it.
+fn beyond(node: &Node) -> Node {
+    let outside = Node::new("outside");
+    crate::support::wire(node, "up0", &outside, "eth0");
+    node.run_all(
+        "sysctl -qw net.ipv6.conf.all.forwarding=1\nip addr add fd00:9::1/64 dev up0 nodad",
+    );
+    outside
+        .run_all("ip addr add fd00:9::9/64 dev eth0 nodad\nip route add fd00:5::/64 via fd00:9::1");
+    node.settle();
+    outside.settle();
+    outside
+}
+
+/// ADD, CHECK, DEL and what must hold between them.
+fn serve(party: Party, node: &Node, config: &Value, probe: impl Fn(&Pod)) {
+    let pods = ["a", "b"].map(|name| node.pod(&format!("{name}-{party:?}")));
+    let attach = |pod| {
+        let mut attachment = Attachment::new(node, pod, config);
+        attachment.try_add(party).ok();
+        attachment.check(party).ok();
+        attachment
+    };
+    let attachments = pods.each_ref().map(attach);
+    pods.iter().for_each(&probe);
+    for attachment in &attachments {
+        attachment.check(party).ok();
+        attachment.del(party).ok();
+    }
+}
+
+#[test]
+fn a_link_local_gateway_of_an_administrators_bridge_is_the_next_hop() {
+    if !ready(&["ping"]) {
+        return;
+    }
+    for party in BOTH {
+        let node = node();
+        let outside = beyond(&node);
+        node.run_all("ip link add br0 address 02:00:00:00:00:0b type bridge\nip link set br0 up\nip addr add fe80::1/64 dev br0 nodad\nip addr add fd00:5::ffff/64 dev br0 nodad");
+        serve(party, &node, &link_local(), |pod| {
+            assert!(
+                pod.run("ip -6 route")
+                    .contains("default via fe80::1 dev eth0"),
+                "{party:?}"
+            );
+            pod.reaches("fd00:9::9");
+            assert!(outside.run("ip -6 neigh").contains("fd00:9::1"));
+        });
+        let left = remains(&node, "small", "br0");
+        assert_eq!(left, ["link up0"], "{party:?}");
+        assert!(
+            node.addresses("br0")
+                .contains(&"fd00:5::ffff/64".to_owned())
+        );
+    }
+}
+
+#[test]
+fn a_link_local_gateway_is_put_on_the_bridge_also_beside_the_bridges_own_address() {
+    needs!("ping");
+    let node = Node::new("node");
+    let outside = beyond(&node);
+    // With a port that is up the kernel gives it a link-local address, with which the Go plugin's ADD fails.
+    node.run_all("ip link add br0 type bridge\nip link add p0 type veth peer name p1\nip link set p0 master br0 up\nip link set p1 up\nip link set br0 up");
+    node.settle();
+    let own = node.run("ip -6 -o addr show dev br0 scope link");
+    assert!(own.contains("fe80::"), "{own}");
+    let mut config = link_local();
+    config["isGateway"] = true.into();
+    let network = node.network(config.clone());
+    for (id, key) in [("a", "isGateway"), ("b", "isDefaultGateway")] {
+        let (pod, network) = (node.pod(id), network.with(key, true));
+        let result = network.add(&pod);
+        assert_eq!(result["ips"][0]["gateway"], "fe80::1");
+        node.run("ip -6 route replace fd00:5::/64 dev br0");
+        assert!(
+            node.run("ip -6 -o addr show dev br0")
+                .contains("fe80::1/64")
+        );
+        outside.settle();
+        pod.reaches("fd00:9::9");
+        network.check(&pod, &result).ok();
+    }
+    for id in ["a", "b"] {
+        let call = network
+            .call_for("DEL", id)
+            .netns(&format!("/run/netns/{id}"));
+        call.run().ok();
+    }
+    assert!(leases(&node, "small").is_empty());
+    let now = node.run("ip -6 -o addr show dev br0 scope link");
+    assert!(
+        own.lines()
+            .all(|line| now.contains(line.split_whitespace().nth(3).unwrap())),
+        "{own}{now}"
+    );
+}
+
+#[test]
+fn a_gateway_outside_of_the_subnet_is_passed_on_to_the_plugin_that_asks() {
+    if !ready(&["cni:ptp", "ping"]) {
+        return;
+    }
+    for party in BOTH {
+        let node = node();
+        node.run(&format!(
+            "ln -sf {}/ptp {}/ptp",
+            crate::support::go_plugins().display(),
+            Node::BIN
+        ));
+        if party == Reference {
+            node.run(&format!(
+                "ln -sf {}/host-local {}/host-local",
+                crate::support::go_plugins().display(),
+                Node::BIN
+            ));
+        }
+        let mut config = link_local();
+        config["type"] = "ptp".into();
+        let (network, pod) = (node.network(config.clone()), node.pod("a"));
+        let result = network.add(&pod);
+        assert_eq!(
+            result["ips"][0]["address"], "fd00:5::1/64",
+            "{party:?}: {result}"
+        );
+        assert_eq!(result["ips"][0]["gateway"], "fe80::1", "{party:?}");
+        network.del(&pod);
+        assert!(leases(&node, "small").is_empty());
+        // By itself, as macvlan and ipvlan call it too.
+        for (subnet, gateway) in [
+            ("fd00:5::/64", "fe80::1"),
+            ("10.5.0.0/24", "10.6.0.1"),
+            ("10.5.0.0/24", "fe80::1"),
+            ("fd00:5::/64", "10.5.0.1"),
+            ("10.5.0.0/30", "10.5.0.3"),
+        ] {
+            let mut config = small_network();
+            config["type"] = "host-local".into();
+            config["ipam"] = json!({ "type": "host-local", "ranges": [[{ "subnet": subnet, "gateway": gateway }]] });
+            let result = node.network(config.clone()).add(&pod);
+            assert_eq!(result["ips"][0]["gateway"], gateway, "{party:?}");
+            node.network(config).del(&pod);
+        }
+    }
+}
+
+/// An ADD with this `ipam` and DEL; the answer to ADD.
+fn add(party: Party, node: &Node, plugin: &str, keys: &Value) -> Answer {
+    let pod = node.pod(&format!(
+        "{party:?}-{}",
+        node.run("ip netns list").lines().count()
+    ));
+    let mut config = small_network();
+    config["isGateway"] = false.into();
+    config["type"] = plugin.into();
+    for (key, value) in keys.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let mut attachment = Attachment::new(node, &pod, &config);
+    let answer = attachment.try_add(party);
+    attachment.del(party).ok();
+    node.run("rm -rf /var/lib/cni/networks");
+    answer
+}
+
+fn with_routes(subnet: &str, routes: Value) -> Value {
+    json!({ "ipam": { "type": "host-local", "subnet": subnet, "routes": routes } })
+}
+
+fn with_range(range: Value) -> Value {
+    json!({ "ipam": { "type": "host-local", "ranges": [[range]] } })
+}
+
+#[test]
+fn what_the_go_plugins_accept_is_accepted_with_the_same_addresses_and_routes() {
+    if !ready(&[]) {
+        return;
+    }
+    let v4 = "10.77.0.0/24";
+    let (bridge, alone) = (
+        ["bridge", "host-local"].as_slice(),
+        ["host-local"].as_slice(),
+    );
+    let cases = [
+        (
+            bridge,
+            with_routes("fd00:5::/64", json!([{ "dst": "fd09::7/64" }])),
+        ),
+        (alone, with_routes(v4, json!([{ "dst": "10.9.0.7/16" }]))),
+        (
+            alone,
+            with_routes(
+                v4,
+                json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16" }]),
+            ),
+        ),
+        (
+            bridge,
+            with_routes(
+                v4,
+                json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16", "gw": "10.77.0.9" }]),
+            ),
+        ),
+        (
+            alone,
+            with_routes(v4, json!([{ "dst": "10.9.0.0/16", "gw": "fe80::1" }])),
+        ),
+        (
+            alone,
+            with_routes(v4, json!([{ "dst": "::/0", "gw": "10.77.0.1" }])),
+        ),
+        (
+            bridge,
+            with_routes(v4, json!([{ "dst": "10.9.0.0/16", "scope": 256 }])),
+        ),
+        (
+            bridge,
+            with_routes(
+                v4,
+                json!([{ "dst": "10.9.0.0/16", "mtu": -5, "advmss": -1, "priority": -2, "table": -1 }]),
+            ),
+        ),
+        (
+            bridge,
+            with_range(json!({ "subnet": v4, "rangeStart": "10.77.0.0", "rangeEnd": "10.77.0.0" })),
+        ),
+        (
+            bridge,
+            with_range(
+                json!({ "subnet": v4, "rangeStart": "10.77.0.255", "rangeEnd": "10.77.0.255" }),
+            ),
+        ),
+        (
+            bridge,
+            with_range(json!({ "subnet": v4, "rangeStart": "10.77.0.255" })),
+        ),
+        (
+            bridge,
+            with_range(
+                json!({ "subnet": "fd00::/64", "rangeStart": "fd00::", "rangeEnd": "fd00::" }),
+            ),
+        ),
+        (bridge, json!({ "mtu": -1 })),
+        (bridge, json!({ "ipMasqBackend": "ipvs" })),
+        (
+            bridge,
+            json!({ "prevResult": { "ips": [{ "address": "nowhere" }], "interfaces": 5 } }),
+        ),
+        (bridge, json!({ "prevResult": { "cniVersion": "9.9.9" } })),
+    ];
+    let node = node();
+    for (plugins, keys) in &cases {
+        for plugin in *plugins {
+            let [ours, theirs] = BOTH.map(|party| add(party, &node, plugin, keys).ok());
+            for key in ["address", "gateway"] {
+                assert_eq!(
+                    ours["ips"][0][key], theirs["ips"][0][key],
+                    "{plugin} {keys}"
+                );
+            }
+            let routes = |result: &Value| -> Vec<Value> {
+                let routes = result["routes"].as_array().into_iter().flatten();
+                routes
+                    .map(|route| json!([route["dst"], route["gw"]]))
+                    .collect()
+            };
+            assert_eq!(routes(&ours), routes(&theirs), "{plugin} {keys}");
+        }
+    }
+}
+
+#[test]
+fn routes_that_the_kernel_refuses_are_refused_before_anything_changes() {
+    if !ready(&[]) {
+        return;
+    }
+    for (routes, says) in [
+        (json!([{ "dst": "10.9.0.7/16" }]), "10.9.0.0/16"),
+        (
+            json!([{ "dst": "10.9.0.0/16", "gw": "fe80::1" }]),
+            "fe80::1",
+        ),
+    ] {
+        let node = node();
+        let keys = with_routes("10.77.0.0/24", routes);
+        let _ = add(Reference, &node, "bridge", &keys).refused();
+        node.run("ip link del br0");
+        let refusal = add(Ours, &node, "bridge", &keys).refused();
+        assert!(
+            refusal.code == 7 && refusal.text().contains(says),
+            "{refusal:?}"
+        );
+        assert!(node.link("br0").is_none());
+    }
+}
+
+#[test]
+fn the_second_of_two_equal_routes_does_no_harm() {
+    needs!();
+    let node = Node::new("node");
+    let mut config = small_network();
+    config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16", "gw": "10.77.0.1" }, { "dst": "10.9.0.0/16" }]);
+    let (network, pod) = (node.network(config), node.pod("a"));
+    let result = network.add(&pod);
+    assert_eq!(result["routes"].as_array().unwrap().len(), 3);
+    assert_eq!(pod.run("ip route show 10.9.0.0/16").lines().count(), 1);
+    network.check(&pod, &result).ok();
+    network.del(&pod);
+}
+
+/// The answer to an ADD with this text on stdin.
+fn add_text(party: Party, node: &Node, plugin: &str, text: &str) -> Answer {
+    let pod = node.pod(&format!(
+        "{party:?}-{}",
+        node.run("ip netns list").lines().count()
+    ));
+    let call = |verb| {
+        party
+            .call(node, plugin)
+            .verb(verb)
+            .pod(&pod)
+            .stdin(text)
+            .run()
+    };
+    let answer = call("ADD");
+    call("DEL").ok();
+    node.run("rm -rf /var/lib/cni/networks");
+    answer
+}
+
+#[test]
+fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
+    if !ready(&[]) {
+        return;
+    }
+    let node = node();
+    let nested = |open: &str, close: &str, depth: usize| {
+        format!("{}1{}", open.repeat(depth), close.repeat(depth))
+    };
+    for (what, junk) in [
+        ("128 lists", nested("[", "]", 128)),
+        ("9,990 lists", nested("[", "]", 9_990)),
+        ("9,990 objects", nested("{\"a\":", "}", 9_990)),
+        (
+            "half of a pair",
+            r#"{"\ud800": "\udc00\ud800x", "a": "\ud83d\ude00"}"#.to_owned(),
+        ),
+    ] {
+        for (plugin, ipam) in [
+            (
+                "host-local",
+                r#"{"type":"host-local","subnet":"10.5.0.0/24"}"#,
+            ),
+            ("bridge", "{}"),
+        ] {
+            let text = format!(
+                r#"{{"x":{junk},"cniVersion":"1.0.0","name":"n","type":"{plugin}","bridge":"br0","dns":{{"domain":"\ud800."}},"ipam":{ipam}}}"#
+            );
+            let [ours, theirs] = BOTH.map(|party| add_text(party, &node, plugin, &text).ok());
+            for key in ["dns", "ips"] {
+                // Debian's older plugins print an empty one.
+                let empty =
+                    |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+                let [ours, theirs] = [&ours[key], &theirs[key]].map(|it| {
+                    (!empty(it))
+                        .then_some(it)
+                        .filter(|it| key == "dns" || it.is_array())
+                });
+                assert_eq!(
+                    ours.filter(|it| !it.is_null()),
+                    theirs.filter(|it| !it.is_null()),
+                    "{what}: {plugin}"
+                );
+            }
+        }
+    }
+    // Deeper than Go goes; the stack is not what ends it.
+    let text = format!(r#"{{"x":{},"name":"n"}}"#, nested("[", "]", 1_500_000));
+    let answer = node.cni("bridge").verb("STATUS").stdin(text).run();
+    assert_eq!(answer.refused().code, 1, "STATUS needs 1.1.0");
+    for wrong in [
+        format!("{{\"x\":{}", "[".repeat(200_000)),
+        nested("[", "", 200_000),
+    ] {
+        assert_eq!(
+            node.cni("bridge")
+                .verb("STATUS")
+                .stdin(wrong)
+                .run()
+                .refused()
+                .code,
+            6
+        );
+    }
+}
+
+#[test]
+fn what_cni_args_hold_for_another_plugin_may_be_anything() {
+    if !ready(&[]) {
+        return;
+    }
+    let node = node();
+    for party in BOTH {
+        let pod = node.pod(&format!("{party:?}"));
+        let mut host_local = small_network();
+        host_local["type"] = "host-local".into();
+        let mut layer_2 = small_network();
+        layer_2["ipam"] = json!({});
+        layer_2["isGateway"] = false.into();
+        for (config, args) in [
+            (&host_local, "IgnoreUnknown=1;MAC=zz"),
+            (&layer_2, "IgnoreUnknown=1;IP=ten"),
+        ] {
+            let call = |verb| {
+                party
+                    .call_for(&node, config)
+                    .verb(verb)
+                    .pod(&pod)
+                    .args(args)
+                    .run()
+            };
+            call("ADD").ok();
+            call("DEL").ok();
+        }
+        let wrong = party.call_for(&node, &host_local).verb("ADD").pod(&pod);
+        let _ = wrong.args("IgnoreUnknown=1;IP=ten").run().refused();
+    }
+    assert!(leases(&node, "small").is_empty());
+    let network = Network::new(&node, small_network());
+    let pod = node.pod("mac");
+    let refusal = network.call("ADD", &pod).args("MAC=zz").run().refused();
+    assert!(
+        refusal.code == 4 && refusal.text().contains("zz"),
+        "{refusal:?}"
+    );
+}
