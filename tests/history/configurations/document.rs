@@ -121,12 +121,13 @@ impl Json {
 
 /// Changes one thing somewhere.
 pub fn mutate(document: &mut Json, dice: &mut Dice) {
-    let number = dice.below(document.size());
+    // Often the document itself: what is deeper is usually of one type.
+    let number = dice.choose(&[0, dice.0 as usize % document.size()]);
     let dice = std::cell::RefCell::new(dice);
     document.visit(number, &mut |value| {
         let dice = &mut **dice.borrow_mut();
         match value {
-            Object(entries) if dice.below(4) > 0 => mutate_object(entries, dice),
+            Object(entries) if dice.below(8) > 0 => mutate_object(entries, dice),
             List(items) if dice.below(3) > 0 => {
                 let at = dice.below(items.len() + 1);
                 items.insert(at, odd(dice));
@@ -137,7 +138,7 @@ pub fn mutate(document: &mut Json, dice: &mut Dice) {
 }
 
 fn mutate_object(entries: &mut Vec<(String, Json)>, dice: &mut Dice) {
-    if entries.is_empty() || dice.below(4) == 0 {
+    if entries.is_empty() || dice.below(3) == 0 {
         let key = dice.choose(&[
             "x",
             "",
@@ -151,27 +152,27 @@ fn mutate_object(entries: &mut Vec<(String, Json)>, dice: &mut Dice) {
         return entries.push((key.to_owned(), odd(dice)));
     }
     let at = dice.below(entries.len());
-    match dice.below(5) {
+    match dice.below(8) {
         0 => {
             entries.remove(at);
         }
         1 => {
             // The same key again, in front or behind.
             let (key, value) = entries[at].clone();
-            let value = if dice.below(2) == 0 { value } else { odd(dice) };
+            let value = if dice.below(4) > 0 { value } else { odd(dice) };
             let place = dice.below(entries.len() + 1);
             entries.insert(place, (key, value));
         }
-        2 => {
+        2..=4 => {
             let key = entries[at].0.clone();
-            let again = dice.below(2) == 0;
+            let again = dice.below(6) == 0;
             let spelled = spelled(&key, dice);
             match again {
                 true => entries.push((spelled, odd(dice))),
                 false => entries[at].0 = spelled,
             }
         }
-        3 => entries[at].1 = Plain("null".to_owned()),
+        5 | 6 => entries[at].1 = Plain("null".to_owned()),
         _ => entries[at].1 = odd(dice),
     }
 }

@@ -25,7 +25,7 @@ const SUBNETS: &[&str] = &[
     "fd00:1::/64",
     "fd00:2::/126",
     "fd00:3::/112",
-    "10.0.0.0/8",
+    "172.16.0.0/12",
     "10.5.0.0/024",
 ];
 
@@ -56,10 +56,10 @@ pub fn case(dice: &mut Dice, plugins: &[&'static str]) -> Case {
     if dice.below(4) == 0 {
         config.set("prevResult", previous(dice));
     }
-    if dice.below(6) == 0 {
+    if dice.below(10) == 0 {
         config.set("args", Json::object([("cni", requests(dice))]));
     }
-    if dice.below(6) == 0 {
+    if dice.below(10) == 0 {
         config.set("runtimeConfig", requests(dice));
     }
     if dice.below(4) == 0 {
@@ -71,10 +71,10 @@ pub fn case(dice: &mut Dice, plugins: &[&'static str]) -> Case {
     if plugin == "host-local" || dice.below(8) > 0 {
         config.set("ipam", ipam(dice));
     }
-    for _ in 0..dice.choose(&[0, 0, 1, 1, 1, 2, 3]) {
+    for _ in 0..dice.choose(&[0, 0, 1, 1, 1, 2]) {
         mutate(&mut config, dice);
     }
-    let args = (dice.below(5) == 0).then(|| args(dice));
+    let args = (dice.below(8) == 0).then(|| args(dice));
     Case {
         plugin,
         config,
@@ -112,7 +112,7 @@ fn bridge(config: &mut Json, dice: &mut Dice) {
     if dice.below(3) > 0 {
         config.set(
             "bridge",
-            Json::text(dice.choose(&["br0", "br\u{fc}", "br.x", "br:x", "abcdefghijklmno"])),
+            Json::text(dice.choose(&["br0", "br\u{fc}", "br.x", "abcdefghijklmno"])),
         );
     }
     if dice.below(10) == 0 {
@@ -137,29 +137,37 @@ fn bridge(config: &mut Json, dice: &mut Dice) {
 
 fn ipam(dice: &mut Dice) -> Json {
     let mut ipam = Json::object([("type", Json::text("host-local"))]);
-    let mut subnets: Vec<&str> = SUBNETS.to_vec();
-    let mut subnet = |dice: &mut Dice| {
-        let at = dice.below(subnets.len());
-        subnets.swap_remove(at)
+    // The ranges of a set are of one family, and none is in two sets.
+    let mut families: Vec<Vec<&str>> = [false, true]
+        .map(|v6| {
+            SUBNETS
+                .iter()
+                .copied()
+                .filter(|it| it.contains(':') == v6)
+                .collect()
+        })
+        .into();
+    let mut ranges = |dice: &mut Dice, count: usize| -> Vec<Json> {
+        let subnets = &mut families[dice.choose(&[0, 0, 1])];
+        let count = count.min(subnets.len());
+        let mut subnet = |dice: &mut Dice| subnets.swap_remove(dice.below(subnets.len()));
+        (0..count).map(|_| range(subnet(dice), dice)).collect()
     };
-    if dice.below(3) == 0 {
-        let Json::Object(entries) = range(subnet(dice), dice) else {
-            unreachable!("it is an object")
-        };
-        for (key, value) in entries {
-            ipam.set(&key, value);
+    let has_subnet = dice.below(4) == 0;
+    if has_subnet {
+        if let Some(Json::Object(entries)) = ranges(dice, 1).pop() {
+            for (key, value) in entries {
+                ipam.set(&key, value);
+            }
         }
     }
-    if dice.below(5) > 0 {
-        let sets = dice.choose(&[1, 1, 1, 2, 3]);
-        let set = |dice: &mut Dice| {
-            let ranges = dice.choose(&[1, 1, 1, 2]);
-            List((0..ranges).map(|_| range(subnet(dice), dice)).collect())
-        };
-        let sets: Vec<Json> = std::iter::repeat_with(|| ())
-            .take(sets)
-            .scan(set, |set, ()| Some(set(dice)))
-            .collect();
+    if !has_subnet || dice.below(4) == 0 {
+        let count = dice.choose(&[1, 1, 1, 1, 2, 3]);
+        let mut sets = Vec::new();
+        for _ in 0..count {
+            let size = dice.choose(&[1, 1, 1, 2]);
+            sets.push(List(ranges(dice, size)));
+        }
         ipam.set("ranges", List(sets));
     }
     if dice.below(3) == 0 {
@@ -185,7 +193,7 @@ fn range(subnet: &str, dice: &mut Dice) -> Json {
     let mut range = Json::object([("subnet", Json::text(subnet))]);
     let (network, _) = subnet.split_once('/').unwrap();
     let near = |dice: &mut Dice| {
-        let last = dice.choose(&["", "1", "2", "3", "9", "0"]);
+        let last = dice.choose(&["", "1", "1", "2", "2", "3"]);
         match network.contains(':') {
             true => format!("{network}{last}"),
             false => {
@@ -196,7 +204,7 @@ fn range(subnet: &str, dice: &mut Dice) -> Json {
         }
     };
     for key in ["rangeStart", "rangeEnd"] {
-        if dice.below(4) == 0 {
+        if dice.below(6) == 0 {
             range.set(key, Json::text(&near(dice)));
         }
     }
@@ -270,7 +278,7 @@ fn requests(dice: &mut Dice) -> Json {
         ];
         requests.set("mac", Json::text(dice.choose(&macs)));
     }
-    if dice.below(2) == 0 {
+    if dice.below(6) == 0 {
         let ips = [
             "10.1.0.7",
             "10.1.0.7/24",
