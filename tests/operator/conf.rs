@@ -212,3 +212,99 @@ fn a_file_is_written_whole_or_not_at_all() {
     assert!(there.complaint().contains("/run/out/there"), "{there:?}");
     assert_eq!(site.run("ls -A /run/out"), "10-pods.conflist\nthere\n");
 }
+
+#[test]
+fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
+    needs!("cni:portmap");
+    let (site, _outside) = uplinked(1500);
+    let bin = "/run/chain";
+    site.run_all(&format!(
+        "mkdir {bin}\ncp -L {} {bin}/bridge",
+        crate::support::binary().display()
+    ));
+    site.run(&format!(
+        "cp -L {} {bin}/portmap",
+        crate::support::plugin_file("portmap").display()
+    ));
+    let conf = |flags: &str| {
+        site.gangplank(&format!(
+            "conf 10.44.3.0/24 --portmap --cni-path {bin} {flags}"
+        ))
+    };
+    // Debian's portmap is of a release before cniVersion 1.1.0, and does not know STATUS.
+    let answer = conf("--cni-version 1.1.0");
+    assert_eq!(answer.ok()["cniVersion"], "1.1.0");
+    let is_old = !site
+        .under(&format!("env CNI_COMMAND=VERSION {bin}/portmap"))
+        .stdout
+        .contains("1.1.0");
+    for word in [
+        "plugin portmap",
+        "cniVersion 1.1.0",
+        "answers VERSION: 0.1.0",
+        "answers STATUS: ",
+        "set cniVersion to 1.0.0",
+    ] {
+        assert_eq!(answer.stderr.contains(word), is_old, "{word}: {answer:?}");
+    }
+    assert!(!answer.stderr.contains("plugin bridge "), "{answer:?}");
+    assert_eq!(conf("").stderr, "", "1.0.0 has no STATUS");
+    // One that supports the version, but not the verb.
+    let script = "case $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}';; *) echo '{\"code\":4,\"msg\":\"unknown CNI_COMMAND\"}'; exit 1;; esac\n";
+    site.run(&format!("rm {bin}/portmap"));
+    site.write(&format!("{bin}/portmap"), &format!("#!/bin/sh\n{script}"));
+    site.run(&format!("chmod 755 {bin}/portmap"));
+    let answer = conf("--cni-version 1.1.0");
+    for word in [
+        "answers STATUS with an error",
+        "unknown CNI_COMMAND (code 4)",
+        "set cniVersion to 1.0.0",
+    ] {
+        assert!(answer.stderr.contains(word), "{word}: {answer:?}");
+    }
+    // One that hangs is not waited for without end, and one that is not there is not asked.
+    site.write(&format!("{bin}/portmap"), "#!/bin/sh\nexec sleep 60\n");
+    let answer = conf("--cni-version 1.1.0");
+    assert!(
+        answer.stderr.contains("did not end within 5 s"),
+        "{answer:?}"
+    );
+    site.run(&format!("rm {bin}/portmap"));
+    assert_eq!(conf("--cni-version 1.1.0").stderr, "");
+}
+
+#[test]
+fn the_output_is_written_aside_under_a_name_that_cannot_be_foreseen() {
+    needs!("strace");
+    let (site, _outside) = uplinked(1500);
+    site.write("/run/victim", "precious");
+    site.run_all("mkdir -m 777 /run/out\nln -s /run/victim /run/out/10-pods.gangplank-new\nln -s /run/victim /run/out/10-pods.conflist");
+    let line = "conf 10.44.3.0/24 --output /run/out/10-pods.conflist";
+    let answer = site.under(&format!("strace -f -o /run/trace BINARY {line}"));
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert_eq!(site.read("/run/victim"), "precious");
+    let file = site.run("stat -c %F-%a /run/out/10-pods.conflist");
+    assert_eq!(file, "regular file-644\n");
+    let trace = site.read("/run/trace");
+    let opened = |trace: &str| {
+        let lines = trace
+            .lines()
+            .filter(|line| line.contains("\"/run/out/") && line.contains("O_CREAT"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let first = opened(&trace);
+    assert!(first.len() == 1 && first[0].contains("O_EXCL"), "{first:?}");
+    let synced = trace.find("fsync(").expect("it is synced");
+    assert!(
+        synced < trace.find("rename").expect("and renamed"),
+        "{trace}"
+    );
+    let answer = site.under(&format!("strace -f -o /run/trace BINARY {line}"));
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    let name = |line: &str| line.split('"').nth(1).unwrap().to_owned();
+    assert_ne!(name(&opened(&site.read("/run/trace"))[0]), name(&first[0]));
+    assert_eq!(
+        site.run("ls -A /run/out"),
+        "10-pods.conflist\n10-pods.gangplank-new\n"
+    );
+}

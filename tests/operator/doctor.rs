@@ -584,3 +584,129 @@ fn somebody_who_may_not_look_is_told_so() {
         );
     }
 }
+
+#[test]
+fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
+    needs!("cni:portmap", "cni:tuning");
+    let mut config = small_network();
+    config["cniVersion"] = "1.1.0".into();
+    let site = Site::new();
+    let bin = "/run/chain";
+    site.run_all(&format!(
+        "mkdir {bin}\ncp -L {} {bin}/bridge",
+        crate::support::binary().display()
+    ));
+    let script = "case $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"1.1.0\"]}';; *) cat >/run/asked; echo '{\"code\":50,\"msg\":\"no firewall\"}'; exit 1;; esac\n";
+    site.write(&format!("{bin}/tuning"), &format!("#!/bin/sh\n{script}"));
+    site.write(&format!("{bin}/portmap"), "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}';; *) echo 'missing containerID' >&2; exit 1;; esac\n");
+    site.run(&format!("chmod 755 {bin}/tuning {bin}/portmap"));
+    let chained = |kind: &str| json!({ "type": kind });
+    let found = |config: &Value| -> Vec<Value> {
+        site.configure_list(
+            "10-net.conflist",
+            &[config, &chained("portmap"), &chained("tuning")],
+        );
+        let places =
+            format!("--conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE} --cni-path {bin}");
+        let answer = site.gangplank(&format!("doctor --json {places}"));
+        let found: Value = serde_json::from_str(&answer.stdout).unwrap();
+        let found = found.as_array().unwrap().iter();
+        found
+            .filter(|it| it["id"].as_str().unwrap().starts_with("plugin-"))
+            .cloned()
+            .collect()
+    };
+    let [version, status] = <[Value; 2]>::try_from(found(&config)).unwrap();
+    assert_eq!(
+        (&version["id"], &status["id"]),
+        (&json!("plugin-cni-version"), &json!("plugin-status"))
+    );
+    for (finding, words) in [
+        (
+            &version,
+            [
+                "plugin portmap",
+                "VERSION: 0.4.0, 1.0.0",
+                "missing containerID",
+                "set cniVersion to 1.0.0",
+            ],
+        ),
+        (
+            &status,
+            [
+                "plugin tuning",
+                "no firewall (code 50)",
+                "10-net.conflist",
+                "NotReady",
+            ],
+        ),
+    ] {
+        for word in words {
+            assert!(finding.to_string().contains(word), "{word}: {finding}");
+        }
+    }
+    // It was asked as a runtime asks it.
+    let asked: Value = serde_json::from_str(&site.read("/run/asked")).unwrap();
+    assert_eq!(
+        asked,
+        json!({ "type": "tuning", "name": "small", "cniVersion": "1.1.0" })
+    );
+    // Before 1.1.0 there is no STATUS, and tuning does not support 1.0.0.
+    config["cniVersion"] = "1.0.0".into();
+    let ids: Vec<Value> = found(&config)
+        .iter()
+        .map(|it| it["cause"].clone())
+        .collect();
+    assert!(
+        ids.len() == 1
+            && ids[0]
+                .as_str()
+                .unwrap()
+                .contains("plugin tuning does not support"),
+        "{ids:?}"
+    );
+}
+
+#[test]
+fn keys_that_work_but_not_as_they_seem_are_named() {
+    needs!();
+    let mut config = small_network();
+    config["mtu"] = json!(-1);
+    config["ipMasqBackend"] = "ipvs".into();
+    config["ipam"] = json!({ "type": "host-local", "ranges": [
+        [{ "subnet": "10.77.0.0/24", "gateway": "10.78.0.1" }],
+        [{ "subnet": "fd00:77::/64", "gateway": "fe80::1" }],
+        [{ "subnet": "10.79.0.0/24", "rangeStart": "10.79.0.255", "gateway": "10.79.0.1" }],
+    ], "routes": [
+        { "dst": "fd09::7/64" }, { "dst": "fd09::7/64" }, { "dst": "10.9.0.0/16", "mtu": -5, "scope": 256 },
+    ]});
+    let site = Site::with(&config);
+    let answer = site.gangplank(&format!(
+        "doctor --json --conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE} --cni-path {}",
+        Node::BIN
+    ));
+    let found: Value = serde_json::from_str(&answer.stdout).unwrap();
+    let found: Vec<&Value> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["id"] == "questionable-key")
+        .collect();
+    let words = [
+        "mtu is -1",
+        "ipMasqBackend is",
+        "gateway 10.78.0.1 is not in the subnet",
+        "range 10.79.0.255-10.79.0.255 has no address but",
+        "route fd09::7/64 has host bits",
+        "route fd09::7/64 is listed twice",
+        "mtu -5 of route",
+        "scope 256 of route",
+    ];
+    for word in words {
+        let named = found
+            .iter()
+            .any(|it| it["cause"].as_str().unwrap().contains(word) && it["severity"] == "warning");
+        assert!(named, "{word}: {found:?}");
+    }
+    assert!(!format!("{found:?}").contains("fe80::1"), "{found:?}");
+}

@@ -221,3 +221,124 @@ fn a_directory_that_cannot_be_written_is_left_as_it_was() {
     let file = site.gangplank("install /run/gangplank");
     assert!(file.complaint().contains("/run/gangplank"), "{file:?}");
 }
+
+#[test]
+fn a_wrapper_that_says_it_is_gangplank_is_kept_and_not_run_to_find_out() {
+    needs!();
+    let site = Site::new();
+    let wrapper = "#!/bin/sh\ntouch /run/ran-with-$CNI_COMMAND\necho 'CNI bridge plugin v1.9.1+gangplank.0.1.0 (gangplank)' >&2\nexec /run/gangplank-real \"$@\"\n";
+    let mark = "\u{1}gangplank-build\u{2}0.1.0\u{3}";
+    for content in [
+        wrapper.to_owned(),
+        format!("{wrapper}# {mark}\n"),
+        mark.to_owned(),
+    ] {
+        site.run_all(&format!("rm -rf {BIN}\nmkdir -p {BIN}"));
+        site.write(&format!("{BIN}/bridge"), &content);
+        site.run(&format!("chmod 755 {BIN}/bridge"));
+        let said = site.gangplank(&format!("install {BIN}"));
+        assert!(said.said().contains("is kept as bridge.orig"), "{said:?}");
+        assert_eq!(site.read(&format!("{BIN}/bridge.orig")), content);
+        let back = site.gangplank(&format!("uninstall {BIN}"));
+        assert!(back.said().contains("bridge.orig is back"), "{back:?}");
+        assert_eq!(site.read(&format!("{BIN}/bridge")), content);
+        let stays = site.gangplank(&format!("uninstall {BIN}"));
+        assert!(stays.said().contains("and stays"), "{stays:?}");
+    }
+    // It is asked what it is for the message, without a command.
+    assert!(site.run("ls /run").contains("ran-with-\n"));
+}
+
+#[test]
+fn what_is_kept_already_is_not_lost_to_what_comes_later() {
+    needs!("cni:bridge", "cni:portmap");
+    let site = with_go();
+    let put = |text: &str| {
+        site.write("/run/newer", text);
+        site.run(&format!("cp --remove-destination /run/newer {BIN}/bridge"));
+    };
+    let install = || {
+        site.under(&format!("/run/gangplank install {BIN}"))
+            .said()
+            .to_owned()
+    };
+    install();
+    put("#!/bin/sh\n# second\n");
+    assert!(install().contains("the bridge.orig of before as bridge.orig.1"));
+    put("#!/bin/sh\n# third\n");
+    assert!(install().contains("the bridge.orig of before as bridge.orig.2"));
+    // The same once more is not kept twice.
+    put("#!/bin/sh\n# third\n");
+    assert!(!install().contains("of before"));
+    let orig = |suffix: &str| format!("{BIN}/bridge.orig{suffix}");
+    assert!(is_same(&site, &orig(".1"), "/usr/lib/cni/bridge"));
+    assert!(site.read(&orig(".2")).contains("second") && site.read(&orig("")).contains("third"));
+    site.under(&format!("/run/gangplank uninstall {BIN}"))
+        .said();
+    assert!(site.read(&format!("{BIN}/bridge")).contains("third"));
+}
+
+/// Runs the installer as the DaemonSet's container does: as root with these capabilities and no others.
+fn install_with(site: &Site, capabilities: &str) -> crate::support::Answer {
+    let sets = ["--bounding-set", "--inh-caps"].map(|set| format!("{set} {capabilities}"));
+    site.under(&format!(
+        "setpriv {} --no-new-privs /run/gangplank install {BIN}",
+        sets.join(" ")
+    ))
+}
+
+#[test]
+fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
+    needs!("cni:bridge", "cni:portmap", "setpriv");
+    let manifest = crate::support::example("install/daemonset.yaml");
+    let lines: Vec<&str> = manifest.lines().map(str::trim).collect();
+    assert!(lines.contains(&r#"drop: ["ALL"]"#), "{manifest}");
+    assert!(
+        lines.contains(&r#"add: ["DAC_OVERRIDE", "FOWNER"]"#),
+        "{manifest}"
+    );
+    // As kubespray leaves it: directory and programs belong to the user kube.
+    let site = with_go();
+    site.run_all(&format!("chown -R 997:997 {BIN}\nchmod 755 {BIN}"));
+    let before = site.files(BIN);
+    let refused = install_with(&site, "-all");
+    let said = refused.complaint();
+    for word in [
+        "Permission denied",
+        BIN,
+        "belongs to user 997",
+        "DAC_OVERRIDE",
+        "FOWNER",
+    ] {
+        assert!(said.contains(word), "{word}: {refused:?}");
+    }
+    assert_eq!(site.files(BIN), before);
+    for program in NAMES {
+        // It has the sticky bit on some systems, and the programs another owner still.
+        site.run_all(&format!(
+            "chown 996:996 {BIN}/{program}\nchmod 4750 {BIN}/{program}\nchmod 1775 {BIN}"
+        ));
+    }
+    let said = install_with(&site, "-all,+dac_override,+fowner");
+    assert_eq!(said.said().matches("is kept as").count(), 3, "{said:?}");
+    assert_eq!(installed(&site), [true; 3]);
+    assert!(is_same(
+        &site,
+        &format!("{BIN}/bridge.orig"),
+        "/usr/lib/cni/bridge"
+    ));
+}
+
+#[test]
+fn a_link_in_the_place_of_the_staged_file_is_not_followed() {
+    needs!();
+    let site = Site::new();
+    site.run_all(&format!("mkdir -p {BIN}\nln -s /run/victim {BIN}/.gangplank.new\nln -s /run/victim {BIN}/.bridge.new"));
+    site.write("/run/victim", "precious");
+    site.gangplank(&format!("install {BIN}")).said();
+    assert_eq!(site.read("/run/victim"), "precious");
+    assert_eq!(
+        site.run(&format!("ls -A {BIN}")),
+        "bridge\nhost-local\nloopback\n"
+    );
+}
