@@ -154,11 +154,9 @@ fn ipam(dice: &mut Dice) -> Json {
         (0..count).map(|_| range(subnet(dice), dice)).collect()
     };
     let has_subnet = dice.below(4) == 0;
-    if has_subnet {
-        if let Some(Json::Object(entries)) = ranges(dice, 1).pop() {
-            for (key, value) in entries {
-                ipam.set(&key, value);
-            }
+    if has_subnet && let Some(Json::Object(entries)) = ranges(dice, 1).pop() {
+        for (key, value) in entries {
+            ipam.set(&key, value);
         }
     }
     if !has_subnet || dice.below(4) == 0 {
