@@ -163,7 +163,7 @@ fn a_configuration_that_add_would_refuse_is_refused_with_its_own_code() {
     }
     let node = Node::new("node");
     for (key, value, code) in [
-        ("mtu", json!(-5), 7),
+        ("mtu", json!(5), 7),
         ("isGateway", json!("yes"), 6),
         ("ipam", json!({ "type": "host-local" }), 7),
         ("cniVersion", json!("1.0.0"), 1),
