@@ -87,8 +87,12 @@ pub fn is_mac_fixed(host: &Netlink, bridge: &Link) -> Option<bool> {
 
 fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let name = &config.bridge;
+    // Where the container's end stays down, a bridge without carrier would never get an IPv6 link-local address, which the
+    // Go plugin's has. Its MAC address is set before a port joins.
+    let mac = (!config.leave_down).then(|| new_mac(name)).transpose()?;
     let new = NewBridge {
         name,
+        mac,
         mtu: config.mtu.bytes(),
         filters_vlans: config.vlans.is_some(),
     };

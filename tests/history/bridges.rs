@@ -39,7 +39,13 @@ fn host_link(attachment: &Attachment) -> String {
 
 /// Sends a router advertisement from a pod (RFC 4861, section 4.2): a default router for half an hour.
 fn advertise(pod: &Pod) {
-    pod.settle();
+    // The source is the link-local address, which comes with the carrier.
+    let has_address = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        let usable = pod.run("ip -6 addr show dev eth0 scope link -tentative");
+        usable.contains("fe80:")
+    });
+    assert!(has_address, "{}", pod.run("ip addr"));
     pod.inside(|| {
         let link = if_nametoindex("eth0").unwrap();
         let flags = SockFlag::empty();

@@ -26,6 +26,9 @@ const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 pub struct NewBridge<'a> {
     /// Its name.
     pub name: &'a IfName,
+    /// Its MAC address. With one it has no carrier until a port has (`br_stp_change_bridge_id`, net/bridge/br_stp_if.c);
+    /// without one the kernel's choice follows the ports'.
+    pub mac: Option<Mac>,
     /// Its MTU in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
     /// Whether it keeps VLANs apart.
@@ -111,6 +114,7 @@ impl Netlink {
                 info.nest(IFLA_INFO_DATA, filtering)
             });
         let attributes = named(bridge.name)
+            .maybe(bridge.mac, |it, mac| it.bytes(IFLA_ADDRESS, &mac.bytes()))
             .maybe(bridge.mtu, |it, mtu| it.native(IFLA_MTU, mtu))
             .nest(IFLA_LINKINFO, info);
         let request = Message::new(Verb::NewLink, &header(0), &attributes);
