@@ -127,6 +127,14 @@ impl Netns {
         })
     }
 
+    /// Opens the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn own() -> Result<Netns, NetnsError> {
+        Netns::open(OWN, OwnNetns::Allowed)
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

@@ -110,7 +110,7 @@ impl LiveAttachments {
     /// The namespaces that processes or mounts keep and that have a link which is based on one of the host's, as those
     /// of the types macvlan, ipvlan and vlan are: it does not show from the host.
     fn add_visible(&mut self, host: &Netlink, seen: &BTreeSet<NetnsId>) -> Result<(), NetnsError> {
-        let home = Netns::open("/proc/thread-self/ns/net", OwnNetns::Allowed)?;
+        let home = Netns::own()?;
         for path in procfs::network_namespaces()? {
             let netns = match Netns::open(&path, OwnNetns::Refused) {
                 Ok(netns) => netns,
