@@ -18,12 +18,12 @@
 //! }
 //! ```
 
+mod stale;
+
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 
 use crate::bridge::attach;
 use crate::bridge::plan::host_interface;
-use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
 use crate::host::netlink::Netlink;
@@ -32,6 +32,8 @@ use crate::host::nftables::{
     Table, present,
 };
 use crate::net::{IfName, Mac};
+
+pub use stale::sweep;
 
 /// The table; ebtables has it too.
 const TABLE: Table = Table {
@@ -320,45 +322,6 @@ fn is_anothers(rules: &[RuleEntry], comment: &str) -> bool {
     comments.any(|it| it.starts_with(COMMENT_PREFIX) && it != comment)
 }
 
-/// Removes the rules of a network's attachments that are not valid.
-///
-/// The rules do not tell their network. Ours are known by the interface they are for, whose name is made of network,
-/// container and interface. Of the Go plugin's, which have random names, those go whose interface no longer exists:
-/// such a rule guards nothing, in whichever network.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn sweep(network: &Id, valid: &ValidAttachments, links: &Netlink) -> Result<(), Error> {
-    let links = Links::new(links);
-    let kept: BTreeSet<String> = valid
-        .all()
-        .map(|who| format!("{}-{}", who.container, who.interface))
-        .collect();
-    let hosts: BTreeSet<IfName> = valid
-        .all()
-        .map(|who| host_interface(network, &who))
-        .collect();
-    let is_stale = |reference: &str, host: &IfName| {
-        if hosts.contains(host) || (kept.contains(reference) && links.has(host)) {
-            return false;
-        }
-        let mut readings = readings(reference);
-        readings.any(|who| host_interface(network, &who) == *host)
-            || !(IfName::is_derived_veth(host.as_str()) || links.has(host))
-    };
-    let is_going = |rule: &RuleEntry| {
-        let reference = rule.comment.strip_prefix(COMMENT_PREFIX);
-        let host = rule.input();
-        reference.is_some_and(|reference| host.is_some_and(|host| is_stale(reference, &host)))
-    };
-    let sweep = || {
-        let nftables = Nftables::open()?;
-        nftables.change(&|| removal(&nftables, Vec::new(), &is_going))
-    };
-    let swept = present(sweep()).map(drop);
-    links.unless_failed(swept.map_err(|cause| failed("sweep", cause)))
-}
-
 /// The links of the host. One that cannot be looked up counts as one that exists.
 struct Links<'a> {
     host: &'a Netlink,
@@ -388,16 +351,6 @@ impl Links<'_> {
     fn unless_failed(&self, outcome: Result<(), Error>) -> Result<(), Error> {
         outcome.and(self.failure.take().map_or(Ok(()), Err))
     }
-}
-
-/// The attachments that a reference may stand for: either part may have a dash.
-fn readings(reference: &str) -> impl Iterator<Item = Attachment> {
-    reference.match_indices('-').filter_map(|(dash, _)| {
-        Some(Attachment {
-            container: reference[..dash].parse().ok()?,
-            interface: reference[dash + 1..].parse().ok()?,
-        })
-    })
 }
 
 fn failed(operation: &str, cause: NftablesError) -> Error {
@@ -447,15 +400,5 @@ mod tests {
         );
         assert!(Guard::of(&network(), &who(&"x".repeat(233), "eth0")).is_ok());
         assert!(Guard::of(&network(), &who(&"x".repeat(234), "eth0")).is_err());
-    }
-
-    #[test]
-    fn every_reading_of_a_reference_is_tried() {
-        let found: Vec<Attachment> = readings("a-b-net-1").collect();
-        let expected = [("a", "b-net-1"), ("a-b", "net-1"), ("a-b-net", "1")];
-        assert_eq!(
-            found,
-            expected.map(|(container, interface)| who(container, interface))
-        );
     }
 }

@@ -83,6 +83,17 @@ pub struct RuleEntry {
     expressions: Vec<u8>,
 }
 
+/// Comment and expressions of a rule as the kernel lists them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed(String, Vec<u8>);
+
+impl Listed {
+    /// The same as [`RuleEntry::key`] of the rule in the kernel.
+    pub fn as_key(&self) -> (&str, &[u8]) {
+        (&self.0, &self.1)
+    }
+}
+
 impl Rule {
     /// A rule that says nothing of itself.
     pub fn new(matches: Vec<Match>, action: Action) -> Rule {
@@ -91,6 +102,13 @@ impl Rule {
             action,
             comment: String::new(),
         }
+    }
+
+    /// What it says and does as the kernel lists it, and as an older kernel does.
+    pub fn listed(&self) -> [Listed; 2] {
+        let expressions = self.expressions();
+        let before_5_6 = without_bitwise_operation(expressions.as_bytes());
+        [expressions, before_5_6].map(|it| Listed(self.comment.clone(), it.as_bytes().to_vec()))
     }
 
     /// What a new rule holds in that place.
@@ -174,13 +192,14 @@ impl RuleEntry {
 
     /// Whether it does what the rule does, and says the same.
     pub fn is(&self, rule: &Rule) -> bool {
-        let wanted = rule.expressions();
-        let wanted = wanted.as_bytes();
-        self.comment == rule.comment
-            && (self.expressions == wanted
-                // Only then can it be what an older kernel lists.
-                || self.expressions.len() < wanted.len()
-                    && self.expressions == without_bitwise_operation(wanted).as_bytes())
+        rule.listed()
+            .iter()
+            .any(|listed| listed.as_key() == self.key())
+    }
+
+    /// What it says and does, to look it up among many.
+    pub fn key(&self) -> (&str, &[u8]) {
+        (&self.comment, &self.expressions)
     }
 
     /// What it does, as the kernel lists it.

@@ -1,10 +1,12 @@
 //! The chain of a network: what keeps its address, and what becomes of the rest.
 
+use std::collections::HashSet;
+
 use crate::host::nftables::{
-    Action, Batch, Match, Nftables, NftablesError, Ports, Rule, RuleEntry,
+    Action, Batch, Listed, Match, Nftables, NftablesError, Ports, Rule, RuleEntry,
 };
 use crate::masquerade::Policy;
-use crate::masquerade::nftables::{POSTROUTING, TABLE, base_rules, holds};
+use crate::masquerade::nftables::{POSTROUTING, TABLE, base_rules};
 use crate::net::{Cidr, Family};
 
 /// How many rules that return one transaction adds; each has up to some 700 bytes, with the longest names.
@@ -75,7 +77,16 @@ impl NetworkRules {
         let base = base.iter().map(|rule| (POSTROUTING.name, rule));
         let of_network = self.returning.iter().chain(&self.translating);
         let mut wanted = base.chain(of_network.map(|rule| (chain, rule)));
-        let lost = wanted.find(|(chain, rule)| !holds(&rules, chain, rule));
+        let found: HashSet<(&str, Key)> = rules
+            .iter()
+            .map(|entry| (entry.chain.as_str(), entry.key()))
+            .collect();
+        let lost = wanted.find(|(chain, rule)| {
+            let listed = rule.listed();
+            !listed
+                .iter()
+                .any(|listed| found.contains(&(*chain, listed.as_key())))
+        });
         Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
     }
 
@@ -90,18 +101,21 @@ impl NetworkRules {
             entry.chain == chain && (!entry.comment.is_empty() || entry.is(&plain))
         };
         let of_policy: Vec<&RuleEntry> = present.iter().filter(is_of_policy).collect();
-        let is_in = |rules: &[Rule], entry: &RuleEntry| rules.iter().any(|rule| entry.is(rule));
-        let is_stale =
-            |entry: &RuleEntry| !is_in(&self.returning, entry) && !is_in(&self.translating, entry);
-        let is_whole = self
-            .translating
-            .iter()
-            .all(|rule| holds(present, chain, rule));
-        let is_settled = is_whole && !of_policy.iter().any(|entry| is_stale(entry));
-        let missing = self.returning.iter();
-        let missing: Vec<&Rule> = missing
-            .filter(|rule| !holds(present, chain, rule))
-            .collect();
+        let (returning, translating) = (listed(&self.returning), listed(&self.translating));
+        let (returning, translating) = (keys(&returning), keys(&translating));
+        let of_chain = present.iter().filter(|entry| entry.chain == chain);
+        let found: HashSet<Key> = of_chain.map(RuleEntry::key).collect();
+        let is_found = |rule: &&Rule| {
+            let listed = rule.listed();
+            listed.iter().any(|listed| found.contains(&listed.as_key()))
+        };
+        let is_stale = |entry: &&RuleEntry| {
+            !returning.contains(&entry.key()) && !translating.contains(&entry.key())
+        };
+        let is_whole = self.translating.iter().all(|rule| is_found(&rule));
+        let is_settled = is_whole && !of_policy.iter().any(is_stale);
+        let missing = self.returning.iter().filter(|rule| !is_found(rule));
+        let missing: Vec<&Rule> = missing.collect();
         if is_settled && missing.is_empty() {
             return Completion::Whole;
         }
@@ -118,7 +132,7 @@ impl NetworkRules {
         }
         // Their order counts: those that are right are made again behind the others.
         for entry in of_policy {
-            if !is_in(&self.returning, entry) {
+            if !returning.contains(&entry.key()) {
                 batch.delete_rule(TABLE, chain, entry.handle);
             }
         }
@@ -127,6 +141,18 @@ impl NetworkRules {
         }
         Completion::Whole
     }
+}
+
+/// What tells rules in the kernel apart: comment and expressions.
+type Key<'a> = (&'a str, &'a [u8]);
+
+/// The rules as the kernel may list them. Written once, for there may be a thousand.
+fn listed(rules: &[Rule]) -> Vec<Listed> {
+    rules.iter().flat_map(Rule::listed).collect()
+}
+
+fn keys(listed: &[Listed]) -> HashSet<Key<'_>> {
+    listed.iter().map(Listed::as_key).collect()
 }
 
 fn returning(network: Cidr, comment: &str) -> Rule {
