@@ -54,7 +54,11 @@ impl History {
             // Nothing but the program of that variant removes legacy rules.
             Action::Call(_, Verb::Del, ..) if self.has_only_legacy_rules() => {}
             Action::Call(_, Verb::Del, ..) => self.note("DEL failed", String::new(), text, false),
+            // The interface of a pod that is not valid may be anybody's where it is no port of the network's bridge; GC
+            // keeps the lease then and says so.
+            Action::Gc(_, network, Some(pod)) if self.has_port_elsewhere(network, pod) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
+            Action::Status(..) if !self.has_iptables() => {}
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
             // Exit status 3 of `doctor` is that of findings, 1 of `reconcile` that something could not be repaired.
             Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
@@ -63,10 +67,22 @@ impl History {
     }
 
     fn has_only_legacy_rules(&self) -> bool {
-        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
         let mut keys = self.world.snapshot.facts.keys();
-        let has_legacy = keys.any(|key| key.starts_with("iptables-legacy nat"));
-        has_legacy && !self.world.node.inside(has_program)
+        keys.any(|key| key.starts_with("iptables-legacy nat")) && !self.has_iptables()
+    }
+
+    fn has_iptables(&self) -> bool {
+        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
+        self.world.node.inside(has_program)
+    }
+
+    fn has_port_elsewhere(&self, network: &str, pod: &str) -> bool {
+        let bridge = self.world.config(network)["bridge"].to_string();
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            let at = self.world.snapshot.bridge_of(&attachment.links);
+            target.network == network && target.pod == pod && at != Some(&*bridge)
+        })
     }
 
     /// A router advertisement from a pod must not give the node a default route.

@@ -94,7 +94,7 @@ impl History {
         }
         let gone = self.follow(action, &outcome, &before);
         if !action.is_ours() {
-            self.world.model.note_lost_leases(&self.world.snapshot);
+            self.world.model.note_losses(&self.world.snapshot);
         }
         if action.is_ours() && outcome.succeeded() && self.world.ours == Implementation::Ours {
             self.check_remains(action, gone.as_ref());
@@ -152,6 +152,10 @@ impl History {
             }
             Action::Gc(_, network, Some(pod)) if outcome.succeeded() => {
                 self.follow_gc(network, pod)
+            }
+            // Whether the machine rebooted or not: what ended before may be collected.
+            Action::Node(command) if command.contains("/run/boot_id") => {
+                self.world.model.has_rebooted = true;
             }
             Action::End(pod) => self.unclean.retain(|(it, _)| it != pod),
             Action::Reboot => self.unclean.clear(),
