@@ -250,6 +250,11 @@ impl History {
         match action {
             Action::Call(_, Verb::Del, target, options) => {
                 remains.extend(self.remains(target));
+                // Without namespace and prevResult nothing leads to the link of the Go plugin, by which its MAC spoof check is
+                // told from that of another network.
+                let is_findable = gone.is_none_or(|it| it.made_by == Implementation::Ours)
+                    || options.netns == NetnsArgument::Own;
+                remains.retain(|it| is_findable || !it.starts_with("nft bridge nat"));
                 for index in gone.iter().flat_map(|attachment| &attachment.links) {
                     let Some(name) = self.world.snapshot.link_name(*index) else {
                         continue;
