@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::action::{Action, NetnsArgument, Target, Verb};
 use super::history::History;
+use super::model::State;
 use super::snapshot::{Snapshot, Subject};
+use super::traffic::Peer;
 use super::world::Outcome;
 
 /// The longest that a call may take; nothing in these histories holds a lock for longer than another call.
@@ -47,7 +49,7 @@ impl History {
             }
             Action::Call(_, Verb::Check, target, options) => {
                 let is_usual = options.netns == NetnsArgument::Own && !options.without_prev_result;
-                if is_usual && self.world.model.lives(target) {
+                if is_usual && self.is_whole(target) {
                     self.note("CHECK failed", target.to_string(), text, true);
                 }
             }
@@ -64,6 +66,20 @@ impl History {
             Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
             _ => self.note("the command failed", String::new(), text, false),
         }
+    }
+
+    /// Whether an attachment lives and has its connectivity: CHECK reports what others took.
+    fn is_whole(&self, target: &Target) -> bool {
+        let Some(attachment) = self.world.model.attachments.get(target) else {
+            return false;
+        };
+        let reaches = |to: &Peer| {
+            let mut edges = self.world.edges.iter();
+            edges.any(|edge| edge.from == *target && edge.to == *to)
+        };
+        attachment.state == State::Living
+            && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
+            && (!attachment.is_masqueraded() || reaches(&Peer::Outside))
     }
 
     fn has_only_legacy_rules(&self) -> bool {

@@ -75,9 +75,9 @@ impl Attachment {
         owner.network.is_some() || self.config["macspoofchk"] == true
     }
 
-    /// Whether the node translates its source addresses.
+    /// Whether the node forwards its packets and translates their source addresses.
     pub fn is_masqueraded(&self) -> bool {
-        self.config["ipMasq"] == true
+        self.config["ipMasq"] == true && networks::is_gateway(&self.config)
     }
 }
 
