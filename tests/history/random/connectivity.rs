@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::action::{Action, Target, Verb};
 use super::history::History;
 use super::model::Attachment;
+use super::networks;
 use super::traffic::{Edge, Peer};
 use super::world::Outcome;
 
@@ -160,7 +161,13 @@ impl History {
             if !attachment.gateways.is_empty() {
                 edges.insert(edge(target, Peer::Gateway));
             }
-            if attachment.is_masqueraded() {
+            // Of several networks one has the pod's default route.
+            let mut living = self.world.model.living();
+            let is_only = !living.any(|(it, _)| it.pod == target.pod && it != target);
+            if attachment.is_masqueraded()
+                && is_only
+                && networks::has_default_route(&attachment.config)
+            {
                 edges.insert(edge(target, Peer::Outside));
             }
             // With two interfaces in one subnet, which of them answers is up to the pod's kernel.
