@@ -58,28 +58,29 @@ struct Report {
 }
 
 impl Report {
-    fn note(&mut self, name: &str, actions: &[Action], found: &[Finding], is_minimal: bool) {
+    /// Counts the findings of a history; those of a kind that is to be printed.
+    fn count(&mut self, found: &[Finding]) -> Vec<Finding> {
         let kinds: BTreeSet<&String> = found.iter().map(|finding| &finding.kind).collect();
+        let mut new = Vec::new();
         for kind in kinds {
             let is_printed = self.violations.len() < PRINTED;
-            let (count, text) = self.violations.entry(kind.clone()).or_default();
+            let (count, _) = self.violations.entry(kind.clone()).or_default();
             *count += 1;
-            if *count > 1 || !is_printed {
-                continue;
+            if *count == 1 && is_printed {
+                new.extend(found.iter().find(|finding| finding.kind == *kind).cloned());
             }
-            let first = found.iter().find(|finding| finding.kind == *kind);
-            let first = first.expect("its kind is that of one");
-            let shortest = match is_minimal {
-                true => actions.to_vec(),
-                false => minimise(actions, first),
-            };
-            let sequence = print_sequence(&shortest);
-            *text = format!(
-                "{name}, step {}: {}\n{sequence}",
-                first.step + 1,
-                first.text
-            );
         }
+        new
+    }
+
+    fn print(&mut self, name: &str, finding: &Finding, shortest: &[Action]) {
+        let (_, text) = self.violations.entry(finding.kind.clone()).or_default();
+        let sequence = print_sequence(shortest);
+        *text = format!(
+            "{name}, step {}: {}\n{sequence}",
+            finding.step + 1,
+            finding.text
+        );
     }
 }
 
@@ -101,10 +102,14 @@ fn run_all(
             let (name, actions) = history(at);
             let found = violations(&actions);
             steps.fetch_add(actions.len(), Ordering::Relaxed);
-            report
-                .lock()
-                .unwrap()
-                .note(&name, &actions, &found, are_minimal);
+            let new = report.lock().unwrap().count(&found);
+            for finding in new {
+                let shortest = match are_minimal {
+                    true => actions.clone(),
+                    false => minimise(&actions, &finding),
+                };
+                report.lock().unwrap().print(&name, &finding, &shortest);
+            }
         }
     };
     let workers = std::thread::available_parallelism().map_or(2, usize::from) + 1;

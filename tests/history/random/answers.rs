@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::action::{Action, NetnsArgument, Target, Verb};
 use super::history::History;
+use super::model::State;
 use super::snapshot::{Snapshot, Subject};
+use super::traffic::Peer;
 use super::world::Outcome;
 
 /// The longest that a call may take; nothing in these histories holds a lock for longer than another call.
@@ -47,14 +49,18 @@ impl History {
             }
             Action::Call(_, Verb::Check, target, options) => {
                 let is_usual = options.netns == NetnsArgument::Own && !options.without_prev_result;
-                if is_usual && self.world.model.lives(target) {
+                if is_usual && self.is_whole(target) {
                     self.note("CHECK failed", target.to_string(), text, true);
                 }
             }
             // Nothing but the program of that variant removes legacy rules.
             Action::Call(_, Verb::Del, ..) if self.has_only_legacy_rules() => {}
             Action::Call(_, Verb::Del, ..) => self.note("DEL failed", String::new(), text, false),
+            // The interface of a pod that is not valid may be anybody's where it is no port of the network's bridge; GC
+            // keeps the lease then and says so.
+            Action::Gc(_, network, Some(pod)) if self.has_port_elsewhere(network, pod) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
+            Action::Status(..) if !self.has_iptables() => {}
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
             // Exit status 3 of `doctor` is that of findings, 1 of `reconcile` that something could not be repaired.
             Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
@@ -62,11 +68,37 @@ impl History {
         }
     }
 
+    /// Whether an attachment lives and has its connectivity: CHECK reports what others took.
+    fn is_whole(&self, target: &Target) -> bool {
+        let Some(attachment) = self.world.model.attachments.get(target) else {
+            return false;
+        };
+        let reaches = |to: &Peer| {
+            let mut edges = self.world.edges.iter();
+            edges.any(|edge| edge.from == *target && edge.to == *to)
+        };
+        attachment.state == State::Living
+            && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
+            && (!attachment.is_masqueraded() || reaches(&Peer::Outside))
+    }
+
     fn has_only_legacy_rules(&self) -> bool {
-        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
         let mut keys = self.world.snapshot.facts.keys();
-        let has_legacy = keys.any(|key| key.starts_with("iptables-legacy nat"));
-        has_legacy && !self.world.node.inside(has_program)
+        keys.any(|key| key.starts_with("iptables-legacy nat")) && !self.has_iptables()
+    }
+
+    fn has_iptables(&self) -> bool {
+        let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
+        self.world.node.inside(has_program)
+    }
+
+    fn has_port_elsewhere(&self, network: &str, pod: &str) -> bool {
+        let bridge = self.world.config(network)["bridge"].to_string();
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            let at = self.world.snapshot.bridge_of(&attachment.links);
+            target.network == network && target.pod == pod && at != Some(&*bridge)
+        })
     }
 
     /// A router advertisement from a pod must not give the node a default route.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::action::{Action, Target, Verb};
 use super::history::History;
 use super::model::Attachment;
+use super::networks;
 use super::traffic::{Edge, Peer};
 use super::world::Outcome;
 
@@ -47,6 +48,15 @@ impl History {
     pub(super) fn check_connectivity(&mut self, action: &Action, outcome: &Outcome) {
         let doubled = self.doubled();
         let model = &self.world.model;
+        // Without its lease a container that is added again looks like a new one, and the failure is undone.
+        let without_lease = match action {
+            Action::Call(_, Verb::Add, target, _) => model.attachments.get(target),
+            _ => None,
+        };
+        let is_taken_for_new = |edge: &Edge| {
+            let is_lost = without_lease.is_some_and(|attachment| attachment.lost_lease);
+            is_lost && matches!(action, Action::Call(_, _, target, _) if edge.touches(target))
+        };
         let is_expected = |edge: &&Edge| {
             let lives = |target: &Target| model.lives(target);
             let both_live = lives(&edge.from)
@@ -57,7 +67,7 @@ impl History {
             let is_doubled = doubled
                 .iter()
                 .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
-            both_live && !is_doubled
+            both_live && !is_doubled && !is_taken_for_new(edge)
         };
         let kept: BTreeSet<Edge> = self
             .world
@@ -151,7 +161,13 @@ impl History {
             if !attachment.gateways.is_empty() {
                 edges.insert(edge(target, Peer::Gateway));
             }
-            if attachment.is_masqueraded() {
+            // Of several networks one has the pod's default route.
+            let mut living = self.world.model.living();
+            let is_only = !living.any(|(it, _)| it.pod == target.pod && it != target);
+            if attachment.is_masqueraded()
+                && is_only
+                && networks::has_default_route(&attachment.config)
+            {
                 edges.insert(edge(target, Peer::Outside));
             }
             // With two interfaces in one subnet, which of them answers is up to the pod's kernel.

@@ -1,7 +1,7 @@
 //! What an action of ours may change on a node. Everything else is somebody else's.
 
 use super::action::{Action, Target, Verb};
-use super::model::{Model, State};
+use super::model::{Attachment, Model, State};
 use super::networks::{self, BRIDGES};
 use super::snapshot::{Change, Fact, Owner, Subject};
 
@@ -71,7 +71,11 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            Some(owner) => self.model.has_rebooted && !self.model.is_of_living(owner, None),
+            // Of host-local called directly there is no link to show that the container lives.
+            Some(owner) => {
+                let is_living = self.model.is_of_living(owner, None) && target.network != "raw";
+                self.model.has_rebooted && !is_living
+            }
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove
@@ -125,7 +129,10 @@ impl Effects<'_> {
         let valid: Vec<_> = valid.collect();
         let is_valid = |owner: &Owner| {
             let mut valid = valid.iter();
-            valid.any(|(target, it)| it.may_have(owner) && owner.may_be(target))
+            // A MAC spoof check is left over when its link is gone.
+            let has_its_link =
+                |it: &Attachment| owner.network.is_some() || it.state == State::Living;
+            valid.any(|(target, it)| it.may_have(owner) && has_its_link(it) && owner.may_be(target))
         };
         let has_link = |index: u64| valid.iter().any(|(_, it)| it.links.contains(&index));
         let is_of = |name: &str| network.is_none_or(|network| network == name);

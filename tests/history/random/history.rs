@@ -94,7 +94,7 @@ impl History {
         }
         let gone = self.follow(action, &outcome, &before);
         if !action.is_ours() {
-            self.world.model.note_lost_leases(&self.world.snapshot);
+            self.world.model.note_losses(&self.world.snapshot);
         }
         if action.is_ours() && outcome.succeeded() && self.world.ours == Implementation::Ours {
             self.check_remains(action, gone.as_ref());
@@ -152,6 +152,10 @@ impl History {
             }
             Action::Gc(_, network, Some(pod)) if outcome.succeeded() => {
                 self.follow_gc(network, pod)
+            }
+            // Whether the machine rebooted or not: what ended before may be collected.
+            Action::Node(command) if command.contains("/run/boot_id") => {
+                self.world.model.has_rebooted = true;
             }
             Action::End(pod) => self.unclean.retain(|(it, _)| it != pod),
             Action::Reboot => self.unclean.clear(),
@@ -246,6 +250,11 @@ impl History {
         match action {
             Action::Call(_, Verb::Del, target, options) => {
                 remains.extend(self.remains(target));
+                // Without namespace and prevResult nothing leads to the link of the Go plugin, by which its MAC spoof check is
+                // told from that of another network.
+                let is_findable = gone.is_none_or(|it| it.made_by == Implementation::Ours)
+                    || options.netns == NetnsArgument::Own;
+                remains.retain(|it| is_findable || !it.starts_with("nft bridge nat"));
                 for index in gone.iter().flat_map(|attachment| &attachment.links) {
                     let Some(name) = self.world.snapshot.link_name(*index) else {
                         continue;

@@ -75,9 +75,9 @@ impl Attachment {
         owner.network.is_some() || self.config["macspoofchk"] == true
     }
 
-    /// Whether the node translates its source addresses.
+    /// Whether the node forwards its packets and translates their source addresses.
     pub fn is_masqueraded(&self) -> bool {
-        self.config["ipMasq"] == true
+        self.config["ipMasq"] == true && networks::is_gateway(&self.config)
     }
 }
 
@@ -85,7 +85,7 @@ impl Attachment {
 #[derive(Default)]
 pub struct Model {
     pub attachments: BTreeMap<Target, Attachment>,
-    /// Whether there was a reboot, after which leases of before are nobody's.
+    /// Whether the boot ID changed, after which leases of attachments that do not live are nobody's.
     pub has_rebooted: bool,
 }
 
@@ -129,9 +129,14 @@ impl Model {
         found.map(|(target, _)| target)
     }
 
-    /// Notes which living attachments have no lease any more after a foreign action.
-    pub fn note_lost_leases(&mut self, snapshot: &Snapshot) {
+    /// Notes which living attachments have no link or no lease any more after a foreign action.
+    pub fn note_losses(&mut self, snapshot: &Snapshot) {
         for (target, attachment) in &mut self.attachments {
+            let mut links = attachment.links.iter();
+            let has_link = links.any(|index| snapshot.link_name(*index).is_some());
+            if attachment.state == State::Living && !attachment.links.is_empty() && !has_link {
+                attachment.state = State::Unclear;
+            }
             if !networks::has_leases(&attachment.config) {
                 continue;
             }

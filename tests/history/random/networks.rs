@@ -66,3 +66,8 @@ pub fn has_leases(config: &Value) -> bool {
 pub fn is_direct(config: &Value) -> bool {
     config["type"] == "host-local"
 }
+
+/// Whether pods of a network reach what is outside of it through the gateway.
+pub fn has_default_route(config: &Value) -> bool {
+    config["isDefaultGateway"] == true || !config["ipam"]["routes"].is_null()
+}
