@@ -136,18 +136,20 @@ fn an_add_that_waits_for_iptables_turns_back_and_nothing_stops_its_undo() {
 
 #[test]
 fn a_del_that_waits_for_iptables_goes_on_to_its_end() {
-    needs!("nft", "iptables", "ip6tables");
+    needs!("iptables-legacy", "ip6tables-legacy");
     if worse_in_go("it ends without a document") {
         return;
     }
     let scene = Scene::new(Kind {
-        rules: Rules::Iptables,
+        rules: Rules::Legacy,
         ..PLAIN
     });
     scene.call("ADD", &scene.pod).run().ok();
     scene.slow_iptables("1.5", "0");
     let call = scene.call("DEL", &scene.pod);
+    let began = std::time::Instant::now();
     terminated_after(&scene, &call, &["0.5", "0.5"]).ok();
+    assert!(began.elapsed() > std::time::Duration::from_millis(1500));
     assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
 }
 

@@ -178,7 +178,7 @@ fn gc_removes_any_number_of_stale_elements() {
 }
 
 #[test]
-fn a_parent_that_ignores_sigchld_or_blocks_signals_changes_nothing() {
+fn a_parent_that_ignores_sigchld_changes_nothing() {
     if !ready(IPTABLES) {
         return;
     }
