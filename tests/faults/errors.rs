@@ -54,8 +54,7 @@ fn wrong_after(scene: &Scene, answer: &Answer) -> Vec<String> {
     let mut wrong = Vec::new();
     if answer.code == Some(0) {
         let mut wanting = difference(&scene.full, &scene.standing());
-        // Where the kernel does not tell which boot this is, the leases are marked by a later ADD.
-        wanting.retain(|fact| !fact.ends_with(".gangplank.boot"));
+        wanting.retain(|fact| !is_unrecorded_boot(fact));
         wrong.extend(wanting);
         if let Some(result) = succeeded("ADD", answer, &mut wrong) {
             succeeded("CHECK", &scene.check(&scene.pod, &result), &mut wrong);
@@ -64,11 +63,19 @@ fn wrong_after(scene: &Scene, answer: &Answer) -> Vec<String> {
     } else {
         wrong.extend(wrong_refusal(answer));
     }
-    wrong.extend(left(scene));
-    if !scene.kind.used || !wrong.is_empty() {
+    let mut left = left(scene);
+    let is_unrecorded = left.iter().any(|fact| is_unrecorded_boot(fact));
+    left.retain(|fact| !is_unrecorded_boot(fact));
+    wrong.extend(left);
+    if !scene.kind.used || !wrong.is_empty() || is_unrecorded {
         wrong.extend(wrong_with_next(scene));
     }
     wrong
+}
+
+/// An ADD that cannot tell which boot this is records none; the next ADD does.
+fn is_unrecorded_boot(fact: &str) -> bool {
+    fact.starts_with("missing") && fact.ends_with(".gangplank.boot")
 }
 
 /// Has one system call of `every` fail in an ADD, with one errno after the other. What a signal has interrupted (EINTR)

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use crate::cni::request::Id;
 use crate::error::Error;
 use crate::host::boot;
+use crate::host::files;
 use crate::host::journal;
 use crate::host::locks;
 use crate::ipam::lease_file::read_small;
@@ -93,7 +94,7 @@ impl Store {
     /// # Errors
     /// When the directory cannot be read.
     pub fn outlived(&self) -> Result<HashSet<IpAddr>, Error> {
-        match self.epoch() {
+        match self.epoch()? {
             Epoch::Later => Ok(self.dead(None)?.unwrap_or_default()),
             _ => Ok(HashSet::new()),
         }
@@ -106,17 +107,21 @@ impl Store {
         record.is_some_and(|record| record.machines.len() > 1)
     }
 
-    fn epoch(&self) -> Epoch {
+    fn epoch(&self) -> Result<Epoch, Error> {
         let content = match read_small(&self.path(RECORD)) {
             Ok(content) => content,
-            Err(cause) if cause.kind() == ErrorKind::NotFound => return Epoch::Unrecorded,
-            Err(_) => return Epoch::Unknown,
+            // A link is replaced by a record, and not followed.
+            Err(cause) if cause.kind() == ErrorKind::NotFound || files::is_link(&cause) => {
+                return Ok(Epoch::Unrecorded);
+            }
+            // It may say that other machines use the directory.
+            Err(cause) => return Err(self.failed("read", RECORD, &cause)),
         };
         let machine = || boot::machine().unwrap_or_else(|| UNKNOWN_MACHINE.to_owned());
-        match Record::parse(&content) {
+        Ok(match Record::parse(&content) {
             Some(record) => record.epoch(boot::id().as_deref(), machine),
             None => Epoch::Unrecorded,
-        }
+        })
     }
 
     /// The addresses whose leases belong to no living attachment; `None` if that cannot be told. The container that is
@@ -161,7 +166,7 @@ impl Locked<'_> {
     /// # Errors
     /// When a file cannot be removed or written.
     pub fn enter_boot(&self, adding: &Id) -> Result<(), Error> {
-        match self.store.epoch() {
+        match self.store.epoch()? {
             Epoch::Recorded => return Ok(()),
             Epoch::Shared(record) => return self.record(&record),
             Epoch::Unrecorded => {}
