@@ -183,11 +183,6 @@ impl Detachment<'_> {
     /// Starts to remove the masquerading: of the addresses that are known, and of the whole container unless another
     /// of its interfaces on this network still needs it.
     fn start_unmasquerading(&self) -> Removing {
-        let scope = match self.held {
-            Some(held) if held.has_siblings() => Scope::Addresses,
-            Some(_) => Scope::Container,
-            None => Scope::Addresses,
-        };
         let mut known = self
             .held
             .map(|held| held.addresses().to_vec())
@@ -196,10 +191,14 @@ impl Detachment<'_> {
             let listed = self.prev.iter().flat_map(|prev| &prev.ips);
             known = listed.map(|ip| ip.address.address()).collect();
         }
-        if known.is_empty() && scope == Scope::Addresses {
-            // Without any, all of the container's masquerading on this network goes.
+        if known.is_empty() && self.held.is_none() {
             known = self.pod_addresses().unwrap_or_default();
         }
+        let scope = match self.held {
+            Some(held) if held.has_siblings() => Scope::Addresses,
+            None if !known.is_empty() => Scope::Addresses,
+            _ => Scope::Container,
+        };
         let held = self.held.map(Held::addresses).unwrap_or_default();
         let evidence = Evidence::of(&self.conf.root(), held);
         Masquerade::of(&self.conf.name, self.who).remove(known, scope, evidence)

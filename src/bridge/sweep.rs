@@ -10,7 +10,7 @@ use crate::bridge::plan::host_interface;
 use crate::bridge::{passage, spoof};
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
-use crate::cni::request::Request;
+use crate::cni::request::{Id, Request};
 use crate::error::{Error, Failures};
 use crate::host::journal;
 use crate::host::netlink::{Netlink, NetlinkError, present};
@@ -36,11 +36,21 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
         };
     };
     let mut failures = Failures::default();
-    let sweep = || masquerade::sweep(&conf.name, &valid);
+    let leases = match &ipam {
+        Some(Ipam::HostLocal(host_local)) => failures.note(host_local.store().by_validity(&valid)),
+        _ => None,
+    };
+    let stale = leases.iter().flat_map(|(_, stale)| stale);
+    let owners: Vec<&Id> = stale
+        .filter_map(|lease| Some(&lease.owner.as_ref()?.0))
+        .collect();
+    let sweep = || masquerade::sweep(&conf.name, &valid, &owners);
     failures.note(journal::phase("masquerade", sweep));
     match &ipam {
         Some(Ipam::HostLocal(host_local)) => {
-            failures.note(free(conf, host_local, &valid));
+            if let Some(leases) = leases {
+                failures.note(free(conf, (host_local, &valid), leases));
+            }
         }
         Some(Ipam::Delegate(delegate)) => {
             failures.note(journal::phase("ipam", || delegate.sweep()));
@@ -56,8 +66,11 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
 
 /// Deletes the links of attachments that are not valid any more, and then frees their leases: no address is free while an
 /// interface has it.
-fn free(conf: &NetConf, host_local: &HostLocal, valid: &ValidAttachments) -> Result<(), Error> {
-    let (of_valid, stale) = host_local.store().by_validity(valid)?;
+fn free(
+    conf: &NetConf,
+    (host_local, valid): (&HostLocal, &ValidAttachments),
+    (of_valid, stale): (Vec<LeaseFile>, Vec<LeaseFile>),
+) -> Result<(), Error> {
     let mut failures = Failures::default();
     let mut in_use = HashSet::new();
     if !stale.is_empty() {

@@ -133,7 +133,8 @@ pub fn plan_removal(
     Ok(())
 }
 
-/// Removes the chains of a network whose names are stale, with the jumps to them. The comments tell the network.
+/// Removes the chains of a network whose names are stale, with the jumps to them. The comments tell the network; the
+/// `known` chains are removed also when they have lost their rules.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -141,7 +142,7 @@ pub fn sweep(
     nftables: &Nftables,
     family: Family,
     network: &Id,
-    is_stale: &dyn Fn(&str) -> bool,
+    (is_stale, known): (&dyn Fn(&str) -> bool, &BTreeSet<String>),
 ) -> Result<(), NftablesError> {
     let table = nat(family);
     let is_of_network = |rule: &&RuleEntry| comment(rule).starts_with(&rules::comment_of(network));
@@ -154,7 +155,12 @@ pub fn sweep(
             .flatten()
             .filter(|name| rules::is_chain_name(name) && is_stale(name))
             .collect();
-        let names: BTreeSet<&str> = names.into_iter().take(MAX_CHAINS).collect();
+        let mut names: BTreeSet<&str> = names.into_iter().take(MAX_CHAINS).collect();
+        for name in known {
+            if names.len() < MAX_CHAINS && nftables.chain(table, name)?.is_some() {
+                names.insert(name);
+            }
+        }
         for rule in &present {
             if rule.target().is_some_and(|target| names.contains(target)) {
                 batch.delete_rule(table, &rule.chain, rule.handle);

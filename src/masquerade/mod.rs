@@ -12,6 +12,8 @@ mod removal;
 pub mod rules;
 mod survey;
 
+use std::collections::BTreeSet;
+
 use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Error, Failures};
@@ -206,14 +208,19 @@ pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(
 }
 
 /// Removes the masquerading of a network that no valid attachment needs, whichever plugin installed it: with iptables
-/// that of containers, with nftables that of attachments.
+/// that of containers, with nftables that of attachments. `stale` are containers that hold leases without being valid:
+/// their chains are found by name, also when a flush has taken the rules that tell their network.
 ///
 /// # Errors
 /// When a family or backend could not be listed or changed; the others are swept.
-pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
+pub fn sweep(network: &Id, valid: &ValidAttachments, stale: &[&Id]) -> Result<(), Error> {
     let names = rules::names_of(network, valid);
+    let known = stale
+        .iter()
+        .map(|container| Chain::of(network, container).name().to_owned());
+    let known: BTreeSet<String> = known.filter(|name| !names.contains(name)).collect();
     let labels: Vec<Label> = valid.all().map(|who| Label::of(network, &who)).collect();
-    sweep_stale(network, &|name| !names.contains(name), &|comment| {
+    sweep_stale(network, &known, &|name| !names.contains(name), &|comment| {
         !labels.iter().any(|label| label.marks(comment))
     })
 }
@@ -224,11 +231,13 @@ pub fn sweep(network: &Id, valid: &ValidAttachments) -> Result<(), Error> {
 /// As [`sweep`].
 pub fn remove_left_over(network: &Id, left: &[Standing]) -> Result<(), Error> {
     let is_left = |key: &str| left.iter().any(|standing| standing.key() == key);
-    sweep_stale(network, &is_left, &is_left)
+    sweep_stale(network, &BTreeSet::new(), &is_left, &is_left)
 }
 
+/// `known` are the names of stale chains that are removed although no rule tells their network.
 fn sweep_stale(
     network: &Id,
+    known: &BTreeSet<String>,
     is_stale_chain: &dyn Fn(&str) -> bool,
     is_stale_comment: &dyn Fn(&str) -> bool,
 ) -> Result<(), Error> {
@@ -236,7 +245,7 @@ fn sweep_stale(
     let from_nftables = || {
         let nftables = Nftables::open()?;
         for family in Family::BOTH {
-            iptables_nft::sweep(&nftables, family, network, is_stale_chain)?;
+            iptables_nft::sweep(&nftables, family, network, (is_stale_chain, known))?;
         }
         nftables::sweep(&nftables, network, is_stale_comment)
     };
@@ -248,7 +257,7 @@ fn sweep_stale(
         if has_table == Some(true)
             && let Some(iptables) = Iptables::nat(Variant::Legacy, family)
         {
-            let plan = |listing: &Listing| rules::sweep(network, is_stale_chain, listing);
+            let plan = |listing: &Listing| rules::sweep(network, (is_stale_chain, known), listing);
             failures.note(iptables.arrange(&plan));
         }
     }

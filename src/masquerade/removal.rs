@@ -20,7 +20,7 @@ use crate::net::Family;
 pub enum Scope {
     /// All of it on that network: no other interface of the container needs it.
     Container,
-    /// That of the addresses; when there are none, all of it.
+    /// That of the addresses: another interface of the container may need the rest.
     Addresses,
 }
 
@@ -129,8 +129,7 @@ impl Target {
 
     /// The addresses whose jumps go; `None` for all jumps.
     fn only(&self) -> Option<&[IpAddr]> {
-        let is_partial = self.scope == Scope::Addresses && !self.addresses.is_empty();
-        is_partial.then_some(&*self.addresses)
+        (self.scope == Scope::Addresses).then_some(&*self.addresses)
     }
 
     /// Asks what nf_tables may hold, so that a thread is created only where there is something.

@@ -239,10 +239,14 @@ pub fn names_of(network: &Id, valid: &ValidAttachments) -> HashSet<String> {
 /// Takes down the chains of a network whose names are stale, in one transaction; `None` when there are none.
 ///
 /// The comments tell the network, the names of chains whose they are: comments may have been cut.
-pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool, listing: &Listing) -> Option<String> {
+pub fn sweep(
+    network: &Id,
+    (is_stale, known): (&dyn Fn(&str) -> bool, &BTreeSet<String>),
+    listing: &Listing,
+) -> Option<String> {
     let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
     let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
-    let names: BTreeSet<&str> = of_network
+    let mut names: BTreeSet<&str> = of_network
         .flat_map(|rule| {
             let mut words = rule.split_whitespace();
             [words.nth(1), words.next_back()]
@@ -250,6 +254,8 @@ pub fn sweep(network: &Id, is_stale: &dyn Fn(&str) -> bool, listing: &Listing) -
         .flatten()
         .filter(|name| is_chain_name(name) && is_stale(name))
         .collect();
+    let present = known.iter().filter(|name| listing.has_chain(name));
+    names.extend(present.map(String::as_str));
     let mut lines = Vec::new();
     for name in names {
         let chain = Chain {

@@ -154,7 +154,11 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
             .map(|container| attachment(container))
             .collect();
         let names = names_of(&network, &valid);
-        sweep(&network, &|name| !names.contains(name), &listing)
+        sweep(
+            &network,
+            (&|name: &str| !names.contains(name), &Default::default()),
+            &listing,
+        )
     };
     assert_eq!(
         swept(&["b"]),
