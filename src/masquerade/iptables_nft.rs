@@ -8,7 +8,7 @@ use crate::cni::request::Id;
 use crate::host::nftables::{
     Batch, CompatRule, Field, Layer, Nftables, NftablesError, RuleEntry, Table, Target, comment,
 };
-use crate::masquerade::rules;
+use crate::masquerade::rules::{self, StaleChains};
 use crate::net::Family;
 
 /// How many chains one transaction removes: less than the send buffer of a socket takes by default.
@@ -142,7 +142,7 @@ pub fn sweep(
     nftables: &Nftables,
     family: Family,
     network: &Id,
-    (is_stale, known): (&dyn Fn(&str) -> bool, &BTreeSet<String>),
+    stale: StaleChains,
 ) -> Result<(), NftablesError> {
     let table = nat(family);
     let is_of_network = |rule: &&RuleEntry| comment(rule).starts_with(&rules::comment_of(network));
@@ -153,10 +153,10 @@ pub fn sweep(
         let names = of_network.flat_map(|rule| [Some(&*rule.chain), rule.target()]);
         let names: BTreeSet<&str> = names
             .flatten()
-            .filter(|name| rules::is_chain_name(name) && is_stale(name))
+            .filter(|name| rules::is_chain_name(name) && (stale.is_stale)(name))
             .collect();
         let mut names: BTreeSet<&str> = names.into_iter().take(MAX_CHAINS).collect();
-        for name in known {
+        for name in stale.known {
             if names.len() < MAX_CHAINS && nftables.chain(table, name)?.is_some() {
                 names.insert(name);
             }

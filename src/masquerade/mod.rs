@@ -21,7 +21,7 @@ use crate::host::nftables::{Nftables, present};
 use crate::host::xtables;
 use crate::masquerade::iptables::{Iptables, Outcome, Transaction, Variant};
 use crate::masquerade::label::Label;
-use crate::masquerade::rules::{Chain, Listing};
+use crate::masquerade::rules::{Chain, Listing, StaleChains};
 use crate::net::{Cidr, Family};
 
 pub use policy::Policy;
@@ -220,7 +220,11 @@ pub fn sweep(network: &Id, valid: &ValidAttachments, stale: &[&Id]) -> Result<()
         .map(|container| Chain::of(network, container).name().to_owned());
     let known: BTreeSet<String> = known.filter(|name| !names.contains(name)).collect();
     let labels: Vec<Label> = valid.all().map(|who| Label::of(network, &who)).collect();
-    sweep_stale(network, &known, &|name| !names.contains(name), &|comment| {
+    let stale = StaleChains {
+        is_stale: &|name| !names.contains(name),
+        known: &known,
+    };
+    sweep_stale(network, stale, &|comment| {
         !labels.iter().any(|label| label.marks(comment))
     })
 }
@@ -231,21 +235,23 @@ pub fn sweep(network: &Id, valid: &ValidAttachments, stale: &[&Id]) -> Result<()
 /// As [`sweep`].
 pub fn remove_left_over(network: &Id, left: &[Standing]) -> Result<(), Error> {
     let is_left = |key: &str| left.iter().any(|standing| standing.key() == key);
-    sweep_stale(network, &BTreeSet::new(), &is_left, &is_left)
+    let stale = StaleChains {
+        is_stale: &is_left,
+        known: &BTreeSet::new(),
+    };
+    sweep_stale(network, stale, &is_left)
 }
 
-/// `known` are the names of stale chains that are removed although no rule tells their network.
 fn sweep_stale(
     network: &Id,
-    known: &BTreeSet<String>,
-    is_stale_chain: &dyn Fn(&str) -> bool,
+    stale: StaleChains,
     is_stale_comment: &dyn Fn(&str) -> bool,
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
     let from_nftables = || {
         let nftables = Nftables::open()?;
         for family in Family::BOTH {
-            iptables_nft::sweep(&nftables, family, network, (is_stale_chain, known))?;
+            iptables_nft::sweep(&nftables, family, network, stale)?;
         }
         nftables::sweep(&nftables, network, is_stale_comment)
     };
@@ -257,7 +263,7 @@ fn sweep_stale(
         if has_table == Some(true)
             && let Some(iptables) = Iptables::nat(Variant::Legacy, family)
         {
-            let plan = |listing: &Listing| rules::sweep(network, (is_stale_chain, known), listing);
+            let plan = |listing: &Listing| rules::sweep(network, stale, listing);
             failures.note(iptables.arrange(&plan));
         }
     }

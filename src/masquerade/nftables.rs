@@ -226,13 +226,11 @@ pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, NftablesError> {
 /// Whether nftables can be used at all.
 ///
 /// # Errors
-/// When the kernel has none, or refuses us. What may pass, such as a lack of memory, is for the next ADD to report: an
-/// error here takes the node out of service.
+/// When the kernel has none, or refuses us. An error takes the node out of service: what may pass is left to ADD.
 pub fn status() -> Result<(), Error> {
-    // Asks for the number of the ruleset.
-    let look = || Nftables::open()?.change(&|| Ok(Batch::default()));
-    match look() {
-        Err(cause @ (NftablesError::Denied | NftablesError::Unsupported(_))) => {
+    let changed = Nftables::open().and_then(|it| it.change(&|| Ok(Batch::default())));
+    match changed.err() {
+        Some(cause @ (NftablesError::Denied | NftablesError::Unsupported(_))) => {
             Err(failed("use", cause))
         }
         _ => Ok(()),

@@ -236,14 +236,19 @@ pub fn names_of(network: &Id, valid: &ValidAttachments) -> HashSet<String> {
         .collect()
 }
 
+/// Which chains of a network are stale.
+#[derive(Clone, Copy)]
+pub struct StaleChains<'a> {
+    /// Decides by name on the chains whose rules tell the network.
+    pub is_stale: &'a dyn Fn(&str) -> bool,
+    /// Those that are stale whatever rules they have.
+    pub known: &'a BTreeSet<String>,
+}
+
 /// Takes down the chains of a network whose names are stale, in one transaction; `None` when there are none.
 ///
 /// The comments tell the network, the names of chains whose they are: comments may have been cut.
-pub fn sweep(
-    network: &Id,
-    (is_stale, known): (&dyn Fn(&str) -> bool, &BTreeSet<String>),
-    listing: &Listing,
-) -> Option<String> {
+pub fn sweep(network: &Id, stale: StaleChains, listing: &Listing) -> Option<String> {
     let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
     let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
     let mut names: BTreeSet<&str> = of_network
@@ -252,9 +257,9 @@ pub fn sweep(
             [words.nth(1), words.next_back()]
         })
         .flatten()
-        .filter(|name| is_chain_name(name) && is_stale(name))
+        .filter(|name| is_chain_name(name) && (stale.is_stale)(name))
         .collect();
-    let present = known.iter().filter(|name| listing.has_chain(name));
+    let present = stale.known.iter().filter(|name| listing.has_chain(name));
     names.extend(present.map(String::as_str));
     let mut lines = Vec::new();
     for name in names {

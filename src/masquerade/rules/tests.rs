@@ -156,7 +156,10 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
         let names = names_of(&network, &valid);
         sweep(
             &network,
-            (&|name: &str| !names.contains(name), &Default::default()),
+            StaleChains {
+                is_stale: &|name| !names.contains(name),
+                known: &BTreeSet::new(),
+            },
             &listing,
         )
     };
