@@ -5,9 +5,9 @@
 mod args;
 mod conf;
 mod doctor;
+mod generated;
 mod install;
 mod node;
-mod pages;
 mod paint;
 mod plugins;
 mod reconcile;
@@ -25,9 +25,6 @@ use crate::cni::result::pretty;
 use crate::error::Error;
 use args::{Command, CommandLine};
 use paint::Paint;
-
-/// Where runtimes look for plugins unless they are told otherwise.
-const DEFAULT_DIRECTORY: &str = "/opt/cni/bin";
 
 /// How much is read of stdin, in bytes: a list of five thousand nodes with all their images fits.
 const MAX_STDIN: u64 = 512 << 20;
@@ -83,8 +80,8 @@ fn answer(line: CommandLine) -> Result<Answer, Error> {
         Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
         Command::Install(to) => install::install(&to.directory).map(Answer::done),
         Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
-        Command::Completions { shell } => Ok(Answer::done(pages::completions(shell))),
-        Command::Man => Ok(Answer::done(pages::MANUAL)),
+        Command::Completions { shell } => Ok(Answer::done(generated::completions(shell))),
+        Command::Man => Ok(Answer::done(generated::MANUAL)),
         Command::Conf(asked) => conf::conf(&asked, read_stdin),
     }
 }

@@ -4,11 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod command_line;
 mod conf;
 mod doctor;
 mod fix;
 mod install;
-mod pages;
 mod reconcile;
 mod routes;
 mod site;
