@@ -1,7 +1,6 @@
 //! The documentation under .github/docs: what it shows is run, what it quotes is what the program says.
 
-#[path = "support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 use std::fs;
 use std::path::Path;

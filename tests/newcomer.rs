@@ -1,7 +1,6 @@
 //! What a newcomer reads and types first: the README, its configuration, its commands, the demo.
 
-#[path = "support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,6 @@
 //! The protocol as a runtime sees it, up to where a plugin begins to work.
 
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod bad_input;
 mod rows;

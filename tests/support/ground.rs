@@ -1,6 +1,6 @@
 //! The ground that hosts and pods stand on: namespaces, entered for the length of a closure, and packets between them.
 //!
-//! Needs no program at all: `examples/demo` stands on it too.
+//! Needs no program: `examples/demo` uses it too.
 
 use std::fs::{self, File};
 use std::io;

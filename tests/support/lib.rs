@@ -4,11 +4,8 @@
 //! packets stay inside them. The plugins under test are ours, or those of the directory that
 //! `GANGPLANK_TEST_PLUGINS` names: the same suites then run against the reference.
 
-// Each suite uses a part of this.
-#![allow(dead_code, unused_imports)]
-
 mod call;
-mod ground;
+pub mod ground;
 mod node;
 mod place;
 mod witness;
@@ -44,10 +41,21 @@ pub fn worse_in_go(why: &str) -> bool {
     skipped
 }
 
-/// The binary under test.
+/// The binary under test: the one that `GANGPLANK_BIN` names, otherwise the one that cargo built for the tests.
 pub fn binary() -> PathBuf {
-    std::env::var_os("GANGPLANK_BIN")
-        .map_or_else(|| env!("CARGO_BIN_EXE_gangplank").into(), PathBuf::from)
+    if let Some(binary) = std::env::var_os("GANGPLANK_BIN") {
+        return binary.into();
+    }
+    // Tests are built as target/TRIPLE/PROFILE/deps/NAME-HASH, the binary as target/TRIPLE/PROFILE/gangplank.
+    let test = std::env::current_exe().expect("cannot read /proc/self/exe");
+    let profile = test.ancestors().nth(2).expect("a test has a directory");
+    let binary = profile.join("gangplank");
+    assert!(
+        binary.is_file(),
+        "no binary to test: {} does not exist; run `cargo build`, or set GANGPLANK_BIN",
+        binary.display()
+    );
+    binary
 }
 
 /// The file that is `plugin` in this run; other names are those of the Go plugins that Debian packages.
@@ -88,16 +96,14 @@ pub fn require(programs: &[&str]) -> bool {
 }
 
 /// Returns from a test that cannot run here.
-#[allow(unused_macros)]
+#[macro_export]
 macro_rules! needs {
     ($($program:literal),*) => {
-        if !$crate::support::require(&[$($program),*]) {
+        if !$crate::require(&[$($program),*]) {
             return;
         }
     };
 }
-#[allow(unused_imports)]
-pub(crate) use needs;
 
 /// Says something about the running test even when it passes: the harness swallows only what is `print`ed.
 pub fn say(what: &str) {
@@ -109,7 +115,7 @@ pub fn say(what: &str) {
 /// The text of a file under `examples/`, which is what a user would drop into /etc/cni/net.d.
 pub fn example(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples")
+        .join("../../examples")
         .join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
