@@ -1,13 +1,10 @@
-//! The command line. The build script compiles this file too, to generate the completions and the manual page.
+//! The command line: what `--help`, the completions and the man page say too.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::net::Cidr;
-
-/// Where runtimes look for plugins by default.
-pub const DEFAULT_DIRECTORY: &str = "/opt/cni/bin";
 
 /// What `--help` says below the commands.
 const AFTER: &str = "\
@@ -95,7 +92,7 @@ pub struct Places {
     )]
     pub cache_dir: Vec<PathBuf>,
     /// The directory of leases, unless a configuration has a dataDir.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni/networks")]
+    #[arg(long, value_name = "DIR", default_value = crate::ipam::config::DEFAULT_DATA_DIR)]
     pub data_dir: PathBuf,
 }
 
@@ -122,7 +119,7 @@ pub struct Doctor {
     #[arg(long)]
     pub json: bool,
     /// Where plugins are, separated by colons.
-    #[arg(long, value_name = "DIR:DIR", env = "CNI_PATH", default_value = DEFAULT_DIRECTORY)]
+    #[arg(long, value_name = "DIR:DIR", env = "CNI_PATH", default_value = super::DEFAULT_DIRECTORY)]
     pub cni_path: String,
     /// Where to look.
     #[command(flatten)]
@@ -201,21 +198,6 @@ pub struct Conf {
 #[derive(Args, Debug)]
 pub struct Install {
     /// The directory.
-    #[arg(value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
+    #[arg(value_name = "DIR", default_value = super::DEFAULT_DIRECTORY)]
     pub directory: PathBuf,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ipam::config::DEFAULT_DATA_DIR;
-
-    #[test]
-    fn the_default_directory_of_leases_is_the_one_that_host_local_uses() {
-        let line = CommandLine::try_parse_from(["gangplank", "status"]).unwrap();
-        let Command::Status(status) = line.command else {
-            panic!("{line:?}");
-        };
-        assert_eq!(status.places.data_dir, PathBuf::from(DEFAULT_DATA_DIR));
-    }
 }

@@ -26,6 +26,9 @@ use crate::error::Error;
 use args::{Command, CommandLine};
 use paint::Paint;
 
+/// Where runtimes look for plugins unless they are told otherwise.
+const DEFAULT_DIRECTORY: &str = "/opt/cni/bin";
+
 /// How much is read of stdin, in bytes: a list of five thousand nodes with all their images fits.
 const MAX_STDIN: u64 = 512 << 20;
 
@@ -80,10 +83,18 @@ fn answer(line: CommandLine) -> Result<Answer, Error> {
         Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
         Command::Install(to) => install::install(&to.directory).map(Answer::done),
         Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
-        Command::Completions { shell } => Ok(Answer::done(generated::completions(shell))),
-        Command::Man => Ok(Answer::done(generated::MANUAL)),
+        Command::Completions { shell } => written(|text| generated::completions(shell, text)),
+        Command::Man => written(|text| generated::manual(text)),
         Command::Conf(asked) => conf::conf(&asked, read_stdin),
     }
+}
+
+/// The answer that a generator writes.
+fn written(generate: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<Answer, Error> {
+    let mut text = Vec::new();
+    generate(&mut text)
+        .map_err(|cause| Error::failed(format!("cannot generate this text: {cause}")))?;
+    Ok(Answer::done(String::from_utf8_lossy(&text)))
 }
 
 fn read_stdin() -> Result<String, Error> {
