@@ -1,7 +1,6 @@
 //! The documentation under .github/docs: what it shows is run, what it quotes is what the program says.
 
-#[path = "support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 use std::fs;
 use std::path::Path;
@@ -191,18 +190,28 @@ fn every_finding_of_the_doctor_is_in_the_documentation() {
 
 #[test]
 fn links_between_the_pages_lead_somewhere() {
-    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/docs");
-    for entry in fs::read_dir(&pages).unwrap() {
-        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
-        for target in text
-            .split("](")
-            .skip(1)
-            .map(|rest| rest.split(')').next().unwrap())
-        {
-            let file = target.split('#').next().unwrap();
-            if !target.starts_with("https://") && !file.is_empty() {
-                assert!(pages.join(file).exists(), "{target} is not there");
+    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github");
+    for directory in [pages.join("docs"), pages] {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|kind| kind == "md") {
+                follow_links(&path);
             }
+        }
+    }
+}
+
+fn follow_links(page: &Path) {
+    let text = fs::read_to_string(page).unwrap();
+    let targets = text
+        .split("](")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap());
+    for target in targets {
+        let file = target.split('#').next().unwrap();
+        if !target.starts_with("https://") && !file.is_empty() {
+            let there = page.with_file_name(file).exists();
+            assert!(there, "{}: {target} is not there", page.display());
         }
     }
 }

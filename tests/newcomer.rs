@@ -1,7 +1,6 @@
 //! What a newcomer reads and types first: the README, its configuration, its commands, the demo.
 
-#[path = "support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -60,12 +59,12 @@ fn the_readmes_commands_are_there() {
         .map(str::to_owned)
         .collect();
     let known = [
-        "cargo run --release --example demo",
-        "tests/bench/run",
         "cargo build --release",
         "sudo target/*/release/gangplank install",
+        "cargo run --release --example demo",
         "gangplank status",
         "gangplank doctor",
+        "tests/bench/run",
         "tests/run",
         "tests/e2e/run",
     ];
@@ -101,6 +100,11 @@ fn anchor_of(heading: &str) -> String {
     words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
+fn has_heading(page: &str, anchor: &str) -> bool {
+    page.lines()
+        .any(|line| line.starts_with('#') && anchor_of(line) == anchor)
+}
+
 #[test]
 fn the_readmes_links_lead_somewhere() {
     let readme = readme();
@@ -114,12 +118,14 @@ fn the_readmes_links_lead_somewhere() {
     }
     assert!(inside.len() > 2);
     for target in inside {
-        let there = match target.strip_prefix('#') {
-            Some(anchor) => {
-                let heading = |line: &str| line.starts_with('#') && anchor_of(line) == anchor;
-                readme.lines().any(heading)
+        let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+        let there = match (file, anchor) {
+            (file, "") => root().join(file).exists(),
+            ("", anchor) => has_heading(&readme, anchor),
+            (file, anchor) => {
+                let page = fs::read_to_string(root().join(file)).unwrap_or_default();
+                has_heading(&page, anchor)
             }
-            None => root().join(target).exists(),
         };
         assert!(there, "{target} is not there");
     }

@@ -5,8 +5,6 @@
 
 mod binary;
 mod facts;
-#[path = "../../tests/support/ground.rs"]
-mod ground;
 mod picture;
 mod runtime;
 mod scene;
@@ -18,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use facts::Standing;
-use ground::Place;
+use gangplank_test_support::ground::{self, Place};
 use picture::Picture;
 use runtime::{Attached, Network};
 use scene::Scene;

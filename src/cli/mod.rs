@@ -6,9 +6,9 @@ mod args;
 mod chain;
 mod conf;
 mod doctor;
+mod generated;
 mod install;
 mod node;
-mod pages;
 mod paint;
 mod plugins;
 mod reconcile;
@@ -88,10 +88,18 @@ fn answer(line: CommandLine) -> Result<Answer, Error> {
         Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
         Command::Install(to) => install::install(&to.directory).map(Answer::done),
         Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
-        Command::Completions { shell } => Ok(Answer::done(pages::completions(shell))),
-        Command::Man => Ok(Answer::done(pages::MANUAL)),
+        Command::Completions { shell } => written(|text| generated::completions(shell, text)),
+        Command::Man => written(|text| generated::manual(text)),
         Command::Conf(asked) => conf::conf(&asked, read_stdin),
     }
+}
+
+/// The answer that a generator writes.
+fn written(generate: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<Answer, Error> {
+    let mut text = Vec::new();
+    generate(&mut text)
+        .map_err(|cause| Error::failed(format!("cannot generate this text: {cause}")))?;
+    Ok(Answer::done(String::from_utf8_lossy(&text)))
 }
 
 fn read_stdin() -> Result<String, Error> {

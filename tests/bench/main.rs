@@ -2,8 +2,7 @@
 //!
 //! `tests/bench/run` runs it on the release binary. No figure here passes or fails anything.
 
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod cases;
 mod connections;

@@ -5,8 +5,7 @@
 //! `GANGPLANK_FAULTS=all` takes all of them. With `GANGPLANK_TEST_PLUGINS=/usr/lib/cni` the same is done to the Go
 //! plugins, and only counted (`-- --nocapture` shows it).
 
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod aftermath;
 mod crowd;

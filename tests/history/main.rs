@@ -5,8 +5,7 @@
 #[allow(dead_code)]
 #[path = "../reference/party.rs"]
 mod party;
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod bridges;
 mod configurations;

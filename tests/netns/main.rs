@@ -1,7 +1,6 @@
 //! The plugins at work: every test makes hosts and pods in namespaces of its own and lets packets flow there.
 
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod bridge;
 mod chain;

@@ -228,20 +228,3 @@ impl Findings {
             .to_string()
     }
 }
-
-impl Answer {
-    /// Fails unless the command succeeded; what it said.
-    #[track_caller]
-    pub fn said(&self) -> &str {
-        assert_eq!((self.code, &*self.stderr), (Some(0), ""), "{self:?}");
-        &self.stdout
-    }
-
-    /// Fails unless the command failed; its complaint.
-    #[track_caller]
-    pub fn complaint(&self) -> &str {
-        assert_eq!((self.code, &*self.stdout), (Some(1), ""), "{self:?}");
-        assert!(self.stderr.starts_with("gangplank: "), "{self:?}");
-        &self.stderr
-    }
-}

@@ -1,7 +1,6 @@
 //! The protocol as a runtime sees it, up to where a plugin begins to work.
 
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod bad_input;
 mod rows;
@@ -329,7 +328,7 @@ fn the_release_binary_needs_no_library_and_is_small() {
         return support::say("cannot run: tests/run tells where the release binary is");
     };
     let elf = std::fs::read(file).unwrap();
-    assert!(elf.len() <= 2_500_000, "{} bytes", elf.len());
+    assert!(elf.len() <= 3_000_000, "{} bytes", elf.len());
     // ELF-64: where the program headers are, how large one is, how many there are (elf(5)).
     let number = |at: usize, bytes: usize| {
         let read = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);

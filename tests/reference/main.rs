@@ -3,8 +3,7 @@
 //! Everything here is first proven on the reference itself. Where ours is deliberately better, a table says so and
 //! why, and the reference must really do worse there.
 
-#[path = "../support/mod.rs"]
-mod support;
+use gangplank_test_support as support;
 
 mod at_once;
 mod defects;

@@ -196,6 +196,24 @@ impl Answer {
     }
 }
 
+/// Answers of the operator's command line.
+impl Answer {
+    /// Fails unless the command succeeded and wrote nothing to stderr; its stdout.
+    #[track_caller]
+    pub fn said(&self) -> &str {
+        assert_eq!((self.code, &*self.stderr), (Some(0), ""), "{self:?}");
+        &self.stdout
+    }
+
+    /// Fails unless the command failed and wrote nothing to stdout; its stderr.
+    #[track_caller]
+    pub fn complaint(&self) -> &str {
+        assert_eq!((self.code, &*self.stdout), (Some(1), ""), "{self:?}");
+        assert!(self.stderr.starts_with("gangplank: "), "{self:?}");
+        &self.stderr
+    }
+}
+
 /// A network on a node: the calls that a runtime makes for its pods.
 #[derive(Clone)]
 pub struct Network<'n> {

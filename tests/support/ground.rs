@@ -1,6 +1,6 @@
-//! The ground that hosts and pods stand on: namespaces, entered for the length of a closure, and packets between them.
+//! Nodes and pods as namespaces, which a closure can run in, and packets between them.
 //!
-//! Needs no program at all: `examples/demo` stands on it too.
+//! Needs no program: `examples/demo` uses it too.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Where a host has its plugins.
+/// The plugin directory of a node.
 pub const BIN: &str = "/run/cni/bin";
 
-/// How long a packet may be on its way.
+/// The time limit for a packet.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const NONE: Option<&str> = None;

@@ -1,14 +1,11 @@
-//! What every suite stands on: hosts and pods in private namespaces, calls of a plugin, witnesses of what it did.
+//! What all test suites share: nodes and pods in private namespaces, calls of a plugin, and snapshots of a node's state.
 //!
-//! Nothing here touches the machine's own network: a [`Node`] has network and mount namespaces of its own, and all
-//! packets stay inside them. The plugins under test are ours, or those of the directory that
-//! `GANGPLANK_TEST_PLUGINS` names: the same suites then run against the reference.
-
-// Each suite uses a part of this.
-#![allow(dead_code, unused_imports)]
+//! The machine's own network is not touched: a [`Node`] has its own network and mount namespaces, and all packets stay in
+//! them. The plugins under test are gangplank's, or those in the directory `GANGPLANK_TEST_PLUGINS`, for example the Go
+//! plugins.
 
 mod call;
-mod ground;
+pub mod ground;
 mod node;
 mod place;
 mod witness;
@@ -22,7 +19,7 @@ pub use node::{Node, Pod, wire};
 pub use place::{Ping, Place};
 pub use witness::{Footprint, chain_of, leases};
 
-/// Where Debian's programs live; an ordinary user's PATH lacks half of it.
+/// The directories of Debian's programs; the PATH of an unprivileged user lacks some of them.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The directory of the Go plugins: Debian's, or another version's that `GANGPLANK_GO_PLUGINS` names.
@@ -30,27 +27,38 @@ pub fn go_plugins() -> PathBuf {
     std::env::var_os("GANGPLANK_GO_PLUGINS").map_or_else(|| "/usr/lib/cni".into(), PathBuf::from)
 }
 
-/// The directory of the plugins that run instead of ours.
+/// The directory of the plugins that are tested instead of gangplank's.
 pub fn reference() -> Option<PathBuf> {
     std::env::var_os("GANGPLANK_TEST_PLUGINS").map(PathBuf::from)
 }
 
-/// Whether this test must be passed by because the reference runs, and is known to do worse (`why`).
+/// Whether the Go plugins are tested, which are known to fail this test (`why`); the test then returns.
 pub fn worse_in_go(why: &str) -> bool {
     let skipped = reference().is_some();
     if skipped {
-        say(&format!("passed by on the reference: {why}"));
+        say(&format!("skipped for the Go plugins: {why}"));
     }
     skipped
 }
 
-/// The binary under test.
+/// The binary under test: the one that `GANGPLANK_BIN` names, otherwise the one that cargo built for the tests.
 pub fn binary() -> PathBuf {
-    std::env::var_os("GANGPLANK_BIN")
-        .map_or_else(|| env!("CARGO_BIN_EXE_gangplank").into(), PathBuf::from)
+    if let Some(binary) = std::env::var_os("GANGPLANK_BIN") {
+        return binary.into();
+    }
+    // Tests are built as target/TRIPLE/PROFILE/deps/NAME-HASH, the binary as target/TRIPLE/PROFILE/gangplank.
+    let test = std::env::current_exe().expect("cannot read /proc/self/exe");
+    let profile = test.ancestors().nth(2).expect("a test has a directory");
+    let binary = profile.join("gangplank");
+    assert!(
+        binary.is_file(),
+        "no binary to test: {} does not exist; run `cargo build`, or set GANGPLANK_BIN",
+        binary.display()
+    );
+    binary
 }
 
-/// The file that is `plugin` in this run; other names are those of the Go plugins that Debian packages.
+/// The file of a plugin under test. Plugins that gangplank does not have are those of Debian's package.
 pub fn plugin_file(plugin: &str) -> PathBuf {
     match (plugin, reference()) {
         ("bridge" | "host-local" | "loopback", None) => binary(),
@@ -59,13 +67,13 @@ pub fn plugin_file(plugin: &str) -> PathBuf {
     }
 }
 
-/// Whether a test that makes namespaces and needs these programs can run; `cni:NAME` is a Go plugin.
+/// Whether a test that creates namespaces and needs these programs can run; `cni:NAME` is a Go plugin.
 ///
-/// Says why when it cannot, and fails where CI says that everything must be there.
+/// Prints the reason if it cannot, and panics if the variable `CI` is set.
 pub fn require(programs: &[&str]) -> bool {
     let mut missing: Vec<String> = Vec::new();
     if !nix::unistd::geteuid().is_root() {
-        missing.push("the right to make namespaces: use tests/run, or root".into());
+        missing.push("the permission to create namespaces: use tests/run, or root".into());
     }
     for program in ["ip"].iter().chain(programs) {
         let found = match program.strip_prefix("cni:") {
@@ -81,40 +89,38 @@ pub fn require(programs: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let why = format!("cannot run, for it lacks {}", missing.join(", and "));
+    let why = format!("cannot run: missing {}", missing.join(", and "));
     assert!(std::env::var_os("CI").is_none(), "{why}");
     say(&why);
     false
 }
 
-/// Returns from a test that cannot run here.
-#[allow(unused_macros)]
+/// Returns from a test that cannot run on this machine.
+#[macro_export]
 macro_rules! needs {
     ($($program:literal),*) => {
-        if !$crate::support::require(&[$($program),*]) {
+        if !$crate::require(&[$($program),*]) {
             return;
         }
     };
 }
-#[allow(unused_imports)]
-pub(crate) use needs;
 
-/// Says something about the running test even when it passes: the harness swallows only what is `print`ed.
+/// Prints a note about the running test even if it passes: the test harness captures only `print!` and `eprint!`.
 pub fn say(what: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let _ = writeln!(std::io::stderr(), "NOTE {test}: {what}");
 }
 
-/// The text of a file under `examples/`, which is what a user would drop into /etc/cni/net.d.
+/// The content of a file under `examples/`.
 pub fn example(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples")
+        .join("../../examples")
         .join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A command from one line of words.
+/// A command from its words, separated by spaces.
 pub fn command(line: &str) -> Command {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().expect("a command line has words"));
