@@ -1,14 +1,14 @@
 //! Carrying out a plan: the bridge, the veth pair, addresses and routes. The gateway has a file of its own.
 
-use std::fmt::Display;
 use std::time::Duration;
 
 use crate::bridge::config::BridgeConfig;
-use crate::bridge::ensure::{ensure_bridge, made};
+use crate::bridge::ensure::ensure_bridge;
 use crate::bridge::gateway;
+use crate::bridge::links::{PORT_LIMIT, failed, made};
 use crate::bridge::plan::{Facts, Plan};
 use crate::bridge::ports;
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
@@ -17,10 +17,6 @@ use crate::host::signals;
 use crate::host::sysctl::Parameter;
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
-
-/// How long a finished port may take until frames pass; the kernel needs less than a millisecond, but on a node where
-/// hundreds of namespaces come and go others hold its lock for seconds.
-pub(super) const PORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long duplicate address detection may take: one probe and its random delay are about two seconds.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -301,13 +297,4 @@ fn enable_ipv6(name: &IfName) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-pub(super) fn failed(operation: &str, object: impl Display, cause: NetlinkError) -> Error {
-    let code = match cause {
-        // Others hold the kernel's lock, or we are to end: neither says that it cannot be done.
-        NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,
-        _ => Code::PLUGIN,
-    };
-    Error::new(code, format!("cannot {operation} {object}: {cause}"))
 }

@@ -1,7 +1,8 @@
 //! CHECK: what prevResult says against what the kernel has. Only what an attachment needs to work is compared.
 
-use crate::bridge::attach::{Site, failed};
+use crate::bridge::attach::Site;
 use crate::bridge::config::{BridgeConfig, Gateway};
+use crate::bridge::links::failed;
 use crate::bridge::spoof::Guard;
 use crate::bridge::{passage, ports};
 use crate::cni::conf::NetConf;

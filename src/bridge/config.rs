@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 
 use crate::bridge::vlan::Vlans;
+use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::request::Args;
 use crate::cni::result::Dns;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::bridge::attach::failed;
 use crate::bridge::config::bridge_of;
+use crate::bridge::links::failed;
 use crate::bridge::ownership::{ContainerEnd, Known, is_owner};
 use crate::bridge::plan::host_interface;
 use crate::bridge::spoof::Guard;

@@ -1,15 +1,12 @@
 //! The bridge: made where it does not exist, and brought to the state that containers need.
 
-use std::fmt::Display;
-
-use crate::bridge::attach::failed;
 use crate::bridge::config::BridgeConfig;
+use crate::bridge::links::{failed, made, new_mac};
 use crate::bridge::ports;
 use crate::error::Error;
 use crate::host::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
 use crate::host::sysctl::Parameter;
-use crate::host::{random, sysfs};
-use crate::net::{IfName, Mac};
+use crate::host::sysfs;
 
 /// The bridge as it is configured, made where it is not there.
 pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
@@ -109,16 +106,4 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
             Ok(())
         }
     }
-}
-
-pub(super) fn new_mac(link: impl Display) -> Result<Mac, Error> {
-    random::mac()
-        .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
-}
-
-/// A link that was just made.
-pub(super) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
-    host.link(name)
-        .map_err(|cause| failed("look up", name, cause))?
-        .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
 }

@@ -1,8 +1,8 @@
 //! The gateway on the host: the bridge itself or, for containers in a VLAN, an interface of the host in that VLAN.
 
-use crate::bridge::attach::{PORT_LIMIT, failed};
 use crate::bridge::config::{AddressConflict, BridgeConfig};
-use crate::bridge::ensure::{made, new_mac, refuse_advertisements};
+use crate::bridge::ensure::refuse_advertisements;
+use crate::bridge::links::{PORT_LIMIT, failed, made, new_mac};
 use crate::bridge::plan::gateway_port;
 use crate::bridge::ports::{self, Port};
 use crate::bridge::vlan::Vlans;

@@ -1,7 +1,7 @@
 //! `forwardAccept` in the life of a bridge: its rules come with the first container and go with the last one.
 
-use crate::bridge::attach::failed;
 use crate::bridge::config::bridge_of;
+use crate::bridge::links::failed;
 use crate::bridge::plan::gateway_port;
 use crate::cni::conf::NetConf;
 use crate::error::Error;

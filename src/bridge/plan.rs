@@ -300,8 +300,8 @@ fn last_four(digest: impl AsRef<[u8]>) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cni::args::Args;
     use crate::cni::conf::NetConf;
-    use crate::cni::request::Args;
     use crate::cni::result::Dns;
 
     fn plan(keys: &str, ips: &[(&str, &str)], routes: Vec<Route>) -> Result<Plan, Error> {

@@ -6,9 +6,9 @@
 
 use std::fmt;
 
-use crate::bridge::attach::failed;
 use crate::bridge::config::{AddressConflict, BridgeConfig};
 use crate::bridge::ensure::ensure_bridge;
+use crate::bridge::links::failed;
 use crate::bridge::spoof::Guard;
 use crate::bridge::{gateway, passage, ports};
 use crate::cni::request::{Attachment, Id};

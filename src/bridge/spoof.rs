@@ -22,8 +22,7 @@ mod stale;
 
 use std::cell::RefCell;
 
-use crate::bridge::attach;
-use crate::bridge::plan::host_interface;
+use crate::bridge::links::failed as link_failed;
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error};
 use crate::host::netlink::Netlink;
@@ -96,7 +95,7 @@ impl Guard {
     pub fn of(network: &Id, who: &Attachment) -> Result<Guard, Error> {
         let reference = format!("{}-{}", who.container, who.interface);
         let guard = Guard {
-            host: host_interface(network, who),
+            host: who.host_interface(network),
             chains: Chains::named(&reference),
             comment: format!("{COMMENT_PREFIX}{reference}"),
         };
@@ -339,7 +338,7 @@ impl Links<'_> {
     fn has(&self, name: &IfName) -> bool {
         self.host.link(name).map_or_else(
             |cause| {
-                let error = attach::failed("look up", name, cause);
+                let error = link_failed("look up", name, cause);
                 self.failure.borrow_mut().get_or_insert(error);
                 true
             },

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use crate::bridge::attach::failed;
 use crate::bridge::config::bridge_of;
+use crate::bridge::links::failed;
 use crate::bridge::open_host;
 use crate::bridge::plan::host_interface;
 use crate::bridge::{passage, spoof};

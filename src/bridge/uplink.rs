@@ -1,7 +1,7 @@
 //! The MTU of the way out of the node, for `mtu` "auto".
 
-use crate::bridge::attach::failed;
 use crate::bridge::config::{BridgeConfig, MTUS, Mtu};
+use crate::bridge::links::failed;
 use crate::error::Error;
 use crate::host::netlink::Netlink;
 

@@ -3,6 +3,7 @@
 //! [`request`] reads the environment, [`conf`] the configuration, [`shape`] gives typed access to its
 //! JSON, [`result`] writes and reads results in the shape of every version. Knows no plugin.
 
+pub mod args;
 mod chain;
 pub mod conf;
 pub mod request;

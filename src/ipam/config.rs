@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use crate::cni::args::{Args, parse_requested_ip};
 use crate::cni::conf::NetConf;
-use crate::cni::request::{Args, parse_requested_ip};
 use crate::cni::result::parse_route;
 use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};

@@ -13,8 +13,9 @@ pub mod range;
 pub mod resolv;
 pub mod store;
 
+use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::request::{Args, Attachment, Request};
+use crate::cni::request::{Attachment, Request};
 use crate::cni::result::{AddResult, Dns, IpConfig};
 use crate::cni::shape::Shape;
 use crate::error::Error;

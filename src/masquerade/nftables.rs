@@ -218,9 +218,8 @@ pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, NftablesError> {
         comment: it.comment,
         is_in_force: true,
     });
-    Ok(elements
-        .chain(theirs.filter(|it| !it.comment.is_empty()))
-        .collect())
+    let theirs = theirs.filter(|it| !it.comment.is_empty());
+    Ok(elements.chain(theirs).collect())
 }
 
 /// Whether nftables can be used at all.
@@ -228,11 +227,9 @@ pub fn standing(nftables: &Nftables) -> Result<Vec<Mark>, NftablesError> {
 /// # Errors
 /// When the kernel has none, or refuses us. An error takes the node out of service: what may pass is left to ADD.
 pub fn status() -> Result<(), Error> {
-    let changed = Nftables::open().and_then(|it| it.change(&|| Ok(Batch::default())));
-    match changed.err() {
-        Some(cause @ (NftablesError::Denied | NftablesError::Unsupported(_))) => {
-            Err(failed("use", cause))
-        }
+    use NftablesError::{Denied, Unsupported};
+    match Nftables::open().and_then(|it| it.change(&|| Ok(Batch::default()))) {
+        Err(cause @ (Denied | Unsupported(_))) => Err(failed("use", cause)),
         _ => Ok(()),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::bridge::plan::host_interface;
 use crate::bridge::spoof::{COMMENT_PREFIX, Links, failed, removal};
 use crate::cni::ValidAttachments;
 use crate::cni::request::{Attachment, Id};
@@ -25,16 +24,13 @@ pub fn sweep(network: &Id, valid: &ValidAttachments, links: &Netlink) -> Result<
         .all()
         .map(|who| format!("{}-{}", who.container, who.interface))
         .collect();
-    let hosts: BTreeSet<IfName> = valid
-        .all()
-        .map(|who| host_interface(network, &who))
-        .collect();
+    let hosts: BTreeSet<IfName> = valid.all().map(|who| who.host_interface(network)).collect();
     let is_stale = |reference: &str, host: &IfName| {
         if hosts.contains(host) || (kept.contains(reference) && links.has(host)) {
             return false;
         }
         let mut readings = readings(reference);
-        readings.any(|who| host_interface(network, &who) == *host)
+        readings.any(|who| who.host_interface(network) == *host)
             || !(IfName::is_derived_veth(host.as_str()) || links.has(host))
     };
     let is_going = |rule: &RuleEntry| {

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use crate::bridge::config::BridgeConfig;
 use crate::bridge::plan::check_routes;
 use crate::cli::chain::Chain;
+use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::request::Args;
 use crate::error::Error;
 use crate::ipam::HostLocal;
 

@@ -5,7 +5,8 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use gangplank::cni::request::{Args, Attachment, Environment, Request, Verb};
+use gangplank::cni::args::Args;
+use gangplank::cni::request::{Attachment, Environment, Request, Verb};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

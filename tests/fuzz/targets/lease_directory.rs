@@ -13,7 +13,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use gangplank::cni::ValidAttachments;
 use gangplank::cni::conf::NetConf;
-use gangplank::cni::request::{Args, Attachment};
+use gangplank::cni::args::Args;
+use gangplank::cni::request::Attachment;
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
 use gangplank::ipam::lease_file::{Claim, claim};

@@ -2,7 +2,8 @@
 
 #![no_main]
 
-use gangplank::cni::request::{Id, parse_requested_ip};
+use gangplank::cni::args::parse_requested_ip;
+use gangplank::cni::request::Id;
 use gangplank::net::{Cidr, Family, IfName, Mac, ip_from_bits, ip_to_bits, parse_ip};
 use libfuzzer_sys::fuzz_target;
 
