@@ -58,17 +58,6 @@ fn other_boot(node: &Node, id: &str) {
 const SECOND: &str = "11111111-2222-3333-4444-555555555555";
 const THIRD: &str = "22222222-2222-3333-4444-555555555555";
 
-/// Waits until the kernel has deleted the links of namespaces that have ended, which takes it a while.
-fn links_are_gone(node: &Node) {
-    for _ in 0..200 {
-        if !node.run("ip -o link").contains("veth") {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("{}", node.run("ip -o link"));
-}
-
 /// `doctor --fix` on the leases of a node with one configuration.
 fn fix(node: &Node, config: &Value) -> Answer {
     node.run("mkdir -p /run/net.d /run/results");
@@ -145,7 +134,7 @@ fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
     network.add(&b);
     a.end();
     b.end();
-    links_are_gone(&node);
+    node.wait_until_veths_are_gone();
     other_boot(&node, SECOND);
     // podman and Nomad start a container under the ID that it had.
     let a = node.pod("a");

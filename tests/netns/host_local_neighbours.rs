@@ -242,6 +242,7 @@ fn leases_that_the_go_plugin_gave_since_the_boot_are_kept() {
     assert_eq!(leases(&node, "small").len(), 2);
     // A boot; the Go plugin is the first to give an address.
     before.end();
+    node.wait_until_veths_are_gone();
     node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
     node.bind("/run/next-boot", "/proc/sys/kernel/random/boot_id");
     let (c, d, e) = (node.pod("c"), node.pod("d"), node.pod("e"));

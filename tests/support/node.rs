@@ -102,6 +102,17 @@ impl Node {
         Pod { place, path }
     }
 
+    /// Waits until the kernel has deleted the links of namespaces that have ended, which takes it a while.
+    pub fn wait_until_veths_are_gone(&self) {
+        for _ in 0..200 {
+            if !self.run("ip -o link").contains("veth") {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("{}", self.run("ip -o link"));
+    }
+
     /// A call of a plugin on this node.
     pub fn cni(&self, plugin: &str) -> Call<'_> {
         Call::new(self, plugin)
