@@ -6,7 +6,8 @@
 //! seed. What violates an invariant is run again with the Go plugins in our place, where they might do the same, and is
 //! minimised and printed; save it in a file there with the correction.
 //!
-//! - `GANGPLANK_HISTORY_STEPS`: how many random steps, 1000 by default;
+//! - `GANGPLANK_HISTORY_STEPS`: how many random steps, none by default: the outcome of some depends on the speed of the
+//!   machine, and what they find needs a person's judgement before it is a regression;
 //! - `GANGPLANK_HISTORY_SEED`: the first seed, 1 by default;
 //! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints what is found at each step.
 
@@ -165,7 +166,7 @@ fn no_random_history_violates_an_invariant() {
     }
     let files = sequences();
     run_all(files.len(), |at| read(&files[at]), true);
-    let steps: usize = setting("GANGPLANK_HISTORY_STEPS", 1000);
+    let steps: usize = setting("GANGPLANK_HISTORY_STEPS", 0);
     let first: u64 = setting("GANGPLANK_HISTORY_SEED", 1);
     let random = |at: usize| {
         let seed = first + at as u64;

@@ -45,7 +45,12 @@ impl History {
     }
 
     /// Invariant 1.
-    pub(super) fn check_connectivity(&mut self, action: &Action, outcome: &Outcome) {
+    pub(super) fn check_connectivity(
+        &mut self,
+        action: &Action,
+        outcome: &Outcome,
+        gone: Option<&Attachment>,
+    ) {
         let doubled = self.doubled();
         let model = &self.world.model;
         // Without its lease a container that is added again looks like a new one, and the failure is undone.
@@ -57,6 +62,16 @@ impl History {
             let is_lost = without_lease.is_some_and(|attachment| attachment.lost_lease);
             is_lost && matches!(action, Action::Call(_, _, target, _) if edge.touches(target))
         };
+        // While a pod had two interfaces in one subnet, either may have answered for the other's address: the neighbours
+        // have the MAC address of the one that is deleted.
+        let is_twin = |it: &Target| {
+            matches!(action, Action::Call(_, Verb::Del, target, _)
+                if it.pod == target.pod && it.network == target.network && it != target)
+        };
+        let has_lost_twin = |edge: &Edge| {
+            let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
+            gone.is_some() && (is_twin(&edge.from) || is_to_twin)
+        };
         let is_expected = |edge: &&Edge| {
             let lives = |target: &Target| model.lives(target);
             let both_live = lives(&edge.from)
@@ -67,7 +82,7 @@ impl History {
             let is_doubled = doubled
                 .iter()
                 .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
-            both_live && !is_doubled && !is_taken_for_new(edge)
+            both_live && !is_doubled && !is_taken_for_new(edge) && !has_lost_twin(edge)
         };
         let kept: BTreeSet<Edge> = self
             .world
@@ -158,13 +173,18 @@ impl History {
                 to,
                 is_v6,
             };
-            if !attachment.gateways.is_empty() {
+            // A host that has the gateway's subnet on two bridges answers through one of them.
+            let is_ambiguous = |gateway: &IpAddr| self.world.snapshot.links_with(*gateway) > 1;
+            let is_reachable = !attachment.gateways.iter().any(is_ambiguous);
+            if !attachment.gateways.is_empty() && is_reachable {
                 edges.insert(edge(target, Peer::Gateway));
             }
             // Of several networks one has the pod's default route.
             let mut living = self.world.model.living();
             let is_only = !living.any(|(it, _)| it.pod == target.pod && it != target);
             if attachment.is_masqueraded()
+                && is_reachable
+                && !self.world.snapshot.drops_forwarded()
                 && is_only
                 && networks::has_default_route(&attachment.config)
             {

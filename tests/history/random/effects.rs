@@ -143,7 +143,12 @@ impl Effects<'_> {
                 is_gone && owner.network.as_deref().is_none_or(is_of) && !is_valid(owner)
             }
             Subject::Lease { network, owner } => {
-                is_gone && is_of(network) && !owner.as_ref().is_some_and(is_valid)
+                // After a reboot only those of living attachments stay.
+                let is_kept = |owner: &Owner| match self.model.has_rebooted {
+                    true => self.model.is_of_living(owner, None),
+                    false => is_valid(owner),
+                };
+                is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)
             }
             Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
             Subject::Link { index, name } => {

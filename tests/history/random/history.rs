@@ -100,7 +100,7 @@ impl History {
             self.check_remains(action, gone.as_ref());
         }
         self.check_addresses(action);
-        self.check_connectivity(action, &outcome);
+        self.check_connectivity(action, &outcome, gone.as_ref());
     }
 
     /// Invariant 2.
@@ -249,7 +249,8 @@ impl History {
         let mut remains: Vec<String> = Vec::new();
         match action {
             Action::Call(_, Verb::Del, target, options) => {
-                remains.extend(self.remains(target));
+                // An interface whose pod has ended keeps its own until its DEL.
+                remains.extend(self.remains(target, |_| true));
                 // Without namespace and prevResult nothing leads to the link of the Go plugin, by which its MAC spoof check is
                 // told from that of another network.
                 let is_findable = gone.is_none_or(|it| it.made_by == Implementation::Ours)
@@ -273,7 +274,10 @@ impl History {
                 let dead = all.filter(|(it, attachment)| {
                     it.network == *network && attachment.state == State::Dead
                 });
-                remains = dead.flat_map(|(target, _)| self.remains(target)).collect();
+                let keeps = |other: &Attachment| other.state != State::Dead;
+                remains = dead
+                    .flat_map(|(target, _)| self.remains(target, keeps))
+                    .collect();
             }
             _ => {}
         }
@@ -286,7 +290,8 @@ impl History {
         }
     }
 
-    fn remains(&self, target: &Target) -> Vec<String> {
+    /// What belongs to an attachment and to none of the others that keep what they have.
+    fn remains(&self, target: &Target, keeps: impl Fn(&Attachment) -> bool) -> Vec<String> {
         let is_left = |owner: &Owner| {
             let mut others = self
                 .world
@@ -294,7 +299,7 @@ impl History {
                 .attachments
                 .iter()
                 .filter(|(it, attachment)| {
-                    let is_other = *it != target && attachment.state != State::Dead;
+                    let is_other = *it != target && keeps(attachment);
                     is_other && owner.may_be(it)
                 });
             owner.may_be(target) && others.next().is_none()

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
+use std::net::IpAddr;
 use std::process::{Child, Stdio};
 
 use serde_json::{Deserializer, Value};
@@ -164,6 +165,23 @@ impl Snapshot {
             Subject::Link { name, .. } => Some(name),
             _ => None,
         }
+    }
+
+    /// Whether an administrator has the host drop what it would forward.
+    pub fn drops_forwarded(&self) -> bool {
+        let mut facts = self.facts.iter();
+        facts.any(|(key, fact)| {
+            key.ends_with(" filter FORWARD") && fact.value.lines().any(|line| line == "DROP")
+        })
+    }
+
+    /// How many links have an address.
+    pub fn links_with(&self, address: IpAddr) -> usize {
+        let wanted = format!(" {address}/");
+        let of_links = self.facts.iter().filter(|(key, fact)| {
+            matches!(fact.subject, Subject::Address { .. }) && key.contains(&wanted)
+        });
+        of_links.count()
     }
 
     /// The bridge that the first of these links is a port of.
