@@ -52,6 +52,8 @@ pub struct RouteEntry {
     pub link: Option<u32>,
     /// The links of one over several.
     pub links: Vec<u32>,
+    /// The next hops of one over several.
+    pub gateways: Vec<IpAddr>,
     /// Table: 254 is main.
     pub table: u32,
     /// Who made it (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 from a router advertisement.
@@ -249,17 +251,19 @@ fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
     RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
 }
 
-/// The links of next hops (struct rtnexthop: length, flags, weight, index; attributes behind them), as far as they can be
-/// read.
-fn hops(mut bytes: &[u8]) -> Vec<u32> {
-    let mut links = Vec::new();
+/// Links and gateways of next hops (struct rtnexthop: length, flags, weight, index; attributes behind them), as far as they
+/// can be read.
+fn hops(mut bytes: &[u8]) -> (Vec<u32>, Vec<IpAddr>) {
+    let (mut links, mut gateways) = (Vec::new(), Vec::new());
     while let Some((head, _)) = bytes.split_first_chunk::<8>() {
         let [a, b, _, _, index @ ..] = *head;
         links.push(u32::from_ne_bytes(index));
-        let length = usize::from(u16::from_ne_bytes([a, b])).next_multiple_of(4);
-        bytes = bytes.get(length.max(8)..).unwrap_or_default();
+        let length = usize::from(u16::from_ne_bytes([a, b])).max(8);
+        let attributes = bytes.get(8..length).unwrap_or_default();
+        gateways.extend(find(attributes, RTA_GATEWAY).and_then(ip));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    links
+    (links, gateways)
 }
 
 impl RouteEntry {
@@ -270,6 +274,7 @@ impl RouteEntry {
             gw,
             link: None,
             links: Vec::new(),
+            gateways: Vec::new(),
             table: Route::MAIN_TABLE,
             protocol: 0,
             kind: RTN_UNICAST,
@@ -301,7 +306,7 @@ impl RouteEntry {
             match kind {
                 RTA_DST => route.dst = Cidr::new(ip(value)?, header[1])?,
                 RTA_OIF => route.link = native(value),
-                RTA_MULTIPATH => route.links = hops(value),
+                RTA_MULTIPATH => (route.links, route.gateways) = hops(value),
                 RTA_GATEWAY => route.gw = ip(value),
                 RTA_PRIORITY => route.priority = native(value)?,
                 RTA_TABLE => route.table = native(value)?,
