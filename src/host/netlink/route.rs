@@ -177,7 +177,8 @@ impl Netlink {
         let mut routes = Vec::new();
         for answer in self.dump(request)? {
             let route = read(&answer)?;
-            let is_there = query.link.is_none_or(|wanted| route.link == Some(wanted));
+            let over = |wanted| route.all_links().any(|link| link == wanted);
+            let is_there = query.link.is_none_or(over);
             if is_there && route.kind == RTN_UNICAST {
                 routes.push(route);
             }
