@@ -1,137 +1,181 @@
-//! The messages of route netlink (rtnetlink(7)), to the kernel and from it: a type, and bytes.
+//! Decoding of the kernel's messages into the types of `netlink-packet-route`, attribute by attribute.
 //!
-//! The library's types for them know every attribute of every kind of link, which would be a tenth of the binary. What is
-//! exchanged here is a dozen attributes, so links, addresses and routes write and read their own.
+//! The crate decodes a message completely or not at all: one attribute that it cannot decode, of a newer kernel or of a
+//! kind of interface that others made, would hide the interface or the route. Here such an attribute is skipped.
 
-use std::convert::Infallible;
-use std::fmt;
-
-use rtnetlink::packet_core::{
-    NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable,
+use netlink_packet_core::{
+    DecodeError, Emitable, NlaBuffer, NlasIterator, Parseable, ParseableParametrized,
+};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressHeader, AddressMessage};
+use netlink_packet_route::link::{
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute,
+    LinkHeader, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourHeader, NeighbourMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteLwEnCapType, RouteMessage};
+use nix::libc::{
+    IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR,
+    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
+    RTM_SETLINK,
 };
 
-use crate::host::attribute::Attributes;
 use crate::net::Family;
 
-/// What a message asks for (linux/rtnetlink.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-#[allow(missing_docs)]
-pub(super) enum Verb {
-    NewLink = 16,
-    DelLink = 17,
-    GetLink = 18,
-    SetLink = 19,
-    NewAddress = 20,
-    DelAddress = 21,
-    GetAddress = 22,
-    NewRoute = 24,
-    DelRoute = 25,
-    GetRoute = 26,
-    GetNeighbour = 30,
+/// A message about one kind of object, to the kernel and from it.
+pub(super) trait Message: Emitable + Sized {
+    /// The message type of requests for such objects.
+    const GET: u16;
+
+    /// The message type of the answers.
+    const NEW: u16;
+
+    /// Decodes what follows the netlink header; `None` when the header of the message is truncated.
+    fn decode(bytes: &[u8]) -> Option<Self>;
 }
 
-impl Verb {
-    const NAMES: [(Verb, &str); 11] = [
-        (Verb::NewLink, "RTM_NEWLINK"),
-        (Verb::DelLink, "RTM_DELLINK"),
-        (Verb::GetLink, "RTM_GETLINK"),
-        (Verb::SetLink, "RTM_SETLINK"),
-        (Verb::NewAddress, "RTM_NEWADDR"),
-        (Verb::DelAddress, "RTM_DELADDR"),
-        (Verb::GetAddress, "RTM_GETADDR"),
-        (Verb::NewRoute, "RTM_NEWROUTE"),
-        (Verb::DelRoute, "RTM_DELROUTE"),
-        (Verb::GetRoute, "RTM_GETROUTE"),
-        (Verb::GetNeighbour, "RTM_GETNEIGH"),
-    ];
-}
+impl Message for LinkMessage {
+    const GET: u16 = RTM_GETLINK;
+    const NEW: u16 = RTM_NEWLINK;
 
-/// A message to or from the kernel, without its netlink header.
-pub(super) struct Message {
-    kind: u16,
-    body: Vec<u8>,
-}
-
-impl Message {
-    /// What rtnetlink(7) calls it.
-    pub fn name(&self) -> &'static str {
-        let named = |(verb, _): &&(Verb, _)| *verb as u16 == self.kind;
-        Verb::NAMES
-            .iter()
-            .find(named)
-            .map_or("another message", |(_, name)| name)
-    }
-
-    /// One to the kernel: the fixed part that its type has, then attributes.
-    pub fn new(verb: Verb, header: &[u8], attributes: &Attributes) -> Message {
-        Message {
-            kind: verb as u16,
-            body: [header, attributes.as_bytes()].concat(),
-        }
-    }
-
-    /// The type of the messages that answer a question: that of the message which makes such a thing.
-    pub fn answered_by(&self) -> Option<u16> {
-        let questions = [
-            Verb::GetLink,
-            Verb::GetAddress,
-            Verb::GetRoute,
-            Verb::GetNeighbour,
-        ];
-        let is_question = questions.iter().any(|verb| *verb as u16 == self.kind);
-        is_question.then(|| self.kind - 2)
-    }
-
-    /// What there is of an answer of that type; `None` when it is of another.
-    pub fn answer(self, wanted: Option<u16>) -> Option<Vec<u8>> {
-        wanted
-            .is_none_or(|wanted| wanted == self.kind)
-            .then_some(self.body)
+    fn decode(bytes: &[u8]) -> Option<LinkMessage> {
+        let mut message = LinkMessage::default();
+        message.header = LinkHeader::parse(bytes).ok()?;
+        let family = message.header.interface_family;
+        message.attributes = attributes(bytes, &message.header, |nla| match nla.kind() {
+            IFLA_IFNAME => Ok(LinkAttribute::IfName(lossy(nla))),
+            IFLA_IFALIAS => Ok(LinkAttribute::IfAlias(lossy(nla))),
+            IFLA_LINKINFO => Ok(LinkAttribute::LinkInfo(link_info(nla.value()))),
+            _ => LinkAttribute::parse_with_param(nla, family),
+        });
+        Some(message)
     }
 }
 
-/// The number of a family (AF_INET, AF_INET6; bits/socket.h).
-pub(super) fn family_number(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    }
-}
-
-impl fmt::Debug for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "message of type {}", self.kind)
-    }
-}
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        self.kind
-    }
-
-    fn buffer_len(&self) -> usize {
-        self.body.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.body);
-    }
-}
-
-impl NetlinkDeserializable for Message {
-    type Error = Infallible;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Message, Infallible> {
-        Ok(Message {
-            kind: header.message_type,
-            body: payload.to_vec(),
+/// IFLA_LINKINFO, with the data of bridges and of their ports only.
+fn link_info(bytes: &[u8]) -> Vec<LinkInfo> {
+    let (mut is_bridge, mut is_bridge_port) = (false, false);
+    let decode = |nla: &Nla| {
+        Ok(match nla.kind() {
+            IFLA_INFO_KIND => {
+                let kind = InfoKind::parse(nla)?;
+                is_bridge = kind == InfoKind::Bridge;
+                LinkInfo::Kind(kind)
+            }
+            IFLA_INFO_SLAVE_KIND => {
+                let kind = InfoPortKind::parse(nla)?;
+                is_bridge_port = kind == InfoPortKind::Bridge;
+                LinkInfo::PortKind(kind)
+            }
+            IFLA_INFO_DATA if is_bridge => {
+                LinkInfo::Data(InfoData::Bridge(each(nla.value(), InfoBridge::parse)))
+            }
+            IFLA_INFO_SLAVE_DATA if is_bridge_port => {
+                let port = each(nla.value(), InfoBridgePort::parse);
+                LinkInfo::PortData(InfoPortData::BridgePort(port))
+            }
+            kind => return Err(format!("attribute {kind} is not used").into()),
         })
+    };
+    each(bytes, decode)
+}
+
+impl Message for AddressMessage {
+    const GET: u16 = RTM_GETADDR;
+    const NEW: u16 = RTM_NEWADDR;
+
+    fn decode(bytes: &[u8]) -> Option<AddressMessage> {
+        let mut message = AddressMessage::default();
+        message.header = AddressHeader::parse(bytes).ok()?;
+        message.attributes = attributes(bytes, &message.header, AddressAttribute::parse);
+        Some(message)
     }
 }
 
-impl From<Message> for NetlinkPayload<Message> {
-    fn from(message: Message) -> Self {
-        NetlinkPayload::InnerMessage(message)
+impl Message for RouteMessage {
+    const GET: u16 = RTM_GETROUTE;
+    const NEW: u16 = RTM_NEWROUTE;
+
+    fn decode(bytes: &[u8]) -> Option<RouteMessage> {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader::parse(bytes).ok()?;
+        let RouteHeader {
+            address_family,
+            kind,
+            ..
+        } = message.header;
+        // The type of an encapsulation is not decoded: nobody here reads RTA_ENCAP.
+        let context = (address_family, kind, RouteLwEnCapType::None);
+        message.attributes = attributes(bytes, &message.header, |nla| {
+            RouteAttribute::parse_with_param(nla, context)
+        });
+        Some(message)
+    }
+}
+
+impl Message for NeighbourMessage {
+    const GET: u16 = RTM_GETNEIGH;
+    const NEW: u16 = RTM_NEWNEIGH;
+
+    fn decode(bytes: &[u8]) -> Option<NeighbourMessage> {
+        let mut message = NeighbourMessage::default();
+        message.header = NeighbourHeader::parse(bytes).ok()?;
+        let family = message.header.family;
+        message.attributes = attributes(bytes, &message.header, |nla| {
+            NeighbourAttribute::parse_with_param(nla, family)
+        });
+        Some(message)
+    }
+}
+
+type Nla<'a> = NlaBuffer<&'a [u8]>;
+
+/// The attributes behind the header of a message.
+fn attributes<'a, T>(
+    bytes: &'a [u8],
+    header: &impl Emitable,
+    decode: impl FnMut(&Nla<'a>) -> Result<T, DecodeError>,
+) -> Vec<T> {
+    each(bytes.get(header.buffer_len()..).unwrap_or_default(), decode)
+}
+
+/// The attributes that can be decoded, up to a truncated one.
+fn each<'a, T>(
+    bytes: &'a [u8],
+    mut decode: impl FnMut(&Nla<'a>) -> Result<T, DecodeError>,
+) -> Vec<T> {
+    let attributes = NlasIterator::new(bytes).map_while(Result::ok);
+    attributes.filter_map(|nla| decode(&nla).ok()).collect()
+}
+
+/// A text without its terminator. The kernel takes names and aliases that are not UTF-8.
+fn lossy(nla: &Nla) -> String {
+    let value = nla.value();
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+pub(super) fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// The name of a message type in rtnetlink(7).
+pub(super) fn type_name(message_type: u16) -> &'static str {
+    match message_type {
+        RTM_NEWLINK => "RTM_NEWLINK",
+        RTM_DELLINK => "RTM_DELLINK",
+        RTM_GETLINK => "RTM_GETLINK",
+        RTM_SETLINK => "RTM_SETLINK",
+        RTM_NEWADDR => "RTM_NEWADDR",
+        RTM_DELADDR => "RTM_DELADDR",
+        RTM_GETADDR => "RTM_GETADDR",
+        RTM_NEWROUTE => "RTM_NEWROUTE",
+        RTM_DELROUTE => "RTM_DELROUTE",
+        RTM_GETROUTE => "RTM_GETROUTE",
+        RTM_GETNEIGH => "RTM_GETNEIGH",
+        _ => "another request",
     }
 }
