@@ -58,17 +58,16 @@ impl Netlink {
         flags: u16,
     ) -> Result<(), NetlinkError> {
         self.request(message_type, message, NLM_F_ACK | flags, |_| Ok(()))
-            .map(drop)
     }
 
     /// Sends a request for one object (RTM_GET*).
-    pub(super) fn fetch<M: Message>(&self, request: &M) -> Result<Option<M>, NetlinkError> {
-        let mut answer = None;
+    pub(super) fn fetch<M: Message>(&self, request: &M) -> Result<M, NetlinkError> {
+        let mut answer = Err(NetlinkError::Unreadable);
         self.request(M::GET, request, 0, |message| {
-            answer = Some(decode(&message)?);
+            answer = decode(&message);
             Ok(())
         })?;
-        Ok(answer)
+        answer
     }
 
     /// Requests a dump (RTM_GET*), again until nothing changed during it.
@@ -80,8 +79,8 @@ impl Netlink {
                 Ok(())
             });
             match outcome {
-                Ok(Dump::Consistent) => return Ok(answers),
-                Ok(Dump::Interrupted) | Err(NetlinkError::Refused(Errno::EINTR)) => continue,
+                Ok(()) => return Ok(answers),
+                Err(NetlinkError::Unsteady | NetlinkError::Refused(Errno::EINTR)) => continue,
                 Err(error) => return Err(error),
             }
         }
@@ -126,7 +125,7 @@ impl Netlink {
         message: &dyn Emitable,
         flags: u16,
         each: impl FnMut(RawMessage) -> Result<(), NetlinkError>,
-    ) -> Result<Dump, NetlinkError> {
+    ) -> Result<(), NetlinkError> {
         let mut header = NetlinkHeader::default();
         let header_size = header.buffer_len();
         let mut datagram = vec![0; header_size + message.buffer_len()];
@@ -139,7 +138,7 @@ impl Netlink {
         let began = journal::clock();
         let outcome = self.exchange(&header, &datagram, each);
         journal::step(began, || match &outcome {
-            Ok(_) => type_name(message_type).to_owned(),
+            Ok(()) => type_name(message_type).to_owned(),
             Err(error) => format!("{}: {error}", type_name(message_type)),
         });
         outcome
@@ -150,19 +149,17 @@ impl Netlink {
         request: &NetlinkHeader,
         datagram: &[u8],
         mut each: impl FnMut(RawMessage) -> Result<(), NetlinkError>,
-    ) -> Result<Dump, NetlinkError> {
+    ) -> Result<(), NetlinkError> {
         self.socket.send(datagram)?;
         // Without a dump and an acknowledgement, the first message is the whole answer.
         let after_message = match request.flags & (NLM_F_DUMP | NLM_F_ACK) {
             0 => Progress::Done,
             _ => Progress::More,
         };
-        let mut dump = Dump::Consistent;
+        let mut is_consistent = true;
         let number = request.sequence_number;
         self.socket.answers(1, number, |header, payload| {
-            if header.flags & NLM_F_DUMP_INTR != 0 {
-                dump = Dump::Interrupted;
-            }
+            is_consistent &= header.flags & NLM_F_DUMP_INTR == 0;
             match payload {
                 NetlinkPayload::InnerMessage(message) => each(message).map(|()| after_message),
                 NetlinkPayload::Error(error) => end(error.raw_code()),
@@ -170,13 +167,17 @@ impl Netlink {
                 _ => Ok(Progress::More),
             }
         })?;
-        Ok(dump)
+        match is_consistent {
+            true => Ok(()),
+            false => Err(NetlinkError::Unsteady),
+        }
     }
 }
 
 /// Decodes an answer; one of another type is not an answer to the request.
 fn decode<M: Message>(message: &RawMessage) -> Result<M, NetlinkError> {
-    let answer = (message.message_type == M::NEW).then(|| M::decode(&message.body));
+    // The types are in groups: RTM_NEW*, RTM_DEL*, RTM_GET*, RTM_SET* (linux/rtnetlink.h).
+    let answer = (message.message_type == M::GET - 2).then(|| M::decode(&message.body));
     answer.flatten().ok_or(NetlinkError::Unreadable)
 }
 
@@ -195,11 +196,4 @@ fn subscribe(groups: i32, place: Option<&Netns>) -> Result<NetlinkSocket, Netlin
         None => subscribe(),
     };
     subscribed.map_err(|cause| NetlinkError::of(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))
-}
-
-/// Whether something changed during a dump (netlink(7), NLM_F_DUMP_INTR).
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Dump {
-    Consistent,
-    Interrupted,
 }

@@ -64,8 +64,7 @@ impl Netlink {
 
     fn fetch_link(&self, mut message: LinkMessage) -> Result<Option<Link>, NetlinkError> {
         message.attributes.push(without_counters());
-        let answer = present(self.fetch(&message))?;
-        Ok(answer.flatten().map(Link::from))
+        Ok(present(self.fetch(&message))?.map(Link::from))
     }
 
     /// The ports of a bridge.

@@ -17,19 +17,15 @@ use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteLwEnCapType,
 use nix::libc::{
     IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND, IFLA_LINKINFO, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR,
-    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
-    RTM_SETLINK,
+    RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK,
 };
 
 use crate::net::Family;
 
 /// A message about one kind of object, to the kernel and from it.
 pub(super) trait Message: Emitable + Sized {
-    /// The message type of requests for such objects.
+    /// The message type of requests for such objects (RTM_GET*). The answers are RTM_NEW*.
     const GET: u16;
-
-    /// The message type of the answers.
-    const NEW: u16;
 
     /// Decodes what follows the netlink header; `None` when the header of the message is truncated.
     fn decode(bytes: &[u8]) -> Option<Self>;
@@ -37,7 +33,6 @@ pub(super) trait Message: Emitable + Sized {
 
 impl Message for LinkMessage {
     const GET: u16 = RTM_GETLINK;
-    const NEW: u16 = RTM_NEWLINK;
 
     fn decode(bytes: &[u8]) -> Option<LinkMessage> {
         let mut message = LinkMessage::default();
@@ -83,7 +78,6 @@ fn link_info(bytes: &[u8]) -> Vec<LinkInfo> {
 
 impl Message for AddressMessage {
     const GET: u16 = RTM_GETADDR;
-    const NEW: u16 = RTM_NEWADDR;
 
     fn decode(bytes: &[u8]) -> Option<AddressMessage> {
         let mut message = AddressMessage::default();
@@ -95,7 +89,6 @@ impl Message for AddressMessage {
 
 impl Message for RouteMessage {
     const GET: u16 = RTM_GETROUTE;
-    const NEW: u16 = RTM_NEWROUTE;
 
     fn decode(bytes: &[u8]) -> Option<RouteMessage> {
         let mut message = RouteMessage::default();
@@ -116,7 +109,6 @@ impl Message for RouteMessage {
 
 impl Message for NeighbourMessage {
     const GET: u16 = RTM_GETNEIGH;
-    const NEW: u16 = RTM_NEWNEIGH;
 
     fn decode(bytes: &[u8]) -> Option<NeighbourMessage> {
         let mut message = NeighbourMessage::default();

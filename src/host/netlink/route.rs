@@ -97,8 +97,7 @@ impl Netlink {
         message.header.address_family = address_family(family);
         message.header.destination_prefix_length = family.bits();
         message.attributes = vec![RouteAttribute::Destination(address.into())];
-        let answer = self.fetch(&message)?.ok_or(NetlinkError::Unreachable)?;
-        RouteEntry::of(&answer).ok_or(NetlinkError::Unreadable)
+        RouteEntry::of(&self.fetch(&message)?).ok_or(NetlinkError::Unreadable)
     }
 
     /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
