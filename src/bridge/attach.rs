@@ -1,18 +1,20 @@
 //! Carrying out a plan: the bridge, the veth pair, addresses and routes. The gateway has a file of its own.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use crate::bridge::config::BridgeConfig;
+use crate::bridge::ensure::{ensure_bridge, made};
 use crate::bridge::gateway;
 use crate::bridge::plan::{Facts, Plan};
 use crate::bridge::ports;
 use crate::error::{Code, Error};
 use crate::host::netlink::{
-    Detection, Kind, Link, Netlink, NetlinkError, NewBridge, NewVeth, PortFlags, present,
+    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
 use crate::host::netns::Netns;
+use crate::host::signals;
 use crate::host::sysctl::Parameter;
-use crate::host::{random, signals};
 use crate::net::{Cidr, Family, IfName};
 use crate::undo::Undo;
 
@@ -63,8 +65,7 @@ pub fn attach<'a>(
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
     // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped. And a bridge without a MAC address of its own, which ours
-    // are not, may have taken the new port's.
+    // then the first packets from the host would be dropped.
     let bridge = site
         .host
         .link_at(bridge.index)
@@ -72,7 +73,8 @@ pub fn attach<'a>(
         .flatten()
         .unwrap_or(bridge);
     if !plan.lease.ips.is_empty() {
-        await_delivery(plan, site)?;
+        let gateway = gateway.as_ref().unwrap_or(&bridge);
+        await_delivery(plan, site, container, gateway)?;
         announce(plan, site, container)?;
     }
     Ok(Facts {
@@ -83,17 +85,18 @@ pub fn attach<'a>(
 }
 
 /// Waits until the IPv6 addresses take packets; those of IPv4 do at once.
-fn await_delivery(plan: &Plan, site: &Site) -> Result<(), Error> {
+fn await_delivery(plan: &Plan, site: &Site, end: u32, gateway: &Link) -> Result<(), Error> {
     let is_v6 = |cidr: &Cidr| cidr.family() == Family::V6;
-    let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, name: &IfName| {
-        let delivered = netlink.wait_delivered(cidr.address(), netns, PORT_LIMIT);
+    let container = plan.container.as_str();
+    let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, (link, name)| {
+        let delivered = netlink.wait_delivered((link, cidr.address()), netns, PORT_LIMIT);
         delivered.map_err(|cause| failed(&format!("make {cidr} take packets on"), name, cause))
     };
     for cidr in plan.addresses().into_iter().filter(is_v6) {
-        wait(site.pod, Some(site.netns), cidr, &plan.container)?;
+        wait(site.pod, Some(site.netns), cidr, (end, container))?;
     }
     for cidr in plan.gateways.iter().copied().filter(is_v6) {
-        wait(site.host, None, cidr, &plan.host)?;
+        wait(site.host, None, cidr, (gateway.index, &gateway.name))?;
     }
     Ok(())
 }
@@ -104,73 +107,6 @@ fn await_delivery(plan: &Plan, site: &Site) -> Result<(), Error> {
 fn announce(plan: &Plan, site: &Site, link: u32) -> Result<(), Error> {
     let announced = site.pod.set_mac(link, plan.mac);
     announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
-}
-
-/// The bridge as it is configured, made where it is not there.
-pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
-    let name = &config.bridge;
-    let found = host.link(name);
-    let bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
-        Some(bridge) => bridge,
-        None => {
-            create_bridge(host, config)?;
-            made(host, name)?
-        }
-    };
-    if bridge.kind != Kind::Bridge {
-        let msg = format!(
-            "cannot use {name} as a bridge: there is a {} of that name",
-            bridge.kind
-        );
-        return Err(Error::failed(msg).details("rename it or choose another name in \"bridge\""));
-    }
-    if let Some(vlans) = &config.vlans {
-        ports::require_filtering(&bridge, vlans)?;
-    }
-    if config.promiscuous && !bridge.is_promiscuous {
-        let set = host.set_promiscuous(bridge.index);
-        set.map_err(|cause| failed("make promiscuous bridge", name, cause))?;
-    }
-    if !bridge.is_up {
-        host.set_up(bridge.index)
-            .map_err(|cause| failed("bring up bridge", name, cause))?;
-    }
-    // Without ports and without an address of its own a bridge shows zeros, and would take the first port's address.
-    if bridge.mac.is_none_or(|mac| mac.is_zero()) {
-        let set = host.set_mac(bridge.index, new_mac(name)?);
-        set.map_err(|cause| failed("give a MAC address to bridge", name, cause))?;
-    }
-    Ok(bridge)
-}
-
-fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
-    let name = &config.bridge;
-    let new = NewBridge {
-        name,
-        mac: new_mac(name)?,
-        mtu: config.mtu.bytes(),
-        filters_vlans: config.vlans.is_some(),
-    };
-    match (host.create_bridge(&new), &config.vlans) {
-        // Another ADD was faster.
-        (Err(NetlinkError::Exists), _) => Ok(()),
-        (Err(NetlinkError::Unsupported), Some(vlans)) => {
-            Err(ports::no_filtering(vlans).details("or it has no bridges at all (CONFIG_BRIDGE)"))
-        }
-        (Err(cause), _) => Err(failed("create bridge", name, cause)),
-        (Ok(()), _) => {
-            // Absent where the kernel has no IPv6.
-            let _ = Parameter::AcceptRa.set(name, 0);
-            // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
-            let _ = Parameter::AcceptDad.set(name, 0);
-            Ok(())
-        }
-    }
-}
-
-pub(super) fn new_mac(link: &IfName) -> Result<crate::net::Mac, Error> {
-    random::mac()
-        .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
 }
 
 /// Makes the veth pair and starts the host's end as a port of the bridge.
@@ -224,13 +160,6 @@ fn create_veth<'a>(
     host.start_port(&plan.host, flags, &plan.alias)
         .map_err(|cause| failed("start port", &plan.host, cause))?;
     made(host, &plan.host)
-}
-
-/// A link that was just made.
-pub(super) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
-    host.link(name)
-        .map_err(|cause| failed("look up", name, cause))?
-        .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
 }
 
 /// Deletes a link by a socket of its own where one can be had: the other may be what failed.
@@ -374,7 +303,7 @@ fn enable_ipv6(name: &IfName) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn failed(operation: &str, object: &IfName, cause: NetlinkError) -> Error {
+pub(super) fn failed(operation: &str, object: impl Display, cause: NetlinkError) -> Error {
     let code = match cause {
         // Others hold the kernel's lock, or we are to end: neither says that it cannot be done.
         NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,

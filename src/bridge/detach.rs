@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use crate::bridge::attach::failed;
+use crate::bridge::config::bridge_of;
+use crate::bridge::ownership::{ContainerEnd, Known, is_owner};
 use crate::bridge::plan::host_interface;
 use crate::bridge::spoof::Guard;
 use crate::bridge::{open_host, open_pod, passage};
@@ -11,7 +13,7 @@ use crate::cni::request::{Attachment, Request};
 use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
 use crate::host::journal::phase;
-use crate::host::netlink::{Kind, Netlink, present};
+use crate::host::netlink::{Kind, Link, Netlink, present};
 use crate::host::netns::{Netns, NetnsError, OwnNetns};
 use crate::ipam::{Held, Ipam};
 use crate::masquerade::{Masquerade, Removing, Scope};
@@ -48,12 +50,13 @@ pub fn del(
         // A prevResult that cannot be read must not keep a dead container's address.
         prev: conf.prev_result().ok().flatten(),
         netns: netns.as_ref(),
+        held: held.as_ref(),
         conf,
         who,
         host: &host,
     };
     // The configuration may have changed since the ADD: what it says of masquerading does not count.
-    let removing = phase("masquerade", || link.start_unmasquerading(held.as_ref()));
+    let removing = phase("masquerade", || link.start_unmasquerading());
     failures.note(phase("link", || link.remove()));
     // Who has too long a name for a guard has none.
     failures.note(Guard::of(who).map_or(Ok(()), |guard| guard.remove()));
@@ -79,6 +82,7 @@ struct Detachment<'a> {
     who: &'a Attachment,
     prev: Option<AddResult>,
     netns: Option<&'a Netns>,
+    held: Option<&'a Held>,
     host: &'a Netlink,
 }
 
@@ -93,11 +97,48 @@ impl Detachment<'_> {
         {
             return Ok(());
         }
-        // The reference's veth has a name of its own.
+        // The Go plugin gives it a random name.
         match self.pod()? {
-            Some(pod) => remove_container_end(&pod, self.who),
-            None => self.remove_listed_end(),
+            Some(pod) if self.container_end(&pod)?.is_some() => {
+                let name = &self.who.interface;
+                let deleted = present(pod.delete_link(name));
+                deleted.map_err(|cause| failed("delete", name, cause))?;
+                Ok(())
+            }
+            _ => self.remove_listed_end(),
         }
+    }
+
+    /// This attachment's end in the container; `None` when it is not there.
+    fn container_end(&self, pod: &Netlink) -> Result<Option<ContainerEnd>, Error> {
+        let name = &self.who.interface;
+        let fail = |cause| failed("look up", name, cause);
+        // Anything but a veth was not made by a bridge plugin.
+        let link = pod.link(name).map_err(fail)?;
+        let Some(link) = link.filter(|link| link.kind == Kind::Veth) else {
+            return Ok(None);
+        };
+        let peer = link.peer.map_or(Ok(None), |index| self.host.link_at(index));
+        let is_peer = |it: &Link| it.kind == Kind::Veth && it.peer == Some(link.index);
+        let addresses = pod.addresses(link.index).map_err(fail)?;
+        let end = ContainerEnd {
+            mac: link.mac,
+            addresses: addresses
+                .iter()
+                .map(|address| address.cidr.address())
+                .filter(|address| !is_link_local(*address))
+                .collect(),
+            peer: peer.map_err(fail)?.filter(is_peer),
+        };
+        let bridge = bridge_of(&self.conf.root()).ok();
+        let bridge = bridge.map_or(Ok(None), |bridge| self.host.link(&bridge));
+        let known = Known {
+            interface: name.as_str(),
+            prev: self.prev.as_ref(),
+            leased: self.held.map(Held::addresses),
+            bridge: bridge.map_err(fail)?.map(|bridge| bridge.index),
+        };
+        Ok(is_owner(&known, &end).then_some(end))
     }
 
     fn pod(&self) -> Result<Option<Netlink>, Error> {
@@ -105,8 +146,9 @@ impl Detachment<'_> {
         self.netns.map(open).transpose()
     }
 
-    /// Deletes the host's end that prevResult names, if it is still the same link. The other plugins of a chain have
-    /// links of theirs in there: only ports of a bridge that is this network's may be what the reference has made.
+    /// Deletes the host's end that prevResult names, if it is still the same link: where the other end is not found in the
+    /// container (the namespace is gone, the interface was renamed), [`is_owner`] has nothing to judge. The other plugins of a chain have links of theirs in there: only ports of a
+    /// bridge that is listed too may be what the Go plugin has made.
     fn remove_listed_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);
         let on_host = listed.filter(|interface| interface.sandbox.is_empty());
@@ -138,13 +180,14 @@ impl Detachment<'_> {
 
     /// Starts to remove the masquerading: of the addresses that are known, and of the whole container unless another
     /// of its interfaces on this network still needs it.
-    fn start_unmasquerading(&self, held: Option<&Held>) -> Removing {
-        let scope = match held {
+    fn start_unmasquerading(&self) -> Removing {
+        let scope = match self.held {
             Some(held) if held.has_siblings() => Scope::Addresses,
             Some(_) => Scope::Container,
             None => Scope::Addresses,
         };
-        let mut known = held
+        let mut known = self
+            .held
             .map(|held| held.addresses().to_vec())
             .unwrap_or_default();
         if known.is_empty() {
@@ -157,28 +200,14 @@ impl Detachment<'_> {
         Masquerade::of(&self.conf.name, self.who).remove(known, scope)
     }
 
-    /// The addresses of the container's interface; `None` when it cannot be seen.
+    /// The addresses of this attachment's end in the container; `None` when it cannot be seen.
     fn pod_addresses(&self) -> Option<Vec<IpAddr>> {
         let pod = self.pod().ok().flatten()?;
-        let link = pod.link(&self.who.interface).ok().flatten()?;
-        let addresses = pod.addresses(link.index).ok()?;
-        Some(
-            addresses
-                .iter()
-                .map(|address| address.cidr.address())
-                .collect(),
-        )
+        let end = self.container_end(&pod).ok().flatten()?;
+        Some(end.addresses)
     }
 }
 
-fn remove_container_end(pod: &Netlink, who: &Attachment) -> Result<(), Error> {
-    let name = &who.interface;
-    let link = pod
-        .link(name)
-        .map_err(|cause| failed("look up", name, cause))?;
-    // Anything but a veth was not made by this plugin.
-    if link.is_some_and(|link| link.kind == Kind::Veth) {
-        present(pod.delete_link(name)).map_err(|cause| failed("delete", name, cause))?;
-    }
-    Ok(())
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }

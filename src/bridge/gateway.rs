@@ -1,7 +1,8 @@
 //! The gateway on the host: the bridge itself or, for containers in a VLAN, an interface of the host in that VLAN.
 
-use crate::bridge::attach::{PORT_LIMIT, failed, made, new_mac};
+use crate::bridge::attach::{PORT_LIMIT, failed};
 use crate::bridge::config::{AddressConflict, BridgeConfig};
+use crate::bridge::ensure::{made, new_mac, refuse_advertisements};
 use crate::bridge::plan::gateway_port;
 use crate::bridge::ports::{self, Port};
 use crate::bridge::vlan::Vlans;
@@ -9,7 +10,7 @@ use crate::error::Error;
 use crate::host::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, present,
 };
-use crate::host::sysctl::{self, Parameter};
+use crate::host::sysctl;
 use crate::net::{Cidr, Family, IfName, ParseError};
 
 /// How many ports an error about a bridge's address names.
@@ -114,7 +115,7 @@ fn address_conflict(host: &Netlink, link: &Link, present: Cidr, wanted: Cidr) ->
     Error::failed(format!("{kind} {name} already has an IP address different from {wanted}: it has {present}"))
         .details(users)
         .details(format!(
-            "either remove it (ip address del {present} dev {name}) or set forceAddress to true to have it replaced"
+            "remove it if no container uses it (ip address del {present} dev {name}); an ADD with forceAddress set to true replaces it"
         ))
 }
 
@@ -136,6 +137,7 @@ fn ensure_interface(
             made(host, name)?
         }
     };
+    refuse_advertisements(&link);
     // Another kind was made by the administrator, for example a VLAN device on top of the bridge.
     if link.kind == Kind::Veth {
         ensure_port(host, bridge, &link, vlans)?;
@@ -160,13 +162,7 @@ fn create_pair(host: &Netlink, bridge: &Link, name: &IfName) -> Result<(), Error
     match host.create_veth(&veth, None) {
         // Another ADD was faster.
         Err(NetlinkError::Exists) => Ok(()),
-        Err(cause) => Err(failed("create the gateway's interface", name, cause)),
-        Ok(()) => {
-            // Absent where the kernel has no IPv6.
-            let _ = Parameter::AcceptRa.set(name, 0);
-            let _ = Parameter::AcceptRa.set(&port, 0);
-            Ok(())
-        }
+        created => created.map_err(|cause| failed("create the gateway's interface", name, cause)),
     }
 }
 
@@ -191,6 +187,7 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
         let remedy = format!("delete it (ip link del {}); it is made again", link.name);
         return Err(Error::failed(msg).details(remedy));
     };
+    refuse_advertisements(&other);
     let is_port = other.master == Some(bridge.index);
     if is_port && other.is_up && link.is_up {
         return Ok(());

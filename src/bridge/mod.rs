@@ -8,7 +8,9 @@ mod attach;
 mod check;
 pub mod config;
 mod detach;
+mod ensure;
 mod gateway;
+mod ownership;
 mod passage;
 pub mod plan;
 mod ports;
@@ -18,8 +20,9 @@ mod sweep;
 mod uplink;
 mod vlan;
 
-use crate::bridge::attach::{Site, attach, ensure_bridge, require_free};
+use crate::bridge::attach::{Site, attach, require_free};
 use crate::bridge::config::{BridgeConfig, Layer};
+use crate::bridge::ensure::ensure_bridge;
 use crate::bridge::plan::{Plan, host_interface};
 use crate::bridge::spoof::Guard;
 use crate::cni::Schema;
@@ -112,6 +115,7 @@ pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
 }
 
 pub use detach::del;
+pub use ensure::is_mac_fixed;
 pub use gateway::forward;
 pub use sweep::gc;
 

@@ -15,6 +15,9 @@ use crate::net::{Cidr, Family, IfName, Mac, Route};
 /// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
 const MAX_ALIAS: usize = 255;
 
+/// The digits in the name of a veth: with "veth" they are the fifteen bytes that a name may have, and 44 bits of a hash.
+const HOST_DIGITS: usize = 11;
+
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
 pub const MIN_MTU_IPV6: u32 = 1280;
 
@@ -56,19 +59,25 @@ pub fn host_interface(network: &Id, who: &Attachment) -> IfName {
     veth_name(digest)
 }
 
+/// Whether a name is like those of [`host_interface`].
+pub fn is_host_interface(name: &str) -> bool {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.strip_prefix("veth")
+        .is_some_and(|digits| digits.len() == HOST_DIGITS && digits.bytes().all(is_digit))
+}
+
 /// The port of a bridge behind a gateway's interface: whichever ADD makes it, makes the same one.
 pub fn gateway_port(interface: &IfName) -> IfName {
     veth_name(Sha512::digest(format!("gateway\0{interface}")))
 }
 
 fn veth_name(digest: impl AsRef<[u8]>) -> IfName {
-    // 44 bits: "veth" and eleven digits are the fifteen bytes that a name may have.
     let digest = digest.as_ref();
     let hex: String = digest[..6]
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    format!("veth{}", &hex[..11])
+    format!("veth{}", &hex[..HOST_DIGITS])
         .parse()
         .expect("it is fifteen bytes of ASCII")
 }
@@ -299,7 +308,7 @@ mod tests {
     fn the_hosts_end_is_named_after_the_attachment() {
         let network = "n".parse().unwrap();
         let name = host_interface(&network, &who("eth0"));
-        assert_eq!(name.as_str().len(), 15);
+        assert!(is_host_interface(name.as_str()));
         assert_eq!(name, host_interface(&network, &who("eth0")));
         assert_ne!(name, host_interface(&network, &who("eth1")));
     }

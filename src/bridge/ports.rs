@@ -1,6 +1,7 @@
 //! The VLANs of the bridge's ports: what the kernel must be able to do, joining and leaving, and what CHECK compares.
 
-use crate::bridge::attach::{failed, made};
+use crate::bridge::attach::failed;
+use crate::bridge::ensure::made;
 use crate::bridge::vlan::Vlans;
 use crate::error::{Code, Error};
 use crate::host::netlink::{Filtering, Link, Netlink, present};

@@ -6,8 +6,9 @@
 
 use std::fmt;
 
-use crate::bridge::attach::{ensure_bridge, failed};
-use crate::bridge::config::BridgeConfig;
+use crate::bridge::attach::failed;
+use crate::bridge::config::{AddressConflict, BridgeConfig};
+use crate::bridge::ensure::ensure_bridge;
 use crate::bridge::spoof::Guard;
 use crate::bridge::{gateway, passage, ports};
 use crate::cni::request::{Attachment, Id};
@@ -31,6 +32,20 @@ pub struct Living {
     pub mac: Option<Mac>,
     /// Whether all its addresses are masqueraded.
     pub is_masqueraded: bool,
+    /// Whether the configuration may have changed since its ADD.
+    pub is_outdated: bool,
+}
+
+impl Living {
+    /// The flags that its port should have. Where the configuration has changed since the ADD, those that a port of the
+    /// bridge has: portIsolation would separate it from containers that it talks with.
+    pub fn wanted_flags(&self, config: &BridgeConfig) -> PortFlags {
+        let present = self.link.port.filter(|_| self.is_outdated);
+        present.unwrap_or(PortFlags {
+            hairpin: config.hairpin,
+            isolated: config.isolated,
+        })
+    }
 }
 
 /// The bridge as it is.
@@ -38,10 +53,23 @@ pub struct Living {
 pub struct Present {
     /// The link of the bridge's name.
     pub bridge: Option<Link>,
+    /// Whether its MAC address was set; see [`crate::bridge::is_mac_fixed`].
+    pub is_mac_fixed: Option<bool>,
+    /// The links of the network by which the host takes router advertisements.
+    pub advertised: Vec<IfName>,
     /// The addresses of the link that should have the gateways'.
     pub addresses: Vec<Cidr>,
     /// The families that the host does not forward.
     pub not_forwarded: Vec<Family>,
+}
+
+impl Present {
+    /// Whether a link is a port of another bridge than this one: the configuration named that one when the container was
+    /// attached, or an administrator has moved it. The container works there, and would lose its neighbours here.
+    pub fn is_elsewhere(&self, link: &Link) -> bool {
+        let bridge = self.bridge.as_ref().map(|bridge| bridge.index);
+        link.master.is_some() && link.master != bridge
+    }
 }
 
 /// One thing to put back.
@@ -49,11 +77,15 @@ pub struct Present {
 pub enum Repair {
     /// The bridge is missing, down or not promiscuous though it should be.
     Bridge,
+    /// The bridge's MAC address is not set, and changes with the ports.
+    BridgeMac,
+    /// The host takes router advertisements by a link of the network.
+    Advertisements(IfName),
     /// The bridge lacks addresses of gateways.
     Gateways(Vec<Cidr>),
     /// The host does not forward packets of a family.
     Forwarding(Family),
-    /// A port is not on the bridge, down, or treated in another way than is asked for.
+    /// A port is on no bridge, down, or has other flags than is asked for.
     Port(Living),
     /// Rules that keep a container from using another MAC address.
     Guard(Living, Mac),
@@ -67,6 +99,13 @@ impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Repair::Bridge => f.write_str("the bridge itself, up and with its flags"),
+            Repair::BridgeMac => f.write_str("a MAC address of the bridge that does not change"),
+            Repair::Advertisements(link) => {
+                write!(
+                    f,
+                    "accept_ra=0 on {link}, against router advertisements of pods"
+                )
+            }
             Repair::Gateways(gateways) => {
                 let list: Vec<String> = gateways.iter().map(Cidr::to_string).collect();
                 write!(f, "gateway address {} on the bridge", list.join(" and "))
@@ -85,7 +124,8 @@ impl fmt::Display for Repair {
     }
 }
 
-/// What is to be put back, in the order in which it must be. `gateways` are the addresses that the bridge should have.
+/// What is to be put back, in the order in which it must be. `gateways` are the addresses that the bridge should have. Of
+/// a container that is elsewhere (see [`Present::is_elsewhere`]) only the rules are.
 ///
 /// # Errors
 /// When the rules of guards cannot be listed.
@@ -96,36 +136,12 @@ pub fn plan(
     living: Vec<Living>,
 ) -> Result<Vec<Repair>, Error> {
     let mut repairs = Vec::new();
-    if living.is_empty() {
-        return Ok(repairs);
-    }
-    let bridge = present.bridge.as_ref();
-    if bridge.is_none_or(|bridge| !bridge.is_up || (config.promiscuous && !bridge.is_promiscuous)) {
-        repairs.push(Repair::Bridge);
-    }
-    let wanted = wanted_flags(config);
-    let is_right = |link: &Link| {
-        let is_port = link.master.is_some() && link.master == bridge.map(|bridge| bridge.index);
-        is_port && (link.is_up || config.leave_down) && link.port == Some(wanted)
-    };
-    let loose = living.iter().filter(|living| !is_right(&living.link));
-    repairs.extend(loose.cloned().map(Repair::Port));
-    // Behind the ports, for these are told.
-    let lacks = |gateway: &&Cidr| !present.addresses.contains(gateway);
-    if gateways.iter().any(|gateway| lacks(&gateway)) {
-        repairs.push(Repair::Gateways(
-            gateways.iter().filter(lacks).copied().collect(),
-        ));
-    }
-    let off = present.not_forwarded.iter().copied();
-    let is_needed = |family: &Family| gateways.iter().any(|gateway| gateway.family() == *family);
-    repairs.extend(off.filter(is_needed).map(Repair::Forwarding));
-    let addresses = living.iter().flat_map(|it| it.addresses.clone());
-    let families = passage::families(&addresses.collect::<Vec<Cidr>>());
-    if let Some(forwarding) = &config.forwarding
-        && forwarding.check(&families).is_err()
-    {
-        repairs.push(Repair::Passage(forwarding.clone(), families));
+    let here: Vec<&Living> = living
+        .iter()
+        .filter(|living| !present.is_elsewhere(&living.link))
+        .collect();
+    if !here.is_empty() {
+        repairs.extend(plan_bridge(config, present, gateways, &here));
     }
     for living in living {
         if let Some(mac) = living.mac.filter(|_| config.guarded)
@@ -141,11 +157,49 @@ pub fn plan(
     Ok(repairs)
 }
 
-fn wanted_flags(config: &BridgeConfig) -> PortFlags {
-    PortFlags {
-        hairpin: config.hairpin,
-        isolated: config.isolated,
+/// What the bridge and its containers lack.
+fn plan_bridge(
+    config: &BridgeConfig,
+    present: &Present,
+    gateways: &[Cidr],
+    here: &[&Living],
+) -> Vec<Repair> {
+    let mut repairs = Vec::new();
+    let bridge = present.bridge.as_ref();
+    if bridge.is_none_or(|bridge| !bridge.is_up || (config.promiscuous && !bridge.is_promiscuous)) {
+        repairs.push(Repair::Bridge);
     }
+    if present.is_mac_fixed == Some(false) {
+        repairs.push(Repair::BridgeMac);
+    }
+    let advertised = present.advertised.iter().cloned();
+    repairs.extend(advertised.map(Repair::Advertisements));
+    let is_right = |living: &Living| {
+        let link = &living.link;
+        let is_port = link.master.is_some() && link.master == bridge.map(|bridge| bridge.index);
+        let has_flags = link.port == Some(living.wanted_flags(config));
+        is_port && (link.is_up || config.leave_down) && has_flags
+    };
+    let loose = here.iter().filter(|living| !is_right(living));
+    repairs.extend(loose.map(|living| Repair::Port((*living).clone())));
+    // Behind the ports, for these are told.
+    let lacks = |gateway: &&Cidr| !present.addresses.contains(gateway);
+    if gateways.iter().any(|gateway| lacks(&gateway)) {
+        repairs.push(Repair::Gateways(
+            gateways.iter().filter(lacks).copied().collect(),
+        ));
+    }
+    let off = present.not_forwarded.iter().copied();
+    let is_needed = |family: &Family| gateways.iter().any(|gateway| gateway.family() == *family);
+    repairs.extend(off.filter(is_needed).map(Repair::Forwarding));
+    let addresses = here.iter().flat_map(|it| it.addresses.clone());
+    let families = passage::families(&addresses.collect::<Vec<Cidr>>());
+    if let Some(forwarding) = &config.forwarding
+        && forwarding.check(&families).is_err()
+    {
+        repairs.push(Repair::Passage(forwarding.clone(), families));
+    }
+    repairs
 }
 
 impl Repair {
@@ -155,9 +209,12 @@ impl Repair {
             Repair::Port(living) | Repair::Guard(living, _) | Repair::Masquerade(living) => {
                 Some(living)
             }
-            Repair::Bridge | Repair::Gateways(_) | Repair::Forwarding(_) | Repair::Passage(..) => {
-                None
-            }
+            Repair::Bridge
+            | Repair::BridgeMac
+            | Repair::Advertisements(_)
+            | Repair::Gateways(_)
+            | Repair::Forwarding(_)
+            | Repair::Passage(..) => None,
         }
     }
 
@@ -172,14 +229,24 @@ impl Repair {
         config: &BridgeConfig,
     ) -> Result<(), Error> {
         match self {
-            Repair::Bridge => ensure_bridge(host, config).map(drop),
+            Repair::Bridge | Repair::BridgeMac => ensure_bridge(host, config).map(drop),
+            Repair::Advertisements(link) => Parameter::AcceptRa.set(link, 0).map_err(|cause| {
+                Error::failed(format!(
+                    "cannot set net.ipv6.conf.{link}.accept_ra to 0: {cause}"
+                ))
+            }),
             Repair::Gateways(gateways) => {
                 let bridge = ensure_bridge(host, config)?;
-                let interface = gateway::ensure(host, &bridge, gateways, config)?;
+                // forceAddress is for an ADD: the other address may be the gateway of containers that run.
+                let config = BridgeConfig {
+                    conflict: AddressConflict::Refuse,
+                    ..config.clone()
+                };
+                let interface = gateway::ensure(host, &bridge, gateways, &config)?;
                 announce(host, &interface.unwrap_or(bridge))
             }
             Repair::Forwarding(family) => gateway::forward(*family),
-            Repair::Port(living) => put_port(host, &living.link, config),
+            Repair::Port(living) => put_port(host, living, config),
             Repair::Guard(living, mac) => {
                 Guard::of(&living.who)?.install(&name_of(&living.link)?, *mac)
             }
@@ -193,17 +260,18 @@ impl Repair {
     }
 }
 
-fn put_port(host: &Netlink, link: &Link, config: &BridgeConfig) -> Result<(), Error> {
+fn put_port(host: &Netlink, living: &Living, config: &BridgeConfig) -> Result<(), Error> {
+    let link = &living.link;
     let bridge = ensure_bridge(host, config)?;
     let name = name_of(link)?;
-    if link.master != Some(bridge.index) {
+    if link.master.is_none() {
         let put = host.set_bridge(link.index, bridge.index);
         put.map_err(|cause| failed(&format!("attach to bridge {}", bridge.name), &name, cause))?;
         if let Some(vlans) = &config.vlans {
             ports::join_container_port(host, &name, &bridge, vlans)?;
         }
     }
-    let started = host.start_port(&name, wanted_flags(config), &link.alias);
+    let started = host.start_port(&name, living.wanted_flags(config), &link.alias);
     started.map_err(|cause| failed("start port", &name, cause))
 }
 

@@ -5,11 +5,14 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::bridge::config::Gateway;
+use crate::bridge::is_mac_fixed;
 use crate::bridge::restore::{self, Living, Present, Repair};
-use crate::cli::node::{Ailment, Network, Node};
+use crate::cli::node::{Ailment, Network, Node, Pod};
 use crate::cli::{Answer, args};
 use crate::error::Error;
-use crate::net::Cidr;
+use crate::host::netlink::{Link, PortFlags};
+use crate::host::sysctl::Parameter;
+use crate::net::{Cidr, IfName};
 
 /// What was put back, or would be.
 #[derive(Serialize)]
@@ -17,6 +20,8 @@ use crate::net::Cidr;
 struct Report {
     dry_run: bool,
     restored: Vec<Line>,
+    /// What differs from the configuration and is left so.
+    left: Vec<Line>,
     failures: Vec<Line>,
 }
 
@@ -36,6 +41,7 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
     let mut report = Report {
         dry_run: asked.dry_run,
         restored: Vec::new(),
+        left: Vec::new(),
         failures: Vec::new(),
     };
     for network in networks {
@@ -43,6 +49,7 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
             network: network.name().to_string(),
             what,
         };
+        report.left.extend(left(&node, network).map(line));
         for repair in repairs(&node, network)? {
             match asked.dry_run {
                 true => report.restored.push(line(repair.to_string())),
@@ -70,6 +77,7 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
 pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     let config = &network.configured.bridge;
     let with_link = network.pods.iter().filter_map(|pod| Some((pod, pod.link?)));
+    let present = present(node, network);
     let living: Vec<Living> = with_link
         .filter(|(_, at)| !is_of_twin(node, network, *at))
         .map(|(pod, at)| Living {
@@ -77,6 +85,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
             link: node.links[at].clone(),
             addresses: pod.addresses.clone(),
             mac: pod.mac.as_deref().and_then(|mac| mac.parse().ok()),
+            is_outdated: pod.is_outdated,
             is_masqueraded: !pod
                 .ailments
                 .iter()
@@ -90,19 +99,96 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
         Gateway::Address | Gateway::DefaultRoute => network.gateways_of(
             &living
                 .iter()
+                .filter(|it| !present.is_elsewhere(&it.link))
                 .flat_map(|it| it.addresses.clone())
                 .collect::<Vec<Cidr>>(),
         ),
     };
-    let present = Present {
-        bridge: node.bridge(network).cloned(),
-        addresses: node
-            .gateway_link(network)
+    restore::plan(config, &present, &gateways, living)
+}
+
+/// What differs from the configuration and would interrupt pods.
+fn left<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item = String> + 'n {
+    let wanted = &network.configured.bridge.bridge;
+    let elsewhere = elsewhere(node, network).into_iter();
+    let elsewhere = elsewhere.map(move |Elsewhere { pod, port, master }| {
+        let (kind, on) = (&master.kind, &master.name);
+        let what = format!("port {} of {} on {kind} {on}", port.title(), pod.who);
+        format!("{what}, though the configuration names bridge {wanted}: restart the pod, or set \"bridge\" to {on}")
+    });
+    let flags = with_other_flags(node, network).into_iter();
+    elsewhere.chain(flags.map(|(pod, port)| {
+        let what = format!("the flags of port {} of {}", port.title(), pod.who);
+        format!("{what}, for the configuration has changed since its ADD: restart the pod")
+    }))
+}
+
+/// The pods of a network whose ports keep other flags than the configuration asks for; see [`Living::wanted_flags`].
+pub fn with_other_flags<'n>(node: &'n Node, network: &'n Network) -> Vec<(&'n Pod, &'n Link)> {
+    let config = &network.configured.bridge;
+    let bridge = node.bridge(network).map(|bridge| bridge.index);
+    let wanted = PortFlags {
+        hairpin: config.hairpin,
+        isolated: config.isolated,
+    };
+    let pods = network.pods.iter().filter(|pod| pod.is_outdated);
+    let with_port = pods.filter_map(|pod| Some((pod, &node.links[pod.link?])));
+    with_port
+        .filter(|(_, port)| port.master.is_some() && port.master == bridge)
+        .filter(|(_, port)| port.port.is_some_and(|flags| flags != wanted))
+        .collect()
+}
+
+fn present(node: &Node, network: &Network) -> Present {
+    let bridge = node.bridge(network);
+    let gateway = node.gateway_link(network);
+    let ports = network.pods.iter().filter_map(|pod| pod.link);
+    let ports = ports
+        .map(|at| &node.links[at])
+        .filter(|port| port.master.is_none() || port.master == bridge.map(|bridge| bridge.index));
+    let names = bridge.into_iter().chain(gateway).chain(ports);
+    let mut advertised: Vec<IfName> = names.filter_map(|it| it.name.parse().ok()).collect();
+    advertised.dedup();
+    // Without IPv6 there is no such parameter.
+    advertised.retain(|name| {
+        Parameter::AcceptRa
+            .read(name)
+            .is_ok_and(|value| value != "0")
+    });
+    Present {
+        bridge: bridge.cloned(),
+        is_mac_fixed: bridge.and_then(|bridge| is_mac_fixed(&node.host, bridge)),
+        advertised,
+        addresses: gateway
             .map(|link| node.addresses_of(link))
             .unwrap_or_default(),
         not_forwarded: node.not_forwarded(),
-    };
-    restore::plan(config, &present, &gateways, living)
+    }
+}
+
+/// A pod whose port is on another bridge than its network's.
+pub struct Elsewhere<'n> {
+    /// The pod.
+    pub pod: &'n Pod,
+    /// Its port.
+    pub port: &'n Link,
+    /// What the port is on.
+    pub master: &'n Link,
+}
+
+/// The pods of a network that are elsewhere, which nothing moves; see [`Present::is_elsewhere`].
+pub fn elsewhere<'n>(node: &'n Node, network: &'n Network) -> Vec<Elsewhere<'n>> {
+    let bridge = node.bridge(network).map(|bridge| bridge.index);
+    let with_link = network.pods.iter().filter_map(|pod| Some((pod, pod.link?)));
+    with_link
+        .filter(|(_, at)| !is_of_twin(node, network, *at))
+        .filter_map(|(pod, at)| {
+            let port = &node.links[at];
+            let master = port.master.filter(|master| Some(*master) != bridge)?;
+            let master = node.links.iter().find(|link| link.index == master)?;
+            Some(Elsewhere { pod, port, master })
+        })
+        .collect()
 }
 
 /// Whether a link is a port of the bridge of another network of the same name. Leases do not tell these two apart, and
@@ -143,6 +229,9 @@ fn tell(report: &Report) -> String {
     };
     for Line { network, what } in &report.restored {
         let _ = writeln!(text, "{network}: {done} {what}");
+    }
+    for Line { network, what } in &report.left {
+        let _ = writeln!(text, "{network}: left {what}");
     }
     for Line { network, what } in &report.failures {
         let _ = writeln!(text, "{network}: failed: {what}");

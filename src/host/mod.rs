@@ -15,4 +15,5 @@ pub mod process;
 pub mod random;
 pub mod signals;
 pub mod sysctl;
+pub mod sysfs;
 pub mod xtables;

@@ -130,8 +130,10 @@ impl NetlinkSocket {
     fn receive(&self, deadline: Instant) -> Result<Vec<u8>, ReceiveError> {
         let mut datagram = Vec::with_capacity(ANSWER_SIZE);
         loop {
-            match self.socket.recv(&mut datagram, 0).map_err(errno) {
-                Ok(_) => return Ok(datagram),
+            match self.socket.recv_from(&mut datagram, 0).map_err(errno) {
+                // Any process with CAP_NET_ADMIN can send to a netlink socket; only the kernel's port ID is 0 (netlink(7)).
+                Ok((_, sender)) if sender.port_number() == 0 => return Ok(datagram),
+                Ok(_) => datagram.clear(),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(deadline)?,
                 Err(errno) => return Err(ReceiveError::Broken(errno)),
@@ -170,4 +172,24 @@ impl AsFd for NetlinkSocket {
 
 fn errno(cause: io::Error) -> Errno {
     Errno::from_raw(cause.raw_os_error().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_sys::protocols::NETLINK_USERSOCK;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_of_another_process_is_no_answer() {
+        // The protocol between processes: no privilege is needed to send.
+        let mut receiver = NetlinkSocket::open(NETLINK_USERSOCK, 0).unwrap();
+        let address = receiver.socket.bind_auto().unwrap();
+        let mut other = Socket::new(NETLINK_USERSOCK).unwrap();
+        other.bind_auto().unwrap();
+        other.send_to(&[0; 16], &address, 0).unwrap();
+        assert_eq!(receiver.wait(Instant::now()), Ok(()), "it has arrived");
+        let deadline = Instant::now() + Duration::from_millis(20);
+        assert_eq!(receiver.receive(deadline), Err(ReceiveError::TimedOut));
+    }
 }

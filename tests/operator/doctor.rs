@@ -361,8 +361,10 @@ fn what_others_took_from_living_pods_is_found() {
 #[test]
 fn a_pod_whose_own_end_is_down_is_found() {
     needs!();
-    let (site, pod, _) = populated(&small_network());
+    let (site, pod, veth) = populated(&small_network());
     pod.run("ip link set eth0 down");
+    // The kernel settles the port's carrier when it is asked for that one (rtnl_getlink), and else in a moment.
+    site.link(&veth);
     let found = site.findings();
     assert_eq!(found.ids(), ["pod-link-down"]);
     assert!(found.the("pod-link-down").contains("shop/a-0"));

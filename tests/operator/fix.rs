@@ -302,6 +302,46 @@ fn the_default_route_is_kept_from_vanishing() {
 }
 
 #[test]
+fn advertisements_that_a_network_manager_handles_stay_out_of_the_kernel() {
+    needs!();
+    let mut config = small_network();
+    config["ipam"]["subnet"] = "fd77::/64".into();
+    for accepted in [0, 2] {
+        let site = Site::with(&config);
+        let outside = Node::new("outside");
+        wire(&site, "up0", &outside, "eth0");
+        site.run_all(&format!(
+            "sysctl -qw net.ipv6.conf.up0.accept_ra={accepted}\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra"
+        ));
+        let parameter = "/proc/sys/net/ipv6/conf/up0/accept_ra";
+        assert_eq!(site.fix().ids(), Vec::<&str>::new());
+        assert_eq!(site.read(parameter), format!("{accepted}\n"));
+        // Nor does an ADD of an IPv6 pod touch it.
+        site.network(config.clone()).add(&site.pod("a"));
+        assert_eq!(site.read(parameter), format!("{accepted}\n"));
+    }
+}
+
+#[test]
+fn a_default_route_that_a_pod_advertised_is_shown() {
+    needs!("iptables");
+    let config = small_network();
+    let site = Site::with(&config);
+    let pod = site.pod("a");
+    site.run_pod(&site.network(config), &pod);
+    site.run("ip -6 route add default via fe80::1 dev br0 proto ra");
+    let fixed = site.fix();
+    assert_eq!(fixed.ids(), ["route-from-pod"]);
+    assert!(
+        fixed
+            .the("route-from-pod")
+            .contains("ip -6 route del default dev br0")
+    );
+    site.run("ip -6 route del default dev br0 proto ra");
+    site.is_healthy();
+}
+
+#[test]
 fn what_is_not_safe_is_left_to_the_operator() {
     needs!("iptables");
     let site = Site::with(&small_network());

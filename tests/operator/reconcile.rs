@@ -169,6 +169,177 @@ fn what_a_network_manager_took_comes_back() {
 }
 
 #[test]
+fn router_advertisements_of_pods_are_refused_again() {
+    needs!("ping", "iptables", "nft");
+    let scene = Scene::new(&full());
+    for link in ["br0", &scene.veths[0]] {
+        scene.comes_back(&format!("sysctl -qw net.ipv6.conf.{link}.accept_ra=1"));
+        let parameter = format!("/proc/sys/net/ipv6/conf/{link}/accept_ra");
+        assert_eq!(scene.site.read(&parameter), "0\n");
+    }
+}
+
+#[test]
+fn the_mac_address_of_a_bridge_is_fixed_as_it_is() {
+    needs!("cni:bridge");
+    // Without a gateway the Go plugin leaves it to the kernel, and only /sys tells.
+    let config =
+        json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" });
+    let site = Site::with(&config);
+    site.run("mount -t sysfs none /sys");
+    let pod = site.pod("a");
+    let mut go = config.clone();
+    go["type"] = "go-bridge".into();
+    site.run_pod(&site.network(go), &pod);
+    let state =
+        || ["address", "addr_assign_type"].map(|it| site.read(&format!("/sys/class/net/br0/{it}")));
+    let [mac, before] = state();
+    assert_ne!(before, "3\n");
+    assert_eq!(site.findings().ids(), ["bridge-mac"]);
+    let said = site.reconcile("");
+    assert!(
+        said.said().contains("MAC address of the bridge"),
+        "{said:?}"
+    );
+    assert_eq!(state(), [mac, "3\n".to_owned()]);
+    assert_eq!(site.reconcile("").said(), "nothing to restore\n");
+    site.is_healthy();
+}
+
+#[test]
+fn ports_stay_on_their_bridge_when_the_configuration_names_another() {
+    needs!("ping", "iptables", "nft", "cni:bridge", "cni:host-local");
+    for is_go in [false, true] {
+        let mut config = small_network();
+        config["ipMasq"] = true.into();
+        let scene = Scene::of(&config, is_go);
+        let site = &scene.site;
+        config["bridge"] = "br1".into();
+        config["portIsolation"] = true.into();
+        config["hairpinMode"] = true.into();
+        config["forceAddress"] = true.into();
+        site.configure("10-net.conflist", &config);
+        for existing in ["", "ip link add br1 type bridge\nip link set br1 up"] {
+            site.run_all(existing);
+            let before = (Footprint::of(site), flags(site));
+            let said = site.reconcile("");
+            let said = said.said();
+            for veth in &scene.veths {
+                assert!(said.contains(&format!("left port {veth}")), "{said}");
+            }
+            assert!(
+                said.contains("on bridge br0") && !said.contains("restored"),
+                "{said}"
+            );
+            let fixed = site.fix();
+            assert_eq!(fixed.ids(), ["port-elsewhere"], "{fixed:#?}");
+            assert!(fixed.the("port-elsewhere").contains("restart these pods"));
+            assert_eq!((Footprint::of(site), flags(site)), before, "{existing}");
+            scene.flows();
+        }
+        // What does not depend on the bridge comes back all the same.
+        site.run("iptables -t nat -F");
+        let said = site.reconcile("");
+        assert!(said.said().contains("restored masquerading"), "{said:?}");
+        scene.flows();
+    }
+}
+
+#[test]
+fn ports_keep_their_flags_when_the_configuration_asks_for_others() {
+    needs!("ping", "iptables");
+    let scene = Scene::new(&small_network());
+    let mut config = scene.config.clone();
+    config["portIsolation"] = true.into();
+    scene.site.configure("10-net.conflist", &config);
+    let before = flags(&scene.site);
+    let said = scene.site.reconcile("");
+    assert!(said.said().contains("left the flags of port"), "{said:?}");
+    let fixed = scene.site.fix();
+    assert_eq!(fixed.ids(), ["port-flags"], "{fixed:#?}");
+    assert_eq!(flags(&scene.site), before);
+    scene.flows();
+    // A port that has come off the bridge is attached as the configuration says.
+    scene.harm("ip link set VETH1 nomaster; ip link set VETH2 down");
+    assert!(scene.site.reconcile("").said().contains("restored port"));
+    let isolated = |veth: &str| {
+        scene.site.link(veth).unwrap()["linkinfo"]["info_slave_data"]["isolated"].clone()
+    };
+    assert_eq!(
+        [0, 1].map(|at| isolated(&scene.veths[at])),
+        [json!(true), json!(false)]
+    );
+    scene.flows();
+}
+
+#[test]
+fn masquerading_stays_when_the_configuration_has_another_subnet() {
+    needs!("ping", "iptables");
+    for remembers in [true, false] {
+        let mut config = small_network();
+        config["ipMasq"] = true.into();
+        let scene = Scene::new(&config);
+        let rules = scene.site.nat("iptables");
+        config["ipam"]["subnet"] = "10.78.0.0/24".into();
+        config["forceAddress"] = true.into();
+        scene.site.configure("10-net.conflist", &config);
+        if !remembers {
+            scene
+                .site
+                .run(&format!("find {} -type f -delete", crate::site::CACHE));
+        }
+        assert_eq!(scene.site.reconcile("").said(), "nothing to restore\n");
+        scene.site.fix();
+        assert_eq!(scene.site.nat("iptables"), rules);
+        scene.flows();
+        if remembers {
+            scene.site.run("iptables -t nat -F");
+            assert!(scene.site.reconcile("").said().contains("masquerading"));
+            scene.flows();
+        }
+    }
+}
+
+#[test]
+fn a_port_that_an_administrator_has_moved_is_reported_and_stays() {
+    needs!("ping", "iptables", "nft");
+    let scene = Scene::new(&full());
+    scene.harm(
+        "ip link add other type bridge; ip link set other up; ip link set VETH1 master other",
+    );
+    let before = flags(&scene.site);
+    let report = scene.site.reconcile("--json").ok();
+    assert_eq!(
+        (&report["restored"], &report["failures"]),
+        (&json!([]), &json!([]))
+    );
+    let left = report["left"][0]["what"].as_str().unwrap();
+    assert!(
+        left.contains(&scene.veths[0]) && left.contains("bridge other"),
+        "{left}"
+    );
+    assert_eq!(flags(&scene.site), before);
+    // Once it is on no bridge it is a port that somebody took.
+    scene.harm("ip link set VETH1 nomaster");
+    assert_eq!(scene.site.reconcile("--json").ok()["left"], json!([]));
+    scene.flows();
+}
+
+#[test]
+fn a_gateway_that_another_network_has_replaced_is_left_to_the_operator() {
+    needs!("ping", "iptables");
+    let mut config = small_network();
+    config["forceAddress"] = true.into();
+    let scene = Scene::new(&config);
+    let site = &scene.site;
+    site.run_all("ip addr del 10.77.0.1/24 dev br0\nip addr add 10.78.0.1/24 dev br0");
+    let done = site.reconcile("");
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stdout.contains("10.78.0.1/24"), "{done:?}");
+    assert_eq!(site.addresses("br0"), ["10.78.0.1/24"]);
+}
+
+#[test]
 fn isolated_ports_are_isolated_again() {
     needs!();
     let mut config = small_network();

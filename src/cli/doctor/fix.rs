@@ -24,6 +24,13 @@ pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
         Fix::Restore(at, repair) => reconcile::mend(node, &node.networks[*at], repair),
         Fix::Forward(family) => bridge::forward(*family),
         Fix::AcceptAdvertisements(interface) => {
+            // A network manager may have taken them over meanwhile.
+            if !Parameter::AcceptRa
+                .read(interface)
+                .is_ok_and(|it| it == "1")
+            {
+                return Ok(());
+            }
             Parameter::AcceptRa.set(interface, 2).map_err(|cause| {
                 Error::failed(format!("cannot set accept_ra of {interface}: {cause}"))
             })

@@ -3,6 +3,7 @@
 use crate::bridge::config::Gateway;
 use crate::cli::doctor::finding::{Finding, Fix};
 use crate::cli::node::Node;
+use crate::host::netlink::{Kind, Link};
 use crate::host::sysctl::{self, Parameter};
 use crate::net::Family;
 
@@ -37,8 +38,9 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     findings.extend(advertised_route(node));
 }
 
-/// A host that forwards IPv6 ignores router advertisements, and loses the default route that they gave it (user-pain R18;
-/// Documentation/networking/ip-sysctl.rst, "accept_ra").
+/// The kernel of a host that forwards IPv6 ignores router advertisements where accept_ra is 1, and loses the default route
+/// that they gave it (Documentation/networking/ip-sysctl.rst, "accept_ra"). Where it is 0, NetworkManager or
+/// systemd-networkd handles them and keeps the route; with 2 the kernel would add one of its own.
 fn advertised_route(node: &Node) -> Option<Finding> {
     let mut advertised = node
         .uplinks
@@ -46,6 +48,9 @@ fn advertised_route(node: &Node) -> Option<Finding> {
         .filter(|it| it.protocol == FROM_ADVERTISEMENT);
     advertised.find(|uplink| uplink.dst.family() == Family::V6)?;
     let link = node.uplink(Family::V6).next()?;
+    if is_of_pods(node, link) {
+        return from_pods(node, link);
+    }
     let name = link.name.parse().ok()?;
     let accepted = Parameter::AcceptRa.read(&name).ok()?;
     let wanted = node.networks.iter().any(|network| {
@@ -53,7 +58,7 @@ fn advertised_route(node: &Node) -> Option<Finding> {
             && network.families().contains(&Family::V6)
     });
     let forwards = sysctl::forwards(Family::V6).unwrap_or(false);
-    if accepted == "2" || !(forwards || wanted) {
+    if accepted != "1" || !(forwards || wanted) {
         return None;
     }
     let cause = format!(
@@ -74,5 +79,32 @@ fn advertised_route(node: &Node) -> Option<Finding> {
                 "sysctl -w net.ipv6.conf.{name}.accept_ra=2, and in /etc/sysctl.d"
             ))
             .fixed_by(Fix::AcceptAdvertisements(name)),
+    )
+}
+
+/// Whether pods reach the host by a link.
+fn is_of_pods(node: &Node, link: &Link) -> bool {
+    let mut networks = node.networks.iter();
+    networks.any(|network| {
+        let links = [node.bridge(network), node.gateway_link(network)];
+        links.iter().flatten().any(|it| it.index == link.index)
+    })
+}
+
+/// The default route is over a bridge that has pods and no uplink: one of them sent the router advertisement
+/// (CVE-2020-10749).
+fn from_pods(node: &Node, link: &Link) -> Option<Finding> {
+    let mut ports = node.links.iter().filter(|it| it.master == Some(link.index));
+    if ports.any(|port| port.kind != Kind::Veth) {
+        return None;
+    }
+    let name = &link.name;
+    let cause = format!(
+        "the IPv6 default route of the host is over {name}, from a router advertisement that a pod can have sent"
+    );
+    Some(
+        Finding::error("route-from-pod", cause)
+            .shown_by(format!("{name} has no port but those of pods"))
+            .remedy(format!("ip -6 route del default dev {name} proto ra")),
     )
 }

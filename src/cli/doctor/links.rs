@@ -25,6 +25,8 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         lacking.retain(|it| conflict.is_none() || it.id != "gateway-address");
         findings.extend(conflict);
         findings.extend(bridge_missing(node, network));
+        findings.extend(port_elsewhere(node, network));
+        findings.extend(port_flags(node, network));
         findings.extend(lacking);
         findings.extend(
             network
@@ -70,6 +72,58 @@ fn bridge_missing(node: &Node, network: &Network) -> Option<Finding> {
             ))
             .remedy("restart these pods: no runtime remembers which link is whose"),
     )
+}
+
+/// Ports of pods are on another bridge. The pods run there, so that nothing moves them.
+fn port_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
+    let found = reconcile::elsewhere(node, network);
+    let on = &found.first()?.master.name;
+    let bridge = &network.configured.bridge.bridge;
+    let pods = found.iter().map(|it| {
+        let (pod, master) = (titled(it.pod), it.master);
+        format!(
+            "{pod}: {} is on {} {}",
+            it.port.name, master.kind, master.name
+        )
+    });
+    let pods: Vec<String> = pods.collect();
+    let cause = format!(
+        "pods of network {} are not on its bridge {bridge}: it was renamed in the configuration, or their ports were moved",
+        network.name()
+    );
+    Some(
+        Finding::error("port-elsewhere", cause)
+            .shown_by(some(&pods))
+            .remedy(format!(
+                "restart these pods, or set \"bridge\" to {on} in {}",
+                network.configured.file.display()
+            )),
+    )
+}
+
+/// Ports keep the flags that they have: the configuration has changed since the ADD of their pods.
+fn port_flags(node: &Node, network: &Network) -> Option<Finding> {
+    let found = reconcile::with_other_flags(node, network);
+    let pods = found.iter().map(|(pod, port)| {
+        let flags = port.port.unwrap_or_default();
+        format!(
+            "{}: {} has hairpin {} and isolated {}",
+            titled(pod),
+            port.name,
+            flags.hairpin,
+            flags.isolated
+        )
+    });
+    let pods: Vec<String> = pods.collect();
+    let cause = format!(
+        "ports of network {} have other flags than hairpinMode and portIsolation, for the configuration has changed since",
+        network.name()
+    );
+    (!pods.is_empty()).then(|| {
+        Finding::warning("port-flags", cause)
+            .shown_by(some(&pods))
+            .remedy("restart these pods")
+    })
 }
 
 /// The bridge has another IPv4 address in place of the gateway's (user-pain R9).
@@ -131,6 +185,8 @@ fn lacking(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
     let finding = |repair: Repair| {
         let id = match &repair {
             Repair::Bridge => "bridge-down",
+            Repair::BridgeMac => "bridge-mac",
+            Repair::Advertisements(_) => "router-advertisements",
             Repair::Gateways(_) => "gateway-address",
             Repair::Forwarding(_) => "forwarding-off",
             Repair::Port(_) => "port",
@@ -142,7 +198,12 @@ fn lacking(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
             "network {} lacks {repair}, though pods live that need it",
             network.name()
         );
-        Finding::error(id, cause)
+        let finding = match repair {
+            // Pods work until the port with that MAC address goes.
+            Repair::BridgeMac => Finding::warning(id, cause),
+            _ => Finding::error(id, cause),
+        };
+        finding
             .shown_by(how_it_shows(node, network, &repair))
             .remedy("gangplank reconcile")
             .fixed_by(Fix::Restore(at, Box::new(repair)))

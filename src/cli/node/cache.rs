@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use crate::cni::Version;
 use crate::cni::request::{Attachment, Id};
@@ -18,6 +19,8 @@ pub struct Cached {
     pub who: Attachment,
     /// `namespace/name` of the pod, where the runtime told it.
     pub pod: Option<String>,
+    /// When the runtime wrote it, after ADD.
+    pub written: Option<SystemTime>,
     /// What ADD answered; `None` where that cannot be read.
     pub result: Option<AddResult>,
 }
@@ -35,7 +38,8 @@ impl Cached {
 
     fn read(file: &PathBuf) -> Option<Cached> {
         // Reading a pipe would wait for a writer.
-        let content = fs::read(Some(file).filter(|file| file.is_file())?).ok()?;
+        let metadata = fs::metadata(file).ok()?;
+        let content = fs::read(Some(file).filter(|_| metadata.is_file())?).ok()?;
         let root = shape::parse("cache", &content).ok()?;
         let root = Shape::root("cache", &root);
         let text = |key| root.text(key).ok().flatten();
@@ -51,6 +55,7 @@ impl Cached {
                 interface: text("ifName")?.parse().ok()?,
             },
             pod: pod(&root),
+            written: metadata.modified().ok(),
             result,
         })
     }

@@ -160,9 +160,14 @@ impl Node {
         }
     }
 
-    /// The link of that name.
+    /// The link of that name, which may be an alternative one (ip-link(8), "property add").
     pub fn link(&self, name: &str) -> Option<&Link> {
-        self.links.iter().find(|link| link.name == name)
+        let alternative = || {
+            let link = self.host.link(&name.parse().ok()?).ok()??;
+            self.links.iter().find(|it| it.index == link.index)
+        };
+        let mut links = self.links.iter();
+        links.find(|link| link.name == name).or_else(alternative)
     }
 
     /// The bridge of a network, or whatever has its name.
@@ -179,12 +184,17 @@ impl Node {
         }
     }
 
-    /// The gateways that the runtime remembers of a network's living pods.
+    /// The gateways that the runtime remembers of a network's living pods, but for those on another bridge.
     pub fn told_gateways(&self, network: &Network) -> Vec<Cidr> {
+        let bridge = self.bridge(network).map(|bridge| bridge.index);
+        let is_here = |at: usize| {
+            let master = self.links[at].master;
+            master.is_none() || master == bridge
+        };
         let is_living = |cached: &&Cached| {
             let mut pods = network.pods.iter();
             cached.network == *network.name()
-                && pods.any(|pod| pod.who == cached.who && pod.link.is_some())
+                && pods.any(|pod| pod.who == cached.who && pod.link.is_some_and(is_here))
         };
         let mut gateways = Vec::new();
         for gateway in self

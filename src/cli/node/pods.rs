@@ -1,6 +1,7 @@
 //! The pods of a network: who holds an address, has a link or is remembered, and what ails them.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -23,6 +24,8 @@ pub struct Pod {
     pub addresses: Vec<Cidr>,
     /// When it got the first of them.
     pub since: Option<SystemTime>,
+    /// Whether its configuration has changed since its ADD, as far as times tell.
+    pub is_outdated: bool,
     /// Its end on the host, by the index in [`Node::links`].
     pub link: Option<usize>,
     /// The MAC address of its own end; `None` where nobody tells.
@@ -103,9 +106,13 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
                 (None, Some(cached)) => cached.addresses(),
                 _ => addresses
                     .into_iter()
-                    .map(|address| with_prefix(network, address))
+                    .map(|address| {
+                        let known = with_prefix(network, cached, address);
+                        known.unwrap_or(Cidr::host(address))
+                    })
                     .collect(),
             },
+            is_outdated: is_outdated(network, since.or(cached.and_then(|it| it.written))),
             since,
             mac: cached.and_then(mac_of),
             may_live: cached.is_some_and(has_namespace),
@@ -117,6 +124,14 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
         pod
     });
     pods.collect()
+}
+
+fn is_outdated(network: &Network, added: Option<SystemTime>) -> bool {
+    let file = fs::metadata(&network.configured.file);
+    let changed = file.and_then(|file| file.modified()).ok();
+    added
+        .zip(changed)
+        .is_none_or(|(added, changed)| added < changed)
 }
 
 /// The pod's end on the host: by the name that we give, else by the one that the runtime remembers.
@@ -158,14 +173,17 @@ fn has_namespace(cached: &Cached) -> bool {
     opened.is_some_and(|opened| !opened.is_err_and(|cause| cause.is_gone()))
 }
 
-fn with_prefix(network: &Network, address: IpAddr) -> Cidr {
-    let mut pools = network
-        .configured
-        .host_local
-        .iter()
-        .flat_map(|it| it.pools());
+/// An address with the prefix length of its subnet: of a configured range, or as ADD told it where the ranges have changed
+/// since; `None` where neither has it.
+fn with_prefix(network: &Network, cached: Option<&Cached>, address: IpAddr) -> Option<Cidr> {
+    let pools = network.configured.host_local.iter();
+    let mut pools = pools.flat_map(|it| it.pools());
     let range = pools.find_map(|pool| pool.set.range_of(address));
-    range.map_or(Cidr::host(address), |range| range.with_prefix(address))
+    let told = || {
+        let mut told = cached?.addresses().into_iter();
+        told.find(|cidr| cidr.address() == address)
+    };
+    range.map(|range| range.with_prefix(address)).or_else(told)
 }
 
 fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) -> Vec<Ailment> {
@@ -205,7 +223,13 @@ fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
     }
     if let Some(policy) = &config.masquerade {
         let masquerade = Masquerade::of(network.name(), &pod.who);
-        let lacking = node.survey.lacking(&masquerade, policy, &pod.addresses);
+        // Without its subnet the rules of an address cannot be told.
+        let is_known = |it: &&Cidr| {
+            network.configured.host_local.is_none()
+                || with_prefix(network, cached, it.address()).is_some()
+        };
+        let known: Vec<Cidr> = pod.addresses.iter().filter(is_known).copied().collect();
+        let lacking = node.survey.lacking(&masquerade, policy, &known);
         ailments.extend(lacking.map(Ailment::Unmasqueraded));
     }
     ailments

@@ -110,7 +110,7 @@ fn reach(host: &Netlink, wanted: &Wanted) -> Result<(), String> {
     let Some(gateway) = wanted.route.gw else {
         return Ok(());
     };
-    let way = match host.route_to(gateway) {
+    let way = match host.route_to(gateway, None) {
         Ok(route) => match route.gw {
             None => return Ok(()),
             Some(hop) => format!("packets to it go through {hop}"),

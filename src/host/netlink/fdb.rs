@@ -19,6 +19,21 @@ impl Netlink {
         let entries = self.dump(&message)?;
         Ok(entries.iter().filter_map(learned).collect())
     }
+
+    /// The index of the port to which a bridge assigns a MAC address; the bridge's own for its own MAC address, unless a
+    /// port has the same one.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NotFound`] when the bridge has no such entry, [`NetlinkError::Unsupported`] before kernel 5.0.
+    pub fn fdb_entry(&self, bridge: u32, mac: Mac) -> Result<u32, NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.attributes = vec![
+            NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()),
+            NeighbourAttribute::Controller(bridge),
+        ];
+        Ok(self.fetch(&message)?.header.ifindex)
+    }
 }
 
 /// The port and the address of an entry that was learned: a port's own address and multicast groups are permanent.

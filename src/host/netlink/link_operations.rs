@@ -22,8 +22,9 @@ use crate::net::{IfName, Mac};
 pub struct NewBridge<'a> {
     /// Its name.
     pub name: &'a IfName,
-    /// Its MAC address; because it is set, it does not change with the ports'.
-    pub mac: Mac,
+    /// Its MAC address. With one it has no carrier until a port has (`br_stp_change_bridge_id`, net/bridge/br_stp_if.c);
+    /// without one the kernel's choice follows the ports'.
+    pub mac: Option<Mac>,
     /// Its MTU in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
     /// Whether to enable VLAN filtering.
@@ -104,10 +105,9 @@ impl Netlink {
             info.push(LinkInfo::Data(InfoData::Bridge(filtering)));
         }
         let mut message = named(bridge.name);
-        message.attributes.push(mac(bridge.mac));
-        message
-            .attributes
-            .extend(bridge.mtu.map(LinkAttribute::Mtu));
+        let mtu = bridge.mtu.map(LinkAttribute::Mtu);
+        let optional = bridge.mac.map(mac).into_iter().chain(mtu);
+        message.attributes.extend(optional);
         message.attributes.push(LinkAttribute::LinkInfo(info));
         self.change(RTM_NEWLINK, &message, NLM_F_CREATE | NLM_F_EXCL)
     }

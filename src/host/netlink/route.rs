@@ -87,20 +87,21 @@ impl Netlink {
         self.change(RTM_DELROUTE, &message(route, protocol.into()), 0)
     }
 
-    /// The route that packets to an address take.
+    /// The route that packets to an address take: the host's own, or those that come in by a link.
     ///
     /// # Errors
     /// [`NetlinkError::Unreachable`] when there is none.
-    pub fn route_to(&self, address: IpAddr) -> Result<RouteEntry, NetlinkError> {
+    pub fn route_to(&self, address: IpAddr, from: Option<u32>) -> Result<RouteEntry, NetlinkError> {
         let family = Family::of(address);
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(family);
         message.header.destination_prefix_length = family.bits();
         message.attributes = vec![RouteAttribute::Destination(address.into())];
+        message.attributes.extend(from.map(RouteAttribute::Iif));
         RouteEntry::of(&self.fetch(&message)?).ok_or(NetlinkError::Unreadable)
     }
 
-    /// Waits until packets to an address of a link in `netns` (the thread's own namespace when `None`) are delivered.
+    /// Waits until packets to the address of a link are delivered in `netns` (the thread's own namespace when `None`).
     ///
     /// An IPv6 address that skips duplicate address detection is never shown as tentative, but the route that delivers
     /// to it is added by a kernel worker later (`addrconf_dad_work`, net/ipv6/addrconf.c).
@@ -109,7 +110,7 @@ impl Netlink {
     /// [`NetlinkError::TimedOut`] when they are not in time.
     pub fn wait_delivered(
         &self,
-        address: IpAddr,
+        (link, address): (u32, IpAddr),
         netns: Option<&Netns>,
         limit: Duration,
     ) -> Result<(), NetlinkError> {
@@ -118,15 +119,22 @@ impl Netlink {
             Family::V6 => RTMGRP_IPV6_ROUTE,
         };
         self.until(group, netns, limit, || {
-            Ok(self.is_delivered(address)?.then_some(()))
+            // The address of a bridge in a VRF is in the VRF's table, and a rule may send what the host itself sends to
+            // another table: only a packet that comes in by the link is looked up where the address is. Before 4.19 the
+            // route is over the loopback interface, and found without the link only.
+            let is_local = |from| self.is_delivered(address, from);
+            Ok((is_local(None)? || is_local(Some(link))?).then_some(()))
         })
     }
 
     /// Whether the kernel would deliver a packet to this address here.
-    fn is_delivered(&self, address: IpAddr) -> Result<bool, NetlinkError> {
-        match self.route_to(address) {
+    fn is_delivered(&self, address: IpAddr, from: Option<u32>) -> Result<bool, NetlinkError> {
+        match self.route_to(address, from) {
             Ok(route) => Ok(route.kind == RouteType::Local),
-            Err(NetlinkError::Unreachable) => Ok(false),
+            // A rule or a route that rejects (prohibit, unreachable, blackhole) answers EACCES or EINVAL.
+            Err(NetlinkError::Unreachable | NetlinkError::Denied | NetlinkError::Refused(_)) => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
