@@ -131,7 +131,8 @@ impl NetlinkSocket {
         let mut datagram = Vec::with_capacity(ANSWER_SIZE);
         loop {
             match self.socket.recv_from(&mut datagram, 0).map_err(errno) {
-                // Any process with CAP_NET_ADMIN can send to a netlink socket; only the kernel's port ID is 0 (netlink(7)).
+                // Any process with CAP_NET_ADMIN can send to a netlink socket; only the kernel's port ID is 0
+                // (netlink(7)).
                 Ok((_, sender)) if sender.port_number() == 0 => return Ok(datagram),
                 Ok(_) => datagram.clear(),
                 Err(Errno::EINTR) => {}

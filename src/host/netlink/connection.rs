@@ -37,8 +37,8 @@ impl Netlink {
     /// When no socket can be opened.
     pub fn open() -> io::Result<Netlink> {
         let socket = NetlinkSocket::open(NETLINK_ROUTE, 0)?;
-        // Makes the kernel filter dumps by the fields of the request. Kernels before 4.20 do not have the option: the answers
-        // to every dump are filtered here as well.
+        // Makes the kernel filter dumps by the fields of the request. Kernels before 4.20 do not have the option: the
+        // answers to every dump are filtered here as well.
         match uninterrupted(|| socket.socket().set_netlink_get_strict_chk(true)) {
             Err(cause) if cause.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => {}
             outcome => outcome?,

@@ -20,8 +20,8 @@ impl Netlink {
         Ok(entries.iter().filter_map(learned).collect())
     }
 
-    /// The index of the port to which a bridge assigns a MAC address; the bridge's own for its own MAC address, unless a
-    /// port has the same one.
+    /// The index of the port to which a bridge assigns a MAC address; the bridge's own for its own MAC address, unless
+    /// a port has the same one.
     ///
     /// # Errors
     /// [`NetlinkError::NotFound`] when the bridge has no such entry, [`NetlinkError::Unsupported`] before kernel 5.0.

@@ -22,8 +22,8 @@ use crate::net::{IfName, Mac};
 pub struct NewBridge<'a> {
     /// Its name.
     pub name: &'a IfName,
-    /// Its MAC address. With one it has no carrier until a port has (`br_stp_change_bridge_id`, net/bridge/br_stp_if.c);
-    /// without one the kernel's choice follows the ports'.
+    /// Its MAC address. With one it has no carrier until a port has (`br_stp_change_bridge_id`,
+    /// net/bridge/br_stp_if.c); without one the kernel's choice follows the ports'.
     pub mac: Option<Mac>,
     /// Its MTU in bytes; the kernel's default when absent.
     pub mtu: Option<u32>,
@@ -112,8 +112,8 @@ impl Netlink {
         self.change(RTM_NEWLINK, &message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Creates a veth pair in one request: the port in this network namespace, the other end in the container's, or here
-    /// without one.
+    /// Creates a veth pair in one request: the port in this network namespace, the other end in the container's, or in
+    /// this one without a container.
     ///
     /// Both ends are down: the kernel refuses to create a veth that is up before its peer exists
     /// (`veth_open`, drivers/net/veth.c).

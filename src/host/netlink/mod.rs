@@ -4,8 +4,8 @@
 //! `netlink-packet-route` encode requests and decode answers. What the crate (0.34) lacks is in `message.rs` and
 //! `link_operations.rs`:
 //!
-//! - It decodes a message completely or not at all. Attributes that a newer kernel changed, and rare kinds of interfaces
-//!   (IFLA_INFO_DATA) and routes (RTA_ENCAP), have made it refuse messages; here they are skipped one by one.
+//! - It decodes a message completely or not at all. New attributes of bridges (IFLA_BR_MCAST_QUERIER_STATE), VXLAN and
+//!   others have made releases of it refuse messages; here an attribute that cannot be decoded is skipped.
 //! - It refuses an IFLA_IFNAME or IFLA_IFALIAS that is not UTF-8.
 //! - It ends an IFLA_IFALIAS with a zero byte, with which the kernel refuses the longest one (`dev_set_alias`,
 //!   net/core/dev.c).

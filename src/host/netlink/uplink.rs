@@ -19,8 +19,8 @@ impl Netlink {
         Ok(uplinks)
     }
 
-    /// The MTU of the IPv4 default route in bytes, or else of the IPv6 one: the lower of the link's and the route's. `None`
-    /// without a default route.
+    /// The MTU of the IPv4 default route in bytes, or else of the IPv6 one: the lower of the link's and the route's.
+    /// `None` without a default route.
     ///
     /// # Errors
     /// When the kernel refuses the request.
