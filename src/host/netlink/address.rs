@@ -60,15 +60,7 @@ impl Netlink {
     fn list_addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.index = index;
-        let answers = self.dump(&message)?;
-        let families = Family::BOTH.map(address_family);
-        // Some kernels also list addresses of other families.
-        let of_ip = answers
-            .iter()
-            .filter(|answer| families.contains(&answer.header.family));
-        of_ip
-            .map(|answer| Address::of(answer).ok_or(NetlinkError::Unreadable))
-            .collect()
+        Address::list(&self.dump(&message)?)
     }
 
     /// Adds an address to a link.
@@ -141,6 +133,18 @@ impl Address {
     /// Decodes an RTM_NEWADDR message without its netlink header; `None` when it is truncated or has no address.
     pub fn parse(bytes: &[u8]) -> Option<Address> {
         Address::of(&AddressMessage::decode(bytes)?)
+    }
+
+    /// The IPv4 and IPv6 addresses in the answers to a dump.
+    pub(super) fn list(answers: &[AddressMessage]) -> Result<Vec<Address>, NetlinkError> {
+        let families = Family::BOTH.map(address_family);
+        // Some kernels also list addresses of other families.
+        let of_ip = answers
+            .iter()
+            .filter(|answer| families.contains(&answer.header.family));
+        of_ip
+            .map(|answer| Address::of(answer).ok_or(NetlinkError::Unreadable))
+            .collect()
     }
 
     fn of(message: &AddressMessage) -> Option<Address> {

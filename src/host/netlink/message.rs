@@ -12,12 +12,14 @@ use netlink_packet_route::link::{
     LinkHeader, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourHeader, NeighbourMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidHeader, NsidMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteLwEnCapType, RouteMessage};
 use nix::libc::{
     IFLA_ADDRESS, IFLA_AF_SPEC, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
-    IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
-    IFLA_OPERSTATE, IFLA_STATS64, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK,
-    RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK,
+    IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
+    IFLA_MASTER, IFLA_MTU, IFLA_OPERSTATE, IFLA_STATS64, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE,
+    RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETNSID, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWROUTE, RTM_SETLINK,
 };
 
 use crate::net::Family;
@@ -44,15 +46,17 @@ impl Message for LinkMessage {
             IFLA_LINKINFO => Some(LinkAttribute::LinkInfo(link_info(nla.value()))),
             // Without AF_BRIDGE it has the IPv4 and IPv6 settings of the interface.
             IFLA_AF_SPEC if family != AddressFamily::Bridge => None,
-            IFLA_ADDRESS | IFLA_AF_SPEC | IFLA_LINK | IFLA_MASTER | IFLA_MTU | IFLA_OPERSTATE
-            | IFLA_STATS64 => LinkAttribute::parse_with_param(nla, family).ok(),
+            IFLA_ADDRESS | IFLA_AF_SPEC | IFLA_LINK | IFLA_LINK_NETNSID | IFLA_MASTER
+            | IFLA_MTU | IFLA_OPERSTATE | IFLA_STATS64 => {
+                LinkAttribute::parse_with_param(nla, family).ok()
+            }
             _ => None,
         });
         Some(message)
     }
 }
 
-/// IFLA_LINKINFO, with the data of bridges and of their ports only.
+/// IFLA_LINKINFO, IFLA_LINK_NETNSID, RTM_GETNSID, with the data of bridges and of their ports only.
 fn link_info(bytes: &[u8]) -> Vec<LinkInfo> {
     let (mut is_bridge, mut is_bridge_port) = (false, false);
     let decode = |nla: &Nla| {
@@ -128,6 +132,18 @@ impl Message for NeighbourMessage {
     }
 }
 
+impl Message for NsidMessage {
+    const GET: u16 = RTM_GETNSID;
+
+    fn decode(bytes: &[u8]) -> Option<NsidMessage> {
+        let mut message = NsidMessage::default();
+        message.header = NsidHeader::parse(bytes).ok()?;
+        message.attributes =
+            attributes(bytes, &message.header, |nla| NsidAttribute::parse(nla).ok());
+        Some(message)
+    }
+}
+
 type Nla<'a> = NlaBuffer<&'a [u8]>;
 
 /// The attributes behind the header of a message.
@@ -172,6 +188,7 @@ pub(super) fn type_name(message_type: u16) -> &'static str {
         RTM_DELROUTE => "RTM_DELROUTE",
         RTM_GETROUTE => "RTM_GETROUTE",
         RTM_GETNEIGH => "RTM_GETNEIGH",
+        RTM_GETNSID => "RTM_GETNSID",
         _ => "another request",
     }
 }
