@@ -103,7 +103,7 @@ mod tests {
             is_promiscuous: false,
             master: Some(master),
             peer: Some(2),
-            filtering: Filtering::Impossible,
+            filtering: Filtering::Unsupported,
             port: None,
             traffic: None,
         })

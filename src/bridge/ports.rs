@@ -18,7 +18,7 @@ pub(super) fn require_filtering(bridge: &Link, vlans: &Vlans) -> Result<(), Erro
     let name = &bridge.name;
     match bridge.filtering {
         Filtering::On { .. } => Ok(()),
-        Filtering::Impossible => Err(no_filtering(vlans)),
+        Filtering::Unsupported => Err(no_filtering(vlans)),
         Filtering::Off => {
             let msg = format!(
                 "{}, but bridge {name} is there already and does not keep VLANs apart",
@@ -122,7 +122,7 @@ pub(super) fn check(
 
 fn given(bridge: &Link) -> Option<VlanId> {
     match bridge.filtering {
-        Filtering::On { given } => given,
-        Filtering::Off | Filtering::Impossible => None,
+        Filtering::On { default_pvid } => default_pvid,
+        Filtering::Off | Filtering::Unsupported => None,
     }
 }

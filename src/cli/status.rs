@@ -96,7 +96,7 @@ fn observe(node: &Node, network: &Network) -> NetworkStatus {
     masquerade.dedup();
     let ranges = network.usage().into_iter();
     // Shown, and never a reason to restore a check of MAC addresses: a pod may have used another one.
-    let learned = node.host.learned().unwrap_or_default();
+    let learned = node.host.fdb().unwrap_or_default();
     NetworkStatus {
         name: network.name().to_string(),
         file: configured.file.display().to_string(),

@@ -2,14 +2,13 @@
 //!
 //! It speaks in the values of [`crate::net`]; what an errno means for the caller is a variant of its errors.
 
-mod attribute;
 pub mod boot;
-mod datagram;
 pub mod files;
 pub mod interrupts;
 pub mod journal;
 pub mod locks;
 pub mod netlink;
+mod netlink_socket;
 pub mod netns;
 pub mod nftables;
 pub mod process;

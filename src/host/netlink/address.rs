@@ -1,34 +1,26 @@
 //! Addresses of links.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
+use nix::libc::{RTM_DELADDR, RTM_NEWADDR, RTMGRP_IPV6_IFADDR};
 
-use super::message::{Message, Verb, family_number};
-use super::{Netlink, NetlinkError};
-use crate::host::attribute::{Attributes, each, ip, ip_bytes, native};
+use super::connection::Netlink;
+use super::error::NetlinkError;
+use super::message::{Message, address_family};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family};
 
-/// The length of what stands before the attributes (struct ifaddrmsg, linux/if_addr.h), in bytes.
-pub(super) const HEADER: usize = 8;
-
-/// Attributes of an address (linux/if_addr.h).
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const IFA_BROADCAST: u16 = 4;
-const IFA_FLAGS: u16 = 8;
-const IFA_F_NODAD: u8 = 0x02;
-const IFA_F_DADFAILED: u32 = 0x08;
-const IFA_F_TENTATIVE: u32 = 0x40;
-
-/// Whether an IPv6 address waits until no neighbour claims it (RFC 4862, section 5.4). IPv4 has no such state.
+/// Duplicate address detection for an IPv6 address (RFC 4862, section 5.4); IPv4 has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detection {
-    /// It is usable at once: IPAM has made sure that it is unique.
+    /// The address is usable at once: IPAM made sure that it is unique.
     Skipped,
-    /// It is tentative first.
+    /// The address is tentative first.
     Performed,
 }
 
@@ -49,7 +41,7 @@ impl Netlink {
     /// The addresses of a link, both families, link-local ones included.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
         let mut addresses = self.list_addresses(index)?;
         // Kernels before 4.20 do not filter.
@@ -60,40 +52,38 @@ impl Netlink {
     /// The addresses of all links.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn all_addresses(&self) -> Result<Vec<Address>, NetlinkError> {
         self.list_addresses(0)
     }
 
     fn list_addresses(&self, index: u32) -> Result<Vec<Address>, NetlinkError> {
-        let request = || Message::new(Verb::GetAddress, &header(0, index), &Attributes::default());
-        let answers = self.dump(request)?;
-        let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
-        of_ip
-            .map(|bytes| Address::parse(bytes).ok_or(NetlinkError::Unreadable))
-            .collect()
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        Address::list(&self.dump(&message)?)
     }
 
-    /// Gives a link an address.
+    /// Adds an address to a link.
     ///
     /// # Errors
-    /// [`NetlinkError::Exists`] when it has it already.
+    /// [`NetlinkError::Exists`] when the link has it already.
     pub fn add_address(
         &self,
         index: u32,
         cidr: Cidr,
         detection: Detection,
     ) -> Result<(), NetlinkError> {
-        let mut header = header_of(index, cidr);
+        let mut message = message(index, cidr);
         if cidr.family() == Family::V6 && detection == Detection::Skipped {
-            header[2] = IFA_F_NODAD;
+            message.header.flags = AddressHeaderFlags::Nodad;
         }
-        let broadcast = (cidr.family() == Family::V4 && cidr.prefix() < 31).then(|| cidr.last());
-        let attributes = attributes(cidr).maybe(broadcast, |attributes, broadcast| {
-            attributes.bytes(IFA_BROADCAST, &ip_bytes(broadcast))
-        });
-        let request = Message::new(Verb::NewAddress, &header, &attributes);
-        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+        if let IpAddr::V4(broadcast) = cidr.last()
+            && cidr.prefix() < 31
+        {
+            let broadcast = AddressAttribute::Broadcast(broadcast);
+            message.attributes.push(broadcast);
+        }
+        self.change(RTM_NEWADDR, &message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// Waits until duplicate address detection is over for all addresses of a link in `netns`.
@@ -106,8 +96,7 @@ impl Netlink {
         netns: &Netns,
         limit: Duration,
     ) -> Result<(), NetlinkError> {
-        let groups = [MulticastGroup::Ipv6Ifaddr];
-        self.until(&groups, Some(netns), limit, || {
+        self.until(RTMGRP_IPV6_IFADDR, Some(netns), limit, || {
             let addresses = self.addresses(index)?;
             match addresses.iter().find(|address| address.is_duplicate) {
                 Some(duplicate) => Err(NetlinkError::Duplicate(duplicate.cidr)),
@@ -119,64 +108,102 @@ impl Netlink {
         })
     }
 
-    /// Takes an address from a link.
+    /// Removes an address from a link.
     ///
     /// # Errors
-    /// [`NetlinkError::NotFound`] when it has no such address.
+    /// [`NetlinkError::NotFound`] when the link does not have it.
     pub fn delete_address(&self, index: u32, cidr: Cidr) -> Result<(), NetlinkError> {
-        let header = header_of(index, cidr);
-        self.change(
-            Message::new(Verb::DelAddress, &header, &attributes(cidr)),
-            0,
-        )
+        self.change(RTM_DELADDR, &message(index, cidr), 0)
     }
 }
 
-/// struct ifaddrmsg: family, prefix length, flags, scope, link.
-fn header(family: u8, index: u32) -> [u8; HEADER] {
-    let [a, b, c, d] = index.to_ne_bytes();
-    [family, 0, 0, 0, a, b, c, d]
-}
-
-fn header_of(index: u32, cidr: Cidr) -> [u8; HEADER] {
-    let mut header = header(family_number(cidr.family()), index);
-    header[1] = cidr.prefix();
-    header
-}
-
-fn attributes(cidr: Cidr) -> Attributes {
-    let address = ip_bytes(cidr.address());
-    let attributes = Attributes::default().bytes(IFA_LOCAL, &address);
-    attributes.bytes(IFA_ADDRESS, &address)
-}
-
-/// Whether an address is of a family that we know: there are others on some kernels.
-pub(super) fn is_ip(bytes: &[u8]) -> bool {
-    let families = Family::BOTH.map(family_number);
-    bytes.first().is_none_or(|family| families.contains(family))
+fn message(index: u32, cidr: Cidr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(cidr.family());
+    message.header.prefix_len = cidr.prefix();
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Local(cidr.address()),
+        AddressAttribute::Address(cidr.address()),
+    ];
+    message
 }
 
 impl Address {
-    /// An address as the kernel tells it in a message of type RTM_NEWADDR, whose netlink header is not given; `None`
-    /// when that is cut short or names none.
+    /// Decodes an RTM_NEWADDR message without its netlink header; `None` when it is truncated or has no address.
     pub fn parse(bytes: &[u8]) -> Option<Address> {
-        let (header, attributes) = bytes.split_at_checked(HEADER)?;
+        Address::of(&AddressMessage::decode(bytes)?)
+    }
+
+    /// The IPv4 and IPv6 addresses in the answers to a dump.
+    pub(super) fn list(answers: &[AddressMessage]) -> Result<Vec<Address>, NetlinkError> {
+        let families = Family::BOTH.map(address_family);
+        // Some kernels also list addresses of other families.
+        let of_ip = answers
+            .iter()
+            .filter(|answer| families.contains(&answer.header.family));
+        of_ip
+            .map(|answer| Address::of(answer).ok_or(NetlinkError::Unreadable))
+            .collect()
+    }
+
+    fn of(message: &AddressMessage) -> Option<Address> {
+        let header = &message.header;
         let (mut local, mut address) = (None, None);
-        let mut flags = u32::from(header[2]);
-        for (kind, value) in each(attributes) {
-            match kind {
-                IFA_LOCAL => local = ip(value),
-                IFA_ADDRESS => address = ip(value),
-                IFA_FLAGS => flags = native(value)?,
+        let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => local = Some(*ip),
+                AddressAttribute::Address(ip) => address = Some(*ip),
+                AddressAttribute::Flags(all) => flags = *all,
                 _ => {}
             }
         }
         Some(Address {
-            // On a point-to-point link IFA_ADDRESS is the other side's; IPv6 has only that one.
-            cidr: Cidr::new(local.or(address)?, header[1])?,
-            link: native(&header[4..8])?,
-            is_tentative: flags & IFA_F_TENTATIVE != 0,
-            is_duplicate: flags & IFA_F_DADFAILED != 0,
+            // On a point-to-point link IFA_ADDRESS is the peer's; IPv6 has only that one.
+            cidr: Cidr::new(local.or(address)?, header.prefix_len)?,
+            link: header.index,
+            is_tentative: flags.contains(AddressFlags::Tentative),
+            is_duplicate: flags.contains(AddressFlags::Dadfailed),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+
+    use super::*;
+
+    fn bytes(attributes: &[AddressAttribute]) -> Vec<u8> {
+        let mut message = message(3, "10.1.2.3/24".parse().unwrap());
+        message.header.flags = AddressHeaderFlags::Dadfailed;
+        message.attributes.extend_from_slice(attributes);
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn the_local_address_and_all_flags_count() {
+        let peer = AddressAttribute::Address("10.9.9.9".parse().unwrap());
+        let address = Address::parse(&bytes(std::slice::from_ref(&peer))).unwrap();
+        assert_eq!(address.cidr.to_string(), "10.1.2.3/24");
+        assert_eq!(address.link, 3);
+        assert!(address.is_duplicate && !address.is_tentative);
+        // IFA_FLAGS has more bits than the header, and replaces it.
+        let flags = AddressAttribute::Flags(AddressFlags::Tentative | AddressFlags::StablePrivacy);
+        let address = Address::parse(&bytes(&[peer, flags])).unwrap();
+        assert!(address.is_tentative && !address.is_duplicate);
+    }
+
+    #[test]
+    fn a_truncated_address_is_refused() {
+        let bytes = bytes(&[]);
+        assert!(Address::parse(&bytes).is_some());
+        // The header, and the first of two attributes.
+        for length in 0..8 + 8 {
+            assert_eq!(Address::parse(&bytes[..length]), None, "{length} bytes");
+        }
     }
 }

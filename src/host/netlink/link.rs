@@ -1,40 +1,21 @@
-//! Links: bridges, veth pairs and what the kernel tells of them.
+//! Links as the kernel describes them: interfaces, bridges and their ports.
 
-use super::{Filtering, NetlinkError};
-use crate::host::attribute::{each, find, native};
-use crate::net::Mac;
+use netlink_packet_route::link::{
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, State, Stats64,
+};
 
-/// The length of what stands before the attributes (struct ifinfomsg, linux/rtnetlink.h), in bytes.
-pub(super) const HEADER: usize = 16;
+use super::message::Message;
+use crate::net::{Mac, VlanId};
 
-/// Attributes of a link, and the state in which packets pass (linux/if_link.h, linux/if.h).
-pub(super) const IFLA_ADDRESS: u16 = 1;
-pub(super) const IFLA_IFNAME: u16 = 3;
-pub(super) const IFLA_MTU: u16 = 4;
-const IFLA_LINK: u16 = 5;
-pub(super) const IFLA_MASTER: u16 = 10;
-const IFLA_OPERSTATE: u16 = 16;
-pub(super) const IFLA_LINKINFO: u16 = 18;
-pub(super) const IFLA_IFALIAS: u16 = 20;
-const IFLA_STATS64: u16 = 23;
-pub(super) const IFLA_INFO_KIND: u16 = 1;
-pub(super) const IFLA_INFO_DATA: u16 = 2;
-pub(super) const IFLA_INFO_SLAVE_KIND: u16 = 4;
-pub(super) const IFLA_INFO_SLAVE_DATA: u16 = 5;
-pub(super) const IFLA_BRPORT_MODE: u16 = 4;
-pub(super) const IFLA_BRPORT_ISOLATED: u16 = 33;
-pub(super) const IFF_UP: u32 = 0x1;
-pub(super) const IFF_PROMISC: u32 = 0x100;
-const IF_OPER_UP: u8 = 6;
-
-/// What a link is.
+/// The kind of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A bridge.
     Bridge,
     /// One end of a veth pair.
     Veth,
-    /// Another kind, by the kernel's name; "device" for one without a kind: hardware, loopback.
+    /// Another kind, by the kernel's name; "device" for hardware and loopback, which have none.
     Other(String),
 }
 
@@ -48,14 +29,14 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// A link as the kernel tells it.
+/// A link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its index in its namespace.
+    /// Its index in its network namespace.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// What it was called for people; empty when nothing.
+    /// Its alias; empty when it has none.
     pub alias: String,
     /// Its kind.
     pub kind: Kind,
@@ -65,24 +46,23 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up (IFF_UP).
     pub is_up: bool,
-    /// Whether packets pass now (operstate up).
+    /// Whether it passes packets now (operstate up).
     pub is_running: bool,
-    /// Whether it was told to be promiscuous; a packet capture does not show here (IFF_PROMISC of `ifi_flags`
-    /// is what users asked for, not the counter).
+    /// Whether a user set it to promiscuous mode (IFF_PROMISC); a packet capture does not set the flag.
     pub is_promiscuous: bool,
     /// The index of the bridge it is a port of.
     pub master: Option<u32>,
-    /// The index of the other end of a veth pair, in the namespace of that end.
+    /// The index of the other end of a veth pair, in the network namespace of that end.
     pub peer: Option<u32>,
-    /// What a bridge does about VLANs.
+    /// The VLAN filtering of a bridge.
     pub filtering: Filtering,
-    /// How its bridge treats it, where it is a port.
+    /// The flags of a bridge port.
     pub port: Option<PortFlags>,
-    /// What went through it, where that was asked for.
+    /// Its counters, when they were requested.
     pub traffic: Option<Traffic>,
 }
 
-/// What went through a link since it was made.
+/// The counters of a link since it was created, received before sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Packets received and sent.
@@ -93,22 +73,17 @@ pub struct Traffic {
     pub dropped: [u64; 2],
 }
 
-impl Traffic {
-    /// From struct rtnl_link_stats64 (linux/if_link.h): receiving before sending, packets, bytes, errors, drops.
-    fn of(value: &[u8]) -> Option<Traffic> {
-        let pair = |at: usize| {
-            let number = |at: usize| value.get(at..at + 8)?.try_into().ok();
-            Some([number(at)?, number(at + 8)?].map(u64::from_ne_bytes))
-        };
-        Some(Traffic {
-            packets: pair(0)?,
-            bytes: pair(16)?,
-            dropped: pair(48)?,
-        })
+impl From<Stats64> for Traffic {
+    fn from(stats: Stats64) -> Traffic {
+        Traffic {
+            packets: [stats.rx_packets, stats.tx_packets],
+            bytes: [stats.rx_bytes, stats.tx_bytes],
+            dropped: [stats.rx_dropped, stats.tx_dropped],
+        }
     }
 }
 
-/// How a bridge treats a port (bridge(8), "bridge link set").
+/// Flags of a bridge port (bridge(8), "bridge link set").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortFlags {
     /// A frame may leave by the port it came in.
@@ -118,20 +93,48 @@ pub struct PortFlags {
 }
 
 impl PortFlags {
-    /// From what a link says of itself; `None` where it is no port of a bridge.
-    fn of(link_info: &[u8]) -> Option<PortFlags> {
-        let kind = find(link_info, IFLA_INFO_SLAVE_KIND)?;
-        let port = find(link_info, IFLA_INFO_SLAVE_DATA)?;
-        let is_set = |flag| find(port, flag).is_some_and(|value| value != [0]);
-        (lossy(kind) == "bridge").then(|| PortFlags {
-            hairpin: is_set(IFLA_BRPORT_MODE),
-            isolated: is_set(IFLA_BRPORT_ISOLATED),
-        })
+    fn of(port: &[InfoBridgePort]) -> PortFlags {
+        PortFlags {
+            hairpin: port.contains(&InfoBridgePort::HairpinMode(true)),
+            isolated: port.contains(&InfoBridgePort::Isolated(true)),
+        }
+    }
+}
+
+/// The VLAN filtering of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// The kernel is built without CONFIG_BRIDGE_VLAN_FILTERING. Also for links that are not bridges.
+    Unsupported,
+    /// The bridge ignores VLAN tags.
+    Off,
+    /// The bridge filters by VLAN.
+    On {
+        /// The VLAN of new ports.
+        default_pvid: Option<VlanId>,
+    },
+}
+
+impl Filtering {
+    /// Every kernel sends IFLA_BR_VLAN_FILTERING; only those with VLAN filtering send IFLA_BR_VLAN_DEFAULT_PVID
+    /// (`br_fill_info`, net/bridge/br_netlink.c).
+    fn of(bridge: &[InfoBridge]) -> Filtering {
+        let default_pvid = bridge.iter().find_map(|attribute| match attribute {
+            InfoBridge::VlanDefaultPvid(vlan) => Some(VlanId::new(*vlan)),
+            _ => None,
+        });
+        match default_pvid {
+            None => Filtering::Unsupported,
+            Some(default_pvid) if bridge.contains(&InfoBridge::VlanFiltering(true)) => {
+                Filtering::On { default_pvid }
+            }
+            Some(_) => Filtering::Off,
+        }
     }
 }
 
 impl Link {
-    /// Its name, with what it was called for people: whose it is, where one of ours.
+    /// Its name and its alias, which says whose interface it is when it is one of ours.
     pub fn title(&self) -> String {
         match self.alias.as_str() {
             "" => self.name.clone(),
@@ -139,67 +142,189 @@ impl Link {
         }
     }
 
-    /// A link as the kernel tells it in a message of type RTM_NEWLINK, whose netlink header is not given; `None` when
-    /// that is cut short.
+    /// Decodes an RTM_NEWLINK message without its netlink header; `None` when it is truncated.
     pub fn parse(bytes: &[u8]) -> Option<Link> {
-        let (header, attributes) = bytes.split_at_checked(HEADER)?;
-        let flags = native(&header[8..12])?;
-        let has = |flag: u32| flags & flag != 0;
+        LinkMessage::decode(bytes).map(Link::from)
+    }
+
+    fn read_info(&mut self, info: LinkInfo) {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => self.kind = Kind::Bridge,
+            LinkInfo::Kind(InfoKind::Veth) => self.kind = Kind::Veth,
+            LinkInfo::Kind(kind) => self.kind = Kind::Other(kind.to_string()),
+            LinkInfo::Data(InfoData::Bridge(bridge)) => self.filtering = Filtering::of(&bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                self.port = Some(PortFlags::of(&port));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Link {
+        let flags = message.header.flags;
         let mut link = Link {
-            index: native(&header[4..8])?,
+            index: message.header.index,
             name: String::new(),
             alias: String::new(),
             kind: Kind::Other("device".to_owned()),
             mac: None,
             mtu: 0,
-            is_up: has(IFF_UP),
+            is_up: flags.contains(LinkFlags::Up),
             is_running: false,
-            is_promiscuous: has(IFF_PROMISC),
+            is_promiscuous: flags.contains(LinkFlags::Promisc),
             master: None,
             peer: None,
-            filtering: Filtering::Impossible,
+            filtering: Filtering::Unsupported,
             port: None,
             traffic: None,
         };
-        for (kind, value) in each(attributes) {
-            match kind {
-                IFLA_IFNAME => link.name = lossy(value),
-                IFLA_IFALIAS => link.alias = lossy(value),
-                IFLA_MTU => link.mtu = native(value)?,
-                IFLA_ADDRESS => link.mac = <[u8; 6]>::try_from(value).ok().map(Mac::from_bytes),
-                IFLA_OPERSTATE => link.is_running = value.first() == Some(&IF_OPER_UP),
-                IFLA_MASTER => link.master = native(value).filter(|index| *index != 0),
-                IFLA_LINK => link.peer = native(value).filter(|index| *index != 0),
-                IFLA_STATS64 => link.traffic = Traffic::of(value),
-                IFLA_LINKINFO => {
-                    link.kind = find(value, IFLA_INFO_KIND).map_or(link.kind, Kind::of);
-                    link.port = PortFlags::of(value);
-                    if link.kind == Kind::Bridge {
-                        link.filtering = Filtering::of(find(value, IFLA_INFO_DATA).unwrap_or(&[]));
-                    }
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(mac) => {
+                    link.mac = <[u8; 6]>::try_from(mac).ok().map(Mac::from_bytes);
+                }
+                LinkAttribute::OperState(state) => link.is_running = state == State::Up,
+                LinkAttribute::Controller(index) => link.master = (index != 0).then_some(index),
+                LinkAttribute::Link(index) => link.peer = (index != 0).then_some(index),
+                LinkAttribute::Stats64(stats) => link.traffic = Some(stats.into()),
+                LinkAttribute::LinkInfo(infos) => {
+                    infos.into_iter().for_each(|info| link.read_info(info));
                 }
                 _ => {}
             }
         }
-        Some(link)
+        link
     }
 }
 
-pub(super) fn read(bytes: &[u8]) -> Result<Link, NetlinkError> {
-    Link::parse(bytes).ok_or(NetlinkError::Unreadable)
-}
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{DefaultNla, Emitable};
+    use netlink_packet_route::link::InfoPortKind;
+    use nix::libc::{IFLA_IFNAME, IFLA_MTU};
 
-/// A name that is not UTF-8 is still a name.
-fn lossy(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
-}
+    use super::*;
 
-impl Kind {
-    fn of(value: &[u8]) -> Kind {
-        match lossy(value).as_str() {
-            "bridge" => Kind::Bridge,
-            "veth" => Kind::Veth,
-            other => Kind::Other(other.to_owned()),
+    fn parse(attributes: Vec<LinkAttribute>) -> Link {
+        Link::parse(&bytes(attributes)).unwrap()
+    }
+
+    fn bytes(attributes: Vec<LinkAttribute>) -> Vec<u8> {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        message.attributes = attributes;
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn bridge_port() -> Vec<LinkAttribute> {
+        let port = vec![
+            InfoBridgePort::HairpinMode(true),
+            InfoBridgePort::Isolated(false),
+        ];
+        let info = vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)),
+        ];
+        vec![
+            LinkAttribute::IfName("veth1".to_owned()),
+            LinkAttribute::Mtu(1400),
+            LinkAttribute::Controller(3),
+            LinkAttribute::Link(2),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::OperState(State::Up),
+            LinkAttribute::LinkInfo(info),
+        ]
+    }
+
+    #[test]
+    fn a_bridge_port_is_decoded() {
+        let link = parse(bridge_port());
+        assert_eq!((link.index, link.mtu), (7, 1400));
+        assert_eq!((link.master, link.peer), (Some(3), Some(2)));
+        assert_eq!((&*link.name, link.kind), ("veth1", Kind::Veth));
+        assert!(link.is_running && !link.is_up);
+        let (hairpin, isolated) = (true, false);
+        assert_eq!(link.port, Some(PortFlags { hairpin, isolated }));
+    }
+
+    #[test]
+    fn a_bridge_reports_vlan_filtering_if_its_kernel_supports_it() {
+        let filtering = |bridge: Vec<InfoBridge>| {
+            let bridge = LinkInfo::Data(InfoData::Bridge(bridge));
+            let info = vec![LinkInfo::Kind(InfoKind::Bridge), bridge];
+            let link = parse(vec![LinkAttribute::LinkInfo(info)]);
+            assert_eq!(link.kind, Kind::Bridge);
+            link.filtering
+        };
+        let on = InfoBridge::VlanFiltering;
+        let pvid = InfoBridge::VlanDefaultPvid;
+        assert_eq!(filtering(vec![]), Filtering::Unsupported);
+        assert_eq!(filtering(vec![on(false)]), Filtering::Unsupported);
+        assert_eq!(filtering(vec![on(false), pvid(1)]), Filtering::Off);
+        let default_pvid = VlanId::new(1);
+        let is_on = Filtering::On { default_pvid };
+        assert_eq!(filtering(vec![on(true), pvid(1)]), is_on);
+        let default_pvid = None;
+        let is_on = Filtering::On { default_pvid };
+        assert_eq!(filtering(vec![on(true), pvid(0)]), is_on);
+        assert_eq!(parse(vec![]).filtering, Filtering::Unsupported);
+    }
+
+    #[test]
+    fn attributes_that_cannot_be_decoded_are_skipped() {
+        let raw = |kind, value: &[u8]| DefaultNla::new(kind, value.to_vec());
+        // IFLA_BR_FORWARD_DELAY, IFLA_BR_MULTI_BOOLOPT and IFLA_BR_MCAST_QUERIER_STATE with values of other lengths.
+        let bridge = [(1, &[1][..]), (46, &[1, 2]), (47, &[1, 2, 3])];
+        let bridge = bridge.map(|(kind, value)| InfoBridge::Other(raw(kind, value)));
+        let mut bridge = bridge.to_vec();
+        bridge.push(InfoBridge::VlanDefaultPvid(1));
+        // The value of IFLA_INFO_DATA of an unknown kind of interface.
+        let unknown = vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Other(vec![1, 2, 3, 4, 5])),
+        ];
+        for (info, kind, filtering) in [
+            (
+                vec![
+                    LinkInfo::Kind(InfoKind::Bridge),
+                    LinkInfo::Data(InfoData::Bridge(bridge)),
+                ],
+                Kind::Bridge,
+                Filtering::Off,
+            ),
+            (
+                unknown,
+                Kind::Other("vxlan".to_owned()),
+                Filtering::Unsupported,
+            ),
+        ] {
+            let link = parse(vec![
+                LinkAttribute::Other(raw(IFLA_IFNAME, b"br\xff\0")),
+                LinkAttribute::Other(raw(IFLA_MTU, &[1, 2])),
+                LinkAttribute::LinkInfo(info),
+                LinkAttribute::Controller(3),
+            ]);
+            assert_eq!((&*link.name, link.mtu), ("br\u{fffd}", 0));
+            assert_eq!((link.kind, link.filtering), (kind, filtering));
+            assert_eq!(link.master, Some(3));
+        }
+    }
+
+    #[test]
+    fn a_truncated_link_is_decoded_up_to_the_end_or_refused() {
+        let bytes = bytes(bridge_port());
+        for length in 0..bytes.len() {
+            let link = Link::parse(&bytes[..length]);
+            assert_eq!(link.is_some(), length >= 16, "{length} bytes");
+            assert!(link.is_none_or(|link| link.index == 7 && link.port.is_none()));
         }
     }
 }

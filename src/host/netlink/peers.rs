@@ -1,28 +1,20 @@
-//! Other network namespaces as they show from here: which links lead there, and what is inside.
+//! Other network namespaces: the links that lead there, and the links and addresses in them.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 
-use super::address::{Address, HEADER as ADDRESS_HEADER, is_ip};
-use super::link::{HEADER as LINK_HEADER, Link, read};
-use super::message::{Message, Verb};
-use super::{Netlink, NetlinkError, present};
-use crate::host::attribute::{Attributes, find, native};
-
-/// Attributes of a link, an address and a namespace (linux/if_link.h, linux/if_addr.h, linux/net_namespace.h).
-const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_TARGET_NETNSID: u16 = 46;
-const IFA_TARGET_NETNSID: u16 = 10;
-const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
-
-/// The length of struct rtgenmsg with its padding (linux/rtnetlink.h), in bytes.
-const GENERIC_HEADER: usize = 4;
+use super::address::Address;
+use super::connection::Netlink;
+use super::error::{NetlinkError, present};
+use super::link::Link;
 
 /// The number by which a namespace knows another one (`ip netns list-id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NetnsId(u32);
+pub struct NetnsId(i32);
 
 /// A link whose other end, or the link that it is based on, is in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,15 +31,16 @@ impl Netlink {
     /// All links of this namespace that lead to another one.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn cross_links(&self) -> Result<Vec<CrossLink>, NetlinkError> {
-        let request = || Message::new(Verb::GetLink, &[0; LINK_HEADER], &Attributes::default());
         let mut links = Vec::new();
-        for bytes in self.dump(request)? {
-            let attributes = bytes.get(LINK_HEADER..).unwrap_or_default();
-            let netns = find(attributes, IFLA_LINK_NETNSID).and_then(native);
-            if let Some(netns) = netns.and_then(NetnsId::assigned) {
-                let link = read(&bytes)?;
+        for message in self.dump(&LinkMessage::default())? {
+            let netns = message.attributes.iter().find_map(|it| match it {
+                LinkAttribute::LinkNetNsId(id) => NetnsId::assigned(*id),
+                _ => None,
+            });
+            if let Some(netns) = netns {
+                let link = Link::from(message);
                 // Kernels before 5.1 leave out an index that is also the link's own (`nla_put_iflink`, rtnetlink.c).
                 let peer = link.peer.unwrap_or(link.index);
                 links.push(CrossLink { link, peer, netns });
@@ -60,58 +53,55 @@ impl Netlink {
     /// nobody can use it any more (`get_net_ns_by_id`, net/core/net_namespace.c).
     ///
     /// # Errors
-    /// [`NetlinkError::Unsupported`] before Linux 4.20; when the kernel refuses to tell.
+    /// [`NetlinkError::Unsupported`] before Linux 4.20; when the kernel refuses the request.
     pub fn addresses_in(&self, netns: NetnsId) -> Result<Option<Vec<Address>>, NetlinkError> {
-        let wanted = Attributes::default().native(IFA_TARGET_NETNSID, netns.0);
-        let request = || Message::new(Verb::GetAddress, &[0; ADDRESS_HEADER], &wanted);
-        let answers = match self.dump(request) {
+        let mut request = AddressMessage::default();
+        request.attributes = vec![AddressAttribute::TargetNetNsId(netns.0)];
+        let answers = match self.dump(&request) {
             // "Invalid target network namespace id" (`inet_valid_dump_ifaddr_req`, net/ipv4/devinet.c).
             Err(NetlinkError::Refused(Errno::EINVAL)) => return Ok(None),
             answers => answers?,
         };
-        let is_there = |bytes: &Vec<u8>| {
-            let attributes = bytes.get(ADDRESS_HEADER..).unwrap_or_default();
-            find(attributes, IFA_TARGET_NETNSID).is_some()
-        };
+        let is_target = |it: &AddressAttribute| matches!(it, AddressAttribute::TargetNetNsId(_));
+        let is_there = |answer: &AddressMessage| answer.attributes.iter().any(is_target);
         // A kernel that does not know the attribute lists this namespace instead.
         if !answers.iter().all(is_there) {
             return Err(NetlinkError::Unsupported);
         }
-        let parse = |bytes: &Vec<u8>| Address::parse(bytes).ok_or(NetlinkError::Unreadable);
-        let of_ip = answers.iter().filter(|bytes| is_ip(bytes));
-        of_ip.map(parse).collect::<Result<_, _>>().map(Some)
+        Address::list(&answers).map(Some)
     }
 
     /// A link in another namespace.
     ///
     /// # Errors
-    /// When the kernel refuses to tell; that there is none is `None`.
+    /// When the kernel refuses the request; `None` when there is no such link.
     pub fn link_in(&self, netns: NetnsId, index: u32) -> Result<Option<Link>, NetlinkError> {
-        let mut header = [0; LINK_HEADER];
-        header[4..8].copy_from_slice(&index.to_ne_bytes());
-        let wanted = Attributes::default().native(IFLA_TARGET_NETNSID, netns.0);
-        let answer = present(self.fetch(Message::new(Verb::GetLink, &header, &wanted)))?;
-        answer.flatten().as_deref().map(read).transpose()
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        // IFLA_TARGET_NETNSID by its old name.
+        request.attributes = vec![LinkAttribute::IfNetnsId(netns.0)];
+        Ok(present(self.fetch(&request))?.map(Link::from))
     }
 
     /// The number of an open namespace; `None` if this one has none for it: then no link leads there.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn id_of(&self, netns: &impl AsRawFd) -> Result<Option<NetnsId>, NetlinkError> {
-        let file: RawFd = netns.as_raw_fd();
-        let wanted = Attributes::default().native(NETNSA_FD, file.cast_unsigned());
-        let request = Message::new(Verb::GetNetnsId, &[0; GENERIC_HEADER], &wanted);
-        let answer = self.fetch(request)?.ok_or(NetlinkError::Unreadable)?;
-        let attributes = answer.get(GENERIC_HEADER..).unwrap_or_default();
-        let id = find(attributes, NETNSA_NSID).and_then(native);
+        let mut request = NsidMessage::default();
+        request.attributes = vec![NsidAttribute::Fd(netns.as_raw_fd().cast_unsigned())];
+        let answer = self.fetch(&request)?;
+        let id = answer.attributes.iter().find_map(|it| match it {
+            NsidAttribute::Id(id) => Some(*id),
+            _ => None,
+        });
         Ok(NetnsId::assigned(id.ok_or(NetlinkError::Unreadable)?))
     }
 }
 
 impl NetnsId {
     /// NETNSA_NSID_NOT_ASSIGNED is -1.
-    fn assigned(id: u32) -> Option<NetnsId> {
-        (id.cast_signed() >= 0).then_some(NetnsId(id))
+    fn assigned(id: i32) -> Option<NetnsId> {
+        (id >= 0).then_some(NetnsId(id))
     }
 }

@@ -3,34 +3,17 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteType,
+};
+use nix::libc::{RTM_DELROUTE, RTM_NEWROUTE, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE};
 
-use super::message::{Message, Verb, family_number};
-use super::{Netlink, NetlinkError};
-use crate::host::attribute::{Attributes, each, find, ip, ip_bytes, native};
+use super::connection::Netlink;
+use super::error::NetlinkError;
+use super::message::{Message, address_family};
 use crate::host::netns::Netns;
 use crate::net::{Cidr, Family, Route, RouteNumbers};
-
-/// The length of what stands before the attributes (struct rtmsg, linux/rtnetlink.h), in bytes.
-const HEADER: usize = 12;
-
-/// Attributes and metrics of a route (linux/rtnetlink.h).
-const RTA_DST: u16 = 1;
-const RTA_IIF: u16 = 3;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_METRICS: u16 = 8;
-const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
-const RTAX_MTU: u16 = 2;
-const RTAX_ADVMSS: u16 = 8;
-
-/// Types of routes, and the maker of routes at boot or by hand (linux/rtnetlink.h).
-const RTN_UNICAST: u8 = 1;
-const RTN_LOCAL: u8 = 2;
-const RTPROT_BOOT: u8 = 3;
 
 /// Which routes to list.
 #[derive(Clone, Copy, Debug)]
@@ -41,25 +24,24 @@ pub struct RouteQuery {
     pub link: Option<u32>,
 }
 
-/// A route of the kernel, as far as it can be compared with one that was asked for.
+/// A route of the kernel, with the attributes that a configured route can have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteEntry {
     /// Destination.
     pub dst: Cidr,
     /// Next hop.
     pub gw: Option<IpAddr>,
-    /// The index of the link; `None` for one over several.
+    /// The index of the link; `None` for a multipath route.
     pub link: Option<u32>,
-    /// The links of one over several.
+    /// The indexes of the links of a multipath route.
     pub links: Vec<u32>,
-    /// The next hops of one over several.
+    /// The next hops of a multipath route.
     pub gateways: Vec<IpAddr>,
     /// Table: 254 is main.
     pub table: u32,
-    /// Who made it (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 from a router advertisement.
+    /// Its origin (rtnetlink(7), `rtm_protocol`): 2 the kernel, 3 by hand or at boot, 9 a router advertisement.
     pub protocol: u8,
-    /// What becomes of the packets.
-    kind: u8,
+    kind: RouteType,
     /// Metric; 0 when the route has none (IPv6 shows 1024 by default).
     pub priority: u32,
     /// The path MTU, where the route sets one.
@@ -75,8 +57,9 @@ impl Netlink {
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
     /// [`NetlinkError::Exists`] when there is the same one.
     pub fn add_route(&self, link: u32, route: &Route) -> Result<(), NetlinkError> {
-        let request = message(Verb::NewRoute, Some(link), route, RTPROT_BOOT);
-        self.change(request, NLM_F_CREATE)
+        let mut message = message(route, RouteProtocol::Boot);
+        message.attributes.push(RouteAttribute::Oif(link));
+        self.change(RTM_NEWROUTE, &message, NLM_F_CREATE)
     }
 
     /// Adds a route under a protocol number of its own. The kernel finds the link by the next hop.
@@ -85,8 +68,8 @@ impl Netlink {
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network,
     /// [`NetlinkError::Exists`] when there is one with the same destination and metric, of whatever type and maker.
     pub fn put_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        let request = message(Verb::NewRoute, None, route, protocol);
-        self.change(request, NLM_F_CREATE | NLM_F_EXCL)
+        let message = message(route, protocol.into());
+        self.change(RTM_NEWROUTE, &message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
     /// The same, in place of the one with the same destination and metric, whoever made that.
@@ -94,8 +77,8 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
     pub fn replace_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        let request = message(Verb::NewRoute, None, route, protocol);
-        self.change(request, NLM_F_CREATE | NLM_F_REPLACE)
+        let message = message(route, protocol.into());
+        self.change(RTM_NEWROUTE, &message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Removes a route of that destination, next hop, metric and protocol.
@@ -103,7 +86,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NotFound`] when there is none.
     pub fn delete_route(&self, route: &Route, protocol: u8) -> Result<(), NetlinkError> {
-        self.change(message(Verb::DelRoute, None, route, protocol), 0)
+        self.change(RTM_DELROUTE, &message(route, protocol.into()), 0)
     }
 
     /// The route that packets to an address take: the host's own, or those that come in by a link.
@@ -112,17 +95,12 @@ impl Netlink {
     /// [`NetlinkError::Unreachable`] when there is none.
     pub fn route_to(&self, address: IpAddr, from: Option<u32>) -> Result<RouteEntry, NetlinkError> {
         let family = Family::of(address);
-        let header = Header {
-            family: family_number(family),
-            prefix: family.bits(),
-            ..Header::default()
-        };
-        let packet = Attributes::default()
-            .bytes(RTA_DST, &ip_bytes(address))
-            .maybe(from, |it, link| it.native(RTA_IIF, link));
-        let request = Message::new(Verb::GetRoute, &header.bytes(), &packet);
-        let answer = self.fetch(request)?;
-        read(&answer.ok_or(NetlinkError::Unreachable)?)
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(family);
+        message.header.destination_prefix_length = family.bits();
+        message.attributes = vec![RouteAttribute::Destination(address.into())];
+        message.attributes.extend(from.map(RouteAttribute::Iif));
+        RouteEntry::of(&self.fetch(&message)?).ok_or(NetlinkError::Unreadable)
     }
 
     /// Waits until packets to the address of a link are delivered in `netns` (the thread's own namespace when `None`).
@@ -139,10 +117,10 @@ impl Netlink {
         limit: Duration,
     ) -> Result<(), NetlinkError> {
         let group = match Family::of(address) {
-            Family::V4 => MulticastGroup::Ipv4Route,
-            Family::V6 => MulticastGroup::Ipv6Route,
+            Family::V4 => RTMGRP_IPV4_ROUTE,
+            Family::V6 => RTMGRP_IPV6_ROUTE,
         };
-        self.until(&[group], netns, limit, || {
+        self.until(group, netns, limit, || {
             // The address of a bridge in a VRF is in the VRF's table, and a rule may send what the host itself sends to
             // another table: only a packet that comes in by the link is looked up where the address is. Before 4.19 the
             // route is over the loopback interface, and found without the link only.
@@ -154,7 +132,7 @@ impl Netlink {
     /// Whether the kernel would deliver a packet to this address here.
     fn is_delivered(&self, address: IpAddr, from: Option<u32>) -> Result<bool, NetlinkError> {
         match self.route_to(address, from) {
-            Ok(route) => Ok(route.kind == RTN_LOCAL),
+            Ok(route) => Ok(route.kind == RouteType::Local),
             // A rule or a route that rejects (prohibit, unreachable, blackhole) answers EACCES or EINVAL.
             Err(NetlinkError::Unreachable | NetlinkError::Denied | NetlinkError::Refused(_)) => {
                 Ok(false)
@@ -166,20 +144,19 @@ impl Netlink {
     /// The unicast routes over a link or all, in all tables.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn routes(&self, query: RouteQuery) -> Result<Vec<RouteEntry>, NetlinkError> {
-        let header = Header {
-            family: family_number(query.family),
-            ..Header::default()
-        };
-        let link = || Attributes::default().maybe(query.link, |it, link| it.native(RTA_OIF, link));
-        let request = || Message::new(Verb::GetRoute, &header.bytes(), &link());
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(query.family);
+        message
+            .attributes
+            .extend(query.link.map(RouteAttribute::Oif));
         let mut routes = Vec::new();
-        for answer in self.dump(request)? {
-            let route = read(&answer)?;
-            let over = |wanted| route.all_links().any(|link| link == wanted);
-            let is_there = query.link.is_none_or(over);
-            if is_there && route.kind == RTN_UNICAST {
+        for answer in self.dump(&message)? {
+            let route = RouteEntry::of(&answer).ok_or(NetlinkError::Unreadable)?;
+            let leads_over = |wanted| route.all_links().any(|link| link == wanted);
+            let is_wanted = query.link.is_none_or(leads_over);
+            if is_wanted && route.kind == RouteType::Unicast {
                 routes.push(route);
             }
         }
@@ -187,35 +164,8 @@ impl Netlink {
     }
 }
 
-/// struct rtmsg.
-#[derive(Clone, Copy, Default)]
-struct Header {
-    family: u8,
-    prefix: u8,
-    table: u8,
-    protocol: u8,
-    scope: u8,
-    kind: u8,
-}
-
-impl Header {
-    fn bytes(self) -> [u8; HEADER] {
-        let Header {
-            family,
-            prefix,
-            table,
-            protocol,
-            scope,
-            kind,
-        } = self;
-        // Between them the length of a source, and its type of service; behind them flags.
-        [
-            family, prefix, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0,
-        ]
-    }
-}
-
-fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Message {
+/// The message that adds or deletes a route.
+fn message(route: &Route, protocol: RouteProtocol) -> RouteMessage {
     let RouteNumbers {
         mtu,
         advmss,
@@ -223,48 +173,42 @@ fn message(verb: Verb, link: Option<u32>, route: &Route, protocol: u8) -> Messag
         table,
         scope,
     } = route.numbers();
-    let small = u8::try_from(table);
-    let header = Header {
-        family: family_number(route.dst.family()),
-        prefix: route.dst.prefix(),
-        table: small.unwrap_or(0),
-        protocol,
-        scope,
-        kind: RTN_UNICAST,
-    };
-    let metrics = Attributes::default()
-        .maybe(mtu, |metrics, mtu| metrics.native(RTAX_MTU, mtu))
-        .maybe(advmss, |metrics, advmss| {
-            metrics.native(RTAX_ADVMSS, advmss)
-        });
-    let metrics = Some(metrics).filter(|metrics| !metrics.as_bytes().is_empty());
-    let attributes = Attributes::default()
-        .maybe(small.err(), |it, _| it.native(RTA_TABLE, table))
-        .bytes(RTA_DST, &ip_bytes(route.dst.address()))
-        .maybe(link, |it, link| it.native(RTA_OIF, link))
-        .maybe(route.gw, |it, gw| it.bytes(RTA_GATEWAY, &ip_bytes(gw)))
-        .maybe(priority, |it, priority| it.native(RTA_PRIORITY, priority))
-        .maybe(metrics, |it, metrics| it.nest(RTA_METRICS, metrics));
-    Message::new(verb, &header.bytes(), &attributes)
-}
-
-fn read(bytes: &[u8]) -> Result<RouteEntry, NetlinkError> {
-    RouteEntry::parse(bytes).ok_or(NetlinkError::Unreadable)
-}
-
-/// Links and gateways of next hops (struct rtnexthop: length, flags, weight, index; attributes behind them), as far as they
-/// can be read.
-fn hops(mut bytes: &[u8]) -> (Vec<u32>, Vec<IpAddr>) {
-    let (mut links, mut gateways) = (Vec::new(), Vec::new());
-    while let Some((head, _)) = bytes.split_first_chunk::<8>() {
-        let [a, b, _, _, index @ ..] = *head;
-        links.push(u32::from_ne_bytes(index));
-        let length = usize::from(u16::from_ne_bytes([a, b])).max(8);
-        let attributes = bytes.get(8..length).unwrap_or_default();
-        gateways.extend(find(attributes, RTA_GATEWAY).and_then(ip));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = address_family(route.dst.family());
+    header.destination_prefix_length = route.dst.prefix();
+    header.protocol = protocol;
+    header.scope = scope.into();
+    header.kind = RouteType::Unicast;
+    let attributes = &mut message.attributes;
+    match u8::try_from(table) {
+        Ok(table) => header.table = table,
+        Err(_) => attributes.push(RouteAttribute::Table(table)),
     }
-    (links, gateways)
+    let gateway = route.gw.map(RouteAddress::from);
+    let metrics: Vec<RouteMetric> = [
+        mtu.map(RouteMetric::Mtu),
+        advmss.map(RouteMetric::Advmss),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    attributes.push(RouteAttribute::Destination(route.dst.address().into()));
+    attributes.extend(gateway.map(RouteAttribute::Gateway));
+    attributes.extend(priority.map(RouteAttribute::Priority));
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    message
+}
+
+/// An IP address of a route; there are others, of MPLS.
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
 }
 
 impl RouteEntry {
@@ -278,46 +222,166 @@ impl RouteEntry {
             gateways: Vec::new(),
             table: Route::MAIN_TABLE,
             protocol: 0,
-            kind: RTN_UNICAST,
+            kind: RouteType::Unicast,
             priority: 0,
             mtu: None,
             advmss: None,
         }
     }
 
-    /// The links it leads over.
+    /// The indexes of its links.
     pub fn all_links(&self) -> impl Iterator<Item = u32> {
         self.link.into_iter().chain(self.links.iter().copied())
     }
 
-    /// A route as the kernel tells it in a message of type RTM_NEWROUTE, whose netlink header is not given; `None` when
-    /// that is cut short or of another family.
+    /// Decodes an RTM_NEWROUTE message without its netlink header; `None` when it is truncated or of another family.
     pub fn parse(bytes: &[u8]) -> Option<RouteEntry> {
-        let (header, attributes) = bytes.split_at_checked(HEADER)?;
-        let of = |known: &Family| family_number(*known) == header[0];
-        let family = Family::BOTH.into_iter().find(of)?;
-        let dst = Cidr::new(family.default_destination().address(), header[1])?;
+        RouteEntry::of(&RouteMessage::decode(bytes)?)
+    }
+
+    fn of(message: &RouteMessage) -> Option<RouteEntry> {
+        let (header, attributes) = (&message.header, &message.attributes);
+        let is_of = |family: &Family| address_family(*family) == header.address_family;
+        let family = Family::BOTH.into_iter().find(is_of)?;
+        let destination = attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(address) => ip(address),
+            _ => None,
+        });
+        // Only a default route has no RTA_DST.
+        let destination = match header.destination_prefix_length {
+            0 => destination.unwrap_or(family.default_destination().address()),
+            _ => destination?,
+        };
+        let dst = Cidr::new(destination, header.destination_prefix_length)?;
         let mut route = RouteEntry {
-            table: header[4].into(),
-            protocol: header[5],
-            kind: header[7],
+            table: header.table.into(),
+            protocol: header.protocol.into(),
+            kind: header.kind,
             ..RouteEntry::new(dst, None)
         };
-        for (kind, value) in each(attributes) {
-            match kind {
-                RTA_DST => route.dst = Cidr::new(ip(value)?, header[1])?,
-                RTA_OIF => route.link = native(value),
-                RTA_MULTIPATH => (route.links, route.gateways) = hops(value),
-                RTA_GATEWAY => route.gw = ip(value),
-                RTA_PRIORITY => route.priority = native(value)?,
-                RTA_TABLE => route.table = native(value)?,
-                RTA_METRICS => {
-                    route.mtu = find(value, RTAX_MTU).and_then(native);
-                    route.advmss = find(value, RTAX_ADVMSS).and_then(native);
-                }
-                _ => {}
-            }
-        }
+        attributes
+            .iter()
+            .for_each(|attribute| route.read(attribute));
         Some(route)
+    }
+
+    fn read(&mut self, attribute: &RouteAttribute) {
+        match attribute {
+            RouteAttribute::Oif(link) => self.link = Some(*link),
+            RouteAttribute::MultiPath(hops) => {
+                self.links = hops.iter().map(|hop| hop.interface_index).collect();
+                let gateway = |attribute: &RouteAttribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    _ => None,
+                };
+                let attributes = hops.iter().flat_map(|hop| &hop.attributes);
+                self.gateways = attributes.filter_map(gateway).collect();
+            }
+            RouteAttribute::Gateway(address) => self.gw = ip(address),
+            RouteAttribute::Priority(priority) => self.priority = *priority,
+            RouteAttribute::Table(table) => self.table = *table,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => self.mtu = Some(*mtu),
+                        RouteMetric::Advmss(advmss) => self.advmss = Some(*advmss),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{DefaultNla, Emitable};
+    use netlink_packet_route::route::RouteNextHop;
+    use nix::libc::{RTA_DST, RTA_ENCAP, RTA_ENCAP_TYPE};
+
+    use super::*;
+
+    fn bytes(message: &RouteMessage) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn route(dst: &str) -> Route {
+        Route {
+            mtu: Some(1400),
+            advmss: Some(1360),
+            priority: Some(50),
+            table: Some(1000),
+            ..Route::new(dst.parse().unwrap(), Some("10.1.2.1".parse().unwrap()))
+        }
+    }
+
+    #[test]
+    fn an_encoded_route_is_decoded_to_the_same() {
+        let mut message = message(&route("10.9.0.0/16"), RouteProtocol::Boot);
+        assert_eq!(message.header.table, 0, "RTA_TABLE has it");
+        message.attributes.push(RouteAttribute::Oif(4));
+        let expected = RouteEntry {
+            link: Some(4),
+            table: 1000,
+            protocol: 3,
+            priority: 50,
+            mtu: Some(1400),
+            advmss: Some(1360),
+            ..RouteEntry::new(
+                "10.9.0.0/16".parse().unwrap(),
+                Some("10.1.2.1".parse().unwrap()),
+            )
+        };
+        assert_eq!(RouteEntry::parse(&bytes(&message)), Some(expected));
+    }
+
+    #[test]
+    fn a_multipath_route_has_several_links() {
+        let hop = |index| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = index;
+            let gateway: IpAddr = "10.1.2.1".parse().unwrap();
+            hop.attributes = vec![RouteAttribute::Gateway(gateway.into())];
+            hop
+        };
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(Family::V4);
+        message.attributes = vec![RouteAttribute::MultiPath(vec![hop(3), hop(5)])];
+        let route = RouteEntry::parse(&bytes(&message)).unwrap();
+        assert_eq!(route.dst, Family::V4.default_destination());
+        assert_eq!((route.link, route.links), (None, vec![3, 5]));
+        let gateway: IpAddr = "10.1.2.1".parse().unwrap();
+        assert_eq!(route.gateways, [gateway, gateway]);
+    }
+
+    #[test]
+    fn an_encapsulation_that_cannot_be_decoded_is_skipped() {
+        let mut message = message(&route("10.9.0.0/16"), RouteProtocol::Boot);
+        for (kind, value) in [(RTA_ENCAP_TYPE, &[5, 0][..]), (RTA_ENCAP, &[1, 2, 3])] {
+            let raw = DefaultNla::new(kind, value.to_vec());
+            message.attributes.push(RouteAttribute::Other(raw));
+        }
+        message.attributes.push(RouteAttribute::Oif(4));
+        let route = RouteEntry::parse(&bytes(&message)).unwrap();
+        assert_eq!((route.link, route.mtu), (Some(4), Some(1400)));
+    }
+
+    #[test]
+    fn a_truncated_route_or_one_of_another_family_is_refused() {
+        let mut message = message(&route("10.9.0.0/16"), RouteProtocol::Boot);
+        let whole = bytes(&message);
+        // The header and the first attributes: RTA_TABLE and RTA_DST.
+        for length in 0..12 + 8 + 8 {
+            assert_eq!(RouteEntry::parse(&whole[..length]), None, "{length} bytes");
+        }
+        assert!(RouteEntry::parse(&whole[..12 + 8 + 8]).is_some());
+        message.header.address_family = netlink_packet_route::AddressFamily::Mpls;
+        assert_eq!(RouteEntry::parse(&bytes(&message)), None);
+        message.header.address_family = address_family(Family::V4);
+        message.attributes[1] = RouteAttribute::Other(DefaultNla::new(RTA_DST, vec![1, 2, 3]));
+        assert_eq!(RouteEntry::parse(&bytes(&message)), None);
     }
 }

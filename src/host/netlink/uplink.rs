@@ -1,13 +1,15 @@
-//! The ways of this machine to the world: its default routes.
+//! The default routes of the host.
 
-use super::{Netlink, NetlinkError, RouteEntry, RouteQuery};
+use super::connection::Netlink;
+use super::error::NetlinkError;
+use super::route::{RouteEntry, RouteQuery};
 use crate::net::{Family, Route};
 
 impl Netlink {
     /// The default route of each family that packets take.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn uplinks(&self) -> Result<Vec<RouteEntry>, NetlinkError> {
         let mut uplinks = Vec::new();
         for family in Family::BOTH {
@@ -17,11 +19,11 @@ impl Netlink {
         Ok(uplinks)
     }
 
-    /// The MTU of the way to the world in bytes: of IPv4, or else of IPv6. That of the link, or the route's own where that is
-    /// lower; `None` where there is no such way.
+    /// The MTU of the IPv4 default route in bytes, or else of the IPv6 one: the lower of the link's and the route's.
+    /// `None` without a default route.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses the request.
     pub fn uplink_mtu(&self) -> Result<Option<u32>, NetlinkError> {
         for route in self.uplinks()? {
             let mut mtu = route.mtu;
@@ -37,7 +39,7 @@ impl Netlink {
     }
 }
 
-/// The one that packets take: that of the lowest metric.
+/// The default route of the lowest metric, which packets take.
 fn default_route(routes: Vec<RouteEntry>, family: Family) -> Option<RouteEntry> {
     let is_default = |route: &RouteEntry| {
         route.dst == family.default_destination()

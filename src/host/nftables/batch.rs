@@ -1,12 +1,12 @@
 //! Transactions: messages that take effect together or not at all.
 
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
+use super::attribute::Attributes;
 use super::element::{self, Element};
 use super::message::{Message, Verb};
 use super::rule::{self, RULE_HANDLE, Rule};
 use super::{CHAIN_NAME, CHAIN_TABLE, Generation, TABLE_NAME, Table};
-use crate::host::attribute::Attributes;
 use crate::net::Family;
 
 /// The brackets of a transaction, and the ruleset it is for (NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END and

@@ -6,12 +6,12 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use super::attribute::{Attributes, dig, each, find, text};
 use super::expression::{
     ACCEPT, EQUAL, EXPRESSION_DATA, EXPRESSION_NAME, JUMP, LIST_ELEMENT, UNEQUAL, compare_network,
     expression, immediate, verdict,
 };
 use super::rule::RuleEntry;
-use crate::host::attribute::{Attributes, dig, each, find, text};
 use crate::net::{Cidr, Family};
 
 /// The size of a comment (struct xt_comment_info, linux/netfilter/xt_comment.h).

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::Table;
+use super::attribute::{Attributes, dig, each, find, ip, text};
 use super::comment::{comment_of, userdata};
 use super::expression::{GOTO, verdict};
-use crate::host::attribute::{Attributes, dig, each, find, ip, text};
 
 /// What a message about elements holds (enum nft_set_elem_list_attributes), and a list of anything (nft_list_attributes).
 const LIST_TABLE: u16 = 1;

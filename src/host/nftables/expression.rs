@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
+use super::attribute::{Attributes, each, find, ip_bytes, text};
 use super::rule::Ports;
-use crate::host::attribute::{Attributes, each, find, ip_bytes, text};
 use crate::net::{Cidr, Family, IfName};
 
 /// What a list holds (enum nft_list_attributes), and an expression (nft_expr_attributes).

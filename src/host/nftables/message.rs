@@ -1,9 +1,9 @@
 //! The messages of nf_tables: what they are called, and how they stand in a datagram.
 
-use rtnetlink::packet_core::{Emitable, NetlinkHeader};
+use netlink_packet_core::{Emitable, NetlinkHeader};
 
 use super::Table;
-use crate::host::attribute::Attributes;
+use super::attribute::Attributes;
 
 /// The subsystem in the upper byte of a message's type (NFNL_SUBSYS_NFTABLES, linux/netfilter/nfnetlink.h).
 pub(super) const SUBSYSTEM: u16 = 10;

@@ -3,6 +3,7 @@
 //! The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c; numbers without a source are those of
 //! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
 
+mod attribute;
 mod batch;
 mod comment;
 mod compat;
@@ -18,11 +19,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::host::datagram::ANSWER_LIMIT;
 use crate::host::journal;
+use crate::host::netlink_socket::ANSWER_LIMIT;
 use crate::net::Family;
 
-use crate::host::attribute::{Attributes, find, number};
+use attribute::{Attributes, find, number};
 pub use batch::{BaseChain, Batch, HookPoint};
 pub use compat::{CompatRule, Field, Target, comment};
 pub use element::Element;

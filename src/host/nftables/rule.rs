@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use crate::net::{Cidr, Family, IfName, Mac};
 
 use super::Table;
+use super::attribute::{Attributes, dig, each, find, ip, long, number, text};
 use super::comment::{comment_of, userdata};
 use super::expression::*;
-use crate::host::attribute::{Attributes, dig, each, find, ip, long, number, text};
 
 /// What a rule holds (enum nft_rule_attributes).
 pub(super) const RULE_TABLE: u16 = 1;

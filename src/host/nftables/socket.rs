@@ -1,41 +1,30 @@
 //! Requests and answers as datagrams.
 
-use std::convert::Infallible;
-
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkPayload,
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
-use rtnetlink::packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkPayload,
-};
-use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::batch::Batch;
 use super::message::{HEADER_SIZE, Message};
 use super::{Generation, NftablesError};
-use crate::host::datagram::{Datagrams, Progress, Silence};
 use crate::host::interrupts::uninterrupted;
+use crate::host::netlink_socket::{NetlinkSocket, Progress, RawMessage, ReceiveError};
 
-/// A socket of one namespace.
-pub(super) struct Socket(Datagrams);
+/// A socket in one network namespace.
+pub(super) struct Socket(NetlinkSocket);
 
-/// The attributes of an answer.
-struct Answer(Vec<u8>);
-
-impl NetlinkDeserializable for Answer {
-    type Error = Infallible;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Answer, Infallible> {
-        Ok(Answer(
-            payload.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
-        ))
-    }
+/// The attributes of an answer, which follow `struct nfgenmsg`.
+fn attributes(message: &RawMessage) -> &[u8] {
+    message.body.get(HEADER_SIZE..).unwrap_or_default()
 }
 
 impl Socket {
     pub fn open() -> Result<Socket, NftablesError> {
-        let socket = Datagrams::open(NETLINK_NETFILTER, 0)?;
+        let socket = NetlinkSocket::open(NETLINK_NETFILTER, 0)?;
         // Without this an error quotes the whole message it refuses.
         uninterrupted(|| socket.socket().set_cap_ack(true))?;
         Ok(Socket(socket))
@@ -48,7 +37,9 @@ impl Socket {
         self.answers(1, request, |_, payload| {
             match payload {
                 NetlinkPayload::Error(error) => refusal(error.raw_code())?,
-                NetlinkPayload::InnerMessage(Answer(attributes)) => found = Some(attributes),
+                NetlinkPayload::InnerMessage(message) => {
+                    found = Some(attributes(&message).to_vec())
+                }
                 _ => {}
             }
             Ok(Progress::Done)
@@ -75,7 +66,7 @@ impl Socket {
                     refusal(done.code)?;
                     return Ok(Progress::Done);
                 }
-                NetlinkPayload::InnerMessage(Answer(attributes)) => each(&attributes),
+                NetlinkPayload::InnerMessage(message) => each(attributes(&message)),
                 _ => {}
             }
             Ok(Progress::More)
@@ -89,7 +80,7 @@ impl Socket {
     /// Carries out a transaction, unless the ruleset is no longer that of the generation.
     pub fn commit(&self, batch: Batch, generation: Generation) -> Result<(), NftablesError> {
         let count = batch.size();
-        let first = self.0.numbers(count);
+        let first = self.0.next_sequence_number(count);
         self.send_large(&batch.into_bytes(generation, first))?;
         // Refusals come first, and only the last message of the batch asks to be acknowledged (nfnetlink_rcv_batch,
         // net/netfilter/nfnetlink.c): the first answer says how all of it ended.
@@ -107,7 +98,7 @@ impl Socket {
     fn send_large(&self, datagram: &[u8]) -> Result<(), NftablesError> {
         let size = datagram.len();
         match self.0.send(datagram) {
-            Err(Silence::NotSent(Errno::EMSGSIZE)) => {}
+            Err(ReceiveError::NotSent(Errno::EMSGSIZE)) => {}
             sent => return Ok(sent?),
         }
         // Without CAP_NET_ADMIN in the first user namespace, net.core.wmem_max bounds it.
@@ -116,13 +107,13 @@ impl Socket {
             setsockopt(socket, SndBuf, &size).map_err(NftablesError::Refused)?;
         }
         match self.0.send(datagram) {
-            Err(Silence::NotSent(Errno::EMSGSIZE)) => Err(NftablesError::TooLarge(size)),
+            Err(ReceiveError::NotSent(Errno::EMSGSIZE)) => Err(NftablesError::TooLarge(size)),
             sent => Ok(sent?),
         }
     }
 
     fn ask(&self, request: &Message, flags: u16) -> Result<u32, NftablesError> {
-        let number = self.0.numbers(1);
+        let number = self.0.next_sequence_number(1);
         let mut datagram = Vec::new();
         request.write(&mut datagram, flags, number);
         self.0.send(&datagram)?;
@@ -133,18 +124,18 @@ impl Socket {
         &self,
         count: u32,
         first: u32,
-        each: impl FnMut(&NetlinkHeader, NetlinkPayload<Answer>) -> Result<Progress, NftablesError>,
+        each: impl FnMut(&NetlinkHeader, NetlinkPayload<RawMessage>) -> Result<Progress, NftablesError>,
     ) -> Result<(), NftablesError> {
         self.0.answers(count, first, each)
     }
 }
 
-impl From<Silence> for NftablesError {
-    fn from(why: Silence) -> NftablesError {
-        match why {
-            Silence::NotSent(errno) | Silence::Broken(errno) => NftablesError::Refused(errno),
-            Silence::TimedOut => NftablesError::NoAnswer,
-            Silence::Garbled => NftablesError::Garbled,
+impl From<ReceiveError> for NftablesError {
+    fn from(error: ReceiveError) -> NftablesError {
+        match error {
+            ReceiveError::NotSent(errno) | ReceiveError::Broken(errno) => NftablesError::Refused(errno),
+            ReceiveError::TimedOut => NftablesError::NoAnswer,
+            ReceiveError::Malformed => NftablesError::Garbled,
         }
     }
 }

@@ -1,11 +1,10 @@
-//! Attributes, the parts of netlink messages: a kind, and bytes that may be attributes again.
+//! The attributes of nf_tables messages: a type, and a value that may contain attributes.
 
 use std::net::IpAddr;
 
-use rtnetlink::packet_core::{DefaultNla, Emitable, NLA_TYPE_MASK, NlaBuffer, NlasIterator};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_TYPE_MASK, NlaBuffer, NlasIterator};
 
-/// Attributes of a message or of another attribute, in their order. Numbers are in network byte order, as nf_tables has
-/// them, or in that of this machine, as route netlink does.
+/// Attributes of a message or of another attribute, in their order. Numbers are in network byte order.
 ///
 /// The kernel marks no attribute as nested and needs no mark (`nla_parse_nested_deprecated`, net/netlink.h): so what it
 /// lists is, byte by byte, what it was given.
@@ -25,10 +24,6 @@ impl Attributes {
         self.bytes(kind, &[text.as_bytes(), &[0]].concat())
     }
 
-    pub fn native(self, kind: u16, number: u32) -> Attributes {
-        self.bytes(kind, &number.to_ne_bytes())
-    }
-
     pub fn number(self, kind: u16, number: u32) -> Attributes {
         self.bytes(kind, &number.to_be_bytes())
     }
@@ -39,18 +34,6 @@ impl Attributes {
 
     pub fn nest(self, kind: u16, inner: Attributes) -> Attributes {
         self.bytes(kind, &inner.0)
-    }
-
-    /// With the attribute, if there is one to add.
-    pub fn maybe<T>(
-        self,
-        value: Option<T>,
-        add: impl FnOnce(Attributes, T) -> Attributes,
-    ) -> Attributes {
-        match value {
-            Some(value) => add(self, value),
-            None => self,
-        }
     }
 
     pub fn as_bytes(&self) -> &[u8] {
@@ -87,16 +70,6 @@ pub(super) fn text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).ok()
 }
 
-/// A number of four bytes in the order of this machine, as route netlink has it.
-pub(super) fn native(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
-}
-
-/// A number of two bytes in the order of this machine.
-pub(super) fn native_short(value: &[u8]) -> Option<u16> {
-    value.try_into().ok().map(u16::from_ne_bytes)
-}
-
 /// The bytes of an address, four or sixteen.
 pub(super) fn ip_bytes(address: IpAddr) -> Vec<u8> {
     match address {
@@ -112,7 +85,7 @@ pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| v6()).ok()
 }
 
-/// A number of four bytes in network byte order, as nf_tables has it.
+/// A number of four bytes in network byte order.
 pub(super) fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
