@@ -19,22 +19,18 @@
 //! Dependencies point one way: `net ← cni ← state ← {bridge, ipam, masquerade, forward, loopback} ← dispatch, cli`; [`host`] is the only
 //! room that knows the kernel.
 
-pub mod bridge;
 pub mod build;
 pub mod cli;
 pub mod cni;
-#[cfg(test)]
-mod dice;
-pub mod dispatch;
 mod error;
-pub mod forward;
-pub mod host;
 pub mod ipam;
-pub mod log;
-pub mod loopback;
-pub mod masquerade;
+pub mod kernel;
 pub mod net;
+pub mod netfilter;
+pub mod plugins;
 pub mod state;
+#[cfg(test)]
+mod test_random;
 mod undo;
 
 pub use error::{Code, Error, Failures};

@@ -349,7 +349,7 @@ impl fmt::Debug for Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dice::Dice;
+    use crate::test_random::TestRandom;
 
     fn cidr(text: &str) -> Cidr {
         text.parse().unwrap()
@@ -451,16 +451,16 @@ mod tests {
 
     #[test]
     fn arithmetic_on_prefixes_is_arithmetic_on_bits() {
-        let mut dice = Dice(0xbeef);
+        let mut random = TestRandom(0xbeef);
         for _ in 0..5000 {
-            let family = dice.choose(&Family::BOTH);
-            let bits = u128::from(dice.bits()) << 64 | u128::from(dice.bits());
+            let family = random.choose(&Family::BOTH);
+            let bits = u128::from(random.bits()) << 64 | u128::from(random.bits());
             let bits = if family == Family::V4 {
                 bits & 0xffff_ffff
             } else {
                 bits
             };
-            let prefix = dice.below(usize::from(family.bits()) + 1) as u8;
+            let prefix = random.below(usize::from(family.bits()) + 1) as u8;
             let address = ip_from_bits(family, bits);
             assert_eq!(ip_to_bits(address), bits);
             let cidr = Cidr::new(address, prefix).unwrap();
@@ -469,7 +469,7 @@ mod tests {
             let mask = 1u128.checked_shl(host).map_or(u128::MAX, |size| size - 1);
             assert_eq!(ip_to_bits(cidr.network().address()), bits & !mask);
             assert_eq!(ip_to_bits(cidr.last()), bits | mask);
-            let near = ip_from_bits(family, bits ^ (1 << dice.below(family.bits().into())));
+            let near = ip_from_bits(family, bits ^ (1 << random.below(family.bits().into())));
             let is_inside = (ip_to_bits(near) ^ bits) & !mask == 0;
             assert_eq!(cidr.contains(near), is_inside, "{cidr} {near}");
         }

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 
-/// The stack of owned things: at most a lease, a masquerade entry, a link and its guard.
+/// The stack of owned things: at most a lease, a masquerade entry, a link and its spoof_check.
 #[derive(Default)]
 pub struct Undo<'a> {
     steps: Vec<Box<dyn FnOnce() -> Result<(), Error> + 'a>>,

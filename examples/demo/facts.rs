@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use gangplank::host::netlink::Netlink;
-use gangplank::host::process;
+use gangplank::kernel::netlink::Netlink;
+use gangplank::kernel::process;
 use gangplank::net::{Cidr, Family, Mac};
 use nix::net::if_::{Interface, if_nameindex};
 
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// All that pods could leave behind on a node.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct MasqueradeEntry {
     /// The names of all links.
     pub links: BTreeSet<String>,
     /// The addresses that are leased on a network.
@@ -26,15 +26,15 @@ pub struct Standing {
     pub rules: Option<Vec<String>>,
 }
 
-impl Standing {
+impl MasqueradeEntry {
     /// What stands on a node now.
-    pub fn of(node: &Place, network: &str) -> Result<Standing, Failure> {
+    pub fn of(node: &Place, network: &str) -> Result<MasqueradeEntry, Failure> {
         let names = || -> nix::Result<BTreeSet<String>> {
             let links = if_nameindex()?;
             let name = |link: &Interface| link.name().to_string_lossy().into_owned();
             Ok(links.iter().map(name).collect())
         };
-        Ok(Standing {
+        Ok(MasqueradeEntry {
             links: node.inside(names)?,
             leases: node.leases(network),
             rules: rules(node)?,
@@ -56,22 +56,22 @@ fn rules(node: &Place) -> Result<Option<Vec<String>>, Failure> {
 }
 
 /// A link, as the picture shows it.
-pub struct Facts {
+pub struct ObservedLinks {
     pub mac: Mac,
     pub address: Option<Cidr>,
     /// The name of the bridge it is a port of.
     pub bridge: Option<String>,
 }
 
-impl Facts {
+impl ObservedLinks {
     /// Those of a link of a place.
-    pub fn of(place: &Place, link: &str) -> Result<Facts, Failure> {
+    pub fn of(place: &Place, link: &str) -> Result<ObservedLinks, Failure> {
         let facts = place.inside(|| look(link));
         Ok(facts.map_err(|cause| format!("{link} of {}: {cause}", place.name))?)
     }
 }
 
-fn look(name: &str) -> Result<Facts, Failure> {
+fn look(name: &str) -> Result<ObservedLinks, Failure> {
     let netlink = Netlink::open()?;
     let link = netlink
         .link(&name.parse()?)?
@@ -85,7 +85,7 @@ fn look(name: &str) -> Result<Facts, Failure> {
         .transpose()?;
     let addresses = netlink.addresses(link.index)?;
     let mut addresses = addresses.iter().map(|address| address.cidr);
-    Ok(Facts {
+    Ok(ObservedLinks {
         mac: link.mac.ok_or("it has no MAC address")?,
         address: addresses.find(|cidr| cidr.family() == Family::V4),
         bridge: bridge.flatten().map(|bridge| bridge.name),

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use facts::Standing;
+use facts::MasqueradeEntry;
 use gangplank_test_support::ground::{self, Place};
 use picture::Picture;
 use runtime::{Attached, Network};
@@ -63,7 +63,7 @@ fn demonstrate() -> Result<(), Failure> {
     }
     let pods = [scene.node.pod("web")?, scene.node.pod("db")?];
     let mut network = Network::from_list(&scene.node, CONFIGURATION)?;
-    let untouched = Standing::of(&scene.node, network.name())?;
+    let untouched = MasqueradeEntry::of(&scene.node, network.name())?;
     let attached = add(&mut network, &pods)?;
     println!();
     let picture = Picture::of(&scene, &network, &pods, &attached)?;
@@ -179,9 +179,9 @@ fn delete(network: &Network, pods: &[Place], attached: &[Attached]) -> Result<()
 }
 
 /// Compares with what stood before the first ADD.
-fn nothing_left(scene: &Scene, network: &Network, before: Standing) -> Result<(), Failure> {
+fn nothing_left(scene: &Scene, network: &Network, before: MasqueradeEntry) -> Result<(), Failure> {
     section("What is left");
-    let after = Standing::of(&scene.node, network.name())?;
+    let after = MasqueradeEntry::of(&scene.node, network.name())?;
     let bridge = network.bridge().to_owned();
     let mut expected = before;
     expected.links.insert(bridge.clone());

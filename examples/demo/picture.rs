@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::Failure;
-use crate::facts::Facts;
+use crate::facts::ObservedLinks;
 use crate::ground::Place;
 use crate::runtime::{Attached, Network};
 use crate::scene::{CARD, Scene};
@@ -29,12 +29,12 @@ impl Picture {
         let width = (BOX + 1) * pods.len() - 1;
         let mut picture = Picture(vec![vec![' '; width]; 17]);
         picture.frame((0, 0), (BOX, 4), "world");
-        picture.link((2, 1), CARD, &Facts::of(&scene.world, CARD)?);
+        picture.link((2, 1), CARD, &ObservedLinks::of(&scene.world, CARD)?);
         picture.frame((0, 4), (width, 8), "node");
         picture.text((CABLE, 3), "┬");
         picture.text((CABLE, 4), "┴");
-        picture.link((2, 5), CARD, &Facts::of(&scene.node, CARD)?);
-        let bridge = Facts::of(&scene.node, network.bridge())?;
+        picture.link((2, 5), CARD, &ObservedLinks::of(&scene.node, CARD)?);
+        let bridge = ObservedLinks::of(&scene.node, network.bridge())?;
         picture.link((2, 7), network.bridge(), &bridge);
         picture.text((BOX + 2, 7), "the bridge");
         picture.text((3, 8), "│");
@@ -49,7 +49,7 @@ impl Picture {
             picture.text((left + CABLE, 11), "┼");
             picture.frame((left, 12), (BOX, 5), &format!("pod {}", pod.name));
             picture.text((left + CABLE, 12), "┴");
-            picture.link((left + 2, 13), CARD, &Facts::of(pod, CARD)?);
+            picture.link((left + 2, 13), CARD, &ObservedLinks::of(pod, CARD)?);
             let took = format!("ADD took {}", millis(attached.took));
             picture.text((left + 2, 15), &took);
         }
@@ -74,7 +74,7 @@ impl Picture {
     }
 
     /// Two lines: name and address, and the MAC address below.
-    fn link(&mut self, (x, y): (usize, usize), name: &str, facts: &Facts) {
+    fn link(&mut self, (x, y): (usize, usize), name: &str, facts: &ObservedLinks) {
         let address = facts.address.map(|cidr| cidr.to_string());
         self.text((x, y), name);
         self.text((x + 6, y), &address.unwrap_or_default());
@@ -97,10 +97,10 @@ fn wired(
     attached: &Attached,
 ) -> Result<(), Failure> {
     let (port, bridge) = (&attached.host_link, network.bridge());
-    if Facts::of(&scene.node, port)?.bridge.as_deref() != Some(bridge) {
+    if ObservedLinks::of(&scene.node, port)?.bridge.as_deref() != Some(bridge) {
         return Err(format!("the picture is wrong: {port} is no port of {bridge}").into());
     }
-    if Facts::of(pod, CARD)?.address != Some(attached.address) {
+    if ObservedLinks::of(pod, CARD)?.address != Some(attached.address) {
         let (name, address) = (&pod.name, attached.address);
         return Err(format!("the picture is wrong: {name} has not {address}").into());
     }

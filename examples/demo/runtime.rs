@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use gangplank::host::process;
+use gangplank::kernel::process;
 use gangplank::net::Cidr;
 use serde_json::Value;
 
@@ -176,7 +176,7 @@ impl<'n> Network<'n> {
         let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let text = |key: &str| document[key].as_str().map(str::to_owned);
         Err(Refusal {
-            msg: text("msg").unwrap_or_else(|| output.complaint()),
+            msg: text("msg").unwrap_or_else(|| output.stderr_summary()),
             details: text("details").unwrap_or_default(),
         })
     }

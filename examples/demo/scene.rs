@@ -7,10 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use gangplank::host::netlink::{Detection, Netlink, NewVeth};
-use gangplank::host::netns::{Netns, OwnNetns};
-use gangplank::host::process;
-use gangplank::host::random;
+use gangplank::kernel::netlink::{Detection, Netlink, NewVeth};
+use gangplank::kernel::netns::{Netns, OwnNetns};
+use gangplank::kernel::process;
+use gangplank::kernel::random;
 use gangplank::net::{Cidr, IfName};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
@@ -77,7 +77,7 @@ impl Scene {
         });
         let output = output.map_err(named)?;
         if !output.status.success() {
-            return Err(format!("gangplank install: {}", output.complaint()).into());
+            return Err(format!("gangplank install: {}", output.stderr_summary()).into());
         }
         let said = String::from_utf8(output.stdout)?;
         Ok(said.lines().map(str::to_owned).collect())

@@ -48,7 +48,7 @@ pub enum Command {
     Status(Status),
     /// Look for what is wrong with this node's pod networks: cause, evidence, remedy.
     Doctor(Doctor),
-    /// Put back what a firewall reload or a network manager removed from living pods.
+    /// Put back what a firewall reload or a network manager removed from live pods.
     Reconcile(Reconcile),
     /// Make this node's routes to the other nodes' pod ranges match a list of nodes on stdin.
     ///
@@ -81,7 +81,7 @@ pub enum Shell {
 
 /// Where this node keeps what describes its networks.
 #[derive(Args, Clone, Debug)]
-pub struct Places {
+pub struct Paths {
     /// The directory of network configurations.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub conf_dir: PathBuf,
@@ -107,7 +107,7 @@ pub struct Status {
     pub json: bool,
     /// Where to look.
     #[command(flatten)]
-    pub places: Places,
+    pub paths: Paths,
 }
 
 /// Of `doctor`.
@@ -124,7 +124,7 @@ pub struct Doctor {
     pub cni_path: String,
     /// Where to look.
     #[command(flatten)]
-    pub places: Places,
+    pub paths: Paths,
 }
 
 /// Of `reconcile`.
@@ -140,7 +140,7 @@ pub struct Reconcile {
     pub json: bool,
     /// Where to look.
     #[command(flatten)]
-    pub places: Places,
+    pub paths: Paths,
 }
 
 /// Of `routes`.

@@ -7,9 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::bridge::config::BridgeConfig;
-use crate::bridge::open_host;
-use crate::bridge::plan::MIN_MTU_IPV6;
 use crate::cli::chain::{Chain, Unfit};
 use crate::cli::routes;
 use crate::cli::{Answer, args};
@@ -17,10 +14,13 @@ use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::cni::result::pretty;
 use crate::error::{Code, Error};
-use crate::host::netlink::{Netlink, RouteQuery};
-use crate::host::random;
 use crate::ipam::HostLocal;
+use crate::kernel::netlink::{Netlink, RouteQuery};
+use crate::kernel::random;
 use crate::net::{Cidr, Family};
+use crate::plugins::bridge::config::BridgeConfig;
+use crate::plugins::bridge::open_host;
+use crate::plugins::bridge::plan::MIN_MTU_IPV6;
 
 /// A list of plugins (CNI spec 1.1, section 1).
 #[derive(Serialize)]

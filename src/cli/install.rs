@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use crate::build;
 use crate::cli::plugins::{Identity, about, identify};
-use crate::dispatch::Plugin;
 use crate::error::Error;
-use crate::host::locks::lock_within;
-use crate::host::process;
+use crate::kernel::locks::lock_within;
+use crate::kernel::process;
+use crate::plugins::Plugin;
 
 /// How long to wait for another install: it copies two megabytes, and asks programs that may hang what they are.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);

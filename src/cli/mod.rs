@@ -9,11 +9,11 @@ mod doctor;
 mod generated;
 mod install;
 mod node;
-mod paint;
 mod plugins;
 mod reconcile;
 mod routes;
 mod status;
+mod style;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::cni::result::pretty;
 use crate::error::Error;
 use args::{Command, CommandLine};
-use paint::Paint;
+use style::Style;
 
 /// Where runtimes look for plugins unless they are told otherwise.
 const DEFAULT_DIRECTORY: &str = "/opt/cni/bin";
@@ -80,10 +80,10 @@ impl Answer {
 }
 
 fn answer(line: CommandLine) -> Result<Answer, Error> {
-    let paint = Paint::new(line.color);
+    let style = Style::new(line.color);
     match line.command {
-        Command::Status(asked) => status::status(&asked, paint),
-        Command::Doctor(asked) => doctor::doctor(&asked, paint),
+        Command::Status(asked) => status::status(&asked, style),
+        Command::Doctor(asked) => doctor::doctor(&asked, style),
         Command::Reconcile(asked) => reconcile::reconcile(&asked),
         Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
         Command::Install(to) => install::install(&to.directory).map(Answer::done),

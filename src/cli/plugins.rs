@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::build;
-use crate::host::process::{self, Output};
+use crate::kernel::process::{self, Output};
 
 /// How long a program may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -101,6 +101,6 @@ fn said(output: &Output) -> String {
     let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     match (document["msg"].as_str(), document["code"].as_u64()) {
         (Some(msg), Some(code)) => format!("{msg} (code {code})"),
-        _ => output.complaint(),
+        _ => output.stderr_summary(),
     }
 }

@@ -1,18 +1,18 @@
-//! `gangplank reconcile`: puts back what a firewall reload or a network manager took from living pods.
+//! `gangplank reconcile`: puts back what a firewall reload or a network manager took from live pods.
 
 use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::bridge::config::Gateway;
-use crate::bridge::is_mac_fixed;
-use crate::bridge::restore::{self, Living, Present, Repair};
-use crate::cli::node::{Ailment, Network, Node, Pod};
+use crate::cli::node::{Network, Node, Pod, Problem};
 use crate::cli::{Answer, args};
 use crate::error::Error;
-use crate::host::netlink::{Link, PortFlags};
-use crate::host::sysctl::Parameter;
+use crate::kernel::netlink::{Link, PortFlags};
+use crate::kernel::sysctl::Parameter;
 use crate::net::{Cidr, IfName};
+use crate::plugins::bridge::config::Gateway;
+use crate::plugins::bridge::is_mac_fixed;
+use crate::plugins::bridge::reconcile::{self, LiveAttachment, ObservedBridge, Repair};
 
 /// What was put back, or would be.
 #[derive(Serialize)]
@@ -31,12 +31,12 @@ struct Line {
     what: String,
 }
 
-/// Puts back what living pods lack. Exit status 1 when something could not be.
+/// Puts back what live pods lack. Exit status 1 when something could not be.
 ///
 /// # Errors
 /// When the node cannot be looked at, or has no network of that name.
 pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
-    let node = Node::look(&asked.places)?;
+    let node = Node::look(&asked.paths)?;
     let networks = node.wanted(asked.network.as_deref())?;
     let mut report = Report {
         dry_run: asked.dry_run,
@@ -53,7 +53,7 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
         for repair in repairs(&node, network)? {
             match asked.dry_run {
                 true => report.restored.push(line(repair.to_string())),
-                false => match mend(&node, network, &repair) {
+                false => match repair_one(&node, network, &repair) {
                     Ok(()) => report.restored.push(line(repair.to_string())),
                     Err(error) => report.failures.push(line(format!("{repair}: {error}"))),
                 },
@@ -71,41 +71,41 @@ pub fn reconcile(asked: &args::Reconcile) -> Result<Answer, Error> {
     })
 }
 
-/// What the living pods of a network lack.
+/// What the live pods of a network lack.
 ///
 /// # Errors
-/// When the rules of guards cannot be listed.
+/// When the rules of MAC spoof checks cannot be listed.
 pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     let config = &network.configured.bridge;
     let with_link = network.pods.iter().filter_map(|pod| Some((pod, pod.link?)));
-    let present = present(node, network);
-    let living: Vec<Living> = with_link
+    let present = not_found_as_none(node, network);
+    let live: Vec<LiveAttachment> = with_link
         .filter(|(_, at)| !is_of_twin(node, network, *at))
-        .map(|(pod, at)| Living {
-            who: pod.who.clone(),
+        .map(|(pod, at)| LiveAttachment {
+            attachment: pod.attachment.clone(),
             link: node.links[at].clone(),
             addresses: pod.addresses.clone(),
             mac: pod.mac.as_deref().and_then(|mac| mac.parse().ok()),
             is_outdated: pod.is_outdated,
             is_masqueraded: !pod
-                .ailments
+                .problems
                 .iter()
-                .any(|it| matches!(it, Ailment::Unmasqueraded(_))),
+                .any(|it| matches!(it, Problem::Unmasqueraded(_))),
         })
         .collect();
     let gateways = match config.gateway {
         Gateway::None => Vec::new(),
         // What another IPAM plugin gave, only the runtime remembers.
-        _ if network.configured.host_local.is_none() => node.told_gateways(network),
+        _ if network.configured.host_local.is_none() => node.cached_gateways(network),
         Gateway::Address | Gateway::DefaultRoute => network.gateways_of(
-            &living
+            &live
                 .iter()
                 .filter(|it| !present.is_elsewhere(&it.link))
                 .flat_map(|it| it.addresses.clone())
                 .collect::<Vec<Cidr>>(),
         ),
     };
-    restore::plan((network.name(), config), &present, &gateways, living)
+    reconcile::plan((network.name(), config), &present, &gateways, live)
 }
 
 /// What differs from the configuration and would interrupt pods.
@@ -114,17 +114,21 @@ fn left<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item = String
     let elsewhere = elsewhere(node, network).into_iter();
     let elsewhere = elsewhere.map(move |Elsewhere { pod, port, master }| {
         let (kind, on) = (&master.kind, &master.name);
-        let what = format!("port {} of {} on {kind} {on}", port.title(), pod.who);
+        let what = format!("port {} of {} on {kind} {on}", port.display_name(), pod.attachment);
         format!("{what}, though the configuration names bridge {wanted}: restart the pod, or set \"bridge\" to {on}")
     });
     let flags = with_other_flags(node, network).into_iter();
     elsewhere.chain(flags.map(|(pod, port)| {
-        let what = format!("the flags of port {} of {}", port.title(), pod.who);
+        let what = format!(
+            "the flags of port {} of {}",
+            port.display_name(),
+            pod.attachment
+        );
         format!("{what}, for the configuration has changed since its ADD: restart the pod")
     }))
 }
 
-/// The pods of a network whose ports keep other flags than the configuration asks for; see [`Living::wanted_flags`].
+/// The pods of a network whose ports keep other flags than the configuration asks for; see [`LiveAttachment::wanted_flags`].
 pub fn with_other_flags<'n>(node: &'n Node, network: &'n Network) -> Vec<(&'n Pod, &'n Link)> {
     let config = &network.configured.bridge;
     let bridge = node.bridge(network).map(|bridge| bridge.index);
@@ -140,7 +144,7 @@ pub fn with_other_flags<'n>(node: &'n Node, network: &'n Network) -> Vec<(&'n Po
         .collect()
 }
 
-fn present(node: &Node, network: &Network) -> Present {
+fn not_found_as_none(node: &Node, network: &Network) -> ObservedBridge {
     let bridge = node.bridge(network);
     let gateway = node.gateway_link(network);
     let ports = network.pods.iter().filter_map(|pod| pod.link);
@@ -156,7 +160,7 @@ fn present(node: &Node, network: &Network) -> Present {
             .read(name)
             .is_ok_and(|value| value != "0")
     });
-    Present {
+    ObservedBridge {
         bridge: bridge.cloned(),
         is_mac_fixed: bridge.and_then(|bridge| is_mac_fixed(&node.host, bridge)),
         advertised,
@@ -177,7 +181,7 @@ pub struct Elsewhere<'n> {
     pub master: &'n Link,
 }
 
-/// The pods of a network that are elsewhere, which nothing moves; see [`Present::is_elsewhere`].
+/// The pods of a network that are elsewhere, which nothing moves; see [`ObservedBridge::is_elsewhere`].
 pub fn elsewhere<'n>(node: &'n Node, network: &'n Network) -> Vec<Elsewhere<'n>> {
     let bridge = node.bridge(network).map(|bridge| bridge.index);
     let with_link = network.pods.iter().filter_map(|pod| Some((pod, pod.link?)));
@@ -208,17 +212,19 @@ fn is_of_twin(node: &Node, network: &Network, at: usize) -> bool {
 ///
 /// # Errors
 /// When the kernel or a program refuses; code 11 when a DEL takes too long.
-pub fn mend(node: &Node, network: &Network, repair: &Repair) -> Result<(), Error> {
+pub fn repair_one(node: &Node, network: &Network, repair: &Repair) -> Result<(), Error> {
     let mut locked = None;
-    let living = repair.of().filter(|living| !living.addresses.is_empty());
-    if let (Some(Living { who, .. }), Some(host_local)) = (living, &network.configured.host_local) {
-        locked = Some(host_local.lock(&host_local.held(who)?)?);
-        if host_local.held(who)?.addresses().is_empty() {
+    let live = repair.of().filter(|live| !live.addresses.is_empty());
+    if let (Some(LiveAttachment { attachment, .. }), Some(host_local)) =
+        (live, &network.configured.host_local)
+    {
+        locked = Some(host_local.lock(&host_local.held(attachment)?)?);
+        if host_local.held(attachment)?.addresses().is_empty() {
             return Ok(());
         }
     }
     let _locked = locked;
-    repair.carry_out(&node.host, network.name(), &network.configured.bridge)
+    repair.apply(&node.host, network.name(), &network.configured.bridge)
 }
 
 fn tell(report: &Report) -> String {

@@ -5,11 +5,11 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::cli::node::{Network, Node, Pod};
-use crate::cli::paint::{Paint, Tone, table};
+use crate::cli::style::{Style, Tone, table};
 use crate::cli::{Answer, args};
 use crate::error::Error;
-use crate::masquerade::Backend;
 use crate::net::{Cidr, Mac};
+use crate::netfilter::masquerade::Backend;
 
 /// A network as JSON.
 #[derive(Serialize)]
@@ -69,21 +69,21 @@ struct PodStatus {
 ///
 /// # Errors
 /// When the node cannot be looked at, or has no network of that name.
-pub fn status(asked: &args::Status, paint: Paint) -> Result<Answer, Error> {
-    let node = Node::look(&asked.places)?;
+pub fn status(asked: &args::Status, style: Style) -> Result<Answer, Error> {
+    let node = Node::look(&asked.paths)?;
     let wanted = node.wanted(asked.network.as_deref())?.into_iter();
     let networks: Vec<NetworkStatus> = wanted.map(|it| observe(&node, it)).collect();
     Ok(match asked.json {
         true => Answer::json(&networks, 0),
-        false => Answer::done(tell(&node, &networks, asked, paint)),
+        false => Answer::done(tell(&node, &networks, asked, style)),
     })
 }
 
 fn observe(node: &Node, network: &Network) -> NetworkStatus {
     let configured = &network.configured;
     let bridge = node.bridge(network);
-    let standing = node.survey.standing();
-    let of_network = standing
+    let masquerade_entry = node.inventory.masquerade_entry();
+    let of_network = masquerade_entry
         .iter()
         .filter(|it| it.network == network.name().as_str());
     let mut masquerade: Vec<&'static str> = of_network
@@ -137,7 +137,7 @@ fn observe(node: &Node, network: &Network) -> NetworkStatus {
             .map(|pod| observe_pod(node, pod, &learned))
             .collect(),
         other_ports: network
-            .strangers
+            .unknown_ports
             .iter()
             .map(|at| node.links[*at].name.clone())
             .collect(),
@@ -149,8 +149,8 @@ fn observe_pod(node: &Node, pod: &Pod, learned: &[(u32, Mac)]) -> PodStatus {
     let traffic = link.and_then(|link| link.traffic).unwrap_or_default();
     PodStatus {
         name: pod.name.clone(),
-        container: pod.who.container.to_string(),
-        interface: pod.who.interface.to_string(),
+        container: pod.attachment.container.to_string(),
+        interface: pod.attachment.interface.to_string(),
         addresses: pod.addresses.clone(),
         // Where no runtime tells it: whatever speaks there. Too little to restore a check of MAC addresses from.
         mac: pod.mac.clone().or_else(|| {
@@ -163,45 +163,45 @@ fn observe_pod(node: &Node, pod: &Pod, learned: &[(u32, Mac)]) -> PodStatus {
         received_bytes: traffic.bytes[1],
         sent_bytes: traffic.bytes[0],
         dropped_packets: traffic.dropped.iter().sum(),
-        health: pod.ailments.iter().map(|ailment| ailment.word()).collect(),
+        health: pod.problems.iter().map(|ailment| ailment.word()).collect(),
     }
 }
 
-fn tell(node: &Node, networks: &[NetworkStatus], asked: &args::Status, paint: Paint) -> String {
+fn tell(node: &Node, networks: &[NetworkStatus], asked: &args::Status, style: Style) -> String {
     let mut text = String::new();
     for network in networks {
-        tell_network(&mut text, network, paint);
+        tell_network(&mut text, network, style);
     }
     if networks.is_empty() {
         let _ = writeln!(
             text,
             "no network with a bridge in {}",
-            asked.places.conf_dir.display()
+            asked.paths.conf_dir.display()
         );
     }
     for (file, error) in &node.unusable {
         let _ = writeln!(
             text,
             "{}: {} {error}",
-            paint.tone(Tone::Bad, "unusable"),
+            style.tone(Tone::Bad, "unusable"),
             file.display()
         );
     }
-    for error in &node.survey.failures {
-        let _ = writeln!(text, "{}: {error}", paint.tone(Tone::Doubtful, "not seen"));
+    for error in &node.inventory.failures {
+        let _ = writeln!(text, "{}: {error}", style.tone(Tone::Warning, "not seen"));
     }
     text
 }
 
-fn tell_network(text: &mut String, network: &NetworkStatus, paint: Paint) {
+fn tell_network(text: &mut String, network: &NetworkStatus, style: Style) {
     let NetworkStatus {
         name, file, bridge, ..
     } = network;
-    let _ = writeln!(text, "{}  {file}", paint.tone(Tone::Title, name));
+    let _ = writeln!(text, "{}  {file}", style.tone(Tone::Title, name));
     let addresses: Vec<String> = bridge.addresses.iter().map(Cidr::to_string).collect();
     let state = match bridge.state {
-        "up" => paint.tone(Tone::Good, "up"),
-        other => paint.tone(Tone::Bad, other),
+        "up" => style.tone(Tone::Good, "up"),
+        other => style.tone(Tone::Bad, other),
     };
     let shown = match bridge.state {
         "absent" => String::new(),
@@ -239,11 +239,11 @@ fn tell_network(text: &mut String, network: &NetworkStatus, paint: Paint) {
     if !network.other_ports.is_empty() {
         let _ = writeln!(text, "  other ports {}", network.other_ports.join(" "));
     }
-    text.push_str(&pod_table(&network.pods, paint));
+    text.push_str(&pod_table(&network.pods, style));
     text.push('\n');
 }
 
-fn pod_table(pods: &[PodStatus], paint: Paint) -> String {
+fn pod_table(pods: &[PodStatus], style: Style) -> String {
     if pods.is_empty() {
         return "  no pods\n".to_owned();
     }
@@ -266,8 +266,8 @@ fn pod_table(pods: &[PodStatus], paint: Paint) -> String {
             .map(|it| it.address().to_string())
             .collect();
         let health = match pod.health.is_empty() {
-            true => paint.tone(Tone::Good, "ok"),
-            false => paint.tone(Tone::Bad, &pod.health.join(", ")),
+            true => style.tone(Tone::Good, "ok"),
+            false => style.tone(Tone::Bad, &pod.health.join(", ")),
         };
         rows.push(vec![
             or_dash(pod.name.as_deref()),

@@ -4,9 +4,9 @@ use std::io::Read;
 
 use serde_json::Value;
 
+use crate::cni::json::{self, JsonCursor};
 use crate::cni::request::Id;
 use crate::cni::result::AddResult;
-use crate::cni::shape::{self, Shape};
 use crate::cni::{ValidAttachments, Version};
 use crate::error::{Code, Error};
 
@@ -32,7 +32,7 @@ impl NetConf {
     pub fn read(from: impl Read) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::with_capacity(4096);
         // What is longer is refused by its length alone.
-        from.take(shape::MAX_BYTES as u64 + 1)
+        from.take(json::MAX_BYTES as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|cause| {
                 Error::new(
@@ -54,16 +54,16 @@ impl NetConf {
                     .details("the runtime passes the network configuration there, as JSON"),
             );
         }
-        let root = match shape::parse(DOCUMENT, &bytes)? {
+        let root = match json::parse(DOCUMENT, &bytes)? {
             Value::Null => Value::Object(Default::default()),
             root => root,
         };
-        let shape = Shape::root(DOCUMENT, &root).into_object()?;
-        let name = shape.text("name")?.unwrap_or_default();
+        let json = JsonCursor::root(DOCUMENT, &root).into_object()?;
+        let name = json.text("name")?.unwrap_or_default();
         let name = name
             .parse()
-            .map_err(|wanted| shape.at("name").refused(format!("{name:?}"), wanted))?;
-        let version = Version::parse(shape.text("cniVersion")?.unwrap_or_default())?;
+            .map_err(|wanted| json.at("name").invalid(format!("{name:?}"), wanted))?;
+        let version = Version::parse(json.text("cniVersion")?.unwrap_or_default())?;
         Ok(NetConf {
             name,
             version,
@@ -73,8 +73,8 @@ impl NetConf {
     }
 
     /// Its top level.
-    pub fn root(&self) -> Shape<'_> {
-        Shape::root(DOCUMENT, &self.root)
+    pub fn root(&self) -> JsonCursor<'_> {
+        JsonCursor::root(DOCUMENT, &self.root)
     }
 
     /// The result of the ADD before, as the runtime kept it; one without a version has the configuration's.

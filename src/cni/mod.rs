@@ -1,16 +1,16 @@
 //! The CNI protocol: what comes in by the environment and stdin, what goes out on stdout.
 //!
-//! [`request`] reads the environment, [`conf`] the configuration, [`shape`] gives typed access to its
-//! JSON, [`result`] writes and reads results in the shape of every version. Knows no plugin.
+//! [`request`] reads the environment, [`conf`] the configuration, [`json`] gives typed access to its
+//! JSON, [`result`] writes and reads results in the json of every version. Knows no plugin.
 
 pub mod args;
 mod chain;
 pub mod conf;
+pub mod json;
 pub mod request;
 pub mod result;
-pub mod shape;
-mod valid;
+mod valid_attachments;
 mod version;
 
-pub use valid::ValidAttachments;
+pub use valid_attachments::ValidAttachments;
 pub use version::{Schema, Version};

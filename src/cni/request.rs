@@ -121,16 +121,16 @@ impl fmt::Display for Attachment {
 #[allow(missing_docs)]
 pub enum Verb {
     Add {
-        who: Attachment,
+        attachment: Attachment,
         netns: String,
     },
     Check {
-        who: Attachment,
+        attachment: Attachment,
         netns: String,
     },
     /// `netns` is `None` when it was empty or unset: the container is gone.
     Del {
-        who: Attachment,
+        attachment: Attachment,
         netns: Option<String>,
     },
     Gc,
@@ -211,7 +211,7 @@ impl Request {
         };
         let command = parse_command(&command)?;
         let attached = matches!(command, Command::Add | Command::Check | Command::Del);
-        let mut who = None;
+        let mut attachment = None;
         if attached {
             let container = required("CNI_CONTAINERID")
                 .map(parse_container)
@@ -221,7 +221,7 @@ impl Request {
                 _ => required("CNI_NETNS"),
             };
             let interface = required("CNI_IFNAME").map(parse_interface).transpose()?;
-            who = container.zip(interface).map(|(container, interface)| {
+            attachment = container.zip(interface).map(|(container, interface)| {
                 (
                     Attachment {
                         container,
@@ -237,10 +237,10 @@ impl Request {
         if !missing.is_empty() {
             return Err(missing_variables(&missing));
         }
-        let verb = match (command, who) {
-            (Command::Add, Some((who, Some(netns)))) => Verb::Add { who, netns },
-            (Command::Check, Some((who, Some(netns)))) => Verb::Check { who, netns },
-            (Command::Del, Some((who, netns))) => Verb::Del { who, netns },
+        let verb = match (command, attachment) {
+            (Command::Add, Some((attachment, Some(netns)))) => Verb::Add { attachment, netns },
+            (Command::Check, Some((attachment, Some(netns)))) => Verb::Check { attachment, netns },
+            (Command::Del, Some((attachment, netns))) => Verb::Del { attachment, netns },
             (Command::Gc, _) => Verb::Gc,
             (Command::Status, _) => Verb::Status,
             (Command::Version, _) => Verb::Version,
@@ -326,11 +326,11 @@ mod tests {
         let request = Request::parse(&env(&ADD)).unwrap();
         assert_eq!(request.command(), Command::Add);
         assert_eq!(request.path, [PathBuf::from("/a"), PathBuf::from("/b")]);
-        let Verb::Add { who, netns } = request.verb else {
+        let Verb::Add { attachment, netns } = request.verb else {
             panic!()
         };
         assert_eq!(
-            (who.to_string().as_str(), netns.as_str()),
+            (attachment.to_string().as_str(), netns.as_str()),
             ("container c1 interface eth0", "/run/netns/x")
         );
     }

@@ -1,6 +1,6 @@
-//! The result of an ADD: one type inside, the shape of each protocol version outside.
+//! The result of an ADD: one type inside, the json of each protocol version outside.
 //!
-//! Inside it has the newest shape (CNI spec 1.1, section 5). Key order and which empty keys are printed are those
+//! Inside it has the newest json (CNI spec 1.1, section 5). Key order and which empty keys are printed are those
 //! of the reference, so that results compare byte for byte.
 
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use serde::ser::Error as _;
 use serde_json::ser::{PrettyFormatter, Serializer};
 use serde_json::{Value, json};
 
-use crate::cni::shape::Shape;
+use crate::cni::json::JsonCursor;
 use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
 use crate::net::{Cidr, Family, Route, parse_ip};
@@ -90,12 +90,12 @@ impl Dns {
     ///
     /// # Errors
     /// Code 6 for a wrong type.
-    pub fn parse(shape: &Shape) -> Result<Dns, Error> {
+    pub fn parse(json: &JsonCursor) -> Result<Dns, Error> {
         Ok(Dns {
-            nameservers: shape.texts("nameservers")?.unwrap_or_default(),
-            domain: shape.text("domain")?.unwrap_or_default().to_owned(),
-            search: shape.texts("search")?.unwrap_or_default(),
-            options: shape.texts("options")?.unwrap_or_default(),
+            nameservers: json.texts("nameservers")?.unwrap_or_default(),
+            domain: json.text("domain")?.unwrap_or_default().to_owned(),
+            search: json.texts("search")?.unwrap_or_default(),
+            options: json.texts("options")?.unwrap_or_default(),
         })
     }
 }
@@ -105,24 +105,23 @@ impl Dns {
 /// # Errors
 /// Code 6 for a wrong type, code 7 for a destination or next hop that is none. Whether the kernel takes the route is for
 /// those to say who make it.
-pub fn parse_route(shape: Shape) -> Result<Route, Error> {
-    let shape = shape.into_object()?;
-    let dst = shape.parsed("dst")?.ok_or_else(|| {
-        shape
-            .at("dst")
-            .refused("missing", "a route needs a destination")
+pub fn parse_route(json: JsonCursor) -> Result<Route, Error> {
+    let json = json.into_object()?;
+    let dst = json.parsed("dst")?.ok_or_else(|| {
+        json.at("dst")
+            .invalid("missing", "a route needs a destination")
     })?;
-    let gw = shape.get("gw").filter(|gw| gw.as_text() != Ok(""));
+    let gw = json.get("gw").filter(|gw| gw.as_text() != Ok(""));
     // Of these 0 is the same as absent in a result of the Go plugins ("omitempty").
-    let not_zero = |key| Ok::<_, Error>(shape.integer(key)?.filter(|number| *number != 0));
+    let not_zero = |key| Ok::<_, Error>(json.integer(key)?.filter(|number| *number != 0));
     Ok(Route {
         dst,
         gw: gw.map(|gw| gw.parse_with(parse_ip)).transpose()?,
         mtu: not_zero("mtu")?,
         advmss: not_zero("advmss")?,
         priority: not_zero("priority")?,
-        table: shape.integer("table")?,
-        scope: shape.integer("scope")?,
+        table: json.integer("table")?,
+        scope: json.integer("scope")?,
     })
 }
 
@@ -131,22 +130,22 @@ impl AddResult {
     ///
     /// # Errors
     /// Code 1 for an unsupported version, 6 and 7 for what is not a result.
-    pub fn parse(shape: &Shape, assumed: Version) -> Result<AddResult, Error> {
-        let version = match shape.filled_text("cniVersion")? {
+    pub fn parse(json: &JsonCursor, assumed: Version) -> Result<AddResult, Error> {
+        let version = match json.filled_text("cniVersion")? {
             Some(text) => Version::parse(text)?,
             None => assumed,
         };
-        let dns = shape
+        let dns = json
             .object("dns")?
             .map(|dns| Dns::parse(&dns))
             .transpose()?
             .unwrap_or_default();
         if version.schema() == Schema::V0_1 {
-            return AddResult::parse_0_1(shape, dns);
+            return AddResult::parse_0_1(json, dns);
         }
-        let interfaces = shape.list("interfaces")?.unwrap_or_default();
-        let ips = shape.list("ips")?.unwrap_or_default();
-        let routes = shape.list("routes")?.unwrap_or_default();
+        let interfaces = json.list("interfaces")?.unwrap_or_default();
+        let ips = json.list("ips")?.unwrap_or_default();
+        let routes = json.list("routes")?.unwrap_or_default();
         Ok(AddResult {
             interfaces: interfaces
                 .into_iter()
@@ -164,18 +163,18 @@ impl AddResult {
         })
     }
 
-    fn parse_0_1(shape: &Shape, dns: Dns) -> Result<AddResult, Error> {
+    fn parse_0_1(json: &JsonCursor, dns: Dns) -> Result<AddResult, Error> {
         let mut result = AddResult {
             dns,
             ..AddResult::default()
         };
         for key in ["ip4", "ip6"] {
-            let Some(block) = shape.object(key)? else {
+            let Some(block) = json.object(key)? else {
                 continue;
             };
             let address = block
                 .parsed("ip")?
-                .ok_or_else(|| block.at("ip").refused("missing", "it must be an address"))?;
+                .ok_or_else(|| block.at("ip").invalid("missing", "it must be an address"))?;
             let gateway = parse_gateway(&block)?;
             result.ips.push(IpConfig {
                 interface: None,
@@ -318,38 +317,37 @@ impl AddResult {
     }
 }
 
-fn parse_interface(shape: Shape) -> Result<Interface, Error> {
-    let shape = shape.into_object()?;
-    let text = |key| Ok::<_, Error>(shape.text(key)?.unwrap_or_default().to_owned());
+fn parse_interface(json: JsonCursor) -> Result<Interface, Error> {
+    let json = json.into_object()?;
+    let text = |key| Ok::<_, Error>(json.text(key)?.unwrap_or_default().to_owned());
     Ok(Interface {
         name: text("name")?,
         mac: text("mac")?,
-        mtu: shape.number("mtu", 0..=u32::MAX)?.filter(|mtu| *mtu > 0),
+        mtu: json.number("mtu", 0..=u32::MAX)?.filter(|mtu| *mtu > 0),
         sandbox: text("sandbox")?,
         socket_path: text("socketPath")?,
         pci_id: text("pciID")?,
     })
 }
 
-fn parse_ip_config(shape: Shape) -> Result<IpConfig, Error> {
-    let shape = shape.into_object()?;
-    let address = shape.parsed("address")?.ok_or_else(|| {
-        shape
-            .at("address")
-            .refused("missing", "it must be an address")
+fn parse_ip_config(json: JsonCursor) -> Result<IpConfig, Error> {
+    let json = json.into_object()?;
+    let address = json.parsed("address")?.ok_or_else(|| {
+        json.at("address")
+            .invalid("missing", "it must be an address")
     })?;
-    let interface = shape
+    let interface = json
         .number("interface", 0..=u32::MAX)?
         .map(|index| index as usize);
     Ok(IpConfig {
         interface,
         address,
-        gateway: parse_gateway(&shape)?,
+        gateway: parse_gateway(&json)?,
     })
 }
 
-fn parse_gateway(shape: &Shape) -> Result<Option<IpAddr>, Error> {
-    let gateway = shape
+fn parse_gateway(json: &JsonCursor) -> Result<Option<IpAddr>, Error> {
+    let gateway = json
         .get("gateway")
         .filter(|gateway| gateway.as_text() != Ok(""));
     gateway
@@ -371,8 +369,8 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::shape;
-    use crate::dice::Dice;
+    use crate::cni::json;
+    use crate::test_random::TestRandom;
 
     fn sample() -> AddResult {
         let ip = |address: &str, gateway: &str| IpConfig {
@@ -399,8 +397,8 @@ mod tests {
     }
 
     fn read(text: &str, version: Version) -> AddResult {
-        let value = shape::parse("result", text.as_bytes()).unwrap();
-        AddResult::parse(&Shape::root("result", &value), version).unwrap()
+        let value = json::parse("result", text.as_bytes()).unwrap();
+        AddResult::parse(&JsonCursor::root("result", &value), version).unwrap()
     }
 
     #[test]
@@ -484,85 +482,87 @@ mod tests {
         );
     }
 
-    fn any_text(dice: &mut Dice) -> String {
-        dice.choose(&[
-            "eth0",
-            "a b",
-            "\u{fc}\"\\\n",
-            "/run/netns/x",
-            "0a:58:0a:01:02:03",
-        ])
-        .into()
+    fn any_text(random: &mut TestRandom) -> String {
+        random
+            .choose(&[
+                "eth0",
+                "a b",
+                "\u{fc}\"\\\n",
+                "/run/netns/x",
+                "0a:58:0a:01:02:03",
+            ])
+            .into()
     }
 
-    fn any_texts(dice: &mut Dice) -> Vec<String> {
-        (0..dice.below(3)).map(|_| any_text(dice)).collect()
+    fn any_texts(random: &mut TestRandom) -> Vec<String> {
+        (0..random.below(3)).map(|_| any_text(random)).collect()
     }
 
-    fn any_address(dice: &mut Dice) -> IpAddr {
-        dice.choose(&["10.1.2.3", "255.255.255.255", "fd00::3", "::"])
+    fn any_address(random: &mut TestRandom) -> IpAddr {
+        random
+            .choose(&["10.1.2.3", "255.255.255.255", "fd00::3", "::"])
             .parse()
             .unwrap()
     }
 
-    fn any_cidr(dice: &mut Dice) -> Cidr {
-        let address = any_address(dice);
+    fn any_cidr(random: &mut TestRandom) -> Cidr {
+        let address = any_address(random);
         let bits = Family::of(address).bits();
-        Cidr::new(address, dice.below(usize::from(bits) + 1) as u8).unwrap()
+        Cidr::new(address, random.below(usize::from(bits) + 1) as u8).unwrap()
     }
 
-    fn any_route(dice: &mut Dice) -> Route {
-        let any = |dice: &mut Dice| dice.bits() as i64;
-        let not_zero = |dice: &mut Dice| any(dice) | 1;
+    fn any_route(random: &mut TestRandom) -> Route {
+        let any = |random: &mut TestRandom| random.bits() as i64;
+        let not_zero = |random: &mut TestRandom| any(random) | 1;
         Route {
-            gw: dice.maybe(any_address),
-            mtu: dice.maybe(not_zero),
-            advmss: dice.maybe(not_zero),
-            priority: dice.maybe(not_zero),
-            table: dice.maybe(any),
-            scope: dice.maybe(any),
-            ..Route::new(any_cidr(dice), None)
+            gw: random.maybe(any_address),
+            mtu: random.maybe(not_zero),
+            advmss: random.maybe(not_zero),
+            priority: random.maybe(not_zero),
+            table: random.maybe(any),
+            scope: random.maybe(any),
+            ..Route::new(any_cidr(random), None)
         }
     }
 
-    fn any_result(dice: &mut Dice) -> AddResult {
-        let interface = |dice: &mut Dice| Interface {
-            name: any_text(dice),
-            mac: any_text(dice),
-            mtu: dice.maybe(|dice| (dice.bits() as u32).max(1)),
-            sandbox: any_text(dice),
-            socket_path: any_text(dice),
-            pci_id: any_text(dice),
+    fn any_result(random: &mut TestRandom) -> AddResult {
+        let interface = |random: &mut TestRandom| Interface {
+            name: any_text(random),
+            mac: any_text(random),
+            mtu: random.maybe(|random| (random.bits() as u32).max(1)),
+            sandbox: any_text(random),
+            socket_path: any_text(random),
+            pci_id: any_text(random),
         };
-        let ip = |dice: &mut Dice| IpConfig {
-            interface: dice.maybe(|dice| dice.below(3)),
-            address: any_cidr(dice),
-            gateway: dice.maybe(any_address),
+        let ip = |random: &mut TestRandom| IpConfig {
+            interface: random.maybe(|random| random.below(3)),
+            address: any_cidr(random),
+            gateway: random.maybe(any_address),
         };
         AddResult {
-            interfaces: (0..dice.below(3)).map(|_| interface(dice)).collect(),
-            ips: (0..dice.below(4)).map(|_| ip(dice)).collect(),
-            routes: (0..dice.below(4)).map(|_| any_route(dice)).collect(),
+            interfaces: (0..random.below(3)).map(|_| interface(random)).collect(),
+            ips: (0..random.below(4)).map(|_| ip(random)).collect(),
+            routes: (0..random.below(4)).map(|_| any_route(random)).collect(),
             dns: Dns {
-                nameservers: any_texts(dice),
-                domain: dice.maybe(any_text).unwrap_or_default(),
-                search: any_texts(dice),
-                options: any_texts(dice),
+                nameservers: any_texts(random),
+                domain: random.maybe(any_text).unwrap_or_default(),
+                search: any_texts(random),
+                options: any_texts(random),
             },
         }
     }
 
     #[test]
     fn any_result_keeps_what_each_version_can_tell() {
-        let mut dice = Dice(0xd1ce);
+        let mut random = TestRandom(0xd1ce);
         for _ in 0..500 {
-            let result = any_result(&mut dice);
+            let result = any_result(&mut random);
             for version in Version::ALL {
                 let Ok(told) = result.to_document(version) else {
                     assert!(version.schema() == Schema::V0_1 && result.ips.is_empty());
                     continue;
                 };
-                let again = read(&told, dice.choose(&Version::ALL));
+                let again = read(&told, random.choose(&Version::ALL));
                 let mut expected = result.clone();
                 match version.schema() {
                     Schema::V1 => {}

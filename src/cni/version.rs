@@ -63,7 +63,7 @@ impl Version {
         }
     }
 
-    /// The shape of its results.
+    /// The json of its results.
     pub fn schema(self) -> Schema {
         match self {
             Version::V0_1_0 | Version::V0_2_0 => Schema::V0_1,

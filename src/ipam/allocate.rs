@@ -51,20 +51,20 @@ fn in_turn(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = (&Ran
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::shape::{self, Shape};
-    use crate::dice::Dice;
+    use crate::cni::json::{self, JsonCursor};
+    use crate::test_random::TestRandom;
     use std::collections::BTreeSet;
 
     fn set(ranges: &[(&str, &str, &str)]) -> RangeSet {
         let parse = |(subnet, start, end): &(&str, &str, &str)| {
             let text =
                 format!(r#"{{"subnet":"{subnet}","rangeStart":"{start}","rangeEnd":"{end}"}}"#);
-            let value = shape::parse("configuration", text.as_bytes()).unwrap();
-            Range::parse(&Shape::root("configuration", &value)).unwrap()
+            let value = json::parse("configuration", text.as_bytes()).unwrap();
+            Range::parse(&JsonCursor::root("configuration", &value)).unwrap()
         };
         let ranges = ranges.iter().map(parse).collect();
         let place = serde_json::Value::Null;
-        RangeSet::new(ranges, &Shape::root("configuration", &place)).unwrap()
+        RangeSet::new(ranges, &JsonCursor::root("configuration", &place)).unwrap()
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -140,17 +140,17 @@ mod tests {
 
     #[test]
     fn many_sequences_agree_with_a_simple_model() {
-        let mut dice = Dice(0x5eed);
+        let mut random = TestRandom(0x5eed);
         for _ in 0..200 {
-            let starts = [1, 30, 80].map(|from| from + dice.below(10));
+            let starts = [1, 30, 80].map(|from| from + random.below(10));
             let texts = starts.map(|start| {
-                let end = start + dice.below(12);
+                let end = start + random.below(12);
                 (format!("10.0.0.{start}"), format!("10.0.0.{end}"))
             });
             let ranges = texts
                 .each_ref()
                 .map(|(start, end)| ("10.0.0.0/24", start.as_str(), end.as_str()));
-            let set = set(&ranges[..=dice.below(3)]);
+            let set = set(&ranges[..=random.below(3)]);
             let kept = [ip("10.0.0.1"), ip("10.0.0.35")];
             let all: Vec<IpAddr> = order(&set, None).iter().map(|text| ip(text)).collect();
             let usable: Vec<IpAddr> = all.iter().copied().filter(|a| !kept.contains(a)).collect();
@@ -159,8 +159,8 @@ mod tests {
             }
             let (mut taken, mut last) = (BTreeSet::new(), None);
             for _ in 0..100 {
-                if dice.below(3) == 0 {
-                    taken.remove(&usable[dice.below(usable.len())]);
+                if random.below(3) == 0 {
+                    taken.remove(&usable[random.below(usable.len())]);
                     continue;
                 }
                 let next = next_free(&set, last, &kept, |address| taken.contains(&address));

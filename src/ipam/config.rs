@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use crate::cni::args::{Args, parse_requested_ip};
 use crate::cni::conf::NetConf;
+use crate::cni::json::JsonCursor;
 use crate::cni::result::parse_route;
-use crate::cni::shape::Shape;
 use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
 use crate::ipam::range::{Range, RangeSet};
@@ -56,7 +56,7 @@ struct Requested {
 }
 
 impl Requested {
-    fn refused(&self, wanted: impl std::fmt::Display) -> Error {
+    fn invalid(&self, wanted: impl std::fmt::Display) -> Error {
         let Requested { place, address, .. } = self;
         Error::new(self.code, format!("{place} is {address}, but {wanted}"))
     }
@@ -82,7 +82,7 @@ impl Config {
         let root = conf.root();
         let Some(ipam) = root.object("ipam")? else {
             let wanted = "host-local needs an object with ranges";
-            return Err(root.at("ipam").refused("missing", wanted));
+            return Err(root.at("ipam").invalid("missing", wanted));
         };
         check_file_names(conf, &ipam)?;
         let mut sets = parse_sets(&root, &ipam)?;
@@ -94,7 +94,7 @@ impl Config {
         if let Some(index) = sets.iter().position(|set| set.usable(&gateways) == 0) {
             let wanted = "it has no address that is not a gateway";
             let place = ipam.at("ranges");
-            return Err(place.refused(format!("{} in range set {index}", sets[index]), wanted));
+            return Err(place.invalid(format!("{} in range set {index}", sets[index]), wanted));
         }
         let requested = parse_requested(&root, args)?;
         Ok(Config {
@@ -106,24 +106,24 @@ impl Config {
     }
 }
 
-fn check_file_names(conf: &NetConf, ipam: &Shape) -> Result<(), Error> {
+fn check_file_names(conf: &NetConf, ipam: &JsonCursor) -> Result<(), Error> {
     let length = conf.name.as_str().len();
     if length > NAME_MAX {
         let wanted = format!("host-local names a directory after it: at most {NAME_MAX} bytes");
         let name = conf.root().at("name");
-        return Err(name.refused(format!("{length} bytes long"), wanted));
+        return Err(name.invalid(format!("{length} bytes long"), wanted));
     }
     for key in ["dataDir", "resolvConf"] {
         if let Some(path) = ipam.text(key)?.filter(|path| path.contains('\0')) {
             return Err(ipam
                 .at(key)
-                .refused(format!("{path:?}"), "it must be a path"));
+                .invalid(format!("{path:?}"), "it must be a path"));
         }
     }
     Ok(())
 }
 
-fn parse_sets(root: &Shape, ipam: &Shape) -> Result<Vec<RangeSet>, Error> {
+fn parse_sets(root: &JsonCursor, ipam: &JsonCursor) -> Result<Vec<RangeSet>, Error> {
     let mut sets = Vec::new();
     if let Some(runtime) = root.object("runtimeConfig")? {
         sets.extend(parse_set_list(&runtime, "ipRanges")?);
@@ -135,28 +135,28 @@ fn parse_sets(root: &Shape, ipam: &Shape) -> Result<Vec<RangeSet>, Error> {
     sets.extend(parse_set_list(ipam, "ranges")?);
     if sets.is_empty() {
         let wanted = "host-local needs a range, for example [[{\"subnet\": \"10.1.2.0/24\"}]]";
-        return Err(ipam.at("ranges").refused("missing", wanted));
+        return Err(ipam.at("ranges").invalid("missing", wanted));
     }
     Ok(sets)
 }
 
 /// The elements of a list that may be absent.
-fn elements<'a>(parent: &Shape<'a>, key: &str) -> Result<Vec<Shape<'a>>, Error> {
+fn elements<'a>(parent: &JsonCursor<'a>, key: &str) -> Result<Vec<JsonCursor<'a>>, Error> {
     let list = parent.list(key)?.unwrap_or_default();
     limit(list.len(), &parent.at(key)).map(|()| list)
 }
 
-fn limit(count: usize, place: &Shape) -> Result<(), Error> {
+fn limit(count: usize, place: &JsonCursor) -> Result<(), Error> {
     if count <= MAX_ELEMENTS {
         return Ok(());
     }
     let wanted = format!("it may have {MAX_ELEMENTS} at most");
-    Err(place.refused(format!("a list of {count}"), wanted))
+    Err(place.invalid(format!("a list of {count}"), wanted))
 }
 
-fn parse_set_list(parent: &Shape, key: &str) -> Result<Vec<RangeSet>, Error> {
+fn parse_set_list(parent: &JsonCursor, key: &str) -> Result<Vec<RangeSet>, Error> {
     let sets = elements(parent, key)?;
-    let parse = |set: Shape| {
+    let parse = |set: JsonCursor| {
         let ranges = set.clone().into_list()?;
         limit(ranges.len(), &set)?;
         let ranges = ranges
@@ -168,7 +168,7 @@ fn parse_set_list(parent: &Shape, key: &str) -> Result<Vec<RangeSet>, Error> {
 }
 
 /// What concerns more than one set.
-fn check_together(sets: &[RangeSet], ipam: &Shape, version: Version) -> Result<(), Error> {
+fn check_together(sets: &[RangeSet], ipam: &JsonCursor, version: Version) -> Result<(), Error> {
     let count = sets.iter().map(|set| set.ranges().len()).sum();
     limit(count, &ipam.at("ranges"))?;
     for (index, set) in sets.iter().enumerate() {
@@ -177,7 +177,7 @@ fn check_together(sets: &[RangeSet], ipam: &Shape, version: Version) -> Result<(
                 let value = format!("{theirs} in range set {earlier} and {ours} in set {index}");
                 return Err(ipam
                     .at("ranges")
-                    .refused(value, "range sets must not overlap"));
+                    .invalid(value, "range sets must not overlap"));
             }
         }
     }
@@ -186,7 +186,7 @@ fn check_together(sets: &[RangeSet], ipam: &Shape, version: Version) -> Result<(
         .find(|family| sets.iter().filter(|set| set.family() == *family).count() > 1);
     match crowded.filter(|_| version.schema() == Schema::V0_1) {
         None => Ok(()),
-        Some(family) => Err(ipam.at("ranges").refused(
+        Some(family) => Err(ipam.at("ranges").invalid(
             format!("more than one {family} set"),
             format!(
                 "a result of cniVersion {version} has one address per family: use 0.3.0 or newer"
@@ -204,7 +204,7 @@ fn gateways_of(sets: &[RangeSet]) -> Vec<IpAddr> {
 }
 
 /// CNI_ARGS first, then `args.cni.ips`, then `runtimeConfig.ips`; what is asked for twice counts once.
-fn parse_requested(root: &Shape, args: &Args) -> Result<Vec<Requested>, Error> {
+fn parse_requested(root: &JsonCursor, args: &Args) -> Result<Vec<Requested>, Error> {
     let mut requested: Vec<Requested> = Vec::new();
     let mut ask = |address: IpAddr, place: String, code: Code| {
         if requested.iter().all(|earlier| earlier.address != address) {
@@ -258,17 +258,17 @@ fn assign(
     let mut pools: Vec<Pool> = sets.into_iter().map(pool).collect();
     for one in requested {
         if gateways.contains(&one.address) {
-            return Err(one.refused("that is the gateway's own address"));
+            return Err(one.invalid("that is the gateway's own address"));
         }
         let inside = pools
             .iter_mut()
             .find(|pool| pool.set.range_of(one.address).is_some());
         let Some(pool) = inside else {
-            return Err(one.refused(format!("it must lie in {}", all.join(" or "))));
+            return Err(one.invalid(format!("it must lie in {}", all.join(" or "))));
         };
         if let Some(other) = pool.requested.replace(one.address) {
             let set = &pool.set;
-            return Err(one.refused(format!(
+            return Err(one.invalid(format!(
                 "{other} is asked for as well, and one address is reserved from {set}"
             )));
         }
@@ -278,7 +278,11 @@ fn assign(
 
 /// The routes that a result of this version has room for: before 0.3.0 those of the families that have an address, by
 /// destination and next hop alone (CNI spec 0.2.0, "Result"). The Go plugin bridge gets no others from its host-local.
-fn parse_routes(ipam: &Shape, sets: &[RangeSet], version: Version) -> Result<Vec<Route>, Error> {
+fn parse_routes(
+    ipam: &JsonCursor,
+    sets: &[RangeSet],
+    version: Version,
+) -> Result<Vec<Route>, Error> {
     let routes = elements(ipam, "routes")?.into_iter().map(parse_route);
     let routes: Vec<Route> = routes.collect::<Result<_, _>>()?;
     if version.schema() != Schema::V0_1 {

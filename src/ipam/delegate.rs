@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use crate::cni::Version;
 use crate::cni::conf::NetConf;
+use crate::cni::json::{self, JsonCursor};
 use crate::cni::request::{Attachment, Command, Request};
 use crate::cni::result::AddResult;
-use crate::cni::shape::{self, Shape};
 use crate::error::{Code, Error};
-use crate::host::files;
-use crate::host::process::{self, Output, ProcessError};
-use crate::host::signals;
 use crate::ipam::Lease;
+use crate::kernel::files;
+use crate::kernel::process::{self, Output, ProcessError};
+use crate::kernel::signals;
 
 /// Some ask servers on the network, but a runtime gives up sooner or later.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -88,11 +88,11 @@ impl Delegate {
     ///
     /// # Errors
     /// Its own error as it is; 999 when it gives no answer, an answer that is no result, or no address.
-    pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
-        let output = self.run(Command::Add, who)?;
+    pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
+        let output = self.run(Command::Add, attachment)?;
         self.parse_answer(&output.stdout).map_err(|error| {
             let error = error.context(format!("IPAM plugin {}", self.plugin));
-            match self.release(who) {
+            match self.release(attachment) {
                 Ok(()) => error,
                 Err(more) => error.details(format!("also: {more}")),
             }
@@ -103,23 +103,23 @@ impl Delegate {
     ///
     /// # Errors
     /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
-    pub fn release(&self, who: &Attachment) -> Result<(), Error> {
-        self.run(Command::Del, who).map(drop)
+    pub fn release(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.run(Command::Del, attachment).map(drop)
     }
 
     /// Runs its CHECK.
     ///
     /// # Errors
     /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
-    pub fn check(&self, who: &Attachment) -> Result<(), Error> {
-        self.run(Command::Check, who).map(drop)
+    pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.run(Command::Check, attachment).map(drop)
     }
 
     /// Runs its GC.
     ///
     /// # Errors
     /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
-    pub fn sweep(&self) -> Result<(), Error> {
+    pub fn gc(&self) -> Result<(), Error> {
         self.run(Command::Gc, None).map(drop)
     }
 
@@ -163,9 +163,9 @@ impl Delegate {
         let stdin = format!(r#"{{"cniVersion":"{}"}}"#, self.version.as_str());
         let answer = run_when_written(program, &[command_of(Command::Version)], stdin.as_bytes());
         let answer = answer.map_err(|cause| format!("its VERSION failed: {cause}"))?;
-        let value = shape::parse("versions", &answer.stdout);
+        let value = json::parse("versions", &answer.stdout);
         let supported: Vec<String> = value.ok().map_or_else(Vec::new, |value| {
-            let root = Shape::root("versions", &value);
+            let root = JsonCursor::root("versions", &value);
             let listed = root.list("supportedVersions").ok().flatten();
             let listed = listed.unwrap_or_default().into_iter();
             listed
@@ -189,17 +189,17 @@ impl Delegate {
     fn run<'a>(
         &self,
         command: Command,
-        who: impl Into<Option<&'a Attachment>>,
+        attachment: impl Into<Option<&'a Attachment>>,
     ) -> Result<Output, Error> {
-        let who = who.into();
+        let attachment = attachment.into();
         let program = self.locate()?;
         let mut env = vec![command_of(command)];
-        if let Some(who) = who {
-            env.push(("CNI_CONTAINERID", who.container.as_str()));
-            env.push(("CNI_IFNAME", who.interface.as_str()));
+        if let Some(attachment) = attachment {
+            env.push(("CNI_CONTAINERID", attachment.container.as_str()));
+            env.push(("CNI_IFNAME", attachment.interface.as_str()));
         }
         let output = run_when_written(&program, &env, &self.stdin)
-            .map_err(|cause| self.broken_off(command, who, cause))?;
+            .map_err(|cause| self.broken_off(command, attachment, cause))?;
         if output.status.success() {
             output.relay_stderr();
             return Ok(output);
@@ -214,7 +214,7 @@ impl Delegate {
             let what = format!(
                 "{command} of IPAM plugin {} failed: {}",
                 self.plugin,
-                quote(&output.complaint())
+                quote(&output.stderr_summary())
             );
             let said = String::from_utf8_lossy(&output.stdout);
             let error = Error::failed(what).details(format!("{path} ended with {}", output.status));
@@ -226,7 +226,12 @@ impl Delegate {
     }
 
     /// The error of a program that did not come to its end. What an ADD had done by then is given back.
-    fn broken_off(&self, command: Command, who: Option<&Attachment>, cause: ProcessError) -> Error {
+    fn broken_off(
+        &self,
+        command: Command,
+        attachment: Option<&Attachment>,
+        cause: ProcessError,
+    ) -> Error {
         let msg = format!("{command} of IPAM plugin {} failed: {cause}", self.plugin);
         let code = match cause {
             ProcessError::Terminated { .. } => Code::TRY_AGAIN,
@@ -235,13 +240,13 @@ impl Delegate {
             _ => Code::PLUGIN,
         };
         let error = Error::new(code, msg);
-        let (Command::Add, Some(who)) = (command, who) else {
+        let (Command::Add, Some(attachment)) = (command, attachment) else {
             return error;
         };
         if matches!(cause, ProcessError::NotStarted { .. }) {
             return error;
         }
-        match signals::undisturbed(|| self.release(who)) {
+        match signals::uncancellable(|| self.release(attachment)) {
             Ok(()) => error,
             Err(more) => error.details(format!("also: {more}")),
         }
@@ -259,10 +264,10 @@ impl Delegate {
             code: Code::PLUGIN,
             ..error
         };
-        let value = shape::parse("result", stdout).map_err(unusable)?;
+        let value = json::parse("result", stdout).map_err(unusable)?;
         let result = match value {
             serde_json::Value::Null => AddResult::default(),
-            value => Shape::root("result", &value)
+            value => JsonCursor::root("result", &value)
                 .into_object()
                 .and_then(|root| AddResult::parse(&root, self.version))
                 .map_err(unusable)?,
@@ -309,8 +314,8 @@ fn run_when_written(
 
 /// A CNI error document; `None` for anything else.
 pub fn parse_error(stdout: &[u8]) -> Option<Error> {
-    let value = shape::parse("error", stdout).ok()?;
-    let root = Shape::root("error", &value);
+    let value = json::parse("error", stdout).ok()?;
+    let root = JsonCursor::root("error", &value);
     let code = root.number("code", 0..=u32::MAX).ok()??;
     let msg = root.text("msg").ok()?.unwrap_or_default();
     let details = root.text("details").ok()?.unwrap_or_default();

@@ -62,7 +62,7 @@ impl HostLocal {
     /// # Errors
     /// Code 11 when another process keeps the lock; 999 when a set is exhausted, the address asked for is taken, `who`
     /// has an address already, resolvConf cannot be read or the directory not be written.
-    pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
+    pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
         let config = self.config.as_ref().ok_or_else(|| {
             Error::failed("cannot reserve with a configuration that was read for a release")
         })?;
@@ -71,7 +71,7 @@ impl HostLocal {
             .as_deref()
             .map(resolv::read)
             .transpose()?;
-        let chosen = self.reserve_chosen(config, who)?;
+        let chosen = self.reserve_chosen(config, attachment)?;
         let ip = |(range, address): (&Range, IpAddr)| IpConfig {
             interface: None,
             address: range.with_prefix(address),
@@ -94,8 +94,8 @@ impl HostLocal {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn held(&self, who: &Attachment) -> Result<Held, Error> {
-        self.store.held(who)
+    pub fn held(&self, attachment: &Attachment) -> Result<Held, Error> {
+        self.store.held(attachment)
     }
 
     /// Waits until no program is at work for the attachment that holds these addresses, and keeps others waiting.
@@ -110,23 +110,23 @@ impl HostLocal {
     ///
     /// # Errors
     /// Code 11 when another process keeps the lock; 999 when a file cannot be removed.
-    pub fn release(&self, who: &Attachment, held: &Held) -> Result<(), Error> {
+    pub fn release(&self, attachment: &Attachment, held: &Held) -> Result<(), Error> {
         if held.is_empty() {
             return Ok(());
         }
         let Some(locked) = self.store.lock()? else {
             return Ok(());
         };
-        locked.release(held, who)
+        locked.release(held, attachment)
     }
 
     /// Frees whatever no valid attachment holds, whoever reserved it, but for the addresses `in_use`; nothing is created.
     ///
     /// # Errors
     /// Code 11 when another process keeps the lock; 999 when a file cannot be read or removed.
-    pub fn sweep(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
+    pub fn gc(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
         match self.store.lock()? {
-            Some(locked) => locked.sweep(valid, in_use),
+            Some(locked) => locked.gc(valid, in_use),
             None => Ok(()),
         }
     }
@@ -134,8 +134,8 @@ impl HostLocal {
     /// GC as a plugin of its own, which deletes no links: an address that a container still has is not freed.
     ///
     /// # Errors
-    /// As [`HostLocal::sweep`]; when an address is not freed.
-    pub fn gc(&self, valid: &ValidAttachments) -> Result<(), Error> {
+    /// As [`HostLocal::gc`]; when an address is not freed.
+    pub fn gc_without_links(&self, valid: &ValidAttachments) -> Result<(), Error> {
         let (_, stale) = self.store.by_validity(valid)?;
         let mut failures = Failures::default();
         let mut in_use = HashSet::new();
@@ -154,7 +154,7 @@ impl HostLocal {
                 in_use = stale.iter().map(|lease| lease.address).collect();
             }
         }
-        failures.note(self.sweep(valid, &in_use));
+        failures.note(self.gc(valid, &in_use));
         failures.into_result()
     }
 
@@ -173,16 +173,16 @@ impl HostLocal {
     ///
     /// # Errors
     /// When it does not.
-    pub fn check(&self, who: &Attachment) -> Result<(), Error> {
-        if !self.held(who)?.addresses().is_empty() {
+    pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
+        if !self.held(attachment)?.addresses().is_empty() {
             return Ok(());
         }
         let directory = self.store.directory().display();
         Err(Error::failed(format!(
-            "host-local: {who} holds no address of network {} in {directory}",
+            "host-local: {attachment} holds no address of network {} in {directory}",
             self.network
         ))
-        .details("the pod may use an address that others are given; DEL and a new ADD mend that"))
+        .details("the pod may use an address that others are given; DEL and a new ADD repair that"))
     }
 
     /// Whether anything keeps every ADD from working until a person repairs it: a directory that cannot be written, a
@@ -228,12 +228,12 @@ impl HostLocal {
     fn reserve_chosen<'a>(
         &self,
         config: &'a Config,
-        who: &Attachment,
+        attachment: &Attachment,
     ) -> Result<Vec<(&'a Range, IpAddr)>, Error> {
         let locked = self.store.lock_or_create()?;
-        locked.enter_boot(&who.container)?;
-        let leases = locked.scan(who)?;
-        self.refuse_duplicate(config, who, &leases)?;
+        locked.enter_boot(&attachment.container)?;
+        let leases = locked.scan(attachment)?;
+        self.refuse_duplicate(config, attachment, &leases)?;
         let mut chosen = Vec::with_capacity(config.pools.len());
         for (index, pool) in config.pools.iter().enumerate() {
             let choice = match pool.requested {
@@ -248,16 +248,16 @@ impl HostLocal {
             };
             chosen.push(choice);
         }
-        write(&locked, &chosen, who)?;
+        write(&locked, &chosen, attachment)?;
         let added: Vec<IpAddr> = chosen.iter().map(|(_, address)| *address).collect();
-        locked.index_added(leases, who, &added);
+        locked.index_added(leases, attachment, &added);
         Ok(chosen)
     }
 
     fn refuse_duplicate(
         &self,
         config: &Config,
-        who: &Attachment,
+        attachment: &Attachment,
         leases: &Leases,
     ) -> Result<(), Error> {
         let in_a_set = |address: &&IpAddr| {
@@ -269,7 +269,7 @@ impl HostLocal {
         };
         let network = &self.network;
         let what = format!(
-            "host-local: duplicate allocation is not allowed: {who} already holds {address} of network {network}"
+            "host-local: duplicate allocation is not allowed: {attachment} already holds {address} of network {network}"
         );
         Err(Error::failed(what).details("run DEL first"))
     }
@@ -321,11 +321,15 @@ impl HostLocal {
 }
 
 /// Writes the leases; when one fails, those before it go again.
-fn write(locked: &Locked, chosen: &[(&Range, IpAddr)], who: &Attachment) -> Result<(), Error> {
+fn write(
+    locked: &Locked,
+    chosen: &[(&Range, IpAddr)],
+    attachment: &Attachment,
+) -> Result<(), Error> {
     let mut made = Vec::with_capacity(chosen.len());
     let mut outcome = Ok(());
     for (index, (_, address)) in chosen.iter().enumerate() {
-        outcome = locked.put(*address, who).and_then(|()| {
+        outcome = locked.put(*address, attachment).and_then(|()| {
             made.push(*address);
             locked.remember(index, *address)
         });

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use crate::cni::request::{Attachment, Id};
-use crate::host::files;
-use crate::host::interrupts::uninterrupted;
+use crate::kernel::files;
+use crate::kernel::retry::retry_on_eintr;
 
 /// What a lease file says about an attachment.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum LeaseOwner {
     /// It is the attachment's.
     Mine,
     /// It names the container only, as old versions of the reference wrote it.
@@ -29,31 +29,31 @@ pub enum Claim {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn read_claim(path: &Path, who: &Attachment) -> io::Result<Claim> {
+pub fn read_owner_for(path: &Path, attachment: &Attachment) -> io::Result<LeaseOwner> {
     match read_small(path) {
         // No plugin makes links: whatever this is, it is not ours to follow or to remove.
-        Err(cause) if files::is_link(&cause) => Ok(Claim::Foreign),
-        content => content.map(|content| claim(&content, who)),
+        Err(cause) if files::is_link(&cause) => Ok(LeaseOwner::Foreign),
+        content => content.map(|content| owner_for(&content, attachment)),
     }
 }
 
 /// What the content of a file says about `who`.
-pub fn claim(content: &[u8], who: &Attachment) -> Claim {
-    let (container, interface) = (who.container.as_str(), who.interface.as_str());
+pub fn owner_for(content: &[u8], attachment: &Attachment) -> LeaseOwner {
+    let (container, interface) = (attachment.container.as_str(), attachment.interface.as_str());
     let rest = content.trim_ascii().strip_prefix(container.as_bytes());
     if rest == Some(b"") {
-        return Claim::Containers;
+        return LeaseOwner::Containers;
     }
     // Programs that take CR LF for the end of a line of text may have written LF alone.
     let second = rest.and_then(|it| it.strip_prefix(b"\r\n").or_else(|| it.strip_prefix(b"\n")));
     match second {
-        Some(name) if name == interface.as_bytes() => return Claim::Mine,
-        Some(_) => return Claim::Siblings,
+        Some(name) if name == interface.as_bytes() => return LeaseOwner::Mine,
+        Some(_) => return LeaseOwner::Siblings,
         None => {}
     }
     match parse_owner(content) {
-        Some(_) => Claim::Foreign,
-        None => Claim::Garbled,
+        Some(_) => LeaseOwner::Foreign,
+        None => LeaseOwner::Garbled,
     }
 }
 
@@ -72,9 +72,9 @@ pub fn parse_owner(content: &[u8]) -> Option<(Id, String)> {
 pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     const USUAL: usize = 512;
     const LIMIT: u64 = 256 << 10;
-    let mut file = files::itself().read(true).open(path)?;
+    let mut file = files::no_follow().read(true).open(path)?;
     let mut content = vec![0; USUAL];
-    let length = uninterrupted(|| file.read(&mut content))?;
+    let length = retry_on_eintr(|| file.read(&mut content))?;
     content.truncate(length);
     if length == USUAL {
         file.take(LIMIT).read_to_end(&mut content)?;
@@ -131,33 +131,37 @@ pub fn age(since: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipam::tests::attachment;
+    use crate::ipam::tests::attachment_of;
 
     #[test]
     fn only_the_first_line_decides_whether_a_file_is_somebodys() {
-        let who = attachment("c1", "eth0");
+        let attachment = attachment_of("c1", "eth0");
         for (content, expected) in [
-            ("c1\r\neth0", Claim::Mine),
-            (" c1\r\neth0\n", Claim::Mine),
-            ("c1", Claim::Containers),
-            ("c1\n", Claim::Containers),
-            ("c1\r\neth1", Claim::Siblings),
-            ("c10\r\neth0", Claim::Foreign),
-            ("c1\neth0", Claim::Mine),
-            ("c1\neth1", Claim::Siblings),
-            ("c10\neth0", Claim::Foreign),
-            ("c2", Claim::Foreign),
-            ("c2\r\n\u{fc}", Claim::Foreign),
-            ("", Claim::Garbled),
-            (" \r\n", Claim::Garbled),
-            ("\r\neth0", Claim::Foreign), // trimmed, it names a container "eth0"
-            ("\0\0\0\0", Claim::Garbled),
-            ("-c1\r\neth0", Claim::Garbled),
-            ("not a container\r\neth0", Claim::Garbled),
+            ("c1\r\neth0", LeaseOwner::Mine),
+            (" c1\r\neth0\n", LeaseOwner::Mine),
+            ("c1", LeaseOwner::Containers),
+            ("c1\n", LeaseOwner::Containers),
+            ("c1\r\neth1", LeaseOwner::Siblings),
+            ("c10\r\neth0", LeaseOwner::Foreign),
+            ("c1\neth0", LeaseOwner::Mine),
+            ("c1\neth1", LeaseOwner::Siblings),
+            ("c10\neth0", LeaseOwner::Foreign),
+            ("c2", LeaseOwner::Foreign),
+            ("c2\r\n\u{fc}", LeaseOwner::Foreign),
+            ("", LeaseOwner::Garbled),
+            (" \r\n", LeaseOwner::Garbled),
+            ("\r\neth0", LeaseOwner::Foreign), // trimmed, it names a container "eth0"
+            ("\0\0\0\0", LeaseOwner::Garbled),
+            ("-c1\r\neth0", LeaseOwner::Garbled),
+            ("not a container\r\neth0", LeaseOwner::Garbled),
         ] {
-            assert_eq!(claim(content.as_bytes(), &who), expected, "{content:?}");
+            assert_eq!(
+                owner_for(content.as_bytes(), &attachment),
+                expected,
+                "{content:?}"
+            );
         }
-        assert_eq!(claim(b"c2\r\n\xff", &who), Claim::Foreign);
-        assert_eq!(claim(b"\xff\xfe", &who), Claim::Garbled);
+        assert_eq!(owner_for(b"c2\r\n\xff", &attachment), LeaseOwner::Foreign);
+        assert_eq!(owner_for(b"\xff\xfe", &attachment), LeaseOwner::Garbled);
     }
 }

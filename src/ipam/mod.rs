@@ -15,9 +15,9 @@ pub mod store;
 
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
+use crate::cni::json::JsonCursor;
 use crate::cni::request::{Attachment, Request};
 use crate::cni::result::{AddResult, Dns, IpConfig};
-use crate::cni::shape::Shape;
 use crate::error::Error;
 use crate::net::{Family, Route};
 
@@ -127,10 +127,10 @@ impl Ipam {
     /// # Errors
     /// When there is none to give or the attachment has one already; code 11 when the store is locked for too long; a
     /// delegate's error as it is.
-    pub fn reserve(&self, who: &Attachment) -> Result<Lease, Error> {
+    pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
         match self {
-            Ipam::HostLocal(host_local) => host_local.reserve(who),
-            Ipam::Delegate(delegate) => delegate.reserve(who),
+            Ipam::HostLocal(host_local) => host_local.reserve(attachment),
+            Ipam::Delegate(delegate) => delegate.reserve(attachment),
         }
     }
 
@@ -138,9 +138,9 @@ impl Ipam {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn held(&self, who: &Attachment) -> Result<Option<Held>, Error> {
+    pub fn held(&self, attachment: &Attachment) -> Result<Option<Held>, Error> {
         match self {
-            Ipam::HostLocal(host_local) => host_local.held(who).map(Some),
+            Ipam::HostLocal(host_local) => host_local.held(attachment).map(Some),
             Ipam::Delegate(_) => Ok(None),
         }
     }
@@ -162,16 +162,16 @@ impl Ipam {
     ///
     /// # Errors
     /// When something could not be freed; code 11 when the store is locked for too long; a delegate's error as it is.
-    pub fn release(&self, who: &Attachment, held: Option<Held>) -> Result<(), Error> {
+    pub fn release(&self, attachment: &Attachment, held: Option<Held>) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(host_local) => {
                 let held = match held {
                     Some(held) => held,
-                    None => host_local.held(who)?,
+                    None => host_local.held(attachment)?,
                 };
-                host_local.release(who, &held)
+                host_local.release(attachment, &held)
             }
-            Ipam::Delegate(delegate) => delegate.release(who),
+            Ipam::Delegate(delegate) => delegate.release(attachment),
         }
     }
 
@@ -198,23 +198,23 @@ impl Ipam {
     ///
     /// # Errors
     /// When it does not; a delegate's error as it is.
-    pub fn check(&self, who: &Attachment) -> Result<(), Error> {
+    pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
         match self {
-            Ipam::HostLocal(host_local) => host_local.check(who),
-            Ipam::Delegate(delegate) => delegate.check(who),
+            Ipam::HostLocal(host_local) => host_local.check(attachment),
+            Ipam::Delegate(delegate) => delegate.check(attachment),
         }
     }
 }
 
 /// Somebody who writes ranges does not want a network without addresses.
-fn refuse_untyped(ipam: &Shape) -> Result<(), Error> {
+fn refuse_untyped(ipam: &JsonCursor) -> Result<(), Error> {
     let keys: Vec<&str> = ipam.keys().filter(|key| *key != "type").collect();
     if keys.is_empty() {
         return Ok(());
     }
     let what = format!("missing, though ipam has {}", keys.join(", "));
     let wanted = "it must name a plugin, for example \"host-local\"";
-    Err(ipam.at("type").refused(what, wanted))
+    Err(ipam.at("type").invalid(what, wanted))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::cni::shape::Shape;
+use crate::cni::json::JsonCursor;
 use crate::error::Error;
 use crate::net::{Cidr, Family, ip_from_bits, ip_to_bits, parse_ip};
 
@@ -32,7 +32,7 @@ impl Range {
     /// # Errors
     /// Code 6 for a wrong type, code 7 for a subnet with host bits or without room, an end outside of it, an inverted
     /// range. The gateway may be anywhere: `fe80::1` is usual for IPv6.
-    pub fn parse(shape: &Shape) -> Result<Range, Error> {
+    pub fn parse(shape: &JsonCursor) -> Result<Range, Error> {
         let subnet = parse_subnet(shape)?;
         let gateway = address(shape, "gateway")?;
         let first = address_within(shape, "rangeStart", subnet)?;
@@ -48,11 +48,11 @@ impl Range {
         };
         if range.first > range.last {
             let wanted = format!("it must not be above the range's end {}", range.last);
-            return Err(shape.at("rangeStart").refused(range.first, wanted));
+            return Err(shape.at("rangeStart").invalid(range.first, wanted));
         }
         if range.has_mapped() {
             let wanted = "it must not reach into ::ffff:0:0/96: those are IPv4 addresses";
-            return Err(shape.at("subnet").refused(subnet, wanted));
+            return Err(shape.at("subnet").invalid(subnet, wanted));
         }
         Ok(range)
     }
@@ -148,12 +148,12 @@ impl fmt::Display for Range {
 /// Below this there is no room for a network address, a gateway, a container and a broadcast address.
 const HOST_BITS: u8 = 2;
 
-fn parse_subnet(shape: &Shape) -> Result<Cidr, Error> {
+fn parse_subnet(shape: &JsonCursor) -> Result<Cidr, Error> {
     let Some(subnet) = shape.parsed::<Cidr>("subnet")? else {
         let wanted = "a range needs a subnet like 10.1.2.0/24 or fd00::/64";
-        return Err(shape.at("subnet").refused("missing", wanted));
+        return Err(shape.at("subnet").invalid("missing", wanted));
     };
-    let refuse = |wanted: String| Err(shape.at("subnet").refused(subnet, wanted));
+    let refuse = |wanted: String| Err(shape.at("subnet").invalid(subnet, wanted));
     if shape.text("subnet")?.is_some_and(|text| text.contains(':')) && subnet.family() == Family::V4
     {
         return refuse("an IPv4 subnet must be written as IPv4".to_owned());
@@ -173,16 +173,16 @@ fn parse_subnet(shape: &Shape) -> Result<Cidr, Error> {
     Ok(subnet)
 }
 
-fn address(shape: &Shape, key: &str) -> Result<Option<IpAddr>, Error> {
+fn address(shape: &JsonCursor, key: &str) -> Result<Option<IpAddr>, Error> {
     let given = shape.get(key).filter(|given| given.as_text() != Ok(""));
     given.map(|given| given.parse_with(parse_ip)).transpose()
 }
 
-fn address_within(shape: &Shape, key: &str, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
+fn address_within(shape: &JsonCursor, key: &str, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
     match address(shape, key)? {
         Some(address) if !subnet.contains(address) => {
             let wanted = format!("it must lie in the subnet {subnet}");
-            Err(shape.at(key).refused(address, wanted))
+            Err(shape.at(key).invalid(address, wanted))
         }
         address => Ok(address),
     }
@@ -207,17 +207,17 @@ impl RangeSet {
     ///
     /// # Errors
     /// Code 7 for an empty set, two families, ranges that overlap.
-    pub fn new(ranges: Vec<Range>, place: &Shape) -> Result<RangeSet, Error> {
+    pub fn new(ranges: Vec<Range>, place: &JsonCursor) -> Result<RangeSet, Error> {
         let Some(first) = ranges.first() else {
-            return Err(place.refused("empty", "a range set needs at least one range"));
+            return Err(place.invalid("empty", "a range set needs at least one range"));
         };
         if let Some(other) = ranges.iter().find(|other| other.family() != first.family()) {
             let wanted = "a range set must be of one family: give each family a set of its own";
-            return Err(place.refused(format!("of {first} and {other}"), wanted));
+            return Err(place.invalid(format!("of {first} and {other}"), wanted));
         }
         for (index, range) in ranges.iter().enumerate() {
             if let Some(other) = ranges[..index].iter().find(|other| other.overlaps(range)) {
-                return Err(place.refused(
+                return Err(place.invalid(
                     format!("of {other} and {range}"),
                     "its ranges must not overlap",
                 ));
@@ -281,13 +281,13 @@ impl fmt::Display for RangeSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cni::shape;
-    use crate::dice::Dice;
+    use crate::cni::json;
+    use crate::test_random::TestRandom;
     use std::collections::BTreeSet;
 
     fn range(text: &str) -> Result<Range, Error> {
-        let value = shape::parse("configuration", text.as_bytes()).unwrap();
-        Range::parse(&Shape::root("configuration", &value))
+        let value = json::parse("configuration", text.as_bytes()).unwrap();
+        Range::parse(&JsonCursor::root("configuration", &value))
     }
 
     #[test]
@@ -445,8 +445,8 @@ mod tests {
     }
 
     /// A range within one small subnet, and all its addresses one by one.
-    fn small(dice: &mut Dice) -> (Range, BTreeSet<IpAddr>) {
-        let (subnet, family) = dice.choose(&[
+    fn small(random: &mut TestRandom) -> (Range, BTreeSet<IpAddr>) {
+        let (subnet, family) = random.choose(&[
             ("10.1.2.0/28", Family::V4),
             ("255.255.255.240/28", Family::V4),
             ("0.0.0.0/28", Family::V4),
@@ -454,23 +454,23 @@ mod tests {
             ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124", Family::V6),
         ]);
         let base = ip_to_bits(subnet.parse::<Cidr>().unwrap().address());
-        let ends = [dice.below(16), dice.below(16)];
+        let ends = [random.below(16), random.below(16)];
         let (first, last) = (ends[0].min(ends[1]), ends[0].max(ends[1]));
         let ip = |offset: usize| ip_from_bits(family, base + offset as u128);
         let text = format!(
             r#"{{"subnet":"{subnet}","rangeStart":"{}","rangeEnd":"{}","gateway":"{}"}}"#,
             ip(first),
             ip(last),
-            ip(dice.below(16))
+            ip(random.below(16))
         );
         (range(&text).unwrap(), (first..=last).map(ip).collect())
     }
 
     #[test]
     fn ranges_agree_with_sets_of_their_addresses() {
-        let mut dice = Dice(0xcafe);
+        let mut random = TestRandom(0xcafe);
         for _ in 0..3000 {
-            let ((one, ours), (other, theirs)) = (small(&mut dice), small(&mut dice));
+            let ((one, ours), (other, theirs)) = (small(&mut random), small(&mut random));
             assert_eq!(
                 one.overlaps(&other),
                 !ours.is_disjoint(&theirs),
@@ -494,7 +494,10 @@ mod tests {
                 "{one} without {gateways:?}"
             );
             let place = serde_json::Value::Null;
-            let set = RangeSet::new(vec![one.clone(), other.clone()], &Shape::root("t", &place));
+            let set = RangeSet::new(
+                vec![one.clone(), other.clone()],
+                &JsonCursor::root("t", &place),
+            );
             let fits = ours.is_disjoint(&theirs) && one.family() == other.family();
             assert_eq!(set.is_ok(), fits, "{one} {other}");
         }

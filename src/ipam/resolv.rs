@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::cni::result::Dns;
 use crate::error::Error;
-use crate::host::files;
+use crate::kernel::files;
 
 /// A resolv.conf is a few lines.
 const MAX_BYTES: u64 = 1 << 20;

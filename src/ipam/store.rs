@@ -5,12 +5,12 @@
 //! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
 
 mod boot;
-pub mod census;
+mod gc;
 mod holders;
 pub mod index;
 mod lease_lock;
 mod leases;
-mod sweep;
+pub mod scan;
 
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -21,16 +21,16 @@ use std::time::Duration;
 
 use crate::cni::request::{Attachment, Id};
 use crate::error::{Code, Error, Failures};
-use crate::host::files;
-use crate::host::interrupts::uninterrupted;
-use crate::host::locks::{LockError, lock_within};
-use crate::ipam::lease_file::{Claim, read_claim, read_small};
-use crate::ipam::store::census::{address_named, parse_cursor};
+use crate::ipam::lease_file::{LeaseOwner, read_owner_for, read_small};
+use crate::ipam::store::scan::{address_named, parse_cursor};
+use crate::kernel::files;
+use crate::kernel::locks::{LockError, lock_within};
+use crate::kernel::retry::retry_on_eintr;
 
+pub use gc::is_kept;
 pub use holders::{Held, LeaseFile};
 pub use lease_lock::LeaseLock;
 pub use leases::Leases;
-pub use sweep::is_kept;
 
 /// How long to wait for others. Who has the lock works for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ const CURSOR: &str = "last_reserved_ip.";
 const REMEDY: &str = "leases need a writable directory: see ipam.dataDir";
 
 /// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
-const ASIDE: &str = ".gangplank.new";
+const TEMP_FILE: &str = ".gangplank.new";
 
 /// The leases of one network.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl Store {
     /// # Errors
     /// When they could not.
     pub fn writable(&self) -> Result<(), Error> {
-        files::can_fill(&self.directory).map_err(|why| {
+        files::check_writable(&self.directory).map_err(|why| {
             let directory = self.directory.display();
             Error::failed(format!("cannot write leases to {directory}: {why}")).details(REMEDY)
         })
@@ -86,7 +86,7 @@ impl Store {
         }
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o755);
-        uninterrupted(|| builder.create(&self.directory))
+        retry_on_eintr(|| builder.create(&self.directory))
             .map_err(|cause| self.failed("create the directory", "", &cause))?;
         self.lock()?.ok_or_else(|| {
             let gone = io::Error::from(ErrorKind::NotFound);
@@ -100,7 +100,7 @@ impl Store {
     /// Code 11 when another process keeps the lock.
     pub fn lock(&self) -> Result<Option<Locked<'_>>, Error> {
         // Writable, because NFS gives an exclusive lock on nothing else; the mode is the reference's.
-        let opened = files::itself()
+        let opened = files::no_follow()
             .read(true)
             .write(true)
             .create(true)
@@ -146,23 +146,23 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn held(&self, who: &Attachment) -> Result<Held, Error> {
-        let mut leases = self.scan(who)?;
+    pub fn held(&self, attachment: &Attachment) -> Result<Held, Error> {
+        let mut leases = self.scan(attachment)?;
         if leases.mine.is_empty() && leases.is_from_index() {
             // Somebody may have written into a lease, which does not show in the index.
-            leases = self.scan_files(who)?;
+            leases = self.scan_files(attachment)?;
         }
         Ok(Held {
             addresses: leases.mine,
             siblings: leases.siblings,
-            litter: leases.aside,
+            stale_temp_file: leases.temp_file,
             unreadable: leases.unreadable,
         })
     }
 
     fn entries(&self) -> Result<Vec<DirEntry>, Error> {
         let list = || fs::read_dir(&self.directory).and_then(Iterator::collect);
-        let listed = uninterrupted(list);
+        let listed = retry_on_eintr(list);
         match listed {
             Err(cause) if is_absence(&cause) => Ok(Vec::new()),
             listed => listed.map_err(|cause| self.failed("read", "", &cause)),
@@ -205,8 +205,8 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn scan(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
-        self.store.scan(who)
+    pub fn scan(&self, attachment: &Attachment) -> Result<Leases<'_>, Error> {
+        self.store.scan(attachment)
     }
 
     /// The address reserved last in the range set of that index. It is a hint: what cannot be read is none.
@@ -229,12 +229,12 @@ impl Locked<'_> {
         content: &str,
         finish: impl FnOnce(&File) -> io::Result<()>,
     ) -> Result<(), Error> {
-        let aside = self.store.path(ASIDE);
-        self.write_aside(content)
+        let temp_file = self.store.path(TEMP_FILE);
+        self.write_temp_file(content)
             .and_then(|file| finish(&file))
-            .and_then(|()| uninterrupted(|| fs::rename(&aside, self.store.path(name))))
+            .and_then(|()| retry_on_eintr(|| fs::rename(&temp_file, self.store.path(name))))
             .map_err(|cause| {
-                let _ = remove(&aside);
+                let _ = remove(&temp_file);
                 self.store.failed("write", name, &cause)
             })
     }
@@ -243,27 +243,29 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When it cannot be written, or appeared meanwhile.
-    pub fn put(&self, address: IpAddr, who: &Attachment) -> Result<(), Error> {
+    pub fn put(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
         let name = address.to_string();
-        let (aside, place) = (self.store.path(ASIDE), self.store.path(&name));
-        let content = format!("{}\r\n{}", who.container, who.interface);
-        let name_it = || files::name_new(&aside, &place, content.as_bytes());
-        let made = self.write_aside(&content).and_then(|_| match name_it() {
-            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
-                if read_claim(&place, who)? != Claim::Garbled {
-                    return Err(cause);
+        let (temp_file, place) = (self.store.path(TEMP_FILE), self.store.path(&name));
+        let content = format!("{}\r\n{}", attachment.container, attachment.interface);
+        let name_it = || files::name_new(&temp_file, &place, content.as_bytes());
+        let made = self
+            .write_temp_file(&content)
+            .and_then(|_| match name_it() {
+                Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
+                    if read_owner_for(&place, attachment)? != LeaseOwner::Garbled {
+                        return Err(cause);
+                    }
+                    remove(&place)?;
+                    name_it()
                 }
-                remove(&place)?;
-                name_it()
-            }
-            made => made,
-        });
+                made => made,
+            });
         // Kept, it would be a second name of the lease.
-        let cleared = remove(&aside);
+        let cleared = remove(&temp_file);
         made.map_err(|cause| self.store.failed("write the lease", &name, &cause))?;
         cleared.map_err(|cause| {
-            let _ = remove(&place).and_then(|()| remove(&aside));
-            self.store.failed("remove", ASIDE, &cause)
+            let _ = remove(&place).and_then(|()| remove(&temp_file));
+            self.store.failed("remove", TEMP_FILE, &cause)
         })
     }
 
@@ -280,39 +282,40 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When something cannot be read or removed; the rest is removed.
-    pub fn release(&self, held: &Held, who: &Attachment) -> Result<(), Error> {
+    pub fn release(&self, held: &Held, attachment: &Attachment) -> Result<(), Error> {
         if let Some(unreadable) = &held.unreadable {
             return Err(unreadable.clone());
         }
         let index = self.index();
         let mut failures = Failures::default();
         for address in held.addresses() {
-            failures.note(self.release_one(*address, who));
+            failures.note(self.release_one(*address, attachment));
         }
-        if held.litter {
-            failures.note(self.clear_aside());
+        if held.stale_temp_file {
+            failures.note(self.remove_temp_file());
         }
         failures.into_result()?;
         self.index_removed(index, held.addresses());
         Ok(())
     }
 
-    fn release_one(&self, address: IpAddr, who: &Attachment) -> Result<(), Error> {
+    fn release_one(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
         let name = address.to_string();
-        match read_claim(&self.store.path(&name), who) {
-            Ok(Claim::Mine | Claim::Containers) => self.take_back(address),
-            Ok(Claim::Siblings | Claim::Foreign | Claim::Garbled) => Ok(()),
+        match read_owner_for(&self.store.path(&name), attachment) {
+            Ok(LeaseOwner::Mine | LeaseOwner::Containers) => self.take_back(address),
+            Ok(LeaseOwner::Siblings | LeaseOwner::Foreign | LeaseOwner::Garbled) => Ok(()),
             Err(cause) if is_absence(&cause) => Ok(()),
             Err(cause) => Err(self.store.failed("read", &name, &cause)),
         }
     }
 
-    fn clear_aside(&self) -> Result<(), Error> {
-        remove(&self.store.path(ASIDE)).map_err(|cause| self.store.failed("remove", ASIDE, &cause))
+    fn remove_temp_file(&self) -> Result<(), Error> {
+        remove(&self.store.path(TEMP_FILE))
+            .map_err(|cause| self.store.failed("remove", TEMP_FILE, &cause))
     }
 
-    fn write_aside(&self, content: &str) -> io::Result<File> {
-        let path = self.store.path(ASIDE);
+    fn write_temp_file(&self, content: &str) -> io::Result<File> {
+        let path = self.store.path(TEMP_FILE);
         let mut file = match create_new(&path) {
             // One that a crash left may be a second name of a lease: it is not to be written to.
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
@@ -345,7 +348,7 @@ fn create_new(path: &Path) -> io::Result<File> {
 
 /// Removes a file; one that is gone already is fine.
 fn remove(path: &Path) -> io::Result<()> {
-    match uninterrupted(|| fs::remove_file(path)) {
+    match retry_on_eintr(|| fs::remove_file(path)) {
         Err(cause) if is_absence(&cause) => Ok(()),
         outcome => outcome,
     }

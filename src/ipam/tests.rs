@@ -51,7 +51,7 @@ impl Drop for Scratch {
     }
 }
 
-pub(in crate::ipam) fn attachment(container: &str, interface: &str) -> Attachment {
+pub(in crate::ipam) fn attachment_of(container: &str, interface: &str) -> Attachment {
     Attachment {
         container: container.parse().unwrap(),
         interface: interface.parse().unwrap(),
@@ -135,12 +135,12 @@ fn an_undo_frees_what_the_lease_names() {
         r#","ipam":{{"type":"host-local","dataDir":"{dir}","ranges":[[{{"subnet":"10.1.0.0/24"}}],[{{"subnet":"fd00::/64"}}]]}}"#
     );
     let ipam = parse(&ipam).unwrap().unwrap();
-    let who = attachment("a", "eth0");
+    let attachment = attachment_of("a", "eth0");
     scratch.write("net/10.9.0.1", "a\r\neth0");
-    let lease = ipam.reserve(&who).unwrap();
+    let lease = ipam.reserve(&attachment).unwrap();
     assert_eq!(lease.held().addresses().len(), 2);
-    ipam.check(&who).unwrap();
-    ipam.release(&who, Some(lease.held())).unwrap();
+    ipam.check(&attachment).unwrap();
+    ipam.release(&attachment, Some(lease.held())).unwrap();
     let left = [
         "10.9.0.1",
         "last_reserved_ip.0",
@@ -149,6 +149,6 @@ fn an_undo_frees_what_the_lease_names() {
     ];
     assert_eq!(scratch.names("net"), left);
     assert_eq!(AddResult::from(lease).ips.len(), 2);
-    ipam.release(&who, None).unwrap();
+    ipam.release(&attachment, None).unwrap();
     assert_eq!(scratch.names("net"), left[1..]);
 }

@@ -9,9 +9,9 @@ use std::net::IpAddr;
 
 use crate::cni::request::{Attachment, Id};
 use crate::error::Error;
-use crate::host::netlink::{Kind, Netlink, NetlinkError, NetnsId};
-use crate::host::netns::{Netns, NetnsError, OwnNetns};
-use crate::host::procfs;
+use crate::kernel::netlink::{Kind, Netlink, NetlinkError, NetnsId};
+use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+use crate::kernel::procfs;
 
 /// What shows that attachments live.
 #[derive(Debug, Default)]

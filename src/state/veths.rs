@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::host::netlink::{Kind, Link, Netlink, NetlinkError};
+use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError};
 
 /// A veth pair: its end on the host, and the other one.
 #[derive(Clone, Debug)]

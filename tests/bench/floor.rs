@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use gangplank::host::netlink::{Detection, Netlink, NewVeth, PortFlags};
-use gangplank::host::netns::{Netns, OwnNetns};
+use gangplank::kernel::netlink::{Detection, Netlink, NewVeth, PortFlags};
+use gangplank::kernel::netns::{Netns, OwnNetns};
 use gangplank::net::{IfName, Route};
 
 use crate::support::Pod;

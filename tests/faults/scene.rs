@@ -101,7 +101,7 @@ impl Scene {
             Rules::Without | Rules::Nftables => "nft list ruleset",
             Rules::Iptables | Rules::Legacy => "iptables-save -t nat; ip6tables-save -t nat",
         };
-        node.write("/run/survey", &format!("{SURVEY}; {rules}"));
+        node.write("/run/inventory", &format!("{SURVEY}; {rules}"));
         let (pod, other) = (node.pod("victim"), node.pod("another"));
         Scene {
             node,
@@ -166,8 +166,8 @@ impl Scene {
     /// Everything that stands on the node and in its pods, without what differs from ADD to ADD: indices, MAC
     /// addresses, the pod's own addresses.
     pub fn standing(&self) -> Vec<String> {
-        let survey = self.node.run("sh /run/survey");
-        let mut facts: Vec<String> = survey.lines().filter_map(fact).collect();
+        let inventory = self.node.run("sh /run/inventory");
+        let mut facts: Vec<String> = inventory.lines().filter_map(fact).collect();
         for pod in [&self.pod, &self.other] {
             let links = pod.run("ip -o link");
             let names = links
@@ -201,7 +201,7 @@ fn use_legacy(node: &Node) {
     }
 }
 
-/// A line of a survey without what is chance; `None` for what says nothing.
+/// A line of a inventory without what is chance; `None` for what says nothing.
 fn fact(line: &str) -> Option<String> {
     // The comments of iptables-save are dates.
     if line.starts_with('#') || line.contains(" fe80:") {

@@ -56,10 +56,10 @@ pub fn disturbed(scene: &Scene, call: &Call, step: &Step, fault: Fault) -> Answe
         .run()
 }
 
-/// The system calls of an undisturbed call.
+/// The system calls of an uncancellable call.
 pub fn steps(scene: &Scene, call: &Call) -> Vec<Step> {
-    let undisturbed = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
-    undisturbed.run().ok();
+    let uncancellable = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
+    uncancellable.run().ok();
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut step = |line: &str| {
         let (name, _) = line.split_once('(')?;

@@ -4,11 +4,11 @@
 //! plugin and to ours on one node, and where they differ, the smallest configuration that shows it is printed.
 
 mod cases;
-#[path = "../../src/dice.rs"]
-#[allow(dead_code)]
-mod dice;
 mod document;
 mod generate;
+#[path = "../../src/test_random.rs"]
+#[allow(dead_code)]
+mod test_random;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +17,9 @@ use serde_json::Value;
 
 use crate::party::Party::{self, Ours, Reference};
 use crate::support::{Answer, Call, Node, Pod, go_plugins, require, say};
-use dice::Dice;
 use document::Json;
 use generate::Case;
+use test_random::TestRandom;
 
 /// How many configurations are tried; `GANGPLANK_CONFIGURATIONS` sets another number.
 const CASES: usize = 1000;
@@ -301,8 +301,9 @@ fn compare(plugins: &[&'static str], cases: usize) -> [usize; 3] {
             if at >= cases || failures.lock().unwrap().len() >= 20 {
                 return;
             }
-            let mut dice = Dice((seed ^ (at as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-            let case = generate::case(&mut dice, plugins);
+            let mut random =
+                TestRandom((seed ^ (at as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            let case = generate::case(&mut random, plugins);
             let outcome = match ground.difference(&case) {
                 Outcome::Refused => 0,
                 Outcome::Same => 1,

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::cli::doctor::finding::{Finding, Fix};
-use crate::cli::node::{Ailment, Network, Node, Pod};
+use crate::cli::node::{Network, Node, Pod, Problem};
 use crate::ipam::lease_file::age;
 use crate::net::Cidr;
 
@@ -52,16 +52,16 @@ fn stale(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
     let since = pod.since?;
     let age = format!("the lease is {} old", age(since));
     let remedy = "free it: a DEL of that container, or removing the file of the lease";
-    if pod.ailments.contains(&Ailment::Outlived) {
+    if pod.problems.contains(&Problem::Outlived) {
         let cause = format!("{held} of an earlier boot: its DEL never came");
         let finding = Finding::warning("stale-lease", cause).shown_by(age);
         return Some(
             finding
                 .remedy("none is needed: the next ADD on this network frees it")
-                .fixed_by(Fix::Detach(at, pod.who.clone())),
+                .fixed_by(Fix::Detach(at, pod.attachment.clone())),
         );
     }
-    if !pod.ailments.contains(&Ailment::NoLink) || !is_old(since) {
+    if !pod.problems.contains(&Problem::NoLink) || !is_old(since) {
         return None;
     }
     let cause = format!("{held}, which has no link on this host: its DEL never came");
@@ -73,7 +73,7 @@ fn stale(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
     Some(match pod.may_live {
         // A plugin that is no bridge gives its pods other links.
         false if sharing.count() > 1 => finding,
-        false => finding.fixed_by(Fix::Detach(at, pod.who.clone())),
+        false => finding.fixed_by(Fix::Detach(at, pod.attachment.clone())),
         // It lost its link, but its namespace is there: it may hold on to the address in another way.
         true => finding
             .shown_by("the runtime knows the container, and its namespace is there")
@@ -83,7 +83,7 @@ fn stale(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
 
 /// A link that has no lease: its address may be given away (user-pain R35).
 fn lost(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
-    if !pod.ailments.contains(&Ailment::NoLease) || pod.ailments.contains(&Ailment::NoLink) {
+    if !pod.problems.contains(&Problem::NoLease) || pod.problems.contains(&Problem::NoLink) {
         return None;
     }
     let link = &node.links[pod.link?];
@@ -244,8 +244,8 @@ fn orphans(node: &Node, findings: &mut Vec<Finding>) {
 /// A pod by its name, else by its container.
 pub fn titled(pod: &Pod) -> String {
     match &pod.name {
-        Some(name) => format!("pod {name} (container {})", pod.who.container),
-        None => format!("container {}", pod.who.container),
+        Some(name) => format!("pod {name} (container {})", pod.attachment.container),
+        None => format!("container {}", pod.attachment.container),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::cli::args;
 use crate::cli::chain::Lack;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::node::{Configured, Node};
-use crate::cni::shape::Shape;
+use crate::cni::json::JsonCursor;
 use crate::ipam::HostLocal;
 use crate::ipam::range::Range;
 use crate::net::{Cidr, Family, Route};
@@ -49,7 +49,7 @@ fn questionable(configured: &Configured) -> Vec<Finding> {
 /// What is questionable, and the remedy.
 type Doubt = (String, &'static str);
 
-fn without_effect(root: &Shape) -> Vec<Doubt> {
+fn without_effect(root: &JsonCursor) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     if let Ok(Some(mtu)) = root.integer("mtu")
         && mtu < 0

@@ -6,7 +6,7 @@ use crate::cli::args;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::node::Node;
 use crate::cli::plugins::{Identity, about, identify};
-use crate::dispatch::Plugin;
+use crate::plugins::Plugin;
 
 /// Looks at the files.
 pub fn examine(node: &Node, asked: &args::Doctor, findings: &mut Vec<Finding>) {

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use crate::bridge::restore::Repair;
 use crate::cni::request::{Attachment, Id};
-use crate::masquerade::Standing;
 use crate::net::{Family, IfName};
+use crate::netfilter::masquerade::MasqueradeEntry;
+use crate::plugins::bridge::reconcile::Repair;
 
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,7 +43,7 @@ pub enum Fix {
     /// Removes files that are named after an address but name nobody, of the network of that position.
     ClearGarbled(usize),
     /// Removes this masquerading of a network.
-    Unmasquerade(Id, Vec<Standing>),
+    Unmasquerade(Id, Vec<MasqueradeEntry>),
     /// Puts one thing back, in the network of that position.
     Restore(usize, Box<Repair>),
     /// Lets the host forward.

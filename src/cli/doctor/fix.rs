@@ -1,27 +1,27 @@
 //! The repairs that are safe: each is what a verb of the plugin or `reconcile` does too.
 
-use crate::bridge;
 use crate::cli::doctor::finding::Fix;
 use crate::cli::node::Node;
 use crate::cli::reconcile;
 use crate::cni::request::{Attachment, Request, Verb};
 use crate::error::Error;
-use crate::host::sysctl::Parameter;
-use crate::masquerade;
+use crate::kernel::sysctl::Parameter;
+use crate::netfilter::masquerade;
+use crate::plugins::bridge;
 
 /// Repairs one thing. `cni_path` is where plugins are, for an IPAM plugin that has to release.
 ///
 /// # Errors
 /// When it could not be repaired.
-pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
+pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
     match fix {
-        Fix::Detach(at, who) => detach(node, *at, who, cni_path),
+        Fix::Detach(at, attachment) => detach(node, *at, attachment, cni_path),
         Fix::ClearGarbled(at) => match &node.networks[*at].configured.host_local {
             Some(host_local) => host_local.clear_garbled().map(drop),
             None => Ok(()),
         },
         Fix::Unmasquerade(network, left) => masquerade::remove_left_over(network, left),
-        Fix::Restore(at, repair) => reconcile::mend(node, &node.networks[*at], repair),
+        Fix::Restore(at, repair) => reconcile::repair_one(node, &node.networks[*at], repair),
         Fix::Forward(family) => bridge::forward(*family),
         Fix::AcceptAdvertisements(interface) => {
             // A network manager may have taken them over meanwhile.
@@ -38,15 +38,20 @@ pub fn carry_out(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
     }
 }
 
-fn detach(node: &Node, at: usize, who: &Attachment, cni_path: &str) -> Result<(), Error> {
+fn detach(node: &Node, at: usize, attachment: &Attachment, cni_path: &str) -> Result<(), Error> {
     let request = Request {
         verb: Verb::Del {
-            who: who.clone(),
+            attachment: attachment.clone(),
             netns: None,
         },
         path: std::env::split_paths(cni_path).collect(),
         args: String::new(),
         own_netns_allowed: false,
     };
-    bridge::del(&node.networks[at].configured.conf, &request, who, None)
+    bridge::del(
+        &node.networks[at].configured.conf,
+        &request,
+        attachment,
+        None,
+    )
 }

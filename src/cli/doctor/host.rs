@@ -1,11 +1,11 @@
 //! The host itself: the default route that forwarding endangers.
 
-use crate::bridge::config::Gateway;
 use crate::cli::doctor::finding::{Finding, Fix};
 use crate::cli::node::Node;
-use crate::host::netlink::{Kind, Link};
-use crate::host::sysctl::{self, Parameter};
+use crate::kernel::netlink::{Kind, Link};
+use crate::kernel::sysctl::{self, Parameter};
 use crate::net::Family;
+use crate::plugins::bridge::config::Gateway;
 
 /// The protocol number of routes from router advertisements (RTPROT_RA, linux/rtnetlink.h).
 const FROM_ADVERTISEMENT: u8 = 9;

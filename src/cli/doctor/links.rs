@@ -1,13 +1,13 @@
 //! Bridges, ports and MTUs.
 
-use crate::bridge::config::Gateway;
-use crate::bridge::restore::Repair;
 use crate::cli::doctor::addresses::{listed, some, titled};
 use crate::cli::doctor::finding::{Finding, Fix};
-use crate::cli::node::{Ailment, Network, Node, Pod};
+use crate::cli::node::{Network, Node, Pod, Problem};
 use crate::cli::reconcile;
-use crate::host::netlink::{Kind, Link};
+use crate::kernel::netlink::{Kind, Link};
 use crate::net::{Cidr, Family};
+use crate::plugins::bridge::config::Gateway;
+use crate::plugins::bridge::reconcile::Repair;
 
 /// Looks at the links of all networks.
 pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
@@ -36,7 +36,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         );
         findings.extend(other_mtu(node, network));
         findings.extend(uplink_mtu(node, network));
-        findings.extend(strangers(node, network));
+        findings.extend(unknown_ports(node, network));
     }
 }
 
@@ -54,7 +54,7 @@ fn not_a_bridge(network: &Network, link: &Link) -> Finding {
 
 /// The bridge went, and nobody remembers which links were its ports.
 fn bridge_missing(node: &Node, network: &Network) -> Option<Finding> {
-    let is_unknown = |pod: &&Pod| pod.ailments.contains(&Ailment::LinkUnknown);
+    let is_unknown = |pod: &&Pod| pod.problems.contains(&Problem::LinkUnknown);
     let pods: Vec<String> = network.pods.iter().filter(is_unknown).map(titled).collect();
     if pods.is_empty() || node.bridge(network).is_some() {
         return None;
@@ -157,7 +157,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
         .links
         .iter()
         .filter(|port| port.master == Some(link.index));
-    let ports: Vec<String> = ports.map(Link::title).collect();
+    let ports: Vec<String> = ports.map(Link::display_name).collect();
     Some(
         Finding::error("bridge-address", cause)
             .shown_by(format!("{name} has {}", listed(&present)))
@@ -169,7 +169,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
     )
 }
 
-/// What others took from living pods: all that `reconcile` would put back.
+/// What others took from live pods: all that `reconcile` would put back.
 fn lacking(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
     let repairs = match reconcile::repairs(node, network) {
         Ok(repairs) => repairs,
@@ -190,9 +190,9 @@ fn lacking(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
             Repair::Gateways(_) => "gateway-address",
             Repair::Forwarding(_) => "forwarding-off",
             Repair::Port(_) => "port",
-            Repair::Guard(..) => "mac-check-missing",
+            Repair::MacSpoofCheck(..) => "mac-check-missing",
             Repair::Masquerade(_) => "masquerade-missing",
-            Repair::Passage(..) => "forward-accept-missing",
+            Repair::ForwardAccept(..) => "forward-accept-missing",
         };
         let cause = format!(
             "network {} lacks {repair}, though pods live that need it",
@@ -214,11 +214,11 @@ fn lacking(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
 fn how_it_shows(node: &Node, network: &Network, repair: &Repair) -> String {
     let bridge = &network.configured.bridge.bridge;
     match (repair.of(), node.bridge(network)) {
-        (Some(living), _) => format!(
+        (Some(live), _) => format!(
             "{} has {} on {}",
-            living.who,
-            listed(&living.addresses),
-            living.link.name
+            live.attachment,
+            listed(&live.addresses),
+            live.link.name
         ),
         (None, None) => format!("there is no link {bridge}"),
         (None, Some(link)) => format!(
@@ -232,7 +232,7 @@ fn how_it_shows(node: &Node, network: &Network, repair: &Repair) -> String {
 /// The end of a link inside the pod is down: nothing on the host can be put back for that.
 fn own_end_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
     let link = &node.links[pod.link?];
-    if !link.is_up || !pod.ailments.contains(&Ailment::Down) {
+    if !link.is_up || !pod.problems.contains(&Problem::Down) {
         return None;
     }
     let cause = format!(
@@ -245,7 +245,7 @@ fn own_end_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
             .shown_by(format!("{} is up and without carrier", link.name))
             .remedy(format!(
                 "in the pod: ip link set {} up; or restart it",
-                pod.who.interface
+                pod.attachment.interface
             )),
     )
 }
@@ -253,8 +253,8 @@ fn own_end_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
 fn other_mtu(node: &Node, network: &Network) -> Option<Finding> {
     let bridge = node.bridge(network)?;
     let pods = network.pods.iter().filter_map(|pod| {
-        let mtu = pod.ailments.iter().find_map(|it| match it {
-            Ailment::Mtu(mtu) => Some(*mtu),
+        let mtu = pod.problems.iter().find_map(|it| match it {
+            Problem::Mtu(mtu) => Some(*mtu),
             _ => None,
         })?;
         Some(format!("{} has {mtu}", titled(pod)))
@@ -304,12 +304,12 @@ fn uplink_mtu(node: &Node, network: &Network) -> Option<Finding> {
 }
 
 /// Ports that are no pod's, which a pod's link without a lease looks like when nobody remembers it.
-fn strangers(node: &Node, network: &Network) -> Option<Finding> {
+fn unknown_ports(node: &Node, network: &Network) -> Option<Finding> {
     let is_lost = |link: &&Link| {
         link.kind == Kind::Veth && link.name.starts_with("veth") && link.name.len() == 15
     };
-    let ports = network.strangers.iter().map(|at| &node.links[*at]);
-    let names: Vec<String> = ports.filter(is_lost).map(Link::title).collect();
+    let ports = network.unknown_ports.iter().map(|at| &node.links[*at]);
+    let names: Vec<String> = ports.filter(is_lost).map(Link::display_name).collect();
     if names.is_empty() || network.configured.host_local.is_none() {
         return None;
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::node::Node;
-use crate::cli::paint::{Paint, Tone};
+use crate::cli::style::{Style, Tone};
 use crate::cli::{Answer, args};
 use crate::error::Error;
 use finding::{Finding, Severity};
@@ -47,13 +47,13 @@ struct Outcome {
 ///
 /// # Errors
 /// When the node cannot be looked at.
-pub fn doctor(asked: &args::Doctor, paint: Paint) -> Result<Answer, Error> {
-    let mut node = Node::look(&asked.places)?;
+pub fn doctor(asked: &args::Doctor, style: Style) -> Result<Answer, Error> {
+    let mut node = Node::look(&asked.paths)?;
     let mut findings = examine(&node, asked);
     if !findings.is_empty() {
         // An ADD or a DEL at work looks like a fault for a moment: what counts is seen twice.
         std::thread::sleep(BETWEEN_LOOKS);
-        node = Node::look(&asked.places)?;
+        node = Node::look(&asked.paths)?;
         let before = std::mem::replace(&mut findings, examine(&node, asked));
         findings.retain(|it| {
             before
@@ -66,7 +66,7 @@ pub fn doctor(asked: &args::Doctor, paint: Paint) -> Result<Answer, Error> {
         .map(|finding| match finding.fix.as_ref().filter(|_| asked.fix) {
             None => outcome(finding, None),
             Some(fix) => {
-                let done = fix::carry_out(fix, &node, &asked.cni_path);
+                let done = fix::apply(fix, &node, &asked.cni_path);
                 outcome(finding, Some(done))
             }
         })
@@ -76,7 +76,7 @@ pub fn doctor(asked: &args::Doctor, paint: Paint) -> Result<Answer, Error> {
     Ok(match asked.json {
         true => Answer::json(&outcomes, status),
         false => Answer {
-            text: tell(&outcomes, asked, paint),
+            text: tell(&outcomes, asked, style),
             status,
             warnings: Vec::new(),
         },
@@ -105,7 +105,7 @@ fn outcome(finding: Finding, done: Option<Result<(), Error>>) -> Outcome {
     }
 }
 
-fn tell(outcomes: &[Outcome], asked: &args::Doctor, paint: Paint) -> String {
+fn tell(outcomes: &[Outcome], asked: &args::Doctor, style: Style) -> String {
     let mut text = String::new();
     for Outcome {
         finding,
@@ -117,12 +117,12 @@ fn tell(outcomes: &[Outcome], asked: &args::Doctor, paint: Paint) -> String {
         let (tone, mark) = match (finding.severity, fixed) {
             (_, true) => (Tone::Good, "fixed"),
             (Severity::Error, false) => (Tone::Bad, "error"),
-            (Severity::Warning, false) => (Tone::Doubtful, "warning"),
+            (Severity::Warning, false) => (Tone::Warning, "warning"),
         };
         let _ = writeln!(
             text,
             "{}: {} [{}]",
-            paint.tone(tone, mark),
+            style.tone(tone, mark),
             finding.cause,
             finding.id
         );
@@ -144,7 +144,7 @@ fn tell(outcomes: &[Outcome], asked: &args::Doctor, paint: Paint) -> String {
     let fixed = outcomes.iter().filter(|outcome| outcome.fixed).count();
     let left = outcomes.len() - fixed;
     let _ = match (left, fixed) {
-        (0, 0) => writeln!(text, "{}: nothing found", paint.tone(Tone::Good, "ok")),
+        (0, 0) => writeln!(text, "{}: nothing found", style.tone(Tone::Good, "ok")),
         (left, 0) => writeln!(text, "{left} found"),
         (left, fixed) => writeln!(text, "{fixed} repaired, {left} left"),
     };

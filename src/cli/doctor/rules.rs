@@ -1,23 +1,23 @@
 //! Rules: masquerading that nobody needs, forwarding that is dropped, two variants of iptables at once.
 
-use crate::bridge::config::Gateway;
 use crate::cli::doctor::addresses::some;
 use crate::cli::doctor::finding::{Finding, Fix};
 use crate::cli::doctor::forward::{Filter, Packet};
 use crate::cli::node::{Network, Node};
 use crate::cni::ValidAttachments;
-use crate::host::sysctl;
 use crate::ipam::{LeaseFile, Store};
-use crate::masquerade::{self, Standing};
+use crate::kernel::sysctl;
 use crate::net::Family;
+use crate::netfilter::masquerade::{self, MasqueradeEntry};
+use crate::plugins::bridge::config::Gateway;
 
 /// Looks at the rules of the node.
 pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
-    for error in &node.survey.failures {
+    for error in &node.inventory.failures {
         findings.push(
             Finding::error("not-seen", "masquerading rules cannot be listed")
                 .shown_by(error.to_string())
-                .remedy("run it as root; if it is, mend or reinstall iptables"),
+                .remedy("run it as root; if it is, repair or reinstall iptables"),
         );
     }
     left_over(node, findings);
@@ -36,23 +36,24 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 
 /// Masquerading of containers that are gone (user-pain R2).
 fn left_over(node: &Node, findings: &mut Vec<Finding>) {
-    let mut of_network: std::collections::BTreeMap<String, Vec<Standing>> = Default::default();
-    for standing in node.survey.standing() {
-        let Ok(network) = standing.network.parse() else {
+    let mut of_network: std::collections::BTreeMap<String, Vec<MasqueradeEntry>> =
+        Default::default();
+    for masquerade_entry in node.inventory.masquerade_entry() {
+        let Ok(network) = masquerade_entry.network.parse() else {
             continue;
         };
-        let valid = living(node, &standing.network);
-        if !standing.is_of(&network, &valid) {
+        let valid = live(node, &masquerade_entry.network);
+        if !masquerade_entry.is_of(&network, &valid) {
             of_network
-                .entry(standing.network.clone())
+                .entry(masquerade_entry.network.clone())
                 .or_default()
-                .push(standing);
+                .push(masquerade_entry);
         }
     }
     for (name, left) in of_network {
         let Ok(network) = name.parse() else { continue };
         let cause = format!("network {name} has masquerading rules of containers that are gone");
-        let names: Vec<String> = left.iter().map(Standing::to_string).collect();
+        let names: Vec<String> = left.iter().map(MasqueradeEntry::to_string).collect();
         let finding = Finding::warning("masquerade-left-over", cause).shown_by(some(&names));
         findings.push(match has_leases(node, &name) {
             true => finding
@@ -80,17 +81,18 @@ fn has_leases(node: &Node, name: &str) -> bool {
 }
 
 /// All attachments of the networks of that name that may still need their rules.
-fn living(node: &Node, name: &str) -> ValidAttachments {
+fn live(node: &Node, name: &str) -> ValidAttachments {
     let networks = node
         .networks
         .iter()
         .filter(|network| network.name().as_str() == name);
-    let configured = networks.flat_map(|network| network.pods.iter().map(|pod| pod.who.clone()));
+    let configured =
+        networks.flat_map(|network| network.pods.iter().map(|pod| pod.attachment.clone()));
     let cached = node
         .cache
         .iter()
         .filter(|cached| cached.network.as_str() == name)
-        .map(|cached| cached.who.clone());
+        .map(|cached| cached.attachment.clone());
     let orphans = node
         .orphans
         .iter()

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::cni::Version;
+use crate::cni::json::{self, JsonCursor};
 use crate::cni::request::{Attachment, Id};
 use crate::cni::result::AddResult;
-use crate::cni::shape::{self, Shape};
 use crate::net::Cidr;
 
 /// An attachment as a runtime remembers it.
@@ -16,7 +16,7 @@ pub struct Cached {
     /// Its network.
     pub network: Id,
     /// Which one it is.
-    pub who: Attachment,
+    pub attachment: Attachment,
     /// `namespace/name` of the pod, where the runtime told it.
     pub pod: Option<String>,
     /// When the runtime wrote it, after ADD.
@@ -40,8 +40,8 @@ impl Cached {
         // Reading a pipe would wait for a writer.
         let metadata = fs::metadata(file).ok()?;
         let content = fs::read(Some(file).filter(|_| metadata.is_file())?).ok()?;
-        let root = shape::parse("cache", &content).ok()?;
-        let root = Shape::root("cache", &root);
+        let root = json::parse("cache", &content).ok()?;
+        let root = JsonCursor::root("cache", &root);
         let text = |key| root.text(key).ok().flatten();
         if text("kind")? != "cniCacheV1" {
             return None;
@@ -50,7 +50,7 @@ impl Cached {
         let result = result.and_then(|result| AddResult::parse(&result, Version::NEWEST).ok());
         Some(Cached {
             network: text("networkName")?.parse().ok()?,
-            who: Attachment {
+            attachment: Attachment {
                 container: text("containerId")?.parse().ok()?,
                 interface: text("ifName")?.parse().ok()?,
             },
@@ -85,14 +85,15 @@ impl Cached {
         let mut interfaces = self.result.iter().flat_map(|result| &result.interfaces);
         interfaces
             .find(|interface| {
-                !interface.sandbox.is_empty() && interface.name == self.who.interface.as_str()
+                !interface.sandbox.is_empty()
+                    && interface.name == self.attachment.interface.as_str()
             })
             .map(|interface| (&*interface.mac, &*interface.sandbox))
     }
 }
 
 /// From `[["K8S_POD_NAMESPACE", "default"], …]`.
-fn pod(root: &Shape) -> Option<String> {
+fn pod(root: &JsonCursor) -> Option<String> {
     let pairs = root.list("cniArgs").ok().flatten()?;
     let value = |wanted: &str| {
         pairs.iter().find_map(|pair| {

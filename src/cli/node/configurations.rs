@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::bridge::config::BridgeConfig;
-use crate::bridge::plan::check_routes;
 use crate::cli::chain::Chain;
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::error::Error;
 use crate::ipam::HostLocal;
+use crate::plugins::bridge::config::BridgeConfig;
+use crate::plugins::bridge::plan::check_routes;
 
 /// A network whose pods are ports of a bridge.
 #[derive(Debug)]

@@ -11,21 +11,21 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::bridge::open_host;
-use crate::cli::args::Places;
+use crate::cli::args::Paths;
 use crate::cli::chain::Chain;
 use crate::cni::request::Id;
 use crate::error::Error;
-use crate::host::netlink::{Address, Link, Netlink, RouteEntry};
-use crate::host::sysctl;
 use crate::ipam::{LeaseFile, Store};
-use crate::masquerade::Survey;
+use crate::kernel::netlink::{Address, Link, Netlink, RouteEntry};
+use crate::kernel::sysctl;
 use crate::net::{Cidr, Family};
+use crate::netfilter::masquerade::Inventory;
+use crate::plugins::bridge::open_host;
 use crate::state::LiveAttachments;
 
 pub use cache::Cached;
 pub use configurations::{Configurations, Configured};
-pub use pods::{Ailment, Pod};
+pub use pods::{Pod, Problem};
 
 /// All that is known of the node.
 pub struct Node {
@@ -50,7 +50,7 @@ pub struct Node {
     /// The ways of this machine to the world.
     pub uplinks: Vec<RouteEntry>,
     /// All masquerading.
-    pub survey: Survey,
+    pub inventory: Inventory,
     /// A socket on the host's side.
     pub host: Netlink,
     /// What shows that attachments live, once it is asked for; `None` if that cannot be seen.
@@ -64,11 +64,11 @@ pub struct Network {
     /// Files that are named after an address.
     pub leases: Vec<LeaseFile>,
     /// The addresses whose leases are of an earlier boot, and so are free.
-    pub outlived: HashSet<IpAddr>,
+    pub from_before_boot: HashSet<IpAddr>,
     /// Its pods.
     pub pods: Vec<Pod>,
     /// Ports of its bridge that belong to no pod we know, by the index in [`Node::links`].
-    pub strangers: Vec<usize>,
+    pub unknown_ports: Vec<usize>,
 }
 
 impl Node {
@@ -76,12 +76,12 @@ impl Node {
     ///
     /// # Errors
     /// When a directory or the kernel cannot be read: half a picture would mislead.
-    pub fn look(places: &Places) -> Result<Node, Error> {
+    pub fn look(paths: &Paths) -> Result<Node, Error> {
         let unreadable = |what: &str| {
             let what = format!("cannot list this machine's {what}");
             move |cause| Error::failed(format!("{what}: {cause}"))
         };
-        let found = Configurations::read(&places.conf_dir, &places.data_dir)?;
+        let found = Configurations::read(&paths.conf_dir, &paths.data_dir)?;
         let host = open_host()?;
         let mut node = Node {
             networks: Vec::new(),
@@ -90,11 +90,11 @@ impl Node {
             names: found.names,
             chains: found.chains,
             orphans: Vec::new(),
-            cache: Cached::read_all(&places.cache_dir),
+            cache: Cached::read_all(&paths.cache_dir),
             links: host.links().map_err(unreadable("links"))?,
             addresses: host.all_addresses().map_err(unreadable("addresses"))?,
             uplinks: host.uplinks().map_err(unreadable("routes"))?,
-            survey: Survey::take(),
+            inventory: Inventory::take(),
             host,
             live: OnceCell::new(),
         };
@@ -102,24 +102,24 @@ impl Node {
             let network = node.network(configured)?;
             node.networks.push(network);
         }
-        node.orphans = node.orphans(places)?;
+        node.orphans = node.orphans(paths)?;
         Ok(node)
     }
 
     fn network(&self, configured: Configured) -> Result<Network, Error> {
-        let (mut leases, mut outlived) = (Vec::new(), HashSet::new());
+        let (mut leases, mut from_before_boot) = (Vec::new(), HashSet::new());
         if let Some(host_local) = &configured.host_local {
             let unseen = |error: Error| error.details("run it as root");
             leases = host_local.store().all().map_err(unseen)?;
             // Only root may read which boot is recorded.
-            outlived = host_local.store().outlived().unwrap_or_default();
+            from_before_boot = host_local.store().from_before_boot().unwrap_or_default();
         }
         let mut network = Network {
             configured,
             leases,
-            outlived,
+            from_before_boot,
             pods: Vec::new(),
-            strangers: Vec::new(),
+            unknown_ports: Vec::new(),
         };
         network.pods = pods::gather(self, &network);
         let bridge = self.bridge(&network).map(|bridge| bridge.index);
@@ -131,12 +131,12 @@ impl Node {
         let strange = self.links.iter().enumerate().filter(|(_, link)| {
             bridge.is_some() && link.master == bridge && !known.contains(&link.index)
         });
-        network.strangers = strange.map(|(at, _)| at).collect();
+        network.unknown_ports = strange.map(|(at, _)| at).collect();
         Ok(network)
     }
 
-    fn orphans(&self, places: &Places) -> Result<Vec<(Store, Vec<LeaseFile>)>, Error> {
-        let entries = std::fs::read_dir(&places.data_dir)
+    fn orphans(&self, paths: &Paths) -> Result<Vec<(Store, Vec<LeaseFile>)>, Error> {
+        let entries = std::fs::read_dir(&paths.data_dir)
             .into_iter()
             .flatten()
             .flatten();
@@ -144,7 +144,7 @@ impl Node {
         let is_known = |name: &Id| self.names.iter().any(|(known, _)| known == name.as_str());
         let mut orphans = Vec::new();
         for name in names.filter(|name| !is_known(name)) {
-            let store = Store::new(&places.data_dir, &name);
+            let store = Store::new(&paths.data_dir, &name);
             let leases = store.all()?;
             if !leases.is_empty() {
                 orphans.push((store, leases));
@@ -200,8 +200,8 @@ impl Node {
         }
     }
 
-    /// The gateways that the runtime remembers of a network's living pods, but for those on another bridge.
-    pub fn told_gateways(&self, network: &Network) -> Vec<Cidr> {
+    /// The gateways that the runtime remembers of a network's live pods, but for those on another bridge.
+    pub fn cached_gateways(&self, network: &Network) -> Vec<Cidr> {
         let bridge = self.bridge(network).map(|bridge| bridge.index);
         let is_here = |at: usize| {
             let master = self.links[at].master;
@@ -210,7 +210,8 @@ impl Node {
         let is_living = |cached: &&Cached| {
             let mut pods = network.pods.iter();
             cached.network == *network.name()
-                && pods.any(|pod| pod.who == cached.who && pod.link.is_some_and(is_here))
+                && pods
+                    .any(|pod| pod.attachment == cached.attachment && pod.link.is_some_and(is_here))
         };
         let mut gateways = Vec::new();
         for gateway in self
@@ -294,8 +295,9 @@ impl Network {
         let Some(host_local) = &self.configured.host_local else {
             return Vec::new();
         };
-        let is_held =
-            |lease: &&LeaseFile| lease.owner.is_some() && !self.outlived.contains(&lease.address);
+        let is_held = |lease: &&LeaseFile| {
+            lease.owner.is_some() && !self.from_before_boot.contains(&lease.address)
+        };
         let held: Vec<IpAddr> = self
             .leases
             .iter()

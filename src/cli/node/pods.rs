@@ -5,19 +5,19 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::bridge::plan::host_interface;
 use crate::cli::node::{Cached, Network, Node};
 use crate::cni::request::Attachment;
-use crate::host::netlink::{Kind, Link, Netlink};
-use crate::host::netns::{Netns, OwnNetns};
-use crate::masquerade::Masquerade;
+use crate::kernel::netlink::{Kind, Link, Netlink};
+use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::Cidr;
+use crate::netfilter::masquerade::Masquerade;
+use crate::plugins::bridge::plan::host_interface;
 
 /// A pod on a network.
 #[derive(Debug)]
 pub struct Pod {
     /// Its container and interface.
-    pub who: Attachment,
+    pub attachment: Attachment,
     /// `namespace/name`, where the link's alias or the runtime tells.
     pub name: Option<String>,
     /// The addresses it holds, with the prefix length of their subnets.
@@ -33,12 +33,12 @@ pub struct Pod {
     /// The runtime remembers it, and its namespace is there.
     pub may_live: bool,
     /// What is wrong with it.
-    pub ailments: Vec<Ailment>,
+    pub problems: Vec<Problem>,
 }
 
 /// What can be wrong with a pod's attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ailment {
+pub enum Problem {
     /// It holds an address, but has no link.
     NoLink,
     /// It holds an address, and its link, if it has one, has a name that we cannot know.
@@ -57,18 +57,18 @@ pub enum Ailment {
     Mtu(u32),
 }
 
-impl Ailment {
+impl Problem {
     /// In two or three words, for a table.
     pub fn word(&self) -> &'static str {
         match self {
-            Ailment::NoLink => "no link",
-            Ailment::LinkUnknown => "link unknown",
-            Ailment::NoLease => "no lease",
-            Ailment::Outlived => "lease of an earlier boot",
-            Ailment::Down => "link down",
-            Ailment::Loose => "not on the bridge",
-            Ailment::Unmasqueraded(_) => "not masqueraded as configured",
-            Ailment::Mtu(_) => "other MTU",
+            Problem::NoLink => "no link",
+            Problem::LinkUnknown => "link unknown",
+            Problem::NoLease => "no lease",
+            Problem::Outlived => "lease of an earlier boot",
+            Problem::Down => "link down",
+            Problem::Loose => "not on the bridge",
+            Problem::Unmasqueraded(_) => "not masqueraded as configured",
+            Problem::Mtu(_) => "other MTU",
         }
     }
 }
@@ -77,10 +77,10 @@ impl Ailment {
 pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
     let mut held: BTreeMap<Attachment, (Vec<IpAddr>, Option<SystemTime>)> = BTreeMap::new();
     for lease in &network.leases {
-        let Some(who) = lease.attachment() else {
+        let Some(attachment) = lease.attachment() else {
             continue;
         };
-        let entry = held.entry(who).or_default();
+        let entry = held.entry(attachment).or_default();
         entry.0.push(lease.address);
         entry.1 = Some(entry.1.map_or(lease.since, |since| since.min(lease.since)));
     }
@@ -89,18 +89,18 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
         .iter()
         .filter(|cached| cached.network == *network.name())
     {
-        held.entry(cached.who.clone()).or_default();
+        held.entry(cached.attachment.clone()).or_default();
     }
-    let pods = held.into_iter().map(|(who, (addresses, since))| {
+    let pods = held.into_iter().map(|(attachment, (addresses, since))| {
         let cached = node
             .cache
             .iter()
-            .find(|cached| cached.network == *network.name() && cached.who == who);
-        let link = link_of(node, network, &who, cached);
+            .find(|cached| cached.network == *network.name() && cached.attachment == attachment);
+        let link = link_of(node, network, &attachment, cached);
         let mut pod = Pod {
             name: cached.and_then(|cached| cached.pod.clone()).or_else(|| {
                 let alias = link.map(|at| node.links[at].alias.clone());
-                alias.filter(|alias| !alias.is_empty() && *alias != who.container.as_str())
+                alias.filter(|alias| !alias.is_empty() && *alias != attachment.container.as_str())
             }),
             addresses: match (&network.configured.host_local, cached) {
                 (None, Some(cached)) => cached.addresses(),
@@ -117,10 +117,10 @@ pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
             mac: cached.and_then(mac_of),
             may_live: cached.is_some_and(has_namespace),
             link,
-            who,
-            ailments: Vec::new(),
+            attachment,
+            problems: Vec::new(),
         };
-        pod.ailments = ailments(node, network, &pod, cached);
+        pod.problems = problems(node, network, &pod, cached);
         pod
     });
     pods.collect()
@@ -138,11 +138,11 @@ fn is_outdated(network: &Network, added: Option<SystemTime>) -> bool {
 fn link_of(
     node: &Node,
     network: &Network,
-    who: &Attachment,
+    attachment: &Attachment,
     cached: Option<&Cached>,
 ) -> Option<usize> {
     let bridge = network.configured.bridge.bridge.as_str();
-    let ours = host_interface(network.name(), who);
+    let ours = host_interface(network.name(), attachment);
     let told = cached
         .into_iter()
         .flat_map(Cached::host_interfaces)
@@ -160,7 +160,7 @@ fn mac_of(cached: &Cached) -> Option<String> {
     let netns = Netns::open(sandbox, OwnNetns::Refused).ok();
     let seen = netns.and_then(|netns| {
         let pod = Netlink::open_in(&netns).ok()?;
-        pod.link(&cached.who.interface).ok()??.mac
+        pod.link(&cached.attachment.interface).ok()??.mac
     });
     seen.map(|mac| mac.to_string())
         .or_else(|| (!told.is_empty()).then(|| told.to_owned()))
@@ -186,55 +186,55 @@ fn with_prefix(network: &Network, cached: Option<&Cached>, address: IpAddr) -> O
     range.map(|range| range.with_prefix(address)).or_else(told)
 }
 
-fn ailments(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) -> Vec<Ailment> {
-    let mut ailments = Vec::new();
+fn problems(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) -> Vec<Problem> {
+    let mut problems = Vec::new();
     let config = &network.configured.bridge;
     if pod
         .addresses
         .iter()
-        .any(|address| network.outlived.contains(&address.address()))
+        .any(|address| network.from_before_boot.contains(&address.address()))
     {
-        return vec![Ailment::Outlived];
+        return vec![Problem::Outlived];
     }
     if pod.addresses.is_empty() && network.configured.host_local.is_some() {
-        ailments.push(Ailment::NoLease);
+        problems.push(Problem::NoLease);
     }
     let bridge = node.bridge(network);
     match pod.link.map(|at| &node.links[at]) {
         // The Go plugin's link has a name of its own: where the runtime does not tell it any port may be it.
         None if !cached.is_some_and(|it| tells_link(network, it)) && has_foreign_port(node) => {
-            ailments.push(Ailment::LinkUnknown);
+            problems.push(Problem::LinkUnknown);
         }
         // A link of another plugin, or one that was renamed.
-        None if is_in_use(node, pod) => ailments.push(Ailment::LinkUnknown),
+        None if is_in_use(node, pod) => problems.push(Problem::LinkUnknown),
         None => {
-            ailments.push(Ailment::NoLink);
-            return ailments;
+            problems.push(Problem::NoLink);
+            return problems;
         }
         Some(link) => {
             if !link.is_up || !link.is_running {
-                ailments.push(Ailment::Down);
+                problems.push(Problem::Down);
             }
             if link.master.is_none() || link.master != bridge.map(|bridge| bridge.index) {
-                ailments.push(Ailment::Loose);
+                problems.push(Problem::Loose);
             }
             if bridge.is_some_and(|bridge| bridge.mtu != link.mtu) {
-                ailments.push(Ailment::Mtu(link.mtu));
+                problems.push(Problem::Mtu(link.mtu));
             }
         }
     }
     if let Some(policy) = &config.masquerade {
-        let masquerade = Masquerade::of(network.name(), &pod.who);
+        let masquerade = Masquerade::of(network.name(), &pod.attachment);
         // Without its subnet the rules of an address cannot be told.
         let is_known = |it: &&Cidr| {
             network.configured.host_local.is_none()
                 || with_prefix(network, cached, it.address()).is_some()
         };
         let known: Vec<Cidr> = pod.addresses.iter().filter(is_known).copied().collect();
-        let lacking = node.survey.lacking(&masquerade, policy, &known);
-        ailments.extend(lacking.map(Ailment::Unmasqueraded));
+        let lacking = node.inventory.lacking(&masquerade, policy, &known);
+        problems.extend(lacking.map(Problem::Unmasqueraded));
     }
-    ailments
+    problems
 }
 
 fn is_in_use(node: &Node, pod: &Pod) -> bool {

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::bridge::open_host;
 use crate::cli::{Answer, args};
 use crate::error::Error;
-use crate::host::netlink::{Netlink, NetlinkError, RouteQuery, present};
+use crate::kernel::netlink::{Netlink, NetlinkError, RouteQuery, not_found_as_none};
 use crate::net::{Cidr, Family};
+use crate::plugins::bridge::open_host;
 pub use nodes::parse;
 use nodes::parse_list;
 use plan::{PROTOCOL, Plan, Step, Wanted, metric_of};
@@ -69,7 +69,7 @@ pub fn routes(asked: &args::Routes, stdin: &str) -> Result<Answer, Error> {
         kept: plan.kept.clone(),
         failures: refused,
     };
-    carry_out(&host, plan, &mut report);
+    apply(&host, plan, &mut report);
     let status = u8::from(!report.failures.is_empty());
     Ok(match asked.json {
         true => Answer::json(&report, status),
@@ -85,7 +85,7 @@ fn listed<T>(what: &str, answer: Result<T, NetlinkError>) -> Result<T, Error> {
     answer.map_err(|cause| Error::failed(format!("cannot list this machine's {what}: {cause}")))
 }
 
-fn carry_out(host: &Netlink, plan: Plan, report: &mut Report) {
+fn apply(host: &Netlink, plan: Plan, report: &mut Report) {
     for step in plan.steps {
         let outcome = match &step {
             Step::Add(wanted) | Step::Replace(wanted, _) => {
@@ -95,7 +95,7 @@ fn carry_out(host: &Netlink, plan: Plan, report: &mut Report) {
                 })
             }
             Step::Remove(_) if report.dry_run => Ok(()),
-            Step::Remove(route) => present(host.delete_route(route, PROTOCOL))
+            Step::Remove(route) => not_found_as_none(host.delete_route(route, PROTOCOL))
                 .map(drop)
                 .map_err(|cause| format!("cannot remove the route to {}: {cause}", route.dst)),
         };
@@ -150,7 +150,7 @@ fn put(host: &Netlink, step: &Step, wanted: &Wanted) -> Result<(), String> {
         // One of another metric stands beside the new one.
         Step::Replace(_, old) => host
             .put_route(&wanted.route, PROTOCOL)
-            .and_then(|()| present(host.delete_route(old, PROTOCOL)).map(drop))
+            .and_then(|()| not_found_as_none(host.delete_route(old, PROTOCOL)).map(drop))
             .map_err(failed),
         Step::Add(_) | Step::Remove(_) => host.put_route(&wanted.route, PROTOCOL).map_err(failed),
     }

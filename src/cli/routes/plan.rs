@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::cli::routes::nodes::Node;
 use crate::error::{Code, Error};
-use crate::host::netlink::RouteEntry;
+use crate::kernel::netlink::RouteEntry;
 use crate::net::{Cidr, Family, Route};
 
 /// The number that our routes carry (`rtm_protocol`, rtnetlink(7)). Those below 5 are the kernel's own, and none of the

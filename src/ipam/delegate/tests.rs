@@ -1,6 +1,6 @@
 use super::*;
 use crate::cni::request::Environment;
-use crate::ipam::tests::{Scratch, attachment};
+use crate::ipam::tests::{Scratch, attachment_of};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -34,7 +34,7 @@ fn a_result_of_any_shape_becomes_a_lease() {
     ] {
         let scratch = Scratch::new();
         let there = plugin(&scratch, &format!("cat >/dev/null; echo '{result}'"));
-        let lease = there.reserve(&attachment("a", "eth0")).unwrap();
+        let lease = there.reserve(&attachment_of("a", "eth0")).unwrap();
         assert_eq!(lease.ips.len(), 1);
         assert_eq!(lease.ips[0].address, "10.1.0.5/24".parse().unwrap());
         assert_eq!((lease.ips[0].interface, lease.routes.len()), (None, 1));
@@ -48,9 +48,9 @@ fn it_is_given_the_verb_the_attachment_and_our_stdin() {
     let script =
         format!("cat >{out}/stdin; echo $CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME >>{out}/verbs");
     let there = plugin(&scratch, &script);
-    let who = attachment("a", "eth0");
-    there.check(&who).unwrap();
-    there.release(&who).unwrap();
+    let attachment = attachment_of("a", "eth0");
+    there.check(&attachment).unwrap();
+    there.release(&attachment).unwrap();
     assert_eq!(scratch.read("verbs"), "CHECK a eth0\nDEL a eth0\n");
     assert_eq!(scratch.read("stdin").into_bytes(), there.stdin);
 }
@@ -62,7 +62,7 @@ fn its_own_error_is_passed_on_as_it_is() {
         &scratch,
         r#"echo '{"code":111,"msg":"pool is dry","details":"d"}'; echo noise >&2; exit 1"#,
     );
-    let error = there.reserve(&attachment("a", "eth0")).unwrap_err();
+    let error = there.reserve(&attachment_of("a", "eth0")).unwrap_err();
     assert_eq!(
         (error.code.0, error.msg.as_str(), error.details.as_str()),
         (111, "pool is dry", "d")
@@ -73,7 +73,7 @@ fn its_own_error_is_passed_on_as_it_is() {
 fn what_is_no_answer_is_told_with_program_status_and_words() {
     let scratch = Scratch::new();
     let there = plugin(&scratch, "echo oops >&2; echo half; exit 3");
-    let error = there.check(&attachment("a", "eth0")).unwrap_err();
+    let error = there.check(&attachment_of("a", "eth0")).unwrap_err();
     assert_eq!(error.code, Code::PLUGIN);
     assert!(
         error
@@ -103,7 +103,7 @@ fn an_answer_that_cannot_be_used_is_given_back() {
             verbs.display()
         );
         let there = plugin(&scratch, &script);
-        let error = there.reserve(&attachment("a", "eth0")).unwrap_err();
+        let error = there.reserve(&attachment_of("a", "eth0")).unwrap_err();
         assert_eq!(error.code, Code::PLUGIN, "{answer}: {error}");
         assert!(error.msg.starts_with("IPAM plugin there: "), "{error}");
         assert_eq!(scratch.read("verbs"), "ADD\nDEL\n", "{answer}");
@@ -149,6 +149,6 @@ fn a_program_that_is_still_being_written_is_waited_for() {
         thread::sleep(BUSY_PAUSE);
         drop(writer);
     });
-    there.check(&attachment("a", "eth0")).unwrap();
+    there.check(&attachment_of("a", "eth0")).unwrap();
     closer.join().unwrap();
 }

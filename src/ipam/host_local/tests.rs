@@ -1,8 +1,8 @@
 use super::*;
-use crate::dice::Dice;
 use crate::error::Code;
-use crate::ipam::lease_file::{Claim, claim};
-use crate::ipam::tests::{Scratch, attachment};
+use crate::ipam::lease_file::{LeaseOwner, owner_for};
+use crate::ipam::tests::{Scratch, attachment_of};
+use crate::test_random::TestRandom;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,15 +19,15 @@ fn plugin(scratch: &Scratch, ranges: &str, args: &str) -> HostLocal {
 }
 
 fn given(host_local: &HostLocal, container: &str) -> Result<Vec<String>, Error> {
-    let lease = host_local.reserve(&attachment(container, "eth0"))?;
+    let lease = host_local.reserve(&attachment_of(container, "eth0"))?;
     let text = |ip: &IpConfig| format!("{} via {}", ip.address, ip.gateway.unwrap());
     Ok(lease.ips.iter().map(text).collect())
 }
 
 fn release(host_local: &HostLocal, container: &str) {
-    let who = attachment(container, "eth0");
-    let held = host_local.held(&who).unwrap();
-    host_local.release(&who, &held).unwrap();
+    let attachment = attachment_of(container, "eth0");
+    let held = host_local.held(&attachment).unwrap();
+    host_local.release(&attachment, &held).unwrap();
 }
 
 const SMALL: &str = r#"[[{"subnet":"10.1.0.0/29","rangeEnd":"10.1.0.4"}]]"#;
@@ -161,9 +161,9 @@ fn releasing_and_checking_create_nothing_and_need_no_valid_ranges() {
     let conf = NetConf::parse(text.into_bytes()).unwrap();
     let pool = HostLocal::parse_for_release(&conf).unwrap();
     release(&pool, "a");
-    let error = pool.check(&attachment("a", "eth0")).unwrap_err();
+    let error = pool.check(&attachment_of("a", "eth0")).unwrap_err();
     assert!(error.msg.contains("holds no address"), "{error}");
-    assert!(pool.reserve(&attachment("a", "eth0")).is_err());
+    assert!(pool.reserve(&attachment_of("a", "eth0")).is_err());
     assert!(!dir.exists());
 }
 
@@ -171,12 +171,12 @@ fn releasing_and_checking_create_nothing_and_need_no_valid_ranges() {
 fn a_release_takes_only_what_is_still_the_attachments() {
     let scratch = Scratch::new();
     let pool = plugin(&scratch, SMALL, "");
-    let who = attachment("a", "eth0");
+    let attachment = attachment_of("a", "eth0");
     given(&pool, "a").unwrap();
-    let held = pool.held(&who).unwrap();
-    pool.check(&who).unwrap();
+    let held = pool.held(&attachment).unwrap();
+    pool.check(&attachment).unwrap();
     scratch.write("net/10.1.0.2", "b\r\neth0");
-    pool.release(&who, &held).unwrap();
+    pool.release(&attachment, &held).unwrap();
     assert_eq!(scratch.read("net/10.1.0.2"), "b\r\neth0");
 }
 
@@ -190,7 +190,7 @@ fn an_unreadable_resolv_conf_is_refused_before_the_store_is_touched() {
     );
     let conf = NetConf::parse(text.into_bytes()).unwrap();
     let pool = HostLocal::parse(&conf, &Args::default()).unwrap();
-    let error = pool.reserve(&attachment("a", "eth0")).unwrap_err();
+    let error = pool.reserve(&attachment_of("a", "eth0")).unwrap_err();
     assert!(error.msg.contains("/nonexistent"), "{error}");
     assert!(!dir.exists());
 }
@@ -286,47 +286,51 @@ fn many_adds_and_dels_agree_with_a_map_of_who_has_what() {
     let pool = plugin(&scratch, ranges, "");
     // Five of IPv4 are fewer than six of IPv6: three of each subnet.
     const SMALLEST: usize = 5;
-    let mut dice = Dice(0xadd);
+    let mut random = TestRandom(0xadd);
     let mut model: BTreeMap<Attachment, BTreeSet<IpAddr>> = BTreeMap::new();
     for _ in 0..300 {
-        let container = format!("c{}", dice.below(5));
-        let who = attachment(&container, dice.choose(&["eth0", "net1"]));
-        if dice.below(3) == 0 {
-            let held = pool.held(&who).unwrap();
+        let container = format!("c{}", random.below(5));
+        let attachment = attachment_of(&container, random.choose(&["eth0", "net1"]));
+        if random.below(3) == 0 {
+            let held = pool.held(&attachment).unwrap();
             let addresses: BTreeSet<IpAddr> = held.addresses().iter().copied().collect();
-            assert_eq!(addresses, model.remove(&who).unwrap_or_default(), "{who}");
-            pool.release(&who, &held).unwrap();
+            assert_eq!(
+                addresses,
+                model.remove(&attachment).unwrap_or_default(),
+                "{attachment}"
+            );
+            pool.release(&attachment, &held).unwrap();
             continue;
         }
-        let may = !model.contains_key(&who) && model.len() < SMALLEST;
-        match pool.reserve(&who) {
+        let may = !model.contains_key(&attachment) && model.len() < SMALLEST;
+        match pool.reserve(&attachment) {
             Ok(lease) => {
-                assert!(may, "{who} was given {lease:?} with {model:?}");
+                assert!(may, "{attachment} was given {lease:?} with {model:?}");
                 let given: BTreeSet<IpAddr> =
                     lease.ips.iter().map(|ip| ip.address.address()).collect();
                 assert!(given.len() == 2 && model.values().all(|held| held.is_disjoint(&given)));
-                model.insert(who, given);
+                model.insert(attachment, given);
             }
-            Err(error) => assert!(!may, "{who} was refused: {error}"),
+            Err(error) => assert!(!may, "{attachment} was refused: {error}"),
         }
     }
     assert!(!model.is_empty());
 }
 
 /// The files of a directory that are somebody's, with their content.
-fn somebodys(directory: &Path, who: &Attachment) -> Vec<(PathBuf, Vec<u8>)> {
+fn somebodys(directory: &Path, attachment: &Attachment) -> Vec<(PathBuf, Vec<u8>)> {
     let leases = fs::read_dir(directory).unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         path.file_name()?.to_str()?.parse::<IpAddr>().ok()?;
         let is_file = fs::symlink_metadata(&path).unwrap().is_file();
         let content = fs::read(&path).ok().filter(|_| is_file)?;
-        (claim(&content, who) != Claim::Garbled).then_some((path, content))
+        (owner_for(&content, attachment) != LeaseOwner::Garbled).then_some((path, content))
     });
     leases.collect()
 }
 
 /// Puts anything into a network's directory: files with any content, links out of it, directories.
-fn litter(dice: &mut Dice, directory: &Path, outside: &Path) {
+fn stale_temp_file(random: &mut TestRandom, directory: &Path, outside: &Path) {
     const NAMES: [&str; 12] = [
         "10.1.0.2",
         "10.1.0.3",
@@ -353,14 +357,14 @@ fn litter(dice: &mut Dice, directory: &Path, outside: &Path) {
         "boot \nmachine x\n",
         "gangplank leases \n 10.1.0.2 c1 eth0\n",
     ];
-    for _ in 0..dice.below(8) {
-        let path = directory.join(dice.choose(&NAMES));
+    for _ in 0..random.below(8) {
+        let path = directory.join(random.choose(&NAMES));
         // What is there already stays.
-        let _ = match dice.below(8) {
+        let _ = match random.below(8) {
             0 => std::os::unix::fs::symlink(outside, path),
             1 => fs::create_dir(path),
             _ if path.exists() => Ok(()),
-            _ => fs::write(path, dice.choose(&CONTENTS)),
+            _ => fs::write(path, random.choose(&CONTENTS)),
         };
     }
 }
@@ -369,19 +373,22 @@ fn litter(dice: &mut Dice, directory: &Path, outside: &Path) {
 fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_touched() {
     const TWO: &str = r#"[[{"subnet":"10.1.0.0/29"}],
         [{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}]]"#;
-    let mut dice = Dice(0xd1ce);
-    let (mut given, who) = (0, attachment("c1", "eth0"));
+    let mut random = TestRandom(0xd1ce);
+    let (mut given, attachment) = (0, attachment_of("c1", "eth0"));
     for _ in 0..400 {
         let scratch = Scratch::new();
         let (pool, directory) = (plugin(&scratch, TWO, ""), scratch.path().join("net"));
         scratch.write("outside", "outside");
         fs::create_dir(&directory).unwrap();
-        litter(&mut dice, &directory, &scratch.path().join("outside"));
-        let before = somebodys(&directory, &who);
-        let reserved = pool.reserve(&who);
+        stale_temp_file(&mut random, &directory, &scratch.path().join("outside"));
+        let before = somebodys(&directory, &attachment);
+        let reserved = pool.reserve(&attachment);
         assert_eq!(scratch.read("outside"), "outside", "a link was followed");
         let theirs = |(_, content): &&(PathBuf, Vec<u8>)| {
-            !matches!(claim(content, &who), Claim::Mine | Claim::Containers)
+            !matches!(
+                owner_for(content, &attachment),
+                LeaseOwner::Mine | LeaseOwner::Containers
+            )
         };
         if let Ok(lease) = reserved {
             given += 1;
@@ -390,13 +397,13 @@ fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_
                 assert!(before.iter().all(|(taken, _)| *taken != path));
                 assert_eq!(fs::read(path).unwrap(), b"c1\r\neth0");
             }
-            pool.check(&who).unwrap();
+            pool.check(&attachment).unwrap();
             // A directory in place of what a crash may leave is the only thing that cannot be cleared.
-            let released = pool.release(&who, &pool.held(&who).unwrap());
+            let released = pool.release(&attachment, &pool.held(&attachment).unwrap());
             assert!(released.is_ok() || directory.join(".gangplank.new").is_dir());
         } else {
             assert_eq!(
-                somebodys(&directory, &who),
+                somebodys(&directory, &attachment),
                 before,
                 "a refusal changes nothing"
             );

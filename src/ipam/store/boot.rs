@@ -12,12 +12,12 @@ use std::net::IpAddr;
 
 use crate::cni::request::Id;
 use crate::error::Error;
-use crate::host::boot;
-use crate::host::files;
-use crate::host::journal;
-use crate::host::locks;
 use crate::ipam::lease_file::read_small;
 use crate::ipam::store::{Locked, Store, remove};
+use crate::kernel::boot;
+use crate::kernel::files;
+use crate::kernel::locks;
+use crate::kernel::log;
 use crate::state::LiveAttachments;
 
 /// The file that holds the record.
@@ -93,7 +93,7 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn outlived(&self) -> Result<HashSet<IpAddr>, Error> {
+    pub fn from_before_boot(&self) -> Result<HashSet<IpAddr>, Error> {
         match self.epoch()? {
             Epoch::Later => Ok(self.dead(None)?.unwrap_or_default()),
             _ => Ok(HashSet::new()),
@@ -131,11 +131,11 @@ impl Store {
         if leases.is_empty() {
             return Ok(Some(HashSet::new()));
         }
-        let began = journal::clock();
+        let began = log::step_start();
         let mut live = match LiveAttachments::observe() {
             Ok(live) => live,
             Err(unknown) => {
-                journal::step(began, || unknown.to_string());
+                log::step(began, || unknown.to_string());
                 return Ok(None);
             }
         };
@@ -206,7 +206,7 @@ impl Locked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipam::tests::{Scratch, attachment};
+    use crate::ipam::tests::{Scratch, attachment_of};
 
     fn store(scratch: &Scratch) -> Store {
         Store::new(scratch.path(), &"net".parse().unwrap())
@@ -214,12 +214,12 @@ mod tests {
 
     fn enter(scratch: &Scratch) -> Vec<String> {
         let store = store(scratch);
-        let outlived = store.outlived().unwrap();
+        let from_before_boot = store.from_before_boot().unwrap();
         let locked = store.lock_or_create().unwrap();
         let before = scratch.names("net").len();
         locked.enter_boot(&"new".parse().unwrap()).unwrap();
-        assert_eq!(before - scratch.names("net").len(), outlived.len());
-        assert!(store.outlived().unwrap().is_empty());
+        assert_eq!(before - scratch.names("net").len(), from_before_boot.len());
+        assert!(store.from_before_boot().unwrap().is_empty());
         let mut names = scratch.names("net");
         names.retain(|name| name != "lock");
         names
@@ -297,7 +297,7 @@ mod tests {
         let scratch = Scratch::new();
         scratch.write("net/.gangplank.boot", "boot c1\n");
         let store = store(&scratch);
-        let leases = store.scan(&attachment("c1", "eth0")).unwrap();
+        let leases = store.scan(&attachment_of("c1", "eth0")).unwrap();
         assert!(leases.mine.is_empty());
         assert!("boot c1".parse::<Id>().is_err());
     }

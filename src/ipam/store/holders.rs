@@ -16,7 +16,7 @@ use crate::ipam::store::{Store, address_of, is_absence};
 pub struct Held {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) siblings: bool,
-    pub(super) litter: bool,
+    pub(super) stale_temp_file: bool,
     /// A lease that cannot be read, so that it may be the attachment's.
     pub(super) unreadable: Option<Error>,
 }
@@ -27,7 +27,7 @@ impl Held {
         Held {
             addresses,
             siblings: false,
-            litter: false,
+            stale_temp_file: false,
             unreadable: None,
         }
     }
@@ -44,7 +44,7 @@ impl Held {
 
     /// Whether there is nothing to release.
     pub(in crate::ipam) fn is_empty(&self) -> bool {
-        self.addresses.is_empty() && !self.litter && self.unreadable.is_none()
+        self.addresses.is_empty() && !self.stale_temp_file && self.unreadable.is_none()
     }
 }
 

@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha512};
 
 use crate::cni::request::Attachment;
-use crate::host::files;
-use crate::ipam::store::census::{Owned, UNKNOWN};
+use crate::ipam::store::scan::{Owned, UNKNOWN};
 use crate::ipam::store::{Store, create_new, remove};
+use crate::kernel::files;
 use crate::net::parse_ip;
 
 const FILE: &str = ".gangplank.index";
@@ -52,26 +52,26 @@ pub struct Claims {
 impl Index {
     /// Reads the index; `None` when there is none or the directory has changed since it was written.
     pub fn load(store: &Store) -> Option<Index> {
-        let file = files::itself().read(true).open(store.path(FILE)).ok()?;
+        let file = files::no_follow().read(true).open(store.path(FILE)).ok()?;
         let length = file.metadata().ok()?.len().min(MAX_BYTES);
         let mut text = vec![0; usize::try_from(length).ok()?];
         file.read_exact_at(&mut text, 0).ok()?;
         let text = String::from_utf8(text).ok()?;
         // Asked behind the reading: who changes leases meanwhile changes the time first.
         let directory = fs::metadata(store.directory()).ok()?;
-        Index::believe(text, directory.modified().ok()?, ctime(&directory))
+        Index::validate(text, directory.modified().ok()?, ctime(&directory))
     }
 
     /// Takes a text for the index of a directory that was changed last at that time; `None` when it is not.
-    pub fn believe(text: String, modified: SystemTime, changed: Changed) -> Option<Index> {
+    pub fn validate(text: String, modified: SystemTime, changed: Changed) -> Option<Index> {
         let is_whole = (text.len() as u64) < MAX_BYTES;
         (is_whole && text.starts_with(&header(modified, changed)?)).then_some(Index { text })
     }
 
     /// What it says about an attachment.
-    pub fn claims(&self, who: &Attachment) -> Claims {
+    pub fn claims(&self, attachment: &Attachment) -> Claims {
         let mut claims = Claims::default();
-        let key = key_of(who.container.as_str());
+        let key = key_of(attachment.container.as_str());
         let named = format!(" {key} ");
         // Who is new is in no line, and that is seen sooner than where one would be.
         if !self.text.contains(&named) {
@@ -81,7 +81,7 @@ impl Index {
             match self.line_around(at) {
                 Some((address, container, interface)) if container == key => match interface {
                     "" => claims.of_container.push(address),
-                    _ if interface == who.interface.as_str() => claims.mine.push(address),
+                    _ if interface == attachment.interface.as_str() => claims.mine.push(address),
                     _ => claims.siblings = true,
                 },
                 _ => {}
@@ -120,19 +120,19 @@ impl Index {
                 return remove(&path);
             }
         }
-        let file = files::itself().write(true).open(&path)?;
+        let file = files::no_follow().write(true).open(&path)?;
         for address in removed {
             if let Some(at) = self.text.find(&format!("\n {address} ")) {
                 file.write_all_at(b"-", at as u64 + 1)?;
             }
         }
         let mut lines = String::new();
-        for (address, who) in added {
+        for (address, attachment) in added {
             push_line(
                 &mut lines,
                 *address,
-                who.container.as_str(),
-                who.interface.as_str(),
+                attachment.container.as_str(),
+                attachment.interface.as_str(),
             );
         }
         file.write_all_at(lines.as_bytes(), self.text.len() as u64)?;
@@ -221,7 +221,7 @@ fn parse_line(line: &str) -> Option<(IpAddr, &str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipam::tests::{Scratch, attachment};
+    use crate::ipam::tests::{Scratch, attachment_of};
 
     fn ip(last: usize) -> IpAddr {
         format!("10.1.{}.{}", last / 200, last % 200)
@@ -256,9 +256,9 @@ mod tests {
         let store = indexed(&scratch);
         let index = Index::load(&store).unwrap();
         assert_eq!(index.addresses().len(), WORTHWHILE);
-        assert_eq!(index.claims(&attachment("c7", "eth0")).mine, [ip(7)]);
-        assert!(index.claims(&attachment("c7", "eth1")).siblings);
-        assert_eq!(index.claims(&attachment("7", "eth0")), Claims::default());
+        assert_eq!(index.claims(&attachment_of("c7", "eth0")).mine, [ip(7)]);
+        assert!(index.claims(&attachment_of("c7", "eth1")).siblings);
+        assert_eq!(index.claims(&attachment_of("7", "eth0")), Claims::default());
         fs::remove_file(store.path("10.1.0.7")).unwrap();
         assert!(Index::load(&store).is_none());
     }
@@ -268,13 +268,16 @@ mod tests {
         let scratch = Scratch::new();
         let store = indexed(&scratch);
         let index = Index::load(&store).unwrap();
-        let new = attachment("10.1.0.9", "eth0");
+        let new = attachment_of("10.1.0.9", "eth0");
         fs::remove_file(store.path("10.1.0.7")).unwrap();
         index
             .amend(&store, &[(ip(100), new.clone())], &[ip(7)])
             .unwrap();
         let index = Index::load(&store).unwrap();
-        assert_eq!(index.claims(&attachment("c7", "eth0")), Claims::default());
+        assert_eq!(
+            index.claims(&attachment_of("c7", "eth0")),
+            Claims::default()
+        );
         // A container may be called like an address.
         assert_eq!(index.claims(&new).mine, [ip(100)]);
         assert!(index.addresses().contains(&ip(100)) && !index.addresses().contains(&ip(7)));
@@ -287,7 +290,7 @@ mod tests {
         for n in 0..WORTHWHILE {
             let index = Index::load(&store).unwrap();
             index
-                .amend(&store, &[(ip(n), attachment("x", "y"))], &[ip(n)])
+                .amend(&store, &[(ip(n), attachment_of("x", "y"))], &[ip(n)])
                 .unwrap();
         }
         Index::load(&store)

@@ -7,9 +7,9 @@ use std::fs::File;
 use std::net::IpAddr;
 
 use crate::error::Error;
-use crate::host::locks::open_plain;
-use crate::host::process::bequeath;
 use crate::ipam::store::{Store, is_absence};
+use crate::kernel::locks::open_plain;
+use crate::kernel::process::inherit_fd;
 
 /// Leases that are locked as long as this or a program that was started meanwhile lives.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Store {
                 opened => opened.map_err(|cause| self.failed("open", &name, &cause))?,
             };
             let locked = self.lock_file(file, &name)?;
-            bequeath(&locked).map_err(|cause| self.failed("lock", &name, &cause))?;
+            inherit_fd(&locked).map_err(|cause| self.failed("lock", &name, &cause))?;
             leases.push(locked);
         }
         Ok(LeaseLock { _leases: leases })

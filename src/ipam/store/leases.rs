@@ -9,10 +9,10 @@ use std::path::Path;
 
 use crate::cni::request::Attachment;
 use crate::error::Error;
-use crate::ipam::lease_file::{Claim, parse_owner, read_claim, read_small};
-use crate::ipam::store::census::{Census, Owned, no_lease};
+use crate::ipam::lease_file::{LeaseOwner, parse_owner, read_owner_for, read_small};
 use crate::ipam::store::index::{self, Index};
-use crate::ipam::store::{ASIDE, Locked, Store, is_absence};
+use crate::ipam::store::scan::{LeaseScan, Owned, no_lease};
+use crate::ipam::store::{Locked, Store, TEMP_FILE, is_absence};
 
 /// The leases of a network, as far as an attachment is concerned.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Leases<'a> {
     /// Whether another interface of the container has an address.
     pub siblings: bool,
     /// A writer crashed, or one is at work.
-    pub(super) aside: bool,
+    pub(super) temp_file: bool,
     /// A lease that cannot be read, so that it may be the attachment's.
     pub(super) unreadable: Option<Error>,
     source: Source,
@@ -68,22 +68,26 @@ impl Store {
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn scan(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
-        let index = Index::load(self).and_then(|index| self.scan_index(index, who));
-        index.map_or_else(|| self.scan_files(who), Ok)
+    pub fn scan(&self, attachment: &Attachment) -> Result<Leases<'_>, Error> {
+        let index = Index::load(self).and_then(|index| self.scan_index(index, attachment));
+        index.map_or_else(|| self.scan_files(attachment), Ok)
     }
 
     /// `None` when the index says of a lease what the lease does not: somebody wrote into it.
-    fn scan_index(&self, index: Index, who: &Attachment) -> Option<Leases<'_>> {
-        let claims = index.claims(who);
-        let is_so = |(address, expected): (&IpAddr, Claim)| {
-            read_claim(&self.path(&address.to_string()), who).is_ok_and(|claim| claim == expected)
+    fn scan_index(&self, index: Index, attachment: &Attachment) -> Option<Leases<'_>> {
+        let claims = index.claims(attachment);
+        let is_so = |(address, expected): (&IpAddr, LeaseOwner)| {
+            read_owner_for(&self.path(&address.to_string()), attachment)
+                .is_ok_and(|claim| claim == expected)
         };
-        let mine = claims.mine.iter().map(|address| (address, Claim::Mine));
+        let mine = claims
+            .mine
+            .iter()
+            .map(|address| (address, LeaseOwner::Mine));
         let legacy = claims
             .of_container
             .iter()
-            .map(|address| (address, Claim::Containers));
+            .map(|address| (address, LeaseOwner::Containers));
         if !mine.chain(legacy).all(is_so) {
             return None;
         }
@@ -91,30 +95,30 @@ impl Store {
             store: self,
             mine: or_else(claims.mine, claims.of_container),
             siblings: claims.siblings,
-            aside: self.path(ASIDE).symlink_metadata().is_ok(),
+            temp_file: self.path(TEMP_FILE).symlink_metadata().is_ok(),
             unreadable: None,
             source: Source::Index(index, OnceCell::new()),
         })
     }
 
-    pub(super) fn scan_files(&self, who: &Attachment) -> Result<Leases<'_>, Error> {
+    pub(super) fn scan_files(&self, attachment: &Attachment) -> Result<Leases<'_>, Error> {
         let entries = self.entries()?;
         let files = entries
             .iter()
             .map(|entry| (entry.file_name(), || read_lease(entry)));
-        let census = Census::of(files, who);
-        let taken = census.taken();
+        let scan = LeaseScan::of(files, attachment);
+        let taken = scan.taken();
         Ok(Leases {
             store: self,
-            mine: census.mine,
-            siblings: census.siblings,
-            aside: census.aside,
-            unreadable: census.unreadable.map(|(address, cause)| {
+            mine: scan.mine,
+            siblings: scan.siblings,
+            temp_file: scan.temp_file,
+            unreadable: scan.unreadable.map(|(address, cause)| {
                 let path = self.path(&address.to_string());
                 Error::failed(format!("cannot read the lease {}: {cause}", path.display()))
                     .details("it may be this attachment's: repair its file system, or remove it if no container has the address")
             }),
-            source: Source::Files(census.owned, taken),
+            source: Source::Files(scan.owned, taken),
         })
     }
 }
@@ -122,17 +126,20 @@ impl Store {
 impl Locked<'_> {
     /// Brings the index up to date with what was added for `who` since the leases were read. It is only a hint: that it
     /// could not be written is no failure.
-    pub fn index_added(&self, leases: Leases, who: &Attachment, added: &[IpAddr]) {
+    pub fn index_added(&self, leases: Leases, attachment: &Attachment, added: &[IpAddr]) {
         let _ = match leases.source {
             Source::Index(index, _) => {
                 let added: Vec<_> = added
                     .iter()
-                    .map(|address| (*address, who.clone()))
+                    .map(|address| (*address, attachment.clone()))
                     .collect();
                 index.amend(self.store, &added, &[])
             }
             Source::Files(mut owned, _) => {
-                let (container, interface) = (who.container.to_string(), who.interface.to_string());
+                let (container, interface) = (
+                    attachment.container.to_string(),
+                    attachment.interface.to_string(),
+                );
                 let new = added.iter().map(|address| Owned {
                     address: *address,
                     container: container.clone(),

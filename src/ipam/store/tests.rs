@@ -1,5 +1,5 @@
 use super::*;
-use crate::ipam::tests::{Scratch, attachment};
+use crate::ipam::tests::{Scratch, attachment_of};
 use std::os::unix::fs::PermissionsExt;
 
 fn ip(text: &str) -> IpAddr {
@@ -14,10 +14,10 @@ fn store(scratch: &Scratch) -> Store {
 fn files_are_those_of_the_reference() {
     let scratch = Scratch::new();
     let store = store(&scratch);
-    let who = attachment("c1", "eth0");
+    let attachment = attachment_of("c1", "eth0");
     let locked = store.lock_or_create().unwrap();
-    locked.put(ip("10.1.0.2"), &who).unwrap();
-    locked.put(ip("fd00:0::2"), &who).unwrap();
+    locked.put(ip("10.1.0.2"), &attachment).unwrap();
+    locked.put(ip("fd00:0::2"), &attachment).unwrap();
     locked.remember(1, ip("fd00::2")).unwrap();
     drop(locked);
     let file = |name: &str| {
@@ -37,14 +37,17 @@ fn files_are_those_of_the_reference() {
 fn legacy_files_are_the_containers_only_when_none_is_exactly_its() {
     let scratch = Scratch::new();
     let store = store(&scratch);
-    let who = attachment("c1", "eth0");
+    let attachment = attachment_of("c1", "eth0");
     scratch.write("net/10.1.0.2", "c1");
     scratch.write("net/10.1.0.3", "c1\r\neth0");
     scratch.write("net/10.1.0.4", "c1\r\neth1");
-    assert_eq!(store.held(&who).unwrap().addresses(), [ip("10.1.0.3")]);
-    let other = attachment("c1", "net1");
+    assert_eq!(
+        store.held(&attachment).unwrap().addresses(),
+        [ip("10.1.0.3")]
+    );
+    let other = attachment_of("c1", "net1");
     assert_eq!(store.held(&other).unwrap().addresses(), [ip("10.1.0.2")]);
-    let leases = store.scan(&who).unwrap();
+    let leases = store.scan(&attachment).unwrap();
     let all = ["10.1.0.2", "10.1.0.3", "10.1.0.4"];
     assert!(all.iter().all(|address| leases.is_taken(ip(address))));
 }
@@ -53,7 +56,7 @@ fn legacy_files_are_the_containers_only_when_none_is_exactly_its() {
 fn what_is_not_a_lease_is_not_touched() {
     let scratch = Scratch::new();
     let store = store(&scratch);
-    let who = attachment("c1", "eth0");
+    let attachment = attachment_of("c1", "eth0");
     let foreign = [
         "notes",
         "010.1.0.2",
@@ -68,14 +71,14 @@ fn what_is_not_a_lease_is_not_touched() {
     scratch.write("net/10.1.0.9/10.1.0.8", "c1\r\neth0");
     std::os::unix::fs::symlink("notes", scratch.path().join("net/10.1.0.10")).unwrap();
     let before = scratch.names("net");
-    let leases = store.scan(&who).unwrap();
+    let leases = store.scan(&attachment).unwrap();
     assert_eq!(leases.mine, [] as [IpAddr; 0]);
     // Their names are in the way all the same.
     let taken = |address| leases.is_taken(ip(address));
     assert!(taken("10.1.0.9") && taken("10.1.0.10") && !taken("10.1.0.7"));
     let all = Held::exactly(vec![ip("10.1.0.7"), ip("10.1.0.2")]);
     let locked = store.lock().unwrap().unwrap();
-    locked.release(&all, &who).unwrap();
+    locked.release(&all, &attachment).unwrap();
     assert_eq!(scratch.names("net"), before);
 }
 
@@ -83,36 +86,36 @@ fn what_is_not_a_lease_is_not_touched() {
 fn a_garbled_lease_is_replaced_and_a_good_one_never() {
     let scratch = Scratch::new();
     let store = store(&scratch);
-    let who = attachment("c1", "eth0");
+    let attachment = attachment_of("c1", "eth0");
     scratch.write("net/10.1.0.2", "");
     scratch.write("net/10.1.0.3", "c2\r\neth0");
     let locked = store.lock_or_create().unwrap();
-    let leases = locked.scan(&who).unwrap();
+    let leases = locked.scan(&attachment).unwrap();
     assert!(leases.is_taken(ip("10.1.0.3")) && !leases.is_taken(ip("10.1.0.2")));
-    locked.put(ip("10.1.0.2"), &who).unwrap();
+    locked.put(ip("10.1.0.2"), &attachment).unwrap();
     assert_eq!(scratch.read("net/10.1.0.2"), "c1\r\neth0");
-    let error = locked.put(ip("10.1.0.3"), &who).unwrap_err();
+    let error = locked.put(ip("10.1.0.3"), &attachment).unwrap_err();
     assert!(error.msg.contains("10.1.0.3"), "{error}");
     assert_eq!(scratch.read("net/10.1.0.3"), "c2\r\neth0");
-    assert!(!scratch.path().join("net").join(ASIDE).exists());
+    assert!(!scratch.path().join("net").join(TEMP_FILE).exists());
 }
 
 #[test]
 fn what_a_crash_left_aside_is_not_written_through() {
     let scratch = Scratch::new();
     let store = store(&scratch);
-    let (dead, who) = (attachment("dead", "eth0"), attachment("c1", "eth0"));
+    let (dead, attachment) = (attachment_of("dead", "eth0"), attachment_of("c1", "eth0"));
     scratch.write("net/10.1.0.2", "dead\r\neth0");
     let net = scratch.path().join("net");
     // Killed between giving the lease its name and taking away the other.
-    fs::hard_link(net.join("10.1.0.2"), net.join(ASIDE)).unwrap();
+    fs::hard_link(net.join("10.1.0.2"), net.join(TEMP_FILE)).unwrap();
     let locked = store.lock_or_create().unwrap();
-    locked.put(ip("10.1.0.3"), &who).unwrap();
+    locked.put(ip("10.1.0.3"), &attachment).unwrap();
     drop(locked);
     assert_eq!(scratch.read("net/10.1.0.2"), "dead\r\neth0");
-    assert!(!net.join(ASIDE).exists());
+    assert!(!net.join(TEMP_FILE).exists());
 
-    fs::hard_link(net.join("10.1.0.2"), net.join(ASIDE)).unwrap();
+    fs::hard_link(net.join("10.1.0.2"), net.join(TEMP_FILE)).unwrap();
     let held = store.held(&dead).unwrap();
     assert_eq!(held.addresses(), [ip("10.1.0.2")]);
     let locked = store.lock().unwrap().unwrap();
@@ -124,18 +127,18 @@ fn what_a_crash_left_aside_is_not_written_through() {
 #[test]
 fn reading_creates_nothing() {
     let scratch = Scratch::new();
-    let who = attachment("c1", "eth0");
+    let attachment = attachment_of("c1", "eth0");
     let store = store(&scratch);
-    assert!(store.held(&who).unwrap().is_empty());
+    assert!(store.held(&attachment).unwrap().is_empty());
     assert!(store.lock().unwrap().is_none());
     assert!(!scratch.path().join("net").exists());
     // Neither where there can be no directory.
     let nowhere = Store::new(Path::new("/dev/null/x"), &"net".parse().unwrap());
-    assert!(nowhere.held(&who).unwrap().is_empty());
+    assert!(nowhere.held(&attachment).unwrap().is_empty());
     assert!(nowhere.lock().unwrap().is_none());
     assert!(nowhere.lock_or_create().is_err());
     let long = Store::new(scratch.path(), &"n".repeat(256).parse().unwrap());
-    assert!(long.held(&who).unwrap().is_empty());
+    assert!(long.held(&attachment).unwrap().is_empty());
 }
 
 #[test]
@@ -160,36 +163,39 @@ fn long_container_ids_are_read_whole() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let id = "x".repeat(5000);
-    let who = attachment(&id, "eth0");
+    let attachment = attachment_of(&id, "eth0");
     let locked = store.lock_or_create().unwrap();
-    locked.put(ip("10.1.0.2"), &who).unwrap();
-    assert_eq!(store.held(&who).unwrap().addresses(), [ip("10.1.0.2")]);
+    locked.put(ip("10.1.0.2"), &attachment).unwrap();
+    assert_eq!(
+        store.held(&attachment).unwrap().addresses(),
+        [ip("10.1.0.2")]
+    );
 }
 
 #[test]
 fn links_in_the_directory_are_not_followed() {
     let scratch = Scratch::new();
     let store = store(&scratch);
-    let who = attachment("c1", "eth0");
+    let attachment = attachment_of("c1", "eth0");
     scratch.write("outside", "c1\r\neth0");
     scratch.write("net/10.1.0.9", "c2\r\neth0");
     let link = |name: &str| {
         let target = scratch.path().join("outside");
         std::os::unix::fs::symlink(target, scratch.path().join("net").join(name)).unwrap();
     };
-    for name in ["10.1.0.2", ASIDE, "last_reserved_ip.0"] {
+    for name in ["10.1.0.2", TEMP_FILE, "last_reserved_ip.0"] {
         link(name);
     }
     let locked = store.lock_or_create().unwrap();
-    let leases = locked.scan(&who).unwrap();
+    let leases = locked.scan(&attachment).unwrap();
     assert!(leases.mine.is_empty() && leases.is_taken(ip("10.1.0.2")));
     assert_eq!(locked.last_reserved(0), None);
-    assert!(locked.put(ip("10.1.0.2"), &who).is_err());
+    assert!(locked.put(ip("10.1.0.2"), &attachment).is_err());
     locked
-        .release(&Held::exactly(vec![ip("10.1.0.2")]), &who)
+        .release(&Held::exactly(vec![ip("10.1.0.2")]), &attachment)
         .unwrap();
-    link(ASIDE);
-    locked.put(ip("10.1.0.3"), &who).unwrap();
+    link(TEMP_FILE);
+    locked.put(ip("10.1.0.3"), &attachment).unwrap();
     locked.remember(0, ip("10.1.0.3")).unwrap();
     drop(locked);
     assert_eq!(scratch.read("outside"), "c1\r\neth0");

@@ -5,13 +5,13 @@
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-use gangplank::bridge::config::BridgeConfig;
-use gangplank::bridge::plan::{Facts, Plan};
+use gangplank::plugins::bridge::config::BridgeConfig;
+use gangplank::plugins::bridge::plan::{ObservedLinks, Plan};
 use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
 use gangplank::cni::request::{Attachment, Environment, Request};
 use gangplank::cni::result::{AddResult, IpConfig};
-use gangplank::cni::shape::{self, Shape};
+use gangplank::cni::json::{self, JsonCursor};
 use gangplank::cni::{Schema, Version};
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
@@ -90,7 +90,7 @@ fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
     for route in &plan.routes {
         assert_eq!(route.dst.to_string().parse(), Ok(route.dst));
     }
-    let facts = Facts {
+    let facts = ObservedLinks {
         bridge_mac: None,
         gateway_mac: None,
         host_mac: Some(plan.mac),
@@ -100,8 +100,8 @@ fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
         assert_eq!(version.schema(), Schema::V0_1);
         return;
     };
-    let value = shape::parse("result", document.as_bytes()).expect("what we print is JSON");
-    let again = AddResult::parse(&Shape::root("result", &value), Version::NEWEST).unwrap();
+    let value = json::parse("result", document.as_bytes()).expect("what we print is JSON");
+    let again = AddResult::parse(&JsonCursor::root("result", &value), Version::NEWEST).unwrap();
     if version.schema() == Schema::V1 {
         assert_eq!(again, result);
     }

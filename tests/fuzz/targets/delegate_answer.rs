@@ -4,8 +4,8 @@
 
 use std::sync::OnceLock;
 
-use gangplank::bridge::config::BridgeConfig;
-use gangplank::bridge::plan::Plan;
+use gangplank::plugins::bridge::config::BridgeConfig;
+use gangplank::plugins::bridge::plan::Plan;
 use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
 use gangplank::cni::request::{Attachment, Environment, Request};

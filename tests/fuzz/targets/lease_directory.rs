@@ -17,8 +17,8 @@ use gangplank::cni::args::Args;
 use gangplank::cni::request::Attachment;
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
-use gangplank::ipam::lease_file::{Claim, claim};
-use gangplank::ipam::store::census::{Census, address_named, parse_cursor};
+use gangplank::ipam::lease_file::{LeaseOwner, claim};
+use gangplank::ipam::store::scan::{LeaseScan, address_named, parse_cursor};
 use gangplank::ipam::store::index::{Index, text_of};
 use gangplank::ipam::store::is_kept;
 use libfuzzer_sys::fuzz_target;
@@ -45,9 +45,9 @@ fuzz_target!(|data: &[u8]| {
         files.entry(name).or_insert(content);
     }
     for who in &place.attachments {
-        let census = census(&files, who);
-        place.give(&files, who, &census);
-        place.index(&files, who, &census);
+        let scan = scan(&files, who);
+        place.give(&files, who, &scan);
+        place.index(&files, who, &scan);
     }
     place.collect(&files);
 });
@@ -61,22 +61,22 @@ fn read(content: &[u8]) -> Result<Vec<u8>, Error> {
     }
 }
 
-fn census(files: &Files, who: &Attachment) -> Census {
+fn scan(files: &Files, who: &Attachment) -> LeaseScan {
     let entries = files.iter().map(|(name, content)| (OsStr::from_bytes(name), || read(content)));
-    Census::of(entries, who)
+    LeaseScan::of(entries, who)
 }
 
 /// What the file of an address says of an attachment; `None` when there is none or it cannot be read.
-fn claim_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<Claim> {
+fn claim_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<LeaseOwner> {
     let content = read(files.get(address.to_string().as_bytes())?).ok()?;
-    Some(claim(&content, who))
+    Some(owner_for(&content, who))
 }
 
 /// Whether there is nothing of that name that could be somebody's.
 fn is_nobodys(files: &Files, address: IpAddr, who: &Attachment) -> bool {
     match files.get(address.to_string().as_bytes()).map(|content| read(content)) {
         None => true,
-        Some(Ok(content)) => claim(&content, who) == Claim::Garbled,
+        Some(Ok(content)) => owner_for(&content, who) == LeaseOwner::Garbled,
         Some(Err(cause)) => cause.kind() == ErrorKind::NotFound,
     }
 }
@@ -101,12 +101,12 @@ impl Place {
 
     /// The next address of each range is nobody's, and where there is none all are somebody's; with its lease the
     /// attachment has it, and nobody has less than before.
-    fn give(&self, files: &Files, who: &Attachment, census: &Census) {
-        let taken = census.taken();
+    fn give(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
+        let taken = scan.taken();
         let mine = |address: &IpAddr| {
-            matches!(claim_of(files, *address, who), Some(Claim::Mine | Claim::Containers))
+            matches!(claim_of(files, *address, who), Some(LeaseOwner::Mine | LeaseOwner::Containers))
         };
-        assert!(census.mine.iter().all(mine));
+        assert!(scan.mine.iter().all(mine));
         assert!(taken.iter().all(|address| !is_nobodys(files, *address, who)));
         for (index, pool) in self.config.pools.iter().enumerate() {
             let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
@@ -123,34 +123,34 @@ impl Place {
             let (name, lease) = (address.to_string(), format!("{}\r\n{}", who.container, who.interface));
             let mut after = files.clone();
             after.insert(name.as_bytes(), lease.as_bytes());
-            let after = self::census(&after, who);
+            let after = self::scan(&after, who);
             assert!(after.mine.contains(&address) && after.taken().is_superset(&taken));
-            assert_eq!(after.siblings, census.siblings);
+            assert_eq!(after.siblings, scan.siblings);
         }
     }
 
     /// The index says the same as the leases, wherever it is believed; any other text is no harm.
-    fn index(&self, files: &Files, who: &Attachment, census: &Census) {
+    fn index(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
         let changed = UNIX_EPOCH + Duration::new(1_700_000_000, 5);
-        let text = text_of(&census.owned, changed, (7, 8));
-        assert!(Index::believe(text.clone(), changed + Duration::from_nanos(1), (7, 8)).is_none());
-        assert!(Index::believe(text.clone(), changed, (7, 9)).is_none());
-        let index = Index::believe(text.clone(), changed, (7, 8)).unwrap();
-        assert_eq!(index.addresses(), census.taken());
+        let text = text_of(&scan.owned, changed, (7, 8));
+        assert!(Index::validate(text.clone(), changed + Duration::from_nanos(1), (7, 8)).is_none());
+        assert!(Index::validate(text.clone(), changed, (7, 9)).is_none());
+        let index = Index::validate(text.clone(), changed, (7, 8)).unwrap();
+        assert_eq!(index.addresses(), scan.taken());
         let claims = index.claims(who);
-        let is = |expected: Claim| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
-        if claims.mine.iter().all(is(Claim::Mine)) && claims.of_container.iter().all(is(Claim::Containers)) {
+        let is = |expected: LeaseOwner| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
+        if claims.mine.iter().all(is(LeaseOwner::Mine)) && claims.of_container.iter().all(is(LeaseOwner::Containers)) {
             let mut told = if claims.mine.is_empty() { claims.of_container } else { claims.mine };
-            let mut seen = census.mine.clone();
+            let mut seen = scan.mine.clone();
             told.sort();
             seen.sort();
             assert_eq!(told, seen);
-            assert!(claims.siblings || !census.siblings);
+            assert!(claims.siblings || !scan.siblings);
         }
         if let Some(garbage) = files.get(INDEX) {
             let head = text.lines().next().unwrap_or_default();
             let text = format!("{head}\n{}", String::from_utf8_lossy(garbage));
-            let index = Index::believe(text, changed, (7, 8)).unwrap();
+            let index = Index::validate(text, changed, (7, 8)).unwrap();
             index.addresses();
             index.claims(who);
         }
@@ -162,7 +162,7 @@ impl Place {
         for (name, content) in files {
             let Some(address) = address_named(OsStr::from_bytes(name)) else { continue };
             let kept = is_kept(content, &self.valid);
-            if matches!(claim_of(files, address, valid), Some(Claim::Mine | Claim::Containers)) {
+            if matches!(claim_of(files, address, valid), Some(LeaseOwner::Mine | LeaseOwner::Containers)) {
                 assert!(kept, "{address} is valid");
             }
             let names_it = content.windows(2).any(|bytes| bytes == b"c1");

@@ -3,7 +3,7 @@
 #![no_main]
 
 use gangplank::cni::request::Attachment;
-use gangplank::ipam::lease_file::{Claim, claim};
+use gangplank::ipam::lease_file::{LeaseOwner, claim};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -15,8 +15,8 @@ fuzz_target!(|data: &[u8]| {
         })
     };
     let stranger = who("somebody-else", "eth7").unwrap();
-    let seen = claim(data, &stranger);
-    assert!(seen != Claim::Mine || text.contains("somebody-else"));
+    let seen = owner_for(data, &stranger);
+    assert!(seen != LeaseOwner::Mine || text.contains("somebody-else"));
     // What an ADD of an attachment writes is its own and nobody else's.
     let Some((container, interface)) = text.split_once(' ') else {
         return;
@@ -25,18 +25,18 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let written = format!("{}\r\n{}", me.container, me.interface);
-    assert_eq!(claim(written.as_bytes(), &me), Claim::Mine);
+    assert_eq!(owner_for(written.as_bytes(), &me), LeaseOwner::Mine);
     if me.container != stranger.container {
-        assert_eq!(claim(written.as_bytes(), &stranger), Claim::Foreign);
+        assert_eq!(owner_for(written.as_bytes(), &stranger), LeaseOwner::Foreign);
     }
     let other = who(container, "another").unwrap();
     if other != me {
-        assert_eq!(claim(written.as_bytes(), &other), Claim::Siblings);
+        assert_eq!(owner_for(written.as_bytes(), &other), LeaseOwner::Siblings);
     }
-    assert_eq!(claim(container.as_bytes(), &me), Claim::Containers);
+    assert_eq!(owner_for(container.as_bytes(), &me), LeaseOwner::Containers);
     // Cut at any place, as a full disk leaves it, it is never another container's of the same node by mistake.
     for cut in 0..written.len() {
-        let claimed = claim(&written.as_bytes()[..cut], &me);
-        assert!(cut < container.len() || claimed != Claim::Foreign, "{cut}");
+        let claimed = owner_for(&written.as_bytes()[..cut], &me);
+        assert!(cut < container.len() || claimed != LeaseOwner::Foreign, "{cut}");
     }
 });

@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
-use gangplank::masquerade::Policy;
-use gangplank::masquerade::rules::{Chain, Listing};
+use gangplank::netfilter::masquerade::Policy;
+use gangplank::netfilter::masquerade::rules::{Chain, Listing};
 use gangplank::net::Cidr;
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use gangplank::host::netlink::{Address, Link, RouteEntry};
+use gangplank::kernel::netlink::{Address, Link, RouteEntry};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -3,7 +3,7 @@
 #![no_main]
 
 use gangplank::cni::result::AddResult;
-use gangplank::cni::shape::{self, Shape};
+use gangplank::cni::json::{self, JsonCursor};
 use gangplank::cni::{Schema, Version};
 use libfuzzer_sys::fuzz_target;
 
@@ -34,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn read(bytes: &[u8], assumed: Version) -> Option<AddResult> {
-    let value = shape::parse("result", bytes).ok()?;
-    let root = Shape::root("result", &value).into_object().ok()?;
+    let value = json::parse("result", bytes).ok()?;
+    let root = JsonCursor::root("result", &value).into_object().ok()?;
     AddResult::parse(&root, assumed).ok()
 }

@@ -1,6 +1,6 @@
 //! JSON as text has it: keys more than once, numbers of any spelling, strings that are no text.
 
-use crate::configurations::dice::Dice;
+use crate::configurations::test_random::TestRandom;
 
 /// A document.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,26 +120,26 @@ impl Json {
 }
 
 /// Changes one thing somewhere.
-pub fn mutate(document: &mut Json, dice: &mut Dice) {
+pub fn mutate(document: &mut Json, random: &mut TestRandom) {
     // Often the document itself: what is deeper is usually of one type.
-    let number = dice.choose(&[0, dice.0 as usize % document.size()]);
-    let dice = std::cell::RefCell::new(dice);
+    let number = random.choose(&[0, random.0 as usize % document.size()]);
+    let random = std::cell::RefCell::new(random);
     document.visit(number, &mut |value| {
-        let dice = &mut **dice.borrow_mut();
+        let random = &mut **random.borrow_mut();
         match value {
-            Object(entries) if dice.below(8) > 0 => mutate_object(entries, dice),
-            List(items) if dice.below(3) > 0 => {
-                let at = dice.below(items.len() + 1);
-                items.insert(at, odd(dice));
+            Object(entries) if random.below(8) > 0 => mutate_object(entries, random),
+            List(items) if random.below(3) > 0 => {
+                let at = random.below(items.len() + 1);
+                items.insert(at, odd(random));
             }
-            value => *value = odd(dice),
+            value => *value = odd(random),
         }
     });
 }
 
-fn mutate_object(entries: &mut Vec<(String, Json)>, dice: &mut Dice) {
-    if entries.is_empty() || dice.below(3) == 0 {
-        let key = dice.choose(&[
+fn mutate_object(entries: &mut Vec<(String, Json)>, random: &mut TestRandom) {
+    if entries.is_empty() || random.below(3) == 0 {
+        let key = random.choose(&[
             "x",
             "",
             "mtu2",
@@ -149,41 +149,45 @@ fn mutate_object(entries: &mut Vec<(String, Json)>, dice: &mut Dice) {
             "dns",
             "cniVersions",
         ]);
-        return entries.push((key.to_owned(), odd(dice)));
+        return entries.push((key.to_owned(), odd(random)));
     }
-    let at = dice.below(entries.len());
-    match dice.below(8) {
+    let at = random.below(entries.len());
+    match random.below(8) {
         0 => {
             entries.remove(at);
         }
         1 => {
             // The same key again, in front or behind.
             let (key, value) = entries[at].clone();
-            let value = if dice.below(4) > 0 { value } else { odd(dice) };
-            let place = dice.below(entries.len() + 1);
+            let value = if random.below(4) > 0 {
+                value
+            } else {
+                odd(random)
+            };
+            let place = random.below(entries.len() + 1);
             entries.insert(place, (key, value));
         }
         2..=4 => {
             let key = entries[at].0.clone();
-            let again = dice.below(6) == 0;
-            let spelled = spelled(&key, dice);
+            let again = random.below(6) == 0;
+            let spelled = spelled(&key, random);
             match again {
-                true => entries.push((spelled, odd(dice))),
+                true => entries.push((spelled, odd(random))),
                 false => entries[at].0 = spelled,
             }
         }
         5 | 6 => entries[at].1 = Plain("null".to_owned()),
-        _ => entries[at].1 = odd(dice),
+        _ => entries[at].1 = odd(random),
     }
 }
 
 /// A key in another spelling.
-fn spelled(key: &str, dice: &mut Dice) -> String {
-    match dice.below(4) {
+fn spelled(key: &str, random: &mut TestRandom) -> String {
+    match random.below(4) {
         0 => key.to_uppercase(),
         1 => key.to_lowercase(),
         2 => {
-            let other = |c: char| match dice.below(2) {
+            let other = |c: char| match random.below(2) {
                 0 => c.to_ascii_uppercase(),
                 _ => c.to_ascii_lowercase(),
             };
@@ -194,7 +198,7 @@ fn spelled(key: &str, dice: &mut Dice) -> String {
 }
 
 /// A value that a key rarely has.
-pub fn odd(dice: &mut Dice) -> Json {
+pub fn odd(random: &mut TestRandom) -> Json {
     let plain = [
         "null",
         "true",
@@ -232,15 +236,15 @@ pub fn odd(dice: &mut Dice) -> Json {
         "\"auto\"",
         "\"host-local\"",
     ];
-    match dice.below(12) {
+    match random.below(12) {
         0 => List(vec![]),
         1 => Object(vec![]),
-        2 => List(vec![odd(dice)]),
-        3 => Object(vec![("a".to_owned(), odd(dice))]),
+        2 => List(vec![odd(random)]),
+        3 => Object(vec![("a".to_owned(), odd(random))]),
         4 => {
-            let depth = dice.choose(&[3, 126, 127, 128, 300, 9_990]);
+            let depth = random.choose(&[3, 126, 127, 128, 300, 9_990]);
             Plain(format!("{}{}", "[".repeat(depth), "]".repeat(depth)))
         }
-        _ => Plain(dice.choose(&plain).to_owned()),
+        _ => Plain(random.choose(&plain).to_owned()),
     }
 }

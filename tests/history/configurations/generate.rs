@@ -1,8 +1,8 @@
 //! Configurations: most of them are valid, with one or a few odd things in them.
 
-use crate::configurations::dice::Dice;
 use crate::configurations::document::Json::{self, List};
 use crate::configurations::document::{mutate, odd};
+use crate::configurations::test_random::TestRandom;
 
 /// What is asked of both plugins.
 #[derive(Clone, Debug)]
@@ -42,39 +42,39 @@ const DESTINATIONS: &[&str] = &[
     "10.96.0.0/016",
 ];
 
-/// A case; the same for the same dice.
-pub fn case(dice: &mut Dice, plugins: &[&'static str]) -> Case {
-    let plugin = dice.choose(plugins);
+/// A case; the same for the same random.
+pub fn case(random: &mut TestRandom, plugins: &[&'static str]) -> Case {
+    let plugin = random.choose(plugins);
     let mut config = Json::object([
-        ("cniVersion", Json::text(dice.choose(VERSIONS))),
-        ("name", Json::text(dice.choose(&["net", "a..b", "N-1_x"]))),
+        ("cniVersion", Json::text(random.choose(VERSIONS))),
+        ("name", Json::text(random.choose(&["net", "a..b", "N-1_x"]))),
         ("type", Json::text(plugin)),
     ]);
-    if dice.below(20) == 0 {
-        config.set("capabilities", odd(dice));
+    if random.below(20) == 0 {
+        config.set("capabilities", odd(random));
     }
-    if dice.below(4) == 0 {
-        config.set("prevResult", previous(dice));
+    if random.below(4) == 0 {
+        config.set("prevResult", previous(random));
     }
-    if dice.below(10) == 0 {
-        config.set("args", Json::object([("cni", requests(dice))]));
+    if random.below(10) == 0 {
+        config.set("args", Json::object([("cni", requests(random))]));
     }
-    if dice.below(10) == 0 {
-        config.set("runtimeConfig", requests(dice));
+    if random.below(10) == 0 {
+        config.set("runtimeConfig", requests(random));
     }
-    if dice.below(4) == 0 {
-        config.set("dns", dns(dice));
+    if random.below(4) == 0 {
+        config.set("dns", dns(random));
     }
     if plugin == "bridge" {
-        bridge(&mut config, dice);
+        bridge(&mut config, random);
     }
-    if plugin == "host-local" || dice.below(8) > 0 {
-        config.set("ipam", ipam(dice));
+    if plugin == "host-local" || random.below(8) > 0 {
+        config.set("ipam", ipam(random));
     }
-    for _ in 0..dice.choose(&[0, 0, 1, 1, 1, 2]) {
-        mutate(&mut config, dice);
+    for _ in 0..random.choose(&[0, 0, 1, 1, 1, 2]) {
+        mutate(&mut config, random);
     }
-    let args = (dice.below(8) == 0).then(|| args(dice));
+    let args = (random.below(8) == 0).then(|| args(random));
     Case {
         plugin,
         config,
@@ -82,7 +82,7 @@ pub fn case(dice: &mut Dice, plugins: &[&'static str]) -> Case {
     }
 }
 
-fn bridge(config: &mut Json, dice: &mut Dice) {
+fn bridge(config: &mut Json, random: &mut TestRandom) {
     let flags = [
         "isGateway",
         "isDefaultGateway",
@@ -102,40 +102,40 @@ fn bridge(config: &mut Json, dice: &mut Dice) {
             "enabledad" | "disableContainerInterface" => 40,
             _ => 8,
         };
-        if dice.below(often) == 0 {
+        if random.below(often) == 0 {
             config.set(
                 flag,
-                Json::plain(dice.choose(&["true", "true", "false", "null"])),
+                Json::plain(random.choose(&["true", "true", "false", "null"])),
             );
         }
     }
-    if dice.below(3) > 0 {
+    if random.below(3) > 0 {
         config.set(
             "bridge",
-            Json::text(dice.choose(&["br0", "br\u{fc}", "br.x", "abcdefghijklmno"])),
+            Json::text(random.choose(&["br0", "br\u{fc}", "br.x", "abcdefghijklmno"])),
         );
     }
-    if dice.below(10) == 0 {
+    if random.below(10) == 0 {
         config.set("ipMasq", Json::plain("true"));
     }
-    if dice.below(12) == 0 {
+    if random.below(12) == 0 {
         config.set(
             "ipMasqBackend",
-            Json::text(dice.choose(&["iptables", "nftables", "", "ipvs"])),
+            Json::text(random.choose(&["iptables", "nftables", "", "ipvs"])),
         );
     }
-    if dice.below(4) == 0 {
+    if random.below(4) == 0 {
         config.set(
             "mtu",
-            Json::plain(dice.choose(&[0, -1, 67, 68, 1280, 1400, 9000, 65535, 65536, i64::MIN])),
+            Json::plain(random.choose(&[0, -1, 67, 68, 1280, 1400, 9000, 65535, 65536, i64::MIN])),
         );
     }
-    if dice.below(12) == 0 {
+    if random.below(12) == 0 {
         config.set("vlan", Json::plain(0));
     }
 }
 
-fn ipam(dice: &mut Dice) -> Json {
+fn ipam(random: &mut TestRandom) -> Json {
     let mut ipam = Json::object([("type", Json::text("host-local"))]);
     // The ranges of a set are of one family, and none is in two sets.
     let mut families: Vec<Vec<&str>> = [false, true]
@@ -147,51 +147,51 @@ fn ipam(dice: &mut Dice) -> Json {
                 .collect()
         })
         .into();
-    let mut ranges = |dice: &mut Dice, count: usize| -> Vec<Json> {
-        let subnets = &mut families[dice.choose(&[0, 0, 1])];
+    let mut ranges = |random: &mut TestRandom, count: usize| -> Vec<Json> {
+        let subnets = &mut families[random.choose(&[0, 0, 1])];
         let count = count.min(subnets.len());
-        let mut subnet = |dice: &mut Dice| subnets.swap_remove(dice.below(subnets.len()));
-        (0..count).map(|_| range(subnet(dice), dice)).collect()
+        let mut subnet = |random: &mut TestRandom| subnets.swap_remove(random.below(subnets.len()));
+        (0..count).map(|_| range(subnet(random), random)).collect()
     };
-    let has_subnet = dice.below(4) == 0;
-    if has_subnet && let Some(Json::Object(entries)) = ranges(dice, 1).pop() {
+    let has_subnet = random.below(4) == 0;
+    if has_subnet && let Some(Json::Object(entries)) = ranges(random, 1).pop() {
         for (key, value) in entries {
             ipam.set(&key, value);
         }
     }
-    if !has_subnet || dice.below(4) == 0 {
-        let count = dice.choose(&[1, 1, 1, 1, 2, 3]);
+    if !has_subnet || random.below(4) == 0 {
+        let count = random.choose(&[1, 1, 1, 1, 2, 3]);
         let mut sets = Vec::new();
         for _ in 0..count {
-            let size = dice.choose(&[1, 1, 1, 2]);
-            sets.push(List(ranges(dice, size)));
+            let size = random.choose(&[1, 1, 1, 2]);
+            sets.push(List(ranges(random, size)));
         }
         ipam.set("ranges", List(sets));
     }
-    if dice.below(3) == 0 {
-        let routes = dice.choose(&[0, 1, 1, 2, 3]);
-        ipam.set("routes", List((0..routes).map(|_| route(dice)).collect()));
+    if random.below(3) == 0 {
+        let routes = random.choose(&[0, 1, 1, 2, 3]);
+        ipam.set("routes", List((0..routes).map(|_| route(random)).collect()));
     }
-    if dice.below(6) == 0 {
+    if random.below(6) == 0 {
         ipam.set(
             "dataDir",
-            Json::text(dice.choose(&["", "/run/leases", "/run/leases/a b"])),
+            Json::text(random.choose(&["", "/run/leases", "/run/leases/a b"])),
         );
     }
-    if dice.below(8) == 0 {
+    if random.below(8) == 0 {
         ipam.set(
             "resolvConf",
-            Json::text(dice.choose(&["", "/run/resolv.conf", "/run/none"])),
+            Json::text(random.choose(&["", "/run/resolv.conf", "/run/none"])),
         );
     }
     ipam
 }
 
-fn range(subnet: &str, dice: &mut Dice) -> Json {
+fn range(subnet: &str, random: &mut TestRandom) -> Json {
     let mut range = Json::object([("subnet", Json::text(subnet))]);
     let (network, _) = subnet.split_once('/').unwrap();
-    let near = |dice: &mut Dice| {
-        let last = dice.choose(&["", "1", "1", "2", "2", "3"]);
+    let near = |random: &mut TestRandom| {
+        let last = random.choose(&["", "1", "1", "2", "2", "3"]);
         match network.contains(':') {
             true => format!("{network}{last}"),
             false => {
@@ -202,14 +202,14 @@ fn range(subnet: &str, dice: &mut Dice) -> Json {
         }
     };
     for key in ["rangeStart", "rangeEnd"] {
-        if dice.below(6) == 0 {
-            range.set(key, Json::text(&near(dice)));
+        if random.below(6) == 0 {
+            range.set(key, Json::text(&near(random)));
         }
     }
-    match dice.below(8) {
-        0 => range.set("gateway", Json::text(&near(dice))),
+    match random.below(8) {
+        0 => range.set("gateway", Json::text(&near(random))),
         1 => {
-            let gateway = dice.choose(&[
+            let gateway = random.choose(&[
                 "fe80::1",
                 "10.200.0.1",
                 "fd00:77::1",
@@ -225,9 +225,9 @@ fn range(subnet: &str, dice: &mut Dice) -> Json {
     range
 }
 
-fn route(dice: &mut Dice) -> Json {
-    let mut route = Json::object([("dst", Json::text(dice.choose(DESTINATIONS)))]);
-    if dice.below(4) == 0 {
+fn route(random: &mut TestRandom) -> Json {
+    let mut route = Json::object([("dst", Json::text(random.choose(DESTINATIONS)))]);
+    if random.below(4) == 0 {
         let gateways = [
             "",
             "10.1.0.1",
@@ -237,10 +237,10 @@ fn route(dice: &mut Dice) -> Json {
             "10.200.0.9",
             "::ffff:10.1.0.9",
         ];
-        route.set("gw", Json::text(dice.choose(&gateways)));
+        route.set("gw", Json::text(random.choose(&gateways)));
     }
     for key in ["mtu", "advmss", "priority", "table", "scope"] {
-        if dice.below(6) == 0 {
+        if random.below(6) == 0 {
             let numbers = [
                 0,
                 1,
@@ -257,15 +257,15 @@ fn route(dice: &mut Dice) -> Json {
                 i64::MAX,
                 i64::MIN,
             ];
-            route.set(key, Json::plain(dice.choose(&numbers)));
+            route.set(key, Json::plain(random.choose(&numbers)));
         }
     }
     route
 }
 
-fn requests(dice: &mut Dice) -> Json {
+fn requests(random: &mut TestRandom) -> Json {
     let mut requests = Json::object([]);
-    if dice.below(2) == 0 {
+    if random.below(2) == 0 {
         let macs = [
             "02:00:00:00:00:07",
             "02-00-00-00-00-08",
@@ -274,9 +274,9 @@ fn requests(dice: &mut Dice) -> Json {
             "zz",
             "01:00:00:00:00:00",
         ];
-        requests.set("mac", Json::text(dice.choose(&macs)));
+        requests.set("mac", Json::text(random.choose(&macs)));
     }
-    if dice.below(6) == 0 {
+    if random.below(6) == 0 {
         let ips = [
             "10.1.0.7",
             "10.1.0.7/24",
@@ -285,75 +285,79 @@ fn requests(dice: &mut Dice) -> Json {
             "::ffff:10.1.0.8",
             "10.2.0.0/8",
         ];
-        let count = dice.choose(&[0, 1, 1, 2]);
+        let count = random.choose(&[0, 1, 1, 2]);
         requests.set(
             "ips",
-            List((0..count).map(|_| Json::text(dice.choose(&ips))).collect()),
+            List(
+                (0..count)
+                    .map(|_| Json::text(random.choose(&ips)))
+                    .collect(),
+            ),
         );
     }
-    if dice.below(6) == 0 {
+    if random.below(6) == 0 {
         requests.set(
             "ipRanges",
-            List(vec![List(vec![range("10.55.0.0/24", dice)])]),
+            List(vec![List(vec![range("10.55.0.0/24", random)])]),
         );
     }
     requests
 }
 
-fn dns(dice: &mut Dice) -> Json {
+fn dns(random: &mut TestRandom) -> Json {
     let mut dns = Json::object([]);
     for key in ["nameservers", "search", "options"] {
-        if dice.below(3) == 0 {
-            let count = dice.below(3);
+        if random.below(3) == 0 {
+            let count = random.below(3);
             let items = ["10.0.0.10", "a.example", "ndots:5", "\u{fc}<>&", ""];
             dns.set(
                 key,
                 List(
                     (0..count)
-                        .map(|_| Json::text(dice.choose(&items)))
+                        .map(|_| Json::text(random.choose(&items)))
                         .collect(),
                 ),
             );
         }
     }
-    if dice.below(3) == 0 {
-        dns.set("domain", Json::text(dice.choose(&["example.org", ""])));
+    if random.below(3) == 0 {
+        dns.set("domain", Json::text(random.choose(&["example.org", ""])));
     }
     dns
 }
 
-fn previous(dice: &mut Dice) -> Json {
+fn previous(random: &mut TestRandom) -> Json {
     let mut previous = Json::object([]);
-    if dice.below(2) == 0 {
-        previous.set("cniVersion", Json::text(dice.choose(VERSIONS)));
+    if random.below(2) == 0 {
+        previous.set("cniVersion", Json::text(random.choose(VERSIONS)));
     }
     let one = |key, value| List(vec![Json::object([(key, value)])]);
-    if dice.below(2) == 0 {
-        let name = if dice.below(4) == 0 {
-            odd(dice)
+    if random.below(2) == 0 {
+        let name = if random.below(4) == 0 {
+            odd(random)
         } else {
             Json::text("up0")
         };
         previous.set("interfaces", one("name", name));
     }
-    if dice.below(2) == 0 {
-        let address = if dice.below(4) == 0 {
-            odd(dice)
+    if random.below(2) == 0 {
+        let address = if random.below(4) == 0 {
+            odd(random)
         } else {
             Json::text("10.88.0.2/24")
         };
         previous.set("ips", one("address", address));
     }
-    if dice.below(4) == 0 {
+    if random.below(4) == 0 {
         previous.set("routes", one("dst", Json::text("10.87.0.0/24")));
     }
-    if dice.below(8) == 0 {
-        previous.set("dns", odd(dice));
+    if random.below(8) == 0 {
+        previous.set("dns", odd(random));
     }
     previous
 }
 
-fn args(dice: &mut Dice) -> String {
+fn args(random: &mut TestRandom) -> String {
     let pieces = [
         "IgnoreUnknown=1",
         "IgnoreUnknown=true",
@@ -375,9 +379,9 @@ fn args(dice: &mut Dice) -> String {
         "A=b=c",
         "GATEWAY=10.1.0.1",
     ];
-    let mut chosen = vec![dice.choose(&["IgnoreUnknown=1", "IgnoreUnknown=TRUE", "IP=10.1.0.8"])];
-    for _ in 0..dice.below(3) {
-        chosen.push(dice.choose(&pieces));
+    let mut chosen = vec![random.choose(&["IgnoreUnknown=1", "IgnoreUnknown=TRUE", "IP=10.1.0.8"])];
+    for _ in 0..random.below(3) {
+        chosen.push(random.choose(&pieces));
     }
     chosen.join(";")
 }

@@ -77,7 +77,7 @@ impl History {
             let mut edges = self.world.edges.iter();
             edges.any(|edge| edge.from == *target && edge.to == *to)
         };
-        attachment.state == State::Living
+        attachment.state == State::LiveAttachment
             && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
             && (!attachment.is_masqueraded() || reaches(&Peer::Outside))
     }

@@ -131,7 +131,7 @@ impl Effects<'_> {
             let mut valid = valid.iter();
             // A MAC spoof check is left over when its link is gone.
             let has_its_link =
-                |it: &Attachment| owner.network.is_some() || it.state == State::Living;
+                |it: &Attachment| owner.network.is_some() || it.state == State::LiveAttachment;
             valid.any(|(target, it)| it.may_have(owner) && has_its_link(it) && owner.may_be(target))
         };
         let has_link = |index: u64| valid.iter().any(|(_, it)| it.links.contains(&index));

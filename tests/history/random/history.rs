@@ -214,7 +214,10 @@ impl History {
                 .any(|index| snapshot.link_name(*index).is_some());
             let has_lease = |ip: &IpAddr| snapshot.lease(network, &ip.to_string()).is_some();
             let is_freed = !attachment.addresses.iter().all(has_lease) && !attachment.lost_lease;
-            if has_link && is_freed && target.network != "flat" && attachment.state == State::Living
+            if has_link
+                && is_freed
+                && target.network != "flat"
+                && attachment.state == State::LiveAttachment
             {
                 self.find(
                     "GC freed an address that a link still has",

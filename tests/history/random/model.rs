@@ -13,7 +13,7 @@ use super::snapshot::{Owner, Snapshot};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Its ADD succeeded and nobody has deleted it.
-    Living,
+    LiveAttachment,
     /// Its pod ended without a DEL.
     Dead,
     /// A call for it was killed or failed: what there is of it is not known until a DEL succeeds.
@@ -62,7 +62,7 @@ impl Attachment {
             false => Vec::new(),
         };
         Attachment {
-            state: State::Living,
+            state: State::LiveAttachment,
             addresses: ips("address"),
             gateways,
             result,
@@ -93,13 +93,13 @@ impl Model {
     /// Those that live.
     pub fn living(&self) -> impl Iterator<Item = (&Target, &Attachment)> {
         let all = self.attachments.iter();
-        all.filter(|(_, attachment)| attachment.state == State::Living)
+        all.filter(|(_, attachment)| attachment.state == State::LiveAttachment)
     }
 
     /// Whether an attachment lives.
     pub fn lives(&self, target: &Target) -> bool {
         let attachment = self.attachments.get(target);
-        attachment.is_some_and(|it| it.state == State::Living)
+        attachment.is_some_and(|it| it.state == State::LiveAttachment)
     }
 
     /// Whether an object belongs to a living attachment other than `except`.
@@ -134,7 +134,10 @@ impl Model {
         for (target, attachment) in &mut self.attachments {
             let mut links = attachment.links.iter();
             let has_link = links.any(|index| snapshot.link_name(*index).is_some());
-            if attachment.state == State::Living && !attachment.links.is_empty() && !has_link {
+            if attachment.state == State::LiveAttachment
+                && !attachment.links.is_empty()
+                && !has_link
+            {
                 attachment.state = State::Unclear;
             }
             if !networks::has_leases(&attachment.config) {

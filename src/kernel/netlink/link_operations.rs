@@ -1,0 +1,269 @@
+//! Requests about links: looking them up, creating, changing and deleting them.
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use nix::errno::Errno;
+use nix::libc::{IFLA_IFALIAS, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK, RTMGRP_LINK};
+
+use super::connection::Netlink;
+use super::error::{NetlinkError, not_found_as_none};
+use super::link_types::{Link, PortFlags};
+use crate::kernel::netns::Netns;
+use crate::net::{IfName, Mac};
+
+/// A bridge to be created; it is down, so that its parameters can be set before it has addresses.
+#[derive(Clone, Debug)]
+pub struct NewBridge<'a> {
+    /// Its name.
+    pub name: &'a IfName,
+    /// Its MAC address. With one it has no carrier until a port has (`br_stp_change_bridge_id`,
+    /// net/bridge/br_stp_if.c); without one the kernel's choice follows the ports'.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes; the kernel's default when absent.
+    pub mtu: Option<u32>,
+    /// Whether to enable VLAN filtering.
+    pub filters_vlans: bool,
+}
+
+/// A veth pair to be created: one end a port of a bridge, the other in the container.
+#[derive(Clone, Debug)]
+pub struct NewVeth<'a> {
+    /// The name of the port.
+    pub port: &'a IfName,
+    /// The index of the bridge.
+    pub bridge: u32,
+    /// The name of the other end.
+    pub end: &'a IfName,
+    /// The MAC address of the other end.
+    pub mac: Mac,
+    /// The MTU of both ends in bytes; the kernel's default when absent.
+    pub mtu: Option<u32>,
+}
+
+impl Netlink {
+    /// The link of that name.
+    ///
+    /// # Errors
+    /// When the kernel refuses the request; `None` when there is no such link.
+    pub fn link(&self, name: &IfName) -> Result<Option<Link>, NetlinkError> {
+        self.fetch_link(named(name))
+    }
+
+    /// The link with that index.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn link_at(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        self.fetch_link(indexed(index))
+    }
+
+    fn fetch_link(&self, mut message: LinkMessage) -> Result<Option<Link>, NetlinkError> {
+        message.attributes.push(without_counters());
+        Ok(not_found_as_none(self.fetch(&message))?.map(Link::from))
+    }
+
+    /// The ports of a bridge.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn ports(&self, bridge: u32) -> Result<Vec<Link>, NetlinkError> {
+        let filter = vec![LinkAttribute::Controller(bridge), without_counters()];
+        let mut links = self.list_links(filter)?;
+        links.retain(|link| link.master == Some(bridge));
+        Ok(links)
+    }
+
+    /// All links of the network namespace, with their counters.
+    ///
+    /// # Errors
+    /// As [`Netlink::link`].
+    pub fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        self.list_links(Vec::new())
+    }
+
+    fn list_links(&self, filter: Vec<LinkAttribute>) -> Result<Vec<Link>, NetlinkError> {
+        let answers = self.dump(&message(filter))?;
+        Ok(answers.into_iter().map(Link::from).collect())
+    }
+
+    /// Creates a bridge.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Exists`] when the name is taken, [`NetlinkError::Unsupported`] when this kernel has no bridges
+    /// or no VLAN filtering.
+    pub fn create_bridge(&self, bridge: &NewBridge) -> Result<(), NetlinkError> {
+        let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
+        // A kernel without VLAN filtering then does not create the bridge (`br_dev_newlink`, net/bridge/br_netlink.c).
+        if bridge.filters_vlans {
+            let filtering = vec![InfoBridge::VlanFiltering(true)];
+            info.push(LinkInfo::Data(InfoData::Bridge(filtering)));
+        }
+        let mut message = named(bridge.name);
+        let mtu = bridge.mtu.map(LinkAttribute::Mtu);
+        let optional = bridge.mac.map(mac).into_iter().chain(mtu);
+        message.attributes.extend(optional);
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        self.change(RTM_NEWLINK, &message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Creates a veth pair in one request: the port in this network namespace, the other end in the container's, or in
+    /// this one without a container.
+    ///
+    /// Both ends are down: the kernel refuses to create a veth that is up before its peer exists
+    /// (`veth_open`, drivers/net/veth.c).
+    ///
+    /// # Errors
+    /// [`NetlinkError::Exists`] when one of the names is taken; neither end is created then.
+    pub fn create_veth(
+        &self,
+        veth: &NewVeth,
+        container: Option<&Netns>,
+    ) -> Result<(), NetlinkError> {
+        let mtu = || veth.mtu.map(LinkAttribute::Mtu);
+        let netns = container.map(|netns| LinkAttribute::NetNsFd(netns.as_raw_fd()));
+        let mut end = named(veth.end);
+        end.attributes.push(mac(veth.mac));
+        end.attributes.extend(mtu().into_iter().chain(netns));
+        let info = vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end))),
+        ];
+        let mut port = named(veth.port);
+        port.attributes.push(LinkAttribute::Controller(veth.bridge));
+        port.attributes.extend(mtu());
+        port.attributes.push(LinkAttribute::LinkInfo(info));
+        self.change(RTM_NEWLINK, &port, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Sets a port's flags and alias, and sets it up, in one request.
+    ///
+    /// # Errors
+    /// When there is no such port.
+    pub fn start_port(
+        &self,
+        name: &IfName,
+        flags: PortFlags,
+        alias: &str,
+    ) -> Result<(), NetlinkError> {
+        let port = vec![
+            InfoBridgePort::HairpinMode(flags.hairpin),
+            InfoBridgePort::Isolated(flags.isolated),
+        ];
+        let info = vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)),
+        ];
+        // `LinkAttribute::IfAlias` appends a zero byte: see the documentation of this module's parent.
+        let alias = DefaultNla::new(IFLA_IFALIAS, alias.as_bytes().to_vec());
+        let mut message = flagged(named(name), LinkFlags::Up, LinkFlags::Up);
+        message.attributes.push(LinkAttribute::Other(alias));
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        self.change(RTM_NEWLINK, &message, 0)
+    }
+
+    /// Sets a link up.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
+        self.set(&flagged(indexed(index), LinkFlags::Up, LinkFlags::Up))
+    }
+
+    /// Waits until a link of the thread's network namespace passes packets.
+    ///
+    /// # Errors
+    /// [`NetlinkError::TimedOut`] when it does not in time, [`NetlinkError::NotFound`] when there is no such link.
+    pub fn wait_running(&self, name: &IfName, limit: Duration) -> Result<(), NetlinkError> {
+        self.until(RTMGRP_LINK, None, limit, || match self.link(name)? {
+            None => Err(NetlinkError::NotFound(Errno::ENODEV)),
+            Some(link) => Ok(link.is_running.then_some(())),
+        })
+    }
+
+    /// Sets a link down.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
+        self.set(&flagged(indexed(index), LinkFlags::empty(), LinkFlags::Up))
+    }
+
+    /// Sets a link to promiscuous mode.
+    ///
+    /// # Errors
+    /// When there is no such link.
+    pub fn set_promiscuous(&self, index: u32) -> Result<(), NetlinkError> {
+        let promiscuous = LinkFlags::Promisc;
+        self.set(&flagged(indexed(index), promiscuous, promiscuous))
+    }
+
+    /// Makes a link a port of a bridge.
+    ///
+    /// # Errors
+    /// When there is no such link or no such bridge.
+    pub fn set_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+        let mut message = indexed(index);
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        self.set(&message)
+    }
+
+    /// Sets a link's MAC address.
+    ///
+    /// # Errors
+    /// When there is no such link or the address is not assignable.
+    pub fn set_mac(&self, index: u32, address: Mac) -> Result<(), NetlinkError> {
+        let mut message = indexed(index);
+        message.attributes.push(mac(address));
+        self.set(&message)
+    }
+
+    fn set(&self, message: &LinkMessage) -> Result<(), NetlinkError> {
+        self.change(RTM_SETLINK, message, 0)
+    }
+
+    /// Deletes a link by its name, and with it the other end of a veth pair.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NotFound`] when there is none.
+    pub fn delete_link(&self, name: &IfName) -> Result<(), NetlinkError> {
+        self.change(RTM_DELLINK, &named(name), 0)
+    }
+}
+
+fn message(attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = attributes;
+    message
+}
+
+fn named(name: &IfName) -> LinkMessage {
+    message(vec![LinkAttribute::IfName(name.as_str().to_owned())])
+}
+
+fn indexed(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+/// Sets the flags in `mask` to those in `flags`.
+fn flagged(mut message: LinkMessage, flags: LinkFlags, mask: LinkFlags) -> LinkMessage {
+    message.header.flags = flags;
+    message.header.change_mask = mask;
+    message
+}
+
+fn mac(mac: Mac) -> LinkAttribute {
+    LinkAttribute::Address(mac.bytes().to_vec())
+}
+
+/// The kernel leaves out IFLA_STATS64 and IFLA_INET6_STATS.
+fn without_counters() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}

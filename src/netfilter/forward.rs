@@ -1,0 +1,344 @@
+//! `forwardAccept`: what the host forwards from and to a bridge passes, whatever the policy of FORWARD is.
+//!
+//! No accept in one table overrides a drop in another, so the rules stand where iptables has its own, in the table
+//! `filter` of each family:
+//!
+//! ```text
+//! -A FORWARD -j GANGPLANK-cni0                  first of all when it is made
+//! -A GANGPLANK-cni0 -i cni0 -j ACCEPT
+//! -A GANGPLANK-cni0 -o cni0 -j ACCEPT
+//! ```
+//! The table of iptables-nft is written without a program, in rules that it lists as its own. The legacy variant needs its
+//! programs; it is served too where it has tables. Once made, a jump is left where others put it: whoever goes in front
+//! of it later knows why.
+
+use std::io;
+
+use crate::error::{Code, Error, Failures};
+use crate::kernel::nftables::{
+    Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
+    TableFamily, not_found_as_none,
+};
+use crate::kernel::xtables;
+use crate::net::{Family, IfName};
+use crate::netfilter::iptables::{Iptables, TableUse, Variant};
+use crate::netfilter::masquerade::rules::{Listing, deletion, transaction};
+
+const FILTER: TableUse = TableUse {
+    table: "filter",
+    name: "forwardAccept",
+};
+
+/// Where packets pass through the host, as iptables-nft makes it (NF_IP_PRI_FILTER, linux/netfilter_ipv4.h).
+const FORWARD: BaseChain = BaseChain {
+    name: "FORWARD",
+    kind: "filter",
+    hook: HookPoint::Forward,
+    priority: 0,
+};
+
+/// The rules that let a bridge's packets pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarding {
+    bridge: IfName,
+    chain: String,
+}
+
+fn table(family: Family) -> Table {
+    Table {
+        family: TableFamily::Ip(family),
+        name: FILTER.table,
+    }
+}
+
+/// The legacy variant, where it has tables and its programs are here.
+fn legacy(family: Family) -> Result<Option<Iptables>, Error> {
+    let is_used = unless_unknown(xtables::is_used(family))?;
+    let iptables = is_used.then(|| Iptables::of(Variant::Legacy, family, FILTER));
+    Ok(iptables.flatten())
+}
+
+fn unless_unknown(seen: io::Result<bool>) -> Result<bool, Error> {
+    seen.map_err(|cause| Error::failed(format!("{}: {cause}", FILTER.name)))
+}
+
+impl Forwarding {
+    /// That of a bridge; `None` where a rule cannot be about it alone: iptables takes `br+` for all that begin with `br`,
+    /// and quotes are not the same to all its versions.
+    pub fn of(bridge: &IfName) -> Option<Forwarding> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = bridge.as_str();
+        name.chars().all(is_plain).then(|| Forwarding {
+            bridge: bridge.clone(),
+            chain: format!("GANGPLANK-{name}"),
+        })
+    }
+
+    /// Lets packets of these families pass. What is there already is left as it is.
+    ///
+    /// # Errors
+    /// When the kernel or the legacy variant's program refuses.
+    pub fn install(&self, families: &[Family]) -> Result<(), Error> {
+        for family in families.iter().copied() {
+            let legacy = legacy(family)?;
+            if let Some(legacy) = &legacy {
+                legacy.apply_with_retry(&|listing| self.complete(listing))?;
+            }
+            let install = || {
+                let nftables = Nftables::open()?;
+                if legacy.is_some() && nftables.table(table(family))?.is_none() {
+                    return Ok(());
+                }
+                nftables.change(&|| self.completion(&nftables, family))?;
+                Ok(())
+            };
+            install().map_err(|cause| failed("install", cause))?;
+        }
+        Ok(())
+    }
+
+    /// Whether packets of these families pass.
+    ///
+    /// # Errors
+    /// When they do not; when it cannot be told.
+    pub fn check(&self, families: &[Family]) -> Result<(), Error> {
+        for family in families.iter().copied() {
+            let legacy = legacy(family)?;
+            let look = || {
+                let nftables = Nftables::open()?;
+                if legacy.is_some() && nftables.table(table(family))?.is_none() {
+                    return Ok(true);
+                }
+                Ok(self.completion(&nftables, family)?.is_empty())
+            };
+            let mut is_whole = look().map_err(|cause: NftablesError| failed("list", cause))?;
+            if let Some(legacy) = &legacy {
+                is_whole &= self.complete(&legacy.list()?).is_none();
+            }
+            if !is_whole {
+                let (bridge, chain) = (&self.bridge, &self.chain);
+                let msg = format!(
+                    "check: rules that let {family} packets of {bridge} pass FORWARD are missing"
+                );
+                let details = format!("looked in the filter table of {family} for {chain}");
+                return Err(Error::failed(msg).details(details));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nftables has anything of it; runs no process.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn is_in_nftables(&self) -> Result<bool, Error> {
+        let look = || {
+            let nftables = Nftables::open()?;
+            let [v4, v6] = Family::BOTH.map(|family| nftables.chain(table(family), &self.chain));
+            Ok(v4?.is_some() || v6?.is_some())
+        };
+        let found = not_found_as_none(look()).map_err(|cause| failed("look for", cause))?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Takes the rules away, in both families and variants; those in which there were any. Table and FORWARD are
+    /// everybody's and stay.
+    ///
+    /// # Errors
+    /// When something could not be removed, after all else was tried.
+    pub fn remove(&self) -> Result<Vec<Family>, Error> {
+        let (mut failures, mut removed) = (Failures::default(), Vec::new());
+        for family in Family::BOTH {
+            let was_there = failures.note(self.remove_from_nftables(family));
+            let mut was_there = was_there.unwrap_or_default();
+            let look = || match unless_unknown(xtables::has_table(family, FILTER.table))? {
+                true => legacy(family),
+                false => Ok(None),
+            };
+            if let Some(legacy) = failures.note(look()).flatten() {
+                let clearing = |listing: &Listing| self.clear(listing);
+                was_there |= failures.note(legacy.apply_with_retry(&clearing)).is_some();
+            }
+            if was_there {
+                removed.push(family);
+            }
+        }
+        failures.into_result().map(|()| removed)
+    }
+
+    fn remove_from_nftables(&self, family: Family) -> Result<bool, Error> {
+        let remove = || {
+            let nftables = Nftables::open()?;
+            let chain = nftables.chain(table(family), &self.chain)?;
+            nftables.change(&|| self.removal(&nftables, family))?;
+            Ok(chain.is_some())
+        };
+        let removed = not_found_as_none(remove()).map_err(|cause| failed("remove", cause))?;
+        Ok(removed.unwrap_or_default())
+    }
+
+    /// What the table of iptables-nft lacks.
+    fn completion(&self, nftables: &Nftables, family: Family) -> Result<Batch, NftablesError> {
+        let (table, bridge) = (table(family), &self.bridge);
+        let mut batch = Batch::default();
+        let jumps = nftables.rules(table, Some(FORWARD.name))?;
+        let accepts = nftables.rules(table, Some(&self.chain))?;
+        // They may have been saved and loaded again by iptables, which writes them otherwise.
+        let accepts = |side: fn(&RuleEntry) -> Option<IfName>| {
+            let mut accepts = accepts.iter().filter(|rule| rule.accepts());
+            accepts.any(|rule| side(rule).as_ref() == Some(bridge))
+        };
+        let mut missing = Vec::new();
+        if !accepts(RuleEntry::input) {
+            missing.push(Match::Input(bridge.clone()));
+        }
+        if !accepts(RuleEntry::output) {
+            missing.push(Match::Output(bridge.clone()));
+        }
+        let is_reached = jumps.iter().any(|rule| self.is_jump(rule));
+        if is_reached && missing.is_empty() {
+            return Ok(batch);
+        }
+        if nftables.chain(table, FORWARD.name)?.is_none() {
+            batch.create_table(table);
+            batch.create_base_chain(table, FORWARD);
+        }
+        batch.create_chain(table, &self.chain);
+        for matched in missing {
+            let accept = Rule::new(vec![matched], Action::Accept);
+            batch.append(table, &self.chain, &accept);
+        }
+        if !is_reached {
+            let jump = Rule::new(vec![], Action::Jump(self.chain.clone()));
+            batch.prepend(table, FORWARD.name, &jump);
+        }
+        Ok(batch)
+    }
+
+    fn removal(&self, nftables: &Nftables, family: Family) -> Result<Batch, NftablesError> {
+        let table = table(family);
+        let mut batch = Batch::default();
+        if nftables.chain(table, &self.chain)?.is_none() {
+            return Ok(batch);
+        }
+        for rule in nftables.rules(table, Some(FORWARD.name))? {
+            if self.is_jump(&rule) {
+                batch.delete_rule(table, FORWARD.name, rule.handle);
+            }
+        }
+        batch.delete_chain(table, &self.chain);
+        Ok(batch)
+    }
+
+    fn is_jump(&self, rule: &RuleEntry) -> bool {
+        rule.target() == Some(&self.chain)
+    }
+
+    fn jump(&self) -> String {
+        format!("-A {} -j {}", FORWARD.name, self.chain)
+    }
+
+    /// What the legacy table lacks; `None` when nothing.
+    fn complete(&self, listing: &Listing) -> Option<String> {
+        let (chain, bridge) = (&self.chain, &self.bridge);
+        let mut lines = Vec::new();
+        if !listing.has_chain(chain) {
+            lines.push(format!("-N {chain}"));
+        }
+        for side in ["-i", "-o"] {
+            let accept = format!("-A {chain} {side} {bridge} -j ACCEPT");
+            if !listing.has(&accept) {
+                lines.push(accept);
+            }
+        }
+        if !listing.has(&self.jump()) {
+            lines.push(format!("-I {} 1 -j {chain}", FORWARD.name));
+        }
+        transaction(FILTER.table, &lines)
+    }
+
+    /// How the legacy table loses it; `None` when it has nothing.
+    fn clear(&self, listing: &Listing) -> Option<String> {
+        let chain = &self.chain;
+        if !listing.has_chain(chain) {
+            return None;
+        }
+        // As often as it is there.
+        let jump = self.jump();
+        let jumps = listing.rules().filter(|rule| **rule == jump);
+        let mut lines: Vec<String> = jumps.map(|jump| deletion(jump)).collect();
+        lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+        transaction(FILTER.table, &lines)
+    }
+}
+
+fn failed(operation: &str, cause: NftablesError) -> Error {
+    let name = FILTER.name;
+    let error = Error::failed(format!("{name}: cannot {operation} rules: {cause}"));
+    match cause {
+        NftablesError::Changed | NftablesError::NoAnswer => Error {
+            code: Code::TRY_AGAIN,
+            ..error
+        },
+        NftablesError::Unsupported(_) => {
+            error.details("it needs nf_tables, or the legacy iptables in use; set it to false")
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forwarding() -> Forwarding {
+        Forwarding::of(&"cni0".parse().unwrap()).unwrap()
+    }
+
+    const WHOLE: &str = "*filter\n-N GANGPLANK-cni0\n-A GANGPLANK-cni0 -i cni0 -j ACCEPT\n\
+                         -A GANGPLANK-cni0 -o cni0 -j ACCEPT\n-I FORWARD 1 -j GANGPLANK-cni0\nCOMMIT\n";
+
+    #[test]
+    fn rules_are_about_one_bridge() {
+        for name in ["br+", "br\"", "br!", "bär", "br'"] {
+            assert_eq!(Forwarding::of(&name.parse().unwrap()), None, "{name}");
+        }
+        let longest = Forwarding::of(&"bridge_of.15-by".parse().unwrap()).unwrap();
+        assert!(longest.chain.len() < 29, "{}", longest.chain);
+    }
+
+    #[test]
+    fn what_is_missing_is_made_and_what_is_there_stays() {
+        let forwarding = forwarding();
+        let nothing = Listing::parse(":FORWARD DROP [0:0]\n");
+        assert_eq!(forwarding.complete(&nothing).as_deref(), Some(WHOLE));
+        let rules = [
+            "-A FORWARD -j GANGPLANK-cni0",
+            "-A GANGPLANK-cni0 -i cni0 -j ACCEPT",
+            "-A GANGPLANK-cni0 -o cni0 -j ACCEPT",
+        ];
+        let listing = |rules: &[&str]| {
+            Listing::parse(&format!(":GANGPLANK-cni0 - [0:0]\n{}\n", rules.join("\n")))
+        };
+        assert_eq!(forwarding.complete(&listing(&rules)), None);
+        let mended = forwarding.complete(&listing(&rules[1..])).unwrap();
+        assert_eq!(mended, "*filter\n-I FORWARD 1 -j GANGPLANK-cni0\nCOMMIT\n");
+        let mended = forwarding.complete(&listing(&rules[..2])).unwrap();
+        assert!(
+            mended.contains("-o cni0") && mended.lines().count() == 3,
+            "{mended}"
+        );
+    }
+
+    #[test]
+    fn all_jumps_go_with_the_chain() {
+        let forwarding = forwarding();
+        let twice = ":GANGPLANK-cni0 - [0:0]\n-A FORWARD -j GANGPLANK-cni0\n-A FORWARD -j DROP\n\
+                     -A FORWARD -j GANGPLANK-cni0\n";
+        let expected = "*filter\n-D FORWARD -j GANGPLANK-cni0\n-D FORWARD -j GANGPLANK-cni0\n\
+                        -F GANGPLANK-cni0\n-X GANGPLANK-cni0\nCOMMIT\n";
+        let cleared = forwarding.clear(&Listing::parse(twice));
+        assert_eq!(cleared.as_deref(), Some(expected));
+        assert_eq!(forwarding.clear(&Listing::default()), None);
+    }
+}

@@ -1,0 +1,177 @@
+//! Rules of iptables-nft, found and removed over netlink: it must be possible also where iptables was uninstalled since
+//! the ADD, or is another variant by default. iptables lists the rest as before.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::cni::request::Id;
+use crate::kernel::nftables::{
+    Batch, CompatRule, Field, Nftables, NftablesError, RuleEntry, Table, TableFamily, Target,
+    comment,
+};
+use crate::net::Family;
+use crate::netfilter::masquerade::rules::{self, StaleChains};
+
+/// How many chains one transaction removes: less than the send buffer of a socket takes by default.
+const MAX_CHAINS: usize = 1000;
+
+/// The nat table of iptables-nft.
+pub fn nat(family: Family) -> Table {
+    Table {
+        family: TableFamily::Ip(family),
+        name: "nat",
+    }
+}
+
+/// Where rules that jump to a chain are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// In POSTROUTING, where both plugins have them.
+    Postrouting,
+    /// In all chains: somebody else made others, and the kernel removes no chain that is in use.
+    WholeTable,
+}
+
+/// Whether the kernel is seen to hold all these rules of a family, in the language of iptables. What it cannot be seen to
+/// hold may be there all the same: other versions of iptables write the same rule otherwise.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn is_seen_to_hold(
+    nftables: &Nftables,
+    family: Family,
+    rules: &[String],
+) -> Result<bool, NftablesError> {
+    let mut listed: Vec<RuleEntry> = Vec::new();
+    let mut chains: BTreeSet<&str> = BTreeSet::new();
+    for (chain, _) in rules.iter().filter_map(|rule| parse(rule)) {
+        if chains.insert(chain) {
+            listed.extend(nftables.rules(nat(family), Some(chain))?);
+        }
+    }
+    Ok(are_among(&listed, rules))
+}
+
+/// Whether all these rules, in the language of iptables, are recognised among those that the kernel listed.
+pub fn are_among(listed: &[RuleEntry], rules: &[String]) -> bool {
+    rules.iter().all(|rule| {
+        parse(rule).is_some_and(|(chain, rule)| {
+            let in_chain = listed.iter().filter(|entry| entry.chain == chain);
+            rule.is_among(in_chain)
+        })
+    })
+}
+
+/// A rule with one address, a comment and a target without options, as iptables-save(8) writes it, and its chain.
+fn parse(rule: &str) -> Option<(&str, CompatRule)> {
+    let (matching, rest) = rule.split_once(" -m comment --comment \"")?;
+    let (comment, target) = rest.rsplit_once("\" -j ")?;
+    let words: Vec<&str> = matching.split(' ').collect();
+    let (chain, field, network) = match words[..] {
+        ["-A", chain, "-s", network] => (chain, Field::Source, network),
+        ["-A", chain, "-d", network] => (chain, Field::Destination, network),
+        ["-A", chain, "!", "-d", network] => (chain, Field::NotDestination, network),
+        _ => return None,
+    };
+    let target = match target {
+        "ACCEPT" => Target::Accept,
+        "MASQUERADE" => Target::Masquerade,
+        name if name.starts_with("CNI-") && !name.contains(' ') => Target::Chain(name.to_owned()),
+        _ => return None,
+    };
+    let rule = CompatRule {
+        field,
+        network: network.parse().ok()?,
+        comment: comment.replace("\\\"", "\""),
+        target,
+    };
+    Some((chain, rule))
+}
+
+/// The chains of containers among rules: name, network and container, as far as the comments that tell them are not cut.
+pub fn containers(listed: &[RuleEntry]) -> BTreeSet<(String, String, String)> {
+    let told = listed.iter().filter_map(|rule| {
+        let comment = comment(rule);
+        let (network, rest) = comment.strip_prefix("name: \"")?.split_once("\" id: \"")?;
+        let container = rest.split('"').next()?;
+        let mut names = [Some(&*rule.chain), rule.target()].into_iter().flatten();
+        let chain = names.find(|name| rules::is_chain_name(name))?;
+        Some((chain.to_owned(), network.to_owned(), container.to_owned()))
+    });
+    told.collect()
+}
+
+/// Plans to remove the jumps to a container's chain that come from these addresses (all of them when they are not
+/// known), and the chain itself when no other jump leads to it.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn plan_removal(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    (family, chain): (Family, &str),
+    (addresses, search): (Option<&[IpAddr]>, Search),
+) -> Result<(), NftablesError> {
+    let table = nat(family);
+    if nftables.chain(table, chain)?.is_none() {
+        return Ok(());
+    }
+    let place = (search == Search::Postrouting).then_some("POSTROUTING");
+    let (mut is_used, rules) = (false, nftables.rules(table, place)?);
+    for jump in rules.iter().filter(|rule| rule.target() == Some(chain)) {
+        let is_from = |addresses: &[IpAddr]| {
+            let source = jump.source(family);
+            source.is_some_and(|source| addresses.iter().any(|it| source.contains(*it)))
+        };
+        match addresses.is_none_or(is_from) {
+            true => batch.delete_rule(table, &jump.chain, jump.handle),
+            false => is_used = true,
+        }
+    }
+    if !is_used {
+        batch.delete_chain(table, chain);
+    }
+    Ok(())
+}
+
+/// Removes the chains of a network whose names are stale, with the jumps to them. The comments tell the network; the
+/// `known` chains are removed also when they have lost their rules.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn gc(
+    nftables: &Nftables,
+    family: Family,
+    network: &Id,
+    stale: StaleChains,
+) -> Result<(), NftablesError> {
+    let table = nat(family);
+    let is_of_network = |rule: &&RuleEntry| comment(rule).starts_with(&rules::comment_of(network));
+    let plan = || {
+        let mut batch = Batch::default();
+        let present = nftables.rules(table, None)?;
+        let of_network = present.iter().filter(is_of_network);
+        let names = of_network.flat_map(|rule| [Some(&*rule.chain), rule.target()]);
+        let names: BTreeSet<&str> = names
+            .flatten()
+            .filter(|name| rules::is_chain_name(name) && (stale.is_stale)(name))
+            .collect();
+        let mut names: BTreeSet<&str> = names.into_iter().take(MAX_CHAINS).collect();
+        for name in stale.known {
+            if names.len() < MAX_CHAINS && nftables.chain(table, name)?.is_some() {
+                names.insert(name);
+            }
+        }
+        for rule in &present {
+            if rule.target().is_some_and(|target| names.contains(target)) {
+                batch.delete_rule(table, &rule.chain, rule.handle);
+            }
+        }
+        for name in &names {
+            batch.delete_chain(table, name);
+        }
+        Ok(batch)
+    };
+    while nftables.change(&plan)? {}
+    Ok(())
+}

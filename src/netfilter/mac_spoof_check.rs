@@ -1,0 +1,407 @@
+//! `macspoofchk`: frames that come from a container under another MAC address than its own are dropped.
+//!
+//! Knows the rules, which are word for word the reference's, and how the bridge's tables come to hold and to lose them.
+//!
+//! ```text
+//! table bridge nat {
+//!     chain PREROUTING {
+//!         type filter hook prerouting priority dstnat; policy accept;
+//!         iifname "veth35229476" jump cni-br-iface-ID-eth0 comment "macspoofchk-ID-eth0"
+//!     }
+//!     chain cni-br-iface-ID-eth0 {
+//!         jump cni-br-iface-ID-eth0-mac comment "macspoofchk-ID-eth0"
+//!     }
+//!     chain cni-br-iface-ID-eth0-mac {
+//!         ether saddr ce:70:d6:1c:0b:c2 return comment "macspoofchk-ID-eth0"
+//!         drop comment "macspoofchk-ID-eth0"
+//!     }
+//! }
+//! ```
+
+mod stale;
+
+use std::cell::RefCell;
+
+use crate::cni::request::{Attachment, Id};
+use crate::error::{Code, Error};
+use crate::kernel::netlink::Netlink;
+use crate::kernel::nftables::{
+    Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
+    TableFamily, not_found_as_none,
+};
+use crate::net::{IfName, Mac};
+
+pub use stale::gc;
+
+/// The table; ebtables has it too.
+const TABLE: Table = Table {
+    family: TableFamily::Bridge,
+    name: "nat",
+};
+
+/// Where frames come in (NF_BR_PRI_NAT_DST_BRIDGED, linux/netfilter_bridge.h).
+const PREROUTING: BaseChain = BaseChain {
+    name: "PREROUTING",
+    kind: "filter",
+    hook: HookPoint::Prerouting,
+    priority: -300,
+};
+
+/// What the names of chains and the comments of rules begin with.
+const CHAIN_PREFIX: &str = "cni-br-iface-";
+const COMMENT_PREFIX: &str = "macspoofchk-";
+
+/// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
+const MAX_NAME: usize = 255;
+
+/// The rules of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MacSpoofCheck {
+    /// The host's interface, as its network's name makes it.
+    host: IfName,
+    chains: Chains,
+    comment: String,
+}
+
+/// The names of the two chains of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Chains {
+    first: String,
+    mac: String,
+}
+
+impl Chains {
+    fn named(name: &str) -> Chains {
+        let first = format!("{CHAIN_PREFIX}{name}");
+        Chains {
+            mac: format!("{first}-mac"),
+            first,
+        }
+    }
+
+    /// The chains of a rule that leads into the first of them.
+    fn of_jump(rule: &RuleEntry) -> Option<Chains> {
+        let name = rule.target()?.strip_prefix(CHAIN_PREFIX)?;
+        Some(Chains::named(name))
+    }
+}
+
+impl MacSpoofCheck {
+    /// That of an attachment to a network.
+    ///
+    /// # Errors
+    /// Code 4 when the container's id is too long for the name of a chain.
+    pub fn of(network: &Id, attachment: &Attachment) -> Result<MacSpoofCheck, Error> {
+        let reference = format!("{}-{}", attachment.container, attachment.interface);
+        let spoof_check = MacSpoofCheck {
+            host: attachment.host_interface(network),
+            chains: Chains::named(&reference),
+            comment: format!("{COMMENT_PREFIX}{reference}"),
+        };
+        let length = spoof_check.chains.mac.len();
+        if length <= MAX_NAME {
+            return Ok(spoof_check);
+        }
+        let most = MAX_NAME - (length - attachment.container.as_str().len());
+        let msg = format!(
+            "CNI_CONTAINERID has {} characters, but with macspoofchk it must not have more than {most}",
+            attachment.container.as_str().len()
+        );
+        Err(Error::new(Code::INVALID_ENVIRONMENT, msg)
+            .details("the name of an nftables chain is made of it"))
+    }
+
+    /// The chains of an attachment whose usual ones are in use: other networks may have the same container and interface,
+    /// and `web` with `1-eth0` makes the same names as `web-1` with `eth0`. No interface's name contains a container's,
+    /// so these are nobody's usual ones.
+    fn own_chains(&self) -> Chains {
+        Chains::named(self.host.as_str())
+    }
+
+    fn rule(&self, matches: Vec<Match>, action: Action) -> Rule {
+        Rule {
+            matches,
+            action,
+            comment: self.comment.clone(),
+        }
+    }
+
+    /// The jump into the chains.
+    fn jump(&self, host: &IfName, chains: &Chains) -> Rule {
+        let matches = vec![Match::Input(host.clone())];
+        self.rule(matches, Action::Jump(chains.first.clone()))
+    }
+
+    /// Each chain with its rules.
+    fn rules<'a>(&self, chains: &'a Chains, mac: Mac) -> [(&'a str, Vec<Rule>); 2] {
+        let on = self.rule(vec![], Action::Jump(chains.mac.clone()));
+        let own = self.rule(vec![Match::EthernetSource(mac)], Action::Return);
+        let other = self.rule(vec![], Action::Drop);
+        [(&chains.first, vec![on]), (&chains.mac, vec![own, other])]
+    }
+
+    /// Whether a rule of PREROUTING may be a jump of this attachment, by what it says.
+    fn may_be_jump(&self, rule: &RuleEntry) -> bool {
+        let target = rule.target();
+        rule.comment == self.comment
+            || target == Some(&self.chains.first)
+            || target == Some(&self.own_chains().first)
+    }
+
+    /// Whether such a rule is one, by its interface: ours, or one that has gone. One that exists is another
+    /// attachment's.
+    fn is_jump(&self, rule: &RuleEntry, links: &Links) -> bool {
+        let is_own = |input: IfName| input == self.host || !links.has(&input);
+        self.may_be_jump(rule) && rule.input().is_none_or(is_own)
+    }
+
+    /// Lets only frames with that source address in at the host's end, in one transaction. What there was of it before
+    /// is replaced.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing is changed then.
+    pub fn install(&self, host: &IfName, mac: Mac, links: &Netlink) -> Result<(), Error> {
+        let links = Links::new(links);
+        let is_own = |rule: &RuleEntry| {
+            rule.input().as_ref() == Some(host) && self.may_be_jump(rule)
+                || self.is_jump(rule, &links)
+        };
+        let install = || {
+            let nftables = Nftables::open()?;
+            nftables.change(&|| {
+                let mut batch = Batch::default();
+                let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
+                let own = present.iter().filter(|rule| is_own(rule));
+                let chains = match self.is_taken(&nftables, &present, &is_own)? {
+                    true => self.own_chains(),
+                    false => self.chains.clone(),
+                };
+                batch.create_table(TABLE);
+                batch.create_base_chain(TABLE, PREROUTING);
+                let rules = self.rules(&chains, mac);
+                for (chain, _) in &rules {
+                    batch.create_chain(TABLE, chain);
+                    batch.flush(TABLE, chain);
+                }
+                for (chain, rules) in &rules {
+                    for rule in rules {
+                        batch.append(TABLE, chain, rule);
+                    }
+                }
+                for rule in own {
+                    batch.delete_rule(TABLE, PREROUTING.name, rule.handle);
+                }
+                batch.append(TABLE, PREROUTING.name, &self.jump(host, &chains));
+                Ok(batch)
+            })
+        };
+        links.unless_failed(
+            install()
+                .map(drop)
+                .map_err(|cause| failed("install", cause)),
+        )
+    }
+
+    /// Whether the usual chains are another attachment's.
+    fn is_taken(
+        &self,
+        nftables: &Nftables,
+        jumps: &[RuleEntry],
+        is_own: &dyn Fn(&RuleEntry) -> bool,
+    ) -> Result<bool, NftablesError> {
+        let leads_in = |rule: &&RuleEntry| rule.target() == Some(&self.chains.first);
+        if jumps.iter().filter(leads_in).any(|rule| !is_own(rule)) {
+            return Ok(true);
+        }
+        for chain in [&self.chains.first, &self.chains.mac] {
+            // `c` with `eth0-mac` has the second chain of `c` with `eth0` for its first.
+            if nftables.chain(TABLE, chain)?.is_some()
+                && is_anothers(&nftables.rules(TABLE, Some(chain))?, &self.comment)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Removes the rules and their chains, whoever made them, for an interface that is ours or no longer exists. Table
+    /// and base chain are everybody's and stay.
+    ///
+    /// # Errors
+    /// When the kernel refuses; that there is nothing to remove is success.
+    pub fn remove(&self, links: &Netlink) -> Result<(), Error> {
+        let links = Links::new(links);
+        let remove = || {
+            let nftables = Nftables::open()?;
+            nftables.change(&|| {
+                let mut known = Vec::new();
+                for chains in [self.chains.clone(), self.own_chains()] {
+                    // A chain without a jump to it, after somebody flushed PREROUTING.
+                    let first = nftables.chain(TABLE, &chains.first)?;
+                    if first.is_some() || nftables.chain(TABLE, &chains.mac)?.is_some() {
+                        known.push((chains, self.comment.clone()));
+                    }
+                }
+                // A rule cannot lead to a chain that is not there.
+                match known.is_empty() {
+                    true => Ok(Batch::default()),
+                    false => removal(&nftables, known, &|rule| self.is_jump(rule, &links)),
+                }
+            })
+        };
+        let removed = not_found_as_none(remove()).map(drop);
+        links.unless_failed(removed.map_err(|cause| failed("remove", cause)))
+    }
+
+    /// The chain that is not as [`MacSpoofCheck::install`] makes it; `None` when all are.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn differing(&self, host: &IfName, mac: Mac) -> Result<Option<String>, Error> {
+        let look = || {
+            let nftables = Nftables::open()?;
+            let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
+            let has_jump = |chains: &Chains| {
+                let jump = self.jump(host, chains);
+                present.iter().any(|rule| rule.is(&jump))
+            };
+            let chains = [self.chains.clone(), self.own_chains()];
+            let Some(chains) = chains.into_iter().find(has_jump) else {
+                return Ok(Some(PREROUTING.name.to_owned()));
+            };
+            for (chain, wanted) in self.rules(&chains, mac) {
+                let present = nftables.rules(TABLE, Some(chain))?;
+                let is_same = present.len() == wanted.len()
+                    && present.iter().zip(&wanted).all(|(it, rule)| it.is(rule));
+                if !is_same {
+                    return Ok(Some(chain.to_owned()));
+                }
+            }
+            Ok(None)
+        };
+        let differing = look().map_err(|cause: NftablesError| failed("list", cause))?;
+        Ok(differing.map(|chain| format!("chain {chain} of table bridge {}", TABLE.name)))
+    }
+}
+
+/// Plans to remove jumps from PREROUTING, and the chains that no jump leads to then: those of the jumps, and the known
+/// ones, each with the comment of its rules.
+fn removal(
+    nftables: &Nftables,
+    known: Vec<(Chains, String)>,
+    is_going: &dyn Fn(&RuleEntry) -> bool,
+) -> Result<Batch, NftablesError> {
+    let mut batch = Batch::default();
+    let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
+    let (going, staying): (Vec<_>, Vec<_>) = present.iter().partition(|rule| is_going(rule));
+    let mut chains = known;
+    for rule in going {
+        batch.delete_rule(TABLE, PREROUTING.name, rule.handle);
+        let of_jump = Chains::of_jump(rule).map(|chains| (chains, rule.comment.clone()));
+        chains.extend(of_jump.filter(|it| !chains.contains(it)));
+    }
+    let is_used = |chain: &str| staying.iter().any(|rule| rule.target() == Some(chain));
+    for (chains, comment) in chains.iter().filter(|(chains, _)| !is_used(&chains.first)) {
+        // The one that leads to the other goes first.
+        for chain in [&chains.first, &chains.mac] {
+            if nftables.chain(TABLE, chain)?.is_some()
+                && !is_anothers(&nftables.rules(TABLE, Some(chain))?, comment)
+            {
+                batch.delete_chain(TABLE, chain);
+            }
+        }
+    }
+    Ok(batch)
+}
+
+/// Whether a chain with these rules is that of an attachment with another comment.
+fn is_anothers(rules: &[RuleEntry], comment: &str) -> bool {
+    let mut comments = rules.iter().map(|rule| rule.comment.as_str());
+    comments.any(|it| it.starts_with(COMMENT_PREFIX) && it != comment)
+}
+
+/// The links of the host. One that cannot be looked up counts as one that exists.
+struct Links<'a> {
+    host: &'a Netlink,
+    failure: RefCell<Option<Error>>,
+}
+
+impl Links<'_> {
+    fn new(host: &Netlink) -> Links<'_> {
+        Links {
+            host,
+            failure: RefCell::default(),
+        }
+    }
+
+    fn has(&self, name: &IfName) -> bool {
+        self.host.link(name).map_or_else(
+            |cause| {
+                let error = Error::failed(format!("macspoofchk: cannot look up {name}: {cause}"));
+                self.failure.borrow_mut().get_or_insert(error);
+                true
+            },
+            |link| link.is_some(),
+        )
+    }
+
+    /// What was done, unless a lookup failed: then something may have been left.
+    fn unless_failed(&self, outcome: Result<(), Error>) -> Result<(), Error> {
+        outcome.and(self.failure.take().map_or(Ok(()), Err))
+    }
+}
+
+fn failed(operation: &str, cause: NftablesError) -> Error {
+    let error = Error::failed(format!("macspoofchk: cannot {operation} rules: {cause}"));
+    match cause {
+        NftablesError::Changed | NftablesError::NoAnswer => Error {
+            code: Code::TRY_AGAIN,
+            ..error
+        },
+        NftablesError::Unsupported(_) => {
+            error.details("macspoofchk needs nf_tables for bridges; set it to false")
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(container: &str, interface: &str) -> Attachment {
+        Attachment {
+            container: container.parse().unwrap(),
+            interface: interface.parse().unwrap(),
+        }
+    }
+
+    fn network() -> Id {
+        "n".parse().unwrap()
+    }
+
+    #[test]
+    fn names_and_comments_are_the_references() {
+        let spoof_check =
+            MacSpoofCheck::of(&network(), &attachment("spec-ctr-0001", "eth0")).unwrap();
+        assert_eq!(spoof_check.chains.first, "cni-br-iface-spec-ctr-0001-eth0");
+        assert_eq!(
+            spoof_check.chains.mac,
+            "cni-br-iface-spec-ctr-0001-eth0-mac"
+        );
+        assert_eq!(spoof_check.comment, "macspoofchk-spec-ctr-0001-eth0");
+    }
+
+    #[test]
+    fn an_id_that_is_too_long_for_a_chain_is_refused_with_the_limit() {
+        let error =
+            MacSpoofCheck::of(&network(), &attachment(&"x".repeat(300), "eth0")).unwrap_err();
+        assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
+        assert!(
+            error.msg.contains("300") && error.msg.contains("233"),
+            "{error}"
+        );
+        assert!(MacSpoofCheck::of(&network(), &attachment(&"x".repeat(233), "eth0")).is_ok());
+        assert!(MacSpoofCheck::of(&network(), &attachment(&"x".repeat(234), "eth0")).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! What marks the nftables objects of an attachment, in our table and in the reference's alike.
+
+use sha2::{Digest, Sha512};
+
+use crate::cni::request::{Attachment, Id};
+
+/// The longest comment that nft(8) takes back in (NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/udata.h), in bytes.
+const MAX_COMMENT: usize = 128;
+
+/// The mark of an attachment: a hash of its network and one of its interface and container begin the comment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RuleComment {
+    key: String,
+    comment: String,
+}
+
+impl RuleComment {
+    /// That of an attachment to a network.
+    pub fn of(network: &Id, attachment: &Attachment) -> RuleComment {
+        let Attachment {
+            container,
+            interface,
+        } = attachment;
+        let key = format!(
+            "{}{}",
+            network_key(network),
+            short_hash(&format!("{interface}:{container}"))
+        );
+        let interface = interface.as_str().replace('"', "");
+        let mut comment = format!("{key}, net: {network}, if: {interface}, id: {container}");
+        comment.truncate(comment.floor_char_boundary(MAX_COMMENT));
+        RuleComment { key, comment }
+    }
+
+    /// The comment of new objects.
+    pub fn comment(&self) -> &str {
+        &self.comment
+    }
+
+    /// The network and the container that a comment names for people; it may have been cut.
+    pub fn parse(comment: &str) -> (&str, &str) {
+        let after = |mark: &str| comment.split_once(mark).map_or("", |(_, rest)| rest);
+        let network = after(", net: ").split(", if: ").next().unwrap_or_default();
+        (network, after(", id: "))
+    }
+
+    /// Whether a comment is that of an object of this attachment.
+    pub fn matches(&self, comment: &str) -> bool {
+        comment.starts_with(&self.key)
+    }
+
+    /// Whether a comment is that of an object of any attachment of a network.
+    pub fn is_of_network(network: &Id, comment: &str) -> bool {
+        comment.starts_with(&network_key(network))
+    }
+}
+
+fn network_key(network: &Id) -> String {
+    format!("{}-", short_hash(network.as_str()))
+}
+
+/// The first sixteen hexadecimal digits of the SHA-512 sum.
+pub fn short_hash(text: &str) -> String {
+    let digest = Sha512::digest(text);
+    digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn comment(network: &str, container: &str, interface: &str) -> RuleComment {
+        let attachment = Attachment {
+            container: container.parse().unwrap(),
+            interface: interface.parse().unwrap(),
+        };
+        RuleComment::of(&network.parse().unwrap(), &attachment)
+    }
+
+    #[test]
+    fn comments_are_the_references() {
+        let comment = comment("spec-masqnft", "spec-ctr-0001", "eth0");
+        assert_eq!(
+            comment.comment(),
+            "35ddc5b01a1e3fef-acc65a2cd78de073, net: spec-masqnft, if: eth0, id: spec-ctr-0001"
+        );
+        assert!(comment.matches("35ddc5b01a1e3fef-acc65a2cd78de073, net: what follows may be cut"));
+        assert_eq!(
+            RuleComment::parse(comment.comment()),
+            ("spec-masqnft", "spec-ctr-0001")
+        );
+        let network = "spec-masqnft".parse().unwrap();
+        assert!(RuleComment::is_of_network(&network, comment.comment()));
+        assert!(!RuleComment::is_of_network(
+            &"other".parse().unwrap(),
+            comment.comment()
+        ));
+    }
+
+    #[test]
+    fn long_comments_are_cut_but_still_tell_attachments_apart() {
+        let long = "x".repeat(300);
+        let (one, other) = (comment("n", &long, "eth0"), comment("n", &long, "eth1"));
+        assert_eq!(one.comment().len(), 128);
+        assert!(one.matches(one.comment()) && !one.matches(other.comment()));
+    }
+}

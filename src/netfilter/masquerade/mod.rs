@@ -1,0 +1,338 @@
+//! Masquerade: packets of a container that leave its subnet take the address of the host.
+//!
+//! Knows the rules of an attachment and how to install and remove them; knows neither links nor leases. Both verbs
+//! start their work and finish it later, so that the caller can work on the link meanwhile.
+
+mod comment;
+mod inventory;
+mod nftables;
+mod policy;
+mod removal;
+pub mod rules;
+
+use std::collections::BTreeSet;
+
+use crate::cni::ValidAttachments;
+use crate::cni::request::{Attachment, Id};
+use crate::error::{Error, Failures};
+use crate::kernel::nftables::{Nftables, not_found_as_none};
+use crate::kernel::xtables;
+use crate::net::{Cidr, Family};
+use crate::netfilter::iptables::{Iptables, Outcome, Transaction, Variant};
+use crate::netfilter::iptables_nft;
+use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::masquerade::rules::{Chain, Listing, StaleChains};
+
+pub use inventory::{Inventory, MasqueradeEntry, iptables_tables, iptables_variants};
+pub use policy::Policy;
+pub use removal::{Evidence, Removing, Scope};
+
+/// Which part of the kernel masquerades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backend {
+    /// iptables, or its successor's translation of it.
+    Iptables,
+    /// nftables, without a program.
+    Nftables,
+}
+
+impl Backend {
+    /// The one for addresses of these families where none is asked for: iptables, if it is installed for all of them.
+    fn usual(mut families: impl Iterator<Item = Family>) -> Backend {
+        match families.all(|family| Iptables::find(family).is_some()) {
+            true => Backend::Iptables,
+            false => Backend::Nftables,
+        }
+    }
+}
+
+/// The masquerading of an attachment to a network.
+#[derive(Clone, Debug)]
+pub struct Masquerade {
+    network: Id,
+    chain: Chain,
+    comment: RuleComment,
+}
+
+/// Rules on their way into the kernel.
+#[derive(Debug)]
+#[must_use = "rules are not in place before `finish`"]
+pub struct Installing {
+    chain: Chain,
+    policy: Policy,
+    families: Vec<(Iptables, Vec<Cidr>, Transaction)>,
+}
+
+impl Masquerade {
+    /// That of an attachment.
+    pub fn of(network: &Id, attachment: &Attachment) -> Masquerade {
+        Masquerade {
+            network: network.clone(),
+            chain: Chain::of(network, &attachment.container),
+            comment: RuleComment::of(network, attachment),
+        }
+    }
+
+    /// Starts to masquerade addresses: one transaction per family, or one in all. Where no backend is asked for it is
+    /// iptables, if that is installed for all of the addresses. Where rules are already, what is missing is added, and
+    /// what is of another policy goes.
+    ///
+    /// # Errors
+    /// When a family has no iptables or it cannot be started, or nftables refuses; a family may hold its rules.
+    pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
+        let families = addresses.iter().map(|address| address.family());
+        match policy.backend.unwrap_or_else(|| Backend::usual(families)) {
+            Backend::Iptables => self.install_iptables(addresses, policy),
+            Backend::Nftables => {
+                nftables::install(&self.network, &self.comment, addresses, policy)?;
+                Ok(Installing {
+                    chain: self.chain.clone(),
+                    policy: policy.clone(),
+                    families: Vec::new(),
+                })
+            }
+        }
+    }
+
+    fn install_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
+        let mut found = Vec::new();
+        for family in Family::BOTH {
+            let of_family = |address: &Cidr| address.family() == family;
+            let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
+            if !own.is_empty() {
+                found.push((
+                    Iptables::find(family).ok_or_else(|| not_installed(family))?,
+                    own,
+                ));
+            }
+        }
+        let mut installing = Installing {
+            chain: self.chain.clone(),
+            policy: policy.clone(),
+            families: Vec::new(),
+        };
+        for (iptables, own) in found {
+            match iptables.start(&self.chain.create(&own, policy)) {
+                Ok(transaction) => installing.families.push((iptables, own, transaction)),
+                // What was started must have ended before it can be removed.
+                Err(error) => {
+                    let _ = installing.finish();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(installing)
+    }
+
+    /// Whether addresses are masqueraded, by whichever plugin and backend.
+    ///
+    /// # Errors
+    /// The first address that is not; when it cannot be told.
+    pub fn check(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
+        let Err(lacking) = nftables::check(&self.network, &self.comment, addresses, policy) else {
+            return Ok(());
+        };
+        let families = addresses.iter().map(|address| address.family());
+        let in_iptables = self.check_iptables(addresses, policy)?;
+        match (
+            in_iptables,
+            policy.backend.unwrap_or_else(|| Backend::usual(families)),
+        ) {
+            (None, _) => Ok(()),
+            (Some(_), Backend::Nftables) => Err(lacking),
+            (Some(error), Backend::Iptables) => Err(error),
+        }
+    }
+
+    /// What iptables lacks. The kernel is asked first; where its answer does not show the rules, those variants are
+    /// listed, side by side, that may have the chain.
+    fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Option<Error>, Error> {
+        let nftables = not_found_as_none(Nftables::open());
+        let nftables = nftables.map_err(|cause| nftables::failed("list", cause))?;
+        let mut listings = Vec::new();
+        for family in Family::BOTH {
+            let of_family = |address: &Cidr| address.family() == family;
+            let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
+            let rules = self.chain.rules(&own, policy);
+            let seen = |it: &Nftables| iptables_nft::is_seen_to_hold(it, family, &rules);
+            let seen = nftables.as_ref().map(seen).transpose();
+            if own.is_empty()
+                || seen.map_err(|cause| nftables::failed("list", cause))? == Some(true)
+            {
+                continue;
+            }
+            let mut savings = Vec::new();
+            for variant in variants_with(&self.chain, family, nftables.as_ref())? {
+                let iptables = Iptables::nat(variant, family);
+                let iptables = iptables.ok_or_else(|| not_installed(family))?;
+                savings.push(iptables.start_saving("nat")?);
+            }
+            listings.push((family, own, savings));
+        }
+        for (family, own, savings) in listings {
+            let mut lacking = own.first().copied();
+            for saving in savings {
+                let listing = Listing::parse(&saving.finish()?);
+                lacking = lacking.and_then(|_| self.chain.lacking(&own, policy, &listing));
+            }
+            if let Some(address) = lacking {
+                let what = format!("check: rules that masquerade {address} are missing");
+                return Ok(Some(Error::failed(what).details(format!(
+                    "looked in the nat table of {family} for {}",
+                    self.chain
+                ))));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether addresses of these families could be masqueraded now; of `None`, whether those of any family could. Runs no
+/// process.
+///
+/// # Errors
+/// Code 50 when a program is not installed, or the kernel has no nftables where that would be used.
+pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(), Error> {
+    let missing = |family: &Family| Iptables::find(*family).is_none();
+    let lacking = match families {
+        Some(families) => families.iter().copied().find(missing),
+        None => Family::BOTH.iter().all(missing).then_some(Family::V4),
+    };
+    let available = match (backend, lacking) {
+        (Some(Backend::Nftables), _) | (None, Some(_)) => nftables::status(),
+        (Some(Backend::Iptables), Some(family)) => Err(not_installed(family)),
+        (_, None) => Ok(()),
+    };
+    available.map_err(Error::into_not_available)
+}
+
+/// Removes the masquerading of a network that no valid attachment needs, whichever plugin installed it: with iptables
+/// that of containers, with nftables that of attachments. `stale` are containers that hold leases without being valid:
+/// their chains are found by name, also when a flush has taken the rules that tell their network.
+///
+/// # Errors
+/// When a family or backend could not be listed or changed; the others are swept.
+pub fn gc(network: &Id, valid: &ValidAttachments, stale: &[&Id]) -> Result<(), Error> {
+    let names = rules::names_of(network, valid);
+    let known = stale
+        .iter()
+        .map(|container| Chain::of(network, container).name().to_owned());
+    let known: BTreeSet<String> = known.filter(|name| !names.contains(name)).collect();
+    let comments: Vec<RuleComment> = valid
+        .all()
+        .map(|attachment| RuleComment::of(network, &attachment))
+        .collect();
+    let stale = StaleChains {
+        is_stale: &|name| !names.contains(name),
+        known: &known,
+    };
+    remove_stale(network, stale, &|text| {
+        !comments.iter().any(|comment| comment.matches(text))
+    })
+}
+
+/// Removes from a network what was seen to be left over, and nothing that came since.
+///
+/// # Errors
+/// As [`gc`].
+pub fn remove_left_over(network: &Id, left: &[MasqueradeEntry]) -> Result<(), Error> {
+    let is_left = |key: &str| {
+        left.iter()
+            .any(|masquerade_entry| masquerade_entry.key() == key)
+    };
+    let stale = StaleChains {
+        is_stale: &is_left,
+        known: &BTreeSet::new(),
+    };
+    remove_stale(network, stale, &is_left)
+}
+
+fn remove_stale(
+    network: &Id,
+    stale: StaleChains,
+    is_stale_comment: &dyn Fn(&str) -> bool,
+) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    let from_nftables = || {
+        let nftables = Nftables::open()?;
+        for family in Family::BOTH {
+            iptables_nft::gc(&nftables, family, network, stale)?;
+        }
+        nftables::gc(&nftables, network, is_stale_comment)
+    };
+    let swept = not_found_as_none(from_nftables()).map(drop);
+    failures.note(swept.map_err(|cause| nftables::failed("gc", cause)));
+    for family in Family::BOTH {
+        let has_table = failures.note(legacy_table(family));
+        // Without a program nothing can be seen there: others keep tables from programs in their own images.
+        if has_table == Some(true)
+            && let Some(iptables) = Iptables::nat(Variant::Legacy, family)
+        {
+            let plan = |listing: &Listing| rules::gc(network, stale, listing);
+            failures.note(iptables.apply_with_retry(&plan));
+        }
+    }
+    failures.into_result()
+}
+
+/// The variants of iptables that may have a chain, found out without a process.
+fn variants_with(
+    chain: &Chain,
+    family: Family,
+    nftables: Option<&Nftables>,
+) -> Result<Vec<Variant>, Error> {
+    let mut variants = Vec::new();
+    let find = |it: &Nftables| it.chain(iptables_nft::nat(family), chain.name());
+    let found = nftables.map(find).transpose();
+    if found
+        .map_err(|cause| nftables::failed("list", cause))?
+        .flatten()
+        .is_some()
+    {
+        variants.push(Variant::Nft);
+    }
+    if legacy_table(family)? {
+        variants.push(Variant::Legacy);
+    }
+    Ok(variants)
+}
+
+/// Whether iptables-legacy has a nat table.
+fn legacy_table(family: Family) -> Result<bool, Error> {
+    let has_table = xtables::has_table(family, "nat");
+    has_table.map_err(|cause| Error::failed(format!("masquerade: {cause}")))
+}
+
+impl Installing {
+    /// Waits until the rules are in place.
+    ///
+    /// # Errors
+    /// When a family refused them; the other one may hold them.
+    pub fn finish(self) -> Result<(), Error> {
+        let mut failures = Failures::default();
+        for (iptables, addresses, transaction) in self.families {
+            failures.note(match transaction.finish() {
+                Ok(Outcome::Committed) => Ok(()),
+                Ok(Outcome::Refused(why)) => {
+                    // The second way to install: see what is there already and add the rest.
+                    let plan =
+                        |listing: &Listing| self.chain.complete(&addresses, &self.policy, listing);
+                    iptables
+                        .apply_with_retry(&plan)
+                        .map_err(|error| why.details(error))
+                }
+                Err(error) => Err(error),
+            });
+        }
+        failures.into_result()
+    }
+}
+
+fn not_installed(family: Family) -> Error {
+    let (program, wanted) = match family {
+        Family::V4 => ("iptables-restore", "IPv4"),
+        Family::V6 => ("ip6tables-restore", "IPv6"),
+    };
+    Error::failed(format!("masquerade: ipMasq for {wanted} addresses needs {program}, which is not installed"))
+        .details("looked in PATH and in the system's directories; install the package iptables, or set ipMasq to false")
+}

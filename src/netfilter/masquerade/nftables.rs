@@ -1,0 +1,417 @@
+//! The nftables backend: a table of our own, in which an attachment is an element of a map for each of its addresses.
+//!
+//! ```text
+//! table inet gangplank {
+//!     map pods4 { type ipv4_addr : verdict; elements = { 10.1.0.2 comment "…" : goto net-NAME } }
+//!     map pods6 { type ipv6_addr : verdict; }
+//!     chain postrouting {
+//!         type nat hook postrouting priority srcnat; policy accept;
+//!         ip saddr vmap @pods4
+//!         ip6 saddr vmap @pods6
+//!     }
+//!     chain net-NAME {
+//!         ip daddr 10.1.0.0/24 return
+//!         ip daddr 224.0.0.0/4 return
+//!         ip6 daddr ff00::/8 return
+//!         masquerade
+//!     }
+//! }
+//! ```
+//! What a configuration adds to that carries the name of its key as a comment. A network has one chain for all its pods,
+//! so of configurations that differ the last one counts for all of them.
+//!
+//! The reference's table is read and cleaned here too, never written to.
+
+mod network;
+
+use std::cell::Cell;
+use std::net::IpAddr;
+
+use crate::cni::request::Id;
+use crate::error::Error;
+use crate::kernel::nftables::{
+    Action, BaseChain, Batch, Element, HookPoint, Nftables, NftablesError, Rule, RuleEntry, Table,
+    TableFamily,
+};
+use crate::net::{Cidr, Family};
+use crate::netfilter::masquerade::Policy;
+use crate::netfilter::masquerade::comment::{RuleComment, short_hash};
+
+use network::{Completion, NetworkRules};
+
+/// Our table.
+const TABLE: Table = Table {
+    family: TableFamily::Inet,
+    name: "gangplank",
+};
+
+/// Where packets leave the host, at the place of source address translation (NF_IP_PRI_NAT_SRC,
+/// linux/netfilter_ipv4.h).
+const POSTROUTING: BaseChain = BaseChain {
+    name: "postrouting",
+    kind: "nat",
+    hook: HookPoint::Postrouting,
+    priority: 100,
+};
+
+/// What our table holds when it holds no network: two maps and a chain.
+const BARE_TABLE: u32 = 3;
+
+/// The reference's table, and the chain in which it has a rule for each address.
+const REFERENCE: Table = Table {
+    family: TableFamily::Inet,
+    name: "cni_plugins_masquerade",
+};
+const REFERENCE_CHAIN: &str = "masq_checks";
+
+/// How many elements, and rules of the Go plugin's table, one transaction of [`gc`] removes.
+const MAX_ELEMENTS: usize = 4000;
+const MAX_RULES: usize = 1000;
+
+/// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
+const MAX_NAME: usize = 255;
+
+/// Masquerades an attachment's addresses, in one transaction unless a network's rules are new and many.
+///
+/// # Errors
+/// When the kernel refuses; nothing is masqueraded then.
+pub fn install(
+    network: &Id,
+    comment: &RuleComment,
+    addresses: &[Cidr],
+    policy: &Policy,
+) -> Result<(), Error> {
+    let wanted = NetworkRules::of(addresses, policy);
+    let chain = chain_of(network);
+    let plan = |nftables: &Nftables, batch: &mut Batch| -> Result<Completion, NftablesError> {
+        let present = nftables.rules(TABLE, None)?;
+        complete_base(batch, &present);
+        if wanted.complete(batch, &chain, &present) == Completion::Part {
+            return Ok(Completion::Part);
+        }
+        for address in addresses {
+            let map = map_of(address.family());
+            let element = Element {
+                address: address.address(),
+                chain: chain.clone(),
+                comment: comment.comment().to_owned(),
+            };
+            // Somebody who had the address before, or this very attachment in a life before.
+            if let Some(old) = nftables.element(TABLE, map, element.address)? {
+                batch.delete_elements(TABLE, map, [old].iter());
+            }
+            batch.add_element(TABLE, map, &element);
+        }
+        Ok(Completion::Whole)
+    };
+    let install = || {
+        let nftables = Nftables::open()?;
+        let completion = Cell::new(Completion::Part);
+        for _ in 0..wanted.parts() {
+            nftables.change(&|| {
+                let mut batch = Batch::default();
+                completion.set(plan(&nftables, &mut batch)?);
+                Ok(batch)
+            })?;
+            if completion.get() == Completion::Whole {
+                return Ok(());
+            }
+        }
+        Err(NftablesError::Garbled)
+    };
+    install().map_err(|cause| failed("install rules in", cause))
+}
+
+/// Whether there may be anything to remove: there is our table, or that of the Go plugin.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn may_hold(nftables: &Nftables) -> Result<bool, NftablesError> {
+    Ok(nftables.table(TABLE)?.is_some() || nftables.table(REFERENCE)?.is_some())
+}
+
+/// Plans to remove an attachment from our table and that of the Go plugin. With nothing known of its addresses the maps
+/// are listed.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn plan_removal(
+    nftables: &Nftables,
+    network: &Id,
+    comment: &RuleComment,
+    addresses: &[IpAddr],
+) -> Result<Batch, NftablesError> {
+    let mut batch = Batch::default();
+    if nftables.table(TABLE)?.is_some() {
+        let elements = elements_of(nftables, comment, addresses)?;
+        if !elements.is_empty() {
+            batch = removal(nftables, &chain_of(network), elements)?;
+        }
+    }
+    if nftables.table(REFERENCE)?.is_some() {
+        let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        for rule in rules.iter().filter(|rule| comment.matches(&rule.comment)) {
+            batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+        }
+    }
+    Ok(batch)
+}
+
+/// Removes the attachments of a network whose comments are stale, from our table and the reference's.
+///
+/// # Errors
+/// As [`remove`].
+pub fn gc(
+    nftables: &Nftables,
+    network: &Id,
+    is_stale: &dyn Fn(&str) -> bool,
+) -> Result<(), NftablesError> {
+    let is_stale =
+        |comment: &str| RuleComment::is_of_network(network, comment) && is_stale(comment);
+    // In parts that a socket's send buffer takes by default; each leaves the tables consistent.
+    let plan = || {
+        let mut batch = Batch::default();
+        if nftables.table(TABLE)?.is_some() {
+            let mut stale = listed(nftables)?;
+            stale.retain(|element| is_stale(&element.comment));
+            stale.truncate(MAX_ELEMENTS);
+            batch = removal(nftables, &chain_of(network), stale)?;
+        }
+        let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        let stale = rules.iter().filter(|rule| is_stale(&rule.comment));
+        for rule in stale.take(MAX_RULES) {
+            batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+        }
+        Ok(batch)
+    };
+    while nftables.change(&plan)? {}
+    Ok(())
+}
+
+/// What a table holds of an attachment.
+#[derive(Debug)]
+pub struct NftablesEntry {
+    /// Of an element of our maps; the reference's rules do not tell it here.
+    pub address: Option<IpAddr>,
+    /// Whose it is.
+    pub comment: String,
+    /// Whether packets get there: somebody may have flushed the chains and left the maps.
+    pub is_in_force: bool,
+}
+
+/// All that our table and the reference's hold of attachments.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub fn masquerade_entry(nftables: &Nftables) -> Result<Vec<NftablesEntry>, NftablesError> {
+    let rules = nftables.rules(TABLE, None)?;
+    let has_base = base_rules()
+        .iter()
+        .all(|rule| holds(&rules, POSTROUTING.name, rule));
+    let elements = listed(nftables)?.into_iter().map(|it| NftablesEntry {
+        address: Some(it.address),
+        is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
+        comment: it.comment,
+    });
+    let theirs = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+    let theirs = theirs.into_iter().map(|it| NftablesEntry {
+        address: None,
+        comment: it.comment,
+        is_in_force: true,
+    });
+    let theirs = theirs.filter(|it| !it.comment.is_empty());
+    Ok(elements.chain(theirs).collect())
+}
+
+/// Whether nftables can be used at all.
+///
+/// # Errors
+/// When the kernel has none, or refuses us. An error takes the node out of service: what may pass is left to ADD.
+pub fn status() -> Result<(), Error> {
+    use NftablesError::{Denied, Unsupported};
+    match Nftables::open().and_then(|it| it.change(&|| Ok(Batch::default()))) {
+        Err(cause @ (Denied | Unsupported(_))) => Err(failed("use", cause)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an attachment's addresses are masqueraded, by us or by the reference.
+///
+/// # Errors
+/// The first thing that is missing; when the kernel refuses to tell.
+pub fn check(
+    network: &Id,
+    comment: &RuleComment,
+    addresses: &[Cidr],
+    policy: &Policy,
+) -> Result<(), Error> {
+    let wanted = NetworkRules::of(addresses, policy);
+    let look = || {
+        let nftables = Nftables::open()?;
+        let reference = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        let of_reference = reference
+            .iter()
+            .filter(|rule| comment.matches(&rule.comment));
+        if of_reference.count() >= addresses.len() {
+            return Ok(None);
+        }
+        let chain = chain_of(network);
+        match without_element(&nftables, &chain, comment, addresses)? {
+            None => wanted.missing(&nftables, &chain),
+            lost => Ok(lost),
+        }
+    };
+    match look().map_err(|cause| failed("list", cause))? {
+        None => Ok(()),
+        Some(what) => {
+            let table = TABLE.name;
+            let msg = format!("check: masquerading {what} of the table inet {table}");
+            Err(Error::failed(msg))
+        }
+    }
+}
+
+fn without_element(
+    nftables: &Nftables,
+    chain: &str,
+    comment: &RuleComment,
+    addresses: &[Cidr],
+) -> Result<Option<String>, NftablesError> {
+    for address in addresses {
+        let (ip, map) = (address.address(), map_of(address.family()));
+        let element = nftables.element(TABLE, map, ip)?;
+        if !element.is_some_and(|it| it.chain == chain && comment.matches(&it.comment)) {
+            return Ok(Some(format!("{ip} lacks its element in the map {map}")));
+        }
+    }
+    Ok(None)
+}
+
+/// The chain of a network.
+fn chain_of(network: &Id) -> String {
+    let name = format!("net-{network}");
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    let hash = short_hash(network.as_str());
+    format!("{}-{hash}", &name[..MAX_NAME - 1 - hash.len()])
+}
+
+fn map_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "pods4",
+        Family::V6 => "pods6",
+    }
+}
+
+fn base_rules() -> [Rule; 2] {
+    Family::BOTH.map(|family| Rule::new(vec![], Action::BySource(family, map_of(family))))
+}
+
+fn holds(present: &[RuleEntry], chain: &str, rule: &Rule) -> bool {
+    present
+        .iter()
+        .any(|entry| entry.chain == chain && entry.is(rule))
+}
+
+/// Adds what the table lacks of what all networks share.
+fn complete_base(batch: &mut Batch, present: &[RuleEntry]) {
+    let mut missing = base_rules().to_vec();
+    missing.retain(|rule| !holds(present, POSTROUTING.name, rule));
+    if missing.is_empty() {
+        return;
+    }
+    batch.create_table(TABLE);
+    for family in Family::BOTH {
+        batch.create_map(TABLE, map_of(family), family);
+    }
+    batch.create_base_chain(TABLE, POSTROUTING);
+    for rule in &missing {
+        batch.append(TABLE, POSTROUTING.name, rule);
+    }
+}
+
+/// The elements of an attachment: those of its addresses, or where one of them has none, all that are found.
+fn elements_of(
+    nftables: &Nftables,
+    comment: &RuleComment,
+    addresses: &[IpAddr],
+) -> Result<Vec<Element>, NftablesError> {
+    let mut elements = Vec::new();
+    for address in addresses {
+        let element = nftables.element(TABLE, map_of(Family::of(*address)), *address)?;
+        elements.extend(element.filter(|it| comment.matches(&it.comment)));
+    }
+    if addresses.is_empty() || elements.len() < addresses.len() {
+        elements = listed(nftables)?;
+        elements.retain(|element| comment.matches(&element.comment));
+    }
+    Ok(elements)
+}
+
+/// The elements of all attachments.
+fn listed(nftables: &Nftables) -> Result<Vec<Element>, NftablesError> {
+    let mut elements = Vec::new();
+    for family in Family::BOTH {
+        elements.extend(nftables.elements(TABLE, map_of(family))?);
+    }
+    Ok(elements)
+}
+
+/// Removes elements of a network, the network's chain with the last of them, and the table with the last network.
+fn removal(
+    nftables: &Nftables,
+    chain: &str,
+    elements: Vec<Element>,
+) -> Result<Batch, NftablesError> {
+    let mut batch = Batch::default();
+    for family in Family::BOTH {
+        let of_family = |element: &&Element| Family::of(element.address) == family;
+        batch.delete_elements(TABLE, map_of(family), elements.iter().filter(of_family));
+    }
+    let Some(uses) = nftables.chain(TABLE, chain)? else {
+        return Ok(batch);
+    };
+    let rules = nftables.rules(TABLE, Some(chain))?.len();
+    let going = elements.iter().filter(|it| it.chain == chain).count();
+    if uses as usize > rules + going {
+        return Ok(batch);
+    }
+    if nftables.table(TABLE)? == Some(BARE_TABLE + 1) {
+        batch = Batch::default();
+        batch.delete_table(TABLE);
+    } else {
+        batch.delete_chain(TABLE, chain);
+    }
+    Ok(batch)
+}
+
+/// The error of an operation on nftables.
+pub fn failed(operation: &str, cause: NftablesError) -> Error {
+    let error = Error::failed(format!("masquerade: cannot {operation} nftables: {cause}"));
+    match cause {
+        NftablesError::Unsupported(_) => error.details(
+            "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false",
+        ),
+        NftablesError::Changed | NftablesError::NoAnswer => Error {
+            code: crate::Code::TRY_AGAIN,
+            ..error
+        },
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_named_after_its_network_within_what_the_kernel_takes() {
+        let name = |network: String| chain_of(&network.parse().unwrap());
+        assert_eq!(name("small".into()), "net-small");
+        assert_eq!(name("x".repeat(251)).len(), 255);
+        let (one, other) = ("x".repeat(300) + "1", "x".repeat(300) + "2");
+        assert_eq!(name(one.clone()).len(), 255);
+        assert_ne!(name(one), name(other));
+    }
+}

@@ -1,0 +1,235 @@
+//! What a network's configuration says of masquerading: who keeps his address, and which one the others get.
+
+use std::net::IpAddr;
+
+use crate::cni::json::JsonCursor;
+use crate::error::Error;
+use crate::kernel::nftables::PortAllocation;
+use crate::net::{Cidr, Family, parse_ip};
+use crate::netfilter::masquerade::Backend;
+
+/// How many destinations may keep their address. Each is a rule that packets go through.
+const MAX_NON_MASQUERADE_CIDRS: usize = 1024;
+
+/// How a network is masqueraded; by default as the reference does it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
+    pub backend: Option<Backend>,
+    /// Destinations that see the pod's own address (`nonMasqueradeCIDRs`), each once.
+    pub non_masquerade_cidrs: Vec<Cidr>,
+    /// Addresses that stand in for pods' in place of the outgoing interface's, one a family at most (`snatAddresses`).
+    pub snat_addresses: Vec<IpAddr>,
+    /// Which ports connections leave by (`ipMasqRandomFully`).
+    pub ports: PortAllocation,
+}
+
+impl Policy {
+    /// Parses the keys; they are looked at even where `ipMasq` is not set, for what is wrong will be wrong then too.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong value; each names the key.
+    pub fn parse(root: &JsonCursor) -> Result<Policy, Error> {
+        Ok(Policy {
+            backend: parse_backend(root)?,
+            non_masquerade_cidrs: parse_non_masquerade_cidrs(root)?,
+            snat_addresses: parse_snat_addresses(root)?,
+            ports: match root.bool("ipMasqRandomFully")? {
+                Some(true) => PortAllocation::Random,
+                _ => PortAllocation::Preserve,
+            },
+        })
+    }
+
+    /// The destinations of a family that see the pod's own address.
+    pub fn non_masquerade_cidrs_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
+        let non_masquerade_cidrs = self.non_masquerade_cidrs.iter().copied();
+        non_masquerade_cidrs.filter(move |cidr| cidr.family() == family)
+    }
+
+    /// The address that stands in for pods' addresses of a family.
+    pub fn source_of(&self, family: Family) -> Option<IpAddr> {
+        let mut snat_addresses = self.snat_addresses.iter().copied();
+        snat_addresses.find(|address| Family::of(*address) == family)
+    }
+}
+
+fn parse_backend(root: &JsonCursor) -> Result<Option<Backend>, Error> {
+    match root.text("ipMasqBackend")? {
+        None => Ok(None),
+        Some("iptables") => Ok(Some(Backend::Iptables)),
+        Some("nftables") => Ok(Some(Backend::Nftables)),
+        // The Go plugin looks at the value when it is about to masquerade.
+        Some(_) if !has_masquerading(root)? => Ok(None),
+        Some(other) => {
+            let wanted = "it must be \"iptables\" or \"nftables\"";
+            Err(root
+                .at("ipMasqBackend")
+                .invalid(format!("{other:?}"), wanted))
+        }
+    }
+}
+
+/// Whether anything will be masqueraded: `ipMasq` is set, and there are addresses.
+fn has_masquerading(root: &JsonCursor) -> Result<bool, Error> {
+    let ipam = root.object("ipam")?;
+    let plugin = ipam.map(|ipam| ipam.filled_text("type")).transpose()?;
+    Ok(plugin.flatten().is_some() && root.bool("ipMasq")? == Some(true))
+}
+
+fn parse_non_masquerade_cidrs(root: &JsonCursor) -> Result<Vec<Cidr>, Error> {
+    let mut non_masquerade_cidrs = Vec::new();
+    let list = root.list("nonMasqueradeCIDRs")?.unwrap_or_default();
+    if list.len() > MAX_NON_MASQUERADE_CIDRS {
+        let what = format!("a list of {}", list.len());
+        let wanted = format!("it must not have more than {MAX_NON_MASQUERADE_CIDRS} networks");
+        return Err(root.at("nonMasqueradeCIDRs").invalid(what, wanted));
+    }
+    for item in list {
+        let cidr: Cidr = item.parse_with(str::parse)?;
+        if !cidr.is_network() {
+            let wanted = format!("its network is {}", cidr.network());
+            return Err(item.invalid(cidr, wanted));
+        }
+        if !non_masquerade_cidrs.contains(&cidr) {
+            non_masquerade_cidrs.push(cidr);
+        }
+    }
+    Ok(non_masquerade_cidrs)
+}
+
+fn parse_snat_addresses(root: &JsonCursor) -> Result<Vec<IpAddr>, Error> {
+    let mut snat_addresses: Vec<IpAddr> = Vec::new();
+    for item in root.list("snatAddresses")?.unwrap_or_default() {
+        let address = item.parse_with(parse_ip)?;
+        if !can_stand_in(address) {
+            let wanted = "it must be a unicast address that others can answer to";
+            return Err(item.invalid(address, wanted));
+        }
+        let family = Family::of(address);
+        if let Some(other) = snat_addresses
+            .iter()
+            .find(|other| Family::of(**other) == family)
+        {
+            let wanted =
+                format!("{other} is listed already, and there can be one {family} address");
+            return Err(item.invalid(address, wanted));
+        }
+        snat_addresses.push(address);
+    }
+    Ok(snat_addresses)
+}
+
+/// Whether answers can be sent to an address from beyond the link: RFC 6890 has what is not so.
+fn can_stand_in(address: IpAddr) -> bool {
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+        return false;
+    }
+    match address {
+        IpAddr::V4(v4) => v4.octets()[0] != 0 && v4.octets()[0] < 240,
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Policy, Error> {
+        let value = crate::cni::json::parse("configuration", text.as_bytes())?;
+        Policy::parse(&JsonCursor::root("configuration", &value))
+    }
+
+    #[test]
+    fn nothing_said_is_what_the_reference_does() {
+        assert_eq!(parse("{}").unwrap(), Policy::default());
+        let nothing =
+            r#"{"nonMasqueradeCIDRs": null, "snatAddresses": [], "ipMasqRandomFully": false}"#;
+        assert_eq!(parse(nothing).unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn networks_are_kept_once_and_addresses_stand_in_by_family() {
+        let policy = parse(
+            r#"{"nonMasqueradeCIDRs": ["10.0.0.0/8", "fd00::/8", "10.0.0.0/8", "::/0"],
+                "snatAddresses": ["fd18::9", "192.0.2.7"], "ipMasqRandomFully": true}"#,
+        )
+        .unwrap();
+        let non_masquerade_cidrs = |family| -> Vec<String> {
+            policy
+                .non_masquerade_cidrs_of(family)
+                .map(|cidr| cidr.to_string())
+                .collect()
+        };
+        assert_eq!(non_masquerade_cidrs(Family::V4), ["10.0.0.0/8"]);
+        assert_eq!(non_masquerade_cidrs(Family::V6), ["fd00::/8", "::/0"]);
+        assert_eq!(policy.source_of(Family::V4), "192.0.2.7".parse().ok());
+        assert_eq!(policy.source_of(Family::V6), "fd18::9".parse().ok());
+        assert_eq!(policy.ports, PortAllocation::Random);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_place_and_value() {
+        for (text, place, code) in [
+            (
+                r#"{"nonMasqueradeCIDRs": "10.0.0.0/8"}"#,
+                "nonMasqueradeCIDRs is",
+                6,
+            ),
+            (
+                r#"{"nonMasqueradeCIDRs": [5]}"#,
+                "nonMasqueradeCIDRs[0] is 5",
+                6,
+            ),
+            (
+                r#"{"nonMasqueradeCIDRs": ["10.0.0.0"]}"#,
+                "nonMasqueradeCIDRs[0]",
+                7,
+            ),
+            (
+                r#"{"nonMasqueradeCIDRs": ["10.0.0.1/8"]}"#,
+                "its network is 10.0.0.0/8",
+                7,
+            ),
+            (r#"{"snatAddresses": "192.0.2.7"}"#, "snatAddresses is", 6),
+            (
+                r#"{"snatAddresses": ["192.0.2.7/32"]}"#,
+                "snatAddresses[0]",
+                7,
+            ),
+            (
+                r#"{"snatAddresses": ["192.0.2.7", "192.0.2.8"]}"#,
+                "snatAddresses[1]",
+                7,
+            ),
+            (r#"{"ipMasqRandomFully": "yes"}"#, "ipMasqRandomFully", 6),
+            (r#"{"ipMasqBackend": 5}"#, "ipMasqBackend", 6),
+            (
+                r#"{"ipMasq": true, "ipam": {"type": "x"}, "ipMasqBackend": "pf"}"#,
+                "ipMasqBackend",
+                7,
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.msg.contains(place) && error.code.0 == code,
+                "{text}: {error:?}"
+            );
+        }
+        for address in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+        ] {
+            let error = parse(&format!(r#"{{"snatAddresses": ["{address}"]}}"#)).unwrap_err();
+            assert!(error.msg.contains(address), "{error}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Removing the masquerading of an attachment, whichever plugin, backend and variant of iptables installed it.
+//!
+//! Rules in nf_tables, those of iptables-nft included, are found and removed over netlink, in one transaction. The rules of
+//! iptables-legacy need its programs: the one that lists them takes no lock, the one that changes them waits for it.
+
+use std::net::IpAddr;
+use std::thread::{self, JoinHandle};
+
+use crate::cni::json::JsonCursor;
+use crate::error::{Code, Error, Failures};
+use crate::kernel::nftables::{Nftables, NftablesError, not_found_as_none};
+use crate::net::Family;
+use crate::netfilter::iptables::{Iptables, Outcome, Saving, Transaction, Variant};
+use crate::netfilter::iptables_nft::{self, Search};
+use crate::netfilter::masquerade::rules::Listing;
+use crate::netfilter::masquerade::{Masquerade, legacy_table, nftables};
+
+/// How much of a container's masquerading goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it on that network: no other interface of the container needs it.
+    Container,
+    /// That of the addresses: another interface of the container may need the rest.
+    Addresses,
+}
+
+/// What speaks for rules in iptables before they are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The attachment holds addresses, and its configuration has them masqueraded.
+    Configured,
+    /// This process has started to install them.
+    Started,
+    /// Nothing; but the configuration may have changed since the ADD.
+    None,
+}
+
+impl Evidence {
+    /// That of a configuration, for an attachment that holds these addresses.
+    pub fn of(root: &JsonCursor, held: &[IpAddr]) -> Evidence {
+        let is_asked = root.bool("ipMasq").ok().flatten() == Some(true);
+        let backend = root.text("ipMasqBackend").ok().flatten();
+        match is_asked && backend != Some("nftables") && !held.is_empty() {
+            true => Evidence::Configured,
+            false => Evidence::None,
+        }
+    }
+}
+
+/// Rules on their way out of the kernel.
+#[derive(Debug)]
+#[must_use = "rules are not gone before `finish`"]
+pub struct Removing {
+    target: Target,
+    legacy: Vec<(Iptables, Legacy)>,
+    /// The family whose legacy rules, if there are any, no program can show.
+    unseen: Option<Family>,
+    /// The kernel works on a transaction of nftables while it is sent, for as long as a link takes to go.
+    nf_tables: Option<JoinHandle<Result<bool, Error>>>,
+    /// Whether there was anything in nf_tables.
+    was_found: bool,
+    failures: Failures,
+}
+
+/// What is to be removed.
+#[derive(Clone, Debug)]
+struct Target {
+    masquerade: Masquerade,
+    addresses: Vec<IpAddr>,
+    scope: Scope,
+}
+
+/// How the rules of the legacy variant go.
+#[derive(Debug)]
+enum Legacy {
+    /// They are expected: a transaction was started that removes them.
+    Removal(Transaction),
+    /// They are looked for first: it takes no lock and is all there is to do on most nodes.
+    Listing(Saving),
+}
+
+/// What nf_tables may hold.
+struct Found {
+    /// The families in which iptables-nft has the chain.
+    chains: Vec<Family>,
+    /// Whether there is a table of the nftables backend.
+    has_table: bool,
+}
+
+impl Masquerade {
+    /// Starts to remove what was installed, by whichever plugin, backend and variant of iptables.
+    pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope, evidence: Evidence) -> Removing {
+        let mut removing = Removing {
+            target: Target {
+                masquerade: self.clone(),
+                addresses,
+                scope,
+            },
+            legacy: Vec::new(),
+            unseen: None,
+            nf_tables: None,
+            was_found: false,
+            failures: Failures::default(),
+        };
+        let found = removing.target.look();
+        let found = found.map_err(|cause| nftables::failed("look for rules in", cause));
+        let chains = removing.failures.note(found).map_or(Vec::new(), |found| {
+            if found.has_table || !found.chains.is_empty() {
+                removing.start_nf_tables();
+            }
+            found.chains
+        });
+        for family in Family::BOTH {
+            let has_table = removing.failures.note(legacy_table(family));
+            if has_table == Some(true) {
+                let is_elsewhere = chains.contains(&family);
+                removing.start_legacy(family, evidence, is_elsewhere);
+            }
+        }
+        removing
+    }
+}
+
+impl Target {
+    fn addresses_of(&self, family: Family) -> Vec<IpAddr> {
+        let addresses = self.addresses.iter().copied();
+        addresses.filter(|it| Family::of(*it) == family).collect()
+    }
+
+    /// The addresses whose jumps go; `None` for all jumps.
+    fn only(&self) -> Option<&[IpAddr]> {
+        (self.scope == Scope::Addresses).then_some(&*self.addresses)
+    }
+
+    /// Asks what nf_tables may hold, so that a thread is created only where there is something.
+    fn look(&self) -> Result<Found, NftablesError> {
+        let mut found = Found {
+            chains: Vec::new(),
+            has_table: false,
+        };
+        let Some(nftables) = not_found_as_none(Nftables::open())? else {
+            return Ok(found);
+        };
+        let name = self.masquerade.chain.name();
+        for family in Family::BOTH {
+            if nftables.chain(iptables_nft::nat(family), name)?.is_some() {
+                found.chains.push(family);
+            }
+        }
+        found.has_table = nftables::may_hold(&nftables)?;
+        Ok(found)
+    }
+
+    /// Removes everything from nf_tables in one transaction; whether there was anything.
+    fn remove_from_nf_tables(&self) -> Result<bool, Error> {
+        let remove = || {
+            let nftables = Nftables::open()?;
+            match self.change(&nftables, Search::Postrouting) {
+                Err(NftablesError::Busy) => self.change(&nftables, Search::WholeTable),
+                changed => changed,
+            }
+        };
+        let removed = not_found_as_none(remove())
+            .map_err(|cause| nftables::failed("remove rules from", cause))?;
+        Ok(removed.unwrap_or_default())
+    }
+
+    fn change(&self, nftables: &Nftables, search: Search) -> Result<bool, NftablesError> {
+        let Masquerade {
+            network,
+            chain,
+            comment,
+        } = &self.masquerade;
+        nftables.change(&|| {
+            let mut batch = nftables::plan_removal(nftables, network, comment, &self.addresses)?;
+            for family in Family::BOTH {
+                let chain = (family, chain.name());
+                iptables_nft::plan_removal(nftables, &mut batch, chain, (self.only(), search))?;
+            }
+            Ok(batch)
+        })
+    }
+
+    /// Removes what the legacy variant is seen to hold.
+    fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
+        iptables.apply_with_retry(&|listing| self.clearing(listing))
+    }
+
+    fn clearing(&self, listing: &Listing) -> Option<String> {
+        self.masquerade.chain.clear(self.only(), listing)
+    }
+}
+
+impl Removing {
+    fn start_nf_tables(&mut self) {
+        let target = self.target.clone();
+        let started = thread::Builder::new().spawn(move || target.remove_from_nf_tables());
+        // Where no thread can be created it is done at once.
+        self.nf_tables = started.ok();
+        if self.nf_tables.is_none() {
+            let removed = self.target.remove_from_nf_tables();
+            self.was_found = self.failures.note(removed).unwrap_or_default();
+        }
+    }
+
+    fn start_legacy(&mut self, family: Family, evidence: Evidence, is_elsewhere: bool) {
+        let Some(iptables) = Iptables::nat(Variant::Legacy, family) else {
+            if evidence == Evidence::Configured && !self.target.addresses_of(family).is_empty() {
+                self.unseen = self.unseen.or(Some(family));
+            }
+            return;
+        };
+        let own = self.target.addresses_of(family);
+        let started = match evidence {
+            Evidence::Configured | Evidence::Started if !is_elsewhere && !own.is_empty() => {
+                let script = self.target.masquerade.chain.destroy(&own);
+                iptables.start(&script).map(Legacy::Removal)
+            }
+            _ => iptables.start_saving("nat").map(Legacy::Listing),
+        };
+        if let Some(started) = self.failures.note(started) {
+            self.legacy.push((iptables, started));
+        }
+    }
+
+    /// Waits until the rules are gone.
+    ///
+    /// # Errors
+    /// When some could not be removed, or looked for.
+    pub fn finish(self) -> Result<(), Error> {
+        let Removing {
+            target,
+            legacy,
+            unseen,
+            nf_tables,
+            was_found,
+            mut failures,
+        } = self;
+        for (iptables, work) in legacy {
+            failures.note(target.finish_legacy(&iptables, work));
+        }
+        let removed = nf_tables.map(|thread| {
+            thread.join().unwrap_or_else(|_| {
+                let what = "masquerade: internal error while rules were removed";
+                Err(Error::failed(what))
+            })
+        });
+        let removed = failures.note(removed.unwrap_or(Ok(was_found)));
+        if let Some(family) = unseen.filter(|_| removed == Some(false)) {
+            failures.note::<()>(Err(unseen_rules(&target.masquerade, family)));
+        }
+        failures.into_result()
+    }
+}
+
+impl Target {
+    fn finish_legacy(&self, iptables: &Iptables, work: Legacy) -> Result<(), Error> {
+        let removal = match work {
+            Legacy::Listing(saving) => {
+                let listing = Listing::parse(&saving.finish()?);
+                return match self.clearing(&listing) {
+                    None => Ok(()),
+                    Some(_) => self.clear(iptables),
+                };
+            }
+            Legacy::Removal(transaction) => transaction.finish(),
+        };
+        match removal {
+            Ok(Outcome::Committed) => Ok(()),
+            Ok(Outcome::Refused(_)) => self.clear(iptables),
+            // Who was waited for in vain once is not waited for again: it matters only if there is anything to remove.
+            Err(error) if error.code == Code::TRY_AGAIN => match self.clearing(&iptables.list()?) {
+                None => Ok(()),
+                Some(_) => Err(error),
+            },
+            Err(error) => self.clear(iptables).map_err(|again| error.details(again)),
+        }
+    }
+}
+
+fn unseen_rules(masquerade: &Masquerade, family: Family) -> Error {
+    let program = match family {
+        Family::V4 => "iptables-legacy-restore",
+        Family::V6 => "ip6tables-legacy-restore",
+    };
+    let chain = &masquerade.chain;
+    let what = format!(
+        "masquerade: cannot look for {chain} in the legacy nat table of {family}: {program} is not installed"
+    );
+    Error::failed(what).details(
+        "the kernel has such a table, and nf_tables has no rules of this container; install the package iptables, then \
+         run DEL again",
+    )
+}

@@ -1,0 +1,381 @@
+//! Masquerade rules as data: which rules an attachment has, and how the nat table comes to hold them or to lose them.
+//!
+//! Chain names, rule text and order within POSTROUTING are the reference's, so that either plugin takes down what the
+//! other set up. Everything here is text in the language of iptables-save(8); nothing is run.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use sha2::{Digest, Sha512};
+
+use crate::cni::ValidAttachments;
+use crate::cni::request::Id;
+use crate::kernel::nftables::PortAllocation;
+use crate::net::{Cidr, Family};
+use crate::netfilter::masquerade::Policy;
+
+/// The longest comment of a rule in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
+const MAX_COMMENT: usize = 255;
+
+/// The chain of a container on a network, shared by all its interfaces there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    name: String,
+    comment: String,
+}
+
+impl Chain {
+    /// The chain of that container on that network.
+    pub fn of(network: &Id, container: &Id) -> Chain {
+        let digest = Sha512::new()
+            .chain_update(network.as_str())
+            .chain_update(container.as_str());
+        let hex: String = digest.finalize()[..12]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let mut comment = format!("{}{container}\"", comment_of(network));
+        comment.truncate(MAX_COMMENT);
+        Chain {
+            name: format!("CNI-{hex}"),
+            comment,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The rules that masquerade these addresses, which are of one family: first what stays unmasqueraded, then the
+    /// masquerading, then the ways into the chain.
+    pub fn rules(&self, addresses: &[Cidr], policy: &Policy) -> Vec<String> {
+        let Some(family) = addresses.first().map(|address| address.family()) else {
+            return Vec::new();
+        };
+        let mut rules: Vec<String> = Vec::new();
+        let subnets = addresses.iter().map(|address| address.network());
+        for network in subnets.chain(policy.non_masquerade_cidrs_of(family)) {
+            // A match of everything is not listed.
+            let matching = match network.is_default() {
+                true => String::new(),
+                false => format!("-d {network} "),
+            };
+            let accept = self.rule(&self.name, &matching, "ACCEPT");
+            if !rules.contains(&accept) {
+                rules.push(accept);
+            }
+        }
+        rules.push(self.masquerading(family, policy));
+        rules.extend(addresses.iter().map(|address| self.jump(address.address())));
+        rules
+    }
+
+    /// The first of these addresses, which are of one family, that a listing does not masquerade in full.
+    ///
+    /// The way into the chain may be that of the whole subnet, as old versions of the reference wrote it.
+    pub fn lacking(&self, addresses: &[Cidr], policy: &Policy, listing: &Listing) -> Option<Cidr> {
+        let target = format!("-j {}", self.name);
+        let leads_in = |rule: &&String| rule.ends_with(&target) && !rule.contains(" ! -s ");
+        let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
+        let is_served = |address: &Cidr| {
+            let rules = self.rules(&[*address], policy);
+            // The last one is the way in.
+            let mut in_chain = rules.iter().rev().skip(1);
+            let comes_in = |rule: &&String| comes_from(rule, &[address.address()]);
+            in_chain.all(|rule| listing.has(rule)) && ways_in.iter().any(comes_in)
+        };
+        addresses
+            .iter()
+            .copied()
+            .find(|address| !is_served(address))
+    }
+
+    fn masquerading(&self, family: Family, policy: &Policy) -> String {
+        let multicast = match family {
+            Family::V4 => "224.0.0.0/4",
+            Family::V6 => "ff00::/8",
+        };
+        let mut target = match policy.source_of(family) {
+            Some(source) => format!("SNAT --to-source {source}"),
+            None => "MASQUERADE".to_owned(),
+        };
+        if policy.ports == PortAllocation::Random {
+            target.push_str(" --random-fully");
+        }
+        self.rule(&self.name, &format!("! -d {multicast} "), &target)
+    }
+
+    fn jump(&self, address: IpAddr) -> String {
+        self.rule(
+            "POSTROUTING",
+            &format!("-s {} ", Cidr::host(address)),
+            &self.name,
+        )
+    }
+
+    fn rule(&self, chain: &str, matching: &str, target: &str) -> String {
+        let comment = self.comment.replace('"', "\\\"");
+        format!("-A {chain} {matching}-m comment --comment \"{comment}\" -j {target}")
+    }
+
+    /// Makes the chain with its rules; the kernel refuses it when there is such a chain already.
+    pub fn create(&self, addresses: &[Cidr], policy: &Policy) -> String {
+        let mut lines = vec![format!("-N {}", self.name)];
+        lines.extend(self.rules(addresses, policy));
+        nat(lines)
+    }
+
+    /// Adds what a listing lacks for these addresses, each rule at its place, and takes away what is of another policy;
+    /// `None` when all is as it should be.
+    ///
+    /// The chain is there because another interface of the container uses it, or was left by an ADD that died, or is to
+    /// be mended.
+    pub fn complete(
+        &self,
+        addresses: &[Cidr],
+        policy: &Policy,
+        listing: &Listing,
+    ) -> Option<String> {
+        let is_new = !listing.has_chain(&self.name);
+        let wanted = self.rules(addresses, policy);
+        let mut lines = self.outdated(&wanted, listing);
+        if is_new {
+            lines.push(format!("-N {}", self.name));
+        }
+        let in_chain = format!("-A {} ", self.name);
+        for rule in wanted {
+            if listing.has(&rule) {
+                continue;
+            }
+            // What is accepted must come before the masquerading that is there already.
+            lines.push(match rule.strip_prefix(&in_chain) {
+                Some(rest) if !is_new && is_accepting(&rule) => {
+                    format!("-I {} 1 {rest}", self.name)
+                }
+                _ => rule,
+            });
+        }
+        transaction("nat", &lines)
+    }
+
+    /// How the rules go that are of another policy than the wanted ones. What accepts for a subnet from which there is a
+    /// way in is needed by another interface of the container.
+    fn outdated(&self, wanted: &[String], listing: &Listing) -> Vec<String> {
+        let in_chain = format!("-A {} ", self.name);
+        let target = format!("-j {}", self.name);
+        let present = listing.rules.iter();
+        let snat_addresses: Vec<Cidr> = present
+            .clone()
+            .filter(|rule| rule.ends_with(&target))
+            .filter_map(|rule| argument(rule, "-s"))
+            .collect();
+        let is_needed = |rule: &String| {
+            let subnet = argument(rule, "-d").filter(|_| is_accepting(rule));
+            subnet.is_some_and(|subnet| {
+                snat_addresses
+                    .iter()
+                    .any(|it| subnet.contains(it.address()))
+            })
+        };
+        let others = present.filter(|rule| rule.starts_with(&in_chain) && !wanted.contains(rule));
+        let outdated = others.filter(|rule| !is_needed(rule));
+        outdated.map(|rule| deletion(rule)).collect()
+    }
+
+    /// Takes down the chain of an attachment whose addresses are known; the kernel refuses it when anything of it is
+    /// missing, or when another interface of the container uses the chain.
+    pub fn destroy(&self, addresses: &[IpAddr]) -> String {
+        let jumps = addresses.iter();
+        let jumps = jumps.map(|address| deletion(&self.jump(*address)));
+        let mut lines: Vec<String> = jumps.collect();
+        lines.extend(self.emptying());
+        nat(lines)
+    }
+
+    /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
+    /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
+    pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
+        transaction("nat", &self.clearing(addresses, listing))
+    }
+
+    fn clearing(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Vec<String> {
+        let target = format!("-j {}", self.name);
+        let (mut lines, mut still_used) = (Vec::new(), false);
+        for rule in listing.rules.iter().filter(|rule| rule.ends_with(&target)) {
+            if addresses.is_none_or(|addresses| comes_from(rule, addresses)) {
+                lines.push(deletion(rule));
+            } else {
+                still_used = true;
+            }
+        }
+        if listing.has_chain(&self.name) && !still_used {
+            lines.extend(self.emptying());
+        }
+        lines
+    }
+
+    fn emptying(&self) -> [String; 2] {
+        [format!("-F {}", self.name), format!("-X {}", self.name)]
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chain {}", self.name)
+    }
+}
+
+/// What the comments of all rules of a network begin with.
+pub(in crate::netfilter) fn comment_of(network: &Id) -> String {
+    format!("name: \"{network}\" id: \"")
+}
+
+/// The names of the chains of these containers.
+pub fn names_of(network: &Id, valid: &ValidAttachments) -> HashSet<String> {
+    let containers = valid.containers();
+    containers
+        .map(|container| Chain::of(network, container).name)
+        .collect()
+}
+
+/// Which chains of a network are stale.
+#[derive(Clone, Copy)]
+pub struct StaleChains<'a> {
+    /// Decides by name on the chains whose rules tell the network.
+    pub is_stale: &'a dyn Fn(&str) -> bool,
+    /// Those that are stale whatever rules they have.
+    pub known: &'a BTreeSet<String>,
+}
+
+/// Takes down the chains of a network whose names are stale, in one transaction; `None` when there are none.
+///
+/// The comments tell the network, the names of chains whose they are: comments may have been cut.
+pub fn gc(network: &Id, stale: StaleChains, listing: &Listing) -> Option<String> {
+    let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
+    let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
+    let mut names: BTreeSet<&str> = of_network
+        .flat_map(|rule| {
+            let mut words = rule.split_whitespace();
+            [words.nth(1), words.next_back()]
+        })
+        .flatten()
+        .filter(|name| is_chain_name(name) && (stale.is_stale)(name))
+        .collect();
+    let present = stale.known.iter().filter(|name| listing.has_chain(name));
+    names.extend(present.map(String::as_str));
+    let mut lines = Vec::new();
+    for name in names {
+        let chain = Chain {
+            name: name.to_owned(),
+            comment: String::new(),
+        };
+        lines.extend(chain.clearing(None, listing));
+    }
+    transaction("nat", &lines)
+}
+
+/// Whether a name is one of [`Chain::of`]'s.
+pub(in crate::netfilter) fn is_chain_name(name: &str) -> bool {
+    let digits = name.strip_prefix("CNI-").unwrap_or_default();
+    digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether the source of a rule is one of the addresses, or a subnet with one of them, as old versions of the
+/// reference wrote it.
+fn comes_from(rule: &str, addresses: &[IpAddr]) -> bool {
+    let source = argument(rule, "-s");
+    source.is_some_and(|source| addresses.iter().any(|address| source.contains(*address)))
+}
+
+/// The network behind an option of a rule.
+fn argument(rule: &str, option: &str) -> Option<Cidr> {
+    let words = rule.split_whitespace();
+    let mut words = words.skip_while(|word| *word != option).skip(1);
+    words.next()?.parse().ok()
+}
+
+fn is_accepting(rule: &str) -> bool {
+    rule.ends_with("-j ACCEPT")
+}
+
+/// What deletes a rule.
+pub(crate) fn deletion(rule: &str) -> String {
+    match rule.strip_prefix("-A ") {
+        Some(rest) => format!("-D {rest}"),
+        None => rule.to_owned(),
+    }
+}
+
+/// A change of a table, for iptables-restore(8); `None` when it is empty.
+pub(crate) fn transaction(table: &str, lines: &[String]) -> Option<String> {
+    let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
+    (!lines.is_empty()).then(change)
+}
+
+/// A change of the nat table that is not empty.
+fn nat(lines: Vec<String>) -> String {
+    transaction("nat", &lines).unwrap_or_default()
+}
+
+/// What a table holds, as iptables-save(8) prints it.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    chains: Vec<String>,
+    rules: Vec<String>,
+}
+
+impl Listing {
+    /// Reads the output of `iptables-save` for one table.
+    pub fn parse(text: &str) -> Listing {
+        let mut listing = Listing::default();
+        for line in text.lines() {
+            if let Some(chain) = line.strip_prefix(':') {
+                listing
+                    .chains
+                    .extend(chain.split_whitespace().next().map(str::to_owned));
+            } else if line.starts_with("-A ") {
+                listing.rules.push(line.trim_end().to_owned());
+            }
+        }
+        listing
+    }
+
+    /// The chains of containers: name, network and container, as far as the comments that tell them are not cut.
+    pub fn containers(&self) -> BTreeSet<(String, String, String)> {
+        let told = self.rules.iter().filter_map(|rule| {
+            let (_, comment) = rule.split_once("--comment \"name: \\\"")?;
+            let (network, rest) = comment.split_once("\\\" id: \\\"")?;
+            let container = rest.split(['\\', '"']).next()?;
+            let names = [
+                rule.split_whitespace().nth(1),
+                rule.split_whitespace().next_back(),
+            ];
+            let chain = names
+                .into_iter()
+                .flatten()
+                .find(|name| is_chain_name(name))?;
+            Some((chain.to_owned(), network.to_owned(), container.to_owned()))
+        });
+        told.collect()
+    }
+
+    /// Whether there is a chain of that name.
+    pub(crate) fn has_chain(&self, name: &str) -> bool {
+        self.chains.iter().any(|chain| chain == name)
+    }
+
+    /// Whether there is that rule.
+    pub(crate) fn has(&self, rule: &str) -> bool {
+        self.rules.iter().any(|present| present == rule)
+    }
+
+    /// All rules in order.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &String> {
+        self.rules.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,350 @@
+//! CHECK: what prevResult says against what the kernel has. Only what an attachment needs to work is compared.
+
+use crate::cni::conf::NetConf;
+use crate::cni::request::Attachment;
+use crate::cni::result::{AddResult, Interface, IpConfig};
+use crate::error::{Code, Error};
+use crate::kernel::log::timed_span;
+use crate::kernel::netlink::{Kind, Link, RouteEntry, RouteQuery, VlanFiltering};
+use crate::net::{Cidr, Family, IfName, Route, RouteNumbers};
+use crate::netfilter::mac_spoof_check::MacSpoofCheck;
+use crate::netfilter::masquerade::Masquerade;
+use crate::plugins::bridge::add::AttachContext;
+use crate::plugins::bridge::config::{BridgeConfig, Gateway};
+use crate::plugins::bridge::links::failed;
+use crate::plugins::bridge::{forward_accept, vlan_ports};
+
+/// An attachment as it should be.
+pub struct Expected {
+    config: BridgeConfig,
+    interface: IfName,
+    spoof_check: Option<MacSpoofCheck>,
+    result: AddResult,
+    container: Interface,
+    masquerade: Masquerade,
+}
+
+impl Expected {
+    /// From the configuration and its prevResult.
+    ///
+    /// # Errors
+    /// Code 7 when there is no prevResult or it does not list the container's interface.
+    pub fn new(
+        conf: &NetConf,
+        config: BridgeConfig,
+        attachment: &Attachment,
+        netns: &str,
+    ) -> Result<Expected, Error> {
+        let result = conf.prev_result()?.ok_or_else(|| {
+            let msg = "configuration: prevResult is missing, but CHECK compares with it";
+            Error::new(Code::INVALID_CONFIG, msg)
+                .details("the runtime must pass the result of the ADD")
+        })?;
+        let is_ours = |interface: &&Interface| {
+            interface.name == attachment.interface.as_str() && interface.sandbox == netns
+        };
+        let container = result
+            .interfaces
+            .iter()
+            .find(is_ours)
+            .cloned()
+            .ok_or_else(|| {
+                let wanted = format!("none of them is {} in {netns}", attachment.interface);
+                Error::config("prevResult.interfaces", "a list", wanted)
+            })?;
+        let spoof_check = config
+            .mac_spoof_check
+            .then(|| MacSpoofCheck::of(&conf.name, attachment))
+            .transpose()?;
+        Ok(Expected {
+            spoof_check,
+            config,
+            interface: attachment.interface.clone(),
+            result,
+            container,
+            masquerade: Masquerade::of(&conf.name, attachment),
+        })
+    }
+
+    /// The addresses of the container's interface: those that say so, or where none does those that say nothing.
+    fn addresses(&self) -> impl Iterator<Item = &IpConfig> {
+        let ours = self
+            .result
+            .interfaces
+            .iter()
+            .position(|interface| *interface == self.container);
+        let ips = &self.result.ips;
+        let wanted = ours.filter(|_| ips.iter().any(|ip| ip.interface == ours));
+        ips.iter().filter(move |ip| ip.interface == wanted)
+    }
+}
+
+impl Expected {
+    /// Whether all that the container has is of this attachment. Routes of a chain may be over other interfaces.
+    fn is_alone(&self) -> bool {
+        let sandbox = &self.container.sandbox;
+        let interfaces = self.result.interfaces.iter();
+        interfaces.filter(|other| other.sandbox == *sandbox).count() == 1
+    }
+
+    /// Compares the rules of its addresses.
+    fn check_masquerade(&self) -> Result<(), Error> {
+        let Some(policy) = &self.config.masquerade else {
+            return Ok(());
+        };
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        self.masquerade.check(&addresses, policy)
+    }
+}
+
+impl Expected {
+    fn check_forwarding(&self) -> Result<(), Error> {
+        let Some(forwarding) = &self.config.forwarding else {
+            return Ok(());
+        };
+        let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
+        forwarding.check(&forward_accept::families(&addresses))
+    }
+}
+
+/// Compares.
+///
+/// # Errors
+/// The first difference: which object, what was expected, what is there.
+pub fn check(expected: &Expected, context: &AttachContext) -> Result<(), Error> {
+    let bridge = check_bridge(expected, context)?;
+    let container = check_container(expected, context)?;
+    let port = check_port(expected, context, &bridge, &container)?;
+    check_mac_spoof_check(expected, &port, &container)?;
+    check_addresses(expected, context, &container)?;
+    check_routes(expected, context, &container)?;
+    timed_span("masquerade", || expected.check_masquerade())?;
+    expected.check_forwarding()
+}
+
+fn differs(what: impl std::fmt::Display) -> Error {
+    Error::failed(format!("check: {what}"))
+        .details("the attachment is not as its ADD made it; DEL and a new ADD repair that")
+}
+
+fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Error> {
+    let name = &expected.config.bridge;
+    let bridge = context
+        .host
+        .link(name)
+        .map_err(|cause| failed("look up bridge", name, cause))?;
+    let bridge = bridge.ok_or_else(|| differs(format!("bridge {name} is missing")))?;
+    if bridge.kind != Kind::Bridge {
+        return Err(differs(format!(
+            "{name} is not a bridge but a {}",
+            bridge.kind
+        )));
+    }
+    if !bridge.is_up {
+        return Err(differs(format!("bridge {name} is down")));
+    }
+    if expected.config.promiscuous && !bridge.is_promiscuous {
+        return Err(differs(format!(
+            "bridge {name} is not promiscuous, though promiscMode is set"
+        )));
+    }
+    if let Some(vlans) = &expected.config.vlans
+        && !matches!(bridge.filtering, VlanFiltering::On { .. })
+    {
+        let asked = vlans.asked();
+        return Err(differs(format!(
+            "bridge {name} does not keep VLANs apart, though {asked}"
+        )));
+    }
+    if expected.config.gateway != Gateway::None {
+        check_gateways(expected, context, &bridge)?;
+    }
+    Ok(bridge)
+}
+
+/// The gateway's addresses are on the bridge or, in a VLAN, on the host's interface in it.
+fn check_gateways(
+    expected: &Expected,
+    context: &AttachContext,
+    bridge: &Link,
+) -> Result<(), Error> {
+    let of = |ip: &IpConfig| Cidr::new(ip.gateway?, ip.address.prefix());
+    let wanted: Vec<Cidr> = expected.addresses().filter_map(of).collect();
+    let vlans = expected.config.vlans.as_ref();
+    let interface = match vlans.and_then(|vlans| vlans.gateway.as_ref()) {
+        Some(name) if !wanted.is_empty() => {
+            let found = context.host.link(name);
+            let found = found.map_err(|cause| failed("look up", name, cause))?;
+            Some(
+                found
+                    .ok_or_else(|| differs(format!("the gateway's interface {name} is missing")))?,
+            )
+        }
+        _ => None,
+    };
+    let link = interface.as_ref().unwrap_or(bridge);
+    let name = &link.name;
+    if !link.is_up {
+        return Err(differs(format!("the gateway's interface {name} is down")));
+    }
+    let present = context.host.addresses(link.index);
+    let present = present
+        .map_err(|cause| Error::failed(format!("cannot list addresses of {name}: {cause}")))?;
+    let lost = wanted
+        .iter()
+        .find(|gateway| !present.iter().any(|address| address.cidr == **gateway));
+    lost.map_or(Ok(()), |gateway| {
+        let kind = &link.kind;
+        Err(differs(format!(
+            "{kind} {name} has lost the gateway address {gateway}"
+        )))
+    })
+}
+
+fn check_container(expected: &Expected, context: &AttachContext) -> Result<Link, Error> {
+    let name = &expected.interface;
+    let link = context
+        .pod
+        .link(name)
+        .map_err(|cause| failed("look up", name, cause))?;
+    let link =
+        link.ok_or_else(|| differs(format!("interface {name} is missing in the container")))?;
+    if link.kind != Kind::Veth {
+        return Err(differs(format!(
+            "interface {name} is not a veth but a {}",
+            link.kind
+        )));
+    }
+    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    let wanted = &expected.container.mac;
+    if !wanted.is_empty() && !mac.eq_ignore_ascii_case(wanted) {
+        return Err(differs(format!(
+            "interface {name} has the MAC address {mac}, expected {wanted}"
+        )));
+    }
+    if !link.is_up && !expected.config.leave_down {
+        return Err(differs(format!("interface {name} is down")));
+    }
+    Ok(link)
+}
+
+fn check_port(
+    expected: &Expected,
+    context: &AttachContext,
+    bridge: &Link,
+    container: &Link,
+) -> Result<Link, Error> {
+    let (name, bridge_name) = (&expected.interface, &expected.config.bridge);
+    let port = container
+        .peer
+        .map(|index| context.host.link_at(index))
+        .transpose();
+    let port = port
+        .map_err(|cause| failed("look up the other end of", name, cause))?
+        .flatten();
+    let port = port
+        .filter(|port| port.kind == Kind::Veth && port.peer == Some(container.index))
+        .ok_or_else(|| differs(format!("the other end of {name} is not on the host")))?;
+    if port.master != Some(bridge.index) {
+        return Err(differs(format!(
+            "{} is not a port of bridge {bridge_name}",
+            port.name
+        )));
+    }
+    if !port.is_up {
+        return Err(differs(format!(
+            "port {} of bridge {bridge_name} is down",
+            port.name
+        )));
+    }
+    let vlans = expected.config.vlans.as_ref();
+    vlans.map_or(Ok(()), |vlans| {
+        vlan_ports::check(context.host, &port, bridge, vlans)
+    })?;
+    Ok(port)
+}
+
+fn check_mac_spoof_check(expected: &Expected, port: &Link, container: &Link) -> Result<(), Error> {
+    let (Some(spoof_check), Ok(host), Some(mac)) =
+        (&expected.spoof_check, port.name.parse(), container.mac)
+    else {
+        return Ok(());
+    };
+    match spoof_check.differing(&host, mac)? {
+        Some(what) => Err(differs(format!(
+            "{what} is not what macspoofchk makes it for {host} and {mac}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_addresses(
+    expected: &Expected,
+    context: &AttachContext,
+    container: &Link,
+) -> Result<(), Error> {
+    let name = &expected.interface;
+    let present = context.pod.addresses(container.index);
+    let present = present.map_err(|cause| failed("list addresses of", name, cause))?;
+    let missing = expected
+        .addresses()
+        .find(|ip| !present.iter().any(|a| a.cidr == ip.address));
+    missing.map_or(Ok(()), |ip| {
+        Err(differs(format!(
+            "interface {name} has lost the address {}",
+            ip.address
+        )))
+    })
+}
+
+fn check_routes(
+    expected: &Expected,
+    context: &AttachContext,
+    container: &Link,
+) -> Result<(), Error> {
+    for family in Family::BOTH {
+        let of_family = |route: &&Route| route.dst.family() == family;
+        let wanted: Vec<&Route> = expected.result.routes.iter().filter(of_family).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let query = RouteQuery {
+            family,
+            link: expected.is_alone().then_some(container.index),
+        };
+        let present = context.pod.routes(query);
+        let present =
+            present.map_err(|cause| failed("list routes of", &expected.interface, cause))?;
+        if let Some(lost) = wanted
+            .iter()
+            .find(|route| !present.iter().any(|p| serves(p, route)))
+        {
+            let gw = lost.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+            let table = lost
+                .table
+                .map(|table| format!(" in table {table}"))
+                .unwrap_or_default();
+            let name = &expected.interface;
+            return Err(differs(format!(
+                "route {}{gw}{table} over {name} is missing",
+                lost.dst
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a route is the one asked for. Its metrics are left out: the reference does not program them.
+///
+/// Of equal IPv6 routes over several links the kernel makes one with several next hops.
+fn serves(present: &RouteEntry, wanted: &Route) -> bool {
+    let RouteNumbers {
+        priority, table, ..
+    } = wanted.numbers();
+    present.dst == wanted.dst.network()
+        && present.table == table
+        && wanted
+            .gw
+            .is_none_or(|gw| present.gw == Some(gw) || present.gateways.contains(&gw))
+        && priority.is_none_or(|priority| present.priority == priority)
+}

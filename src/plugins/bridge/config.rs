@@ -1,0 +1,366 @@
+//! The keys of a `bridge` configuration, parsed into what cannot be wrong.
+
+use std::ops::RangeInclusive;
+
+use crate::cni::args::Args;
+use crate::cni::conf::NetConf;
+use crate::cni::json::JsonCursor;
+use crate::cni::result::Dns;
+use crate::cni::{Schema, Version};
+use crate::error::Error;
+use crate::net::{IfName, Mac};
+use crate::netfilter::forward::Forwarding;
+use crate::netfilter::masquerade::Policy;
+use crate::plugins::bridge::vlan::Vlans;
+
+/// The bridge of a configuration that names none.
+const DEFAULT_BRIDGE: &str = "cni0";
+
+/// What the bridge is for its containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway {
+    /// A switch only.
+    None,
+    /// It has the gateway's address (`isGateway`).
+    Address,
+    /// And containers have a default route to it (`isDefaultGateway`).
+    DefaultRoute,
+}
+
+/// What happens when the bridge has another address than the gateway's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressConflict {
+    /// The ADD fails.
+    Refuse,
+    /// The other address is replaced (`forceAddress`).
+    Replace,
+}
+
+/// The MTU of bridge and veth pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtu {
+    /// What the kernel gives: 1500.
+    Kernel,
+    /// So many bytes.
+    Bytes(u32),
+    /// The one of the node's way out (`"auto"`), not looked up yet.
+    Uplink,
+}
+
+impl Mtu {
+    /// In bytes; `None` is the kernel's business.
+    pub fn bytes(self) -> Option<u32> {
+        match self {
+            Mtu::Bytes(mtu) => Some(mtu),
+            Mtu::Kernel | Mtu::Uplink => None,
+        }
+    }
+}
+
+/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes.
+pub const MTUS: RangeInclusive<u32> = 68..=65535;
+
+/// A `bridge` configuration.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// The bridge's name.
+    pub bridge: IfName,
+    /// The bridge's part in routing.
+    pub gateway: Gateway,
+    /// What to do with another address of the bridge.
+    pub conflict: AddressConflict,
+    /// How what leaves the subnet is masqueraded; `None` without `ipMasq`.
+    pub masquerade: Option<Policy>,
+    /// What lets the bridge's packets pass FORWARD (`forwardAccept`).
+    pub forwarding: Option<Forwarding>,
+    /// The MTU of bridge and veth pair.
+    pub mtu: Mtu,
+    /// Frames may return by the port they came in.
+    pub hairpin: bool,
+    /// The bridge takes every frame.
+    pub promiscuous: bool,
+    /// No frames between isolated ports.
+    pub isolated: bool,
+    /// Frames under another MAC address than the container's are dropped (`macspoofchk`).
+    pub mac_spoof_check: bool,
+    /// IPv6 addresses of the container wait for duplicate address detection.
+    pub detect_duplicates: bool,
+    /// The container's end stays down.
+    pub leave_down: bool,
+    /// The MAC address asked for the container's end.
+    pub mac: Option<Mac>,
+    /// Name service that replaces IPAM's.
+    pub dns: Option<Dns>,
+    /// The VLANs of the container's port, where the bridge keeps VLANs apart.
+    pub vlans: Option<Vlans>,
+}
+
+impl BridgeConfig {
+    /// Parses a configuration for an ADD or CHECK.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong value, 2 for a key that is not supported; each names the key.
+    pub fn parse(conf: &NetConf, args: &Args) -> Result<BridgeConfig, Error> {
+        let root = conf.root();
+        let flag = |key| root.bool(key).map(|value| value.unwrap_or(false));
+        let gateway = match (flag("isGateway")?, flag("isDefaultGateway")?) {
+            (_, true) => Gateway::DefaultRoute,
+            (true, false) => Gateway::Address,
+            (false, false) => Gateway::None,
+        };
+        let conflict = match flag("forceAddress")? {
+            true => AddressConflict::Replace,
+            false => AddressConflict::Refuse,
+        };
+        let (hairpin, promiscuous) = (flag("hairpinMode")?, flag("promiscMode")?);
+        if hairpin && promiscuous {
+            let wanted = "promiscMode is set too: a bridge in promiscuous mode would see each frame twice; set one of them";
+            return Err(root.at("hairpinMode").invalid("true", wanted));
+        }
+        let (masquerade, policy) = (flag("ipMasq")?, Policy::parse(&root)?);
+        let bridge = bridge_of(&root)?;
+        Ok(BridgeConfig {
+            forwarding: parse_forwarding(&root, &bridge)?,
+            vlans: Vlans::parse(&root, &bridge, gateway)?,
+            bridge,
+            gateway,
+            conflict,
+            masquerade: Some(policy).filter(|_| masquerade),
+            mtu: parse_mtu(&root)?,
+            hairpin,
+            promiscuous,
+            isolated: flag("portIsolation")?,
+            mac_spoof_check: flag("macspoofchk")?,
+            detect_duplicates: flag("enabledad")?,
+            leave_down: flag("disableContainerInterface")?,
+            mac: parse_mac(&root, args)?,
+            dns: parse_dns(&root)?,
+        })
+    }
+
+    /// Refuses what does not go together with the presence or absence of IPAM.
+    ///
+    /// # Errors
+    /// Code 7 for `disableContainerInterface` with IPAM, code 1 for layer 2 in a version without such results.
+    pub fn validate(&self, layer: AddressingMode, version: Version) -> Result<(), Error> {
+        match layer {
+            AddressingMode::Three if self.leave_down => Err(Error::config(
+                "disableContainerInterface",
+                "true",
+                "ipam is set too: an interface that stays down cannot have addresses",
+            )),
+            AddressingMode::Two if version.schema() == Schema::V0_1 => {
+                crate::cni::result::AddResult::default().representable(version)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether containers get addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressingMode {
+    /// No `ipam`: a port on the bridge and no more.
+    Two,
+    /// Addresses and routes from IPAM.
+    Three,
+}
+
+impl AddressingMode {
+    /// That of a network with this IPAM.
+    pub fn of<T>(ipam: Option<T>) -> AddressingMode {
+        match ipam {
+            Some(_) => AddressingMode::Three,
+            None => AddressingMode::Two,
+        }
+    }
+}
+
+/// The bridge that a configuration is about.
+///
+/// # Errors
+/// Code 6 or 7 when it is no name.
+pub fn bridge_of(root: &JsonCursor) -> Result<IfName, Error> {
+    let bridge = root.parsed("bridge")?;
+    Ok(bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")))
+}
+
+fn parse_forwarding(root: &JsonCursor, bridge: &IfName) -> Result<Option<Forwarding>, Error> {
+    if root.bool("forwardAccept")? != Some(true) {
+        return Ok(None);
+    }
+    let wanted = "with forwardAccept it must be made of letters, digits, \"-\", \"_\" and \".\"";
+    let refused = || {
+        root.at("bridge")
+            .invalid(format!("{:?}", bridge.as_str()), wanted)
+    };
+    Forwarding::of(bridge).ok_or_else(refused).map(Some)
+}
+
+/// A number, where 0 and what is below is "not set", or the one string that is not a number.
+fn parse_mtu(root: &JsonCursor) -> Result<Mtu, Error> {
+    let Some(mtu) = root.get("mtu") else {
+        return Ok(Mtu::Kernel);
+    };
+    if let Ok(text) = mtu.as_text() {
+        return match text {
+            "auto" => Ok(Mtu::Uplink),
+            text => Err(mtu.invalid(format!("{text:?}"), "it must be a number or \"auto\"")),
+        };
+    }
+    match root.integer("mtu")? {
+        None | Some(i64::MIN..=0) => Ok(Mtu::Kernel),
+        Some(_) => Ok(root.number("mtu", MTUS)?.map_or(Mtu::Kernel, Mtu::Bytes)),
+    }
+}
+
+fn parse_mac(root: &JsonCursor, args: &Args) -> Result<Option<Mac>, Error> {
+    let args_cni = root
+        .object("args")?
+        .map(|args| args.object("cni"))
+        .transpose()?
+        .flatten();
+    let places = [root.object("runtimeConfig")?, args_cni];
+    for place in places.iter().flatten() {
+        if place.filled_text("mac")?.is_some() {
+            let mac: Option<Mac> = place.parsed("mac")?;
+            return mac.map(|mac| assignable(mac, &place.at("mac"))).transpose();
+        }
+    }
+    args.mac()?
+        .map(|mac| assignable(mac, &root.at("CNI_ARGS MAC")))
+        .transpose()
+}
+
+fn assignable(mac: Mac, place: &JsonCursor) -> Result<Mac, Error> {
+    if mac.is_assignable() {
+        return Ok(mac);
+    }
+    Err(place.invalid(
+        mac,
+        "an interface's address must be unicast and not all zero",
+    ))
+}
+
+/// `dns` counts when its domain is set or any of its lists is there, even empty.
+fn parse_dns(root: &JsonCursor) -> Result<Option<Dns>, Error> {
+    let Some(shape) = root.object("dns")? else {
+        return Ok(None);
+    };
+    let dns = Dns::parse(&shape)?;
+    let has_list = ["nameservers", "search", "options"]
+        .iter()
+        .any(|key| shape.get(key).is_some());
+    Ok((has_list || !dns.domain.is_empty()).then_some(dns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(keys: &str) -> Result<BridgeConfig, Error> {
+        let text = format!(r#"{{"name": "n", "cniVersion": "1.0.0", {keys}}}"#);
+        BridgeConfig::parse(
+            &NetConf::parse(text.into_bytes()).unwrap(),
+            &Args::default(),
+        )
+    }
+
+    #[test]
+    fn an_empty_configuration_is_a_plain_switch_on_cni0() {
+        let config = parse(r#""type": "bridge""#).unwrap();
+        assert_eq!(
+            (config.bridge.as_str(), config.gateway, config.mtu),
+            ("cni0", Gateway::None, Mtu::Kernel)
+        );
+        assert!(config.masquerade.is_none() && config.mac.is_none() && config.dns.is_none());
+    }
+
+    #[test]
+    fn default_gateway_implies_gateway() {
+        assert_eq!(
+            parse(r#""isDefaultGateway": true"#).unwrap().gateway,
+            Gateway::DefaultRoute
+        );
+        assert_eq!(
+            parse(r#""isgateway": true"#).unwrap().gateway,
+            Gateway::Address
+        );
+    }
+
+    #[test]
+    fn the_mac_of_the_runtime_wins() {
+        let keys = r#""runtimeConfig": {"mac": "02:00:00:00:00:01"}, "args": {"cni": {"mac": "02:00:00:00:00:02"}}"#;
+        assert_eq!(parse(keys).unwrap().mac, "02:00:00:00:00:01".parse().ok());
+        let keys = r#""runtimeConfig": {"mac": ""}, "args": {"cni": {"mac": "02:00:00:00:00:02"}}"#;
+        assert_eq!(parse(keys).unwrap().mac, "02:00:00:00:00:02".parse().ok());
+    }
+
+    #[test]
+    fn dns_counts_when_a_list_is_there() {
+        assert!(parse(r#""dns": {}"#).unwrap().dns.is_none());
+        assert!(
+            parse(r#""dns": {"nameservers": null}"#)
+                .unwrap()
+                .dns
+                .is_none()
+        );
+        assert!(parse(r#""dns": {"search": []}"#).unwrap().dns.is_some());
+        assert_eq!(
+            parse(r#""dns": {"domain": "x"}"#)
+                .unwrap()
+                .dns
+                .unwrap()
+                .domain,
+            "x"
+        );
+    }
+
+    #[test]
+    fn what_has_no_effect_in_the_go_plugin_is_not_refused() {
+        assert_eq!(parse(r#""mtu": -1"#).unwrap().mtu, Mtu::Kernel);
+        let config = parse(r#""ipMasqBackend": "ipvs", "ipam": {"type": "x"}"#);
+        assert!(config.unwrap().masquerade.is_none());
+        assert!(parse(r#""ipMasqBackend": "ipvs", "ipMasq": true"#).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        for (keys, key, code) in [
+            (r#""mtu": 67"#, "mtu", 7),
+            (r#""mtu": 65536"#, "mtu", 7),
+            (
+                r#""mtu": "1500""#,
+                "mtu is \"1500\", but it must be a number",
+                7,
+            ),
+            (r#""mtu": [1500]"#, "mtu", 6),
+            (r#""vlan": 4095"#, "vlan", 7),
+            (r#""vlanTrunk": [null]"#, "vlanTrunk[0]", 6),
+            (r#""bridge": """#, "bridge", 7),
+            (
+                r#""hairpinMode": true, "promiscMode": true"#,
+                "hairpinMode",
+                7,
+            ),
+            (
+                r#""ipMasq": true, "ipam": {"type": "x"}, "ipMasqBackend": "ipvs""#,
+                "ipMasqBackend",
+                7,
+            ),
+            (r#""ipMasqBackend": 5"#, "ipMasqBackend", 6),
+            (
+                r#""runtimeConfig": {"mac": "01:00:5e:00:00:01"}"#,
+                "runtimeConfig.mac",
+                7,
+            ),
+            (r#""isGateway": "yes""#, "isGateway", 6),
+        ] {
+            let error = parse(keys).unwrap_err();
+            assert!(
+                error.msg.contains(key) && error.code.0 == code,
+                "{keys}: {error:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `forwardAccept` in the life of a bridge: its rules come with the first container and go with the last one.
+
+use crate::cni::conf::NetConf;
+use crate::error::Error;
+use crate::kernel::netlink::{Kind, Link, Netlink};
+use crate::net::{Cidr, Family, IfName};
+use crate::netfilter::forward::Forwarding;
+use crate::plugins::bridge::config::bridge_of;
+use crate::plugins::bridge::links::failed;
+use crate::plugins::bridge::plan::gateway_port;
+
+/// The families of addresses; without addresses it is both, for frames may be filtered as packets (br_netfilter).
+pub(super) fn families(addresses: &[Cidr]) -> Vec<Family> {
+    let has = |family: &Family| addresses.iter().any(|it| it.family() == *family);
+    let families = Family::BOTH.into_iter();
+    families
+        .filter(|family| addresses.is_empty() || has(family))
+        .collect()
+}
+
+/// Takes the rules of a network's bridge away unless it has containers; also those of a configuration that said
+/// otherwise.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn remove_if_unused(host: &Netlink, conf: &NetConf) -> Result<(), Error> {
+    let root = conf.root();
+    // What became invalid since the ADD keeps nothing from being removed.
+    let Some(bridge) = bridge_of(&root).ok() else {
+        return Ok(());
+    };
+    let Some(forwarding) = Forwarding::of(&bridge) else {
+        return Ok(());
+    };
+    let is_asked = root.bool("forwardAccept").ok().flatten() == Some(true);
+    if is_asked || forwarding.is_in_nftables()? {
+        remove_if_unused_on(host, &bridge, &forwarding)?;
+    }
+    Ok(())
+}
+
+/// The same, with all that leads to it known.
+///
+/// An ADD makes its port first and looks at the rules then. So if a container came while they were taken away, its port
+/// shows now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn remove_if_unused_on(
+    host: &Netlink,
+    bridge: &IfName,
+    forwarding: &Forwarding,
+) -> Result<(), Error> {
+    if has_containers(host, bridge)? {
+        return Ok(());
+    }
+    let removed = forwarding.remove()?;
+    match has_containers(host, bridge)? {
+        true => forwarding.install(&removed),
+        false => Ok(()),
+    }
+}
+
+fn has_containers(host: &Netlink, bridge: &IfName) -> Result<bool, Error> {
+    let ports = || match host.link(bridge)? {
+        Some(bridge) => host.ports(bridge.index),
+        None => Ok(Vec::new()),
+    };
+    let ports = ports().map_err(|cause| failed("list the ports of", bridge, cause))?;
+    Ok(ports.iter().any(is_containers))
+}
+
+/// Hardware is none, and neither is the host's own interface in a VLAN, by whose name its port is known.
+fn is_containers(port: &Link) -> bool {
+    let interface = port.alias.parse().ok();
+    let is_gateway = interface.is_some_and(|it| gateway_port(&it).as_str() == port.name);
+    port.kind == Kind::Veth && !is_gateway
+}

@@ -1,0 +1,200 @@
+//! GC: giving back what no valid attachment holds.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use crate::cni::ValidAttachments;
+use crate::cni::conf::NetConf;
+use crate::cni::request::{Id, Request};
+use crate::error::{Error, Failures};
+use crate::ipam::{HostLocal, Ipam, LeaseFile, Store};
+use crate::kernel::log;
+use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
+use crate::net::IfName;
+use crate::netfilter::mac_spoof_check;
+use crate::netfilter::masquerade;
+use crate::plugins::bridge::config::bridge_of;
+use crate::plugins::bridge::forward_accept;
+use crate::plugins::bridge::links::failed;
+use crate::plugins::bridge::open_host;
+use crate::plugins::bridge::plan::host_interface;
+use crate::state::{Veth, veths};
+
+/// Removes masquerading, MAC spoof checks, links and leases of this network, and what lets its bridge's packets pass when that has no
+/// containers left, that belong to no valid attachment, whichever plugin made
+/// them. A link is removed when its lease says whose it is; one without a lease cannot be told from another network's.
+/// Where the valid attachments are not listed, nothing is removed.
+///
+/// # Errors
+/// When something could not be removed, after all else was tried.
+pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
+    let valid = conf.valid_attachments()?;
+    let ipam = Ipam::parse_for_release(conf, request)?;
+    let Some(valid) = valid else {
+        return match ipam {
+            Some(Ipam::Delegate(delegate)) => delegate.gc(),
+            _ => Ok(()),
+        };
+    };
+    let mut failures = Failures::default();
+    let leases = match &ipam {
+        Some(Ipam::HostLocal(host_local)) => failures.note(host_local.store().by_validity(&valid)),
+        _ => None,
+    };
+    let stale = leases.iter().flat_map(|(_, stale)| stale);
+    let owners: Vec<&Id> = stale
+        .filter_map(|lease| Some(&lease.owner.as_ref()?.0))
+        .collect();
+    let gc = || masquerade::gc(&conf.name, &valid, &owners);
+    failures.note(log::timed_span("masquerade", gc));
+    match &ipam {
+        Some(Ipam::HostLocal(host_local)) => {
+            if let Some(leases) = leases {
+                failures.note(free(conf, (host_local, &valid), leases));
+            }
+        }
+        Some(Ipam::Delegate(delegate)) => {
+            failures.note(log::timed_span("ipam", || delegate.gc()));
+        }
+        None => {}
+    }
+    if let Some(host) = failures.note(open_host()) {
+        failures.note(mac_spoof_check::gc(&conf.name, &valid, &host));
+        failures.note(forward_accept::remove_if_unused(&host, conf));
+    }
+    failures.into_result()
+}
+
+/// Deletes the links of attachments that are not valid any more, and then frees their leases: no address is free while an
+/// interface has it.
+fn free(
+    conf: &NetConf,
+    (host_local, valid): (&HostLocal, &ValidAttachments),
+    (of_valid, stale): (Vec<LeaseFile>, Vec<LeaseFile>),
+) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    let mut in_use = HashSet::new();
+    if !stale.is_empty() {
+        let links = StaleLinks {
+            conf,
+            store: host_local.store(),
+            host: &open_host()?,
+            valid: of_valid.iter().map(|lease| lease.address).collect(),
+        };
+        in_use = links.delete(&stale, &mut failures);
+    }
+    let gc = || host_local.gc(valid, &in_use);
+    failures.note(log::timed_span("ipam", gc));
+    failures.into_result()
+}
+
+struct StaleLinks<'a> {
+    conf: &'a NetConf,
+    store: &'a Store,
+    host: &'a Netlink,
+    /// The addresses of valid attachments.
+    valid: HashSet<IpAddr>,
+}
+
+impl StaleLinks<'_> {
+    /// The addresses that are still in use: their links could not be deleted, or may not be.
+    fn delete(&self, stale: &[LeaseFile], failures: &mut Failures) -> HashSet<IpAddr> {
+        let mut in_use = HashSet::new();
+        let mut others = Vec::new();
+        let mut deleted: HashSet<IfName> = HashSet::new();
+        for lease in stale {
+            let attachment = lease.attachment();
+            let name = attachment.map(|attachment| host_interface(&self.conf.name, &attachment));
+            match name.map(|name| (self.host.delete_link(&name), name)) {
+                Some((Ok(()), name)) => {
+                    deleted.insert(name);
+                }
+                // A container with two addresses has one link.
+                Some((Err(NetlinkError::NotFound(_)), name)) if deleted.contains(&name) => {}
+                Some((Err(NetlinkError::NotFound(_)), _)) | None => others.push(lease),
+                Some((Err(cause), name)) => {
+                    failures.note::<()>(Err(failed("delete", &name, cause)));
+                    in_use.insert(lease.address);
+                }
+            }
+        }
+        let wanted = |address| others.iter().any(|lease| lease.address == address);
+        let found = match others.is_empty() {
+            true => Ok(Vec::new()),
+            false => veths(self.host, wanted),
+        };
+        match found {
+            Ok(veths) => in_use.extend(self.delete_made_by_go(&others, &veths, failures)),
+            Err(cause) => {
+                let what = "cannot list the interfaces in other network namespaces";
+                failures.note::<()>(Err(Error::failed(format!("{what}: {cause}"))));
+                in_use.extend(others.iter().map(|lease| lease.address));
+            }
+        }
+        in_use
+    }
+
+    /// The Go plugin's links have names of their own.
+    fn delete_made_by_go(
+        &self,
+        stale: &[&LeaseFile],
+        veths: &[Veth],
+        failures: &mut Failures,
+    ) -> Vec<IpAddr> {
+        let mut in_use = Vec::new();
+        for lease in stale {
+            // A derived name is that of another attachment, perhaps to a network with the same subnet.
+            let has_it = |veth: &&Veth| {
+                veth.addresses.contains(&lease.address) && !IfName::is_derived_veth(&veth.host.name)
+            };
+            for veth in veths.iter().filter(has_it) {
+                let deleted = self
+                    .belongs(veth, lease)
+                    .and_then(|()| self.delete_veth(veth));
+                if failures.note(deleted).is_none() {
+                    in_use.push(lease.address);
+                }
+            }
+        }
+        in_use
+    }
+
+    /// Whether a veth that no name gives away is the link of an attachment to this network.
+    fn belongs(&self, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
+        let (link, interface) = (&veth.host.name, &veth.interface);
+        let kept =
+            |why: String| Err(lease.kept(format!("{interface}, behind {link}, has it, {why}")));
+        let bridge = bridge_of(&self.conf.root())?;
+        let found = self.host.link(&bridge);
+        let found = found.map_err(|cause| failed("look up", &bridge, cause))?;
+        let owner = lease.owner.as_ref().map(|(_, interface)| interface.trim());
+        if found.is_none_or(|found| veth.host.master != Some(found.index)) {
+            return kept(format!("and {link} is no port of bridge {bridge}"));
+        }
+        if owner.is_some_and(|name| !name.is_empty() && name != interface) {
+            return kept("but the lease names another interface".to_owned());
+        }
+        if veth
+            .addresses
+            .iter()
+            .any(|address| self.valid.contains(address))
+        {
+            return kept("and it has an address of a valid attachment too".to_owned());
+        }
+        if self.store.has_neighbour(lease.address) {
+            return kept("and a network beside this one has a lease of it too".to_owned());
+        }
+        Ok(())
+    }
+
+    fn delete_veth(&self, veth: &Veth) -> Result<(), Error> {
+        let name = &veth.host.name;
+        let parsed: IfName = name
+            .parse()
+            .map_err(|cause| Error::failed(format!("cannot delete link {name}: {cause}")))?;
+        let deleted = not_found_as_none(self.host.delete_link(&parsed));
+        deleted
+            .map(drop)
+            .map_err(|cause| failed("delete", &parsed, cause))
+    }
+}

@@ -1,0 +1,222 @@
+//! Which interface in a container is an attachment's, where its name on the host does not tell.
+
+use std::net::IpAddr;
+
+use crate::cni::result::AddResult;
+use crate::kernel::netlink::Link;
+use crate::net::{IfName, Mac};
+
+/// A veth that has the attachment's interface name in the container.
+#[derive(Debug, Default)]
+pub struct ContainerEnd {
+    /// Its MAC address.
+    pub mac: Option<Mac>,
+    /// Its addresses, but for link-local ones.
+    pub addresses: Vec<IpAddr>,
+    /// Its peer, if that is on the host.
+    pub peer: Option<Link>,
+}
+
+/// What is known of the attachment.
+#[derive(Debug, Default)]
+pub struct Known<'a> {
+    /// The name of its interface.
+    pub interface: &'a str,
+    /// The name that this plugin gives the peer on the host.
+    pub host: &'a str,
+    /// prevResult, if the runtime passed one.
+    pub prev: Option<&'a AddResult>,
+    /// The addresses that it holds; `None` where IPAM is not host-local.
+    pub leased: Option<&'a [IpAddr]>,
+    /// The index of the network's bridge, if it exists.
+    pub bridge: Option<u32>,
+}
+
+/// Whether the interface is the attachment's. It may be another one's that has the same interface name: of the network
+/// that was added before this one and made this ADD fail, or of another container whose namespace has this path now.
+///
+/// The peers that this plugin makes have a name derived from the attachment, which decides. The Go plugin's have random
+/// names, and the first of these decides that says anything:
+///
+/// 1. prevResult: it lists the peer, or the interface with its MAC address.
+/// 2. The addresses of lease and prevResult: the interface has one of them. If it has others only, or has addresses where
+///    host-local has no lease, it is another one's.
+/// 3. Without addresses, or with those that another IPAM plugin gave, the peer is a port of the network's bridge.
+pub fn is_owner(known: &Known, end: &ContainerEnd) -> bool {
+    let peer = end.peer.as_ref();
+    if let Some(peer) = peer.filter(|peer| IfName::is_derived_veth(&peer.name)) {
+        return peer.name == known.host;
+    }
+    let by_bridge =
+        || peer.is_some_and(|peer| peer.master.is_some() && peer.master == known.bridge);
+    listed(known, end)
+        .or_else(|| addressed(known, end))
+        .unwrap_or_else(by_bridge)
+}
+
+/// Whether prevResult lists the interface or its peer; `None` when it lists no interface of either kind.
+fn listed(known: &Known, end: &ContainerEnd) -> Option<bool> {
+    let interfaces = &known.prev?.interfaces;
+    let (on_host, inside): (Vec<_>, Vec<_>) =
+        interfaces.iter().partition(|it| it.sandbox.is_empty());
+    let mut inside = inside
+        .into_iter()
+        .filter(|it| it.name == known.interface && !it.mac.is_empty())
+        .peekable();
+    if on_host.is_empty() && inside.peek().is_none() {
+        return None;
+    }
+    // The MAC address of a bridge may be another port's: on the host only names count.
+    let is_peer = |name: &str| end.peer.as_ref().is_some_and(|peer| peer.name == name);
+    let mac = end.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    Some(
+        on_host.iter().any(|it| is_peer(&it.name))
+            || inside.any(|it| it.mac.eq_ignore_ascii_case(&mac)),
+    )
+}
+
+/// Whether the interface has an address of the attachment's; `None` when addresses do not tell.
+fn addressed(known: &Known, end: &ContainerEnd) -> Option<bool> {
+    let told = known.prev.into_iter().flat_map(|prev| &prev.ips);
+    let mut own: Vec<IpAddr> = told.map(|ip| ip.address.address()).collect();
+    own.extend(known.leased.unwrap_or_default());
+    let has_none = end.addresses.is_empty() || (own.is_empty() && known.leased.is_none());
+    (!has_none).then(|| end.addresses.iter().any(|address| own.contains(address)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::result::{Interface, IpConfig};
+    use crate::kernel::netlink::{Kind, VlanFiltering};
+
+    fn peer(name: &str, master: u32) -> Option<Link> {
+        Some(Link {
+            index: 7,
+            name: name.to_owned(),
+            alias: String::new(),
+            kind: Kind::Veth,
+            mac: None,
+            mtu: 1500,
+            is_up: true,
+            is_running: true,
+            is_promiscuous: false,
+            master: Some(master),
+            peer: Some(2),
+            filtering: VlanFiltering::Unsupported,
+            port: None,
+            traffic: None,
+        })
+    }
+
+    fn end(address: &str, peer: Option<Link>) -> ContainerEnd {
+        ContainerEnd {
+            mac: "02:00:00:00:00:07".parse().ok(),
+            addresses: address.parse().into_iter().collect(),
+            peer,
+        }
+    }
+
+    fn prev(host: &str, mac: &str) -> AddResult {
+        let interface = |name: &str, mac: &str, sandbox: &str| Interface {
+            name: name.to_owned(),
+            mac: mac.to_owned(),
+            sandbox: sandbox.to_owned(),
+            ..Interface::default()
+        };
+        AddResult {
+            interfaces: vec![interface(host, "", ""), interface("eth0", mac, "/n")],
+            ..AddResult::default()
+        }
+    }
+
+    const GO: &str = "veth0a1b2c3d";
+
+    #[test]
+    fn a_peer_with_a_derived_name_is_another_attachments() {
+        let (prev, leased) = (prev("veth0a1b2c3d4e5", "02:00:00:00:00:07"), ["10.0.0.2"]);
+        let leased = leased.map(|it| it.parse().unwrap());
+        let known = Known {
+            interface: "eth0",
+            host: "vethfedcba98765",
+            prev: Some(&prev),
+            leased: Some(&leased),
+            bridge: Some(3),
+        };
+        assert!(!is_owner(
+            &known,
+            &end("10.0.0.2", peer("veth0a1b2c3d4e5", 3))
+        ));
+        assert!(is_owner(&known, &end("10.0.0.2", peer("renamed", 3))));
+    }
+
+    #[test]
+    fn what_prev_result_lists_decides_before_addresses_and_bridge() {
+        let leased = ["10.0.0.2".parse().unwrap()];
+        for (host, mac, expected) in [
+            (GO, "02:00:00:00:00:99", true),
+            ("veth99999999", "02:00:00:00:00:07", true),
+            ("veth99999999", "02:00:00:00:00:99", false),
+            ("veth99999999", "", false),
+        ] {
+            let prev = prev(host, mac);
+            let known = Known {
+                interface: "eth0",
+                host: "vethfedcba98765",
+                prev: Some(&prev),
+                leased: Some(&leased),
+                bridge: Some(3),
+            };
+            let end = end("10.0.0.2", peer(GO, 3));
+            assert_eq!(is_owner(&known, &end), expected, "{host} {mac}");
+        }
+    }
+
+    #[test]
+    fn without_interfaces_in_prev_result_addresses_decide_and_then_the_bridge() {
+        let old = AddResult {
+            ips: vec![IpConfig {
+                interface: None,
+                address: "10.0.0.2/24".parse().unwrap(),
+                gateway: None,
+            }],
+            ..AddResult::default()
+        };
+        let held = ["10.0.0.2".parse().unwrap()];
+        for (prev, leased, address, master, expected) in [
+            (None, Some(&held[..]), "10.0.0.2", 9, true),
+            (None, Some(&held[..]), "10.0.0.3", 3, false),
+            (None, Some(&[][..]), "10.0.0.2", 3, false),
+            (Some(&old), Some(&[][..]), "10.0.0.2", 9, true),
+            (Some(&old), None, "10.0.0.3", 3, false),
+            // An ADD that was cut short.
+            (None, Some(&held[..]), "", 3, true),
+            (None, Some(&[][..]), "", 9, false),
+            // A layer-2 network, or another IPAM plugin.
+            (None, None, "10.0.0.2", 3, true),
+            (None, None, "", 9, false),
+        ] {
+            let known = Known {
+                interface: "eth0",
+                host: "vethfedcba98765",
+                prev,
+                leased,
+                bridge: Some(3),
+            };
+            let end = end(address, peer(GO, master));
+            assert_eq!(is_owner(&known, &end), expected, "{known:?} {end:?}");
+        }
+    }
+
+    #[test]
+    fn an_interface_whose_peer_is_not_on_the_host_is_judged_by_its_addresses() {
+        let leased = ["10.0.0.2".parse().unwrap()];
+        let known = Known {
+            interface: "eth0",
+            leased: Some(&leased),
+            ..Known::default()
+        };
+        assert!(is_owner(&known, &end("10.0.0.2", None)));
+        assert!(!is_owner(&known, &end("", None)));
+    }
+}

@@ -1,0 +1,520 @@
+//! What an ADD is going to make, worked out before anything is made. Pure data, from configuration and lease alone.
+
+use std::net::IpAddr;
+
+use sha2::{Digest, Sha512};
+
+use crate::cni::request::{Attachment, Id};
+use crate::cni::result::{AddResult, Interface, IpConfig};
+use crate::error::Error;
+use crate::ipam::Lease;
+use crate::net::{Cidr, Family, IfName, Mac, Route};
+use crate::netfilter::mac_spoof_check::MacSpoofCheck;
+use crate::plugins::bridge::config::{BridgeConfig, Gateway};
+
+/// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
+const MAX_ALIAS: usize = 255;
+
+/// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
+pub const MIN_MTU_IPV6: u32 = 1280;
+
+/// The position of the container's interface among those that the plan makes; see [`Plan::into_result`].
+const CONTAINER_INTERFACE: usize = 2;
+
+/// What an attachment will be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The name of the veth's end on the host.
+    pub host: IfName,
+    /// Whose it is, for whoever lists links.
+    pub alias: String,
+    /// The name of the end in the container.
+    pub container: IfName,
+    /// The MAC address of that end.
+    pub mac: Mac,
+    /// What keeps the container from using another MAC address.
+    pub spoof_check: Option<MacSpoofCheck>,
+    /// The gateway's addresses; empty when there is none.
+    pub gateways: Vec<Cidr>,
+    /// The host's interface in the container's VLAN that has them; without VLANs it is the bridge.
+    pub gateway_interface: Option<IfName>,
+    /// The routes to program, next hops filled in.
+    pub routes: Vec<Route>,
+    /// Addresses, routes and name service as the result tells them.
+    pub lease: Lease,
+}
+
+/// The end of a veth pair on the host: found again without the container's namespace.
+pub fn host_interface(network: &Id, attachment: &Attachment) -> IfName {
+    attachment.host_interface(network)
+}
+
+/// The port of a bridge behind a gateway's interface: whichever ADD makes it, makes the same one.
+pub fn gateway_port(interface: &IfName) -> IfName {
+    IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
+}
+
+impl Plan {
+    /// Works out an attachment.
+    ///
+    /// # Errors
+    /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
+    pub fn new(
+        config: &BridgeConfig,
+        network: &Id,
+        attachment: &Attachment,
+        lease: Lease,
+    ) -> Result<Plan, Error> {
+        let mut lease = lease;
+        let has_v6 = lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
+        if let Some(mtu) = config
+            .mtu
+            .bytes()
+            .filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6)
+        {
+            return Err(Error::config(
+                "mtu",
+                mtu,
+                format!("IPv6 needs at least {MIN_MTU_IPV6}"),
+            ));
+        }
+        for ip in &mut lease.ips {
+            ip.interface = Some(CONTAINER_INTERFACE);
+            if config.gateway != Gateway::None {
+                ip.gateway = ip.gateway.or(Some(ip.address.first_host()));
+            }
+        }
+        if config.gateway == Gateway::DefaultRoute {
+            check_next_hops(&lease.ips)?;
+            lease.routes.extend(missing_default_routes(&lease));
+        }
+        if let Some(dns) = &config.dns {
+            lease.dns = dns.clone();
+        }
+        let gateways = match config.gateway {
+            Gateway::None => Vec::new(),
+            Gateway::Address | Gateway::DefaultRoute => gateways_of(&lease.ips)?,
+        };
+        let vlans = config.vlans.as_ref().filter(|_| !gateways.is_empty());
+        let mac = config
+            .mac
+            .unwrap_or_else(|| mac_for(&lease.ips, network, attachment));
+        Ok(Plan {
+            host: host_interface(network, attachment),
+            alias: String::new(),
+            container: attachment.interface.clone(),
+            mac,
+            spoof_check: None,
+            gateways,
+            gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
+            routes: kernel_routes(&lease)?,
+            lease,
+        })
+    }
+
+    /// The same with an alias for the host's end, cut to what the kernel takes. It comes from whoever names pods and is
+    /// printed raw by those who list links: no control character gets there.
+    pub fn with_alias(mut self, alias: &str) -> Plan {
+        self.alias = alias[..alias.floor_char_boundary(MAX_ALIAS)].to_owned();
+        self.alias = self.alias.replace(char::is_control, "?");
+        self
+    }
+
+    /// The same with a spoof_check against spoofed MAC addresses.
+    pub fn with_spoof_check(self, spoof_check: Option<MacSpoofCheck>) -> Plan {
+        Plan {
+            spoof_check,
+            ..self
+        }
+    }
+
+    /// The addresses of the container.
+    pub fn addresses(&self) -> Vec<Cidr> {
+        self.lease.ips.iter().map(|ip| ip.address).collect()
+    }
+
+    /// The result, with what only the kernel knew.
+    pub fn into_result(self, bridge: &IfName, facts: &ObservedLinks, sandbox: &str) -> AddResult {
+        let interface = |name: &IfName, mac: Option<Mac>| Interface {
+            name: name.to_string(),
+            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            ..Interface::default()
+        };
+        let mut container = interface(&self.container, Some(self.mac));
+        container.sandbox = sandbox.to_owned();
+        let Lease { ips, routes, dns } = self.lease;
+        let host = interface(&self.host, facts.host_mac);
+        let mut interfaces = vec![interface(bridge, facts.bridge_mac), host, container];
+        let gateway = self.gateway_interface.as_ref();
+        interfaces.extend(gateway.map(|name| interface(name, facts.gateway_mac)));
+        AddResult {
+            interfaces,
+            ips,
+            routes,
+            dns,
+        }
+    }
+}
+
+/// What the kernel tells of a finished attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedLinks {
+    /// The MAC address of the bridge.
+    pub bridge_mac: Option<Mac>,
+    /// The MAC address of the veth's end on the host.
+    pub host_mac: Option<Mac>,
+    /// The MAC address of the gateway's interface in the container's VLAN.
+    pub gateway_mac: Option<Mac>,
+}
+
+/// A default route through the first gateway of each family that has none yet. One without a next hop counts: it gets
+/// the gateway as its next hop (in other tables it does not help the main one).
+fn missing_default_routes(lease: &Lease) -> Vec<Route> {
+    let lacks = |family: Family| {
+        let default = family.default_destination();
+        let is_default =
+            |route: &Route| route.dst == default && route.numbers().table == Route::MAIN_TABLE;
+        !lease.routes.iter().any(is_default)
+    };
+    let gateways = lease.ips.iter().filter_map(|ip| ip.gateway);
+    let mut routes: Vec<Route> = Vec::new();
+    for gateway in gateways.filter(|gateway| lacks(Family::of(*gateway))) {
+        let default = Family::of(gateway).default_destination();
+        if routes.iter().all(|earlier| earlier.dst != default) {
+            routes.push(Route::new(default, Some(gateway)));
+        }
+    }
+    routes
+}
+
+fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
+    ips.iter()
+        .filter_map(|ip| ip.gateway)
+        .find(|gateway| Family::of(*gateway) == family)
+}
+
+/// The gateways, each with the prefix length of its container's address, as the Go plugin puts them on the bridge.
+fn gateways_of(ips: &[IpConfig]) -> Result<Vec<Cidr>, Error> {
+    let mut gateways = Vec::new();
+    for IpConfig {
+        address, gateway, ..
+    } in ips
+    {
+        let Some(gateway) = gateway else { continue };
+        let cidr = Cidr::new(*gateway, address.prefix()).ok_or_else(|| {
+            let wanted = format!("it must be {}, as {address} is", address.family());
+            Error::config("a gateway", gateway, wanted)
+        })?;
+        if !gateways.contains(&cidr) {
+            gateways.push(cidr);
+        }
+    }
+    Ok(gateways)
+}
+
+/// Refuses gateways that cannot be the next hop of packets from their container's address.
+fn check_next_hops(ips: &[IpConfig]) -> Result<(), Error> {
+    for IpConfig {
+        address, gateway, ..
+    } in ips
+    {
+        if let Some(gateway) = gateway.filter(|gateway| Family::of(*gateway) != address.family()) {
+            let family = address.family();
+            let wanted = format!("isDefaultGateway needs an {family} one for {address}");
+            return Err(Error::config("a gateway", gateway, wanted));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the routes that the kernel refuses whatever the container's addresses are, so that nothing is undone for them.
+///
+/// # Errors
+/// Code 7 for an IPv4 destination with host bits (`fib_valid_key_len`, net/ipv4/fib_trie.c), or a next hop of the other
+/// family. The host bits of an IPv6 destination are cleared by the kernel (`ip6_route_info_create`, net/ipv6/route.c).
+pub fn check_routes(routes: &[Route]) -> Result<(), Error> {
+    for route in routes {
+        let (dst, family) = (route.dst, route.dst.family());
+        if family == Family::V4 && !dst.is_network() {
+            let wanted = format!("it has host bits set: the network is {}", dst.network());
+            return Err(Error::config("a route's dst", dst, wanted));
+        }
+        if let Some(gw) = route.gw.filter(|gw| Family::of(*gw) != family) {
+            let wanted = format!("it must be {family}, as its destination {dst} is");
+            return Err(Error::config("a route's gw", gw, wanted));
+        }
+    }
+    Ok(())
+}
+
+/// The routes of a lease as the kernel gets them, each once: it refuses the second of two routes that differ in nothing
+/// it compares (`fib_table_insert`, net/ipv4/fib_trie.c; `fib6_add_rt2node`, net/ipv6/ip6_fib.c).
+fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
+    check_routes(&lease.routes)?;
+    let mut routes: Vec<Route> = Vec::new();
+    let key = |route: &Route| {
+        let numbers = route.numbers();
+        let scope = (route.dst.family() == Family::V4).then_some(numbers.scope);
+        (route.dst, route.gw, numbers.table, numbers.priority, scope)
+    };
+    for route in &lease.routes {
+        let mut route = with_next_hop(route, &lease.ips);
+        route.dst = route.dst.network();
+        if !routes.iter().any(|earlier| key(earlier) == key(&route)) {
+            routes.push(route);
+        }
+    }
+    Ok(routes)
+}
+
+/// A route without a next hop goes to the gateway of its family, unless it says that its destination is on the link.
+fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
+    let mut route = route.clone();
+    if route.gw.is_none() && !route.is_on_link() {
+        route.gw = gateway_of(ips, route.dst.family());
+    }
+    route
+}
+
+/// A MAC address that follows the address, so that whoever inherits the address is found under the neighbours' cached
+/// entry; without an address one that follows the attachment.
+fn mac_for(ips: &[IpConfig], network: &Id, attachment: &Attachment) -> Mac {
+    let v4 = ips.iter().find_map(|ip| match ip.address.address() {
+        IpAddr::V4(v4) => Some(v4.octets()),
+        IpAddr::V6(_) => None,
+    });
+    let [a, b, c, d] = v4.unwrap_or_else(|| match ips.first() {
+        Some(ip) => last_four(Sha512::digest(ip.address.address().to_string())),
+        None => last_four(Sha512::digest(format!(
+            "{network}\0{}\0{}",
+            attachment.container, attachment.interface
+        ))),
+    });
+    Mac::from_bytes([0x0a, 0x58, a, b, c, d])
+}
+
+fn last_four(digest: impl AsRef<[u8]>) -> [u8; 4] {
+    *digest
+        .as_ref()
+        .last_chunk()
+        .expect("a digest is longer than four bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::args::Args;
+    use crate::cni::conf::NetConf;
+    use crate::cni::result::Dns;
+
+    fn plan(keys: &str, ips: &[(&str, &str)], routes: Vec<Route>) -> Result<Plan, Error> {
+        let conf = format!(r#"{{"name": "n", "cniVersion": "1.0.0"{keys}}}"#);
+        let conf = NetConf::parse(conf.into_bytes()).unwrap();
+        let config = BridgeConfig::parse(&conf, &Args::default()).unwrap();
+        let ip = |(address, gateway): &(&str, &str)| IpConfig {
+            interface: None,
+            address: address.parse().unwrap(),
+            gateway: gateway.parse().ok(),
+        };
+        let lease = Lease {
+            ips: ips.iter().map(ip).collect(),
+            routes,
+            dns: Dns::default(),
+        };
+        Plan::new(&config, &conf.name, &attachment("eth0"), lease)
+    }
+
+    fn attachment(interface: &str) -> Attachment {
+        Attachment {
+            container: "c1".parse().unwrap(),
+            interface: interface.parse().unwrap(),
+        }
+    }
+
+    fn default_v4(gw: Option<&str>) -> Route {
+        Route::new(
+            "0.0.0.0/0".parse().unwrap(),
+            gw.map(|gw| gw.parse().unwrap()),
+        )
+    }
+
+    #[test]
+    fn the_hosts_end_is_named_after_the_attachment() {
+        let network = "n".parse().unwrap();
+        let name = host_interface(&network, &attachment("eth0"));
+        assert!(IfName::is_derived_veth(name.as_str()));
+        assert!(!IfName::is_derived_veth("veth35229476"));
+        assert_eq!(name, host_interface(&network, &attachment("eth0")));
+        assert_ne!(name, host_interface(&network, &attachment("eth1")));
+    }
+
+    #[test]
+    fn an_alias_is_short_and_printable() {
+        let plan = plan("", &[], vec![]).unwrap();
+        let plan = plan.with_alias(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
+        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 255);
+    }
+
+    #[test]
+    fn the_mac_follows_the_address() {
+        let dual = plan("", &[("fd00::7/64", ""), ("10.1.2.3/24", "")], vec![]).unwrap();
+        assert_eq!(dual.mac.to_string(), "0a:58:0a:01:02:03");
+        let v6 = plan("", &[("fd00::7/64", "")], vec![]).unwrap();
+        let again = plan("", &[("fd00::7/112", "")], vec![]).unwrap();
+        assert_eq!(v6.mac, again.mac);
+        assert!(v6.mac.is_assignable() && plan("", &[], vec![]).unwrap().mac.is_assignable());
+    }
+
+    #[test]
+    fn a_gateway_is_the_first_address_unless_ipam_says_otherwise() {
+        let keys = r#", "isGateway": true"#;
+        let plan = plan(
+            keys,
+            &[("10.1.2.3/24", ""), ("fd00::3/64", "fd00::9")],
+            vec![],
+        )
+        .unwrap();
+        let gateways: Vec<String> = plan.gateways.iter().map(Cidr::to_string).collect();
+        assert_eq!(gateways, ["10.1.2.1/24", "fd00::9/64"]);
+        assert_eq!(plan.lease.ips[0].gateway, "10.1.2.1".parse().ok());
+        assert!(plan.routes.is_empty());
+    }
+
+    #[test]
+    fn in_a_vlan_the_gateway_has_an_interface_which_the_result_lists_last() {
+        let ips = [("10.1.2.3/24", "")];
+        let facts = ObservedLinks {
+            bridge_mac: None,
+            host_mac: None,
+            gateway_mac: Some(Mac::from_bytes([2, 0, 0, 0, 0, 7])),
+        };
+        for (keys, expected) in [
+            (r#", "isGateway": true, "vlan": 100"#, Some("cni0.100")),
+            (r#", "isGateway": true, "vlanTrunk": [{"id": 7}]"#, None),
+            (r#", "vlan": 100"#, None),
+        ] {
+            let plan = plan(keys, &ips, vec![]).unwrap();
+            let interfaces = plan
+                .into_result(&"cni0".parse().unwrap(), &facts, "/n")
+                .interfaces;
+            let fourth = interfaces
+                .get(3)
+                .map(|last| (last.name.as_str(), last.mac.as_str()));
+            assert_eq!(
+                fourth,
+                expected.map(|name| (name, "02:00:00:00:00:07")),
+                "{keys}"
+            );
+        }
+    }
+
+    #[test]
+    fn routes_without_a_next_hop_go_to_the_gateway_but_not_those_on_the_link() {
+        let on_link = Route {
+            scope: Some(253),
+            ..Route::new("10.9.0.0/16".parse().unwrap(), None)
+        };
+        let plan = plan(
+            "",
+            &[("10.1.2.3/24", "10.1.2.1")],
+            vec![default_v4(None), on_link],
+        )
+        .unwrap();
+        assert_eq!(plan.routes[0].gw, "10.1.2.1".parse().ok());
+        assert_eq!(plan.routes[1].gw, None);
+        assert_eq!(
+            plan.lease.routes[0].gw, None,
+            "the result tells the route as IPAM gave it"
+        );
+    }
+
+    #[test]
+    fn a_default_route_is_added_per_family_once() {
+        let keys = r#", "isDefaultGateway": true"#;
+        let ips = [("10.1.2.3/24", ""), ("fd00::3/64", "")];
+        let added = plan(keys, &ips, vec![]).unwrap().lease.routes;
+        assert_eq!(added.len(), 2);
+        assert_eq!(added[0], default_v4(Some("10.1.2.1")));
+        for given in [default_v4(None), default_v4(Some("10.1.2.9"))] {
+            let routes = plan(keys, &ips[..1], vec![given.clone()])
+                .unwrap()
+                .lease
+                .routes;
+            assert_eq!(routes, [given]);
+        }
+        let elsewhere = Route {
+            table: Some(100),
+            ..default_v4(None)
+        };
+        assert_eq!(
+            plan(keys, &ips[..1], vec![elsewhere])
+                .unwrap()
+                .lease
+                .routes
+                .len(),
+            2
+        );
+    }
+
+    #[test]
+    fn a_gateway_outside_of_the_subnet_has_the_prefix_length_of_the_address() {
+        let gateways =
+            |keys: &str, ips: &[(&str, &str)]| plan(keys, ips, vec![]).map(|plan| plan.gateways);
+        let (gateway, default) = (r#", "isGateway": true"#, r#", "isDefaultGateway": true"#);
+        let cidrs = |text: &str| vec![text.parse::<Cidr>().unwrap()];
+        let (v4, v6) = (("10.1.2.3/24", "fe80::1"), ("fd00::3/64", "10.9.0.1"));
+        assert_eq!(
+            gateways(default, &[("fd00::3/64", "fe80::1")]),
+            Ok(cidrs("fe80::1/64"))
+        );
+        assert_eq!(gateways(gateway, &[v4]), Ok(cidrs("fe80::1/24")));
+        assert_eq!(gateways("", &[v4, v6]), Ok(vec![]));
+        for (keys, ip) in [(default, v4), (gateway, v6), (default, v6)] {
+            let error = gateways(keys, &[ip]).unwrap_err();
+            assert!(error.msg.contains(ip.1) && error.code.0 == 7, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_gets_each_route_once_and_no_host_bits_of_ipv6() {
+        let route = |dst: &str, gw: &str| Route::new(dst.parse().unwrap(), gw.parse().ok());
+        let other_scope = Route {
+            scope: Some(255 + 254),
+            ..route("10.9.0.0/16", "")
+        };
+        let routes = vec![
+            route("10.9.0.0/16", ""),
+            route("10.9.0.0/16", "10.1.2.1"),
+            other_scope.clone(),
+            route("fd09::5/64", "fe80::1"),
+            route("fd09::6/64", "fe80::1"),
+        ];
+        let plan = plan("", &[("10.1.2.3/24", "10.1.2.1")], routes.clone()).unwrap();
+        let kernel = [
+            routes[1].clone(),
+            other_scope,
+            route("fd09::/64", "fe80::1"),
+        ];
+        assert_eq!(plan.routes, kernel);
+        assert_eq!(plan.lease.routes, routes);
+    }
+
+    #[test]
+    fn routes_that_the_kernel_refuses_are_refused_first() {
+        for (dst, gw, says) in [
+            ("10.9.0.1/16", "", "the network is 10.9.0.0/16"),
+            ("10.9.0.0/16", "fe80::1", "it must be IPv4"),
+            ("::/0", "10.1.2.1", "it must be IPv6"),
+        ] {
+            let route = Route::new(dst.parse().unwrap(), gw.parse().ok());
+            let error = check_routes(&[route]).unwrap_err();
+            assert!(error.msg.contains(says) && error.code.0 == 7, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn ipv6_needs_its_smallest_mtu() {
+        assert!(plan(r#", "mtu": 1200"#, &[("fd00::3/64", "")], vec![]).is_err());
+        assert!(plan(r#", "mtu": 1200"#, &[("10.1.2.3/24", "")], vec![]).is_ok());
+    }
+}

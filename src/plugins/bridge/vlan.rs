@@ -1,0 +1,354 @@
+//! The keys `vlan`, `vlanTrunk` and `preserveDefaultVlan`: what a configuration asks of 802.1Q, and what a port is to
+//! have because of it. Pure data.
+//!
+//! In the words of bridge(8): `vlan` is `bridge vlan add vid N pvid untagged dev PORT`, an item of `vlanTrunk` is
+//! `bridge vlan add vid FIRST-LAST dev PORT`, and unless `preserveDefaultVlan` is true, `bridge vlan del vid 1 dev PORT`
+//! comes before them.
+
+use crate::cni::json::JsonCursor;
+use crate::error::Error;
+use crate::net::{IfName, PortVlans, VlanId, VlanSet};
+use crate::plugins::bridge::config::Gateway;
+
+/// What a configuration says of VLANs. There is one only where the bridge must keep VLANs apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vlans {
+    /// The VLAN of the container's untagged frames (`vlan`).
+    native: Option<VlanId>,
+    /// The VLANs whose tagged frames the container gets (`vlanTrunk`).
+    trunk: VlanSet,
+    /// What becomes of the bridge's default VLAN on the port.
+    default: DefaultVlan,
+    /// The host's interface in `native` that has the gateway's address.
+    pub gateway: Option<IfName>,
+}
+
+/// What becomes of the VLAN that the bridge gives to every new port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DefaultVlan {
+    /// The port leaves it. So does the reference since 1.8.0.
+    Left,
+    /// The port stays in it (`preserveDefaultVlan`).
+    Kept,
+}
+
+impl Vlans {
+    /// Parses the three keys; `None` when they ask for nothing. A `vlanTrunk` asks even when it is empty.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong number; each names the key.
+    pub fn parse(
+        root: &JsonCursor,
+        bridge: &IfName,
+        role: Gateway,
+    ) -> Result<Option<Vlans>, Error> {
+        let native = root.number::<u16>("vlan", 0..=*VlanId::NUMBERS.end())?;
+        let native = native.and_then(VlanId::new);
+        let trunk = root.list("vlanTrunk")?;
+        let default = match root.bool("preserveDefaultVlan")? {
+            Some(true) => DefaultVlan::Kept,
+            Some(false) | None => DefaultVlan::Left,
+        };
+        if native.is_none() && trunk.is_none() {
+            return Ok(None);
+        }
+        let gateway = native.filter(|_| role != Gateway::None);
+        let gateway = gateway.map(|vlan| gateway_name(root, bridge, vlan));
+        let mut union = VlanSet::EMPTY;
+        for item in trunk.into_iter().flatten() {
+            union = union.or(parse_item(&item.into_object()?)?);
+        }
+        Ok(Some(Vlans {
+            native,
+            trunk: union,
+            default,
+            gateway: gateway.transpose()?,
+        }))
+    }
+
+    /// The VLANs of the container's port; `None` when it keeps those that the bridge gives it.
+    pub fn port(&self) -> Option<PortVlans> {
+        // With a trunk alone, untagged frames are in VLAN 1, as the reference has it.
+        let is_default = !self.trunk.is_empty();
+        let native = self.native.or(is_default.then_some(VlanId::DEFAULT))?;
+        Some(PortVlans::new(native, self.trunk))
+    }
+
+    /// The VLANs of the port that leads to the gateway's interface.
+    pub fn gateway_port(&self) -> Option<PortVlans> {
+        let native = self.native.filter(|_| self.gateway.is_some())?;
+        Some(PortVlans::new(native, VlanSet::EMPTY))
+    }
+
+    /// The VLAN that a new port with these VLANs must leave: the one that the bridge gave it.
+    pub fn surplus(&self, wanted: &PortVlans, given: Option<VlanId>) -> Option<VlanId> {
+        given.filter(|given| self.default == DefaultVlan::Left && !wanted.all().contains(*given))
+    }
+
+    /// The key that asks for VLANs and what it holds, for refusals.
+    pub fn asked(&self) -> String {
+        match self.native {
+            Some(vlan) => format!("vlan is {vlan}"),
+            None if self.trunk.is_empty() => "vlanTrunk is []".to_owned(),
+            None => format!("vlanTrunk is {}", self.trunk),
+        }
+    }
+
+    /// What is wrong with the VLANs of a port; `given` is the VLAN that its bridge gives to every port.
+    ///
+    /// That one may be there whatever `preserveDefaultVlan` says: the reference before 1.8.0 leaves it.
+    pub fn difference(&self, present: &PortVlans, given: Option<VlanId>) -> Option<String> {
+        let wanted = self.port()?;
+        if present.pvid != wanted.pvid || !wanted.untagged.minus(present.untagged).is_empty() {
+            let is = match present.pvid {
+                Some(pvid) if present.untagged.contains(pvid) => format!("are in VLAN {pvid}"),
+                Some(pvid) => format!("come from VLAN {pvid} with a tag"),
+                None => "are in no VLAN".to_owned(),
+            };
+            let native = wanted.untagged;
+            return Some(format!("its untagged frames {is}, expected VLAN {native}"));
+        }
+        let missing = wanted.tagged.minus(present.tagged);
+        if !missing.is_empty() {
+            return Some(format!("it has lost VLANs {missing}"));
+        }
+        let given = given.map_or(VlanSet::EMPTY, VlanSet::of);
+        let foreign = present.all().minus(wanted.all()).minus(given);
+        (!foreign.is_empty()).then(|| format!("it is in VLANs {foreign} too"))
+    }
+}
+
+/// `<bridge>.<vlan>`, as the reference calls it.
+fn gateway_name(root: &JsonCursor, bridge: &IfName, vlan: VlanId) -> Result<IfName, Error> {
+    let name = format!("{bridge}.{vlan}");
+    name.parse().map_err(|_| {
+        let wanted = format!(
+            "the gateway's interface would be {name}, longer than the kernel's 15 bytes; choose a shorter name"
+        );
+        root.at("bridge").invalid(format!("{:?}", bridge.as_str()), wanted)
+    })
+}
+
+/// The VLANs of one item of `vlanTrunk`: a range, a single one, both or nothing.
+fn parse_item(item: &JsonCursor) -> Result<VlanSet, Error> {
+    let vlan = |key| -> Result<Option<VlanId>, Error> {
+        Ok(item
+            .number::<u16>(key, VlanId::NUMBERS)?
+            .and_then(VlanId::new))
+    };
+    let lacks = |key: &str, other: &str, vlan: VlanId| {
+        let wanted = format!("{other} is {vlan}: a range needs both; for a single VLAN use id");
+        Err(item.at(key).invalid("missing", wanted))
+    };
+    let range = match (vlan("minID")?, vlan("maxID")?) {
+        (Some(first), Some(last)) if last < first => {
+            let wanted = format!("it must not be smaller than minID, which is {first}");
+            return Err(item.at("maxID").invalid(last, wanted));
+        }
+        (Some(first), Some(last)) => VlanSet::span(first, last),
+        (Some(first), None) => return lacks("maxID", "minID", first),
+        (None, Some(last)) => return lacks("minID", "maxID", last),
+        (None, None) => VlanSet::EMPTY,
+    };
+    Ok(range.or(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::conf::NetConf;
+
+    fn parse(keys: &str, bridge: &str) -> Result<Option<Vlans>, Error> {
+        let text = format!(r#"{{"name": "n", "cniVersion": "1.0.0", {keys}}}"#);
+        let conf = NetConf::parse(text.into_bytes()).unwrap();
+        Vlans::parse(&conf.root(), &bridge.parse().unwrap(), Gateway::Address)
+    }
+
+    fn vlans(keys: &str) -> Vlans {
+        parse(keys, "br0").unwrap().unwrap()
+    }
+
+    fn id(number: u16) -> VlanId {
+        VlanId::new(number).unwrap()
+    }
+
+    fn one(number: u16) -> VlanSet {
+        VlanSet::of(id(number))
+    }
+
+    fn port(keys: &str) -> String {
+        let Some(port) = vlans(keys).port() else {
+            return "as the bridge has it".to_owned();
+        };
+        let (native, tagged) = (port.untagged, port.tagged);
+        assert_eq!(port.pvid.map(VlanSet::of), Some(native));
+        format!("{native} + {tagged}")
+    }
+
+    #[test]
+    fn a_port_has_the_union_of_its_trunk_and_one_native_vlan() {
+        for (keys, expected) in [
+            (r#""vlan": 100"#, "100 + "),
+            (r#""vlanTrunk": []"#, "as the bridge has it"),
+            (r#""vlanTrunk": [{}]"#, "as the bridge has it"),
+            (r#""vlanTrunk": [{"id": 7}]"#, "1 + 7"),
+            (r#""vlanTrunk": [{"minID": 1, "maxID": 3}]"#, "1 + 2-3"),
+            (
+                r#""vlan": 0, "VLANTRUNK": [{"minid": 30, "MAXID": 40, "id": 7}, {"minID": 38, "maxID": 42}, {"id": 43}]"#,
+                "1 + 7,30-43",
+            ),
+            (
+                r#""vlan": 5, "vlanTrunk": [{"minID": 4, "maxID": 6}]"#,
+                "5 + 4,6",
+            ),
+            (
+                r#""vlan": 5, "vlanTrunk": [{"minID": 1, "maxID": 4094}]"#,
+                "5 + 1-4,6-4094",
+            ),
+        ] {
+            assert_eq!(port(keys), expected, "{keys}");
+        }
+    }
+
+    #[test]
+    fn without_a_vlan_or_a_trunk_the_bridge_need_not_know_of_vlans() {
+        for keys in [
+            r#""type": "bridge""#,
+            r#""vlan": 0, "vlanTrunk": null, "preserveDefaultVlan": true"#,
+        ] {
+            assert_eq!(parse(keys, "br0"), Ok(None), "{keys}");
+        }
+    }
+
+    #[test]
+    fn the_bridges_default_vlan_is_left_unless_it_is_wanted_or_kept() {
+        let surplus = |keys: &str, given| {
+            let vlans = vlans(keys);
+            vlans.surplus(&vlans.port().unwrap(), VlanId::new(given))
+        };
+        assert_eq!(surplus(r#""vlan": 100"#, 1), VlanId::new(1));
+        assert_eq!(surplus(r#""vlan": 100"#, 9), VlanId::new(9));
+        assert_eq!(surplus(r#""vlan": 100"#, 0), None);
+        assert_eq!(surplus(r#""vlan": 1"#, 1), None);
+        assert_eq!(surplus(r#""vlanTrunk": [{"id": 7}]"#, 1), None);
+        assert_eq!(surplus(r#""vlan": 9, "vlanTrunk": [{"id": 1}]"#, 1), None);
+        assert_eq!(
+            surplus(r#""vlan": 100, "preserveDefaultVlan": true"#, 1),
+            None
+        );
+    }
+
+    #[test]
+    fn the_gateway_has_an_interface_of_its_own_in_the_vlan() {
+        let with = vlans(r#""vlan": 100, "vlanTrunk": [{"id": 7}]"#);
+        assert_eq!(with.gateway.as_ref().map(IfName::as_str), Some("br0.100"));
+        let port = with.gateway_port().unwrap();
+        assert_eq!((port.pvid, port.tagged), (VlanId::new(100), VlanSet::EMPTY));
+        assert_eq!(vlans(r#""vlanTrunk": [{"id": 7}]"#).gateway, None);
+    }
+
+    #[test]
+    fn wrong_vlans_are_refused_with_what_would_be_right() {
+        for (keys, code, message) in [
+            (
+                r#""vlan": 4095"#,
+                7,
+                "vlan is 4095, but it must be 0 to 4094",
+            ),
+            (r#""vlan": -1"#, 7, "vlan is -1, but it must be 0 to 4094"),
+            (
+                r#""vlan": "5""#,
+                6,
+                "vlan is \"5\", but it must be a whole number",
+            ),
+            (
+                r#""vlan": 5, "preserveDefaultVlan": 1"#,
+                6,
+                "preserveDefaultVlan is 1, but",
+            ),
+            (
+                r#""vlanTrunk": {}"#,
+                6,
+                "vlanTrunk is {}, but it must be a list",
+            ),
+            (
+                r#""vlanTrunk": [null]"#,
+                6,
+                "vlanTrunk[0] is null, but it must be an object",
+            ),
+            (
+                r#""vlanTrunk": [{}, {"id": 0}]"#,
+                7,
+                "vlanTrunk[1].id is 0, but it must be 1 to 4094",
+            ),
+            (
+                r#""vlanTrunk": [{"minID": 5, "maxID": 4095}]"#,
+                7,
+                "vlanTrunk[0].maxID is 4095, but it must be 1 to 4094",
+            ),
+            (
+                r#""vlanTrunk": [{"minID": 5, "maxID": 4}]"#,
+                7,
+                "vlanTrunk[0].maxID is 4, but it must not be smaller than minID, which is 5",
+            ),
+            (
+                r#""vlanTrunk": [{"minID": 5}]"#,
+                7,
+                "vlanTrunk[0].maxID is missing, but minID is 5: a range needs both; for a single VLAN use id",
+            ),
+            (
+                r#""vlanTrunk": [{"maxID": 5, "id": 5}]"#,
+                7,
+                "vlanTrunk[0].minID is missing, but maxID is 5",
+            ),
+        ] {
+            let error = parse(keys, "br0").unwrap_err();
+            let expected = format!("configuration: {message}");
+            assert!(error.msg.starts_with(&expected), "{keys}: {error:?}");
+            assert_eq!(error.code.0, code, "{keys}");
+        }
+        let error = parse(r#""vlan": 100"#, "a-long-bridge").unwrap_err();
+        assert!(
+            error.msg.contains("bridge is \"a-long-bridge\""),
+            "{error:?}"
+        );
+        assert!(error.msg.contains("a-long-bridge.100"), "{error:?}");
+    }
+
+    #[test]
+    fn a_port_that_is_not_as_configured_is_told_by_its_vlans() {
+        let wanted = vlans(r#""vlan": 100, "vlanTrunk": [{"minID": 10, "maxID": 12}]"#);
+        let right = wanted.port().unwrap();
+        let check = |change: &dyn Fn(&mut PortVlans)| {
+            let mut present = right;
+            change(&mut present);
+            wanted
+                .difference(&present, Some(VlanId::DEFAULT))
+                .unwrap_or_default()
+        };
+        assert_eq!(check(&|_| {}), "");
+        assert_eq!(check(&|port| port.untagged = port.untagged.or(one(1))), "");
+        assert_eq!(
+            check(&|port| port.tagged = port.tagged.minus(one(11))),
+            "it has lost VLANs 11"
+        );
+        assert_eq!(
+            check(&|port| port.tagged = port.tagged.or(one(200))),
+            "it is in VLANs 200 too"
+        );
+        assert_eq!(
+            check(&|port| port.pvid = VlanId::new(1)),
+            "its untagged frames come from VLAN 1 with a tag, expected VLAN 100"
+        );
+        assert_eq!(
+            check(&|port| *port = PortVlans::new(id(9), port.tagged)),
+            "its untagged frames are in VLAN 9, expected VLAN 100"
+        );
+        assert_eq!(
+            check(&|port| port.pvid = None),
+            "its untagged frames are in no VLAN, expected VLAN 100"
+        );
+        let keeps_all = vlans(r#""vlanTrunk": []"#);
+        assert_eq!(keeps_all.difference(&right, None), None);
+    }
+}

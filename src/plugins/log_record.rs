@@ -1,0 +1,253 @@
+//! The log: one line for each operation, for who asks the next morning what happened at night.
+//!
+//! ```text
+//! time=2026-01-31T03:12:45.678Z level=info pid=4711 plugin=bridge verb=ADD pod=shop/web container=5b0c… ifname=eth0
+//!   network=pods result=ok ips=10.244.0.2/24 total_ms=3.120 ipam_ms=0.310 link_ms=1.020 masquerade_ms=1.650
+//! ```
+//! A failure has its code, message and details, and the request without what nobody but its sender may know
+//! ([`redaction`]). `logFile` and `logLevel` of a configuration switch it on, or the variable `GANGPLANK_LOG`, which wins:
+//! `/run/gangplank.log`, or with a level `debug:/run/gangplank.log`. A log that cannot be written fails nothing.
+
+pub mod redaction;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::cni::json::JsonCursor;
+use crate::cni::request::Environment;
+use crate::cni::result::AddResult;
+use crate::error::Error;
+use crate::kernel::log::{self, Level, Line};
+
+/// The variable.
+const VARIABLE: &str = "GANGPLANK_LOG";
+
+/// Where to log, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    path: PathBuf,
+    level: Level,
+}
+
+impl Settings {
+    /// Those of a configuration: `logFile`, an absolute path, and `logLevel`, which is `info` unless it is said.
+    ///
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong value.
+    pub fn of_configuration(root: &JsonCursor) -> Result<Option<Settings>, Error> {
+        let level = root.text("logLevel")?.map(|text| {
+            level_of(text).ok_or_else(|| {
+                let wanted = "it must be \"error\", \"info\" or \"debug\"";
+                root.at("logLevel").invalid(format!("{text:?}"), wanted)
+            })
+        });
+        let level = level.transpose()?.unwrap_or(Level::Info);
+        let Some(text) = root.filled_text("logFile")? else {
+            return Ok(None);
+        };
+        let path = path_of(text).ok_or_else(|| {
+            let wanted = "it must be an absolute path to a file";
+            root.at("logFile").invalid(format!("{text:?}"), wanted)
+        })?;
+        Ok(Some(Settings { path, level }))
+    }
+
+    /// Those of the environment.
+    ///
+    /// # Errors
+    /// What is wrong with the variable.
+    pub fn of_environment(env: &Environment) -> Result<Option<Settings>, String> {
+        let Some(text) = env.var(VARIABLE) else {
+            return Ok(None);
+        };
+        let (level, path) = match text.split_once(':') {
+            Some((level, path)) if !text.starts_with('/') => (level_of(level), path),
+            _ => (Some(Level::Info), text.as_str()),
+        };
+        match (level, path_of(path)) {
+            (Some(level), Some(path)) => Ok(Some(Settings { path, level })),
+            _ => Err(format!(
+                "{VARIABLE} is {text:?}, but it must be an absolute path, or \"error:\", \"info:\" or \"debug:\" and one"
+            )),
+        }
+    }
+
+    /// Starts to log.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    pub fn start(&self) -> Result<(), String> {
+        let started = log::start(&self.path, self.level);
+        started.map_err(|cause| format!("cannot log to {}: {cause}", self.path.display()))
+    }
+}
+
+fn level_of(text: &str) -> Option<Level> {
+    Level::ALL.into_iter().find(|level| level.as_str() == text)
+}
+
+fn path_of(text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    let is_one = path.is_absolute() && path.file_name().is_some() && !text.contains('\0');
+    is_one.then_some(path)
+}
+
+/// What is known of the operation.
+#[derive(Debug)]
+pub struct Record<'a> {
+    plugin: &'static str,
+    env: &'a Environment,
+    began: Instant,
+    network: String,
+    configuration: Vec<u8>,
+    addresses: String,
+}
+
+impl<'a> Record<'a> {
+    /// One of an operation that begins now.
+    pub fn new(plugin: &'static str, env: &'a Environment) -> Record<'a> {
+        Record {
+            plugin,
+            env,
+            began: Instant::now(),
+            network: String::new(),
+            configuration: Vec::new(),
+            addresses: String::new(),
+        }
+    }
+
+    /// Remembers what was on stdin.
+    pub fn configuration(&mut self, bytes: &[u8]) {
+        self.configuration = bytes.to_vec();
+    }
+
+    /// Remembers which network it is about.
+    pub fn network(&mut self, name: &str) {
+        self.network = name.to_owned();
+    }
+
+    /// Remembers what was given.
+    pub fn result(&mut self, result: &AddResult) {
+        if log::enabled(Level::Info) {
+            let addresses = result.ips.iter().map(|ip| ip.address.to_string());
+            self.addresses = addresses.collect::<Vec<_>>().join(",");
+        }
+    }
+
+    /// Tells how it ended: with that error, or well.
+    pub fn end(self, error: Option<&Error>) {
+        let var = |name| self.env.var(name).unwrap_or_default();
+        let verb = var("CNI_COMMAND");
+        let level = match (error, verb.as_str()) {
+            (Some(_), _) => Level::Error,
+            // A runtime asks every few seconds.
+            (_, "STATUS" | "VERSION") => Level::Debug,
+            _ => Level::Info,
+        };
+        if !log::enabled(level) {
+            return;
+        }
+        let container = var("CNI_CONTAINERID");
+        let pod = redaction::pod(&var("CNI_ARGS")).unwrap_or_else(|| container.clone());
+        let line = Line::new(level)
+            .field("plugin", self.plugin)
+            .field("verb", &verb)
+            .field("pod", &pod)
+            .field("container", &container)
+            .field("ifname", &var("CNI_IFNAME"))
+            .field("network", &self.network);
+        let line = match error {
+            None => line.field("result", "ok").field("ips", &self.addresses),
+            Some(error) => with_error(line, error)
+                .field("request", &redaction::environment(self.env))
+                .field("conf", &redaction::configuration(&self.configuration)),
+        };
+        let line = line.milliseconds("total_ms", self.began.elapsed());
+        let spans = log::spans().into_iter();
+        log::write(spans.fold(line, |line, (name, time)| {
+            line.milliseconds(&format!("{name}_ms"), time)
+        }));
+    }
+}
+
+/// Tells of an error that ends the process out of its course.
+pub fn write_fatal(error: &Error) {
+    if log::enabled(Level::Error) {
+        log::write(with_error(Line::new(Level::Error), error));
+    }
+}
+
+fn with_error(line: Line, error: &Error) -> Line {
+    line.field("result", "error")
+        .field("code", &error.code.0.to_string())
+        .field("msg", &error.msg)
+        .field("details", &error.details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_configuration(text: &str) -> Result<Option<Settings>, Error> {
+        let value = crate::cni::json::parse("configuration", text.as_bytes()).unwrap();
+        Settings::of_configuration(&JsonCursor::root("configuration", &value))
+    }
+
+    fn of_environment(text: &str) -> Result<Option<Settings>, String> {
+        let env = [(VARIABLE, text.into())].into_iter().collect();
+        Settings::of_environment(&env)
+    }
+
+    fn settings(path: &str, level: Level) -> Option<Settings> {
+        Some(Settings {
+            path: path.into(),
+            level,
+        })
+    }
+
+    #[test]
+    fn a_configuration_names_file_and_level() {
+        assert_eq!(of_configuration("{}"), Ok(None));
+        assert_eq!(of_configuration(r#"{"logLevel": "debug"}"#), Ok(None));
+        let both = r#"{"logFile": "/var/log/a.log", "logLevel": "error"}"#;
+        assert_eq!(
+            of_configuration(both),
+            Ok(settings("/var/log/a.log", Level::Error))
+        );
+        assert_eq!(
+            of_configuration(r#"{"logfile": "/a"}"#),
+            Ok(settings("/a", Level::Info))
+        );
+        for (text, word, code) in [
+            (r#"{"logFile": "a.log"}"#, "\"a.log\"", 7),
+            (r#"{"logFile": "/"}"#, "logFile", 7),
+            (r#"{"logFile": "/a\u0000"}"#, "logFile", 7),
+            (r#"{"logFile": 5}"#, "logFile is 5", 6),
+            (r#"{"logLevel": "INFO"}"#, "\"INFO\"", 7),
+            (r#"{"logLevel": 3}"#, "logLevel is 3", 6),
+        ] {
+            let error = of_configuration(text).unwrap_err();
+            assert!(
+                error.msg.contains(word) && error.code.0 == code,
+                "{text}: {error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_variable_is_a_path_behind_a_level_if_any() {
+        assert_eq!(
+            of_environment("/a.log"),
+            Ok(settings("/a.log", Level::Info))
+        );
+        assert_eq!(of_environment("/a:b"), Ok(settings("/a:b", Level::Info)));
+        assert_eq!(
+            of_environment("debug:/a:b"),
+            Ok(settings("/a:b", Level::Debug))
+        );
+        assert_eq!(of_environment(""), Ok(None));
+        for wrong in ["a.log", "warn:/a.log", "debug:", "debug:a", ":/a"] {
+            assert!(of_environment(wrong).unwrap_err().contains(wrong));
+        }
+    }
+}

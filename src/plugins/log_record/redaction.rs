@@ -1,0 +1,155 @@
+//! What of a request may be written down: the values of the keys that are ours or the specification's. A configuration
+//! and CNI_ARGS may hold more, for other plugins, and nobody knows how secret that is: of unknown keys the name is shown
+//! and `…` for the value.
+
+use serde_json::Value;
+
+use crate::cni::json;
+use crate::cni::request::Environment;
+
+/// The variables of the protocol but CNI_ARGS. Lists of words are texts here: a list of texts would be twice as large.
+const VARIABLES: &str =
+    "CNI_COMMAND CNI_CONTAINERID CNI_NETNS CNI_IFNAME CNI_PATH CNI_NETNS_OVERRIDE";
+
+/// The keys of CNI_ARGS that runtimes set and plugins know.
+const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME \
+    K8S_POD_INFRA_CONTAINER_ID K8S_POD_UID";
+
+/// What stands for a value.
+const HIDDEN: &str = "…";
+
+/// The known keys of the objects behind a key, which comes first in its line; those of the whole are behind `/`. All are in
+/// lower case, as they are read.
+const KEYS: &str = "\
+/ cniversion name type bridge isgateway isdefaultgateway forceaddress ipmasq ipmasqbackend ipmasqrandomfully \
+nonmasqueradecidrs snataddresses forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk \
+preservedefaultvlan enabledad disablecontainerinterface dns ipam args runtimeconfig prevresult capabilities logfile \
+loglevel cni.dev/valid-attachments cni.dev/attachments
+ipam type subnet rangestart rangeend gateway ranges routes resolvconf datadir addresses dns
+ranges subnet rangestart rangeend gateway
+ipranges subnet rangestart rangeend gateway
+addresses address gateway
+routes dst gw mtu advmss priority table scope
+dns nameservers domain search options
+vlantrunk id minid maxid
+runtimeconfig mac ips ipranges
+args cni
+cni mac ips
+capabilities mac ips ipranges
+prevresult cniversion interfaces ips ip4 ip6 routes dns
+interfaces name mac mtu sandbox
+ips version interface address gateway
+ip4 ip gateway routes
+ip6 ip gateway routes
+cni.dev/valid-attachments containerid ifname
+cni.dev/attachments containerid ifname";
+
+/// Whether a list of words has a word.
+fn has(words: &str, word: &str) -> bool {
+    words.split(' ').any(|it| it == word)
+}
+
+/// The pod that CNI_ARGS name, as `namespace/name`; they need not be right otherwise.
+pub fn pod(args: &str) -> Option<String> {
+    let value = |key| args.split(';').find_map(|piece| piece.strip_prefix(key));
+    let (namespace, name) = value("K8S_POD_NAMESPACE=").zip(value("K8S_POD_NAME="))?;
+    Some(format!("{namespace}/{name}"))
+}
+
+/// The variables of a request.
+pub fn environment(env: &Environment) -> String {
+    let variable = |name: &str| Some(format!("{name}={}", env.var(name)?));
+    let mut variables: Vec<String> = VARIABLES.split(' ').filter_map(variable).collect();
+    if let Some(args) = env.var("CNI_ARGS") {
+        let pieces: Vec<String> = args.split(';').map(argument).collect();
+        variables.push(format!("CNI_ARGS={}", pieces.join(";")));
+    }
+    variables.join(" ")
+}
+
+fn argument(piece: &str) -> String {
+    match piece.split_once('=') {
+        Some((key, _)) if !has(ARGS, key) => format!("{key}={HIDDEN}"),
+        Some(_) => piece.to_owned(),
+        // No key, so nobody knows what it is.
+        None if piece.is_empty() => String::new(),
+        None => HIDDEN.to_owned(),
+    }
+}
+
+/// A configuration, as it was understood: keys in lower case, each once.
+pub fn configuration(bytes: &[u8]) -> String {
+    match json::parse("configuration", bytes) {
+        Ok(mut value) => {
+            hide(&mut value, "/");
+            value.to_string()
+        }
+        Err(_) if bytes.is_empty() => String::new(),
+        Err(_) => format!("{} bytes that cannot be read", bytes.len()),
+    }
+}
+
+/// Hides what is unknown of a value behind a key. Lists hold what their key says.
+fn hide(value: &mut Value, place: &str) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, place)),
+        Value::Object(object) => {
+            let known = KEYS
+                .lines()
+                .find(|line| line.split(' ').next() == Some(place));
+            let known = known.and_then(|line| line.split_once(' '));
+            let known = known.map_or("", |(_, keys)| keys);
+            for (key, value) in object {
+                match has(known, key) {
+                    true => hide(value, key),
+                    false => *value = HIDDEN.into(),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_values_of_unknown_keys_are_hidden_wherever_they_stand() {
+        let text = r#"{"name": "n", "TYPE": "bridge", "token": "s3cret", "ipam": {"type": "x", "password": "s3cret",
+            "ranges": [[{"subnet": "10.1.0.0/24", "note": "s3cret"}]]}, "args": {"cni": {"ips": ["10.1.0.7"],
+            "labels": [{"key": "s3cret"}]}, "mine": "s3cret"}, "mtu": {"a": "s3cret"},
+            "prevResult": {"ips": [{"address": "10.1.0.7/24"}], "x": "s3cret"}, "bridge": ["br0", {"k": "s3cret"}]}"#;
+        let shown = configuration(text.as_bytes());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        for known in [
+            "\"n\"",
+            "bridge",
+            "\"token\":\"…\"",
+            "\"password\":\"…\"",
+            "10.1.0.0/24",
+            "10.1.0.7/24",
+            "\"br0\"",
+        ] {
+            assert!(shown.contains(known), "{known}: {shown}");
+        }
+        assert_eq!(configuration(b"{s3cret"), "7 bytes that cannot be read");
+        assert_eq!(configuration(b""), "");
+    }
+
+    #[test]
+    fn of_args_the_known_ones_are_shown() {
+        let args = "IgnoreUnknown=1;TOKEN=s3cret;K8S_POD_NAME=web;s3cret;IP=10.1.0.7;K8S_POD_NAMESPACE=shop;A=b=s3cret";
+        let env = [
+            ("CNI_COMMAND", "ADD".into()),
+            ("CNI_ARGS", args.into()),
+            ("HOME", "/s3cret".into()),
+        ];
+        let shown = environment(&env.into_iter().collect());
+        let expected = "CNI_COMMAND=ADD CNI_ARGS=IgnoreUnknown=1;TOKEN=…;K8S_POD_NAME=web;…;IP=10.1.0.7;\
+                        K8S_POD_NAMESPACE=shop;A=…";
+        assert_eq!(shown, expected);
+        assert_eq!(pod(args).as_deref(), Some("shop/web"));
+        assert_eq!(pod("K8S_POD_NAME=web"), None);
+    }
+}
