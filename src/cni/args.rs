@@ -1,6 +1,6 @@
 //! CNI_ARGS (CNI spec 1.1, section 2, "Parameters").
 
-use crate::cni::request::is_true;
+use crate::cni::environment::is_true;
 use crate::error::{Code, Error};
 use crate::net::{Mac, parse_ip};
 

@@ -5,7 +5,7 @@ use std::io::Read;
 use serde_json::Value;
 
 use crate::cni::json::{self, JsonCursor};
-use crate::cni::request::Id;
+use crate::cni::names::NetworkName;
 use crate::cni::result::AddResult;
 use crate::cni::{ValidAttachments, Version};
 use crate::error::{Code, Error};
@@ -16,7 +16,7 @@ const DOCUMENT: &str = "configuration";
 #[derive(Debug)]
 pub struct NetConf {
     /// The network's name.
-    pub name: Id,
+    pub name: NetworkName,
     /// The version in which to answer.
     pub version: Version,
     /// The document as it came, for a delegate.

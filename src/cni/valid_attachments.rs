@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cni::json::JsonCursor;
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId};
 use crate::error::Error;
 use crate::net::IfName;
 
 /// All attachments of a network that the runtime still knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ValidAttachments {
-    interfaces: BTreeMap<Id, BTreeSet<IfName>>,
+    interfaces: BTreeMap<ContainerId, BTreeSet<IfName>>,
 }
 
 impl ValidAttachments {
@@ -28,13 +28,13 @@ impl ValidAttachments {
     }
 
     /// Whether this attachment is one of them.
-    pub fn contains(&self, container: &Id, interface: &str) -> bool {
+    pub fn contains(&self, container: &ContainerId, interface: &str) -> bool {
         let interfaces = self.interfaces.get(container);
         interfaces.is_some_and(|all| all.iter().any(|valid| valid.as_str() == interface))
     }
 
     /// Whether any of them is this container's.
-    pub fn has_container(&self, container: &Id) -> bool {
+    pub fn has_container(&self, container: &ContainerId) -> bool {
         self.interfaces.contains_key(container)
     }
 
@@ -49,7 +49,7 @@ impl ValidAttachments {
     }
 
     /// Their containers.
-    pub fn containers(&self) -> impl Iterator<Item = &Id> {
+    pub fn containers(&self) -> impl Iterator<Item = &ContainerId> {
         self.interfaces.keys()
     }
 }
@@ -110,7 +110,7 @@ mod tests {
         )
         .unwrap()
         .unwrap();
-        let id = |text: &str| text.parse::<Id>().unwrap();
+        let id = |text: &str| text.parse::<ContainerId>().unwrap();
         assert!(valid.contains(&id("a"), "net1") && valid.has_container(&id("a")));
         assert!(!valid.contains(&id("a"), "net2") && !valid.has_container(&id("b")));
         let none = parse(r#", "cni.dev/valid-attachments": []"#).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::cni::request::Command;
+use crate::cni::environment::Command;
 use crate::error::{Code, Error};
 
 /// A released version of the CNI specification.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use crate::cni::Version;
 use crate::cni::conf::NetConf;
+use crate::cni::environment::Command;
 use crate::cni::json::{self, JsonCursor};
-use crate::cni::request::{Attachment, Command, Request};
+use crate::cni::names::Attachment;
+use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Code, Error};
 use crate::ipam::Lease;

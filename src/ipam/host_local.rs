@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use crate::cni::ValidAttachments;
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::request::Attachment;
+use crate::cni::names::Attachment;
 use crate::cni::result::IpConfig;
 use crate::error::{Error, Failures};
 use crate::ipam::allocate::next_free;

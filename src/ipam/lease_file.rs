@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId};
 use crate::kernel::files;
 use crate::kernel::retry::retry_on_eintr;
 
@@ -58,7 +58,7 @@ pub fn owner_for(content: &[u8], attachment: &Attachment) -> LeaseOwner {
 }
 
 /// Container and interface; the latter is empty in the legacy form. `None` when the first line is no container id.
-pub fn parse_owner(content: &[u8]) -> Option<(Id, String)> {
+pub fn parse_owner(content: &[u8]) -> Option<(ContainerId, String)> {
     let text = String::from_utf8_lossy(content.trim_ascii());
     let (container, interface) = text.split_once('\n').unwrap_or((&text, ""));
     let container = container.trim_ascii().parse().ok()?;

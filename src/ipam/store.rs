@@ -19,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Code, Error, Failures};
 use crate::ipam::lease_file::{LeaseOwner, read_owner_for, read_small};
 use crate::ipam::store::scan::{address_named, parse_cursor};
@@ -47,13 +47,13 @@ const TEMP_FILE: &str = ".gangplank.new";
 /// The leases of one network.
 #[derive(Clone, Debug)]
 pub struct Store {
-    network: Id,
+    network: NetworkName,
     directory: PathBuf,
 }
 
 impl Store {
     /// The store of a network below `data_dir`; nothing is created.
-    pub fn new(data_dir: &Path, network: &Id) -> Store {
+    pub fn new(data_dir: &Path, network: &NetworkName) -> Store {
         Store {
             network: network.clone(),
             directory: data_dir.join(network.as_str()),

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::cni::request::Id;
+use crate::cni::names::{ContainerId, NetworkName};
 use crate::kernel::nftables::{
     Batch, CompatRule, Field, Nftables, NftablesError, RuleEntry, Table, TableFamily, Target,
     comment,
@@ -142,7 +142,7 @@ pub fn plan_removal(
 pub fn gc(
     nftables: &Nftables,
     family: Family,
-    network: &Id,
+    network: &NetworkName,
     stale: StaleChains,
 ) -> Result<(), NftablesError> {
     let table = nat(family);

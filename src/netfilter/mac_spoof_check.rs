@@ -22,7 +22,7 @@ mod stale;
 
 use std::cell::RefCell;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Code, Error};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nftables::{
@@ -91,7 +91,7 @@ impl MacSpoofCheck {
     ///
     /// # Errors
     /// Code 4 when the container's id is too long for the name of a chain.
-    pub fn of(network: &Id, attachment: &Attachment) -> Result<MacSpoofCheck, Error> {
+    pub fn of(network: &NetworkName, attachment: &Attachment) -> Result<MacSpoofCheck, Error> {
         let reference = format!("{}-{}", attachment.container, attachment.interface);
         let spoof_check = MacSpoofCheck {
             host: attachment.host_interface(network),
@@ -376,7 +376,7 @@ mod tests {
         }
     }
 
-    fn network() -> Id {
+    fn network() -> NetworkName {
         "n".parse().unwrap()
     }
 

@@ -13,8 +13,8 @@ pub mod redaction;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::cni::environment::Environment;
 use crate::cni::json::JsonCursor;
-use crate::cni::request::Environment;
 use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::kernel::log::{self, Level, Line};

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::{Kind, Netlink, NetlinkError, NetnsId};
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
@@ -55,7 +55,7 @@ impl LiveAttachments {
 
     /// Whether the attachment with this lease may be alive. Without an interface, in the legacy form of a lease, it is
     /// the container's only one.
-    pub fn has(&self, network: &Id, owner: &(Id, String), address: IpAddr) -> bool {
+    pub fn has(&self, network: &NetworkName, owner: &(ContainerId, String), address: IpAddr) -> bool {
         let (container, interface) = owner;
         let interface = match interface.trim() {
             "" => "eth0",
@@ -80,7 +80,7 @@ impl LiveAttachments {
     }
 
     /// Passes over the process that asks, and those that started it.
-    pub fn without_work_for(mut self, container: &Id) -> LiveAttachments {
+    pub fn without_work_for(mut self, container: &ContainerId) -> LiveAttachments {
         self.containers.remove(container.as_str());
         self
     }

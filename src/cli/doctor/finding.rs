@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::net::{Family, IfName};
 use crate::netfilter::masquerade::MasqueradeEntry;
 use crate::plugins::bridge::reconcile::Repair;
@@ -43,7 +43,7 @@ pub enum Fix {
     /// Removes files that are named after an address but name nobody, of the network of that position.
     ClearGarbled(usize),
     /// Removes this masquerading of a network.
-    Unmasquerade(Id, Vec<MasqueradeEntry>),
+    Unmasquerade(NetworkName, Vec<MasqueradeEntry>),
     /// Puts one thing back, in the network of that position.
     Restore(usize, Box<Repair>),
     /// Lets the host forward.

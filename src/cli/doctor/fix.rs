@@ -3,7 +3,9 @@
 use crate::cli::doctor::finding::Fix;
 use crate::cli::node::Node;
 use crate::cli::reconcile;
-use crate::cni::request::{Attachment, Request, Verb};
+use crate::cni::environment::Operation;
+use crate::cni::names::Attachment;
+use crate::cni::request::Request;
 use crate::error::Error;
 use crate::kernel::sysctl::Parameter;
 use crate::netfilter::masquerade;

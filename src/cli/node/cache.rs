@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::cni::Version;
 use crate::cni::json::{self, JsonCursor};
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::result::AddResult;
 use crate::net::Cidr;
 
@@ -14,7 +14,7 @@ use crate::net::Cidr;
 #[derive(Debug)]
 pub struct Cached {
     /// Its network.
-    pub network: Id,
+    pub network: NetworkName,
     /// Which one it is.
     pub attachment: Attachment,
     /// `namespace/name` of the pod, where the runtime told it.

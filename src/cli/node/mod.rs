@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use crate::cli::args::Paths;
 use crate::cli::chain::Chain;
-use crate::cni::request::Id;
+use crate::cni::names::{ContainerId, NetworkName};
 use crate::error::Error;
 use crate::ipam::{LeaseFile, Store};
 use crate::kernel::netlink::{Address, Link, Netlink, RouteEntry};
@@ -140,8 +140,10 @@ impl Node {
             .into_iter()
             .flatten()
             .flatten();
-        let names = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<Id>().ok());
-        let is_known = |name: &Id| self.names.iter().any(|(known, _)| known == name.as_str());
+        let names =
+            entries.filter_map(|entry| entry.file_name().to_str()?.parse::<NetworkName>().ok());
+        let is_known =
+            |name: &NetworkName| self.names.iter().any(|(known, _)| known == name.as_str());
         let mut orphans = Vec::new();
         for name in names.filter(|name| !is_known(name)) {
             let store = Store::new(&paths.data_dir, &name);
@@ -265,7 +267,7 @@ fn is_link_local(cidr: Cidr) -> bool {
 
 impl Network {
     /// Its name.
-    pub fn name(&self) -> &Id {
+    pub fn name(&self) -> &NetworkName {
         &self.configured.conf.name
     }
 

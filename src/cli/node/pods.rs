@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::cli::node::{Cached, Network, Node};
-use crate::cni::request::Attachment;
+use crate::cni::names::Attachment;
 use crate::kernel::netlink::{Kind, Link, Netlink};
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::Cidr;

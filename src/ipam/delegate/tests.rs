@@ -1,5 +1,5 @@
 use super::*;
-use crate::cni::request::Environment;
+use crate::cni::environment::Environment;
 use crate::ipam::tests::{Scratch, attachment_of};
 use std::ffi::OsString;
 use std::fs;

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 
-use crate::cni::request::Id;
+use crate::cni::names::{ContainerId, NetworkName};
 use crate::error::Error;
 use crate::ipam::lease_file::read_small;
 use crate::ipam::store::{Locked, Store, remove};
@@ -126,7 +126,7 @@ impl Store {
 
     /// The addresses whose leases belong to no living attachment; `None` if that cannot be told. The container that is
     /// being added has a process at work for it, but its leases from before the boot are no less dead.
-    fn dead(&self, adding: Option<&Id>) -> Result<Option<HashSet<IpAddr>>, Error> {
+    fn dead(&self, adding: Option<&ContainerId>) -> Result<Option<HashSet<IpAddr>>, Error> {
         let leases = self.all_readable()?;
         if leases.is_empty() {
             return Ok(Some(HashSet::new()));
@@ -142,7 +142,7 @@ impl Store {
         if let Some(container) = adding {
             live = live.without_work_for(container);
         }
-        let is_dead = |address: IpAddr, owner: &Option<(Id, String)>| {
+        let is_dead = |address: IpAddr, owner: &Option<(ContainerId, String)>| {
             let owner = owner.as_ref();
             !owner.map_or_else(
                 || live.has_address(address),
@@ -165,7 +165,7 @@ impl Locked<'_> {
     ///
     /// # Errors
     /// When a file cannot be removed or written.
-    pub fn enter_boot(&self, adding: &Id) -> Result<(), Error> {
+    pub fn enter_boot(&self, adding: &ContainerId) -> Result<(), Error> {
         match self.store.epoch()? {
             Epoch::Recorded => return Ok(()),
             Epoch::Shared(record) => return self.record(&record),
@@ -299,6 +299,6 @@ mod tests {
         let store = store(&scratch);
         let leases = store.scan(&attachment_of("c1", "eth0")).unwrap();
         assert!(leases.mine.is_empty());
-        assert!("boot c1".parse::<Id>().is_err());
+        assert!("boot c1".parse::<ContainerId>().is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::fs::DirEntry;
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::Id;
+use crate::cni::names::{ContainerId, NetworkName};
 use crate::error::{Error, Failures};
 use crate::ipam::lease_file::{parse_owner, read_small};
 use crate::ipam::store::{LeaseFile, Locked, Store, address_of, is_absence};
@@ -100,7 +100,7 @@ pub fn is_kept(content: &[u8], valid: &ValidAttachments) -> bool {
 }
 
 /// A lease of the legacy form, without an interface, may be of any interface of its container.
-fn is_valid((container, interface): &(Id, String), valid: &ValidAttachments) -> bool {
+fn is_valid((container, interface): &(ContainerId, String), valid: &ValidAttachments) -> bool {
     match interface.trim() {
         "" => valid.has_container(container),
         interface => valid.contains(container, interface),

@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId};
 use crate::error::Error;
 use crate::ipam::lease_file::{Holder, parse_owner, read_small};
 use crate::ipam::store::{Store, address_of, is_absence};
@@ -54,7 +54,7 @@ pub struct LeaseFile {
     /// The address.
     pub address: IpAddr,
     /// Container and interface; the latter is empty in the legacy form. `None` when it names nobody.
-    pub owner: Option<(Id, String)>,
+    pub owner: Option<(ContainerId, String)>,
     /// When it was written.
     pub since: SystemTime,
 }

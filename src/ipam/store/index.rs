@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha512};
 
-use crate::cni::request::Attachment;
+use crate::cni::names::Attachment;
 use crate::ipam::store::scan::{Owned, UNKNOWN};
 use crate::ipam::store::{Store, create_new, remove};
 use crate::kernel::files;

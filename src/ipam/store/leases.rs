@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use crate::cni::request::Attachment;
+use crate::cni::names::Attachment;
 use crate::error::Error;
 use crate::ipam::lease_file::{LeaseOwner, parse_owner, read_owner_for, read_small};
 use crate::ipam::store::index::{self, Index};

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::net::IpAddr;
 
-use crate::cni::request::Attachment;
+use crate::cni::names::Attachment;
 use crate::ipam::lease_file::{LeaseOwner, owner_for, parse_owner};
 use crate::ipam::store::{TEMP_FILE, is_absence};
 use crate::kernel::files;

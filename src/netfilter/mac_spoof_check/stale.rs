@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nftables::{Nftables, RuleEntry, not_found_as_none};
@@ -18,7 +18,7 @@ use crate::netfilter::mac_spoof_check::{COMMENT_PREFIX, Links, failed, removal};
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn gc(network: &Id, valid: &ValidAttachments, links: &Netlink) -> Result<(), Error> {
+pub fn gc(network: &NetworkName, valid: &ValidAttachments, links: &Netlink) -> Result<(), Error> {
     let links = Links::new(links);
     let kept: BTreeSet<String> = valid
         .all()

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha512};
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, NetworkName};
 
 /// The longest comment that nft(8) takes back in (NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/udata.h), in bytes.
 const MAX_COMMENT: usize = 128;
@@ -16,7 +16,7 @@ pub struct RuleComment {
 
 impl RuleComment {
     /// That of an attachment to a network.
-    pub fn of(network: &Id, attachment: &Attachment) -> RuleComment {
+    pub fn of(network: &NetworkName, attachment: &Attachment) -> RuleComment {
         let Attachment {
             container,
             interface,
@@ -50,12 +50,12 @@ impl RuleComment {
     }
 
     /// Whether a comment is that of an object of any attachment of a network.
-    pub fn is_of_network(network: &Id, comment: &str) -> bool {
+    pub fn is_of_network(network: &NetworkName, comment: &str) -> bool {
         comment.starts_with(&network_key(network))
     }
 }
 
-fn network_key(network: &Id) -> String {
+fn network_key(network: &NetworkName) -> String {
     format!("{}-", short_hash(network.as_str()))
 }
 

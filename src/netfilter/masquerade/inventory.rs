@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::Id;
+use crate::cni::names::NetworkName;
 use crate::error::Error;
 use crate::kernel::nftables::{Nftables, RuleEntry, Table, TableFamily, not_found_as_none};
 use crate::kernel::xtables;
@@ -218,7 +218,7 @@ impl MasqueradeEntry {
     }
 
     /// Whether it is of one of these attachments of its network. Comments may have been cut, so names decide.
-    pub fn is_of(&self, network: &Id, valid: &ValidAttachments) -> bool {
+    pub fn is_of(&self, network: &NetworkName, valid: &ValidAttachments) -> bool {
         match self.backend {
             Backend::Iptables => valid
                 .containers()

@@ -13,7 +13,7 @@ pub mod rules;
 use std::collections::BTreeSet;
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Error, Failures};
 use crate::kernel::nftables::{Nftables, not_found_as_none};
 use crate::kernel::xtables;
@@ -49,7 +49,7 @@ impl Backend {
 /// The masquerading of an attachment to a network.
 #[derive(Clone, Debug)]
 pub struct Masquerade {
-    network: Id,
+    network: NetworkName,
     chain: Chain,
     comment: RuleComment,
 }
@@ -65,7 +65,7 @@ pub struct Installing {
 
 impl Masquerade {
     /// That of an attachment.
-    pub fn of(network: &Id, attachment: &Attachment) -> Masquerade {
+    pub fn of(network: &NetworkName, attachment: &Attachment) -> Masquerade {
         Masquerade {
             network: network.clone(),
             chain: Chain::of(network, &attachment.container),
@@ -212,7 +212,7 @@ pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(
 ///
 /// # Errors
 /// When a family or backend could not be listed or changed; the others are swept.
-pub fn gc(network: &Id, valid: &ValidAttachments, stale: &[&Id]) -> Result<(), Error> {
+pub fn gc(network: &NetworkName, valid: &ValidAttachments, stale: &[&ContainerId]) -> Result<(), Error> {
     let names = rules::names_of(network, valid);
     let known = stale
         .iter()
@@ -235,7 +235,7 @@ pub fn gc(network: &Id, valid: &ValidAttachments, stale: &[&Id]) -> Result<(), E
 ///
 /// # Errors
 /// As [`gc`].
-pub fn remove_left_over(network: &Id, left: &[MasqueradeEntry]) -> Result<(), Error> {
+pub fn remove_left_over(network: &NetworkName, left: &[MasqueradeEntry]) -> Result<(), Error> {
     let is_left = |key: &str| {
         left.iter()
             .any(|masquerade_entry| masquerade_entry.key() == key)
@@ -248,7 +248,7 @@ pub fn remove_left_over(network: &Id, left: &[MasqueradeEntry]) -> Result<(), Er
 }
 
 fn remove_stale(
-    network: &Id,
+    network: &NetworkName,
     stale: StaleChains,
     is_stale_comment: &dyn Fn(&str) -> bool,
 ) -> Result<(), Error> {

@@ -27,7 +27,7 @@ mod network;
 use std::cell::Cell;
 use std::net::IpAddr;
 
-use crate::cni::request::Id;
+use crate::cni::names::NetworkName;
 use crate::error::Error;
 use crate::kernel::nftables::{
     Action, BaseChain, Batch, Element, HookPoint, Nftables, NftablesError, Rule, RuleEntry, Table,
@@ -76,7 +76,7 @@ const MAX_NAME: usize = 255;
 /// # Errors
 /// When the kernel refuses; nothing is masqueraded then.
 pub fn install(
-    network: &Id,
+    network: &NetworkName,
     comment: &RuleComment,
     addresses: &[Cidr],
     policy: &Policy,
@@ -137,7 +137,7 @@ pub fn may_hold(nftables: &Nftables) -> Result<bool, NftablesError> {
 /// When the kernel does not list them.
 pub fn plan_removal(
     nftables: &Nftables,
-    network: &Id,
+    network: &NetworkName,
     comment: &RuleComment,
     addresses: &[IpAddr],
 ) -> Result<Batch, NftablesError> {
@@ -163,7 +163,7 @@ pub fn plan_removal(
 /// As [`remove`].
 pub fn gc(
     nftables: &Nftables,
-    network: &Id,
+    network: &NetworkName,
     is_stale: &dyn Fn(&str) -> bool,
 ) -> Result<(), NftablesError> {
     let is_stale =
@@ -240,7 +240,7 @@ pub fn status() -> Result<(), Error> {
 /// # Errors
 /// The first thing that is missing; when the kernel refuses to tell.
 pub fn check(
-    network: &Id,
+    network: &NetworkName,
     comment: &RuleComment,
     addresses: &[Cidr],
     policy: &Policy,
@@ -288,7 +288,7 @@ fn without_element(
 }
 
 /// The chain of a network.
-fn chain_of(network: &Id) -> String {
+fn chain_of(network: &NetworkName) -> String {
     let name = format!("net-{network}");
     if name.len() <= MAX_NAME {
         return name;

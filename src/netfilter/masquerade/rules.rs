@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha512};
 
 use crate::cni::ValidAttachments;
-use crate::cni::request::Id;
+use crate::cni::names::{ContainerId, NetworkName};
 use crate::kernel::nftables::PortAllocation;
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Policy;
@@ -27,7 +27,7 @@ pub struct Chain {
 
 impl Chain {
     /// The chain of that container on that network.
-    pub fn of(network: &Id, container: &Id) -> Chain {
+    pub fn of(network: &NetworkName, container: &ContainerId) -> Chain {
         let digest = Sha512::new()
             .chain_update(network.as_str())
             .chain_update(container.as_str());
@@ -228,12 +228,12 @@ impl fmt::Display for Chain {
 }
 
 /// What the comments of all rules of a network begin with.
-pub(in crate::netfilter) fn comment_of(network: &Id) -> String {
+pub(in crate::netfilter) fn comment_of(network: &NetworkName) -> String {
     format!("name: \"{network}\" id: \"")
 }
 
 /// The names of the chains of these containers.
-pub fn names_of(network: &Id, valid: &ValidAttachments) -> HashSet<String> {
+pub fn names_of(network: &NetworkName, valid: &ValidAttachments) -> HashSet<String> {
     let containers = valid.containers();
     containers
         .map(|container| Chain::of(network, container).name)
@@ -252,7 +252,7 @@ pub struct StaleChains<'a> {
 /// Takes down the chains of a network whose names are stale, in one transaction; `None` when there are none.
 ///
 /// The comments tell the network, the names of chains whose they are: comments may have been cut.
-pub fn gc(network: &Id, stale: StaleChains, listing: &Listing) -> Option<String> {
+pub fn gc(network: &NetworkName, stale: StaleChains, listing: &Listing) -> Option<String> {
     let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
     let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
     let mut names: BTreeSet<&str> = of_network

@@ -1,7 +1,7 @@
 //! CHECK: what prevResult says against what the kernel has. Only what an attachment needs to work is compared.
 
 use crate::cni::conf::NetConf;
-use crate::cni::request::Attachment;
+use crate::cni::names::Attachment;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use crate::cni::conf::NetConf;
-use crate::cni::request::{Attachment, Request};
+use crate::cni::names::Attachment;
+use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
 use crate::ipam::{Held, Ipam};

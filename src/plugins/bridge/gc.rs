@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
-use crate::cni::request::{Id, Request};
+use crate::cni::names::{ContainerId, NetworkName};
+use crate::cni::request::Request;
 use crate::error::{Error, Failures};
 use crate::ipam::{HostLocal, Ipam, LeaseFile, Store};
 use crate::kernel::log;
@@ -42,7 +43,7 @@ pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
         _ => None,
     };
     let stale = leases.iter().flat_map(|(_, stale)| stale);
-    let owners: Vec<&Id> = stale
+    let owners: Vec<&ContainerId> = stale
         .filter_map(|lease| Some(&lease.owner.as_ref()?.0))
         .collect();
     let gc = || masquerade::gc(&conf.name, &valid, &owners);

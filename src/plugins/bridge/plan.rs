@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use sha2::{Digest, Sha512};
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
 use crate::ipam::Lease;
@@ -45,7 +45,7 @@ pub struct Plan {
 }
 
 /// The end of a veth pair on the host: found again without the container's namespace.
-pub fn host_interface(network: &Id, attachment: &Attachment) -> IfName {
+pub fn host_interface(network: &NetworkName, attachment: &Attachment) -> IfName {
     attachment.host_interface(network)
 }
 
@@ -61,7 +61,7 @@ impl Plan {
     /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
     pub fn new(
         config: &BridgeConfig,
-        network: &Id,
+        network: &NetworkName,
         attachment: &Attachment,
         lease: Lease,
     ) -> Result<Plan, Error> {
@@ -278,7 +278,7 @@ fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
 
 /// A MAC address that follows the address, so that whoever inherits the address is found under the neighbours' cached
 /// entry; without an address one that follows the attachment.
-fn mac_for(ips: &[IpConfig], network: &Id, attachment: &Attachment) -> Mac {
+fn mac_for(ips: &[IpConfig], network: &NetworkName, attachment: &Attachment) -> Mac {
     let v4 = ips.iter().find_map(|ip| match ip.address.address() {
         IpAddr::V4(v4) => Some(v4.octets()),
         IpAddr::V6(_) => None,

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::cni::request::{Attachment, Id};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, PortFlags};
 use crate::kernel::sysctl::Parameter;
@@ -132,7 +132,7 @@ impl fmt::Display for Repair {
 /// # Errors
 /// When the rules of MAC spoof checks cannot be listed.
 pub fn plan(
-    (network, config): (&Id, &BridgeConfig),
+    (network, config): (&NetworkName, &BridgeConfig),
     present: &ObservedBridge,
     gateways: &[Cidr],
     live: Vec<LiveAttachment>,
@@ -226,7 +226,12 @@ impl Repair {
     ///
     /// # Errors
     /// When the kernel or a program refuses; when the bridge has another address in a gateway's place.
-    pub fn apply(&self, host: &Netlink, network: &Id, config: &BridgeConfig) -> Result<(), Error> {
+    pub fn apply(
+        &self,
+        host: &Netlink,
+        network: &NetworkName,
+        config: &BridgeConfig,
+    ) -> Result<(), Error> {
         match self {
             Repair::Bridge | Repair::BridgeMac => ensure_bridge(host, config).map(drop),
             Repair::Advertisements(link) => Parameter::AcceptRa.set(link, 0).map_err(|cause| {

@@ -4,8 +4,8 @@
 
 use serde_json::Value;
 
+use crate::cni::environment::Environment;
 use crate::cni::json;
-use crate::cni::request::Environment;
 
 /// The variables of the protocol but CNI_ARGS. Lists of words are texts here: a list of texts would be twice as large.
 const VARIABLES: &str =

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use gangplank::cni::request::Attachment;
+use gangplank::cni::names::Attachment;
 use gangplank::ipam::lease_file::{LeaseOwner, claim};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,0 +1,340 @@
+//! The environment a runtime sets (CNI spec 1.1, section 2 "Execution Protocol", "Parameters").
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::cni::names::{Attachment, ContainerId};
+use crate::error::{Code, Error};
+use crate::net::IfName;
+
+/// The six verbs of CNI_COMMAND.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Command {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Command {
+    const ALL: [Command; 6] = [
+        Command::Add,
+        Command::Del,
+        Command::Check,
+        Command::Gc,
+        Command::Status,
+        Command::Version,
+    ];
+
+    /// As it is written in CNI_COMMAND.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Command::Add => "ADD",
+            Command::Del => "DEL",
+            Command::Check => "CHECK",
+            Command::Gc => "GC",
+            Command::Status => "STATUS",
+            Command::Version => "VERSION",
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An attachment that a runtime asks to make or to check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Which one.
+    pub attachment: Attachment,
+    /// CNI_NETNS: the path of the container's network namespace.
+    pub netns: String,
+}
+
+/// An attachment that a runtime asks to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelTarget {
+    /// Which one.
+    pub attachment: Attachment,
+    /// CNI_NETNS; `None` when it was empty or unset, which means that the container is gone.
+    pub netns: Option<String>,
+}
+
+/// What a runtime asks for, with what the spec requires for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Operation {
+    Add(Target),
+    Check(Target),
+    Del(DelTarget),
+    Gc,
+    Status,
+    Version,
+}
+
+/// The environment, read once.
+#[derive(Clone, Debug)]
+pub struct Environment(BTreeMap<String, OsString>);
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Environment {
+        std::env::vars_os().collect()
+    }
+
+    /// The value of a variable; `None` when it is unset or empty. Bytes that are not UTF-8 become U+FFFD,
+    /// which no identifier accepts.
+    pub fn var(&self, name: &str) -> Option<String> {
+        let value = self.0.get(name)?.to_string_lossy();
+        (!value.is_empty()).then(|| value.into_owned())
+    }
+}
+
+impl<K: Into<OsString>> FromIterator<(K, OsString)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (K, OsString)>>(vars: I) -> Environment {
+        let key = |name: OsString| name.to_string_lossy().into_owned();
+        Environment(
+            vars.into_iter()
+                .map(|(name, value)| (key(name.into()), value))
+                .collect(),
+        )
+    }
+}
+
+/// The environment of a call, parsed.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// What is asked for.
+    pub operation: Operation,
+    /// Where plugins live: CNI_PATH, split. An empty element is the current directory.
+    pub cni_path: Vec<PathBuf>,
+    /// CNI_ARGS as given; see [`Args`].
+    pub args: String,
+    /// CNI_NETNS_OVERRIDE: CNI_NETNS may be the plugin's own namespace.
+    pub own_netns_allowed: bool,
+}
+
+impl Invocation {
+    /// The operation's name in CNI_COMMAND.
+    pub fn command(&self) -> Command {
+        match self.operation {
+            Operation::Add(_) => Command::Add,
+            Operation::Check(_) => Command::Check,
+            Operation::Del(_) => Command::Del,
+            Operation::Gc => Command::Gc,
+            Operation::Status => Command::Status,
+            Operation::Version => Command::Version,
+        }
+    }
+
+    /// Parses the environment.
+    ///
+    /// # Errors
+    /// Code 4: an unknown verb, a malformed identifier, or all missing variables at once.
+    pub fn parse(env: &Environment) -> Result<Invocation, Error> {
+        let mut missing = Vec::new();
+        let mut required = |name: &'static str| {
+            let value = env.var(name);
+            if value.is_none() {
+                missing.push(name);
+            }
+            value
+        };
+        let Some(command) = required("CNI_COMMAND") else {
+            return Err(missing_variables(&missing));
+        };
+        let command = parse_command(&command)?;
+        let attached = matches!(command, Command::Add | Command::Check | Command::Del);
+        let mut attachment = None;
+        if attached {
+            let container = required("CNI_CONTAINERID")
+                .map(parse_container)
+                .transpose()?;
+            let netns = match command {
+                Command::Del => env.var("CNI_NETNS"),
+                _ => required("CNI_NETNS"),
+            };
+            let interface = required("CNI_IFNAME").map(parse_interface).transpose()?;
+            attachment = container.zip(interface).map(|(container, interface)| {
+                (
+                    Attachment {
+                        container,
+                        interface,
+                    },
+                    netns,
+                )
+            });
+        }
+        if command != Command::Version {
+            required("CNI_PATH");
+        }
+        if !missing.is_empty() {
+            return Err(missing_variables(&missing));
+        }
+        let operation = match (command, attachment) {
+            (Command::Add, Some((attachment, Some(netns)))) => {
+                Operation::Add(Target { attachment, netns })
+            }
+            (Command::Check, Some((attachment, Some(netns)))) => {
+                Operation::Check(Target { attachment, netns })
+            }
+            (Command::Del, Some((attachment, netns))) => {
+                Operation::Del(DelTarget { attachment, netns })
+            }
+            (Command::Gc, _) => Operation::Gc,
+            (Command::Status, _) => Operation::Status,
+            (Command::Version, _) => Operation::Version,
+            (Command::Add | Command::Check | Command::Del, _) => {
+                unreachable!("what these need is not missing")
+            }
+        };
+        let path = env.var("CNI_PATH").unwrap_or_default();
+        Ok(Invocation {
+            operation,
+            cni_path: std::env::split_paths(&path).collect(),
+            args: env.var("CNI_ARGS").unwrap_or_default(),
+            own_netns_allowed: env.var("CNI_NETNS_OVERRIDE").is_some_and(|v| is_true(&v)),
+        })
+    }
+}
+
+fn missing_variables(names: &[&str]) -> Error {
+    let list = names.join(",");
+    Error::new(
+        Code::INVALID_ENVIRONMENT,
+        format!("required env variables [{list}] missing"),
+    )
+    .details("the runtime sets them; an empty one counts as missing")
+}
+
+fn parse_command(text: &str) -> Result<Command, Error> {
+    let known = Command::ALL
+        .into_iter()
+        .find(|command| command.as_str() == text);
+    known.ok_or_else(|| {
+        let all = Command::ALL.map(Command::as_str).join(", ");
+        Error::new(
+            Code::INVALID_ENVIRONMENT,
+            format!("unknown CNI_COMMAND {text:?}: it must be one of {all}"),
+        )
+    })
+}
+
+fn parse_container(text: String) -> Result<ContainerId, Error> {
+    text.parse().map_err(|wanted| {
+        Error::new(
+            Code::INVALID_ENVIRONMENT,
+            format!("invalid CNI_CONTAINERID {text:?}: {wanted}"),
+        )
+    })
+}
+
+fn parse_interface(text: String) -> Result<IfName, Error> {
+    text.parse().map_err(|wrong| {
+        Error::new(
+            Code::INVALID_ENVIRONMENT,
+            format!("invalid CNI_IFNAME: {wrong}"),
+        )
+    })
+}
+
+/// `1`, or `true` in any case.
+pub(super) fn is_true(text: &str) -> bool {
+    text == "1" || text.eq_ignore_ascii_case("true")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(vars: &[(&str, &str)]) -> Environment {
+        vars.iter()
+            .map(|(name, value)| (*name, OsString::from(value)))
+            .collect()
+    }
+
+    const ADD: [(&str, &str); 5] = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/x"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/a:/b"),
+    ];
+
+    #[test]
+    fn an_add_is_read_whole() {
+        let request = Invocation::parse(&env(&ADD)).unwrap();
+        assert_eq!(request.command(), Command::Add);
+        assert_eq!(request.cni_path, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        let Operation::Add(Target { attachment, netns }) = request.operation else {
+            panic!()
+        };
+        assert_eq!(
+            (attachment.to_string().as_str(), netns.as_str()),
+            ("container c1 interface eth0", "/run/netns/x")
+        );
+    }
+
+    #[test]
+    fn all_missing_variables_are_named_at_once_in_the_specs_order() {
+        let error =
+            Invocation::parse(&env(&[("CNI_COMMAND", "ADD"), ("CNI_NETNS", "")])).unwrap_err();
+        assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
+        assert!(
+            error
+                .msg
+                .contains("[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_del_needs_no_netns_and_gc_no_attachment() {
+        let del: Vec<_> = ADD
+            .iter()
+            .filter(|(name, _)| *name != "CNI_NETNS")
+            .copied()
+            .collect();
+        let mut del = del;
+        del[0].1 = "DEL";
+        let request = Invocation::parse(&env(&del)).unwrap();
+        assert!(matches!(
+            request.operation,
+            Operation::Del(DelTarget { netns: None, .. })
+        ));
+        let gc = [
+            ("CNI_COMMAND", "GC"),
+            ("CNI_PATH", "/a"),
+            ("CNI_CONTAINERID", "!junk"),
+        ];
+        assert_eq!(Invocation::parse(&env(&gc)).unwrap().verb, Operation::Gc);
+    }
+
+    #[test]
+    fn malformed_identifiers_are_refused_by_value() {
+        for (name, value) in [
+            ("CNI_COMMAND", "add"),
+            ("CNI_CONTAINERID", "_c"),
+            ("CNI_CONTAINERID", "a/b"),
+            ("CNI_CONTAINERID", "a\n"),
+            ("CNI_CONTAINERID", "ä"),
+            ("CNI_IFNAME", "1234567890123456"),
+            ("CNI_IFNAME", "a:b"),
+        ] {
+            let mut vars = ADD.to_vec();
+            vars.retain(|(key, _)| *key != name);
+            vars.push((name, value));
+            let error = Invocation::parse(&env(&vars)).unwrap_err();
+            assert_eq!(error.code, Code::INVALID_ENVIRONMENT);
+            assert!(error.msg.contains(&format!("{value:?}")), "{error}");
+        }
+    }
+}
