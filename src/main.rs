@@ -4,13 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use gangplank::cli;
-use gangplank::cni::request::Environment;
-use gangplank::plugins::{self, Program};
+use gangplank::cni::environment::Environment;
+use gangplank::plugins::dispatch::{self, Program};
 
 fn main() -> ExitCode {
     // The runtime reads stdout: even a fault of ours must be a CNI error there.
     std::panic::set_hook(Box::new(|panic| {
-        plugins::break_down(&panic.to_string());
+        dispatch::report_internal_error(&panic.to_string());
         std::process::exit(1);
     }));
     let mut args = std::env::args_os();
@@ -21,8 +21,8 @@ fn main() -> ExitCode {
         .to_string_lossy();
     let env = Environment::of_process();
     match Program::named(&name, &env) {
-        Program::Plugin(plugin) => plugins::serve(plugin, &env, std::io::stdin().lock()),
+        Program::Plugin(plugin) => dispatch::serve(plugin, &env, std::io::stdin().lock()),
         Program::CommandLine => cli::run(args),
-        Program::Unknown => plugins::refuse_name(&name, &env),
+        Program::Unknown => dispatch::refuse_name(&name, &env),
     }
 }

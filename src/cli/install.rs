@@ -12,7 +12,7 @@ use crate::cli::plugins::{Identity, about, identify};
 use crate::error::Error;
 use crate::kernel::locks::lock_within;
 use crate::kernel::process;
-use crate::plugins::Plugin;
+use crate::plugins;
 
 /// How long to wait for another install: it copies two megabytes, and asks programs that may hang what they are.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -30,7 +30,10 @@ pub fn install(directory: &Path) -> Result<String, Error> {
         let _ = fs::remove_file(&staged);
     });
     at(&staged, "write", written)?;
-    let done = Plugin::ALL.map(|plugin| place(directory, &staged, plugin.name()));
+    let placed = plugins::NAMES
+        .iter()
+        .map(|name| place(directory, &staged, name));
+    let done: Vec<Result<String, Error>> = placed.collect();
     at(&staged, "remove", fs::remove_file(&staged))?;
     let lines: Vec<String> = done.into_iter().collect::<Result<_, _>>()?;
     Ok(lines.concat())
@@ -43,8 +46,11 @@ pub fn install(directory: &Path) -> Result<String, Error> {
 /// When the directory cannot be written.
 pub fn uninstall(directory: &Path) -> Result<String, Error> {
     let _alone = alone(directory)?;
-    let lines = Plugin::ALL.map(|plugin| bring_back(directory, plugin.name()));
-    let lines: Vec<String> = lines.into_iter().collect::<Result<_, _>>()?;
+    let restored = plugins::NAMES
+        .iter()
+        .map(|name| bring_back(directory, name));
+    let restored: Vec<Result<String, Error>> = restored.collect();
+    let lines: Vec<String> = restored.into_iter().collect::<Result<_, _>>()?;
     Ok(lines.concat())
 }
 

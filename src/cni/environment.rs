@@ -315,7 +315,10 @@ mod tests {
             ("CNI_PATH", "/a"),
             ("CNI_CONTAINERID", "!junk"),
         ];
-        assert_eq!(Invocation::parse(&env(&gc)).unwrap().verb, Operation::Gc);
+        assert_eq!(
+            Invocation::parse(&env(&gc)).unwrap().operation,
+            Operation::Gc
+        );
     }
 
     #[test]

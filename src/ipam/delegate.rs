@@ -10,7 +10,6 @@ use crate::cni::conf::NetConf;
 use crate::cni::environment::Command;
 use crate::cni::json::{self, JsonCursor};
 use crate::cni::names::Attachment;
-use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Code, Error};
 use crate::ipam::Lease;
@@ -43,11 +42,11 @@ pub struct Delegate {
 
 impl Delegate {
     /// The plugin of that name; whether it exists is not asked.
-    pub fn new(plugin: &str, conf: &NetConf, request: &Request) -> Delegate {
+    pub fn new(plugin: &str, conf: &NetConf, cni_path: &[PathBuf]) -> Delegate {
         let ours = conf.root().text("type").ok().flatten();
         Delegate {
             plugin: plugin.to_owned(),
-            path: request.path.clone(),
+            path: cni_path.to_vec(),
             stdin: conf.bytes.clone(),
             version: conf.version,
             is_no_ipam: NOT_IPAM.contains(&plugin) || ours == Some(plugin),

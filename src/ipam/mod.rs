@@ -13,11 +13,12 @@ pub mod range;
 pub mod resolv;
 pub mod store;
 
+use std::path::PathBuf;
+
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::cni::json::JsonCursor;
 use crate::cni::names::Attachment;
-use crate::cni::request::Request;
 use crate::cni::result::{AddResult, Dns, IpConfig};
 use crate::error::Error;
 use crate::net::{Family, Route};
@@ -67,35 +68,31 @@ impl From<Lease> for AddResult {
 }
 
 impl Ipam {
-    /// For ADD and CHECK. `None` is a layer-2 network: `ipam` is absent, null or says nothing. Nothing is touched.
+    /// For ADD, CHECK and STATUS. `None` is a layer-2 network: `ipam` is absent, null or says nothing. Nothing is changed,
+    /// and a delegate is not looked for: see [`Ipam::locate`].
     ///
     /// # Errors
-    /// Code 6, 7 or 4 for everything that can be refused: an `ipam` without type, an unknown plugin, what is wrong in
+    /// Code 6, 7 or 4 for everything that can be rejected: an `ipam` without type, what is wrong in
     /// the configuration of host-local, an address asked for that cannot be given.
-    pub fn parse(conf: &NetConf, request: &Request, args: &Args) -> Result<Option<Ipam>, Error> {
-        let ipam = Ipam::parse_for_status(conf, request, args)?;
-        if let Some(Ipam::Delegate(delegate)) = &ipam {
-            delegate.locate()?;
-        }
-        Ok(ipam)
-    }
-
-    /// For STATUS: whether a delegate exists is part of its answer.
-    ///
-    /// # Errors
-    /// Those of [`Ipam::parse`], but for a plugin that is not there.
-    pub fn parse_for_status(
-        conf: &NetConf,
-        request: &Request,
-        args: &Args,
-    ) -> Result<Option<Ipam>, Error> {
+    pub fn parse(conf: &NetConf, cni_path: &[PathBuf], args: &Args) -> Result<Option<Ipam>, Error> {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
         match ipam.filled_text("type")? {
             Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
-            Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, request)))),
+            Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path)))),
             None => refuse_untyped(&ipam).map(|()| None),
+        }
+    }
+
+    /// Finds the program of a delegate, so that a missing one is reported before anything is changed.
+    ///
+    /// # Errors
+    /// Code 7 when it is not there, or is no IPAM plugin.
+    pub fn locate(&self) -> Result<(), Error> {
+        match self {
+            Ipam::HostLocal(_) => Ok(()),
+            Ipam::Delegate(delegate) => delegate.locate().map(drop),
         }
     }
 
@@ -104,13 +101,13 @@ impl Ipam {
     ///
     /// # Errors
     /// Code 6 when one of these has the wrong type.
-    pub fn parse_for_release(conf: &NetConf, request: &Request) -> Result<Option<Ipam>, Error> {
+    pub fn parse_for_release(conf: &NetConf, cni_path: &[PathBuf]) -> Result<Option<Ipam>, Error> {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
         Ok(match ipam.filled_text("type")? {
             Some("host-local") => Some(Ipam::HostLocal(HostLocal::parse_for_release(conf)?)),
-            Some(plugin) => Some(Ipam::Delegate(Delegate::new(plugin, conf, request))),
+            Some(plugin) => Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path))),
             None => None,
         })
     }

@@ -1,6 +1,4 @@
 use super::*;
-use crate::cni::environment::Environment;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -63,16 +61,8 @@ fn conf(ipam: &str) -> NetConf {
     NetConf::parse(text.into_bytes()).unwrap()
 }
 
-fn request() -> Request {
-    let env: Environment = [("CNI_COMMAND", "VERSION"), ("CNI_PATH", "/nonexistent")]
-        .map(|(name, value)| (name, OsString::from(value)))
-        .into_iter()
-        .collect();
-    Request::parse(&env).unwrap()
-}
-
 fn parse(ipam: &str) -> Result<Option<Ipam>, Error> {
-    Ipam::parse(&conf(ipam), &request(), &Args::default())
+    Ipam::parse(&conf(ipam), &[], &Args::default())
 }
 
 #[test]
@@ -85,7 +75,7 @@ fn an_ipam_that_says_nothing_is_layer_2() {
         r#","ipam":{"type":null,"subnet":null}"#,
     ] {
         assert!(parse(ipam).unwrap().is_none(), "{ipam}");
-        let released = Ipam::parse_for_release(&conf(ipam), &request());
+        let released = Ipam::parse_for_release(&conf(ipam), &[]);
         assert!(released.unwrap().is_none(), "{ipam}");
     }
 }
@@ -107,7 +97,8 @@ fn an_ipam_that_names_no_plugin_is_refused() {
         (r#","ipam":{"type":"../x"}"#, r#"ipam.type is "../x""#),
         (r#","ipam":{"type":"host-local"}"#, "ipam.ranges is missing"),
     ] {
-        let error = parse(ipam).unwrap_err();
+        let located = parse(ipam).and_then(|ipam| ipam.map_or(Ok(()), |ipam| ipam.locate()));
+        let error = located.unwrap_err();
         assert!(error.msg.contains(says), "{ipam}: {error}");
     }
 }
@@ -119,11 +110,11 @@ fn a_release_is_never_refused_for_what_only_an_add_needs() {
         r#","ipam":{"type":"host-local","ranges":5,"routes":[null]},"args":7,"runtimeConfig":[]"#,
         r#","ipam":{"type":"absent"}"#,
     ] {
-        let ipam = Ipam::parse_for_release(&conf(ipam), &request());
+        let ipam = Ipam::parse_for_release(&conf(ipam), &[]);
         assert!(ipam.unwrap().is_some());
     }
     let untyped = conf(r#","ipam":{"subnet":"10.1.0.0/24"}"#);
-    let untyped = Ipam::parse_for_release(&untyped, &request());
+    let untyped = Ipam::parse_for_release(&untyped, &[]);
     assert!(untyped.unwrap().is_none());
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::cni::names::{ContainerId, NetworkName};
+use crate::cni::names::NetworkName;
 use crate::kernel::nftables::{
     Batch, CompatRule, Field, Nftables, NftablesError, RuleEntry, Table, TableFamily, Target,
     comment,

@@ -22,7 +22,7 @@ mod stale;
 
 use std::cell::RefCell;
 
-use crate::cni::names::{Attachment, ContainerId, NetworkName};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Code, Error};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nftables::{

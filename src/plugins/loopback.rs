@@ -1,84 +1,95 @@
 //! The `loopback` plugin: brings up `lo` in a container.
 
-use crate::cni::conf::NetConf;
+use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, NetlinkError};
-use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::IfName;
+use crate::plugins::Plugin;
+use crate::undo::Undo;
 
-/// ADD: `lo` is up, with the addresses that the kernel gives it. A prevResult is passed through.
-///
-/// # Errors
-/// When the namespace cannot be used or `lo` has addresses that are not loopback ones.
-pub fn add(conf: &NetConf, request: &Request, netns: &str) -> Result<AddResult, Error> {
-    let prev = conf.prev_result()?;
-    let namespace = open(request, netns).map_err(|cause| cause.report(netns))?;
-    let pod = netlink_in(&namespace, netns)?;
-    let link = loopback_link(&pod)?;
-    pod.set_up(link.index)
-        .map_err(|cause| failed("bring up", cause))?;
-    let addresses = pod
-        .addresses(link.index)
-        .map_err(|cause| failed("list addresses of", cause))?;
-    if let Some(foreign) = addresses.iter().find(|a| !a.cidr.address().is_loopback()) {
-        let msg = format!(
-            "lo in {netns} has the address {}, which is not a loopback one",
-            foreign.cidr
-        );
-        return Err(Error::failed(msg).details("remove it from the container's namespace"));
+/// A `loopback` request. It has no keys of its own.
+pub struct Loopback {
+    previous: Option<AddResult>,
+    own_netns: OwnNetns,
+}
+
+impl Plugin for Loopback {
+    fn parse(request: &Request) -> Result<Loopback, Error> {
+        Ok(Loopback {
+            previous: request.conf.prev_result()?,
+            own_netns: OwnNetns::allowed(request.own_netns_allowed),
+        })
     }
-    Ok(prev.unwrap_or_else(|| AddResult {
-        interfaces: vec![Interface {
-            name: "lo".to_owned(),
-            mac: "00:00:00:00:00:00".to_owned(),
-            sandbox: netns.to_owned(),
-            ..Interface::default()
-        }],
-        ips: addresses
-            .iter()
-            .map(|a| IpConfig {
-                interface: Some(0),
-                address: a.cidr,
-                gateway: None,
-            })
-            .collect(),
-        ..AddResult::default()
-    }))
-}
 
-/// DEL: `lo` is down, if there is still a container to have one.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn del(request: &Request, netns: Option<&str>) -> Result<(), Error> {
-    let Some(path) = netns else { return Ok(()) };
-    let namespace = match open(request, path) {
-        Err(cause) if cause.is_gone() => return Ok(()),
-        opened => opened.map_err(|cause| cause.report(path))?,
-    };
-    let pod = netlink_in(&namespace, path)?;
-    pod.set_down(loopback_link(&pod)?.index)
-        .map_err(|cause| failed("take down", cause))
-}
+    /// Brings up `lo`, with the addresses that the kernel gives it. A prevResult is passed through.
+    fn add<'a>(&'a self, target: &'a Target, _undo: &mut Undo<'a>) -> Result<AddResult, Error> {
+        let netns = &target.netns;
+        let pod = open(netns, self.own_netns)?;
+        let link = loopback_link(&pod)?;
+        pod.set_up(link.index)
+            .map_err(|cause| failed("bring up", cause))?;
+        let addresses = pod
+            .addresses(link.index)
+            .map_err(|cause| failed("list addresses of", cause))?;
+        if let Some(foreign) = addresses.iter().find(|a| !a.cidr.address().is_loopback()) {
+            let msg = format!(
+                "lo in {netns} has the address {}, which is not a loopback address",
+                foreign.cidr
+            );
+            return Err(Error::failed(msg).details("remove it from the container's namespace"));
+        }
+        Ok(self.previous.clone().unwrap_or_else(|| AddResult {
+            interfaces: vec![Interface {
+                name: "lo".to_owned(),
+                mac: "00:00:00:00:00:00".to_owned(),
+                sandbox: netns.clone(),
+                ..Interface::default()
+            }],
+            ips: addresses
+                .iter()
+                .map(|a| IpConfig {
+                    interface: Some(0),
+                    address: a.cidr,
+                    gateway: None,
+                })
+                .collect(),
+            ..AddResult::default()
+        }))
+    }
 
-/// CHECK: `lo` is up.
-///
-/// # Errors
-/// When it is not, or the namespace cannot be used.
-pub fn check(request: &Request, netns: &str) -> Result<(), Error> {
-    let namespace = open(request, netns).map_err(|cause| cause.report(netns))?;
-    let link = loopback_link(&netlink_in(&namespace, netns)?)?;
-    if link.is_up {
-        Ok(())
-    } else {
-        Err(Error::failed(format!("check: lo in {netns} is down")))
+    /// Takes down `lo`, if the namespace still exists.
+    fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
+        let Some(path) = &target.netns else {
+            return Ok(());
+        };
+        let own_netns = OwnNetns::allowed(request.own_netns_allowed);
+        let namespace = match Netns::open(path, own_netns) {
+            Err(cause) if cause.is_gone() => return Ok(()),
+            opened => opened.map_err(|cause| cause.report(path))?,
+        };
+        let pod = netlink_in(&namespace, path)?;
+        pod.set_down(loopback_link(&pod)?.index)
+            .map_err(|cause| failed("take down", cause))
+    }
+
+    fn check(&self, target: &Target) -> Result<(), Error> {
+        let link = loopback_link(&open(&target.netns, self.own_netns)?)?;
+        match link.is_up {
+            true => Ok(()),
+            false => Err(Error::failed(format!(
+                "check: lo in {} is down",
+                target.netns
+            ))),
+        }
     }
 }
 
-fn open(request: &Request, path: &str) -> Result<Netns, NetnsError> {
-    Netns::open(path, OwnNetns::allowed(request.own_netns_allowed))
+fn open(path: &str, own_netns: OwnNetns) -> Result<Netlink, Error> {
+    let namespace = Netns::open(path, own_netns).map_err(|cause| cause.report(path))?;
+    netlink_in(&namespace, path)
 }
 
 fn netlink_in(namespace: &Netns, path: &str) -> Result<Netlink, Error> {

@@ -55,7 +55,12 @@ impl LiveAttachments {
 
     /// Whether the attachment with this lease may be alive. Without an interface, in the legacy form of a lease, it is
     /// the container's only one.
-    pub fn has(&self, network: &NetworkName, owner: &(ContainerId, String), address: IpAddr) -> bool {
+    pub fn has(
+        &self,
+        network: &NetworkName,
+        owner: &(ContainerId, String),
+        address: IpAddr,
+    ) -> bool {
         let (container, interface) = owner;
         let interface = match interface.trim() {
             "" => "eth0",

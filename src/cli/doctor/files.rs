@@ -6,7 +6,7 @@ use crate::cli::args;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::node::Node;
 use crate::cli::plugins::{Identity, about, identify};
-use crate::plugins::Plugin;
+use crate::plugins;
 
 /// Looks at the files.
 pub fn examine(node: &Node, asked: &args::Doctor, findings: &mut Vec<Finding>) {
@@ -59,7 +59,7 @@ fn missing(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
             findings.push(
                 Finding::error("plugin-missing", cause)
                     .shown_by(format!("looked in {}", listed(directories)))
-                    .remedy(match Plugin::named(kind) {
+                    .remedy(match plugins::named(kind) {
                         Some(_) => "gangplank install DIR".to_owned(),
                         None => format!("install the package that has {kind}, or take it out of the configuration"),
                     }),
@@ -73,10 +73,8 @@ fn foreign(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
     if node.names.is_empty() {
         return;
     }
-    for plugin in Plugin::ALL {
-        let mut files = directories
-            .iter()
-            .map(|directory| directory.join(plugin.name()));
+    for name in plugins::NAMES {
+        let mut files = directories.iter().map(|directory| directory.join(name));
         let Some(file) = files.find(|file| file.is_file()) else {
             continue;
         };

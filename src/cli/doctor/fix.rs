@@ -1,11 +1,11 @@
 //! The repairs that are safe: each is what a verb of the plugin or `reconcile` does too.
 
+use std::path::PathBuf;
+
 use crate::cli::doctor::finding::Fix;
 use crate::cli::node::Node;
 use crate::cli::reconcile;
-use crate::cni::environment::Operation;
 use crate::cni::names::Attachment;
-use crate::cni::request::Request;
 use crate::error::Error;
 use crate::kernel::sysctl::Parameter;
 use crate::netfilter::masquerade;
@@ -41,19 +41,7 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
 }
 
 fn detach(node: &Node, at: usize, attachment: &Attachment, cni_path: &str) -> Result<(), Error> {
-    let request = Request {
-        verb: Verb::Del {
-            attachment: attachment.clone(),
-            netns: None,
-        },
-        path: std::env::split_paths(cni_path).collect(),
-        args: String::new(),
-        own_netns_allowed: false,
-    };
-    bridge::del(
-        &node.networks[at].configured.conf,
-        &request,
-        attachment,
-        None,
-    )
+    let cni_path: Vec<PathBuf> = std::env::split_paths(cni_path).collect();
+    let conf = &node.networks[at].configured.conf;
+    bridge::detach(conf, &cni_path, attachment, Ok(None))
 }

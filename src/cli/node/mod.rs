@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use crate::cli::args::Paths;
 use crate::cli::chain::Chain;
-use crate::cni::names::{ContainerId, NetworkName};
+use crate::cni::names::NetworkName;
 use crate::error::Error;
 use crate::ipam::{LeaseFile, Store};
 use crate::kernel::netlink::{Address, Link, Netlink, RouteEntry};

@@ -1,7 +1,5 @@
 use super::*;
-use crate::cni::environment::Environment;
 use crate::ipam::tests::{Scratch, attachment_of};
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -14,16 +12,12 @@ fn plugin(scratch: &Scratch, script: &str) -> Delegate {
 }
 
 fn delegate(scratch: &Scratch, plugin: &str) -> Delegate {
-    let path = format!("/nonexistent:{}/bin", scratch.path().display());
-    let env: Environment = [("CNI_COMMAND", "VERSION"), ("CNI_PATH", path.as_str())]
-        .map(|(name, value)| (name, OsString::from(value)))
-        .into_iter()
-        .collect();
+    let path = ["/nonexistent".into(), scratch.path().join("bin")];
     let text = format!(
         r#"{{"cniVersion":"0.4.0","name":"net","type":"ptp","ipam":{{"type":"{plugin}"}}}}"#
     );
     let conf = NetConf::parse(text.into_bytes()).unwrap();
-    Delegate::new(plugin, &conf, &Request::parse(&env).unwrap())
+    Delegate::new(plugin, &conf, &path)
 }
 
 #[test]

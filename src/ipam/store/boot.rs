@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 
-use crate::cni::names::{ContainerId, NetworkName};
+use crate::cni::names::ContainerId;
 use crate::error::Error;
 use crate::ipam::lease_file::read_small;
 use crate::ipam::store::{Locked, Store, remove};

@@ -5,7 +5,7 @@ use std::fs::DirEntry;
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
-use crate::cni::names::{ContainerId, NetworkName};
+use crate::cni::names::ContainerId;
 use crate::error::{Error, Failures};
 use crate::ipam::lease_file::{parse_owner, read_small};
 use crate::ipam::store::{LeaseFile, Locked, Store, address_of, is_absence};

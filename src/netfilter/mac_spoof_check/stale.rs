@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::cni::ValidAttachments;
-use crate::cni::names::{Attachment, ContainerId, NetworkName};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nftables::{Nftables, RuleEntry, not_found_as_none};

@@ -212,7 +212,11 @@ pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(
 ///
 /// # Errors
 /// When a family or backend could not be listed or changed; the others are swept.
-pub fn gc(network: &NetworkName, valid: &ValidAttachments, stale: &[&ContainerId]) -> Result<(), Error> {
+pub fn gc(
+    network: &NetworkName,
+    valid: &ValidAttachments,
+    stale: &[&ContainerId],
+) -> Result<(), Error> {
     let names = rules::names_of(network, valid);
     let known = stale
         .iter()

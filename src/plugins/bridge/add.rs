@@ -1,17 +1,19 @@
 //! Carrying out a plan: the bridge, the veth pair, addresses and routes. The gateway has a file of its own.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::kernel::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, not_found_as_none,
 };
-use crate::kernel::netns::Netns;
+use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
+use crate::plugins::bridge::{open_host, open_pod};
 use crate::plugins::bridge::gateway;
 use crate::plugins::bridge::links::{PORT_LIMIT, failed, made};
 use crate::plugins::bridge::plan::{ObservedLinks, Plan};
@@ -25,28 +27,44 @@ const DETECTION_LIMIT: Duration = Duration::from_secs(10);
 const UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
     a route to what is on the link itself has \"scope\": 253 and no next hop";
 
-/// Where an attachment is made.
-pub struct AttachContext<'a> {
-    /// The host's side.
-    pub host: &'a Netlink,
+/// Where an attachment is made or compared.
+pub struct AttachContext {
+    /// The host's side. Shared with the undo stack.
+    pub host: Rc<Netlink>,
     /// The container's side.
-    pub pod: &'a Netlink,
+    pub pod: Netlink,
     /// The container's namespace.
-    pub netns: &'a Netns,
+    pub netns: Netns,
+}
+
+impl AttachContext {
+    /// Opens the namespace at a path, and a socket on either side.
+    ///
+    /// # Errors
+    /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
+    /// opened.
+    pub fn open(path: &str, own_netns: OwnNetns) -> Result<AttachContext, Error> {
+        let netns = Netns::open(path, own_netns).map_err(|cause| cause.report(path))?;
+        Ok(AttachContext {
+            host: Rc::new(open_host()?),
+            pod: open_pod(&netns, path)?,
+            netns,
+        })
+    }
 }
 
 /// Makes bridge and link. What must be given back when a later step fails is on the stack.
 ///
 /// # Errors
 /// When the kernel refuses a step; the message names operation, object and cause.
-pub fn attach<'a>(
+pub fn attach(
     plan: &Plan,
     config: &BridgeConfig,
-    context: &AttachContext<'a>,
-    undo: &mut Undo<'a>,
+    context: &AttachContext,
+    undo: &mut Undo,
 ) -> Result<ObservedLinks, Error> {
-    let bridge = ensure_bridge(context.host, config)?;
-    let gateway = gateway::ensure(context.host, &bridge, &plan.gateways, config)?;
+    let bridge = ensure_bridge(&context.host, config, plan.mtu)?;
+    let gateway = gateway::ensure(&context.host, &bridge, &plan.gateways, config)?;
     signals::check()?;
     let host_end = create_veth(plan, config, context, &bridge, undo)?;
     let container = host_end
@@ -95,10 +113,10 @@ fn await_delivery(
         delivered.map_err(|cause| failed(&format!("make {cidr} take packets on"), name, cause))
     };
     for cidr in plan.addresses().into_iter().filter(is_v6) {
-        wait(context.pod, Some(context.netns), cidr, (end, container))?;
+        wait(&context.pod, Some(&context.netns), cidr, (end, container))?;
     }
     for cidr in plan.gateways.iter().copied().filter(is_v6) {
-        wait(context.host, None, cidr, (gateway.index, &gateway.name))?;
+        wait(&context.host, None, cidr, (gateway.index, &gateway.name))?;
     }
     Ok(())
 }
@@ -112,29 +130,30 @@ fn announce(plan: &Plan, context: &AttachContext, link: u32) -> Result<(), Error
 }
 
 /// Makes the veth pair and starts the host's end as a port of the bridge.
-fn create_veth<'a>(
+fn create_veth(
     plan: &Plan,
     config: &BridgeConfig,
-    context: &AttachContext<'a>,
+    context: &AttachContext,
     bridge: &Link,
-    undo: &mut Undo<'a>,
+    undo: &mut Undo,
 ) -> Result<Link, Error> {
-    let host = context.host;
+    let host = &context.host;
     let veth = NewVeth {
         port: &plan.host,
         bridge: bridge.index,
         end: &plan.container,
         mac: plan.mac,
-        mtu: config.mtu.bytes(),
+        mtu: plan.mtu,
     };
-    let created = host.create_veth(&veth, Some(context.netns));
+    let created = host.create_veth(&veth, Some(&context.netns));
     // A pair that may have been made is ours to delete, and one that was there before is not.
     if matches!(
         created,
         Ok(()) | Err(NetlinkError::Lost | NetlinkError::NoAnswer)
     ) {
         let name = plan.host.clone();
-        undo.push(move || delete_made(host, &name));
+        let host = host.clone();
+        undo.push(move || delete_made(&host, &name));
     }
     created.map_err(|cause| {
         let operation = format!("create {} in the container and", plan.container);
@@ -147,7 +166,8 @@ fn create_veth<'a>(
     // Not before the link is ours, and before the first frame can pass.
     if let Some(spoof_check) = &plan.spoof_check {
         let owned = spoof_check.clone();
-        undo.push(move || owned.remove(host));
+        let socket = host.clone();
+        undo.push(move || owned.remove(&socket));
         spoof_check.install(&plan.host, plan.mac, host)?;
     }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
@@ -225,9 +245,9 @@ fn configure_container(
     context: &AttachContext,
     link: u32,
 ) -> Result<(), Error> {
-    let (pod, name) = (context.pod, &plan.container);
+    let (pod, name) = (&context.pod, &plan.container);
     if !plan.lease.ips.is_empty() {
-        prepare(plan, config, context.netns)?;
+        prepare(plan, config, &context.netns)?;
     }
     let detection = match config.detect_duplicates {
         true => Detection::Performed,
@@ -242,7 +262,7 @@ fn configure_container(
             .map_err(|cause| failed("bring up", name, cause))?;
     }
     if config.detect_duplicates && plan.addresses().iter().any(|a| a.family() == Family::V6) {
-        let unique = pod.wait_unique(link, context.netns, DETECTION_LIMIT);
+        let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
         unique.map_err(|cause| {
             failed(
                 "make sure that no neighbour has the addresses of",

@@ -1,7 +1,6 @@
 //! CHECK: what prevResult says against what the kernel has. Only what an attachment needs to work is compared.
 
-use crate::cni::conf::NetConf;
-use crate::cni::names::Attachment;
+use crate::cni::environment::Target;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;
@@ -12,7 +11,7 @@ use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::add::AttachContext;
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
 use crate::plugins::bridge::links::failed;
-use crate::plugins::bridge::{forward_accept, vlan_ports};
+use crate::plugins::bridge::{Bridge, forward_accept, vlan_ports};
 
 /// An attachment as it should be.
 pub struct Expected {
@@ -25,23 +24,20 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// From the configuration and its prevResult.
+    /// From a request with a prevResult.
     ///
     /// # Errors
     /// Code 7 when there is no prevResult or it does not list the container's interface.
-    pub fn new(
-        conf: &NetConf,
-        config: BridgeConfig,
-        attachment: &Attachment,
-        netns: &str,
-    ) -> Result<Expected, Error> {
-        let result = conf.prev_result()?.ok_or_else(|| {
+    pub fn new(request: &Bridge, target: &Target) -> Result<Expected, Error> {
+        let Target { attachment, netns } = target;
+        let config = request.config.clone();
+        let result = request.previous.clone()?.ok_or_else(|| {
             let msg = "configuration: prevResult is missing, but CHECK compares with it";
             Error::new(Code::INVALID_CONFIG, msg)
                 .details("the runtime must pass the result of the ADD")
         })?;
         let is_ours = |interface: &&Interface| {
-            interface.name == attachment.interface.as_str() && interface.sandbox == netns
+            interface.name == attachment.interface.as_str() && interface.sandbox == *netns
         };
         let container = result
             .interfaces
@@ -54,7 +50,7 @@ impl Expected {
             })?;
         let spoof_check = config
             .mac_spoof_check
-            .then(|| MacSpoofCheck::of(&conf.name, attachment))
+            .then(|| MacSpoofCheck::of(&request.network, attachment))
             .transpose()?;
         Ok(Expected {
             spoof_check,
@@ -62,7 +58,7 @@ impl Expected {
             interface: attachment.interface.clone(),
             result,
             container,
-            masquerade: Masquerade::of(&conf.name, attachment),
+            masquerade: Masquerade::of(&request.network, attachment),
         })
     }
 
@@ -259,7 +255,7 @@ fn check_port(
     }
     let vlans = expected.config.vlans.as_ref();
     vlans.map_or(Ok(()), |vlans| {
-        vlan_ports::check(context.host, &port, bridge, vlans)
+        vlan_ports::check(&context.host, &port, bridge, vlans)
     })?;
     Ok(port)
 }

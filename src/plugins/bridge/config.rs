@@ -47,16 +47,6 @@ pub enum Mtu {
     Uplink,
 }
 
-impl Mtu {
-    /// In bytes; `None` is the kernel's business.
-    pub fn bytes(self) -> Option<u32> {
-        match self {
-            Mtu::Bytes(mtu) => Some(mtu),
-            Mtu::Kernel | Mtu::Uplink => None,
-        }
-    }
-}
-
 /// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes.
 pub const MTUS: RangeInclusive<u32> = 68..=65535;
 

@@ -1,12 +1,14 @@
 //! DEL: giving back the link, the masquerading and, last, the lease.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use crate::cni::conf::NetConf;
+use crate::cni::environment::DelTarget;
 use crate::cni::names::Attachment;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
-use crate::error::{Error, Failures};
+use crate::error::{Code, Error, Failures};
 use crate::ipam::{Held, Ipam};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, Netlink, not_found_as_none};
@@ -25,18 +27,35 @@ use crate::plugins::bridge::{forward_accept, open_host, open_pod};
 ///
 /// # Errors
 /// When something could not be removed; the lease is kept then, so that nobody else gets the address.
-pub fn del(
+pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) -> Result<(), Error> {
+    let netns = open_netns(target.netns.as_deref(), own_netns);
+    if let Err(error) = &netns
+        && error.code == Code::OWN_NETNS
+    {
+        return netns.map(drop);
+    }
+    detach(
+        &request.conf,
+        &request.cni_path,
+        &target.attachment,
+        netns,
+    )
+}
+
+/// As [`del`], with the namespace opened by the caller. That it could not be opened is reported when everything else has
+/// been removed.
+///
+/// # Errors
+/// As [`del`].
+pub fn detach(
     conf: &NetConf,
-    request: &Request,
+    cni_path: &[PathBuf],
     attachment: &Attachment,
-    netns: Option<&str>,
+    netns: Result<Option<Netns>, Error>,
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
-    let netns = match open_netns(request, netns) {
-        Err(error) if error.code == crate::Code::OWN_NETNS => return Err(error),
-        opened => failures.note(opened).flatten(),
-    };
-    let ipam = Ipam::parse_for_release(conf, request)?;
+    let netns = failures.note(netns).flatten();
+    let ipam = Ipam::parse_for_release(conf, cni_path)?;
     let held = match &ipam {
         Some(ipam) => failures
             .note(timed_span("ipam", || ipam.held(attachment)))
@@ -79,9 +98,9 @@ pub fn del(
 }
 
 /// The container's namespace; `None` when it is gone.
-fn open_netns(request: &Request, path: Option<&str>) -> Result<Option<Netns>, Error> {
+fn open_netns(path: Option<&str>, own_netns: OwnNetns) -> Result<Option<Netns>, Error> {
     let Some(path) = path else { return Ok(None) };
-    match Netns::open(path, OwnNetns::allowed(request.own_netns_allowed)) {
+    match Netns::open(path, own_netns) {
         Ok(netns) => Ok(Some(netns)),
         Err(cause) if cause.is_gone() => Ok(None),
         Err(cause) => Err(NetnsError::report(cause, path)),

@@ -9,13 +9,17 @@ use crate::plugins::bridge::links::{failed, made, new_mac};
 use crate::plugins::bridge::vlan_ports;
 
 /// The bridge as it is configured, made where it is not there.
-pub(super) fn ensure_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
+pub(super) fn ensure_bridge(
+    host: &Netlink,
+    config: &BridgeConfig,
+    mtu: Option<u32>,
+) -> Result<Link, Error> {
     let name = &config.bridge;
     let found = host.link(name);
     let mut bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
         Some(bridge) => bridge,
         None => {
-            create_bridge(host, config)?;
+            create_bridge(host, config, mtu)?;
             made(host, name)?
         }
     };
@@ -82,7 +86,11 @@ pub fn is_mac_fixed(host: &Netlink, bridge: &Link) -> Option<bool> {
     sysfs::is_mac_set(&bridge.name, bridge.index, mac)
 }
 
-fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
+fn create_bridge(
+    host: &Netlink,
+    config: &BridgeConfig,
+    mtu: Option<u32>,
+) -> Result<(), Error> {
     let name = &config.bridge;
     // Where the container's end stays down, a bridge without carrier would never get an IPv6 link-local address, which the
     // Go plugin's has. Its MAC address is set before a port joins.
@@ -90,7 +98,7 @@ fn create_bridge(host: &Netlink, config: &BridgeConfig) -> Result<(), Error> {
     let new = NewBridge {
         name,
         mac,
-        mtu: config.mtu.bytes(),
+        mtu,
         filters_vlans: config.vlans.is_some(),
     };
     match (host.create_bridge(&new), &config.vlans) {

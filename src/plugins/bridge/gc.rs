@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
-use crate::cni::names::{ContainerId, NetworkName};
-use crate::cni::request::Request;
+use crate::cni::names::{ContainerId};
 use crate::error::{Error, Failures};
 use crate::ipam::{HostLocal, Ipam, LeaseFile, Store};
 use crate::kernel::log;
@@ -28,9 +28,9 @@ use crate::state::{Veth, veths};
 ///
 /// # Errors
 /// When something could not be removed, after all else was tried.
-pub fn gc(conf: &NetConf, request: &Request) -> Result<(), Error> {
+pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
-    let ipam = Ipam::parse_for_release(conf, request)?;
+    let ipam = Ipam::parse_for_release(conf, cni_path)?;
     let Some(valid) = valid else {
         return match ipam {
             Some(Ipam::Delegate(delegate)) => delegate.gc(),

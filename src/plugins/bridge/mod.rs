@@ -23,7 +23,8 @@ mod vlan_ports;
 use crate::cni::Schema;
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::names::Attachment;
+use crate::cni::environment::{DelTarget, Target};
+use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
@@ -34,126 +35,104 @@ use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
+use crate::plugins::Plugin;
 use crate::plugins::bridge::add::{AttachContext, attach, require_free};
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::plugins::bridge::plan::{Plan, host_interface};
+use crate::plugins::bridge::plan::{Plan, PlanInput, host_interface};
 use crate::undo::Undo;
 
-/// ADD: a lease, a link and its masquerading, or none of them. Who cannot be told the result does not have it.
-///
-/// # Errors
-/// Configuration and namespace are refused before anything is touched; a later failure is undone.
-pub fn add(
-    conf: &NetConf,
-    request: &Request,
-    attachment: &Attachment,
-    netns: &str,
-    tell: impl FnOnce(AddResult) -> Result<(), Error>,
-) -> Result<(), Error> {
-    signals::enable_cancellation();
-    let mut prepared = Prepared::new(conf, request, netns)?;
-    let host = open_host()?;
-    prepared.config.mtu = uplink::settle(&host, &prepared.config)?;
-    let pod = open_pod(&prepared.netns, netns)?;
-    let context = AttachContext {
-        host: &host,
-        pod: &pod,
-        netns: &prepared.netns,
-    };
-    let mut undo = Undo::default();
-    prepared
-        .apply(conf, attachment, &context, &mut undo)
-        .and_then(tell)
-        .map_err(|cause| signals::uncancellable(|| undo.unwind(cause)))
-}
-
-/// CHECK: whether an attachment is still as its ADD made it.
-///
-/// # Errors
-/// The first difference found.
-pub fn check(
-    conf: &NetConf,
-    request: &Request,
-    attachment: &Attachment,
-    netns: &str,
-) -> Result<(), Error> {
-    let Prepared {
-        args: _,
-        config,
-        ipam,
-        netns: namespace,
-        previous: _,
-    } = Prepared::new(conf, request, netns)?;
-    if let Some(ipam) = &ipam {
-        log::timed_span("ipam", || ipam.check(attachment))?;
-    }
-    let host = open_host()?;
-    let pod = open_pod(&namespace, netns)?;
-    let context = AttachContext {
-        host: &host,
-        pod: &pod,
-        netns: &namespace,
-    };
-    check::check(
-        &check::Expected::new(conf, config, attachment, netns)?,
-        &context,
-    )
-}
-
-/// STATUS: whether an ADD could work now. Cheap, for it is asked every few seconds: where IPAM is host-local it runs no
-/// process, and it writes nothing.
-///
-/// # Errors
-/// Those of a configuration that ADD would refuse; code 50 for what is missing or used up; a delegate's as it is.
-pub fn status(conf: &NetConf, request: &Request) -> Result<(), Error> {
-    // CNI_ARGS are of an attachment, and there is none.
-    let args = Args::default();
-    let config = BridgeConfig::parse(conf, &args)?;
-    let ipam = Ipam::parse_for_status(conf, request, &args)?;
-    config.validate(AddressingMode::of(ipam.as_ref()), conf.version)?;
-    let Some(ipam) = ipam else { return Ok(()) };
-    plan::check_routes(ipam.routes())?;
-    if let Some(policy) = &config.masquerade {
-        masquerade::status(ipam.families().as_deref(), policy.backend)?;
-    }
-    ipam.status()
-}
-
-pub use del::del;
+pub use del::detach;
 pub use ensure::is_mac_fixed;
 pub use gateway::forward;
-pub use gc::gc;
 
-/// A request in which nothing is wrong.
-struct Prepared {
+/// A `bridge` request.
+pub struct Bridge {
+    network: NetworkName,
     args: Args,
     config: BridgeConfig,
     ipam: Option<Ipam>,
-    netns: Netns,
-    /// Of the plugins before this one in a chain.
-    previous: AddResult,
+    /// That of the plugins before this one in a chain, or of the ADD that CHECK compares with. ADD ignores what is not a
+    /// result, as the Go plugin does; CHECK reports it.
+    previous: Result<Option<AddResult>, Error>,
+    own_netns: OwnNetns,
 }
 
-impl Prepared {
-    fn new(conf: &NetConf, request: &Request, netns: &str) -> Result<Prepared, Error> {
+impl Plugin for Bridge {
+    fn parse(request: &Request) -> Result<Bridge, Error> {
+        let conf = &request.conf;
         let args = Args::parse(&request.args)?;
         let config = BridgeConfig::parse(conf, &args)?;
-        let ipam = Ipam::parse(conf, request, &args)?;
+        let ipam = Ipam::parse(conf, &request.cni_path, &args)?;
         config.validate(AddressingMode::of(ipam.as_ref()), conf.version)?;
         plan::check_routes(ipam.as_ref().map_or(&[], Ipam::routes))?;
-        let opened = Netns::open(netns, OwnNetns::allowed(request.own_netns_allowed));
-        Ok(Prepared {
+        conf.root().object("prevResult")?;
+        Ok(Bridge {
+            network: conf.name.clone(),
             args,
             config,
             ipam,
-            netns: opened.map_err(|cause| cause.report(netns))?,
-            previous: previous_in_chain(conf)?,
+            previous: previous_in_chain(conf),
+            own_netns: OwnNetns::allowed(request.own_netns_allowed),
         })
     }
 
+    fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
+        if let Some(ipam) = &self.ipam {
+            ipam.locate()?;
+        }
+        let context = AttachContext::open(&target.netns, self.own_netns)?;
+        let mtu = uplink::resolve_mtu(&context.host, &self.config)?;
+        let input = PlanInput {
+            config: &self.config,
+            mtu,
+            network: &self.network,
+            attachment: &target.attachment,
+            pod: self.args.pod.as_deref(),
+            spoof_check: self
+                .config
+                .mac_spoof_check
+                .then(|| MacSpoofCheck::of(&self.network, &target.attachment))
+                .transpose()?,
+        };
+        self.attach(input, &context, undo)
+    }
+
+    fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
+        let own_netns = OwnNetns::allowed(request.own_netns_allowed);
+        del::del(request, target, own_netns)
+    }
+
+    fn check(&self, target: &Target) -> Result<(), Error> {
+        if let Some(ipam) = &self.ipam {
+            ipam.locate()?;
+            log::timed_span("ipam", || ipam.check(&target.attachment))?;
+        }
+        let context = AttachContext::open(&target.netns, self.own_netns)?;
+        let expected = check::Expected::new(self, target)?;
+        check::check(&expected, &context)
+    }
+
+    fn gc(request: &Request) -> Result<(), Error> {
+        gc::gc(&request.conf, &request.cni_path)
+    }
+
+    /// It is cheap, because a runtime asks every few seconds: where IPAM is host-local it runs no process, and it writes
+    /// nothing.
+    fn status(&self) -> Result<(), Error> {
+        let Some(ipam) = &self.ipam else {
+            return Ok(());
+        };
+        if let Some(policy) = &self.config.masquerade {
+            masquerade::status(ipam.families().as_deref(), policy.backend)?;
+        }
+        ipam.status()
+    }
+}
+
+impl Bridge {
     fn reserve<'a>(
-        &self,
+        &'a self,
         ipam: &'a Ipam,
         attachment: &'a Attachment,
         undo: &mut Undo<'a>,
@@ -162,7 +141,7 @@ impl Prepared {
         let (held, locked) = (lease.held(), lease.held());
         undo.push(move || ipam.release(attachment, Some(held)));
         if self.config.masquerade.is_some() {
-            // Kept to the end: should we be killed, DEL waits for what works on the rules.
+            // Held to the end: should this process be killed, DEL waits for the programs that still change rules.
             let locked = ipam.lock(&locked)?;
             undo.push(move || {
                 drop(locked);
@@ -172,45 +151,33 @@ impl Prepared {
         Ok(lease)
     }
 
-    fn apply<'a>(
+    fn attach<'a>(
         &'a self,
-        conf: &'a NetConf,
-        attachment: &'a Attachment,
-        context: &AttachContext<'a>,
+        input: PlanInput<'a>,
+        context: &AttachContext,
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
+        let attachment = input.attachment;
         // host-local refuses a second ADD by itself, under its lock.
         if let Some(Ipam::Delegate(_)) = self.ipam {
             require_free(
-                &host_interface(&conf.name, attachment),
+                &host_interface(&self.network, attachment),
                 &attachment.interface,
                 context,
             )?;
         }
         if self.config.vlans.is_some() {
             // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
-            ensure_bridge(context.host, &self.config)?;
+            ensure_bridge(&context.host, &self.config, input.mtu)?;
         }
-        let spoof_check = self
-            .config
-            .mac_spoof_check
-            .then(|| MacSpoofCheck::of(&conf.name, attachment))
-            .transpose()?;
         let lease = match &self.ipam {
             None => Lease::default(),
             Some(ipam) => log::timed_span("ipam", || self.reserve(ipam, attachment, undo))?,
         };
         signals::check()?;
-        let alias = self
-            .args
-            .pod
-            .as_deref()
-            .unwrap_or(attachment.container.as_str());
-        let plan = Plan::new(&self.config, &conf.name, attachment, lease)?
-            .with_alias(alias)
-            .with_spoof_check(spoof_check);
+        let plan = Plan::new(input, lease)?;
         // The rules are on their way while the link is made: neither needs the other.
-        let rules = Masquerade::of(&conf.name, attachment);
+        let rules = Masquerade::of(&self.network, attachment);
         let addresses = plan.addresses();
         let mut installing = None;
         if let Some(policy) = self.config.masquerade.as_ref()
@@ -226,9 +193,9 @@ impl Prepared {
         }
         let forwarding = self.config.forwarding.as_ref();
         if let Some(forwarding) = forwarding {
-            let (host, bridge) = (context.host, &self.config.bridge);
+            let (host, bridge) = (context.host.clone(), &self.config.bridge);
             // Before the link is made, so that it is looked for containers after the link is gone.
-            undo.push(move || forward_accept::remove_if_unused_on(host, bridge, forwarding));
+            undo.push(move || forward_accept::remove_if_unused_on(&host, bridge, forwarding));
         }
         let attached = log::timed_span("link", || attach(&plan, &self.config, context, undo));
         let installed = installing.map_or(Ok(()), |installing| {
@@ -242,18 +209,18 @@ impl Prepared {
         }
         let sandbox = context.netns.path().to_string_lossy();
         let result = plan.into_result(&self.config.bridge, &facts, &sandbox);
-        Ok(result.after(self.previous.clone()))
+        let previous = self.previous.clone().ok().flatten();
+        Ok(result.after(previous.unwrap_or_default()))
     }
 }
 
-/// What the result must keep. Before 0.3.0 there were no chains, and a result has no room for a second address. What is not
-/// a result is ignored, as the Go plugin ignores every previous result.
-fn previous_in_chain(conf: &NetConf) -> Result<AddResult, Error> {
-    conf.root().object("prevResult")?;
-    if conf.version.schema() == Schema::V0_1 {
-        return Ok(AddResult::default());
+/// The result that this one is appended to. Before 0.3.0 there were no chains, and a result has no room for a second
+/// address.
+fn previous_in_chain(conf: &NetConf) -> Result<Option<AddResult>, Error> {
+    match conf.version.schema() {
+        Schema::V0_1 => Ok(None),
+        _ => conf.prev_result(),
     }
-    Ok(conf.prev_result().ok().flatten().unwrap_or_default())
 }
 
 /// A socket on the host's side.

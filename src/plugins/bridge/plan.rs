@@ -32,6 +32,8 @@ pub struct Plan {
     pub container: IfName,
     /// The MAC address of that end.
     pub mac: Mac,
+    /// The MTU of both ends, and of a bridge that is created, in bytes; `None` for the kernel's default.
+    pub mtu: Option<u32>,
     /// What keeps the container from using another MAC address.
     pub spoof_check: Option<MacSpoofCheck>,
     /// The gateway's addresses; empty when there is none.
@@ -54,24 +56,38 @@ pub fn gateway_port(interface: &IfName) -> IfName {
     IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
 }
 
+/// What a plan is made from, besides the lease.
+pub struct PlanInput<'a> {
+    /// The configuration.
+    pub config: &'a BridgeConfig,
+    /// The MTU of bridge and veth pair in bytes; `None` for the kernel's default.
+    pub mtu: Option<u32>,
+    /// The network's name.
+    pub network: &'a NetworkName,
+    /// Which attachment it is.
+    pub attachment: &'a Attachment,
+    /// The pod's namespace and name, where the runtime passes them.
+    pub pod: Option<&'a str>,
+    /// The rules of `macspoofchk`, where it is set.
+    pub spoof_check: Option<MacSpoofCheck>,
+}
+
 impl Plan {
     /// Works out an attachment.
     ///
     /// # Errors
     /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
-    pub fn new(
-        config: &BridgeConfig,
-        network: &NetworkName,
-        attachment: &Attachment,
-        lease: Lease,
-    ) -> Result<Plan, Error> {
-        let mut lease = lease;
+    pub fn new(input: PlanInput, mut lease: Lease) -> Result<Plan, Error> {
+        let PlanInput {
+            config,
+            mtu,
+            network,
+            attachment,
+            pod,
+            spoof_check,
+        } = input;
         let has_v6 = lease.ips.iter().any(|ip| ip.address.family() == Family::V6);
-        if let Some(mtu) = config
-            .mtu
-            .bytes()
-            .filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6)
-        {
+        if let Some(mtu) = mtu.filter(|mtu| has_v6 && *mtu < MIN_MTU_IPV6) {
             return Err(Error::config(
                 "mtu",
                 mtu,
@@ -101,31 +117,16 @@ impl Plan {
             .unwrap_or_else(|| mac_for(&lease.ips, network, attachment));
         Ok(Plan {
             host: host_interface(network, attachment),
-            alias: String::new(),
+            alias: alias_of(pod.unwrap_or(attachment.container.as_str())),
             container: attachment.interface.clone(),
             mac,
-            spoof_check: None,
+            mtu,
+            spoof_check,
             gateways,
             gateway_interface: vlans.and_then(|vlans| vlans.gateway.clone()),
             routes: kernel_routes(&lease)?,
             lease,
         })
-    }
-
-    /// The same with an alias for the host's end, cut to what the kernel takes. It comes from whoever names pods and is
-    /// printed raw by those who list links: no control character gets there.
-    pub fn with_alias(mut self, alias: &str) -> Plan {
-        self.alias = alias[..alias.floor_char_boundary(MAX_ALIAS)].to_owned();
-        self.alias = self.alias.replace(char::is_control, "?");
-        self
-    }
-
-    /// The same with a spoof_check against spoofed MAC addresses.
-    pub fn with_spoof_check(self, spoof_check: Option<MacSpoofCheck>) -> Plan {
-        Plan {
-            spoof_check,
-            ..self
-        }
     }
 
     /// The addresses of the container.
@@ -154,6 +155,12 @@ impl Plan {
             dns,
         }
     }
+}
+
+/// The alias of the host's end, cut to what the kernel accepts. It comes from whoever names pods and is printed raw by
+/// programs that list links, so control characters are replaced.
+fn alias_of(owner: &str) -> String {
+    owner[..owner.floor_char_boundary(MAX_ALIAS)].replace(char::is_control, "?")
 }
 
 /// What the kernel tells of a finished attachment.
@@ -306,6 +313,7 @@ mod tests {
     use crate::cni::args::Args;
     use crate::cni::conf::NetConf;
     use crate::cni::result::Dns;
+    use crate::plugins::bridge::config::Mtu;
 
     fn plan(keys: &str, ips: &[(&str, &str)], routes: Vec<Route>) -> Result<Plan, Error> {
         let conf = format!(r#"{{"name": "n", "cniVersion": "1.0.0"{keys}}}"#);
@@ -321,7 +329,18 @@ mod tests {
             routes,
             dns: Dns::default(),
         };
-        Plan::new(&config, &conf.name, &attachment("eth0"), lease)
+        let input = PlanInput {
+            config: &config,
+            mtu: match config.mtu {
+                Mtu::Bytes(mtu) => Some(mtu),
+                Mtu::Kernel | Mtu::Uplink => None,
+            },
+            network: &conf.name,
+            attachment: &attachment("eth0"),
+            pod: None,
+            spoof_check: None,
+        };
+        Plan::new(input, lease)
     }
 
     fn attachment(interface: &str) -> Attachment {
@@ -350,9 +369,8 @@ mod tests {
 
     #[test]
     fn an_alias_is_short_and_printable() {
-        let plan = plan("", &[], vec![]).unwrap();
-        let plan = plan.with_alias(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
-        assert!(plan.alias.starts_with("shop/?[2J??ü") && plan.alias.len() <= 255);
+        let alias = alias_of(&format!("shop/\x1b[2J\n\u{9b}{}", "ü".repeat(200)));
+        assert!(alias.starts_with("shop/?[2J??ü") && alias.len() <= 255);
     }
 
     #[test]

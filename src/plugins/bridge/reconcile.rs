@@ -17,7 +17,7 @@ use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
 use crate::plugins::bridge::links::failed;
-use crate::plugins::bridge::{forward_accept, gateway, vlan_ports};
+use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
 
 /// A container that has its link.
 #[derive(Clone, Debug)]
@@ -233,14 +233,14 @@ impl Repair {
         config: &BridgeConfig,
     ) -> Result<(), Error> {
         match self {
-            Repair::Bridge | Repair::BridgeMac => ensure_bridge(host, config).map(drop),
+            Repair::Bridge | Repair::BridgeMac => ensure_configured_bridge(host, config).map(drop),
             Repair::Advertisements(link) => Parameter::AcceptRa.set(link, 0).map_err(|cause| {
                 Error::failed(format!(
                     "cannot set net.ipv6.conf.{link}.accept_ra to 0: {cause}"
                 ))
             }),
             Repair::Gateways(gateways) => {
-                let bridge = ensure_bridge(host, config)?;
+                let bridge = ensure_configured_bridge(host, config)?;
                 // forceAddress is for an ADD: the other address may be the gateway of containers that run.
                 let config = BridgeConfig {
                     conflict: AddressConflict::Refuse,
@@ -265,9 +265,13 @@ impl Repair {
     }
 }
 
+fn ensure_configured_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
+    ensure_bridge(host, config, uplink::resolve_mtu(host, config)?)
+}
+
 fn put_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) -> Result<(), Error> {
     let link = &live.link;
-    let bridge = ensure_bridge(host, config)?;
+    let bridge = ensure_configured_bridge(host, config)?;
     let name = name_of(link)?;
     if link.master.is_none() {
         let put = host.set_bridge(link.index, bridge.index);

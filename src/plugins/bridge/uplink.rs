@@ -5,14 +5,16 @@ use crate::kernel::netlink::Netlink;
 use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 use crate::plugins::bridge::links::failed;
 
-/// The MTU for a network's links: where the uplink's is asked for, that, now. Without an uplink it is that of the bridge,
-/// and without a bridge the kernel's default.
+/// The MTU of a network's links in bytes: with `"auto"` the uplink's at this moment. Without an uplink it is that of the bridge,
+/// and without a bridge `None`, the kernel's default.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub(super) fn settle(host: &Netlink, config: &BridgeConfig) -> Result<Mtu, Error> {
-    if config.mtu != Mtu::Uplink {
-        return Ok(config.mtu);
+pub(super) fn resolve_mtu(host: &Netlink, config: &BridgeConfig) -> Result<Option<u32>, Error> {
+    match config.mtu {
+        Mtu::Kernel => return Ok(None),
+        Mtu::Bytes(mtu) => return Ok(Some(mtu)),
+        Mtu::Uplink => {}
     }
     let found = host.uplink_mtu().map_err(|cause| {
         Error::failed(format!("cannot find the MTU of the uplink: {cause}"))
@@ -27,6 +29,5 @@ pub(super) fn settle(host: &Netlink, config: &BridgeConfig) -> Result<Mtu, Error
             bridge.map(|bridge| bridge.mtu)
         }
     };
-    let within = |mtu: u32| Mtu::Bytes(mtu.clamp(*MTUS.start(), *MTUS.end()));
-    Ok(found.map_or(Mtu::Kernel, within))
+    Ok(found.map(|mtu| mtu.clamp(*MTUS.start(), *MTUS.end())))
 }

@@ -6,7 +6,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use gangplank::cni::args::Args;
-use gangplank::cni::request::{Attachment, Environment, Request, Verb};
+use gangplank::cni::environment::{Environment, Operation};
+use gangplank::cni::names::Attachment;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -19,19 +20,20 @@ fuzz_target!(|data: &[u8]| {
     if let Some(text) = env.var("CNI_ARGS") {
         args(&text);
     }
-    let Ok(request) = Request::parse(&env) else {
+    let Ok(request) = Invocation::parse(&env) else {
         return;
     };
     match &request.verb {
-        Verb::Add { who, netns } | Verb::Check { who, netns } => {
+        Operation::Add(Target { attachment: who, netns })
+        | Operation::Check(Target { attachment: who, netns }) => {
             assert!(!netns.is_empty());
             attachment(who);
         }
-        Verb::Del { who, netns } => {
+        Operation::Del(DelTarget { attachment: who, netns }) => {
             assert!(netns.as_ref().is_none_or(|netns| !netns.is_empty()));
             attachment(who);
         }
-        Verb::Gc | Verb::Status | Verb::Version => {}
+        Operation::Gc | Operation::Status | Operation::Version => {}
     }
     assert_eq!(env.var("CNI_COMMAND").as_deref(), Some(request.command().as_str()));
 });

@@ -144,7 +144,7 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
     .concat();
     let listing = listing_after(&scripts);
     let network = "n".parse().unwrap();
-    let attachment = |container: &str| crate::cni::request::Attachment {
+    let attachment = |container: &str| crate::cni::names::Attachment {
         container: container.parse().unwrap(),
         interface: "eth0".parse().unwrap(),
     };

@@ -1,0 +1,275 @@
+//! From a request to the plugin's answer. Owns the undo stack, the log record, the signals and stdout: the result or the
+//! error is written once.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::build;
+use crate::cni::Version;
+use crate::cni::conf::NetConf;
+use crate::cni::environment::{Environment, Invocation, Operation};
+use crate::cni::request::Request;
+use crate::cni::result::{AddResult, pretty};
+use crate::error::{Code, Error};
+use crate::kernel::log::{self, Level};
+use crate::kernel::retry::retry_on_eintr;
+use crate::kernel::signals;
+use crate::plugins::log_record::{self, Record, Settings};
+use crate::plugins::{self, Plugin};
+use crate::undo::Undo;
+
+/// The name of the operator's command line.
+const COMMAND_LINE: &str = "gangplank";
+
+/// The release of the Go plugins whose configurations, files and rules these plugins share. Clients require a release:
+/// Nomad at least 0.4.0 of bridge (and 1.3.0 for CHECK), nerdctl 1.7.1 of firewall.
+const GO_RELEASE: &str = "v1.9.1";
+
+/// A registered plugin.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    name: &'static str,
+    run: for<'e> fn(&mut Call<'e>, &Operation, &Request) -> Result<(), Error>,
+}
+
+impl Entry {
+    /// The entry of a plugin under a name.
+    pub const fn new<P: Plugin>(name: &'static str) -> Entry {
+        Entry {
+            name,
+            run: |call, operation, request| call.run::<P>(operation, request),
+        }
+    }
+
+    /// The name by which a configuration and argv[0] call it.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it prints when it is run without a command: its name and version, as the Go plugins print theirs. The first
+    /// word that is a semantic version is the Go release, with our own version as its build metadata (semver.org, 10).
+    pub fn about(&self) -> String {
+        let name = self.name;
+        format!("CNI {name} plugin {GO_RELEASE}+{}", build::version())
+    }
+}
+
+/// What the binary is, by the name it is called by.
+pub enum Program {
+    /// A plugin.
+    Plugin(Entry),
+    /// The operator's command line.
+    CommandLine,
+    /// A name that is neither.
+    Unknown,
+}
+
+impl Program {
+    /// `gangplank` is the plugin bridge for a runtime. A copy such as `gangplank-linux-x86_64` is the command line alone.
+    pub fn named(name: &str, env: &Environment) -> Program {
+        let is_request = env.var("CNI_COMMAND").is_some();
+        let plugin = match name {
+            COMMAND_LINE if is_request => plugins::named("bridge"),
+            name => plugins::named(name),
+        };
+        match plugin {
+            Some(plugin) => Program::Plugin(plugin),
+            None if !is_request && name.starts_with(COMMAND_LINE) => Program::CommandLine,
+            None => Program::Unknown,
+        }
+    }
+}
+
+/// Refuses to be the program of a name, as a CNI error if a runtime called it. Guessing would have, for example,
+/// `bridge.orig` or `portmap` attach a second interface.
+pub fn refuse_name(name: &str, env: &Environment) -> ExitCode {
+    let plugins = plugins::NAMES.join(", ");
+    let msg = format!("{name:?} is not the name of a plugin: this program has {plugins}");
+    let error = Error::new(Code::INVALID_ENVIRONMENT, msg).details(
+        "call it by one of these names, which may have a prefix ending in \"-\"; gangplank install DIR puts them into a directory",
+    );
+    if env.var("CNI_COMMAND").is_some() {
+        return fail(&error, Version::NEWEST);
+    }
+    eprintln!("{COMMAND_LINE}: {error}");
+    ExitCode::FAILURE
+}
+
+/// Serves one request of a runtime.
+pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
+    if env.var("CNI_COMMAND").is_none() {
+        eprintln!("{}", plugin.about());
+        eprintln!("CNI protocol versions supported: {}", Version::list());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(why) = Settings::of_environment(env).and_then(start_log) {
+        warn(&why);
+    }
+    let mut call = Call {
+        env,
+        version: Version::NEWEST,
+        record: Record::new(plugin.name, env),
+    };
+    let outcome = call.answer(plugin, stdin);
+    let code = match &outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error, call.version),
+    };
+    call.record.end(outcome.as_ref().err());
+    code
+}
+
+fn start_log(settings: Option<Settings>) -> Result<(), String> {
+    settings.map_or(Ok(()), |settings| settings.start())
+}
+
+/// Reports a log that cannot be written, which fails nothing.
+fn warn(why: &str) {
+    let _ = writeln!(io::stderr(), "gangplank: {why}");
+}
+
+/// Reports a fault of the program itself, which ends here.
+pub fn report_internal_error(what: &str) {
+    let error = Error::new(Code::PLUGIN, format!("internal error: {what}"))
+        .details("this is a fault of gangplank; run DEL to clean up, and please report it");
+    fail(&error, Version::NEWEST);
+    log_record::write_fatal(&error);
+}
+
+/// Writes the error document to stdout (CNI spec 1.1, section 5, "Error").
+pub fn fail(error: &Error, version: Version) -> ExitCode {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        #[serde(rename = "cniVersion")]
+        version: &'static str,
+        code: u32,
+        msg: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        details: &'a str,
+    }
+    // An error that cannot be written either has no reader.
+    let _ = print(&pretty(&Document {
+        version: version.as_str(),
+        code: error.code.0,
+        msg: &error.msg,
+        details: &error.details,
+    }));
+    ExitCode::FAILURE
+}
+
+/// Writes a document by one system call as far as the kernel accepts it, so that a reader never sees half of it.
+fn print(document: &str) -> io::Result<()> {
+    let stdout = retry_on_eintr(|| io::stdout().as_fd().try_clone_to_owned())?;
+    File::from(stdout).write_all(document.as_bytes())
+}
+
+/// A call that is being served.
+struct Call<'e> {
+    env: &'e Environment,
+    /// That of the configuration as soon as it is known.
+    version: Version,
+    record: Record<'e>,
+}
+
+impl Call<'_> {
+    fn answer(&mut self, plugin: Entry, stdin: impl Read) -> Result<(), Error> {
+        let invocation = Invocation::parse(self.env)?;
+        let command = invocation.command();
+        let Invocation {
+            operation,
+            cni_path,
+            args,
+            own_netns_allowed,
+        } = invocation;
+        if operation == Operation::Version {
+            return write(&supported_versions());
+        }
+        let bytes = NetConf::read(stdin)?;
+        if log::enabled(Level::Error) {
+            self.record.configuration(&bytes);
+        }
+        let conf = NetConf::parse(bytes)?;
+        self.start_configured_log(&conf, &operation)?;
+        signals::install_handlers()
+            .map_err(|cause| Error::failed(format!("cannot catch SIGTERM: {cause}")))?;
+        self.version = conf.version;
+        conf.version.allow(command)?;
+        let request = Request {
+            conf,
+            cni_path,
+            // CNI_ARGS belong to an attachment.
+            args: match operation {
+                Operation::Gc | Operation::Status => String::new(),
+                _ => args,
+            },
+            own_netns_allowed,
+        };
+        (plugin.run)(self, &operation, &request)
+    }
+
+    fn run<P: Plugin>(&mut self, operation: &Operation, request: &Request) -> Result<(), Error> {
+        match operation {
+            Operation::Add(target) => {
+                signals::enable_cancellation();
+                let plugin = P::parse(request)?;
+                let mut undo = Undo::default();
+                plugin
+                    .add(target, &mut undo)
+                    .and_then(|result| self.write_result(result, request))
+                    .map_err(|cause| signals::uncancellable(|| undo.unwind(cause)))
+            }
+            Operation::Check(target) => P::parse(request)?.check(target),
+            Operation::Del(target) => P::del(request, target),
+            Operation::Gc => P::gc(request),
+            Operation::Status => P::parse(request)?.status(),
+            Operation::Version => Ok(()),
+        }
+    }
+
+    /// Starts the log that the configuration asks for, unless the environment started one. A log key that became invalid
+    /// since the ADD does not keep DEL and GC from their work.
+    fn start_configured_log(&mut self, conf: &NetConf, operation: &Operation) -> Result<(), Error> {
+        let settings = match (Settings::of_configuration(&conf.root()), operation) {
+            (Err(_), Operation::Del(_) | Operation::Gc) => None,
+            (settings, _) => settings?,
+        };
+        if !log::enabled(Level::Error)
+            && let Some(settings) = settings
+        {
+            match settings.start() {
+                Ok(()) => self.record.configuration(&conf.bytes),
+                Err(why) => warn(&why),
+            }
+        }
+        if log::enabled(Level::Error) {
+            self.record.network(conf.name.as_str());
+        }
+        Ok(())
+    }
+
+    fn write_result(&mut self, result: AddResult, request: &Request) -> Result<(), Error> {
+        self.record.result(&result);
+        write(&result.to_document(request.conf.version)?)
+    }
+}
+
+fn write(document: &str) -> Result<(), Error> {
+    print(document).map_err(|cause| {
+        Error::new(
+            Code::IO,
+            format!("cannot write the result to stdout: {cause}"),
+        )
+    })
+}
+
+/// The answer to VERSION: compact, with a newline, whatever the configuration's version is.
+fn supported_versions() -> String {
+    let all = Version::ALL.map(Version::as_str);
+    let list =
+        serde_json::json!({ "cniVersion": Version::NEWEST.as_str(), "supportedVersions": all });
+    format!("{list}\n")
+}

@@ -1,0 +1,70 @@
+//! `host-local` as a plugin of its own, as `ptp`, `macvlan` and `ipvlan` call it.
+
+use crate::cni::args::Args;
+use crate::cni::environment::{DelTarget, Target};
+use crate::cni::request::Request;
+use crate::cni::result::AddResult;
+use crate::error::Error;
+use crate::ipam::HostLocal;
+use crate::kernel::log;
+use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+use crate::plugins::Plugin;
+use crate::undo::Undo;
+
+/// A `host-local` request.
+pub struct HostLocalPlugin {
+    host_local: HostLocal,
+    own_netns: OwnNetns,
+}
+
+impl Plugin for HostLocalPlugin {
+    fn parse(request: &Request) -> Result<HostLocalPlugin, Error> {
+        Ok(HostLocalPlugin {
+            host_local: HostLocal::parse(&request.conf, &Args::parse(&request.args)?)?,
+            own_netns: OwnNetns::allowed(request.own_netns_allowed),
+        })
+    }
+
+    fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
+        refuse_own_netns(&target.netns, self.own_netns)?;
+        let lease = log::timed_span("ipam", || self.host_local.reserve(&target.attachment))?;
+        let held = lease.held();
+        undo.push(move || self.host_local.release(&target.attachment, &held));
+        Ok(lease.into())
+    }
+
+    fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
+        if let Some(netns) = &target.netns {
+            refuse_own_netns(netns, OwnNetns::allowed(request.own_netns_allowed))?;
+        }
+        let host_local = HostLocal::parse_for_release(&request.conf)?;
+        log::timed_span("ipam", || {
+            host_local.release(&target.attachment, &host_local.held(&target.attachment)?)
+        })
+    }
+
+    fn check(&self, target: &Target) -> Result<(), Error> {
+        refuse_own_netns(&target.netns, self.own_netns)?;
+        log::timed_span("ipam", || self.host_local.check(&target.attachment))
+    }
+
+    fn gc(request: &Request) -> Result<(), Error> {
+        let host_local = HostLocal::parse_for_release(&request.conf)?;
+        match request.conf.valid_attachments()? {
+            Some(valid) => log::timed_span("ipam", || host_local.gc_without_links(&valid)),
+            None => Ok(()),
+        }
+    }
+
+    fn status(&self) -> Result<(), Error> {
+        log::timed_span("ipam", || self.host_local.status())
+    }
+}
+
+/// host-local does not enter the namespace: any path but the plugin's own namespace is accepted.
+fn refuse_own_netns(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
+    match Netns::open(path, own_netns) {
+        Err(own @ NetnsError::Own) => Err(own.report(path)),
+        _ => Ok(()),
+    }
+}
