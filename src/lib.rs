@@ -25,10 +25,10 @@ pub mod cni;
 mod error;
 pub mod ipam;
 pub mod kernel;
+pub mod link;
 pub mod net;
 pub mod netfilter;
 pub mod plugins;
-pub mod state;
 #[cfg(test)]
 mod test_random;
 mod undo;

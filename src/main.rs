@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use gangplank::cli;
 use gangplank::cni::environment::Environment;
-use gangplank::plugins::dispatch::{self, Program};
+use gangplank::plugins::{self, Program, dispatch};
 
 fn main() -> ExitCode {
     // The runtime reads stdout: even a fault of ours must be a CNI error there.
@@ -23,6 +23,6 @@ fn main() -> ExitCode {
     match Program::named(&name, &env) {
         Program::Plugin(plugin) => dispatch::serve(plugin, &env, std::io::stdin().lock()),
         Program::CommandLine => cli::run(args),
-        Program::Unknown => dispatch::refuse_name(&name, &env),
+        Program::Unknown => plugins::refuse_name(&name, &env),
     }
 }

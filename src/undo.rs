@@ -1,6 +1,7 @@
 //! What an ADD owns so far, and how to give it back.
 
-use crate::error::Error;
+use crate::error::{Code, Error};
+use crate::kernel::signals::Terminated;
 
 /// The stack of owned things: at most a lease, a masquerade entry, a link and its spoof_check.
 #[derive(Default)]
@@ -23,6 +24,13 @@ impl<'a> Undo<'a> {
                 Ok(()) => cause,
                 Err(left) => cause.details(format!("and the undo failed: {left}")),
             })
+    }
+}
+
+/// What turns an ADD back.
+impl From<Terminated> for Error {
+    fn from(stopped: Terminated) -> Error {
+        Error::new(Code::TRY_AGAIN, stopped.to_string())
     }
 }
 

@@ -17,9 +17,9 @@ use crate::error::{Code, Error};
 use crate::ipam::HostLocal;
 use crate::kernel::netlink::{Netlink, RouteQuery};
 use crate::kernel::random;
+use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family};
 use crate::plugins::bridge::config::BridgeConfig;
-use crate::plugins::bridge::open_host;
 use crate::plugins::bridge::plan::MIN_MTU_IPV6;
 
 /// A list of plugins (CNI spec 1.1, section 1).
@@ -102,7 +102,7 @@ pub fn conf(
         false => asked.subnets.clone(),
     };
     refuse_unfit(&subnets)?;
-    let host = open_host()?;
+    let host = host_netlink()?;
     refuse_overlap(&host, &subnets, &asked.bridge)?;
     let mtu = match asked.mtu {
         Some(mtu) => Some(mtu),

@@ -14,11 +14,11 @@ use crate::cni::result::IpConfig;
 use crate::error::{Error, Failures};
 use crate::ipam::allocate::next_free;
 use crate::ipam::config::{self, Config, Pool};
+use crate::ipam::live::LiveAttachments;
 use crate::ipam::range::Range;
 use crate::ipam::store::{Held, LeaseFile, LeaseLock, Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
 use crate::net::{Family, Route};
-use crate::state::LiveAttachments;
 
 /// How many holders an error about an exhausted range set names.
 const NAMED_HOLDERS: usize = 3;

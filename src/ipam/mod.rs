@@ -9,6 +9,7 @@ pub mod config;
 pub mod delegate;
 pub mod host_local;
 pub mod lease_file;
+pub mod live;
 pub mod range;
 pub mod resolv;
 pub mod store;

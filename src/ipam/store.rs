@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Code, Error, Failures};
 use crate::ipam::lease_file::{LeaseOwner, read_owner_for, read_small};
-use crate::ipam::store::scan::{address_named, parse_cursor};
+use crate::ipam::store::scan::{TEMP_FILE, address_named, is_absence, parse_cursor};
 use crate::kernel::files;
 use crate::kernel::locks::{LockError, lock_within};
 use crate::kernel::retry::retry_on_eintr;
@@ -40,9 +40,6 @@ const CURSOR: &str = "last_reserved_ip.";
 
 /// What to do about a directory that cannot be written.
 const REMEDY: &str = "leases need a writable directory: see ipam.dataDir";
-
-/// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
-const TEMP_FILE: &str = ".gangplank.new";
 
 /// The leases of one network.
 #[derive(Clone, Debug)]
@@ -351,17 +348,6 @@ fn remove(path: &Path) -> io::Result<()> {
     match retry_on_eintr(|| fs::remove_file(path)) {
         Err(cause) if is_absence(&cause) => Ok(()),
         outcome => outcome,
-    }
-}
-
-/// Whether the error proves that nothing of that name exists: no such file (ENOENT), a file where the path needs a
-/// directory (ENOTDIR), a name longer than any file's (ENAMETOOLONG), or one with a NUL byte, of which the kernel is not
-/// asked. Anything else, EINVAL among it, says nothing about the file.
-fn is_absence(cause: &io::Error) -> bool {
-    match cause.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => true,
-        ErrorKind::InvalidInput => cause.raw_os_error().is_none(),
-        _ => false,
     }
 }
 

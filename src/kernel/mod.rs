@@ -6,6 +6,7 @@ pub mod boot;
 pub mod files;
 pub mod locks;
 pub mod log;
+pub mod nat;
 pub mod netlink;
 mod netlink_socket;
 pub mod netns;

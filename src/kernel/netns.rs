@@ -10,7 +10,6 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
-use crate::error::{Code, Error};
 use crate::kernel::retry::retry_on_eintr;
 
 /// The namespace of the calling thread.
@@ -40,28 +39,6 @@ impl NetnsError {
     /// Whether the container's namespace is gone, so that nothing of it can be left inside.
     pub fn is_gone(&self) -> bool {
         matches!(self, NetnsError::Missing | NetnsError::NotANamespace)
-    }
-
-    /// The error to report for the path in CNI_NETNS.
-    pub fn report(self, path: &str) -> Error {
-        let code = match self {
-            NetnsError::Own => Code::OWN_NETNS,
-            NetnsError::Missing | NetnsError::NotANamespace => Code::INVALID_ENVIRONMENT,
-            NetnsError::Refused(_) => Code::PLUGIN,
-        };
-        let error = Error::new(code, format!("cannot use CNI_NETNS {path:?}: {self}"));
-        match self {
-            NetnsError::Own => {
-                error.details("set CNI_NETNS_OVERRIDE=1 if the container really shares it")
-            }
-            NetnsError::Missing | NetnsError::NotANamespace => {
-                error.details("expected a path like /run/netns/NAME or /proc/PID/ns/net")
-            }
-            NetnsError::Refused(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-                error.details("entering a namespace needs root (CAP_SYS_ADMIN)")
-            }
-            NetnsError::Refused(_) => error,
-        }
     }
 }
 

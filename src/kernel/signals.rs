@@ -18,7 +18,6 @@ use signal_hook::consts::{SIGCHLD, SIGTERM};
 use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
-use crate::error::{Code, Error};
 use crate::kernel::retry::retry_on_eintr;
 
 /// Readable once the signal arrived; it is never read.
@@ -31,12 +30,6 @@ static CANCELLATION_ENABLED: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("stopped by SIGTERM")]
 pub struct Terminated;
-
-impl From<Terminated> for Error {
-    fn from(stopped: Terminated) -> Error {
-        Error::new(Code::TRY_AGAIN, stopped.to_string())
-    }
-}
 
 /// From now on the signal ends nothing by itself: DEL and GC go on to their end, which is bounded.
 ///

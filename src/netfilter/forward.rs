@@ -14,15 +14,16 @@
 
 use std::io;
 
-use crate::error::{Code, Error, Failures};
+use crate::error::{Error, Failures};
 use crate::kernel::nftables::{
     Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
     TableFamily, not_found_as_none,
 };
 use crate::kernel::xtables;
 use crate::net::{Family, IfName};
+use crate::netfilter;
 use crate::netfilter::iptables::{Iptables, TableUse, Variant};
-use crate::netfilter::masquerade::rules::{Listing, deletion, transaction};
+use crate::netfilter::iptables_save::{Listing, deletion, transaction};
 
 const FILTER: TableUse = TableUse {
     table: "filter",
@@ -273,18 +274,8 @@ impl Forwarding {
 }
 
 fn failed(operation: &str, cause: NftablesError) -> Error {
-    let name = FILTER.name;
-    let error = Error::failed(format!("{name}: cannot {operation} rules: {cause}"));
-    match cause {
-        NftablesError::Changed | NftablesError::NoAnswer => Error {
-            code: Code::TRY_AGAIN,
-            ..error
-        },
-        NftablesError::Unsupported(_) => {
-            error.details("it needs nf_tables, or the legacy iptables in use; set it to false")
-        }
-        _ => error,
-    }
+    let remedy = "it needs nf_tables, or the legacy iptables in use; set it to false";
+    netfilter::failed(FILTER.name, &format!("{operation} rules"), remedy, cause)
 }
 
 #[cfg(test)]

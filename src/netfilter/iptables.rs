@@ -7,7 +7,7 @@ use crate::error::{Code, Error};
 use crate::kernel::process::{self, Output, ProcessError, Running};
 use crate::kernel::xtables;
 use crate::net::Family;
-use crate::netfilter::masquerade::rules::Listing;
+use crate::netfilter::iptables_save::Listing;
 
 /// How long a transaction may take, waiting for the lock of other users of iptables included.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);

@@ -30,6 +30,7 @@ use crate::kernel::nftables::{
     TableFamily, not_found_as_none,
 };
 use crate::net::{IfName, Mac};
+use crate::netfilter;
 
 pub use stale::gc;
 
@@ -352,17 +353,8 @@ impl Links<'_> {
 }
 
 fn failed(operation: &str, cause: NftablesError) -> Error {
-    let error = Error::failed(format!("macspoofchk: cannot {operation} rules: {cause}"));
-    match cause {
-        NftablesError::Changed | NftablesError::NoAnswer => Error {
-            code: Code::TRY_AGAIN,
-            ..error
-        },
-        NftablesError::Unsupported(_) => {
-            error.details("macspoofchk needs nf_tables for bridges; set it to false")
-        }
-        _ => error,
-    }
+    let remedy = "macspoofchk needs nf_tables for bridges; set it to false";
+    netfilter::failed("macspoofchk", &format!("{operation} rules"), remedy, cause)
 }
 
 #[cfg(test)]

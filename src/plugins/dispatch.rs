@@ -19,11 +19,9 @@ use crate::kernel::log::{self, Level};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals;
 use crate::plugins::log_record::{self, Record, Settings};
-use crate::plugins::{self, Plugin};
-use crate::undo::Undo;
+use crate::plugins::plugin::Plugin;
 
-/// The name of the operator's command line.
-const COMMAND_LINE: &str = "gangplank";
+use crate::undo::Undo;
 
 /// The release of the Go plugins whose configurations, files and rules these plugins share. Clients require a release:
 /// Nomad at least 0.4.0 of bridge (and 1.3.0 for CHECK), nerdctl 1.7.1 of firewall.
@@ -56,47 +54,6 @@ impl Entry {
         let name = self.name;
         format!("CNI {name} plugin {GO_RELEASE}+{}", build::version())
     }
-}
-
-/// What the binary is, by the name it is called by.
-pub enum Program {
-    /// A plugin.
-    Plugin(Entry),
-    /// The operator's command line.
-    CommandLine,
-    /// A name that is neither.
-    Unknown,
-}
-
-impl Program {
-    /// `gangplank` is the plugin bridge for a runtime. A copy such as `gangplank-linux-x86_64` is the command line alone.
-    pub fn named(name: &str, env: &Environment) -> Program {
-        let is_request = env.var("CNI_COMMAND").is_some();
-        let plugin = match name {
-            COMMAND_LINE if is_request => plugins::named("bridge"),
-            name => plugins::named(name),
-        };
-        match plugin {
-            Some(plugin) => Program::Plugin(plugin),
-            None if !is_request && name.starts_with(COMMAND_LINE) => Program::CommandLine,
-            None => Program::Unknown,
-        }
-    }
-}
-
-/// Refuses to be the program of a name, as a CNI error if a runtime called it. Guessing would have, for example,
-/// `bridge.orig` or `portmap` attach a second interface.
-pub fn refuse_name(name: &str, env: &Environment) -> ExitCode {
-    let plugins = plugins::NAMES.join(", ");
-    let msg = format!("{name:?} is not the name of a plugin: this program has {plugins}");
-    let error = Error::new(Code::INVALID_ENVIRONMENT, msg).details(
-        "call it by one of these names, which may have a prefix ending in \"-\"; gangplank install DIR puts them into a directory",
-    );
-    if env.var("CNI_COMMAND").is_some() {
-        return fail(&error, Version::NEWEST);
-    }
-    eprintln!("{COMMAND_LINE}: {error}");
-    ExitCode::FAILURE
 }
 
 /// Serves one request of a runtime.

@@ -8,7 +8,8 @@ use crate::error::Error;
 use crate::ipam::HostLocal;
 use crate::kernel::log;
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
-use crate::plugins::Plugin;
+use crate::link::namespace;
+use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
 /// A `host-local` request.
@@ -64,7 +65,7 @@ impl Plugin for HostLocalPlugin {
 /// host-local does not enter the namespace: any path but the plugin's own namespace is accepted.
 fn refuse_own_netns(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
     match Netns::open(path, own_netns) {
-        Err(own @ NetnsError::Own) => Err(own.report(path)),
+        Err(own @ NetnsError::Own) => Err(namespace::error(path, own)),
         _ => Ok(()),
     }
 }

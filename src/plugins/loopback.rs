@@ -6,8 +6,9 @@ use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, NetlinkError};
 use crate::kernel::netns::{Netns, OwnNetns};
+use crate::link::namespace;
 use crate::net::IfName;
-use crate::plugins::Plugin;
+use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
 /// A `loopback` request. It has no keys of its own.
@@ -66,11 +67,11 @@ impl Plugin for Loopback {
             return Ok(());
         };
         let own_netns = OwnNetns::allowed(request.own_netns_allowed);
-        let namespace = match Netns::open(path, own_netns) {
+        let netns = match Netns::open(path, own_netns) {
             Err(cause) if cause.is_gone() => return Ok(()),
-            opened => opened.map_err(|cause| cause.report(path))?,
+            opened => opened.map_err(|cause| namespace::error(path, cause))?,
         };
-        let pod = netlink_in(&namespace, path)?;
+        let pod = namespace::netlink(&netns)?;
         pod.set_down(loopback_link(&pod)?.index)
             .map_err(|cause| failed("take down", cause))
     }
@@ -88,12 +89,7 @@ impl Plugin for Loopback {
 }
 
 fn open(path: &str, own_netns: OwnNetns) -> Result<Netlink, Error> {
-    let namespace = Netns::open(path, own_netns).map_err(|cause| cause.report(path))?;
-    netlink_in(&namespace, path)
-}
-
-fn netlink_in(namespace: &Netns, path: &str) -> Result<Netlink, Error> {
-    Netlink::open_in(namespace).map_err(|cause| cause.report(path))
+    namespace::netlink(&namespace::open(path, own_netns)?)
 }
 
 fn loopback_link(pod: &Netlink) -> Result<Link, Error> {

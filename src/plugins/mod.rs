@@ -5,59 +5,14 @@
 
 pub mod dispatch;
 pub mod log_record;
+pub mod plugin;
 
-use crate::cni::environment::{DelTarget, Target};
-use crate::cni::request::Request;
-use crate::cni::result::AddResult;
-use crate::error::Error;
-use crate::undo::Undo;
+use std::process::ExitCode;
 
-/// A CNI plugin. A value is a request that was read and found valid.
-pub trait Plugin: Sized {
-    /// Reads a request for ADD, CHECK or STATUS. Nothing is changed.
-    ///
-    /// # Errors
-    /// Everything that can be rejected by reading the request alone; each error names the key or variable.
-    fn parse(request: &Request) -> Result<Self, Error>;
-
-    /// Attaches a container. Every effect pushes its inverse, so that the dispatcher can undo it when a later step fails
-    /// or the result cannot be written.
-    ///
-    /// # Errors
-    /// When a step fails.
-    fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error>;
-
-    /// Detaches a container, as far as it is attached. Reads of the configuration only what names its resources, so that
-    /// a key that became invalid since the ADD keeps nothing behind.
-    ///
-    /// # Errors
-    /// When something could not be removed; that it is gone already is success.
-    fn del(request: &Request, target: &DelTarget) -> Result<(), Error>;
-
-    /// Compares an attachment with what its ADD made.
-    ///
-    /// # Errors
-    /// The first difference.
-    fn check(&self, _target: &Target) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Removes what no valid attachment names (`cni.dev/valid-attachments`).
-    ///
-    /// # Errors
-    /// When something could not be removed, after everything else was tried.
-    fn gc(_request: &Request) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Reports what would make every ADD fail.
-    ///
-    /// # Errors
-    /// Code 50; those of a configuration that ADD would reject.
-    fn status(&self) -> Result<(), Error> {
-        Ok(())
-    }
-}
+use crate::cni::Version;
+use crate::cni::environment::Environment;
+use crate::error::{Code, Error};
+use crate::plugins::dispatch::Entry;
 
 /// Declares the modules of the plugins and the names by which `argv[0]` and a configuration's `type` call them.
 macro_rules! registry {
@@ -67,14 +22,14 @@ macro_rules! registry {
         /// The names of all plugins.
         pub const NAMES: &[&str] = &[$($name),*];
 
-        const ENTRIES: &[dispatch::Entry] = &[$(dispatch::Entry::new::<$module::$plugin>($name)),*];
+        const ENTRIES: &[Entry] = &[$(Entry::new::<$module::$plugin>($name)),*];
     };
 }
 
 /// The plugin of that name, which may have a prefix ending in `-`: BuildKit installs plugins as `buildkit-cni-bridge`,
 /// KubeVirt as `cnv-bridge`.
-pub fn named(name: &str) -> Option<dispatch::Entry> {
-    let is_named = |plugin: &&dispatch::Entry| {
+pub fn named(name: &str) -> Option<Entry> {
+    let is_named = |plugin: &&Entry| {
         let prefix = name.strip_suffix(plugin.name());
         prefix.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
     };
@@ -85,4 +40,48 @@ registry! {
     "bridge" => bridge::Bridge,
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
+}
+
+/// The name of the operator's command line.
+const COMMAND_LINE: &str = "gangplank";
+
+/// What the binary is, by the name it is called by.
+pub enum Program {
+    /// A plugin.
+    Plugin(Entry),
+    /// The operator's command line.
+    CommandLine,
+    /// A name that is neither.
+    Unknown,
+}
+
+impl Program {
+    /// `gangplank` is the plugin bridge for a runtime. A copy such as `gangplank-linux-x86_64` is the command line alone.
+    pub fn named(name: &str, env: &Environment) -> Program {
+        let is_request = env.var("CNI_COMMAND").is_some();
+        let plugin = match name {
+            COMMAND_LINE if is_request => named("bridge"),
+            name => named(name),
+        };
+        match plugin {
+            Some(plugin) => Program::Plugin(plugin),
+            None if !is_request && name.starts_with(COMMAND_LINE) => Program::CommandLine,
+            None => Program::Unknown,
+        }
+    }
+}
+
+/// Refuses to be the program of a name, as a CNI error if a runtime called it. Guessing would have, for example,
+/// `bridge.orig` or `portmap` attach a second interface.
+pub fn refuse_name(name: &str, env: &Environment) -> ExitCode {
+    let plugins = NAMES.join(", ");
+    let msg = format!("{name:?} is not the name of a plugin: this program has {plugins}");
+    let error = Error::new(Code::INVALID_ENVIRONMENT, msg).details(
+        "call it by one of these names, which may have a prefix ending in \"-\"; gangplank install DIR puts them into a directory",
+    );
+    if env.var("CNI_COMMAND").is_some() {
+        return dispatch::fail(&error, Version::NEWEST);
+    }
+    eprintln!("{COMMAND_LINE}: {error}");
+    ExitCode::FAILURE
 }

@@ -15,13 +15,13 @@ use crate::cli::args::Paths;
 use crate::cli::chain::Chain;
 use crate::cni::names::NetworkName;
 use crate::error::Error;
+use crate::ipam::live::LiveAttachments;
 use crate::ipam::{LeaseFile, Store};
 use crate::kernel::netlink::{Address, Link, Netlink, RouteEntry};
 use crate::kernel::sysctl;
+use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Inventory;
-use crate::plugins::bridge::open_host;
-use crate::state::LiveAttachments;
 
 pub use cache::Cached;
 pub use configurations::{Configurations, Configured};
@@ -82,7 +82,7 @@ impl Node {
             move |cause| Error::failed(format!("{what}: {cause}"))
         };
         let found = Configurations::read(&paths.conf_dir, &paths.data_dir)?;
-        let host = open_host()?;
+        let host = host_netlink()?;
         let mut node = Node {
             networks: Vec::new(),
             unusable: found.unusable,

@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::cli::{Answer, args};
 use crate::error::Error;
 use crate::kernel::netlink::{Netlink, NetlinkError, RouteQuery, not_found_as_none};
+use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family};
-use crate::plugins::bridge::open_host;
 pub use nodes::parse;
 use nodes::parse_list;
 use plan::{PROTOCOL, Plan, Step, Wanted, metric_of};
@@ -48,7 +48,7 @@ struct Change {
 /// changed then.
 pub fn routes(asked: &args::Routes, stdin: &str) -> Result<Answer, Error> {
     let nodes = parse_list(stdin)?;
-    let host = open_host()?;
+    let host = host_netlink()?;
     let local = listed("addresses", host.all_addresses())?;
     let local: Vec<IpAddr> = local.iter().map(|address| address.cidr.address()).collect();
     let own = plan::own_node(&nodes, asked.node.as_deref(), &local)?;

@@ -13,12 +13,12 @@ use std::net::IpAddr;
 use crate::cni::names::ContainerId;
 use crate::error::Error;
 use crate::ipam::lease_file::read_small;
+use crate::ipam::live::LiveAttachments;
 use crate::ipam::store::{Locked, Store, remove};
 use crate::kernel::boot;
 use crate::kernel::files;
 use crate::kernel::locks;
 use crate::kernel::log;
-use crate::state::LiveAttachments;
 
 /// The file that holds the record.
 const RECORD: &str = ".gangplank.boot";

@@ -8,9 +8,11 @@ use std::net::IpAddr;
 
 use crate::cni::names::Attachment;
 use crate::ipam::lease_file::{LeaseOwner, owner_for, parse_owner};
-use crate::ipam::store::{TEMP_FILE, is_absence};
 use crate::kernel::files;
 use crate::net::parse_ip;
+
+/// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
+pub const TEMP_FILE: &str = ".gangplank.new";
 
 /// Stands for what is not an owner of the usual form; no container and no interface is called that.
 pub const UNKNOWN: &str = "/";
@@ -117,4 +119,17 @@ pub fn address_named(name: &OsStr) -> Option<IpAddr> {
 /// The address that a cursor holds. It is a hint: what is anything else is none.
 pub fn parse_cursor(content: &[u8]) -> Option<IpAddr> {
     parse_ip(std::str::from_utf8(content).ok()?).ok()
+}
+
+/// Whether the error proves that nothing of that name exists: no such file (ENOENT), a file where the path needs a
+/// directory (ENOTDIR), a name longer than any file's (ENAMETOOLONG), or one with a NUL byte, of which the kernel is not
+/// asked. Anything else, EINVAL among it, says nothing about the file.
+pub fn is_absence(cause: &io::Error) -> bool {
+    match cause.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => {
+            true
+        }
+        io::ErrorKind::InvalidInput => cause.raw_os_error().is_none(),
+        _ => false,
+    }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use super::attribute::{Attributes, each, find, ip_bytes, text};
-use super::rule::PortAllocation;
+use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, IfName};
 
 /// What a list holds (enum nft_list_attributes), and an expression (nft_expr_attributes).

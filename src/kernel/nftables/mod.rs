@@ -28,7 +28,7 @@ pub use batch::{BaseChain, Batch, HookPoint};
 pub use compat::{CompatRule, Field, Target, comment};
 pub use element::Element;
 use message::{Message, Verb};
-pub use rule::{Action, Listed, Match, PortAllocation, Rule, RuleEntry};
+pub use rule::{Action, Listed, Match, Rule, RuleEntry};
 use socket::Socket;
 
 /// How long a change is tried again because somebody else was faster.

@@ -8,6 +8,7 @@ use super::Table;
 use super::attribute::{Attributes, dig, each, find, ip, long, number, text};
 use super::comment::{comment_of, userdata};
 use super::expression::*;
+use crate::kernel::nat::PortAllocation;
 
 /// What a rule holds (enum nft_rule_attributes).
 pub(super) const RULE_TABLE: u16 = 1;
@@ -29,16 +30,6 @@ pub enum Match {
     Output(IfName),
     /// Sent from that MAC address.
     EthernetSource(Mac),
-}
-
-/// Which port a translated connection gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PortAllocation {
-    /// Its own, unless that is taken.
-    #[default]
-    Preserve,
-    /// A random one, always.
-    Random,
 }
 
 /// What a rule does with a packet.

@@ -10,10 +10,11 @@ use crate::kernel::nftables::{Nftables, RuleEntry, Table, TableFamily, not_found
 use crate::kernel::xtables;
 use crate::net::{Cidr, Family};
 use crate::netfilter::iptables::{Iptables, TableUse, Variant};
-use crate::netfilter::iptables_nft;
+use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::masquerade::iptables_nft;
 use crate::netfilter::masquerade::nftables::{self, NftablesEntry};
-use crate::netfilter::masquerade::rules::{Chain, Listing};
+use crate::netfilter::masquerade::rules::Chain;
 use crate::netfilter::masquerade::{Backend, Masquerade, Policy};
 
 /// The rules of the nat tables, the elements of our maps and the rules of the reference's table.

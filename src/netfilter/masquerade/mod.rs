@@ -5,6 +5,7 @@
 
 mod comment;
 mod inventory;
+mod iptables_nft;
 mod nftables;
 mod policy;
 mod removal;
@@ -19,32 +20,13 @@ use crate::kernel::nftables::{Nftables, not_found_as_none};
 use crate::kernel::xtables;
 use crate::net::{Cidr, Family};
 use crate::netfilter::iptables::{Iptables, Outcome, Transaction, Variant};
-use crate::netfilter::iptables_nft;
+use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::comment::RuleComment;
-use crate::netfilter::masquerade::rules::{Chain, Listing, StaleChains};
+use crate::netfilter::masquerade::rules::{Chain, StaleChains};
 
 pub use inventory::{Inventory, MasqueradeEntry, iptables_tables, iptables_variants};
-pub use policy::Policy;
+pub use policy::{Backend, Policy};
 pub use removal::{Evidence, Removing, Scope};
-
-/// Which part of the kernel masquerades.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Backend {
-    /// iptables, or its successor's translation of it.
-    Iptables,
-    /// nftables, without a program.
-    Nftables,
-}
-
-impl Backend {
-    /// The one for addresses of these families where none is asked for: iptables, if it is installed for all of them.
-    fn usual(mut families: impl Iterator<Item = Family>) -> Backend {
-        match families.all(|family| Iptables::find(family).is_some()) {
-            true => Backend::Iptables,
-            false => Backend::Nftables,
-        }
-    }
-}
 
 /// The masquerading of an attachment to a network.
 #[derive(Clone, Debug)]
@@ -81,7 +63,7 @@ impl Masquerade {
     /// When a family has no iptables or it cannot be started, or nftables refuses; a family may hold its rules.
     pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
         let families = addresses.iter().map(|address| address.family());
-        match policy.backend.unwrap_or_else(|| Backend::usual(families)) {
+        match policy.backend.unwrap_or_else(|| default_backend(families)) {
             Backend::Iptables => self.install_iptables(addresses, policy),
             Backend::Nftables => {
                 nftables::install(&self.network, &self.comment, addresses, policy)?;
@@ -136,7 +118,7 @@ impl Masquerade {
         let in_iptables = self.check_iptables(addresses, policy)?;
         match (
             in_iptables,
-            policy.backend.unwrap_or_else(|| Backend::usual(families)),
+            policy.backend.unwrap_or_else(|| default_backend(families)),
         ) {
             (None, _) => Ok(()),
             (Some(_), Backend::Nftables) => Err(lacking),
@@ -339,4 +321,12 @@ fn not_installed(family: Family) -> Error {
     };
     Error::failed(format!("masquerade: ipMasq for {wanted} addresses needs {program}, which is not installed"))
         .details("looked in PATH and in the system's directories; install the package iptables, or set ipMasq to false")
+}
+
+/// The one for addresses of these families where none is asked for: iptables, if it is installed for all of them.
+fn default_backend(mut families: impl Iterator<Item = Family>) -> Backend {
+    match families.all(|family| Iptables::find(family).is_some()) {
+        true => Backend::Iptables,
+        false => Backend::Nftables,
+    }
 }

@@ -34,6 +34,7 @@ use crate::kernel::nftables::{
     TableFamily,
 };
 use crate::net::{Cidr, Family};
+use crate::netfilter;
 use crate::netfilter::masquerade::Policy;
 use crate::netfilter::masquerade::comment::{RuleComment, short_hash};
 
@@ -388,17 +389,13 @@ fn removal(
 
 /// The error of an operation on nftables.
 pub fn failed(operation: &str, cause: NftablesError) -> Error {
-    let error = Error::failed(format!("masquerade: cannot {operation} nftables: {cause}"));
-    match cause {
-        NftablesError::Unsupported(_) => error.details(
-            "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false",
-        ),
-        NftablesError::Changed | NftablesError::NoAnswer => Error {
-            code: crate::Code::TRY_AGAIN,
-            ..error
-        },
-        _ => error,
-    }
+    let remedy = "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false";
+    netfilter::failed(
+        "masquerade",
+        &format!("{operation} nftables"),
+        remedy,
+        cause,
+    )
 }
 
 #[cfg(test)]

@@ -4,12 +4,20 @@ use std::net::IpAddr;
 
 use crate::cni::json::JsonCursor;
 use crate::error::Error;
-use crate::kernel::nftables::PortAllocation;
+use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, parse_ip};
-use crate::netfilter::masquerade::Backend;
 
 /// How many destinations may keep their address. Each is a rule that packets go through.
 const MAX_NON_MASQUERADE_CIDRS: usize = 1024;
+
+/// Which part of the kernel masquerades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backend {
+    /// iptables, or its successor's translation of it.
+    Iptables,
+    /// nftables, without a program.
+    Nftables,
+}
 
 /// How a network is masqueraded; by default as the reference does it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use crate::error::{Code, Error, Failures};
 use crate::kernel::nftables::{Nftables, NftablesError, not_found_as_none};
 use crate::net::Family;
 use crate::netfilter::iptables::{Iptables, Outcome, Saving, Transaction, Variant};
-use crate::netfilter::iptables_nft::{self, Search};
-use crate::netfilter::masquerade::rules::Listing;
+use crate::netfilter::iptables_save::Listing;
+use crate::netfilter::masquerade::iptables_nft::{self, Search};
 use crate::netfilter::masquerade::{Masquerade, legacy_table, nftables};
 
 /// How much of a container's masquerading goes.

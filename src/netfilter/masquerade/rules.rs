@@ -11,8 +11,9 @@ use sha2::{Digest, Sha512};
 
 use crate::cni::ValidAttachments;
 use crate::cni::names::{ContainerId, NetworkName};
-use crate::kernel::nftables::PortAllocation;
+use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family};
+use crate::netfilter::iptables_save::{Listing, deletion, transaction};
 use crate::netfilter::masquerade::Policy;
 
 /// The longest comment of a rule in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
@@ -300,48 +301,12 @@ fn is_accepting(rule: &str) -> bool {
     rule.ends_with("-j ACCEPT")
 }
 
-/// What deletes a rule.
-pub(crate) fn deletion(rule: &str) -> String {
-    match rule.strip_prefix("-A ") {
-        Some(rest) => format!("-D {rest}"),
-        None => rule.to_owned(),
-    }
-}
-
-/// A change of a table, for iptables-restore(8); `None` when it is empty.
-pub(crate) fn transaction(table: &str, lines: &[String]) -> Option<String> {
-    let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
-    (!lines.is_empty()).then(change)
-}
-
 /// A change of the nat table that is not empty.
 fn nat(lines: Vec<String>) -> String {
     transaction("nat", &lines).unwrap_or_default()
 }
 
-/// What a table holds, as iptables-save(8) prints it.
-#[derive(Clone, Debug, Default)]
-pub struct Listing {
-    chains: Vec<String>,
-    rules: Vec<String>,
-}
-
 impl Listing {
-    /// Reads the output of `iptables-save` for one table.
-    pub fn parse(text: &str) -> Listing {
-        let mut listing = Listing::default();
-        for line in text.lines() {
-            if let Some(chain) = line.strip_prefix(':') {
-                listing
-                    .chains
-                    .extend(chain.split_whitespace().next().map(str::to_owned));
-            } else if line.starts_with("-A ") {
-                listing.rules.push(line.trim_end().to_owned());
-            }
-        }
-        listing
-    }
-
     /// The chains of containers: name, network and container, as far as the comments that tell them are not cut.
     pub fn containers(&self) -> BTreeSet<(String, String, String)> {
         let told = self.rules.iter().filter_map(|rule| {

@@ -13,9 +13,9 @@ use crate::kernel::sysctl::Parameter;
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::plugins::bridge::{open_host, open_pod};
+use crate::link::namespace;
 use crate::plugins::bridge::gateway;
-use crate::plugins::bridge::links::{PORT_LIMIT, failed, made};
+use crate::link::{PORT_LIMIT, failed, made};
 use crate::plugins::bridge::plan::{ObservedLinks, Plan};
 use crate::plugins::bridge::vlan_ports;
 use crate::undo::Undo;
@@ -44,10 +44,10 @@ impl AttachContext {
     /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
     /// opened.
     pub fn open(path: &str, own_netns: OwnNetns) -> Result<AttachContext, Error> {
-        let netns = Netns::open(path, own_netns).map_err(|cause| cause.report(path))?;
+        let netns = namespace::open(path, own_netns)?;
         Ok(AttachContext {
-            host: Rc::new(open_host()?),
-            pod: open_pod(&netns, path)?,
+            host: Rc::new(namespace::host_netlink()?),
+            pod: namespace::netlink(&netns)?,
             netns,
         })
     }
@@ -312,7 +312,7 @@ fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Erro
     };
     netns
         .inside(settings)
-        .map_err(|cause| cause.report(&netns.path().to_string_lossy()))?
+        .map_err(|cause| namespace::error(&netns.path().to_string_lossy(), cause))?
 }
 
 fn enable_ipv6(name: &IfName) -> Result<(), Error> {

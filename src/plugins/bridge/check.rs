@@ -10,7 +10,7 @@ use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::add::AttachContext;
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
-use crate::plugins::bridge::links::failed;
+use crate::link::failed;
 use crate::plugins::bridge::{Bridge, forward_accept, vlan_ports};
 
 /// An attachment as it should be.

@@ -13,19 +13,10 @@ use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
 use crate::plugins::bridge::vlan::Vlans;
 
+pub use crate::plugins::bridge::role::Gateway;
+
 /// The bridge of a configuration that names none.
 const DEFAULT_BRIDGE: &str = "cni0";
-
-/// What the bridge is for its containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gateway {
-    /// A switch only.
-    None,
-    /// It has the gateway's address (`isGateway`).
-    Address,
-    /// And containers have a default route to it (`isDefaultGateway`).
-    DefaultRoute,
-}
 
 /// What happens when the bridge has another address than the gateway's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

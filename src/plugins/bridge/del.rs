@@ -12,15 +12,16 @@ use crate::error::{Code, Error, Failures};
 use crate::ipam::{Held, Ipam};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, Netlink, not_found_as_none};
-use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::{IfName, Mac};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{Evidence, Masquerade, Removing, Scope};
 use crate::plugins::bridge::config::bridge_of;
-use crate::plugins::bridge::links::failed;
+use crate::link::failed;
 use crate::plugins::bridge::ownership::{ContainerEnd, Known, is_owner};
 use crate::plugins::bridge::plan::host_interface;
-use crate::plugins::bridge::{forward_accept, open_host, open_pod};
+use crate::link::namespace;
+use crate::plugins::bridge::forward_accept;
 
 /// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
 /// only names; what was made by the reference is removed too.
@@ -69,7 +70,7 @@ pub fn detach(
             .flatten(),
         _ => None,
     };
-    let host = open_host()?;
+    let host = namespace::host_netlink()?;
     let link = Detachment {
         // A prevResult that cannot be read must not keep a dead container's address.
         prev: conf.prev_result().ok().flatten(),
@@ -103,7 +104,7 @@ fn open_netns(path: Option<&str>, own_netns: OwnNetns) -> Result<Option<Netns>, 
     match Netns::open(path, own_netns) {
         Ok(netns) => Ok(Some(netns)),
         Err(cause) if cause.is_gone() => Ok(None),
-        Err(cause) => Err(NetnsError::report(cause, path)),
+        Err(cause) => Err(namespace::error(path, cause)),
     }
 }
 
@@ -175,8 +176,7 @@ impl Detachment<'_> {
     }
 
     fn pod(&self) -> Result<Option<Netlink>, Error> {
-        let open = |netns: &Netns| open_pod(netns, &netns.path().to_string_lossy());
-        self.netns.map(open).transpose()
+        self.netns.map(namespace::netlink).transpose()
     }
 
     /// Deletes the host's end that prevResult names, if it is still the same link: where the other end is not found in the

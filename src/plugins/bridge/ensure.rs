@@ -5,7 +5,7 @@ use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
 use crate::kernel::sysctl::Parameter;
 use crate::kernel::sysfs;
 use crate::plugins::bridge::config::BridgeConfig;
-use crate::plugins::bridge::links::{failed, made, new_mac};
+use crate::link::{failed, made, new_mac};
 use crate::plugins::bridge::vlan_ports;
 
 /// The bridge as it is configured, made where it is not there.

@@ -6,7 +6,7 @@ use crate::kernel::netlink::{Kind, Link, Netlink};
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::forward::Forwarding;
 use crate::plugins::bridge::config::bridge_of;
-use crate::plugins::bridge::links::failed;
+use crate::link::failed;
 use crate::plugins::bridge::plan::gateway_port;
 
 /// The families of addresses; without addresses it is both, for frames may be filtered as packets (br_netfilter).

@@ -8,7 +8,7 @@ use crate::kernel::sysctl;
 use crate::net::{Cidr, Family, IfName, ParseError};
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::refuse_advertisements;
-use crate::plugins::bridge::links::{PORT_LIMIT, failed, made, new_mac};
+use crate::link::{PORT_LIMIT, failed, made, new_mac};
 use crate::plugins::bridge::plan::gateway_port;
 use crate::plugins::bridge::vlan::Vlans;
 use crate::plugins::bridge::vlan_ports::{self, Port};

@@ -16,10 +16,10 @@ use crate::netfilter::mac_spoof_check;
 use crate::netfilter::masquerade;
 use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
-use crate::plugins::bridge::links::failed;
-use crate::plugins::bridge::open_host;
+use crate::link::failed;
+use crate::link::namespace::host_netlink;
 use crate::plugins::bridge::plan::host_interface;
-use crate::state::{Veth, veths};
+use crate::link::{Veth, veths};
 
 /// Removes masquerading, MAC spoof checks, links and leases of this network, and what lets its bridge's packets pass when that has no
 /// containers left, that belong to no valid attachment, whichever plugin made
@@ -59,7 +59,7 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
         }
         None => {}
     }
-    if let Some(host) = failures.note(open_host()) {
+    if let Some(host) = failures.note(host_netlink()) {
         failures.note(mac_spoof_check::gc(&conf.name, &valid, &host));
         failures.note(forward_accept::remove_if_unused(&host, conf));
     }
@@ -79,7 +79,7 @@ fn free(
         let links = StaleLinks {
             conf,
             store: host_local.store(),
-            host: &open_host()?,
+            host: &host_netlink()?,
             valid: of_valid.iter().map(|lease| lease.address).collect(),
         };
         in_use = links.delete(&stale, &mut failures);

@@ -12,10 +12,10 @@ mod ensure;
 mod forward_accept;
 mod gateway;
 mod gc;
-mod links;
 mod ownership;
 pub mod plan;
 pub mod reconcile;
+pub mod role;
 mod uplink;
 mod vlan;
 mod vlan_ports;
@@ -30,12 +30,11 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::ipam::{Ipam, Lease};
 use crate::kernel::log;
-use crate::kernel::netlink::Netlink;
-use crate::kernel::netns::{Netns, OwnNetns};
+use crate::kernel::netns::OwnNetns;
 use crate::kernel::signals;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
-use crate::plugins::Plugin;
+use crate::plugins::plugin::Plugin;
 use crate::plugins::bridge::add::{AttachContext, attach, require_free};
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -221,16 +220,4 @@ fn previous_in_chain(conf: &NetConf) -> Result<Option<AddResult>, Error> {
         Schema::V0_1 => Ok(None),
         _ => conf.prev_result(),
     }
-}
-
-/// A socket on the host's side.
-///
-/// # Errors
-/// When none can be had.
-pub fn open_host() -> Result<Netlink, Error> {
-    Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
-}
-
-fn open_pod(netns: &Netns, path: &str) -> Result<Netlink, Error> {
-    Netlink::open_in(netns).map_err(|cause| cause.report(path))
 }

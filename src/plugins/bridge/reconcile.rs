@@ -16,7 +16,7 @@ use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::plugins::bridge::links::failed;
+use crate::link::failed;
 use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
 
 /// A container that has its link.

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
 use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
-use crate::plugins::bridge::links::failed;
+use crate::link::failed;
 
 /// The MTU of a network's links in bytes: with `"auto"` the uplink's at this moment. Without an uplink it is that of the bridge,
 /// and without a bridge `None`, the kernel's default.

@@ -8,7 +8,7 @@
 use crate::cni::json::JsonCursor;
 use crate::error::Error;
 use crate::net::{IfName, PortVlans, VlanId, VlanSet};
-use crate::plugins::bridge::config::Gateway;
+use crate::plugins::bridge::role::Gateway;
 
 /// What a configuration says of VLANs. There is one only where the bridge must keep VLANs apart.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use crate::error::{Code, Error};
 use crate::kernel::netlink::{Link, Netlink, VlanFiltering, not_found_as_none};
 use crate::net::{IfName, PortVlans, VlanId};
-use crate::plugins::bridge::links::failed;
-use crate::plugins::bridge::links::made;
+use crate::link::failed;
+use crate::link::made;
 use crate::plugins::bridge::vlan::Vlans;
 
 /// Refuses a bridge that does not keep VLANs apart.

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
+use crate::kernel::nat::PortAllocation;
 use crate::kernel::nftables::{
-    Action, Batch, Listed, Match, Nftables, NftablesError, PortAllocation, Rule, RuleEntry,
+    Action, Batch, Listed, Match, Nftables, NftablesError, Rule, RuleEntry,
 };
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Policy;

@@ -1,0 +1,54 @@
+//! The container's network namespace, and the errors to report for it.
+
+use std::io;
+
+use crate::error::{Code, Error};
+use crate::kernel::netlink::Netlink;
+use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+
+/// The error to report for the path in CNI_NETNS.
+pub fn error(path: &str, cause: NetnsError) -> Error {
+    let code = match cause {
+        NetnsError::Own => Code::OWN_NETNS,
+        NetnsError::Missing | NetnsError::NotANamespace => Code::INVALID_ENVIRONMENT,
+        NetnsError::Refused(_) => Code::PLUGIN,
+    };
+    let error = Error::new(code, format!("cannot use CNI_NETNS {path:?}: {cause}"));
+    match cause {
+        NetnsError::Own => {
+            error.details("set CNI_NETNS_OVERRIDE=1 if the container really shares it")
+        }
+        NetnsError::Missing | NetnsError::NotANamespace => {
+            error.details("expected a path like /run/netns/NAME or /proc/PID/ns/net")
+        }
+        NetnsError::Refused(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+            error.details("entering a namespace needs root (CAP_SYS_ADMIN)")
+        }
+        NetnsError::Refused(_) => error,
+    }
+}
+
+/// Opens the network namespace at the path in CNI_NETNS.
+///
+/// # Errors
+/// When there is none, or when it is the plugin's own and that is not allowed.
+pub fn open(path: &str, own_netns: OwnNetns) -> Result<Netns, Error> {
+    Netns::open(path, own_netns).map_err(|cause| error(path, cause))
+}
+
+/// Opens a netlink socket in the container's network namespace.
+///
+/// # Errors
+/// When the namespace cannot be entered or no socket can be opened.
+pub fn netlink(netns: &Netns) -> Result<Netlink, Error> {
+    let path = netns.path().to_string_lossy();
+    Netlink::open_in(netns).map_err(|cause| error(&path, cause))
+}
+
+/// Opens a netlink socket in the host's network namespace.
+///
+/// # Errors
+/// When no socket can be opened.
+pub fn host_netlink() -> Result<Netlink, Error> {
+    Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
+}

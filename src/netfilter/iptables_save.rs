@@ -1,0 +1,41 @@
+//! The text format of iptables-save(8) and iptables-restore(8).
+
+/// What a table holds, as iptables-save(8) prints it.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The names of its chains.
+    pub chains: Vec<String>,
+    /// Its rules, each with the `-A` and the chain at its beginning.
+    pub rules: Vec<String>,
+}
+
+impl Listing {
+    /// Reads the output of `iptables-save` for one table.
+    pub fn parse(text: &str) -> Listing {
+        let mut listing = Listing::default();
+        for line in text.lines() {
+            if let Some(chain) = line.strip_prefix(':') {
+                listing
+                    .chains
+                    .extend(chain.split_whitespace().next().map(str::to_owned));
+            } else if line.starts_with("-A ") {
+                listing.rules.push(line.trim_end().to_owned());
+            }
+        }
+        listing
+    }
+}
+
+/// The line that deletes a rule.
+pub fn deletion(rule: &str) -> String {
+    match rule.strip_prefix("-A ") {
+        Some(rest) => format!("-D {rest}"),
+        None => rule.to_owned(),
+    }
+}
+
+/// A change of a table, for iptables-restore(8); `None` when it is empty.
+pub fn transaction(table: &str, lines: &[String]) -> Option<String> {
+    let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
+    (!lines.is_empty()).then(change)
+}
