@@ -29,6 +29,7 @@ pub mod link;
 pub mod net;
 pub mod netfilter;
 pub mod plugins;
+pub mod state;
 #[cfg(test)]
 mod test_random;
 mod undo;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::node::{Network, Node, Pod, Problem};
 use crate::cli::{Answer, args};
 use crate::error::Error;
-use crate::kernel::netlink::{Link, PortFlags};
+use crate::kernel::netlink::Link;
 use crate::kernel::sysctl::Parameter;
 use crate::net::{Cidr, IfName};
 use crate::plugins::bridge::config::Gateway;
@@ -132,10 +132,7 @@ fn left<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item = String
 pub fn with_other_flags<'n>(node: &'n Node, network: &'n Network) -> Vec<(&'n Pod, &'n Link)> {
     let config = &network.configured.bridge;
     let bridge = node.bridge(network).map(|bridge| bridge.index);
-    let wanted = PortFlags {
-        hairpin: config.hairpin,
-        isolated: config.isolated,
-    };
+    let wanted = config.port_flags();
     let pods = network.pods.iter().filter(|pod| pod.is_outdated);
     let with_port = pods.filter_map(|pod| Some((pod, &node.links[pod.link?])));
     with_port

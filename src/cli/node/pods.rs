@@ -12,6 +12,7 @@ use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::Cidr;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::plan::host_interface;
+use crate::state::{self, PortDifference};
 
 /// A pod on a network.
 #[derive(Debug)]
@@ -215,7 +216,8 @@ fn problems(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) 
             if !link.is_up || !link.is_running {
                 problems.push(Problem::Down);
             }
-            if link.master.is_none() || link.master != bridge.map(|bridge| bridge.index) {
+            let differences = state::port_differences(link, bridge, None);
+            if differences.contains(&PortDifference::Detached) {
                 problems.push(Problem::Loose);
             }
             if bridge.is_some_and(|bridge| bridge.mtu != link.mtu) {

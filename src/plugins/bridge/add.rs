@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::kernel::netlink::{
-    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, not_found_as_none,
+    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, not_found_as_none,
 };
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
@@ -175,11 +175,7 @@ fn create_veth(
     if let Some(vlans) = &config.vlans {
         vlan_ports::join_container_port(host, &plan.host, bridge, vlans)?;
     }
-    let flags = PortFlags {
-        hairpin: config.hairpin,
-        isolated: config.isolated,
-    };
-    host.start_port(&plan.host, flags, &plan.alias)
+    host.start_port(&plan.host, config.port_flags(), &plan.alias)
         .map_err(|cause| failed("start port", &plan.host, cause))?;
     made(host, &plan.host)
 }

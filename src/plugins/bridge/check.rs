@@ -4,11 +4,12 @@ use crate::cni::environment::Target;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;
-use crate::kernel::netlink::{Kind, Link, RouteEntry, RouteQuery, VlanFiltering};
+use crate::kernel::netlink::{Kind, Link, PortFlags, RouteEntry, RouteQuery};
 use crate::net::{Cidr, Family, IfName, Route, RouteNumbers};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::add::AttachContext;
+use crate::state::{self, BridgeDifference, PortDifference};
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
 use crate::link::failed;
 use crate::plugins::bridge::{Bridge, forward_accept, vlan_ports};
@@ -129,29 +130,17 @@ fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Er
         .host
         .link(name)
         .map_err(|cause| failed("look up bridge", name, cause))?;
-    let bridge = bridge.ok_or_else(|| differs(format!("bridge {name} is missing")))?;
-    if bridge.kind != Kind::Bridge {
-        return Err(differs(format!(
-            "{name} is not a bridge but a {}",
-            bridge.kind
-        )));
-    }
-    if !bridge.is_up {
-        return Err(differs(format!("bridge {name} is down")));
-    }
-    if expected.config.promiscuous && !bridge.is_promiscuous {
-        return Err(differs(format!(
-            "bridge {name} is not promiscuous, though promiscMode is set"
-        )));
-    }
-    if let Some(vlans) = &expected.config.vlans
-        && !matches!(bridge.filtering, VlanFiltering::On { .. })
-    {
-        let asked = vlans.asked();
-        return Err(differs(format!(
-            "bridge {name} does not keep VLANs apart, though {asked}"
-        )));
-    }
+    let differences = expected.config.desired_bridge().differences(bridge.as_ref());
+    let bridge = match (differences.first(), bridge) {
+        (None, Some(bridge)) => bridge,
+        (Some(other @ BridgeDifference::OtherKind(_)), _) => {
+            return Err(differs(format!("{name} {other}")));
+        }
+        (difference, _) => {
+            let difference = difference.unwrap_or(&BridgeDifference::Missing);
+            return Err(differs(format!("bridge {name} {difference}")));
+        }
+    };
     if expected.config.gateway != Gateway::None {
         check_gateways(expected, context, &bridge)?;
     }
@@ -186,15 +175,16 @@ fn check_gateways(
     let present = context.host.addresses(link.index);
     let present = present
         .map_err(|cause| Error::failed(format!("cannot list addresses of {name}: {cause}")))?;
-    let lost = wanted
-        .iter()
-        .find(|gateway| !present.iter().any(|address| address.cidr == **gateway));
-    lost.map_or(Ok(()), |gateway| {
-        let kind = &link.kind;
-        Err(differs(format!(
-            "{kind} {name} has lost the gateway address {gateway}"
-        )))
-    })
+    let present: Vec<Cidr> = present.iter().map(|address| address.cidr).collect();
+    match state::missing_addresses(&wanted, &present).first() {
+        None => Ok(()),
+        Some(gateway) => {
+            let kind = &link.kind;
+            Err(differs(format!(
+                "{kind} {name} has lost the gateway address {gateway}"
+            )))
+        }
+    }
 }
 
 fn check_container(expected: &Expected, context: &AttachContext) -> Result<Link, Error> {
@@ -241,17 +231,25 @@ fn check_port(
     let port = port
         .filter(|port| port.kind == Kind::Veth && port.peer == Some(container.index))
         .ok_or_else(|| differs(format!("the other end of {name} is not on the host")))?;
-    if port.master != Some(bridge.index) {
-        return Err(differs(format!(
-            "{} is not a port of bridge {bridge_name}",
-            port.name
-        )));
-    }
-    if !port.is_up {
-        return Err(differs(format!(
-            "port {} of bridge {bridge_name} is down",
-            port.name
-        )));
+    let desired = Some(expected.config.port_flags());
+    let host = &port.name;
+    match state::port_differences(&port, Some(bridge), desired).first() {
+        None => {}
+        Some(PortDifference::Detached) => {
+            return Err(differs(format!(
+                "{host} is not a port of bridge {bridge_name}"
+            )));
+        }
+        Some(PortDifference::Down) => {
+            return Err(differs(format!(
+                "port {host} of bridge {bridge_name} is down"
+            )));
+        }
+        Some(PortDifference::Flags(PortFlags { hairpin, isolated })) => {
+            return Err(differs(format!(
+                "port {host} of bridge {bridge_name} has other flags than hairpin {hairpin} and isolated {isolated}"
+            )));
+        }
     }
     let vlans = expected.config.vlans.as_ref();
     vlans.map_or(Ok(()), |vlans| {

@@ -12,6 +12,8 @@ use crate::net::{IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
 use crate::plugins::bridge::vlan::Vlans;
+use crate::kernel::netlink::PortFlags;
+use crate::state::DesiredBridge;
 
 pub use crate::plugins::bridge::role::Gateway;
 
@@ -77,6 +79,21 @@ pub struct BridgeConfig {
 }
 
 impl BridgeConfig {
+    /// The state in which a bridge can serve this network.
+    pub fn desired_bridge(&self) -> DesiredBridge {
+        DesiredBridge {
+            promiscuous: self.promiscuous,
+            filters_vlans: self.vlans.is_some(),
+        }
+    }
+
+    pub fn port_flags(&self) -> PortFlags {
+        PortFlags {
+            hairpin: self.hairpin,
+            isolated: self.isolated,
+        }
+    }
+
     /// Parses a configuration for an ADD or CHECK.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
 use crate::link::failed;
+use crate::state::{self, BridgeDifference};
 use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
 
 /// A container that has its link.
@@ -41,10 +42,7 @@ impl LiveAttachment {
     /// bridge has: portIsolation would separate it from containers that it talks with.
     pub fn wanted_flags(&self, config: &BridgeConfig) -> PortFlags {
         let present = self.link.port.filter(|_| self.is_outdated);
-        present.unwrap_or(PortFlags {
-            hairpin: config.hairpin,
-            isolated: config.isolated,
-        })
+        present.unwrap_or(config.port_flags())
     }
 }
 
@@ -170,7 +168,8 @@ fn plan_bridge(
 ) -> Vec<Repair> {
     let mut repairs = Vec::new();
     let bridge = present.bridge.as_ref();
-    if bridge.is_none_or(|bridge| !bridge.is_up || (config.promiscuous && !bridge.is_promiscuous)) {
+    let differences = config.desired_bridge().differences(bridge);
+    if differences.iter().any(is_repaired_by_add) {
         repairs.push(Repair::Bridge);
     }
     if present.is_mac_fixed == Some(false) {
@@ -179,19 +178,15 @@ fn plan_bridge(
     let advertised = present.advertised.iter().cloned();
     repairs.extend(advertised.map(Repair::Advertisements));
     let is_right = |live: &LiveAttachment| {
-        let link = &live.link;
-        let is_port = link.master.is_some() && link.master == bridge.map(|bridge| bridge.index);
-        let has_flags = link.port == Some(live.wanted_flags(config));
-        is_port && (link.is_up || config.leave_down) && has_flags
+        let desired = live.wanted_flags(config);
+        state::port_differences(&live.link, bridge, Some(desired)).is_empty()
     };
     let loose = here.iter().filter(|live| !is_right(live));
     repairs.extend(loose.map(|live| Repair::Port((*live).clone())));
     // Behind the vlan_ports, for these are told.
-    let lacks = |gateway: &&Cidr| !present.addresses.contains(gateway);
-    if gateways.iter().any(|gateway| lacks(&gateway)) {
-        repairs.push(Repair::Gateways(
-            gateways.iter().filter(lacks).copied().collect(),
-        ));
+    let missing = state::missing_addresses(gateways, &present.addresses);
+    if !missing.is_empty() {
+        repairs.push(Repair::Gateways(missing));
     }
     let off = present.not_forwarded.iter().copied();
     let is_needed = |family: &Family| gateways.iter().any(|gateway| gateway.family() == *family);
@@ -204,6 +199,14 @@ fn plan_bridge(
         repairs.push(Repair::ForwardAccept(forwarding.clone(), families));
     }
     repairs
+}
+
+/// An ADD creates and starts the bridge; it does not replace other interfaces and does not enable VLAN filtering.
+fn is_repaired_by_add(difference: &BridgeDifference) -> bool {
+    match difference {
+        BridgeDifference::Missing | BridgeDifference::Down | BridgeDifference::NotPromiscuous => true,
+        BridgeDifference::OtherKind(_) | BridgeDifference::VlanFilteringDisabled => false,
+    }
 }
 
 impl Repair {
