@@ -336,3 +336,22 @@ fn check_changes_nothing() {
     network.check(&pod, &result).ok();
     assert_eq!(crate::support::Footprint::of(&node), before);
 }
+
+#[test]
+fn flags_of_the_port_that_were_changed_are_reported() {
+    needs!();
+    if worse_in_go("it does not compare the flags of the port") {
+        return;
+    }
+    for (key, flag) in [("hairpinMode", "hairpin"), ("portIsolation", "isolated")] {
+        let node = Node::new("node");
+        let network = node.network(config()).with(key, true);
+        let pod = node.pod("a");
+        let result = network.add(&pod);
+        network.check(&pod, &result).ok();
+        let port = result["interfaces"][1]["name"].as_str().unwrap();
+        node.run(&format!("ip link set {port} type bridge_slave {flag} off"));
+        let refusal = network.check(&pod, &result).refused();
+        names(&refusal, &[port, flag]);
+    }
+}
