@@ -17,17 +17,22 @@ use std::io;
 use crate::error::{Error, Failures};
 use crate::kernel::nftables::{
     Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
-    TableFamily, not_found_as_none,
+    TableFamily,
 };
 use crate::kernel::xtables;
 use crate::net::{Family, IfName};
-use crate::netfilter;
+use crate::netfilter::Feature;
 use crate::netfilter::iptables::{Iptables, TableUse, Variant};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
 
 const FILTER: TableUse = TableUse {
     table: "filter",
     name: "forwardAccept",
+};
+
+const FEATURE: Feature = Feature {
+    name: FILTER.name,
+    remedy: "it needs nf_tables, or the legacy iptables in use; set it to false",
 };
 
 /// Where packets pass through the host, as iptables-nft makes it (NF_IP_PRI_FILTER, linux/netfilter_ipv4.h).
@@ -85,15 +90,13 @@ impl Forwarding {
             if let Some(legacy) = &legacy {
                 legacy.apply_with_retry(&|listing| self.complete(listing))?;
             }
-            let install = || {
-                let nftables = Nftables::open()?;
+            FEATURE.with_nftables("install rules", |nftables| {
                 if legacy.is_some() && nftables.table(table(family))?.is_none() {
                     return Ok(());
                 }
-                nftables.change(&|| self.completion(&nftables, family))?;
+                nftables.change(&|| self.completion(nftables, family))?;
                 Ok(())
-            };
-            install().map_err(|cause| failed("install", cause))?;
+            })?;
         }
         Ok(())
     }
@@ -105,14 +108,12 @@ impl Forwarding {
     pub fn check(&self, families: &[Family]) -> Result<(), Error> {
         for family in families.iter().copied() {
             let legacy = legacy(family)?;
-            let look = || {
-                let nftables = Nftables::open()?;
+            let mut is_whole = FEATURE.with_nftables("list rules", |nftables| {
                 if legacy.is_some() && nftables.table(table(family))?.is_none() {
                     return Ok(true);
                 }
-                Ok(self.completion(&nftables, family)?.is_empty())
-            };
-            let mut is_whole = look().map_err(|cause: NftablesError| failed("list", cause))?;
+                Ok(self.completion(nftables, family)?.is_empty())
+            })?;
             if let Some(legacy) = &legacy {
                 is_whole &= self.complete(&legacy.list()?).is_none();
             }
@@ -133,12 +134,10 @@ impl Forwarding {
     /// # Errors
     /// When the kernel does not say.
     pub fn is_in_nftables(&self) -> Result<bool, Error> {
-        let look = || {
-            let nftables = Nftables::open()?;
+        let found = FEATURE.with_existing("look for rules", |nftables| {
             let [v4, v6] = Family::BOTH.map(|family| nftables.chain(table(family), &self.chain));
             Ok(v4?.is_some() || v6?.is_some())
-        };
-        let found = not_found_as_none(look()).map_err(|cause| failed("look for", cause))?;
+        })?;
         Ok(found.unwrap_or_default())
     }
 
@@ -168,13 +167,11 @@ impl Forwarding {
     }
 
     fn remove_from_nftables(&self, family: Family) -> Result<bool, Error> {
-        let remove = || {
-            let nftables = Nftables::open()?;
+        let removed = FEATURE.with_existing("remove rules", |nftables| {
             let chain = nftables.chain(table(family), &self.chain)?;
-            nftables.change(&|| self.removal(&nftables, family))?;
+            nftables.change(&|| self.removal(nftables, family))?;
             Ok(chain.is_some())
-        };
-        let removed = not_found_as_none(remove()).map_err(|cause| failed("remove", cause))?;
+        })?;
         Ok(removed.unwrap_or_default())
     }
 
@@ -271,11 +268,6 @@ impl Forwarding {
         lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
         transaction(FILTER.table, &lines)
     }
-}
-
-fn failed(operation: &str, cause: NftablesError) -> Error {
-    let remedy = "it needs nf_tables, or the legacy iptables in use; set it to false";
-    netfilter::failed(FILTER.name, &format!("{operation} rules"), remedy, cause)
 }
 
 #[cfg(test)]

@@ -27,10 +27,10 @@ use crate::error::{Code, Error};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nftables::{
     Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
-    TableFamily, not_found_as_none,
+    TableFamily,
 };
 use crate::net::{IfName, Mac};
-use crate::netfilter;
+use crate::netfilter::Feature;
 
 pub use stale::gc;
 
@@ -46,6 +46,11 @@ const PREROUTING: BaseChain = BaseChain {
     kind: "filter",
     hook: HookPoint::Prerouting,
     priority: -300,
+};
+
+const FEATURE: Feature = Feature {
+    name: "macspoofchk",
+    remedy: "macspoofchk needs nf_tables for bridges; set it to false",
 };
 
 /// What the names of chains and the comments of rules begin with.
@@ -167,13 +172,12 @@ impl MacSpoofCheck {
             rule.input().as_ref() == Some(host) && self.may_be_jump(rule)
                 || self.is_jump(rule, &links)
         };
-        let install = || {
-            let nftables = Nftables::open()?;
+        let installed = FEATURE.with_nftables("install rules", |nftables| {
             nftables.change(&|| {
                 let mut batch = Batch::default();
                 let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
                 let own = present.iter().filter(|rule| is_own(rule));
-                let chains = match self.is_taken(&nftables, &present, &is_own)? {
+                let chains = match self.is_taken(nftables, &present, &is_own)? {
                     true => self.own_chains(),
                     false => self.chains.clone(),
                 };
@@ -195,12 +199,8 @@ impl MacSpoofCheck {
                 batch.append(TABLE, PREROUTING.name, &self.jump(host, &chains));
                 Ok(batch)
             })
-        };
-        links.unless_failed(
-            install()
-                .map(drop)
-                .map_err(|cause| failed("install", cause)),
-        )
+        });
+        links.unless_failed(installed.map(drop))
     }
 
     /// Whether the usual chains are another attachment's.
@@ -232,8 +232,7 @@ impl MacSpoofCheck {
     /// When the kernel refuses; that there is nothing to remove is success.
     pub fn remove(&self, links: &Netlink) -> Result<(), Error> {
         let links = Links::new(links);
-        let remove = || {
-            let nftables = Nftables::open()?;
+        let removed = FEATURE.with_existing("remove rules", |nftables| {
             nftables.change(&|| {
                 let mut known = Vec::new();
                 for chains in [self.chains.clone(), self.own_chains()] {
@@ -246,12 +245,11 @@ impl MacSpoofCheck {
                 // A rule cannot lead to a chain that is not there.
                 match known.is_empty() {
                     true => Ok(Batch::default()),
-                    false => removal(&nftables, known, &|rule| self.is_jump(rule, &links)),
+                    false => removal(nftables, known, &|rule| self.is_jump(rule, &links)),
                 }
             })
-        };
-        let removed = not_found_as_none(remove()).map(drop);
-        links.unless_failed(removed.map_err(|cause| failed("remove", cause)))
+        });
+        links.unless_failed(removed.map(drop))
     }
 
     /// The chain that is not as [`MacSpoofCheck::install`] makes it; `None` when all are.
@@ -259,8 +257,7 @@ impl MacSpoofCheck {
     /// # Errors
     /// When the kernel refuses to tell.
     pub fn differing(&self, host: &IfName, mac: Mac) -> Result<Option<String>, Error> {
-        let look = || {
-            let nftables = Nftables::open()?;
+        let differing = FEATURE.with_nftables("list rules", |nftables| {
             let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
             let has_jump = |chains: &Chains| {
                 let jump = self.jump(host, chains);
@@ -279,8 +276,7 @@ impl MacSpoofCheck {
                 }
             }
             Ok(None)
-        };
-        let differing = look().map_err(|cause: NftablesError| failed("list", cause))?;
+        })?;
         Ok(differing.map(|chain| format!("chain {chain} of table bridge {}", TABLE.name)))
     }
 }
@@ -350,11 +346,6 @@ impl Links<'_> {
     fn unless_failed(&self, outcome: Result<(), Error>) -> Result<(), Error> {
         outcome.and(self.failure.take().map_or(Ok(()), Err))
     }
-}
-
-fn failed(operation: &str, cause: NftablesError) -> Error {
-    let remedy = "macspoofchk needs nf_tables for bridges; set it to false";
-    netfilter::failed("macspoofchk", &format!("{operation} rules"), remedy, cause)
 }
 
 #[cfg(test)]

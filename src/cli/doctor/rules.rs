@@ -8,7 +8,8 @@ use crate::cni::ValidAttachments;
 use crate::ipam::{LeaseFile, Store};
 use crate::kernel::sysctl;
 use crate::net::Family;
-use crate::netfilter::masquerade::{self, MasqueradeEntry};
+use crate::netfilter::masquerade::MasqueradeEntry;
+use crate::netfilter::tables;
 use crate::plugins::bridge::config::Gateway;
 
 /// Looks at the rules of the node.
@@ -25,7 +26,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     findings.extend(bridge_netfilter(node));
     for family in Family::BOTH {
         // Packets pass both variants.
-        let filters = masquerade::iptables_tables(family, "filter");
+        let filters = tables::saved(family, "filter");
         let filters: Vec<Filter> = filters.iter().map(|it| Filter::parse(it)).collect();
         for network in &node.networks {
             let mut found = filters.iter();
@@ -104,7 +105,7 @@ fn live(node: &Node, name: &str) -> ValidAttachments {
 
 /// Rules of iptables-legacy and of iptables-nft at the same time (user-pain R6).
 fn both_variants() -> Option<Finding> {
-    let (legacy, nft) = masquerade::iptables_variants();
+    let (legacy, nft) = tables::nat_rules_by_variant();
     if legacy.is_empty() || nft.is_empty() {
         return None;
     }
@@ -122,7 +123,7 @@ fn bridge_netfilter(node: &Node) -> Option<Finding> {
         .networks
         .iter()
         .any(|network| network.configured.bridge.gateway != Gateway::None);
-    let nat = masquerade::iptables_tables(Family::V4, "nat");
+    let nat = tables::saved(Family::V4, "nat");
     if !bridges || !nat.iter().any(|it| it.contains(":KUBE-SERVICES ")) {
         return None;
     }

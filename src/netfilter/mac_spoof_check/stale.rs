@@ -6,9 +6,9 @@ use crate::cni::ValidAttachments;
 use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
-use crate::kernel::nftables::{Nftables, RuleEntry, not_found_as_none};
+use crate::kernel::nftables::RuleEntry;
 use crate::net::IfName;
-use crate::netfilter::mac_spoof_check::{COMMENT_PREFIX, Links, failed, removal};
+use crate::netfilter::mac_spoof_check::{COMMENT_PREFIX, FEATURE, Links, removal};
 
 /// Removes the rules of a network's attachments that are not valid.
 ///
@@ -41,12 +41,10 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments, links: &Netlink) -> R
         let host = rule.input();
         reference.is_some_and(|reference| host.is_some_and(|host| is_stale(reference, &host)))
     };
-    let gc = || {
-        let nftables = Nftables::open()?;
-        nftables.change(&|| removal(&nftables, Vec::new(), &is_going))
-    };
-    let swept = not_found_as_none(gc()).map(drop);
-    links.unless_failed(swept.map_err(|cause| failed("gc", cause)))
+    let removed = FEATURE.with_existing("remove stale rules", |nftables| {
+        nftables.change(&|| removal(nftables, Vec::new(), &is_going))
+    });
+    links.unless_failed(removed.map(drop))
 }
 
 /// The attachments that a reference may stand for: either part may have a dash.

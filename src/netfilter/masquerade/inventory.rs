@@ -6,16 +6,16 @@ use std::fmt;
 use crate::cni::ValidAttachments;
 use crate::cni::names::NetworkName;
 use crate::error::Error;
-use crate::kernel::nftables::{Nftables, RuleEntry, Table, TableFamily, not_found_as_none};
-use crate::kernel::xtables;
+use crate::kernel::nftables::RuleEntry;
 use crate::net::{Cidr, Family};
-use crate::netfilter::iptables::{Iptables, TableUse, Variant};
+use crate::netfilter::iptables::{Iptables, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::masquerade::iptables_nft;
-use crate::netfilter::masquerade::nftables::{self, NftablesEntry};
+use crate::netfilter::masquerade::nftables::{self, FEATURE, NftablesEntry};
 use crate::netfilter::masquerade::rules::Chain;
 use crate::netfilter::masquerade::{Backend, Masquerade, Policy};
+use crate::netfilter::tables;
 
 /// The rules of the nat tables, the elements of our maps and the rules of the reference's table.
 #[derive(Debug, Default)]
@@ -48,53 +48,6 @@ impl fmt::Display for MasqueradeEntry {
     }
 }
 
-/// A table of iptables, of each variant that has it, as `iptables-save` prints it. A variant is left out where its programs
-/// are not installed or fail.
-pub fn iptables_tables(family: Family, table: &'static str) -> Vec<String> {
-    let table_use = TableUse {
-        table,
-        name: "list",
-    };
-    let mut tables = Vec::new();
-    for variant in [Variant::Nft, Variant::Legacy] {
-        // Who cannot tell says yes.
-        if has_table(variant, family, table).unwrap_or(true) {
-            let iptables = Iptables::of(variant, family, table_use);
-            tables.extend(iptables.and_then(|it| it.save(table).ok()));
-        }
-    }
-    tables
-}
-
-/// Whether a variant has a table of that name. The programs make the table that they are asked to list, and who only looks
-/// makes none.
-fn has_table(variant: Variant, family: Family, name: &'static str) -> Result<bool, Error> {
-    match variant {
-        Variant::Legacy => {
-            let has_table = xtables::has_table(family, name);
-            has_table.map_err(|cause| Error::failed(format!("masquerade: {cause}")))
-        }
-        Variant::Nft => {
-            let family = TableFamily::Ip(family);
-            let look = || Nftables::open()?.table(Table { family, name });
-            let found =
-                not_found_as_none(look()).map_err(|cause| nftables::failed("list", cause))?;
-            Ok(found.flatten().is_some())
-        }
-    }
-}
-
-/// The rules of the nat tables that iptables-legacy holds, and those that iptables-nft does, of IPv4.
-pub fn iptables_variants() -> (Vec<String>, Vec<String>) {
-    let rules = |variant| {
-        let has_table = has_table(variant, Family::V4, "nat").unwrap_or_default();
-        let iptables = Iptables::nat(variant, Family::V4).filter(|_| has_table);
-        let listing = iptables.and_then(|it| it.list().ok());
-        listing.map_or(Vec::new(), |it| it.rules().cloned().collect())
-    };
-    (rules(Variant::Legacy), rules(Variant::Nft))
-}
-
 impl Inventory {
     /// Looks at both families and backends.
     pub fn take() -> Inventory {
@@ -112,7 +65,7 @@ impl Inventory {
     }
 
     fn list(&mut self, variant: Variant, family: Family) -> Result<(), Error> {
-        if has_table(variant, family, "nat")?
+        if tables::exists(variant, family, "nat")?
             && let Some(iptables) = Iptables::nat(variant, family)
         {
             self.listings.push((variant, family, iptables.list()?));
@@ -122,15 +75,13 @@ impl Inventory {
 
     /// A kernel without nf_tables holds nothing there.
     fn list_nf_tables(&mut self) -> Result<(), Error> {
-        let mut look = || {
-            let nftables = Nftables::open()?;
+        let marks = FEATURE.with_existing("list nftables", |nftables| {
             for family in Family::BOTH {
                 let rules = nftables.rules(iptables_nft::nat(family), None)?;
                 self.rules.push((family, rules));
             }
-            nftables::masquerade_entry(&nftables)
-        };
-        let marks = not_found_as_none(look()).map_err(|cause| nftables::failed("list", cause))?;
+            nftables::masquerade_entry(nftables)
+        })?;
         self.marks = marks.unwrap_or_default();
         Ok(())
     }

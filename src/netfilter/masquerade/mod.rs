@@ -22,9 +22,10 @@ use crate::net::{Cidr, Family};
 use crate::netfilter::iptables::{Iptables, Outcome, Transaction, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::masquerade::nftables::FEATURE;
 use crate::netfilter::masquerade::rules::{Chain, StaleChains};
 
-pub use inventory::{Inventory, MasqueradeEntry, iptables_tables, iptables_variants};
+pub use inventory::{Inventory, MasqueradeEntry};
 pub use policy::{Backend, Policy};
 pub use removal::{Evidence, Removing, Scope};
 
@@ -130,7 +131,7 @@ impl Masquerade {
     /// listed, side by side, that may have the chain.
     fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Option<Error>, Error> {
         let nftables = not_found_as_none(Nftables::open());
-        let nftables = nftables.map_err(|cause| nftables::failed("list", cause))?;
+        let nftables = nftables.map_err(|cause| FEATURE.failed("list nftables", cause))?;
         let mut listings = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
@@ -139,7 +140,7 @@ impl Masquerade {
             let seen = |it: &Nftables| iptables_nft::is_seen_to_hold(it, family, &rules);
             let seen = nftables.as_ref().map(seen).transpose();
             if own.is_empty()
-                || seen.map_err(|cause| nftables::failed("list", cause))? == Some(true)
+                || seen.map_err(|cause| FEATURE.failed("list nftables", cause))? == Some(true)
             {
                 continue;
             }
@@ -239,15 +240,14 @@ fn remove_stale(
     is_stale_comment: &dyn Fn(&str) -> bool,
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
-    let from_nftables = || {
-        let nftables = Nftables::open()?;
-        for family in Family::BOTH {
-            iptables_nft::gc(&nftables, family, network, stale)?;
-        }
-        nftables::gc(&nftables, network, is_stale_comment)
-    };
-    let swept = not_found_as_none(from_nftables()).map(drop);
-    failures.note(swept.map_err(|cause| nftables::failed("gc", cause)));
+    failures.note(
+        FEATURE.with_existing("remove stale rules from nftables", |nftables| {
+            for family in Family::BOTH {
+                iptables_nft::gc(nftables, family, network, stale)?;
+            }
+            nftables::gc(nftables, network, is_stale_comment)
+        }),
+    );
     for family in Family::BOTH {
         let has_table = failures.note(legacy_table(family));
         // Without a program nothing can be seen there: others keep tables from programs in their own images.
@@ -271,7 +271,7 @@ fn variants_with(
     let find = |it: &Nftables| it.chain(iptables_nft::nat(family), chain.name());
     let found = nftables.map(find).transpose();
     if found
-        .map_err(|cause| nftables::failed("list", cause))?
+        .map_err(|cause| FEATURE.failed("list nftables", cause))?
         .flatten()
         .is_some()
     {

@@ -34,7 +34,7 @@ use crate::kernel::nftables::{
     TableFamily,
 };
 use crate::net::{Cidr, Family};
-use crate::netfilter;
+use crate::netfilter::Feature;
 use crate::netfilter::masquerade::Policy;
 use crate::netfilter::masquerade::comment::{RuleComment, short_hash};
 
@@ -68,6 +68,12 @@ const REFERENCE_CHAIN: &str = "masq_checks";
 /// How many elements, and rules of the Go plugin's table, one transaction of [`gc`] removes.
 const MAX_ELEMENTS: usize = 4000;
 const MAX_RULES: usize = 1000;
+
+/// Masquerading, in errors.
+pub const FEATURE: Feature = Feature {
+    name: "masquerade",
+    remedy: "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false",
+};
 
 /// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
 const MAX_NAME: usize = 255;
@@ -105,13 +111,12 @@ pub fn install(
         }
         Ok(Completion::Whole)
     };
-    let install = || {
-        let nftables = Nftables::open()?;
+    FEATURE.with_nftables("install rules in nftables", |nftables| {
         let completion = Cell::new(Completion::Part);
         for _ in 0..wanted.parts() {
             nftables.change(&|| {
                 let mut batch = Batch::default();
-                completion.set(plan(&nftables, &mut batch)?);
+                completion.set(plan(nftables, &mut batch)?);
                 Ok(batch)
             })?;
             if completion.get() == Completion::Whole {
@@ -119,8 +124,7 @@ pub fn install(
             }
         }
         Err(NftablesError::Garbled)
-    };
-    install().map_err(|cause| failed("install rules in", cause))
+    })
 }
 
 /// Whether there may be anything to remove: there is our table, or that of the Go plugin.
@@ -231,7 +235,7 @@ pub fn masquerade_entry(nftables: &Nftables) -> Result<Vec<NftablesEntry>, Nftab
 pub fn status() -> Result<(), Error> {
     use NftablesError::{Denied, Unsupported};
     match Nftables::open().and_then(|it| it.change(&|| Ok(Batch::default()))) {
-        Err(cause @ (Denied | Unsupported(_))) => Err(failed("use", cause)),
+        Err(cause @ (Denied | Unsupported(_))) => Err(FEATURE.failed("use nftables", cause)),
         _ => Ok(()),
     }
 }
@@ -247,8 +251,7 @@ pub fn check(
     policy: &Policy,
 ) -> Result<(), Error> {
     let wanted = NetworkRules::of(addresses, policy);
-    let look = || {
-        let nftables = Nftables::open()?;
+    let missing = FEATURE.with_nftables("list nftables", |nftables| {
         let reference = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
         let of_reference = reference
             .iter()
@@ -257,12 +260,12 @@ pub fn check(
             return Ok(None);
         }
         let chain = chain_of(network);
-        match without_element(&nftables, &chain, comment, addresses)? {
-            None => wanted.missing(&nftables, &chain),
+        match without_element(nftables, &chain, comment, addresses)? {
+            None => wanted.missing(nftables, &chain),
             lost => Ok(lost),
         }
-    };
-    match look().map_err(|cause| failed("list", cause))? {
+    })?;
+    match missing {
         None => Ok(()),
         Some(what) => {
             let table = TABLE.name;
@@ -385,17 +388,6 @@ fn removal(
         batch.delete_chain(TABLE, chain);
     }
     Ok(batch)
-}
-
-/// The error of an operation on nftables.
-pub fn failed(operation: &str, cause: NftablesError) -> Error {
-    let remedy = "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false";
-    netfilter::failed(
-        "masquerade",
-        &format!("{operation} nftables"),
-        remedy,
-        cause,
-    )
 }
 
 #[cfg(test)]

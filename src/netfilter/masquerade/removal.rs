@@ -13,6 +13,7 @@ use crate::net::Family;
 use crate::netfilter::iptables::{Iptables, Outcome, Saving, Transaction, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::iptables_nft::{self, Search};
+use crate::netfilter::masquerade::nftables::FEATURE;
 use crate::netfilter::masquerade::{Masquerade, legacy_table, nftables};
 
 /// How much of a container's masquerading goes.
@@ -103,7 +104,7 @@ impl Masquerade {
             failures: Failures::default(),
         };
         let found = removing.target.look();
-        let found = found.map_err(|cause| nftables::failed("look for rules in", cause));
+        let found = found.map_err(|cause| FEATURE.failed("look for rules in nftables", cause));
         let chains = removing.failures.note(found).map_or(Vec::new(), |found| {
             if found.has_table || !found.chains.is_empty() {
                 removing.start_nf_tables();
@@ -153,15 +154,11 @@ impl Target {
 
     /// Removes everything from nf_tables in one transaction; whether there was anything.
     fn remove_from_nf_tables(&self) -> Result<bool, Error> {
-        let remove = || {
-            let nftables = Nftables::open()?;
-            match self.change(&nftables, Search::Postrouting) {
-                Err(NftablesError::Busy) => self.change(&nftables, Search::WholeTable),
-                changed => changed,
-            }
+        let remove = |nftables: &Nftables| match self.change(nftables, Search::Postrouting) {
+            Err(NftablesError::Busy) => self.change(nftables, Search::WholeTable),
+            changed => changed,
         };
-        let removed = not_found_as_none(remove())
-            .map_err(|cause| nftables::failed("remove rules from", cause))?;
+        let removed = FEATURE.with_existing("remove rules from nftables", remove)?;
         Ok(removed.unwrap_or_default())
     }
 
