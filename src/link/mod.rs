@@ -13,21 +13,21 @@ use crate::net::{IfName, Mac};
 
 pub use veths::{Veth, veths};
 
-/// How long a finished port may take until frames pass; the kernel needs less than a millisecond, but on a node where
-/// hundreds of namespaces come and go others hold its lock for seconds.
+/// Time limit until a started port forwards frames. The kernel takes less than a millisecond, but on a node on which hundreds
+/// of namespaces are created and deleted, its rtnl lock is held for seconds.
 pub(crate) const PORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// An error that names operation, object and cause.
 pub(crate) fn failed(operation: &str, object: impl Display, cause: NetlinkError) -> Error {
     let code = match cause {
-        // Others hold the kernel's lock, or we are to end: neither says that it cannot be done.
+        // The rtnl lock is held for long, or this process was told to end: a retry may succeed.
         NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,
         _ => Code::PLUGIN,
     };
     Error::new(code, format!("cannot {operation} {object}: {cause}"))
 }
 
-/// A MAC address for a link that is about to be created.
+/// A random MAC address.
 pub(crate) fn new_mac(link: impl Display) -> Result<Mac, Error> {
     random::mac()
         .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
@@ -37,5 +37,5 @@ pub(crate) fn new_mac(link: impl Display) -> Result<Mac, Error> {
 pub(crate) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
     host.link(name)
         .map_err(|cause| failed("look up", name, cause))?
-        .ok_or_else(|| Error::failed(format!("{name} was deleted as soon as it was made")))
+        .ok_or_else(|| Error::failed(format!("{name} was deleted right after it was created")))
 }

@@ -1,15 +1,14 @@
-//! The veth pairs between this host and other network namespaces, with what the other end has.
+//! The veth pairs between the host and other network namespaces, with the addresses of the other end.
 
 use std::net::IpAddr;
 
 use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError};
 
-/// A veth pair: its end on the host, and the other one.
 #[derive(Clone, Debug)]
 pub struct Veth {
-    /// The end on the host.
+    /// The host end.
     pub host: Link,
-    /// The name of the other end; empty if it is gone meanwhile.
+    /// The name of the other end; empty if it was deleted meanwhile.
     pub interface: String,
     /// The addresses of the other end.
     pub addresses: Vec<IpAddr>,
@@ -18,7 +17,7 @@ pub struct Veth {
 /// All veth pairs whose other end has one of these addresses.
 ///
 /// # Errors
-/// When the kernel refuses to tell.
+/// When the kernel refuses a request.
 pub fn veths(host: &Netlink, wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Veth>, NetlinkError> {
     let mut links = host.cross_links()?;
     links.retain(|link| link.link.kind == Kind::Veth);

@@ -1,5 +1,5 @@
-//! From a request to the plugin's answer. Owns the undo stack, the log record, the signals and stdout: the result or the
-//! error is written once.
+//! Reads a request, calls the plugin, and writes the result or the error once. Owns the undo stack, the log record, signal
+//! handling and stdout.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -23,8 +23,8 @@ use crate::plugins::plugin::Plugin;
 
 use crate::undo::Undo;
 
-/// The release of the Go plugins whose configurations, files and rules these plugins share. Clients require a release:
-/// Nomad at least 0.4.0 of bridge (and 1.3.0 for CHECK), nerdctl 1.7.1 of firewall.
+/// The release of the Go plugins with which these plugins are compatible. Clients require a release: Nomad 0.4.0 of bridge
+/// (1.3.0 for CHECK), nerdctl 1.7.1 of firewall.
 const GO_RELEASE: &str = "v1.9.1";
 
 /// A registered plugin.
@@ -48,8 +48,8 @@ impl Entry {
         self.name
     }
 
-    /// What it prints when it is run without a command: its name and version, as the Go plugins print theirs. The first
-    /// word that is a semantic version is the Go release, with our own version as its build metadata (semver.org, 10).
+    /// Name and version, printed without CNI_COMMAND in the form of the Go plugins. The first semantic version is the Go
+    /// release, with our own version as build metadata (semver.org, 10).
     pub fn about(&self) -> String {
         let name = self.name;
         format!("CNI {name} plugin {GO_RELEASE}+{}", build::version())
@@ -84,12 +84,12 @@ fn start_log(settings: Option<Settings>) -> Result<(), String> {
     settings.map_or(Ok(()), |settings| settings.start())
 }
 
-/// Reports a log that cannot be written, which fails nothing.
+/// Reports that the log cannot be written. The call continues.
 fn warn(why: &str) {
     let _ = writeln!(io::stderr(), "gangplank: {why}");
 }
 
-/// Reports a fault of the program itself, which ends here.
+/// Reports a panic.
 pub fn report_internal_error(what: &str) {
     let error = Error::new(Code::PLUGIN, format!("internal error: {what}"))
         .details("this is a fault of gangplank; run DEL to clean up, and please report it");
@@ -108,7 +108,7 @@ pub fn fail(error: &Error, version: Version) -> ExitCode {
         #[serde(skip_serializing_if = "str::is_empty")]
         details: &'a str,
     }
-    // An error that cannot be written either has no reader.
+    // There is nobody to report a failure of this write to.
     let _ = print(&pretty(&Document {
         version: version.as_str(),
         code: error.code.0,
@@ -118,16 +118,15 @@ pub fn fail(error: &Error, version: Version) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Writes a document by one system call as far as the kernel accepts it, so that a reader never sees half of it.
+/// Writes a document with one system call, as far as the kernel accepts it, so that a reader does not see a part of it.
 fn print(document: &str) -> io::Result<()> {
     let stdout = retry_on_eintr(|| io::stdout().as_fd().try_clone_to_owned())?;
     File::from(stdout).write_all(document.as_bytes())
 }
 
-/// A call that is being served.
 struct Call<'e> {
     env: &'e Environment,
-    /// That of the configuration as soon as it is known.
+    /// `cniVersion` of the configuration once it is parsed.
     version: Version,
     record: Record<'e>,
 }
@@ -187,8 +186,7 @@ impl Call<'_> {
         }
     }
 
-    /// Starts the log that the configuration asks for, unless the environment started one. A log key that became invalid
-    /// since the ADD does not keep DEL and GC from their work.
+    /// Starts the log of the configuration, unless the environment started one. DEL and GC ignore an invalid log key.
     fn start_configured_log(&mut self, conf: &NetConf, operation: &Operation) -> Result<(), Error> {
         let settings = match (Settings::of_configuration(&conf.root()), operation) {
             (Err(_), Operation::Del(_) | Operation::Gc) => None,
@@ -223,7 +221,7 @@ fn write(document: &str) -> Result<(), Error> {
     })
 }
 
-/// The answer to VERSION: compact, with a newline, whatever the configuration's version is.
+/// The result of VERSION.
 fn supported_versions() -> String {
     let all = Version::ALL.map(Version::as_str);
     let list =

@@ -1,4 +1,4 @@
-//! `host-local` as a plugin of its own, as `ptp`, `macvlan` and `ipvlan` call it.
+//! The `host-local` plugin, as `ptp`, `macvlan` and `ipvlan` execute it.
 
 use crate::cni::args::Args;
 use crate::cni::environment::{DelTarget, Target};
@@ -12,7 +12,7 @@ use crate::link::namespace;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
-/// A `host-local` request.
+/// A valid request for ADD, CHECK or STATUS.
 pub struct HostLocalPlugin {
     host_local: HostLocal,
     own_netns: OwnNetns,

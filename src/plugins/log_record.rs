@@ -1,12 +1,12 @@
-//! The log: one line for each operation, for who asks the next morning what happened at night.
+//! The log: one line per CNI call.
 //!
 //! ```text
 //! time=2026-01-31T03:12:45.678Z level=info pid=4711 plugin=bridge verb=ADD pod=shop/web container=5b0c… ifname=eth0
 //!   network=pods result=ok ips=10.244.0.2/24 total_ms=3.120 ipam_ms=0.310 link_ms=1.020 masquerade_ms=1.650
 //! ```
-//! A failure has its code, message and details, and the request without what nobody but its sender may know
-//! ([`redaction`]). `logFile` and `logLevel` of a configuration switch it on, or the variable `GANGPLANK_LOG`, which wins:
-//! `/run/gangplank.log`, or with a level `debug:/run/gangplank.log`. A log that cannot be written fails nothing.
+//! The line of a failed call contains code, message, details and the redacted request ([`redaction`]). The keys `logFile`
+//! and `logLevel` enable the log, or the variable `GANGPLANK_LOG`, which takes precedence: `/run/gangplank.log`, or with a
+//! level `debug:/run/gangplank.log`. A call does not fail because its log cannot be written.
 
 pub mod redaction;
 
@@ -19,10 +19,8 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::kernel::log::{self, Level, Line};
 
-/// The variable.
 const VARIABLE: &str = "GANGPLANK_LOG";
 
-/// Where to log, and how much.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     path: PathBuf,
@@ -30,7 +28,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Those of a configuration: `logFile`, an absolute path, and `logLevel`, which is `info` unless it is said.
+    /// Reads `logFile`, an absolute path, and `logLevel`, by default `info`.
     ///
     /// # Errors
     /// Code 6 for a wrong type, 7 for a wrong value.
@@ -52,10 +50,10 @@ impl Settings {
         Ok(Some(Settings { path, level }))
     }
 
-    /// Those of the environment.
+    /// Reads `GANGPLANK_LOG`.
     ///
     /// # Errors
-    /// What is wrong with the variable.
+    /// When its value is invalid.
     pub fn of_environment(env: &Environment) -> Result<Option<Settings>, String> {
         let Some(text) = env.var(VARIABLE) else {
             return Ok(None);
@@ -72,10 +70,10 @@ impl Settings {
         }
     }
 
-    /// Starts to log.
+    /// Opens the log.
     ///
     /// # Errors
-    /// Why it cannot be done.
+    /// When the file cannot be opened.
     pub fn start(&self) -> Result<(), String> {
         let started = log::start(&self.path, self.level);
         started.map_err(|cause| format!("cannot log to {}: {cause}", self.path.display()))
@@ -92,7 +90,7 @@ fn path_of(text: &str) -> Option<PathBuf> {
     is_one.then_some(path)
 }
 
-/// What is known of the operation.
+/// The record of one call.
 #[derive(Debug)]
 pub struct Record<'a> {
     plugin: &'static str,
@@ -104,7 +102,6 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// One of an operation that begins now.
     pub fn new(plugin: &'static str, env: &'a Environment) -> Record<'a> {
         Record {
             plugin,
@@ -116,17 +113,14 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Remembers what was on stdin.
     pub fn configuration(&mut self, bytes: &[u8]) {
         self.configuration = bytes.to_vec();
     }
 
-    /// Remembers which network it is about.
     pub fn network(&mut self, name: &str) {
         self.network = name.to_owned();
     }
 
-    /// Remembers what was given.
     pub fn result(&mut self, result: &AddResult) {
         if log::enabled(Level::Info) {
             let addresses = result.ips.iter().map(|ip| ip.address.to_string());
@@ -134,13 +128,13 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Tells how it ended: with that error, or well.
+    /// Writes the line, with the error of a failed call.
     pub fn end(self, error: Option<&Error>) {
         let var = |name| self.env.var(name).unwrap_or_default();
         let verb = var("CNI_COMMAND");
         let level = match (error, verb.as_str()) {
             (Some(_), _) => Level::Error,
-            // A runtime asks every few seconds.
+            // Containerd requests STATUS every few seconds.
             (_, "STATUS" | "VERSION") => Level::Debug,
             _ => Level::Info,
         };
@@ -170,7 +164,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Tells of an error that ends the process out of its course.
+/// Writes a line for an error that ends the process.
 pub fn write_fatal(error: &Error) {
     if log::enabled(Level::Error) {
         log::write(with_error(Line::new(Level::Error), error));

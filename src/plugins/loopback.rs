@@ -11,7 +11,7 @@ use crate::net::IfName;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
-/// A `loopback` request. It has no keys of its own.
+/// A valid request. The plugin has no keys of its own.
 pub struct Loopback {
     previous: Option<AddResult>,
     own_netns: OwnNetns,
@@ -25,7 +25,7 @@ impl Plugin for Loopback {
         })
     }
 
-    /// Brings up `lo`, with the addresses that the kernel gives it. A prevResult is passed through.
+    /// Brings up `lo`; the kernel adds its addresses. A prevResult is passed through.
     fn add<'a>(&'a self, target: &'a Target, _undo: &mut Undo<'a>) -> Result<AddResult, Error> {
         let netns = &target.netns;
         let pod = open(netns, self.own_netns)?;

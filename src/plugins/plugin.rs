@@ -6,12 +6,12 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::undo::Undo;
 
-/// A CNI plugin. A value is a request that was read and found valid.
+/// A CNI plugin. A value of the type is a valid request.
 pub trait Plugin: Sized {
-    /// Reads a request for ADD, CHECK or STATUS. Nothing is changed.
+    /// Parses a request for ADD, CHECK or STATUS. Changes nothing.
     ///
     /// # Errors
-    /// Everything that can be rejected by reading the request alone; each error names the key or variable.
+    /// When a key or variable is invalid; the error names it.
     fn parse(request: &Request) -> Result<Self, Error>;
 
     /// Attaches a container. Every effect pushes its inverse, so that the dispatcher can undo it when a later step fails
@@ -21,11 +21,11 @@ pub trait Plugin: Sized {
     /// When a step fails.
     fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error>;
 
-    /// Detaches a container, as far as it is attached. Reads of the configuration only what names its resources, so that
-    /// a key that became invalid since the ADD keeps nothing behind.
+    /// Detaches a container, as far as it is attached. Reads only the keys that name its resources, so that a key that
+    /// became invalid since the ADD does not prevent the removal.
     ///
     /// # Errors
-    /// When something could not be removed; that it is gone already is success.
+    /// When something could not be removed; a resource that does not exist any more counts as removed.
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error>;
 
     /// Compares an attachment with what its ADD made.
@@ -36,7 +36,7 @@ pub trait Plugin: Sized {
         Ok(())
     }
 
-    /// Removes what no valid attachment names (`cni.dev/valid-attachments`).
+    /// Removes resources that belong to no valid attachment (`cni.dev/valid-attachments`).
     ///
     /// # Errors
     /// When something could not be removed, after everything else was tried.
@@ -44,10 +44,10 @@ pub trait Plugin: Sized {
         Ok(())
     }
 
-    /// Reports what would make every ADD fail.
+    /// Reports conditions that make every ADD fail until a person repairs them.
     ///
     /// # Errors
-    /// Code 50; those of a configuration that ADD would reject.
+    /// Code 50.
     fn status(&self) -> Result<(), Error> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Carrying out a plan: the bridge, the veth pair, addresses and routes. The gateway has a file of its own.
+//! Applies a plan: bridge, veth pair, addresses and routes. The gateway is in `gateway.rs`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,25 +20,24 @@ use crate::plugins::bridge::plan::{ObservedLinks, Plan};
 use crate::plugins::bridge::vlan_ports;
 use crate::undo::Undo;
 
-/// How long duplicate address detection may take: one probe and its random delay are about two seconds.
+/// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// What to do about a route that the kernel refuses.
+/// The remedy for a route that the kernel refuses.
 const UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
     a route to what is on the link itself has \"scope\": 253 and no next hop";
 
-/// Where an attachment is made or compared.
+/// The network namespaces that an attachment connects.
 pub struct AttachContext {
-    /// The host's side. Shared with the undo stack.
+    /// A socket in the host's namespace, shared with the undo stack.
     pub host: Rc<Netlink>,
-    /// The container's side.
+    /// A socket in the container's namespace.
     pub pod: Netlink,
-    /// The container's namespace.
     pub netns: Netns,
 }
 
 impl AttachContext {
-    /// Opens the namespace at a path, and a socket on either side.
+    /// Opens the namespace at a path, and a socket in it and in the host's.
     ///
     /// # Errors
     /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
@@ -53,7 +52,7 @@ impl AttachContext {
     }
 }
 
-/// Makes bridge and link. What must be given back when a later step fails is on the stack.
+/// Creates the bridge, if it does not exist, and the link. Pushes the inverse of each effect.
 ///
 /// # Errors
 /// When the kernel refuses a step; the message names operation, object and cause.
@@ -79,8 +78,8 @@ pub fn attach(
             .wait_running(&plan.host, PORT_LIMIT)
             .map_err(|cause| failed("bring up port", &plan.host, cause))?;
     }
-    // The kernel settles the bridge's own carrier when it is asked for it (rtnl_getlink, net/core/rtnetlink.c); until
-    // then the first packets from the host would be dropped.
+    // RTM_GETLINK makes the kernel update the bridge's carrier (rtnl_getlink, net/core/rtnetlink.c); until then the first
+    // packets from the host are dropped.
     let bridge = context
         .host
         .link_at(bridge.index)
@@ -99,7 +98,7 @@ pub fn attach(
     })
 }
 
-/// Waits until the IPv6 addresses take packets; those of IPv4 do at once.
+/// Waits until packets to the IPv6 addresses are delivered; those to IPv4 addresses are at once.
 fn await_delivery(
     plan: &Plan,
     context: &AttachContext,
@@ -121,15 +120,16 @@ fn await_delivery(
     Ok(())
 }
 
-/// Tells the neighbours whose the addresses are now: somebody else may have had them a moment ago, under another MAC
-/// address. Setting the MAC address, even to what it is, makes the kernel announce all addresses (`inetdev_event` and
-/// `ndisc_netdev_event` on NETDEV_CHANGEADDR); when the link came up, the port did not forward yet.
+/// Announces the addresses, which another MAC address may have had a moment ago. Setting the MAC address, also to its
+/// current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
+/// NETDEV_CHANGEADDR). The announcements that the kernel sent when the link came up are lost, because the port did not
+/// forward yet.
 fn announce(plan: &Plan, context: &AttachContext, link: u32) -> Result<(), Error> {
     let announced = context.pod.set_mac(link, plan.mac);
     announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
 }
 
-/// Makes the veth pair and starts the host's end as a port of the bridge.
+/// Creates the veth pair and starts its host end as a port of the bridge.
 fn create_veth(
     plan: &Plan,
     config: &BridgeConfig,
@@ -146,7 +146,7 @@ fn create_veth(
         mtu: plan.mtu,
     };
     let created = host.create_veth(&veth, Some(&context.netns));
-    // A pair that may have been made is ours to delete, and one that was there before is not.
+    // Undo deletes a pair that was or may have been created here, and none that existed before.
     if matches!(
         created,
         Ok(()) | Err(NetlinkError::Lost | NetlinkError::NoAnswer)
@@ -163,7 +163,7 @@ fn create_veth(
             _ => error,
         }
     })?;
-    // Not before the link is ours, and before the first frame can pass.
+    // After the link exists, and before the first frame can pass.
     if let Some(spoof_check) = &plan.spoof_check {
         let owned = spoof_check.clone();
         let socket = host.clone();
@@ -171,7 +171,7 @@ fn create_veth(
         spoof_check.install(&plan.host, plan.mac, host)?;
     }
     let _ = Parameter::AcceptRa.set(&plan.host, 0);
-    // While it is down, so that no frame passes in another VLAN.
+    // While the port is down, so that no frame passes in another VLAN.
     if let Some(vlans) = &config.vlans {
         vlan_ports::join_container_port(host, &plan.host, bridge, vlans)?;
     }
@@ -180,7 +180,7 @@ fn create_veth(
     made(host, &plan.host)
 }
 
-/// Deletes a link by a socket of its own where one can be had: the other may be what failed.
+/// Deletes a link through a new socket if one can be opened: the current one may be broken.
 fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
     let fresh = Netlink::open();
     let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
@@ -190,11 +190,11 @@ fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
     }
 }
 
-/// Refuses an attachment whose names are taken. Asked before anything is made: other IPAM plugins know attachments and
-/// not ADDs, so what the undo of a second ADD gave back would be the first one's.
+/// Rejects an attachment whose interface names exist already, before anything is changed. Other IPAM plugins do not
+/// distinguish two ADDs of one attachment, so the undo of the second would release the addresses of the first.
 ///
 /// # Errors
-/// When one of the names is taken; the message says by whom.
+/// When one of the names exists; the message names its owner.
 pub fn require_free(
     host: &IfName,
     container: &IfName,
@@ -203,7 +203,7 @@ pub fn require_free(
     taken(host, container, context).map_or(Ok(()), Err)
 }
 
-/// Says which of the two names is taken, and by whom; `None` when neither is.
+/// The error if one of the two names exists.
 fn taken(host: &IfName, container: &IfName, context: &AttachContext) -> Option<Error> {
     let again = "an attachment is added once; run DEL before another ADD";
     if let Ok(Some(link)) = context.pod.link(container) {
@@ -221,10 +221,10 @@ fn taken(host: &IfName, container: &IfName, context: &AttachContext) -> Option<E
         "interface {} already exists on the host",
         link.display_name()
     );
-    Some(Error::failed(msg).details(format!("it belongs to this very attachment; {again}")))
+    Some(Error::failed(msg).details(format!("it belongs to this attachment; {again}")))
 }
 
-/// Whose a container's interface is: the alias of the other end tells.
+/// The owner of a container's interface, by the alias of its peer on the host.
 fn whose(link: &Link, context: &AttachContext) -> String {
     let other = link.peer.and_then(|index| context.host.link_at(index).ok());
     let ours = |other: &Link| other.kind == Kind::Veth && other.peer == Some(link.index);
@@ -234,7 +234,7 @@ fn whose(link: &Link, context: &AttachContext) -> String {
     }
 }
 
-/// Gives the container's end its settings, addresses and routes, and brings it up.
+/// Sets the sysctls, addresses and routes of the container's end, and brings it up.
 fn configure_container(
     plan: &Plan,
     config: &BridgeConfig,
@@ -281,7 +281,7 @@ fn configure_container(
     Ok(())
 }
 
-/// Sets what the kernel must know of the container's end before it comes up.
+/// Sets the sysctls that must be in place before the container's end comes up.
 fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Error> {
     let name = &plan.container;
     let has_v6 = plan
@@ -290,7 +290,7 @@ fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Erro
         .iter()
         .any(|ip| ip.address.family() == Family::V6);
     let settings = || {
-        // These are absent where the kernel has no IPv6. IPAM owns the addresses, so nobody else hands out any.
+        // Absent without IPv6. Addresses come from IPAM only, not from router advertisements.
         let _ = Parameter::AcceptRa.set(name, 0);
         let dad = u8::from(config.detect_duplicates);
         if config.detect_duplicates {

@@ -1,4 +1,4 @@
-//! CHECK: what prevResult says against what the kernel has. Only what an attachment needs to work is compared.
+//! CHECK: compares prevResult and configuration with the kernel, as far as the attachment needs it to work.
 
 use crate::cni::environment::Target;
 use crate::cni::result::{AddResult, Interface, IpConfig};
@@ -14,7 +14,7 @@ use crate::plugins::bridge::config::{BridgeConfig, Gateway};
 use crate::link::failed;
 use crate::plugins::bridge::{Bridge, forward_accept, vlan_ports};
 
-/// An attachment as it should be.
+/// The desired state of an attachment.
 pub struct Expected {
     config: BridgeConfig,
     interface: IfName,
@@ -25,7 +25,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// From a request with a prevResult.
+    /// Derives it from a request with a prevResult.
     ///
     /// # Errors
     /// Code 7 when there is no prevResult or it does not list the container's interface.
@@ -63,7 +63,7 @@ impl Expected {
         })
     }
 
-    /// The addresses of the container's interface: those that say so, or where none does those that say nothing.
+    /// The addresses of the container's interface: those with its index, or if there are none, those without an index.
     fn addresses(&self) -> impl Iterator<Item = &IpConfig> {
         let ours = self
             .result
@@ -77,14 +77,13 @@ impl Expected {
 }
 
 impl Expected {
-    /// Whether all that the container has is of this attachment. Routes of a chain may be over other interfaces.
+    /// Whether prevResult lists no other interface in the container. Other plugins of a chain may add routes over theirs.
     fn is_alone(&self) -> bool {
         let sandbox = &self.container.sandbox;
         let interfaces = self.result.interfaces.iter();
         interfaces.filter(|other| other.sandbox == *sandbox).count() == 1
     }
 
-    /// Compares the rules of its addresses.
     fn check_masquerade(&self) -> Result<(), Error> {
         let Some(policy) = &self.config.masquerade else {
             return Ok(());
@@ -104,10 +103,8 @@ impl Expected {
     }
 }
 
-/// Compares.
-///
 /// # Errors
-/// The first difference: which object, what was expected, what is there.
+/// The first difference: object, desired and observed value.
 pub fn check(expected: &Expected, context: &AttachContext) -> Result<(), Error> {
     let bridge = check_bridge(expected, context)?;
     let container = check_container(expected, context)?;
@@ -121,7 +118,7 @@ pub fn check(expected: &Expected, context: &AttachContext) -> Result<(), Error> 
 
 fn differs(what: impl std::fmt::Display) -> Error {
     Error::failed(format!("check: {what}"))
-        .details("the attachment is not as its ADD made it; DEL and a new ADD repair that")
+        .details("the attachment is not as its ADD made it; run DEL, then ADD again")
 }
 
 fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Error> {
@@ -147,7 +144,7 @@ fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Er
     Ok(bridge)
 }
 
-/// The gateway's addresses are on the bridge or, in a VLAN, on the host's interface in it.
+/// The gateway addresses are on the bridge or, with a VLAN, on the host's interface in that VLAN.
 fn check_gateways(
     expected: &Expected,
     context: &AttachContext,
@@ -328,9 +325,8 @@ fn check_routes(
     Ok(())
 }
 
-/// Whether a route is the one asked for. Its metrics are left out: the reference does not program them.
-///
-/// Of equal IPv6 routes over several links the kernel makes one with several next hops.
+/// Whether a route matches a desired one, metrics aside: the Go plugin does not set them. The kernel joins equal IPv6
+/// routes over several links into one with several next hops.
 fn serves(present: &RouteEntry, wanted: &Route) -> bool {
     let RouteNumbers {
         priority, table, ..

@@ -1,4 +1,4 @@
-//! The keys of a `bridge` configuration, parsed into what cannot be wrong.
+//! The keys of a `bridge` configuration.
 
 use std::ops::RangeInclusive;
 
@@ -17,10 +17,10 @@ use crate::state::DesiredBridge;
 
 pub use crate::plugins::bridge::role::Gateway;
 
-/// The bridge of a configuration that names none.
+/// The default of the key `bridge`.
 const DEFAULT_BRIDGE: &str = "cni0";
 
-/// What happens when the bridge has another address than the gateway's.
+/// What to do if the bridge has another address in place of the gateway's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressConflict {
     /// The ADD fails.
@@ -32,15 +32,14 @@ pub enum AddressConflict {
 /// The MTU of bridge and veth pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
-    /// What the kernel gives: 1500.
+    /// The kernel's default: 1500.
     Kernel,
-    /// So many bytes.
     Bytes(u32),
-    /// The one of the node's way out (`"auto"`), not looked up yet.
+    /// That of the node's uplink (`"auto"`), looked up when the link is created.
     Uplink,
 }
 
-/// The smallest MTU of IPv4 (RFC 791) and the largest the kernel gives to a veth (`ETH_MAX_MTU`), in bytes.
+/// The smallest MTU of IPv4 (RFC 791) and the largest of a veth (`ETH_MAX_MTU`), in bytes.
 pub const MTUS: RangeInclusive<u32> = 68..=65535;
 
 /// A `bridge` configuration.
@@ -48,33 +47,31 @@ pub const MTUS: RangeInclusive<u32> = 68..=65535;
 pub struct BridgeConfig {
     /// The bridge's name.
     pub bridge: IfName,
-    /// The bridge's part in routing.
     pub gateway: Gateway,
-    /// What to do with another address of the bridge.
     pub conflict: AddressConflict,
-    /// How what leaves the subnet is masqueraded; `None` without `ipMasq`.
+    /// `None` without `ipMasq`.
     pub masquerade: Option<Policy>,
-    /// What lets the bridge's packets pass FORWARD (`forwardAccept`).
+    /// The accept rules in FORWARD (`forwardAccept`).
     pub forwarding: Option<Forwarding>,
     /// The MTU of bridge and veth pair.
     pub mtu: Mtu,
-    /// Frames may return by the port they came in.
+    /// `hairpinMode`: frames may leave by the port they came in.
     pub hairpin: bool,
-    /// The bridge takes every frame.
+    /// `promiscMode`.
     pub promiscuous: bool,
-    /// No frames between isolated ports.
+    /// `portIsolation`: no frames between isolated ports.
     pub isolated: bool,
-    /// Frames under another MAC address than the container's are dropped (`macspoofchk`).
+    /// `macspoofchk`: frames with another source MAC address than the container's are dropped.
     pub mac_spoof_check: bool,
-    /// IPv6 addresses of the container wait for duplicate address detection.
+    /// `enabledad`: ADD waits for duplicate address detection of the container's IPv6 addresses.
     pub detect_duplicates: bool,
-    /// The container's end stays down.
+    /// `disableContainerInterface`: the container's end stays down.
     pub leave_down: bool,
-    /// The MAC address asked for the container's end.
+    /// The MAC address requested for the container's end.
     pub mac: Option<Mac>,
-    /// Name service that replaces IPAM's.
+    /// DNS settings that replace those of IPAM.
     pub dns: Option<Dns>,
-    /// The VLANs of the container's port, where the bridge keeps VLANs apart.
+    /// The VLANs of the container's port; `None` if the bridge does not filter VLANs.
     pub vlans: Option<Vlans>,
 }
 
@@ -136,7 +133,7 @@ impl BridgeConfig {
         })
     }
 
-    /// Refuses what does not go together with the presence or absence of IPAM.
+    /// Rejects keys that do not fit the presence or absence of IPAM.
     ///
     /// # Errors
     /// Code 7 for `disableContainerInterface` with IPAM, code 1 for layer 2 in a version without such results.
@@ -158,14 +155,13 @@ impl BridgeConfig {
 /// Whether containers get addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressingMode {
-    /// No `ipam`: a port on the bridge and no more.
+    /// No `ipam`: the container's interface has no addresses.
     Two,
-    /// Addresses and routes from IPAM.
+    /// IPAM provides addresses and routes.
     Three,
 }
 
 impl AddressingMode {
-    /// That of a network with this IPAM.
     pub fn of<T>(ipam: Option<T>) -> AddressingMode {
         match ipam {
             Some(_) => AddressingMode::Three,
@@ -174,7 +170,7 @@ impl AddressingMode {
     }
 }
 
-/// The bridge that a configuration is about.
+/// The bridge that a configuration names.
 ///
 /// # Errors
 /// Code 6 or 7 when it is no name.
@@ -195,7 +191,7 @@ fn parse_forwarding(root: &JsonCursor, bridge: &IfName) -> Result<Option<Forward
     Forwarding::of(bridge).ok_or_else(refused).map(Some)
 }
 
-/// A number, where 0 and what is below is "not set", or the one string that is not a number.
+/// A number, of which those below 1 mean "not set" as in the Go plugin, or `"auto"`.
 fn parse_mtu(root: &JsonCursor) -> Result<Mtu, Error> {
     let Some(mtu) = root.get("mtu") else {
         return Ok(Mtu::Kernel);
@@ -240,7 +236,7 @@ fn assignable(mac: Mac, place: &JsonCursor) -> Result<Mac, Error> {
     ))
 }
 
-/// `dns` counts when its domain is set or any of its lists is there, even empty.
+/// `dns` replaces that of IPAM if its domain is set or any of its lists is present, even empty.
 fn parse_dns(root: &JsonCursor) -> Result<Option<Dns>, Error> {
     let Some(shape) = root.object("dns")? else {
         return Ok(None);

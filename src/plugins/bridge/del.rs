@@ -1,4 +1,4 @@
-//! DEL: giving back the link, the masquerading and, last, the lease.
+//! DEL: removes the link, the masquerading and, last, the lease.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -23,11 +23,11 @@ use crate::plugins::bridge::plan::host_interface;
 use crate::link::namespace;
 use crate::plugins::bridge::forward_accept;
 
-/// Removes an attachment, as far as it is there. Needs neither a namespace nor a prevResult, and of the configuration
-/// only names; what was made by the reference is removed too.
+/// Removes an attachment, also one of the Go plugin, as far as it exists. Needs neither a namespace nor a prevResult, and
+/// only names from the configuration.
 ///
 /// # Errors
-/// When something could not be removed; the lease is kept then, so that nobody else gets the address.
+/// When something could not be removed; the lease is kept then, so that its address is not assigned again.
 pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) -> Result<(), Error> {
     let netns = open_netns(target.netns.as_deref(), own_netns);
     if let Err(error) = &netns
@@ -43,8 +43,8 @@ pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) ->
     )
 }
 
-/// As [`del`], with the namespace opened by the caller. That it could not be opened is reported when everything else has
-/// been removed.
+/// As [`del`], with the namespace opened by the caller. An error of opening it is reported after everything else has been
+/// removed.
 ///
 /// # Errors
 /// As [`del`].
@@ -63,7 +63,7 @@ pub fn detach(
             .flatten(),
         None => None,
     };
-    // Also from others of this attachment: of an ADD or a DEL that was killed, a program may still be at work.
+    // An ADD or DEL of this attachment that was killed may have left a running iptables program, which holds the lock.
     let _locked = match (&ipam, &held) {
         (Some(ipam), Some(held)) => failures
             .note(timed_span("ipam", || ipam.lock(held)))
@@ -72,7 +72,7 @@ pub fn detach(
     };
     let host = namespace::host_netlink()?;
     let link = Detachment {
-        // A prevResult that cannot be read must not keep a dead container's address.
+        // An invalid prevResult must not prevent the release of the address.
         prev: conf.prev_result().ok().flatten(),
         netns: netns.as_ref(),
         held: held.as_ref(),
@@ -80,10 +80,10 @@ pub fn detach(
         attachment,
         host: &host,
     };
-    // The configuration may have changed since the ADD: what it says of masquerading does not count.
+    // Whatever the configuration says about masquerading: it may have changed since the ADD.
     let removing = timed_span("masquerade", || link.start_unmasquerading());
     failures.note(timed_span("link", || link.remove()));
-    // Who has too long a name for a spoof_check has none.
+    // An attachment whose name is too long for the check's chains cannot have one.
     failures.note(
         MacSpoofCheck::of(&conf.name, attachment)
             .map_or(Ok(()), |spoof_check| spoof_check.remove(&host)),
@@ -108,7 +108,7 @@ fn open_netns(path: Option<&str>, own_netns: OwnNetns) -> Result<Option<Netns>, 
     }
 }
 
-/// What leads to the things to remove.
+/// An attachment whose link and rules are to be removed.
 struct Detachment<'a> {
     conf: &'a NetConf,
     attachment: &'a Attachment,
@@ -119,7 +119,7 @@ struct Detachment<'a> {
 }
 
 impl Detachment<'_> {
-    /// Deletes the veth pair by whichever end is found.
+    /// Deletes the veth pair by the end that is found.
     fn remove(&self) -> Result<(), Error> {
         let name = host_interface(&self.conf.name, self.attachment);
         let deleted = not_found_as_none(self.host.delete_link(&name));
@@ -129,7 +129,7 @@ impl Detachment<'_> {
         {
             return Ok(());
         }
-        // The Go plugin gives it a random name.
+        // The host end of the Go plugin has a random name.
         match self.pod()? {
             Some(pod) if self.container_end(&pod)?.is_some() => {
                 let name = &self.attachment.interface;
@@ -141,11 +141,11 @@ impl Detachment<'_> {
         }
     }
 
-    /// This attachment's end in the container; `None` when it is not there.
+    /// This attachment's end in the container.
     fn container_end(&self, pod: &Netlink) -> Result<Option<ContainerEnd>, Error> {
         let name = &self.attachment.interface;
         let fail = |cause| failed("look up", name, cause);
-        // Anything but a veth was not made by a bridge plugin.
+        // Bridge plugins create nothing but veth pairs.
         let link = pod.link(name).map_err(fail)?;
         let Some(link) = link.filter(|link| link.kind == Kind::Veth) else {
             return Ok(None);
@@ -179,9 +179,9 @@ impl Detachment<'_> {
         self.netns.map(namespace::netlink).transpose()
     }
 
-    /// Deletes the host's end that prevResult names, if it is still the same link: where the other end is not found in the
-    /// container (the namespace is gone, the interface was renamed), [`is_owner`] has nothing to judge. The other plugins of a chain have links of theirs in there: only ports of a
-    /// bridge that is listed too may be what the Go plugin has made.
+    /// Deletes the host end that prevResult lists, if it is still the same link: for a container end that is not found,
+    /// because the namespace is gone or the interface was renamed. prevResult also lists links of other plugins in the
+    /// chain, so only ports of a bridge that it lists are deleted.
     fn remove_listed_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);
         let on_host = listed.filter(|interface| interface.sandbox.is_empty());
@@ -211,8 +211,8 @@ impl Detachment<'_> {
         Ok(())
     }
 
-    /// Starts to remove the masquerading: of the addresses that are known, and of the whole container unless another
-    /// of its interfaces on this network still needs it.
+    /// Starts to remove the masquerading of the known addresses, and of the whole container unless another of its
+    /// interfaces on this network needs it.
     fn start_unmasquerading(&self) -> Removing {
         let mut known = self
             .held
@@ -235,7 +235,7 @@ impl Detachment<'_> {
         Masquerade::of(&self.conf.name, self.attachment).remove(known, scope, evidence)
     }
 
-    /// The addresses of this attachment's end in the container; `None` when it cannot be seen.
+    /// The addresses of this attachment's end in the container; `None` if it is not found.
     fn pod_addresses(&self) -> Option<Vec<IpAddr>> {
         let pod = self.pod().ok().flatten()?;
         let end = self.container_end(&pod).ok().flatten()?;

@@ -1,4 +1,4 @@
-//! The bridge: made where it does not exist, and brought to the state that containers need.
+//! Creates the bridge, or configures an existing one as containers need it.
 
 use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
@@ -8,7 +8,7 @@ use crate::plugins::bridge::config::BridgeConfig;
 use crate::link::{failed, made, new_mac};
 use crate::plugins::bridge::vlan_ports;
 
-/// The bridge as it is configured, made where it is not there.
+/// The configured bridge, created if it does not exist. An MTU applies to a new bridge only.
 pub(super) fn ensure_bridge(
     host: &Netlink,
     config: &BridgeConfig,
@@ -46,25 +46,24 @@ pub(super) fn ensure_bridge(
     Ok(bridge)
 }
 
-/// Has the host ignore router advertisements that come in by a link: any container can send one, and the host would take
-/// its default route from it (CVE-2020-10749). Written by each ADD, for the link may not be ours, and the ADD that made it
+/// Makes the host ignore router advertisements that arrive on a link: a container could give the host a default route with
+/// one (CVE-2020-10749). Every ADD sets it, because another program may have created the link, or the ADD that created it
 /// may have been killed.
 pub(super) fn refuse_advertisements(link: &Link) {
-    // Its own name and not the one that it was found by, which may be an alternative name. Where the kernel has no IPv6
-    // there is no such parameter.
+    // By the link's own name: it may have been found by an alternative name. Without IPv6 the parameter does not exist.
     if let Ok(name) = link.name.parse() {
         let _ = Parameter::AcceptRa.set(&name, 0);
     }
 }
 
-/// Sets the MAC address of a bridge to what it is, unless that was done already. Otherwise the kernel changes it whenever
-/// the port with the lowest MAC address comes or goes (`br_stp_recalculate_bridge_id`, net/bridge/br_stp_if.c), and
-/// containers send their packets to the old one until their neighbour entries expire.
+/// Sets the MAC address of a bridge to its current value, unless it is fixed already. Otherwise the kernel changes it
+/// whenever the port with the lowest MAC address is added or removed (`br_stp_recalculate_bridge_id`,
+/// net/bridge/br_stp_if.c), and containers send packets to the old one until their neighbour entries expire.
 fn fix_mac(host: &Netlink, bridge: &mut Link) -> Result<(), Error> {
     if is_mac_fixed(host, bridge) == Some(true) {
         return Ok(());
     }
-    // A bridge that has lost all of its ports shows zeros.
+    // A bridge that lost all of its ports has the address zero.
     let mac = match bridge.mac.filter(|mac| !mac.is_zero()) {
         Some(mac) => mac,
         None => new_mac(&bridge.name)?,
@@ -75,11 +74,11 @@ fn fix_mac(host: &Netlink, bridge: &mut Link) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the MAC address of a bridge was set and does not follow its ports'; `None` when that cannot be told. Setting it
-/// once more would make the kernel forget all neighbours on the bridge (`neigh_changeaddr`, net/core/neighbour.c).
+/// Whether the MAC address of a bridge was set and does not follow its ports; `None` if unknown. Setting it again would
+/// make the kernel drop all neighbour entries of the bridge (`neigh_changeaddr`, net/core/neighbour.c).
 pub fn is_mac_fixed(host: &Netlink, bridge: &Link) -> Option<bool> {
     let mac = bridge.mac?;
-    // One that follows the ports' is that of a port once there is one. The rest no netlink attribute tells.
+    // An address that follows the ports is that of a port, if there is one. No netlink attribute has the rest.
     if bridge.is_running && host.fdb_entry(bridge.index, mac) == Ok(bridge.index) {
         return Some(true);
     }
@@ -92,8 +91,8 @@ fn create_bridge(
     mtu: Option<u32>,
 ) -> Result<(), Error> {
     let name = &config.bridge;
-    // Where the container's end stays down, a bridge without carrier would never get an IPv6 link-local address, which the
-    // Go plugin's has. Its MAC address is set before a port joins.
+    // With disableContainerInterface the bridge has no carrier, and gets an IPv6 link-local address, as that of the Go
+    // plugin, only without a fixed MAC address. It is fixed before a port joins.
     let mac = (!config.leave_down).then(|| new_mac(name)).transpose()?;
     let new = NewBridge {
         name,
@@ -102,7 +101,7 @@ fn create_bridge(
         filters_vlans: config.vlans.is_some(),
     };
     match (host.create_bridge(&new), &config.vlans) {
-        // Another ADD was faster.
+        // A concurrent ADD created it.
         (Err(NetlinkError::Exists), _) => Ok(()),
         (Err(NetlinkError::Unsupported), Some(vlans)) => {
             Err(vlan_ports::no_filtering(vlans)
@@ -110,7 +109,7 @@ fn create_bridge(
         }
         (Err(cause), _) => Err(failed("create bridge", name, cause)),
         (Ok(()), _) => {
-            // Until its own address is settled, seconds later, the bridge would look for no IPv6 neighbour.
+            // During duplicate address detection, which takes seconds, the bridge resolves no IPv6 neighbours.
             let _ = Parameter::AcceptDad.set(name, 0);
             Ok(())
         }

@@ -1,4 +1,4 @@
-//! `forwardAccept` in the life of a bridge: its rules come with the first container and go with the last one.
+//! Removes the rules of `forwardAccept` with the last container of a bridge.
 
 use crate::cni::conf::NetConf;
 use crate::error::Error;
@@ -9,7 +9,7 @@ use crate::plugins::bridge::config::bridge_of;
 use crate::link::failed;
 use crate::plugins::bridge::plan::gateway_port;
 
-/// The families of addresses; without addresses it is both, for frames may be filtered as packets (br_netfilter).
+/// The families of addresses; both without addresses, because br_netfilter filters bridged frames as packets.
 pub(super) fn families(addresses: &[Cidr]) -> Vec<Family> {
     let has = |family: &Family| addresses.iter().any(|it| it.family() == *family);
     let families = Family::BOTH.into_iter();
@@ -18,14 +18,13 @@ pub(super) fn families(addresses: &[Cidr]) -> Vec<Family> {
         .collect()
 }
 
-/// Takes the rules of a network's bridge away unless it has containers; also those of a configuration that said
-/// otherwise.
+/// Removes the rules of a network's bridge if it has no containers, also if the configuration no longer has the key.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn remove_if_unused(host: &Netlink, conf: &NetConf) -> Result<(), Error> {
     let root = conf.root();
-    // What became invalid since the ADD keeps nothing from being removed.
+    // A value that became invalid since the ADD does not prevent removal.
     let Some(bridge) = bridge_of(&root).ok() else {
         return Ok(());
     };
@@ -39,10 +38,9 @@ pub(super) fn remove_if_unused(host: &Netlink, conf: &NetConf) -> Result<(), Err
     Ok(())
 }
 
-/// The same, with all that leads to it known.
+/// As [`remove_if_unused`], for known rules.
 ///
-/// An ADD makes its port first and looks at the rules then. So if a container came while they were taken away, its port
-/// shows now.
+/// A concurrent ADD creates its port before it installs the rules, so its port is visible after the removal.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -70,7 +68,7 @@ fn has_containers(host: &Netlink, bridge: &IfName) -> Result<bool, Error> {
     Ok(ports.iter().any(is_containers))
 }
 
-/// Hardware is none, and neither is the host's own interface in a VLAN, by whose name its port is known.
+/// Whether a port may be a container's: not hardware, and not the port of the host's interface in a VLAN.
 fn is_containers(port: &Link) -> bool {
     let interface = port.alias.parse().ok();
     let is_gateway = interface.is_some_and(|it| gateway_port(&it).as_str() == port.name);

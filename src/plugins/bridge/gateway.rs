@@ -1,4 +1,4 @@
-//! The gateway on the host: the bridge itself or, for containers in a VLAN, an interface of the host in that VLAN.
+//! The gateway on the host: the bridge or, for containers in a VLAN, an interface of the host in that VLAN.
 
 use crate::error::Error;
 use crate::kernel::netlink::{
@@ -13,11 +13,10 @@ use crate::plugins::bridge::plan::gateway_port;
 use crate::plugins::bridge::vlan::Vlans;
 use crate::plugins::bridge::vlan_ports::{self, Port};
 
-/// How many ports an error about a bridge's address names.
+/// The number of ports that an address conflict names.
 const NAMED_PORTS: usize = 5;
 
-/// Puts the gateway's addresses where they belong and lets the host forward. The interface that was made for them, if
-/// there is one.
+/// Adds the gateway addresses and enables forwarding. Returns the interface with the addresses if it is not the bridge.
 ///
 /// # Errors
 /// When the interface has another address in their place, or the kernel refuses.
@@ -45,10 +44,10 @@ pub(super) fn ensure(
     Ok(interface)
 }
 
-/// Lets the host forward packets of a family.
+/// Enables forwarding on the host.
 ///
 /// # Errors
-/// When it does not and cannot be made to.
+/// When it is disabled and cannot be enabled.
 pub fn forward(family: Family) -> Result<(), Error> {
     sysctl::enable_forwarding(family).map_err(|cause| {
         Error::failed(format!("cannot enable {family} forwarding: {cause}"))
@@ -80,7 +79,7 @@ fn ensure_addresses(
             not_found_as_none(host.delete_address(link.index, other))
                 .map_err(|cause| fail(&format!("remove {other} from"), cause))?;
         }
-        // The gateway must answer at once, and nobody else may have its address.
+        // Without duplicate address detection: the gateway must answer at once, and its address is unique.
         match host.add_address(link.index, *gateway, Detection::Skipped) {
             Ok(()) | Err(NetlinkError::Exists) => {}
             Err(cause) => return Err(fail(&format!("add {gateway} to"), cause)),
@@ -89,9 +88,9 @@ fn ensure_addresses(
     Ok(())
 }
 
-/// The addresses of the interface that a gateway cannot stand beside: in IPv4 every other one that is not a gateway of
-/// this network, in IPv6 those whose subnets overlap. Link-local ones stand beside each other: `fe80::1` is a usual
-/// gateway, and the kernel gives the interface one of its own.
+/// The addresses that conflict with a gateway address: IPv4, all that are not gateways of this network; IPv6, those with an
+/// overlapping subnet. Link-local addresses do not conflict: `fe80::1` is a common gateway, and the kernel adds one of its
+/// own.
 fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
     let others = present
         .iter()
@@ -127,10 +126,10 @@ fn address_conflict(host: &Netlink, link: &Link, present: Cidr, wanted: Cidr) ->
         ))
 }
 
-/// The host's interface in a VLAN of the bridge, made where it is not there, finished where its making was cut short.
+/// The host's interface in a VLAN of the bridge: one end of a veth pair whose peer is a port of the bridge, as in the Go
+/// plugin. Created if it does not exist, completed if an ADD was interrupted.
 ///
-/// It is one end of a veth pair whose other end is a port of the bridge, as the reference makes it. Several ADDs may
-/// be at it at once: each step changes nothing when it is done again, and the interface comes up last.
+/// Concurrent ADDs may do the same: each step is idempotent, and the interface comes up last.
 fn ensure_interface(
     host: &Netlink,
     bridge: &Link,
@@ -146,7 +145,7 @@ fn ensure_interface(
         }
     };
     refuse_advertisements(&link);
-    // Another kind was made by the administrator, for example a VLAN device on top of the bridge.
+    // Another kind was created by an administrator, for example a VLAN device on top of the bridge.
     if link.kind == Kind::Veth {
         ensure_port(host, bridge, &link, vlans)?;
     }
@@ -174,7 +173,7 @@ fn create_pair(host: &Netlink, bridge: &Link, name: &IfName) -> Result<(), Error
     }
 }
 
-/// Makes the other end of the gateway's interface a port in its VLAN, unless all is done already.
+/// Makes the peer of the gateway's interface a port in its VLAN, unless it is one.
 fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Result<(), Error> {
     let (Some(wanted), Some(index)) = (vlans.gateway_port(), link.peer) else {
         return Ok(());
@@ -192,7 +191,7 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
             "cannot use {} as the gateway's interface: its other end is not on the host",
             link.name
         );
-        let remedy = format!("delete it (ip link del {}); it is made again", link.name);
+        let remedy = format!("delete it (ip link del {}); ADD creates it again", link.name);
         return Err(Error::failed(msg).details(remedy));
     };
     refuse_advertisements(&other);

@@ -1,4 +1,4 @@
-//! GC: giving back what no valid attachment holds.
+//! GC: removes resources of stale attachments.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -21,13 +21,12 @@ use crate::link::namespace::host_netlink;
 use crate::plugins::bridge::plan::host_interface;
 use crate::link::{Veth, veths};
 
-/// Removes masquerading, MAC spoof checks, links and leases of this network, and what lets its bridge's packets pass when that has no
-/// containers left, that belong to no valid attachment, whichever plugin made
-/// them. A link is removed when its lease says whose it is; one without a lease cannot be told from another network's.
-/// Where the valid attachments are not listed, nothing is removed.
+/// Removes masquerading, MAC spoof checks, links and leases of this network that belong to no valid attachment, also those
+/// of the Go plugin, and the `forwardAccept` rules of a bridge without containers. A link is removed if a lease names its
+/// attachment; without a lease it may be another network's. Without a list of valid attachments nothing is removed.
 ///
 /// # Errors
-/// When something could not be removed, after all else was tried.
+/// When something could not be removed, after everything else was tried.
 pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = Ipam::parse_for_release(conf, cni_path)?;
@@ -66,8 +65,8 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     failures.into_result()
 }
 
-/// Deletes the links of attachments that are not valid any more, and then frees their leases: no address is free while an
-/// interface has it.
+/// Deletes the links of stale attachments and then their leases: an address must not be assigned again while an interface
+/// has it.
 fn free(
     conf: &NetConf,
     (host_local, valid): (&HostLocal, &ValidAttachments),
@@ -98,7 +97,7 @@ struct StaleLinks<'a> {
 }
 
 impl StaleLinks<'_> {
-    /// The addresses that are still in use: their links could not be deleted, or may not be.
+    /// Returns the addresses that are still in use, because their links could not or must not be deleted.
     fn delete(&self, stale: &[LeaseFile], failures: &mut Failures) -> HashSet<IpAddr> {
         let mut in_use = HashSet::new();
         let mut others = Vec::new();
@@ -110,7 +109,7 @@ impl StaleLinks<'_> {
                 Some((Ok(()), name)) => {
                     deleted.insert(name);
                 }
-                // A container with two addresses has one link.
+                // Its other address had the same link.
                 Some((Err(NetlinkError::NotFound(_)), name)) if deleted.contains(&name) => {}
                 Some((Err(NetlinkError::NotFound(_)), _)) | None => others.push(lease),
                 Some((Err(cause), name)) => {
@@ -135,7 +134,7 @@ impl StaleLinks<'_> {
         in_use
     }
 
-    /// The Go plugin's links have names of their own.
+    /// Deletes links of the Go plugin, which have random names.
     fn delete_made_by_go(
         &self,
         stale: &[&LeaseFile],
@@ -144,7 +143,7 @@ impl StaleLinks<'_> {
     ) -> Vec<IpAddr> {
         let mut in_use = Vec::new();
         for lease in stale {
-            // A derived name is that of another attachment, perhaps to a network with the same subnet.
+            // A derived name is that of another attachment, for example to a network with the same subnet.
             let has_it = |veth: &&Veth| {
                 veth.addresses.contains(&lease.address) && !IfName::is_derived_veth(&veth.host.name)
             };
@@ -160,7 +159,7 @@ impl StaleLinks<'_> {
         in_use
     }
 
-    /// Whether a veth that no name gives away is the link of an attachment to this network.
+    /// Whether a veth with a random name is the link of an attachment to this network.
     fn belongs(&self, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
         let (link, interface) = (&veth.host.name, &veth.interface);
         let kept =

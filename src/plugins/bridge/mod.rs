@@ -1,8 +1,7 @@
-//! The `bridge` plugin: a container becomes a port of a bridge, with the addresses that IPAM gives it.
+//! The `bridge` plugin: connects a container to a bridge with a veth pair, with addresses from IPAM.
 //!
-//! The verbs are told here as short stories: [`config`] says what is asked, [`plan`] works out what will be made,
-//! [`attach`] makes it. Knows neither files of leases nor text of rules: those are [`crate::ipam`] and
-//! [`crate::netfilter::masquerade`].
+//! An ADD parses the configuration ([`config`]), reserves addresses ([`crate::ipam`]), computes a [`plan`], and applies it
+//! ([`attach`]) while masquerading ([`crate::netfilter::masquerade`]) is installed.
 
 mod add;
 mod check;
@@ -45,14 +44,14 @@ pub use del::detach;
 pub use ensure::is_mac_fixed;
 pub use gateway::forward;
 
-/// A `bridge` request.
+/// A valid request for ADD, CHECK or STATUS.
 pub struct Bridge {
     network: NetworkName,
     args: Args,
     config: BridgeConfig,
     ipam: Option<Ipam>,
-    /// That of the plugins before this one in a chain, or of the ADD that CHECK compares with. ADD ignores what is not a
-    /// result, as the Go plugin does; CHECK reports it.
+    /// prevResult: the result of the previous plugin in the chain for ADD, that of the ADD for CHECK. ADD ignores an
+    /// invalid one, as the Go plugin does; CHECK reports the error.
     previous: Result<Option<AddResult>, Error>,
     own_netns: OwnNetns,
 }
@@ -116,8 +115,7 @@ impl Plugin for Bridge {
         gc::gc(&request.conf, &request.cni_path)
     }
 
-    /// It is cheap, because a runtime asks every few seconds: where IPAM is host-local it runs no process, and it writes
-    /// nothing.
+    /// With host-local, runs no process and writes nothing: containerd requests STATUS every few seconds.
     fn status(&self) -> Result<(), Error> {
         let Some(ipam) = &self.ipam else {
             return Ok(());
@@ -140,7 +138,7 @@ impl Bridge {
         let (held, locked) = (lease.held(), lease.held());
         undo.push(move || ipam.release(attachment, Some(held)));
         if self.config.masquerade.is_some() {
-            // Held to the end: should this process be killed, DEL waits for the programs that still change rules.
+            // Held until the process ends: if it is killed, DEL waits for iptables programs that are still running.
             let locked = ipam.lock(&locked)?;
             undo.push(move || {
                 drop(locked);
@@ -157,7 +155,7 @@ impl Bridge {
         undo: &mut Undo<'a>,
     ) -> Result<AddResult, Error> {
         let attachment = input.attachment;
-        // host-local refuses a second ADD by itself, under its lock.
+        // host-local rejects a second ADD itself, under its lock.
         if let Some(Ipam::Delegate(_)) = self.ipam {
             require_free(
                 &host_interface(&self.network, attachment),
@@ -166,7 +164,7 @@ impl Bridge {
             )?;
         }
         if self.config.vlans.is_some() {
-            // Whether bridges can keep VLANs apart here shows when one is made; a lease would be too early.
+            // Creating the bridge shows whether the kernel supports VLAN filtering, before a lease is reserved.
             ensure_bridge(&context.host, &self.config, input.mtu)?;
         }
         let lease = match &self.ipam {
@@ -175,7 +173,7 @@ impl Bridge {
         };
         signals::check()?;
         let plan = Plan::new(input, lease)?;
-        // The rules are on their way while the link is made: neither needs the other.
+        // Rules and link are independent and are created concurrently.
         let rules = Masquerade::of(&self.network, attachment);
         let addresses = plan.addresses();
         let mut installing = None;
@@ -184,7 +182,7 @@ impl Bridge {
         {
             let (ours, owned) = (rules.clone(), plan.addresses());
             let owned = owned.iter().map(|address| address.address()).collect();
-            // Before they are started: when one family cannot be, the other may be on its way.
+            // Pushed first: if one address family cannot be started, the other may be running already.
             let remove = move || ours.remove(owned, Scope::Addresses, Evidence::Started);
             undo.push(move || remove().finish());
             let install = || rules.install(&addresses, policy);
@@ -193,7 +191,7 @@ impl Bridge {
         let forwarding = self.config.forwarding.as_ref();
         if let Some(forwarding) = forwarding {
             let (host, bridge) = (context.host.clone(), &self.config.bridge);
-            // Before the link is made, so that it is looked for containers after the link is gone.
+            // Pushed before the link, so that undo looks for remaining containers after the link is deleted.
             undo.push(move || forward_accept::remove_if_unused_on(&host, bridge, forwarding));
         }
         let attached = log::timed_span("link", || attach(&plan, &self.config, context, undo));
@@ -213,8 +211,7 @@ impl Bridge {
     }
 }
 
-/// The result that this one is appended to. Before 0.3.0 there were no chains, and a result has no room for a second
-/// address.
+/// prevResult. CNI versions before 0.3.0 have no chains.
 fn previous_in_chain(conf: &NetConf) -> Result<Option<AddResult>, Error> {
     match conf.version.schema() {
         Schema::V0_1 => Ok(None),

@@ -1,4 +1,4 @@
-//! Which interface in a container is an attachment's, where its name on the host does not tell.
+//! Whether an interface in a container belongs to an attachment, if the name of its peer does not tell.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,18 @@ use crate::net::{IfName, Mac};
 pub struct ContainerEnd {
     /// Its MAC address.
     pub mac: Option<Mac>,
-    /// Its addresses, but for link-local ones.
+    /// Its addresses, without link-local ones.
     pub addresses: Vec<IpAddr>,
-    /// Its peer, if that is on the host.
+    /// Its peer, if it is on the host.
     pub peer: Option<Link>,
 }
 
-/// What is known of the attachment.
+/// What is known about the attachment.
 #[derive(Debug, Default)]
 pub struct Known<'a> {
     /// The name of its interface.
     pub interface: &'a str,
-    /// The name that this plugin gives the peer on the host.
+    /// The name of the peer of links that this plugin creates.
     pub host: &'a str,
     /// prevResult, if the runtime passed one.
     pub prev: Option<&'a AddResult>,
@@ -32,16 +32,16 @@ pub struct Known<'a> {
     pub bridge: Option<u32>,
 }
 
-/// Whether the interface is the attachment's. It may be another one's that has the same interface name: of the network
-/// that was added before this one and made this ADD fail, or of another container whose namespace has this path now.
+/// Whether the interface belongs to the attachment. Another attachment may have the same interface name: that of another
+/// network, because of which the ADD failed, or that of another container whose namespace has this path now.
 ///
-/// The peers that this plugin makes have a name derived from the attachment, which decides. The Go plugin's have random
-/// names, and the first of these decides that says anything:
+/// Peers that this plugin creates have a name derived from the attachment, which decides. Those of the Go plugin have
+/// random names; the first of these criteria that applies decides:
 ///
-/// 1. prevResult: it lists the peer, or the interface with its MAC address.
-/// 2. The addresses of lease and prevResult: the interface has one of them. If it has others only, or has addresses where
-///    host-local has no lease, it is another one's.
-/// 3. Without addresses, or with those that another IPAM plugin gave, the peer is a port of the network's bridge.
+/// 1. prevResult lists the peer, or the interface with its MAC address.
+/// 2. The interface has an address of the lease or of prevResult. If it has only other addresses, or has addresses while
+///    host-local has no lease, it belongs to another attachment.
+/// 3. Without addresses, or with those of another IPAM plugin: the peer is a port of the network's bridge.
 pub fn is_owner(known: &Known, end: &ContainerEnd) -> bool {
     let peer = end.peer.as_ref();
     if let Some(peer) = peer.filter(|peer| IfName::is_derived_veth(&peer.name)) {
@@ -66,7 +66,7 @@ fn listed(known: &Known, end: &ContainerEnd) -> Option<bool> {
     if on_host.is_empty() && inside.peek().is_none() {
         return None;
     }
-    // The MAC address of a bridge may be another port's: on the host only names count.
+    // On the host only names are compared: the MAC address of a bridge may be that of a port.
     let is_peer = |name: &str| end.peer.as_ref().is_some_and(|peer| peer.name == name);
     let mac = end.mac.map(|mac| mac.to_string()).unwrap_or_default();
     Some(
@@ -75,7 +75,7 @@ fn listed(known: &Known, end: &ContainerEnd) -> Option<bool> {
     )
 }
 
-/// Whether the interface has an address of the attachment's; `None` when addresses do not tell.
+/// Whether the interface has an address of the attachment; `None` if the addresses do not decide.
 fn addressed(known: &Known, end: &ContainerEnd) -> Option<bool> {
     let told = known.prev.into_iter().flat_map(|prev| &prev.ips);
     let mut own: Vec<IpAddr> = told.map(|ip| ip.address.address()).collect();

@@ -1,4 +1,4 @@
-//! What an ADD is going to make, worked out before anything is made. Pure data, from configuration and lease alone.
+//! The plan of an ADD: names, addresses and routes, computed from configuration and lease before anything is changed.
 
 use std::net::IpAddr;
 
@@ -18,63 +18,56 @@ const MAX_ALIAS: usize = 255;
 /// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
 pub const MIN_MTU_IPV6: u32 = 1280;
 
-/// The position of the container's interface among those that the plan makes; see [`Plan::into_result`].
+/// The index of the container's interface in the result; see [`Plan::into_result`].
 const CONTAINER_INTERFACE: usize = 2;
 
-/// What an attachment will be.
+/// What an ADD creates.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The name of the veth's end on the host.
+    /// The name of the host end of the veth pair.
     pub host: IfName,
-    /// Whose it is, for whoever lists links.
+    /// The owner: the alias of the host end.
     pub alias: String,
-    /// The name of the end in the container.
+    /// The name of the container's end.
     pub container: IfName,
-    /// The MAC address of that end.
+    /// The MAC address of the container's end.
     pub mac: Mac,
     /// The MTU of both ends, and of a bridge that is created, in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
-    /// What keeps the container from using another MAC address.
     pub spoof_check: Option<MacSpoofCheck>,
-    /// The gateway's addresses; empty when there is none.
+    /// The gateway addresses that the host gets.
     pub gateways: Vec<Cidr>,
-    /// The host's interface in the container's VLAN that has them; without VLANs it is the bridge.
+    /// The interface of the host in the container's VLAN that has them; without VLANs it is the bridge.
     pub gateway_interface: Option<IfName>,
-    /// The routes to program, next hops filled in.
+    /// The container's routes, with next hops.
     pub routes: Vec<Route>,
-    /// Addresses, routes and name service as the result tells them.
+    /// Addresses, routes and DNS settings of the result.
     pub lease: Lease,
 }
 
-/// The end of a veth pair on the host: found again without the container's namespace.
+/// The name of the host end, which DEL derives again without the container's namespace.
 pub fn host_interface(network: &NetworkName, attachment: &Attachment) -> IfName {
     attachment.host_interface(network)
 }
 
-/// The port of a bridge behind a gateway's interface: whichever ADD makes it, makes the same one.
+/// The name of the bridge port behind a gateway's interface, the same for every ADD.
 pub fn gateway_port(interface: &IfName) -> IfName {
     IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
 }
 
-/// What a plan is made from, besides the lease.
+/// The input of a plan besides the lease.
 pub struct PlanInput<'a> {
-    /// The configuration.
     pub config: &'a BridgeConfig,
     /// The MTU of bridge and veth pair in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
-    /// The network's name.
     pub network: &'a NetworkName,
-    /// Which attachment it is.
     pub attachment: &'a Attachment,
-    /// The pod's namespace and name, where the runtime passes them.
+    /// `namespace/name` of the pod, if the runtime passes them.
     pub pod: Option<&'a str>,
-    /// The rules of `macspoofchk`, where it is set.
     pub spoof_check: Option<MacSpoofCheck>,
 }
 
 impl Plan {
-    /// Works out an attachment.
-    ///
     /// # Errors
     /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
     pub fn new(input: PlanInput, mut lease: Lease) -> Result<Plan, Error> {
@@ -129,12 +122,11 @@ impl Plan {
         })
     }
 
-    /// The addresses of the container.
     pub fn addresses(&self) -> Vec<Cidr> {
         self.lease.ips.iter().map(|ip| ip.address).collect()
     }
 
-    /// The result, with what only the kernel knew.
+    /// The result, with the MAC addresses that the kernel reported.
     pub fn into_result(self, bridge: &IfName, facts: &ObservedLinks, sandbox: &str) -> AddResult {
         let interface = |name: &IfName, mac: Option<Mac>| Interface {
             name: name.to_string(),
@@ -157,25 +149,25 @@ impl Plan {
     }
 }
 
-/// The alias of the host's end, cut to what the kernel accepts. It comes from whoever names pods and is printed raw by
-/// programs that list links, so control characters are replaced.
+/// The alias of the host end, cut to the length that the kernel accepts. Programs that list links print it raw, so control
+/// characters are replaced.
 fn alias_of(owner: &str) -> String {
     owner[..owner.floor_char_boundary(MAX_ALIAS)].replace(char::is_control, "?")
 }
 
-/// What the kernel tells of a finished attachment.
+/// MAC addresses that the kernel reports after the link was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObservedLinks {
     /// The MAC address of the bridge.
     pub bridge_mac: Option<Mac>,
-    /// The MAC address of the veth's end on the host.
+    /// The MAC address of the host end.
     pub host_mac: Option<Mac>,
     /// The MAC address of the gateway's interface in the container's VLAN.
     pub gateway_mac: Option<Mac>,
 }
 
-/// A default route through the first gateway of each family that has none yet. One without a next hop counts: it gets
-/// the gateway as its next hop (in other tables it does not help the main one).
+/// A default route through the first gateway of each family that has no default route in table main yet. One without a next
+/// hop counts, because it gets the gateway as its next hop.
 fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
@@ -200,7 +192,7 @@ fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
         .find(|gateway| Family::of(*gateway) == family)
 }
 
-/// The gateways, each with the prefix length of its container's address, as the Go plugin puts them on the bridge.
+/// The gateway addresses, each with the prefix length of its container's address, as the Go plugin adds them to the bridge.
 fn gateways_of(ips: &[IpConfig]) -> Result<Vec<Cidr>, Error> {
     let mut gateways = Vec::new();
     for IpConfig {
@@ -219,7 +211,7 @@ fn gateways_of(ips: &[IpConfig]) -> Result<Vec<Cidr>, Error> {
     Ok(gateways)
 }
 
-/// Refuses gateways that cannot be the next hop of packets from their container's address.
+/// Rejects gateways of another family than their container's address.
 fn check_next_hops(ips: &[IpConfig]) -> Result<(), Error> {
     for IpConfig {
         address, gateway, ..
@@ -234,7 +226,7 @@ fn check_next_hops(ips: &[IpConfig]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses the routes that the kernel refuses whatever the container's addresses are, so that nothing is undone for them.
+/// Rejects routes that the kernel rejects for all addresses, before anything is changed.
 ///
 /// # Errors
 /// Code 7 for an IPv4 destination with host bits (`fib_valid_key_len`, net/ipv4/fib_trie.c), or a next hop of the other
@@ -254,8 +246,8 @@ pub fn check_routes(routes: &[Route]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The routes of a lease as the kernel gets them, each once: it refuses the second of two routes that differ in nothing
-/// it compares (`fib_table_insert`, net/ipv4/fib_trie.c; `fib6_add_rt2node`, net/ipv6/ip6_fib.c).
+/// The routes of a lease without duplicates: the kernel refuses the second of two routes that are equal in what it compares
+/// (`fib_table_insert`, net/ipv4/fib_trie.c; `fib6_add_rt2node`, net/ipv6/ip6_fib.c).
 fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     check_routes(&lease.routes)?;
     let mut routes: Vec<Route> = Vec::new();
@@ -274,7 +266,7 @@ fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
-/// A route without a next hop goes to the gateway of its family, unless it says that its destination is on the link.
+/// A route without a next hop leads to the gateway of its family, unless its scope says that the destination is on the link.
 fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
     let mut route = route.clone();
     if route.gw.is_none() && !route.is_on_link() {
@@ -283,8 +275,8 @@ fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
     route
 }
 
-/// A MAC address that follows the address, so that whoever inherits the address is found under the neighbours' cached
-/// entry; without an address one that follows the attachment.
+/// The MAC address, derived from the IP address, so that cached neighbour entries stay valid when another container gets
+/// the address; without an address derived from the attachment.
 fn mac_for(ips: &[IpConfig], network: &NetworkName, attachment: &Attachment) -> Mac {
     let v4 = ips.iter().find_map(|ip| match ip.address.address() {
         IpAddr::V4(v4) => Some(v4.octets()),

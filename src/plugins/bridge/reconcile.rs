@@ -1,8 +1,8 @@
-//! Putting back what others took from live containers: a firewall reload the rules, a network manager the bridge's
-//! address or its ports.
+//! Restores what other programs removed while containers run: rules after a firewall reload, the bridge's address or ports
+//! after a network manager changed them.
 //!
-//! [`plan`] compares what there is with what the configuration asks for, without touching anything; [`Repair::apply`]
-//! does one thing of it. Nothing is restored for containers that are gone.
+//! [`plan`] compares the configuration with the observed state and changes nothing; [`Repair::apply`] makes one repair.
+//! Nothing is restored for containers that no longer exist.
 
 use std::fmt;
 
@@ -20,16 +20,15 @@ use crate::link::failed;
 use crate::state::{self, BridgeDifference};
 use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
 
-/// A container that has its link.
+/// An attachment that has its link.
 #[derive(Clone, Debug)]
 pub struct LiveAttachment {
-    /// Which one.
     pub attachment: Attachment,
-    /// The end of its link on the host.
+    /// The host end of its link.
     pub link: Link,
     /// Its addresses with the prefix length of their subnets.
     pub addresses: Vec<Cidr>,
-    /// The MAC address of its own end, where it is known.
+    /// The MAC address of the container's end, if known.
     pub mac: Option<Mac>,
     /// Whether all its addresses are masqueraded.
     pub is_masqueraded: bool,
@@ -38,58 +37,54 @@ pub struct LiveAttachment {
 }
 
 impl LiveAttachment {
-    /// The flags that its port should have. Where the configuration has changed since the ADD, those that a port of the
-    /// bridge has: portIsolation would separate it from containers that it talks with.
+    /// The desired flags of its port: the current ones if the configuration has changed since the ADD, because
+    /// portIsolation would separate the container from others that it communicates with.
     pub fn wanted_flags(&self, config: &BridgeConfig) -> PortFlags {
         let present = self.link.port.filter(|_| self.is_outdated);
         present.unwrap_or(config.port_flags())
     }
 }
 
-/// The bridge as it is.
 #[derive(Clone, Debug)]
 pub struct ObservedBridge {
-    /// The link of the bridge's name.
+    /// The link with the bridge's name.
     pub bridge: Option<Link>,
-    /// Whether its MAC address was set; see [`crate::plugins::bridge::is_mac_fixed`].
+    /// See [`crate::plugins::bridge::is_mac_fixed`].
     pub is_mac_fixed: Option<bool>,
-    /// The links of the network by which the host takes router advertisements.
+    /// The links of the network on which the host accepts router advertisements.
     pub advertised: Vec<IfName>,
-    /// The addresses of the link that should have the gateways'.
+    /// The addresses of the link that should have the gateway addresses.
     pub addresses: Vec<Cidr>,
-    /// The families that the host does not forward.
+    /// The families for which forwarding is disabled.
     pub not_forwarded: Vec<Family>,
 }
 
 impl ObservedBridge {
-    /// Whether a link is a port of another bridge than this one: the configuration named that one when the container was
-    /// attached, or an administrator has moved it. The container works there, and would lose its neighbours here.
+    /// Whether a link is a port of another bridge: the configuration named that one at the time of the ADD, or an
+    /// administrator moved the port. The container works there, and would lose its neighbours if it were moved.
     pub fn is_elsewhere(&self, link: &Link) -> bool {
         let bridge = self.bridge.as_ref().map(|bridge| bridge.index);
         link.master.is_some() && link.master != bridge
     }
 }
 
-/// One thing to put back.
 #[derive(Clone, Debug)]
 pub enum Repair {
-    /// The bridge is missing, down or not promiscuous though it should be.
+    /// The bridge is missing or down, or lacks promiscuous mode.
     Bridge,
-    /// The bridge's MAC address is not set, and changes with the ports.
+    /// The bridge's MAC address follows its ports.
     BridgeMac,
-    /// The host takes router advertisements by a link of the network.
+    /// The host accepts router advertisements on a link of the network.
     Advertisements(IfName),
-    /// The bridge lacks addresses of gateways.
+    /// Gateway addresses that the bridge lacks.
     Gateways(Vec<Cidr>),
-    /// The host does not forward packets of a family.
+    /// Forwarding is disabled.
     Forwarding(Family),
-    /// A port is on no bridge, down, or has other flags than is asked for.
+    /// A port is detached or down, or has other flags.
     Port(LiveAttachment),
-    /// Rules that keep a container from using another MAC address.
     MacSpoofCheck(LiveAttachment, Mac),
-    /// Rules that masquerade a container.
     Masquerade(LiveAttachment),
-    /// Rules that let packets of the bridge pass FORWARD (`forwardAccept`).
+    /// The rules of `forwardAccept`.
     ForwardAccept(Forwarding, Vec<Family>),
 }
 
@@ -124,8 +119,8 @@ impl fmt::Display for Repair {
     }
 }
 
-/// What is to be put back, in the order in which it must be. `gateways` are the addresses that the bridge should have. Of
-/// a container that is elsewhere (see [`ObservedBridge::is_elsewhere`]) only the rules are.
+/// The repairs, in the order in which to apply them. `gateways` are the addresses that the bridge should have. For a
+/// container on another bridge (see [`ObservedBridge::is_elsewhere`]) only its rules are restored.
 ///
 /// # Errors
 /// When the rules of MAC spoof checks cannot be listed.
@@ -159,7 +154,7 @@ pub fn plan(
     Ok(repairs)
 }
 
-/// What the bridge and its containers lack.
+/// The repairs of the bridge and its ports.
 fn plan_bridge(
     config: &BridgeConfig,
     present: &ObservedBridge,
@@ -183,7 +178,7 @@ fn plan_bridge(
     };
     let loose = here.iter().filter(|live| !is_right(live));
     repairs.extend(loose.map(|live| Repair::Port((*live).clone())));
-    // Behind the vlan_ports, for these are told.
+    // After the ports, to which the gateway is announced.
     let missing = state::missing_addresses(gateways, &present.addresses);
     if !missing.is_empty() {
         repairs.push(Repair::Gateways(missing));
@@ -210,7 +205,7 @@ fn is_repaired_by_add(difference: &BridgeDifference) -> bool {
 }
 
 impl Repair {
-    /// The container that it is for, if it is for one.
+    /// The attachment to repair, if it concerns only one.
     pub fn of(&self) -> Option<&LiveAttachment> {
         match self {
             Repair::Port(live) | Repair::MacSpoofCheck(live, _) | Repair::Masquerade(live) => {
@@ -225,7 +220,7 @@ impl Repair {
         }
     }
 
-    /// Puts it back. Doing it again changes nothing.
+    /// Makes the repair. Repeating it changes nothing.
     ///
     /// # Errors
     /// When the kernel or a program refuses; when the bridge has another address in a gateway's place.
@@ -244,7 +239,7 @@ impl Repair {
             }),
             Repair::Gateways(gateways) => {
                 let bridge = ensure_configured_bridge(host, config)?;
-                // forceAddress is for an ADD: the other address may be the gateway of containers that run.
+                // Ignores forceAddress: the other address may be the gateway of running containers.
                 let config = BridgeConfig {
                     conflict: AddressConflict::Refuse,
                     ..config.clone()
@@ -287,11 +282,11 @@ fn put_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) -> Res
     started.map_err(|cause| failed("start port", &name, cause))
 }
 
-/// Tells the containers the MAC address of their gateway, which is another one when the bridge was made again (see
-/// [`crate::plugins::bridge::add`]).
+/// Announces the MAC address of the gateway to the containers: a bridge that was created again has another one. Setting it
+/// to its current value makes the kernel announce it.
 fn announce(host: &Netlink, link: &Link) -> Result<(), Error> {
     let name = name_of(link)?;
-    // Where the kernel has no such parameter it is found out by asking.
+    // Without these parameters containers resolve the address when their neighbour entries expire.
     let _ = Parameter::ArpNotify.set(&name, 1);
     let _ = Parameter::NdiscNotify.set(&name, 1);
     let Some(mac) = link.mac else { return Ok(()) };

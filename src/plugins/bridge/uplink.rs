@@ -1,15 +1,15 @@
-//! The MTU of the way out of the node, for `mtu` "auto".
+//! The MTU of the node's uplink, for `"mtu": "auto"`.
 
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
 use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 use crate::link::failed;
 
-/// The MTU of a network's links in bytes: with `"auto"` the uplink's at this moment. Without an uplink it is that of the bridge,
-/// and without a bridge `None`, the kernel's default.
+/// The MTU of a network's links in bytes: with `"auto"` that of the uplink now, without an uplink that of the bridge, without
+/// a bridge the kernel's default (`None`).
 ///
 /// # Errors
-/// When the kernel refuses to tell.
+/// When the kernel refuses a request.
 pub(super) fn resolve_mtu(host: &Netlink, config: &BridgeConfig) -> Result<Option<u32>, Error> {
     match config.mtu {
         Mtu::Kernel => return Ok(None),

@@ -1,39 +1,37 @@
-//! The keys `vlan`, `vlanTrunk` and `preserveDefaultVlan`: what a configuration asks of 802.1Q, and what a port is to
-//! have because of it. Pure data.
+//! The keys `vlan`, `vlanTrunk` and `preserveDefaultVlan`, and the VLANs that a port gets from them. Pure data.
 //!
-//! In the words of bridge(8): `vlan` is `bridge vlan add vid N pvid untagged dev PORT`, an item of `vlanTrunk` is
-//! `bridge vlan add vid FIRST-LAST dev PORT`, and unless `preserveDefaultVlan` is true, `bridge vlan del vid 1 dev PORT`
-//! comes before them.
+//! As commands of bridge(8): `vlan` is `bridge vlan add vid N pvid untagged dev PORT`, an item of `vlanTrunk` is
+//! `bridge vlan add vid FIRST-LAST dev PORT`. Unless `preserveDefaultVlan` is true, `bridge vlan del vid 1 dev PORT`
+//! precedes them.
 
 use crate::cni::json::JsonCursor;
 use crate::error::Error;
 use crate::net::{IfName, PortVlans, VlanId, VlanSet};
 use crate::plugins::bridge::role::Gateway;
 
-/// What a configuration says of VLANs. There is one only where the bridge must keep VLANs apart.
+/// The VLAN settings of a network whose bridge must have VLAN filtering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vlans {
     /// The VLAN of the container's untagged frames (`vlan`).
     native: Option<VlanId>,
-    /// The VLANs whose tagged frames the container gets (`vlanTrunk`).
+    /// The VLANs whose tagged frames the container receives (`vlanTrunk`).
     trunk: VlanSet,
-    /// What becomes of the bridge's default VLAN on the port.
     default: DefaultVlan,
-    /// The host's interface in `native` that has the gateway's address.
+    /// The host's interface in `native` that has the gateway address.
     pub gateway: Option<IfName>,
 }
 
-/// What becomes of the VLAN that the bridge gives to every new port.
+/// What happens to the VLAN that the bridge assigns to every new port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DefaultVlan {
-    /// The port leaves it. So does the reference since 1.8.0.
+    /// The port leaves it, as with the Go plugin since 1.8.0.
     Left,
     /// The port stays in it (`preserveDefaultVlan`).
     Kept,
 }
 
 impl Vlans {
-    /// Parses the three keys; `None` when they ask for nothing. A `vlanTrunk` asks even when it is empty.
+    /// Parses the three keys; `None` if none is set. An empty `vlanTrunk` counts as set.
     ///
     /// # Errors
     /// Code 6 for a wrong type, 7 for a wrong number; each names the key.
@@ -66,9 +64,9 @@ impl Vlans {
         }))
     }
 
-    /// The VLANs of the container's port; `None` when it keeps those that the bridge gives it.
+    /// The VLANs of the container's port; `None` if it keeps those that the bridge assigns.
     pub fn port(&self) -> Option<PortVlans> {
-        // With a trunk alone, untagged frames are in VLAN 1, as the reference has it.
+        // With a trunk alone, untagged frames are in VLAN 1, as with the Go plugin.
         let is_default = !self.trunk.is_empty();
         let native = self.native.or(is_default.then_some(VlanId::DEFAULT))?;
         Some(PortVlans::new(native, self.trunk))
@@ -80,12 +78,12 @@ impl Vlans {
         Some(PortVlans::new(native, VlanSet::EMPTY))
     }
 
-    /// The VLAN that a new port with these VLANs must leave: the one that the bridge gave it.
+    /// The VLAN that a new port with these VLANs must leave: the default of the bridge.
     pub fn surplus(&self, wanted: &PortVlans, given: Option<VlanId>) -> Option<VlanId> {
         given.filter(|given| self.default == DefaultVlan::Left && !wanted.all().contains(*given))
     }
 
-    /// The key that asks for VLANs and what it holds, for refusals.
+    /// The key that requires VLAN filtering, with its value, for errors.
     pub fn asked(&self) -> String {
         match self.native {
             Some(vlan) => format!("vlan is {vlan}"),
@@ -94,9 +92,8 @@ impl Vlans {
         }
     }
 
-    /// What is wrong with the VLANs of a port; `given` is the VLAN that its bridge gives to every port.
-    ///
-    /// That one may be there whatever `preserveDefaultVlan` says: the reference before 1.8.0 leaves it.
+    /// How the VLANs of a port differ. Its membership in the default VLAN of the bridge is accepted whatever
+    /// `preserveDefaultVlan` says: the Go plugin before 1.8.0 leaves it.
     pub fn difference(&self, present: &PortVlans, given: Option<VlanId>) -> Option<String> {
         let wanted = self.port()?;
         if present.pvid != wanted.pvid || !wanted.untagged.minus(present.untagged).is_empty() {
@@ -118,7 +115,7 @@ impl Vlans {
     }
 }
 
-/// `<bridge>.<vlan>`, as the reference calls it.
+/// `<bridge>.<vlan>`, as with the Go plugin.
 fn gateway_name(root: &JsonCursor, bridge: &IfName, vlan: VlanId) -> Result<IfName, Error> {
     let name = format!("{bridge}.{vlan}");
     name.parse().map_err(|_| {

@@ -1,4 +1,4 @@
-//! The VLANs of the bridge's ports: what the kernel must be able to do, joining and leaving, and what CHECK compares.
+//! The VLANs of bridge ports: requirements, configuration and comparison.
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::{Link, Netlink, VlanFiltering, not_found_as_none};
@@ -7,13 +7,11 @@ use crate::link::failed;
 use crate::link::made;
 use crate::plugins::bridge::vlan::Vlans;
 
-/// Refuses a bridge that does not keep VLANs apart.
-///
-/// It is not switched on here: the bridge is there already, and what its other ports reach would change under them.
-/// The reference goes on, and the container shares one segment with all others.
+/// Rejects a bridge without VLAN filtering. It is not enabled on an existing bridge, because that would change what its
+/// other ports reach. The Go plugin continues, and the container shares one segment with all others.
 ///
 /// # Errors
-/// Code 2 when the kernel cannot, 999 when the bridge does not.
+/// Code 2 if the kernel does not support it, 999 if the bridge has it disabled.
 pub(super) fn require_filtering(bridge: &Link, vlans: &Vlans) -> Result<(), Error> {
     let name = &bridge.name;
     match bridge.filtering {
@@ -31,7 +29,7 @@ pub(super) fn require_filtering(bridge: &Link, vlans: &Vlans) -> Result<(), Erro
     }
 }
 
-/// The refusal on a kernel without 802.1Q.
+/// The error on a kernel without VLAN filtering.
 pub(super) fn no_filtering(vlans: &Vlans) -> Error {
     let msg = format!(
         "configuration: {}, but this kernel has no 802.1Q VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
@@ -40,7 +38,7 @@ pub(super) fn no_filtering(vlans: &Vlans) -> Error {
     Error::new(Code::UNSUPPORTED_FIELD, msg)
 }
 
-/// Puts the container's port into its VLANs.
+/// Adds the container's port to its VLANs.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -62,17 +60,13 @@ pub(super) fn join_container_port(
     join(host, &port, &wanted, vlans)
 }
 
-/// A port of a bridge.
 pub(super) struct Port<'a> {
-    /// Its name.
     pub name: &'a IfName,
-    /// Its index.
     pub index: u32,
-    /// Its bridge.
     pub bridge: &'a Link,
 }
 
-/// Puts a port into VLANs and takes it out of the one that the bridge gave it. Doing it again changes nothing.
+/// Adds a port to VLANs and removes it from the one that the bridge assigned. Repeating it changes nothing.
 ///
 /// # Errors
 /// When the kernel refuses.

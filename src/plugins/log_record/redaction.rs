@@ -1,25 +1,23 @@
-//! What of a request may be written down: the values of the keys that are ours or the specification's. A configuration
-//! and CNI_ARGS may hold more, for other plugins, and nobody knows how secret that is: of unknown keys the name is shown
-//! and `…` for the value.
+//! Redaction of requests for the log. Configurations and CNI_ARGS may contain secrets of other plugins: only values of keys of
+//! the specification and of this binary's plugins are logged, `…` stands for the others.
 
 use serde_json::Value;
 
 use crate::cni::environment::Environment;
 use crate::cni::json;
 
-/// The variables of the protocol but CNI_ARGS. Lists of words are texts here: a list of texts would be twice as large.
+/// The variables of the protocol except CNI_ARGS, separated by spaces.
 const VARIABLES: &str =
     "CNI_COMMAND CNI_CONTAINERID CNI_NETNS CNI_IFNAME CNI_PATH CNI_NETNS_OVERRIDE";
 
-/// The keys of CNI_ARGS that runtimes set and plugins know.
+/// The keys of CNI_ARGS that are logged.
 const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME \
     K8S_POD_INFRA_CONTAINER_ID K8S_POD_UID";
 
-/// What stands for a value.
 const HIDDEN: &str = "…";
 
-/// The known keys of the objects behind a key, which comes first in its line; those of the whole are behind `/`. All are in
-/// lower case, as they are read.
+/// The known keys of the objects under a key, which is the first word of the line; `/` is the configuration itself. Lower case,
+/// because keys are read without regard to case.
 const KEYS: &str = "\
 / cniversion name type bridge isgateway isdefaultgateway forceaddress ipmasq ipmasqbackend ipmasqrandomfully \
 nonmasqueradecidrs snataddresses forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk \
@@ -44,12 +42,11 @@ ip6 ip gateway routes
 cni.dev/valid-attachments containerid ifname
 cni.dev/attachments containerid ifname";
 
-/// Whether a list of words has a word.
 fn has(words: &str, word: &str) -> bool {
     words.split(' ').any(|it| it == word)
 }
 
-/// The pod that CNI_ARGS name, as `namespace/name`; they need not be right otherwise.
+/// `namespace/name` of the pod that CNI_ARGS name, also if they are invalid otherwise.
 pub fn pod(args: &str) -> Option<String> {
     let value = |key| args.split(';').find_map(|piece| piece.strip_prefix(key));
     let (namespace, name) = value("K8S_POD_NAMESPACE=").zip(value("K8S_POD_NAME="))?;
@@ -71,13 +68,13 @@ fn argument(piece: &str) -> String {
     match piece.split_once('=') {
         Some((key, _)) if !has(ARGS, key) => format!("{key}={HIDDEN}"),
         Some(_) => piece.to_owned(),
-        // No key, so nobody knows what it is.
+        // Not KEY=VALUE.
         None if piece.is_empty() => String::new(),
         None => HIDDEN.to_owned(),
     }
 }
 
-/// A configuration, as it was understood: keys in lower case, each once.
+/// The redacted configuration as it was parsed: keys in lower case, each once.
 pub fn configuration(bytes: &[u8]) -> String {
     match json::parse("configuration", bytes) {
         Ok(mut value) => {
@@ -89,7 +86,7 @@ pub fn configuration(bytes: &[u8]) -> String {
     }
 }
 
-/// Hides what is unknown of a value behind a key. Lists hold what their key says.
+/// Redacts the value of a key. The elements of a list are redacted as their list's key says.
 fn hide(value: &mut Value, place: &str) {
     match value {
         Value::Array(list) => list.iter_mut().for_each(|item| hide(item, place)),
