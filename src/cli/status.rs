@@ -82,7 +82,7 @@ pub fn status(asked: &args::Status, style: Style) -> Result<Answer, Error> {
 fn observe(node: &Node, network: &Network) -> NetworkStatus {
     let configured = &network.configured;
     let bridge = node.bridge(network);
-    let masquerade_entry = node.inventory.masquerade_entry();
+    let masquerade_entry = node.inventory.entries();
     let of_network = masquerade_entry
         .iter()
         .filter(|it| it.network == network.name().as_str());

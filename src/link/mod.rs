@@ -20,7 +20,7 @@ pub(crate) const PORT_LIMIT: Duration = Duration::from_secs(10);
 /// An error that names operation, object and cause.
 pub(crate) fn failed(operation: &str, object: impl Display, cause: NetlinkError) -> Error {
     let code = match cause {
-        // The rtnl lock is held for long, or this process was told to end: a retry may succeed.
+        // The rtnl lock is held for long, or SIGTERM arrived: a retry may succeed.
         NetlinkError::NoAnswer | NetlinkError::Terminated(_) => Code::TRY_AGAIN,
         _ => Code::PLUGIN,
     };

@@ -1,16 +1,14 @@
-//! `forwardAccept`: what the host forwards from and to a bridge passes, whatever the policy of FORWARD is.
-//!
-//! No accept in one table overrides a drop in another, so the rules stand where iptables has its own, in the table
-//! `filter` of each family:
+//! `forwardAccept`: accepts packets that the host forwards from and to a bridge, whatever the policy of FORWARD is.
+//! An accept in one table does not override a drop in another, so the rules are in the table `filter` of iptables, of
+//! each family:
 //!
 //! ```text
 //! -A FORWARD -j GANGPLANK-cni0                  first of all when it is made
 //! -A GANGPLANK-cni0 -i cni0 -j ACCEPT
 //! -A GANGPLANK-cni0 -o cni0 -j ACCEPT
 //! ```
-//! The table of iptables-nft is written without a program, in rules that it lists as its own. The legacy variant needs its
-//! programs; it is served too where it has tables. Once made, a jump is left where others put it: whoever goes in front
-//! of it later knows why.
+//! The rules of iptables-nft are written over netlink, in the form in which iptables lists them. Those of
+//! iptables-legacy are added as well where it has tables, which needs its programs. An existing jump is not moved.
 
 use std::io;
 
@@ -35,7 +33,7 @@ const FEATURE: Feature = Feature {
     remedy: "it needs nf_tables, or the legacy iptables in use; set it to false",
 };
 
-/// Where packets pass through the host, as iptables-nft makes it (NF_IP_PRI_FILTER, linux/netfilter_ipv4.h).
+/// The chain FORWARD as iptables-nft creates it (NF_IP_PRI_FILTER, linux/netfilter_ipv4.h).
 const FORWARD: BaseChain = BaseChain {
     name: "FORWARD",
     kind: "filter",
@@ -43,7 +41,7 @@ const FORWARD: BaseChain = BaseChain {
     priority: 0,
 };
 
-/// The rules that let a bridge's packets pass.
+/// The accept rules of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forwarding {
     bridge: IfName,
@@ -57,7 +55,7 @@ fn table(family: Family) -> Table {
     }
 }
 
-/// The legacy variant, where it has tables and its programs are here.
+/// iptables-legacy, if it has tables and its programs are installed.
 fn legacy(family: Family) -> Result<Option<Iptables>, Error> {
     let is_used = unless_unknown(xtables::is_used(family))?;
     let iptables = is_used.then(|| Iptables::of(Variant::Legacy, family, FILTER));
@@ -69,8 +67,8 @@ fn unless_unknown(seen: io::Result<bool>) -> Result<bool, Error> {
 }
 
 impl Forwarding {
-    /// That of a bridge; `None` where a rule cannot be about it alone: iptables takes `br+` for all that begin with `br`,
-    /// and quotes are not the same to all its versions.
+    /// `None` for a name that a rule cannot match exactly: `br+` is a prefix for iptables, and its versions treat
+    /// quotes differently.
     pub fn of(bridge: &IfName) -> Option<Forwarding> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = bridge.as_str();
@@ -80,7 +78,7 @@ impl Forwarding {
         })
     }
 
-    /// Lets packets of these families pass. What is there already is left as it is.
+    /// Adds the missing rules of these families.
     ///
     /// # Errors
     /// When the kernel or the legacy variant's program refuses.
@@ -101,10 +99,10 @@ impl Forwarding {
         Ok(())
     }
 
-    /// Whether packets of these families pass.
+    /// Checks the rules of these families.
     ///
     /// # Errors
-    /// When they do not; when it cannot be told.
+    /// When a rule is missing or the rules cannot be listed.
     pub fn check(&self, families: &[Family]) -> Result<(), Error> {
         for family in families.iter().copied() {
             let legacy = legacy(family)?;
@@ -129,10 +127,10 @@ impl Forwarding {
         Ok(())
     }
 
-    /// Whether nftables has anything of it; runs no process.
+    /// Whether nf_tables has the bridge's chain. Runs no process.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel refuses the request.
     pub fn is_in_nftables(&self) -> Result<bool, Error> {
         let found = FEATURE.with_existing("look for rules", |nftables| {
             let [v4, v6] = Family::BOTH.map(|family| nftables.chain(table(family), &self.chain));
@@ -141,11 +139,11 @@ impl Forwarding {
         Ok(found.unwrap_or_default())
     }
 
-    /// Takes the rules away, in both families and variants; those in which there were any. Table and FORWARD are
-    /// everybody's and stay.
+    /// Removes the rules of both families and variants, but not table and FORWARD, which are shared. Returns the
+    /// families that had rules.
     ///
     /// # Errors
-    /// When something could not be removed, after all else was tried.
+    /// When something could not be removed, after everything else was tried.
     pub fn remove(&self) -> Result<Vec<Family>, Error> {
         let (mut failures, mut removed) = (Failures::default(), Vec::new());
         for family in Family::BOTH {
@@ -175,13 +173,13 @@ impl Forwarding {
         Ok(removed.unwrap_or_default())
     }
 
-    /// What the table of iptables-nft lacks.
+    /// The missing rules in the table of iptables-nft.
     fn completion(&self, nftables: &Nftables, family: Family) -> Result<Batch, NftablesError> {
         let (table, bridge) = (table(family), &self.bridge);
         let mut batch = Batch::default();
         let jumps = nftables.rules(table, Some(FORWARD.name))?;
         let accepts = nftables.rules(table, Some(&self.chain))?;
-        // They may have been saved and loaded again by iptables, which writes them otherwise.
+        // Compared by meaning: iptables-restore may have loaded them again in another encoding.
         let accepts = |side: fn(&RuleEntry) -> Option<IfName>| {
             let mut accepts = accepts.iter().filter(|rule| rule.accepts());
             accepts.any(|rule| side(rule).as_ref() == Some(bridge))
@@ -236,7 +234,7 @@ impl Forwarding {
         format!("-A {} -j {}", FORWARD.name, self.chain)
     }
 
-    /// What the legacy table lacks; `None` when nothing.
+    /// The missing rules in the legacy table; `None` if it is complete.
     fn complete(&self, listing: &Listing) -> Option<String> {
         let (chain, bridge) = (&self.chain, &self.bridge);
         let mut lines = Vec::new();
@@ -255,13 +253,13 @@ impl Forwarding {
         transaction(FILTER.table, &lines)
     }
 
-    /// How the legacy table loses it; `None` when it has nothing.
+    /// Removes the rules from the legacy table; `None` if it has none.
     fn clear(&self, listing: &Listing) -> Option<String> {
         let chain = &self.chain;
         if !listing.has_chain(chain) {
             return None;
         }
-        // As often as it is there.
+        // An administrator may have added more jumps.
         let jump = self.jump();
         let jumps = listing.rules().filter(|rule| **rule == jump);
         let mut lines: Vec<String> = jumps.map(|jump| deletion(jump)).collect();
@@ -304,12 +302,15 @@ mod tests {
             Listing::parse(&format!(":GANGPLANK-cni0 - [0:0]\n{}\n", rules.join("\n")))
         };
         assert_eq!(forwarding.complete(&listing(&rules)), None);
-        let mended = forwarding.complete(&listing(&rules[1..])).unwrap();
-        assert_eq!(mended, "*filter\n-I FORWARD 1 -j GANGPLANK-cni0\nCOMMIT\n");
-        let mended = forwarding.complete(&listing(&rules[..2])).unwrap();
+        let completed = forwarding.complete(&listing(&rules[1..])).unwrap();
+        assert_eq!(
+            completed,
+            "*filter\n-I FORWARD 1 -j GANGPLANK-cni0\nCOMMIT\n"
+        );
+        let completed = forwarding.complete(&listing(&rules[..2])).unwrap();
         assert!(
-            mended.contains("-o cni0") && mended.lines().count() == 3,
-            "{mended}"
+            completed.contains("-o cni0") && completed.lines().count() == 3,
+            "{completed}"
         );
     }
 

@@ -9,21 +9,19 @@ use crate::kernel::xtables;
 use crate::net::Family;
 use crate::netfilter::iptables_save::Listing;
 
-/// How long a transaction may take, waiting for the lock of other users of iptables included.
+/// Time limit of a transaction, including the wait for the xtables lock.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
-/// The exit status of iptables when others hold its lock (RESOURCE_PROBLEM, include/xtables.h).
+/// The exit status of iptables if the xtables lock is held (RESOURCE_PROBLEM, include/xtables.h).
 const LOCKED: i32 = 4;
 
-/// How often rules are looked at again that others change at the same time.
+/// The number of attempts if the table is changed concurrently.
 const MAX_RETRIES: u32 = 50;
 
-/// A table, and what it is for: errors begin with that.
+/// A table, and the feature that uses it, for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableUse {
-    /// Its name.
     pub table: &'static str,
-    /// What is done in it.
     pub name: &'static str,
 }
 
@@ -32,7 +30,7 @@ const MASQUERADE: TableUse = TableUse {
     name: "masquerade",
 };
 
-/// A variant of iptables. Each has tables of its own, and its programs see only those.
+/// A variant of iptables. Each has its own tables, and its programs see only those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
     /// iptables-nft, which keeps its rules in nf_tables.
@@ -42,12 +40,12 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// That of the program of that name; `None` when it does not say.
+    /// The variant of a program; `None` if it fails.
     fn default_of(name: &str) -> Option<Variant> {
         let program = process::find(name)?;
         let output = process::run(&program, &["--version"], &[], b"", LIMIT).ok()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        // Before 1.8 there was the legacy variant alone, and the version did not name it.
+        // Before 1.8 there was only the legacy variant, which the version does not name.
         output
             .status
             .success()
@@ -65,7 +63,7 @@ fn name_of(family: Family) -> &'static str {
     }
 }
 
-/// The programs of one family, for one table.
+/// The programs of one address family, for one table.
 #[derive(Clone, Debug)]
 pub struct Iptables {
     restore: PathBuf,
@@ -73,31 +71,29 @@ pub struct Iptables {
     table_use: TableUse,
 }
 
-/// A transaction on its way.
+/// A running iptables-restore.
 #[derive(Debug)]
 pub struct Transaction(Running, TableUse);
 
-/// A listing on its way.
+/// A running iptables-save.
 #[derive(Debug)]
 pub struct Saving(Running, TableUse);
 
-/// How a transaction ended that could be tried.
+/// The outcome of a transaction.
 #[derive(Debug)]
 pub enum Outcome {
-    /// All of it is in place.
     Committed,
-    /// Nothing of it is; the error says why.
+    /// Nothing was changed.
     Refused(Error),
 }
 
 impl Iptables {
-    /// The programs of a family for the nat table, of the variant that is the default; `None` where they are not
-    /// installed.
+    /// The programs of the default variant for the nat table; `None` if they are not installed.
     pub fn find(family: Family) -> Option<Iptables> {
         Iptables::named(name_of(family), MASQUERADE)
     }
 
-    /// The programs of a variant; `None` where they are not installed.
+    /// The programs of a variant; `None` if they are not installed.
     pub fn of(variant: Variant, family: Family, table_use: TableUse) -> Option<Iptables> {
         let name = name_of(family);
         let suffix = match variant {
@@ -105,7 +101,7 @@ impl Iptables {
             Variant::Legacy => "legacy",
         };
         Iptables::named(&format!("{name}-{suffix}"), table_use).or_else(|| {
-            // Where only one variant is installed, its programs may have no other names.
+            // If only one variant is installed, its programs may have no name with a suffix.
             Iptables::named(name, table_use).filter(|_| Variant::default_of(name) == Some(variant))
         })
     }
@@ -116,7 +112,7 @@ impl Iptables {
     }
 
     fn named(name: &str, table_use: TableUse) -> Option<Iptables> {
-        // Those of one package, which are where PATH has the program that the Go plugins run.
+        // From the directory of the program that PATH finds and the Go plugins run, so that all are of one package.
         let directory = process::find(name).and_then(|it| it.parent().map(Path::to_owned));
         let program = |part: &str| {
             let name = format!("{name}-{part}");
@@ -136,17 +132,17 @@ impl Iptables {
     /// # Errors
     /// When the program cannot be started.
     pub fn start(&self, script: &str) -> Result<Transaction, Error> {
-        // Bounded, for nobody may be left to end it.
+        // With a time limit, because this process may be killed before it ends.
         let args = ["--noflush", "--wait=20"];
         process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
             .map(|running| Transaction(running, self.table_use))
             .map_err(|cause| self.table_use.failure(cause))
     }
 
-    /// Runs a transaction to its end.
+    /// Runs a transaction.
     ///
     /// # Errors
-    /// When it could not be tried or was refused.
+    /// When it failed or was refused.
     pub fn commit(&self, script: &str) -> Result<(), Error> {
         match self.start(script)?.finish()? {
             Outcome::Committed => Ok(()),
@@ -154,8 +150,8 @@ impl Iptables {
         }
     }
 
-    /// Sees what is there and changes what `plan` makes of it. Others may change some of that between the look and the
-    /// deed, which then is refused; it is tried again as long as the next look shows something else.
+    /// Lists the table and applies the change that `plan` derives from it. If another program changes the table
+    /// meanwhile and the change is refused, this is repeated as long as the listing differs from the previous one.
     ///
     /// # Errors
     /// When the table cannot be listed, or refuses the same change twice.
@@ -177,7 +173,6 @@ impl Iptables {
         refused.map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// What the table holds.
     ///
     /// # Errors
     /// When it cannot be listed.
@@ -185,7 +180,7 @@ impl Iptables {
         Ok(Listing::parse(&self.save(self.table_use.table)?))
     }
 
-    /// A table in the language of iptables-save(8); nothing where the kernel has no such table.
+    /// A table in the format of iptables-save(8); empty if the kernel has no such table.
     ///
     /// # Errors
     /// When it cannot be listed.
@@ -205,7 +200,7 @@ impl Iptables {
 }
 
 impl Saving {
-    /// Waits for its end; nothing where the kernel has no such table.
+    /// Waits for it to end; empty if the kernel has no such table.
     ///
     /// # Errors
     /// When the table cannot be listed.
@@ -213,7 +208,7 @@ impl Saving {
         let Saving(running, table_use) = self;
         let output = running.finish().map_err(|cause| table_use.failure(cause))?;
         if !output.status.success() {
-            // The legacy variant's words for a kernel without this table.
+            // The message of iptables-legacy on a kernel without this table.
             if output.stderr_summary().contains("Table does not exist") {
                 return Ok(String::new());
             }
@@ -224,10 +219,10 @@ impl Saving {
 }
 
 impl Transaction {
-    /// Waits for its end.
+    /// Waits for it to end.
     ///
     /// # Errors
-    /// Code 11 when it did not end in time or others hold the lock, 999 when the program is broken.
+    /// Code 11 when it timed out or the xtables lock is held, 999 when the program cannot be run.
     pub fn finish(self) -> Result<Outcome, Error> {
         let Transaction(running, table_use) = self;
         let output = running.finish().map_err(|cause| table_use.failure(cause))?;

@@ -1,6 +1,6 @@
 //! The text format of iptables-save(8) and iptables-restore(8).
 
-/// What a table holds, as iptables-save(8) prints it.
+/// A table as iptables-save(8) prints it.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// The names of its chains.
@@ -34,7 +34,7 @@ pub fn deletion(rule: &str) -> String {
     }
 }
 
-/// A change of a table, for iptables-restore(8); `None` when it is empty.
+/// A transaction for iptables-restore(8); `None` without lines.
 pub fn transaction(table: &str, lines: &[String]) -> Option<String> {
     let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
     (!lines.is_empty()).then(change)

@@ -1,6 +1,5 @@
-//! `macspoofchk`: frames that come from a container under another MAC address than its own are dropped.
-//!
-//! Knows the rules, which are word for word the reference's, and how the bridge's tables come to hold and to lose them.
+//! `macspoofchk`: drops frames from a container with another source MAC address than its own.
+//! Names, rules and comments are those of the Go plugin:
 //!
 //! ```text
 //! table bridge nat {
@@ -34,13 +33,13 @@ use crate::netfilter::Feature;
 
 pub use stale::gc;
 
-/// The table; ebtables has it too.
+/// The table, which ebtables-nft uses as well.
 const TABLE: Table = Table {
     family: TableFamily::Bridge,
     name: "nat",
 };
 
-/// Where frames come in (NF_BR_PRI_NAT_DST_BRIDGED, linux/netfilter_bridge.h).
+/// The priority is NF_BR_PRI_NAT_DST_BRIDGED (linux/netfilter_bridge.h).
 const PREROUTING: BaseChain = BaseChain {
     name: "PREROUTING",
     kind: "filter",
@@ -53,17 +52,17 @@ const FEATURE: Feature = Feature {
     remedy: "macspoofchk needs nf_tables for bridges; set it to false",
 };
 
-/// What the names of chains and the comments of rules begin with.
+/// Prefixes of chain names and rule comments.
 const CHAIN_PREFIX: &str = "cni-br-iface-";
 const COMMENT_PREFIX: &str = "macspoofchk-";
 
-/// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
+/// The longest chain name in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
 const MAX_NAME: usize = 255;
 
 /// The rules of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MacSpoofCheck {
-    /// The host's interface, as its network's name makes it.
+    /// The name of the host end, derived from network and attachment.
     host: IfName,
     chains: Chains,
     comment: String,
@@ -85,7 +84,7 @@ impl Chains {
         }
     }
 
-    /// The chains of a rule that leads into the first of them.
+    /// The chains of a jump rule.
     fn of_jump(rule: &RuleEntry) -> Option<Chains> {
         let name = rule.target()?.strip_prefix(CHAIN_PREFIX)?;
         Some(Chains::named(name))
@@ -93,16 +92,15 @@ impl Chains {
 }
 
 impl MacSpoofCheck {
-    /// That of an attachment to a network.
     ///
     /// # Errors
-    /// Code 4 when the container's id is too long for the name of a chain.
+    /// Code 4 when the container ID is too long for a chain name.
     pub fn of(network: &NetworkName, attachment: &Attachment) -> Result<MacSpoofCheck, Error> {
-        let reference = format!("{}-{}", attachment.container, attachment.interface);
+        let name = format!("{}-{}", attachment.container, attachment.interface);
         let spoof_check = MacSpoofCheck {
             host: attachment.host_interface(network),
-            chains: Chains::named(&reference),
-            comment: format!("{COMMENT_PREFIX}{reference}"),
+            chains: Chains::named(&name),
+            comment: format!("{COMMENT_PREFIX}{name}"),
         };
         let length = spoof_check.chains.mac.len();
         if length <= MAX_NAME {
@@ -117,9 +115,9 @@ impl MacSpoofCheck {
             .details("the name of an nftables chain is made of it"))
     }
 
-    /// The chains of an attachment whose usual ones are in use: other networks may have the same container and interface,
-    /// and `web` with `1-eth0` makes the same names as `web-1` with `eth0`. No interface's name contains a container's,
-    /// so these are nobody's usual ones.
+    /// The chains of an attachment whose usual names are in use: by another network with the same container ID and
+    /// interface, or because `web` with `1-eth0` gives the same names as `web-1` with `eth0`. They are named after the
+    /// host end, which is unique.
     fn own_chains(&self) -> Chains {
         Chains::named(self.host.as_str())
     }
@@ -132,7 +130,7 @@ impl MacSpoofCheck {
         }
     }
 
-    /// The jump into the chains.
+    /// The jump rule.
     fn jump(&self, host: &IfName, chains: &Chains) -> Rule {
         let matches = vec![Match::Input(host.clone())];
         self.rule(matches, Action::Jump(chains.first.clone()))
@@ -146,7 +144,7 @@ impl MacSpoofCheck {
         [(&chains.first, vec![on]), (&chains.mac, vec![own, other])]
     }
 
-    /// Whether a rule of PREROUTING may be a jump of this attachment, by what it says.
+    /// Whether a rule of PREROUTING may be a jump rule of this attachment, by comment and target.
     fn may_be_jump(&self, rule: &RuleEntry) -> bool {
         let target = rule.target();
         rule.comment == self.comment
@@ -154,15 +152,15 @@ impl MacSpoofCheck {
             || target == Some(&self.own_chains().first)
     }
 
-    /// Whether such a rule is one, by its interface: ours, or one that has gone. One that exists is another
-    /// attachment's.
+    /// Whether a rule is a jump rule of this attachment: its interface is the host end or does not exist. If it is
+    /// another existing interface, the rule belongs to another attachment.
     fn is_jump(&self, rule: &RuleEntry, links: &Links) -> bool {
         let is_own = |input: IfName| input == self.host || !links.has(&input);
         self.may_be_jump(rule) && rule.input().is_none_or(is_own)
     }
 
-    /// Lets only frames with that source address in at the host's end, in one transaction. What there was of it before
-    /// is replaced.
+    /// Installs the rules for the host end and a MAC address in one transaction. Existing rules of the attachment are
+    /// replaced.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is changed then.
@@ -203,7 +201,7 @@ impl MacSpoofCheck {
         links.unless_failed(installed.map(drop))
     }
 
-    /// Whether the usual chains are another attachment's.
+    /// Whether another attachment uses the chains with the usual names.
     fn is_taken(
         &self,
         nftables: &Nftables,
@@ -215,7 +213,7 @@ impl MacSpoofCheck {
             return Ok(true);
         }
         for chain in [&self.chains.first, &self.chains.mac] {
-            // `c` with `eth0-mac` has the second chain of `c` with `eth0` for its first.
+            // The first chain of `c` with `eth0-mac` has the name of the second chain of `c` with `eth0`.
             if nftables.chain(TABLE, chain)?.is_some()
                 && is_anothers(&nftables.rules(TABLE, Some(chain))?, &self.comment)
             {
@@ -225,24 +223,24 @@ impl MacSpoofCheck {
         Ok(false)
     }
 
-    /// Removes the rules and their chains, whoever made them, for an interface that is ours or no longer exists. Table
-    /// and base chain are everybody's and stay.
+    /// Removes rules and chains of the attachment, also those of the Go plugin, but not table and base chain, which are
+    /// shared.
     ///
     /// # Errors
-    /// When the kernel refuses; that there is nothing to remove is success.
+    /// When the kernel refuses.
     pub fn remove(&self, links: &Netlink) -> Result<(), Error> {
         let links = Links::new(links);
         let removed = FEATURE.with_existing("remove rules", |nftables| {
             nftables.change(&|| {
                 let mut known = Vec::new();
                 for chains in [self.chains.clone(), self.own_chains()] {
-                    // A chain without a jump to it, after somebody flushed PREROUTING.
+                    // After PREROUTING was flushed, a chain exists without a jump rule.
                     let first = nftables.chain(TABLE, &chains.first)?;
                     if first.is_some() || nftables.chain(TABLE, &chains.mac)?.is_some() {
                         known.push((chains, self.comment.clone()));
                     }
                 }
-                // A rule cannot lead to a chain that is not there.
+                // Without chains there are no jump rules.
                 match known.is_empty() {
                     true => Ok(Batch::default()),
                     false => removal(nftables, known, &|rule| self.is_jump(rule, &links)),
@@ -252,10 +250,10 @@ impl MacSpoofCheck {
         links.unless_failed(removed.map(drop))
     }
 
-    /// The chain that is not as [`MacSpoofCheck::install`] makes it; `None` when all are.
+    /// The first chain that differs from what [`MacSpoofCheck::install`] creates.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// When the kernel refuses a request.
     pub fn differing(&self, host: &IfName, mac: Mac) -> Result<Option<String>, Error> {
         let differing = FEATURE.with_nftables("list rules", |nftables| {
             let present = nftables.rules(TABLE, Some(PREROUTING.name))?;
@@ -281,8 +279,8 @@ impl MacSpoofCheck {
     }
 }
 
-/// Plans to remove jumps from PREROUTING, and the chains that no jump leads to then: those of the jumps, and the known
-/// ones, each with the comment of its rules.
+/// Plans the removal of jump rules from PREROUTING, and of the chains without a jump rule afterwards: those of the
+/// removed rules and the known ones, each with the comment of its rules.
 fn removal(
     nftables: &Nftables,
     known: Vec<(Chains, String)>,
@@ -299,7 +297,7 @@ fn removal(
     }
     let is_used = |chain: &str| staying.iter().any(|rule| rule.target() == Some(chain));
     for (chains, comment) in chains.iter().filter(|(chains, _)| !is_used(&chains.first)) {
-        // The one that leads to the other goes first.
+        // The first chain has a jump to the second.
         for chain in [&chains.first, &chains.mac] {
             if nftables.chain(TABLE, chain)?.is_some()
                 && !is_anothers(&nftables.rules(TABLE, Some(chain))?, comment)
@@ -311,13 +309,13 @@ fn removal(
     Ok(batch)
 }
 
-/// Whether a chain with these rules is that of an attachment with another comment.
+/// Whether these rules of a chain belong to an attachment with another comment.
 fn is_anothers(rules: &[RuleEntry], comment: &str) -> bool {
     let mut comments = rules.iter().map(|rule| rule.comment.as_str());
     comments.any(|it| it.starts_with(COMMENT_PREFIX) && it != comment)
 }
 
-/// The links of the host. One that cannot be looked up counts as one that exists.
+/// The links of the host. A link counts as existing if the lookup fails.
 struct Links<'a> {
     host: &'a Netlink,
     failure: RefCell<Option<Error>>,
@@ -342,7 +340,7 @@ impl Links<'_> {
         )
     }
 
-    /// What was done, unless a lookup failed: then something may have been left.
+    /// The result, or the error of a lookup, because of which a rule may have been kept.
     fn unless_failed(&self, outcome: Result<(), Error>) -> Result<(), Error> {
         outcome.and(self.failure.take().map_or(Ok(()), Err))
     }
@@ -364,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_comments_are_the_references() {
+    fn names_and_comments_are_those_of_the_go_plugin() {
         let spoof_check =
             MacSpoofCheck::of(&network(), &attachment("spec-ctr-0001", "eth0")).unwrap();
         assert_eq!(spoof_check.chains.first, "cni-br-iface-spec-ctr-0001-eth0");

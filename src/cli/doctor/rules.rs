@@ -39,7 +39,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 fn left_over(node: &Node, findings: &mut Vec<Finding>) {
     let mut of_network: std::collections::BTreeMap<String, Vec<MasqueradeEntry>> =
         Default::default();
-    for masquerade_entry in node.inventory.masquerade_entry() {
+    for masquerade_entry in node.inventory.entries() {
         let Ok(network) = masquerade_entry.network.parse() else {
             continue;
         };

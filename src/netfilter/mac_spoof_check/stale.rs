@@ -10,11 +10,10 @@ use crate::kernel::nftables::RuleEntry;
 use crate::net::IfName;
 use crate::netfilter::mac_spoof_check::{COMMENT_PREFIX, FEATURE, Links, removal};
 
-/// Removes the rules of a network's attachments that are not valid.
-///
-/// The rules do not tell their network. Ours are known by the interface they are for, whose name is made of network,
-/// container and interface. Of the Go plugin's, which have random names, those go whose interface no longer exists:
-/// such a rule MAC spoof checks nothing, in whichever network.
+/// Removes the rules of stale attachments of a network.
+/// Rules do not name their network. Those of this plugin are recognised by the host end, whose name derives from
+/// network, container ID and interface. Of those of the Go plugin, whose host ends have random names, the rules of
+/// interfaces that no longer exist are removed, in whichever network.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -28,18 +27,18 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments, links: &Netlink) -> R
         .all()
         .map(|attachment| attachment.host_interface(network))
         .collect();
-    let is_stale = |reference: &str, host: &IfName| {
-        if hosts.contains(host) || (kept.contains(reference) && links.has(host)) {
+    let is_stale = |name: &str, host: &IfName| {
+        if hosts.contains(host) || (kept.contains(name) && links.has(host)) {
             return false;
         }
-        let mut readings = readings(reference);
+        let mut readings = readings(name);
         readings.any(|attachment| attachment.host_interface(network) == *host)
             || !(IfName::is_derived_veth(host.as_str()) || links.has(host))
     };
     let is_going = |rule: &RuleEntry| {
-        let reference = rule.comment.strip_prefix(COMMENT_PREFIX);
+        let name = rule.comment.strip_prefix(COMMENT_PREFIX);
         let host = rule.input();
-        reference.is_some_and(|reference| host.is_some_and(|host| is_stale(reference, &host)))
+        name.is_some_and(|name| host.is_some_and(|host| is_stale(name, &host)))
     };
     let removed = FEATURE.with_existing("remove stale rules", |nftables| {
         nftables.change(&|| removal(nftables, Vec::new(), &is_going))
@@ -47,12 +46,12 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments, links: &Netlink) -> R
     links.unless_failed(removed.map(drop))
 }
 
-/// The attachments that a reference may stand for: either part may have a dash.
-fn readings(reference: &str) -> impl Iterator<Item = Attachment> {
-    reference.match_indices('-').filter_map(|(dash, _)| {
+/// The attachments that a comment may name: both container ID and interface may contain a dash.
+fn readings(name: &str) -> impl Iterator<Item = Attachment> {
+    name.match_indices('-').filter_map(|(dash, _)| {
         Some(Attachment {
-            container: reference[..dash].parse().ok()?,
-            interface: reference[dash + 1..].parse().ok()?,
+            container: name[..dash].parse().ok()?,
+            interface: name[dash + 1..].parse().ok()?,
         })
     })
 }

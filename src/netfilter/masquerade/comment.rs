@@ -1,13 +1,13 @@
-//! What marks the nftables objects of an attachment, in our table and in the reference's alike.
+//! Comments of nftables objects, which name their attachment: in our table and in that of the Go plugin.
 
 use sha2::{Digest, Sha512};
 
 use crate::cni::names::{Attachment, NetworkName};
 
-/// The longest comment that nft(8) takes back in (NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/udata.h), in bytes.
+/// The longest comment that nft(8) accepts (NFTNL_UDATA_COMMENT_MAXLEN, libnftnl/udata.h), in bytes.
 const MAX_COMMENT: usize = 128;
 
-/// The mark of an attachment: a hash of its network and one of its interface and container begin the comment.
+/// The comment of an attachment. It begins with a hash of the network and one of interface and container ID.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RuleComment {
     key: String,
@@ -15,7 +15,6 @@ pub struct RuleComment {
 }
 
 impl RuleComment {
-    /// That of an attachment to a network.
     pub fn of(network: &NetworkName, attachment: &Attachment) -> RuleComment {
         let Attachment {
             container,
@@ -32,24 +31,22 @@ impl RuleComment {
         RuleComment { key, comment }
     }
 
-    /// The comment of new objects.
     pub fn comment(&self) -> &str {
         &self.comment
     }
 
-    /// The network and the container that a comment names for people; it may have been cut.
+    /// The network and the container ID of a comment, which may have been cut.
     pub fn parse(comment: &str) -> (&str, &str) {
-        let after = |mark: &str| comment.split_once(mark).map_or("", |(_, rest)| rest);
+        let after = |entry: &str| comment.split_once(entry).map_or("", |(_, rest)| rest);
         let network = after(", net: ").split(", if: ").next().unwrap_or_default();
         (network, after(", id: "))
     }
 
-    /// Whether a comment is that of an object of this attachment.
     pub fn matches(&self, comment: &str) -> bool {
         comment.starts_with(&self.key)
     }
 
-    /// Whether a comment is that of an object of any attachment of a network.
+    /// Whether a comment belongs to any attachment of a network.
     pub fn is_of_network(network: &NetworkName, comment: &str) -> bool {
         comment.starts_with(&network_key(network))
     }
@@ -81,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_are_the_references() {
+    fn comments_are_those_of_the_go_plugin() {
         let comment = comment("spec-masqnft", "spec-ctr-0001", "eth0");
         assert_eq!(
             comment.comment(),

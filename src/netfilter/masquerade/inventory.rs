@@ -1,4 +1,4 @@
-//! What masquerading there is on the whole node, looked at once: for who must compare it with many attachments.
+//! All masquerade entries of the node, listed once: for comparison with many attachments.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,27 +17,25 @@ use crate::netfilter::masquerade::rules::Chain;
 use crate::netfilter::masquerade::{Backend, Masquerade, Policy};
 use crate::netfilter::tables;
 
-/// The rules of the nat tables, the elements of our maps and the rules of the reference's table.
+/// The rules of the nat tables, the elements of our maps and the rules of the Go plugin's table.
 #[derive(Debug, Default)]
 pub struct Inventory {
     listings: Vec<(Variant, Family, Listing)>,
-    /// Those of iptables-nft, as the kernel lists them.
+    /// The rules of iptables-nft, as the kernel lists them.
     rules: Vec<(Family, Vec<RuleEntry>)>,
-    marks: Vec<NftablesEntry>,
-    /// What could not be looked at.
+    entries: Vec<NftablesEntry>,
+    /// What could not be listed.
     pub failures: Vec<Error>,
 }
 
-/// Masquerading of one container.
+/// The masquerading of one container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MasqueradeEntry {
-    /// The name of its network.
     pub network: String,
-    /// Its container, as far as the comment that tells it is not cut.
+    /// The container ID, as far as the comment is not cut.
     pub container: String,
-    /// The chain or element, for a person.
+    /// A description of the chain or element.
     pub what: String,
-    /// What it was made with.
     pub backend: Backend,
     key: String,
 }
@@ -49,7 +47,7 @@ impl fmt::Display for MasqueradeEntry {
 }
 
 impl Inventory {
-    /// Looks at both families and backends.
+    /// Lists both families and backends.
     pub fn take() -> Inventory {
         let mut inventory = Inventory::default();
         for family in Family::BOTH {
@@ -73,16 +71,16 @@ impl Inventory {
         Ok(())
     }
 
-    /// A kernel without nf_tables holds nothing there.
+    /// Without nf_tables in the kernel there are no entries.
     fn list_nf_tables(&mut self) -> Result<(), Error> {
-        let marks = FEATURE.with_existing("list nftables", |nftables| {
+        let entries = FEATURE.with_existing("list nftables", |nftables| {
             for family in Family::BOTH {
                 let rules = nftables.rules(iptables_nft::nat(family), None)?;
                 self.rules.push((family, rules));
             }
-            nftables::masquerade_entry(nftables)
+            nftables::entries(nftables)
         })?;
-        self.marks = marks.unwrap_or_default();
+        self.entries = entries.unwrap_or_default();
         Ok(())
     }
 
@@ -95,9 +93,9 @@ impl Inventory {
     ) -> Option<Cidr> {
         let in_map = |address: &Cidr| {
             let is_of =
-                |mark: &NftablesEntry| mark.address.is_none_or(|of| of == address.address());
-            let mut marks = self.marks.iter().filter(|mark| mark.is_in_force);
-            marks.any(|mark| is_of(mark) && masquerade.comment.matches(&mark.comment))
+                |entry: &NftablesEntry| entry.address.is_none_or(|of| of == address.address());
+            let mut entries = self.entries.iter().filter(|entry| entry.is_in_force);
+            entries.any(|entry| is_of(entry) && masquerade.comment.matches(&entry.comment))
         };
         let in_table = |address: &Cidr| {
             let mut listings = self.listings.iter();
@@ -109,7 +107,7 @@ impl Inventory {
                         .is_none()
             })
         };
-        // Also where the programs are no longer installed.
+        // Works also if iptables is no longer installed.
         let is_seen = |address: &Cidr| {
             let wanted = masquerade.chain.rules(&[*address], policy);
             let mut rules = self.rules.iter();
@@ -122,8 +120,8 @@ impl Inventory {
         addresses.iter().copied().find(is_lacking)
     }
 
-    /// All masquerading of containers, whichever plugin made it.
-    pub fn masquerade_entry(&self) -> BTreeSet<MasqueradeEntry> {
+    /// All entries, also those of the Go plugin.
+    pub fn entries(&self) -> BTreeSet<MasqueradeEntry> {
         let legacy = self
             .listings
             .iter()
@@ -142,7 +140,7 @@ impl Inventory {
                     key: chain,
                 })
         });
-        let in_maps = self.marks.iter().map(
+        let in_maps = self.entries.iter().map(
             |NftablesEntry {
                  address, comment, ..
              }| {
@@ -164,12 +162,13 @@ impl Inventory {
 }
 
 impl MasqueradeEntry {
-    /// The name of its chain, or its comment in a table of nftables.
+    /// The name of its chain, or its comment in nftables.
     pub(super) fn key(&self) -> &str {
         &self.key
     }
 
-    /// Whether it is of one of these attachments of its network. Comments may have been cut, so names decide.
+    /// Whether it belongs to one of these attachments. Compared by the name of the chain, because comments may have
+    /// been cut.
     pub fn is_of(&self, network: &NetworkName, valid: &ValidAttachments) -> bool {
         match self.backend {
             Backend::Iptables => valid

@@ -1,5 +1,5 @@
-//! Rules of iptables-nft, found and removed over netlink: it must be possible also where iptables was uninstalled since
-//! the ADD, or is another variant by default. iptables lists the rest as before.
+//! Finds and removes rules of iptables-nft over netlink: iptables may have been uninstalled since the ADD, or its
+//! default variant may have changed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::kernel::nftables::{
 use crate::net::Family;
 use crate::netfilter::masquerade::rules::{self, StaleChains};
 
-/// How many chains one transaction removes: less than the send buffer of a socket takes by default.
+/// The number of chains that one transaction removes, so that it fits into the default send buffer of a socket.
 const MAX_CHAINS: usize = 1000;
 
 /// The nat table of iptables-nft.
@@ -23,20 +23,20 @@ pub fn nat(family: Family) -> Table {
     }
 }
 
-/// Where rules that jump to a chain are looked for.
+/// Where to look for jump rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Search {
-    /// In POSTROUTING, where both plugins have them.
+    /// In POSTROUTING, where both plugins add them.
     Postrouting,
-    /// In all chains: somebody else made others, and the kernel removes no chain that is in use.
+    /// In all chains: an administrator may have added others, and the kernel does not delete a chain that is in use.
     WholeTable,
 }
 
-/// Whether the kernel is seen to hold all these rules of a family, in the language of iptables. What it cannot be seen to
-/// hold may be there all the same: other versions of iptables write the same rule otherwise.
+/// Whether all these rules, in the format of iptables-save, are recognised in the kernel. `false` is not certain:
+/// versions of iptables encode the same rule differently.
 ///
 /// # Errors
-/// When the kernel does not list them.
+/// When the kernel refuses a request.
 pub fn is_seen_to_hold(
     nftables: &Nftables,
     family: Family,
@@ -52,7 +52,7 @@ pub fn is_seen_to_hold(
     Ok(are_among(&listed, rules))
 }
 
-/// Whether all these rules, in the language of iptables, are recognised among those that the kernel listed.
+/// Whether all these rules, in the format of iptables-save, are recognised among those of the kernel.
 pub fn are_among(listed: &[RuleEntry], rules: &[String]) -> bool {
     rules.iter().all(|rule| {
         parse(rule).is_some_and(|(chain, rule)| {
@@ -88,9 +88,9 @@ fn parse(rule: &str) -> Option<(&str, CompatRule)> {
     Some((chain, rule))
 }
 
-/// The chains of containers among rules: name, network and container, as far as the comments that tell them are not cut.
+/// The chains of containers: name, network and container ID, as far as the comments are not cut.
 pub fn containers(listed: &[RuleEntry]) -> BTreeSet<(String, String, String)> {
-    let told = listed.iter().filter_map(|rule| {
+    let chains = listed.iter().filter_map(|rule| {
         let comment = comment(rule);
         let (network, rest) = comment.strip_prefix("name: \"")?.split_once("\" id: \"")?;
         let container = rest.split('"').next()?;
@@ -98,11 +98,11 @@ pub fn containers(listed: &[RuleEntry]) -> BTreeSet<(String, String, String)> {
         let chain = names.find(|name| rules::is_chain_name(name))?;
         Some((chain.to_owned(), network.to_owned(), container.to_owned()))
     });
-    told.collect()
+    chains.collect()
 }
 
-/// Plans to remove the jumps to a container's chain that come from these addresses (all of them when they are not
-/// known), and the chain itself when no other jump leads to it.
+/// Plans the removal of the jump rules to a container's chain for these addresses, or of all if they are unknown, and
+/// of the chain if no jump rule is left.
 ///
 /// # Errors
 /// When the kernel does not list them.
@@ -134,8 +134,8 @@ pub fn plan_removal(
     Ok(())
 }
 
-/// Removes the chains of a network whose names are stale, with the jumps to them. The comments tell the network; the
-/// `known` chains are removed also when they have lost their rules.
+/// Removes the stale chains of a network with their jump rules. Comments name the network; the `known` chains are
+/// removed even without rules.
 ///
 /// # Errors
 /// When the kernel refuses.

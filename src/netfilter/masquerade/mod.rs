@@ -1,7 +1,6 @@
-//! Masquerade: packets of a container that leave its subnet take the address of the host.
-//!
-//! Knows the rules of an attachment and how to install and remove them; knows neither links nor leases. Both verbs
-//! start their work and finish it later, so that the caller can work on the link meanwhile.
+//! Masquerading: packets of a container that leave its subnet get the address of the host.
+//! [`Masquerade::install`] and [`Masquerade::remove`] start the work, so that the caller can create or delete the link
+//! at the same time, and return what to wait for.
 
 mod comment;
 mod inventory;
@@ -29,7 +28,7 @@ pub use inventory::{Inventory, MasqueradeEntry};
 pub use policy::{Backend, Policy};
 pub use removal::{Evidence, Removing, Scope};
 
-/// The masquerading of an attachment to a network.
+/// The masquerading of an attachment.
 #[derive(Clone, Debug)]
 pub struct Masquerade {
     network: NetworkName,
@@ -37,7 +36,7 @@ pub struct Masquerade {
     comment: RuleComment,
 }
 
-/// Rules on their way into the kernel.
+/// An installation that was started.
 #[derive(Debug)]
 #[must_use = "rules are not in place before `finish`"]
 pub struct Installing {
@@ -47,7 +46,6 @@ pub struct Installing {
 }
 
 impl Masquerade {
-    /// That of an attachment.
     pub fn of(network: &NetworkName, attachment: &Attachment) -> Masquerade {
         Masquerade {
             network: network.clone(),
@@ -56,12 +54,12 @@ impl Masquerade {
         }
     }
 
-    /// Starts to masquerade addresses: one transaction per family, or one in all. Where no backend is asked for it is
-    /// iptables, if that is installed for all of the addresses. Where rules are already, what is missing is added, and
-    /// what is of another policy goes.
+    /// Starts to masquerade addresses: one transaction per family with iptables, one in all with nftables. The default
+    /// backend is iptables if it is installed for the families of all addresses. Missing rules are added to existing
+    /// ones, and those of another policy removed.
     ///
     /// # Errors
-    /// When a family has no iptables or it cannot be started, or nftables refuses; a family may hold its rules.
+    /// When iptables is not installed or cannot be started, or nf_tables refuses; one family may have its rules.
     pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
         let families = addresses.iter().map(|address| address.family());
         match policy.backend.unwrap_or_else(|| default_backend(families)) {
@@ -97,7 +95,7 @@ impl Masquerade {
         for (iptables, own) in found {
             match iptables.start(&self.chain.create(&own, policy)) {
                 Ok(transaction) => installing.families.push((iptables, own, transaction)),
-                // What was started must have ended before it can be removed.
+                // The other family must end before its rules can be removed.
                 Err(error) => {
                     let _ = installing.finish();
                     return Err(error);
@@ -107,10 +105,10 @@ impl Masquerade {
         Ok(installing)
     }
 
-    /// Whether addresses are masqueraded, by whichever plugin and backend.
+    /// Checks that addresses are masqueraded, by either plugin and any backend.
     ///
     /// # Errors
-    /// The first address that is not; when it cannot be told.
+    /// The first address that is not; when rules cannot be listed.
     pub fn check(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
         let Err(lacking) = nftables::check(&self.network, &self.comment, addresses, policy) else {
             return Ok(());
@@ -127,8 +125,8 @@ impl Masquerade {
         }
     }
 
-    /// What iptables lacks. The kernel is asked first; where its answer does not show the rules, those variants are
-    /// listed, side by side, that may have the chain.
+    /// The first address without iptables rules. The kernel is asked first; if the rules are not recognised, the
+    /// programs of the variants that may have the chain list them, concurrently.
     fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Option<Error>, Error> {
         let nftables = not_found_as_none(Nftables::open());
         let nftables = nftables.map_err(|cause| FEATURE.failed("list nftables", cause))?;
@@ -170,11 +168,11 @@ impl Masquerade {
     }
 }
 
-/// Whether addresses of these families could be masqueraded now; of `None`, whether those of any family could. Runs no
+/// Checks that addresses of these families can be masqueraded, or with `None` that those of any family can. Runs no
 /// process.
 ///
 /// # Errors
-/// Code 50 when a program is not installed, or the kernel has no nftables where that would be used.
+/// Code 50 when the program of the backend is not installed, or the kernel lacks nf_tables.
 pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(), Error> {
     let missing = |family: &Family| Iptables::find(*family).is_none();
     let lacking = match families {
@@ -189,12 +187,12 @@ pub fn status(families: Option<&[Family]>, backend: Option<Backend>) -> Result<(
     available.map_err(Error::into_not_available)
 }
 
-/// Removes the masquerading of a network that no valid attachment needs, whichever plugin installed it: with iptables
-/// that of containers, with nftables that of attachments. `stale` are containers that hold leases without being valid:
-/// their chains are found by name, also when a flush has taken the rules that tell their network.
+/// Removes the masquerading of a network that belongs to no valid attachment, also that of the Go plugin. `stale` are
+/// containers with leases that are not valid: their chains are found by name even without rules, whose comments name
+/// the network.
 ///
 /// # Errors
-/// When a family or backend could not be listed or changed; the others are swept.
+/// When a family or backend could not be listed or changed, after the others were tried.
 pub fn gc(
     network: &NetworkName,
     valid: &ValidAttachments,
@@ -218,7 +216,7 @@ pub fn gc(
     })
 }
 
-/// Removes from a network what was seen to be left over, and nothing that came since.
+/// Removes the listed entries of a network, and none that were added since.
 ///
 /// # Errors
 /// As [`gc`].
@@ -250,7 +248,8 @@ fn remove_stale(
     );
     for family in Family::BOTH {
         let has_table = failures.note(legacy_table(family));
-        // Without a program nothing can be seen there: others keep tables from programs in their own images.
+        // Without a program the table cannot be listed: containers such as kube-proxy create legacy tables with their
+        // own programs.
         if has_table == Some(true)
             && let Some(iptables) = Iptables::nat(Variant::Legacy, family)
         {
@@ -261,7 +260,7 @@ fn remove_stale(
     failures.into_result()
 }
 
-/// The variants of iptables that may have a chain, found out without a process.
+/// The variants of iptables that may have a chain. Runs no process.
 fn variants_with(
     chain: &Chain,
     family: Family,
@@ -290,17 +289,17 @@ fn legacy_table(family: Family) -> Result<bool, Error> {
 }
 
 impl Installing {
-    /// Waits until the rules are in place.
+    /// Waits until the rules are installed.
     ///
     /// # Errors
-    /// When a family refused them; the other one may hold them.
+    /// When one family failed; the other may have its rules.
     pub fn finish(self) -> Result<(), Error> {
         let mut failures = Failures::default();
         for (iptables, addresses, transaction) in self.families {
             failures.note(match transaction.finish() {
                 Ok(Outcome::Committed) => Ok(()),
                 Ok(Outcome::Refused(why)) => {
-                    // The second way to install: see what is there already and add the rest.
+                    // Some rules exist: list them and add the missing ones.
                     let plan =
                         |listing: &Listing| self.chain.complete(&addresses, &self.policy, listing);
                     iptables
@@ -323,7 +322,7 @@ fn not_installed(family: Family) -> Error {
         .details("looked in PATH and in the system's directories; install the package iptables, or set ipMasq to false")
 }
 
-/// The one for addresses of these families where none is asked for: iptables, if it is installed for all of them.
+/// The default backend: iptables if it is installed for all of these families.
 fn default_backend(mut families: impl Iterator<Item = Family>) -> Backend {
     match families.all(|family| Iptables::find(family).is_some()) {
         true => Backend::Iptables,

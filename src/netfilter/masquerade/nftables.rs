@@ -1,4 +1,4 @@
-//! The nftables backend: a table of our own, in which an attachment is an element of a map for each of its addresses.
+//! The nftables backend: a table with maps that have an element for each address of an attachment.
 //!
 //! ```text
 //! table inet gangplank {
@@ -17,10 +17,9 @@
 //!     }
 //! }
 //! ```
-//! What a configuration adds to that carries the name of its key as a comment. A network has one chain for all its pods,
-//! so of configurations that differ the last one counts for all of them.
-//!
-//! The reference's table is read and cleaned here too, never written to.
+//! Rules of other keys have the name of their key as comment. A network has one chain for all its pods: if their
+//! configurations differ, the last one applies to all.
+//! Entries in the Go plugin's table are recognised and removed, never added.
 
 mod network;
 
@@ -46,8 +45,7 @@ const TABLE: Table = Table {
     name: "gangplank",
 };
 
-/// Where packets leave the host, at the place of source address translation (NF_IP_PRI_NAT_SRC,
-/// linux/netfilter_ipv4.h).
+/// The priority is NF_IP_PRI_NAT_SRC (linux/netfilter_ipv4.h).
 const POSTROUTING: BaseChain = BaseChain {
     name: "postrouting",
     kind: "nat",
@@ -55,17 +53,17 @@ const POSTROUTING: BaseChain = BaseChain {
     priority: 100,
 };
 
-/// What our table holds when it holds no network: two maps and a chain.
+/// The number of objects in our table without networks: two maps and a chain.
 const BARE_TABLE: u32 = 3;
 
-/// The reference's table, and the chain in which it has a rule for each address.
-const REFERENCE: Table = Table {
+/// The Go plugin's table, and its chain with a rule for each address.
+const GO_TABLE: Table = Table {
     family: TableFamily::Inet,
     name: "cni_plugins_masquerade",
 };
-const REFERENCE_CHAIN: &str = "masq_checks";
+const GO_CHAIN: &str = "masq_checks";
 
-/// How many elements, and rules of the Go plugin's table, one transaction of [`gc`] removes.
+/// The number of elements, and of rules in the Go plugin's table, that one transaction of [`gc`] removes.
 const MAX_ELEMENTS: usize = 4000;
 const MAX_RULES: usize = 1000;
 
@@ -75,10 +73,10 @@ pub const FEATURE: Feature = Feature {
     remedy: "masquerading in a table of family inet needs Linux 5.2; install iptables, or set ipMasq to false",
 };
 
-/// The longest name of a chain in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
+/// The longest chain name in bytes, without its terminator (NFT_NAME_MAXLEN, linux/netfilter/nf_tables.h).
 const MAX_NAME: usize = 255;
 
-/// Masquerades an attachment's addresses, in one transaction unless a network's rules are new and many.
+/// Masquerades addresses of an attachment, in one transaction unless the network's rules are new and many.
 ///
 /// # Errors
 /// When the kernel refuses; nothing is masqueraded then.
@@ -103,7 +101,7 @@ pub fn install(
                 chain: chain.clone(),
                 comment: comment.comment().to_owned(),
             };
-            // Somebody who had the address before, or this very attachment in a life before.
+            // Of the previous owner of the address, or of an earlier ADD of this attachment.
             if let Some(old) = nftables.element(TABLE, map, element.address)? {
                 batch.delete_elements(TABLE, map, [old].iter());
             }
@@ -127,19 +125,19 @@ pub fn install(
     })
 }
 
-/// Whether there may be anything to remove: there is our table, or that of the Go plugin.
+/// Whether our table or that of the Go plugin exists.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// When the kernel refuses a request.
 pub fn may_hold(nftables: &Nftables) -> Result<bool, NftablesError> {
-    Ok(nftables.table(TABLE)?.is_some() || nftables.table(REFERENCE)?.is_some())
+    Ok(nftables.table(TABLE)?.is_some() || nftables.table(GO_TABLE)?.is_some())
 }
 
-/// Plans to remove an attachment from our table and that of the Go plugin. With nothing known of its addresses the maps
-/// are listed.
+/// Plans the removal of an attachment from our table and that of the Go plugin. Without known addresses the maps are
+/// listed.
 ///
 /// # Errors
-/// When the kernel does not list them.
+/// When the kernel refuses a request.
 pub fn plan_removal(
     nftables: &Nftables,
     network: &NetworkName,
@@ -153,16 +151,16 @@ pub fn plan_removal(
             batch = removal(nftables, &chain_of(network), elements)?;
         }
     }
-    if nftables.table(REFERENCE)?.is_some() {
-        let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+    if nftables.table(GO_TABLE)?.is_some() {
+        let rules = nftables.rules(GO_TABLE, Some(GO_CHAIN))?;
         for rule in rules.iter().filter(|rule| comment.matches(&rule.comment)) {
-            batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+            batch.delete_rule(GO_TABLE, GO_CHAIN, rule.handle);
         }
     }
     Ok(batch)
 }
 
-/// Removes the attachments of a network whose comments are stale, from our table and the reference's.
+/// Removes stale attachments of a network from our table and that of the Go plugin.
 ///
 /// # Errors
 /// As [`remove`].
@@ -173,7 +171,7 @@ pub fn gc(
 ) -> Result<(), NftablesError> {
     let is_stale =
         |comment: &str| RuleComment::is_of_network(network, comment) && is_stale(comment);
-    // In parts that a socket's send buffer takes by default; each leaves the tables consistent.
+    // In transactions that fit into the default send buffer of a socket; each leaves the tables consistent.
     let plan = || {
         let mut batch = Batch::default();
         if nftables.table(TABLE)?.is_some() {
@@ -182,10 +180,10 @@ pub fn gc(
             stale.truncate(MAX_ELEMENTS);
             batch = removal(nftables, &chain_of(network), stale)?;
         }
-        let rules = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+        let rules = nftables.rules(GO_TABLE, Some(GO_CHAIN))?;
         let stale = rules.iter().filter(|rule| is_stale(&rule.comment));
         for rule in stale.take(MAX_RULES) {
-            batch.delete_rule(REFERENCE, REFERENCE_CHAIN, rule.handle);
+            batch.delete_rule(GO_TABLE, GO_CHAIN, rule.handle);
         }
         Ok(batch)
     };
@@ -193,22 +191,21 @@ pub fn gc(
     Ok(())
 }
 
-/// What a table holds of an attachment.
+/// An entry of an attachment.
 #[derive(Debug)]
 pub struct NftablesEntry {
-    /// Of an element of our maps; the reference's rules do not tell it here.
+    /// The address of an element of our maps; `None` for rules of the Go plugin.
     pub address: Option<IpAddr>,
-    /// Whose it is.
     pub comment: String,
-    /// Whether packets get there: somebody may have flushed the chains and left the maps.
+    /// Whether packets reach it: `nft flush chain` leaves the maps.
     pub is_in_force: bool,
 }
 
-/// All that our table and the reference's hold of attachments.
+/// All entries of our table and that of the Go plugin.
 ///
 /// # Errors
-/// When the kernel refuses to tell.
-pub fn masquerade_entry(nftables: &Nftables) -> Result<Vec<NftablesEntry>, NftablesError> {
+/// When the kernel refuses a request.
+pub fn entries(nftables: &Nftables) -> Result<Vec<NftablesEntry>, NftablesError> {
     let rules = nftables.rules(TABLE, None)?;
     let has_base = base_rules()
         .iter()
@@ -218,7 +215,7 @@ pub fn masquerade_entry(nftables: &Nftables) -> Result<Vec<NftablesEntry>, Nftab
         is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
         comment: it.comment,
     });
-    let theirs = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
+    let theirs = nftables.rules(GO_TABLE, Some(GO_CHAIN))?;
     let theirs = theirs.into_iter().map(|it| NftablesEntry {
         address: None,
         comment: it.comment,
@@ -228,10 +225,11 @@ pub fn masquerade_entry(nftables: &Nftables) -> Result<Vec<NftablesEntry>, Nftab
     Ok(elements.chain(theirs).collect())
 }
 
-/// Whether nftables can be used at all.
+/// Checks that nf_tables can be used.
 ///
 /// # Errors
-/// When the kernel has none, or refuses us. An error takes the node out of service: what may pass is left to ADD.
+/// When the kernel lacks it or denies access. Transient errors are left to ADD, because a failing STATUS makes the node
+/// NotReady.
 pub fn status() -> Result<(), Error> {
     use NftablesError::{Denied, Unsupported};
     match Nftables::open().and_then(|it| it.change(&|| Ok(Batch::default()))) {
@@ -240,10 +238,10 @@ pub fn status() -> Result<(), Error> {
     }
 }
 
-/// Whether an attachment's addresses are masqueraded, by us or by the reference.
+/// Checks that an attachment's addresses are masqueraded, in our table or in that of the Go plugin.
 ///
 /// # Errors
-/// The first thing that is missing; when the kernel refuses to tell.
+/// The first missing entry; when the kernel refuses a request.
 pub fn check(
     network: &NetworkName,
     comment: &RuleComment,
@@ -252,11 +250,11 @@ pub fn check(
 ) -> Result<(), Error> {
     let wanted = NetworkRules::of(addresses, policy);
     let missing = FEATURE.with_nftables("list nftables", |nftables| {
-        let reference = nftables.rules(REFERENCE, Some(REFERENCE_CHAIN))?;
-        let of_reference = reference
+        let go_rules = nftables.rules(GO_TABLE, Some(GO_CHAIN))?;
+        let of_go = go_rules
             .iter()
             .filter(|rule| comment.matches(&rule.comment));
-        if of_reference.count() >= addresses.len() {
+        if of_go.count() >= addresses.len() {
             return Ok(None);
         }
         let chain = chain_of(network);
@@ -318,7 +316,7 @@ fn holds(present: &[RuleEntry], chain: &str, rule: &Rule) -> bool {
         .any(|entry| entry.chain == chain && entry.is(rule))
 }
 
-/// Adds what the table lacks of what all networks share.
+/// Adds the missing maps, chain and rules that all networks share.
 fn complete_base(batch: &mut Batch, present: &[RuleEntry]) {
     let mut missing = base_rules().to_vec();
     missing.retain(|rule| !holds(present, POSTROUTING.name, rule));
@@ -335,7 +333,7 @@ fn complete_base(batch: &mut Batch, present: &[RuleEntry]) {
     }
 }
 
-/// The elements of an attachment: those of its addresses, or where one of them has none, all that are found.
+/// The elements of an attachment: those of its addresses, or if one of them has none, all elements with its comment.
 fn elements_of(
     nftables: &Nftables,
     comment: &RuleComment,
@@ -362,7 +360,7 @@ fn listed(nftables: &Nftables) -> Result<Vec<Element>, NftablesError> {
     Ok(elements)
 }
 
-/// Removes elements of a network, the network's chain with the last of them, and the table with the last network.
+/// Removes elements of a network, its chain with its last element, and the table with the last network.
 fn removal(
     nftables: &Nftables,
     chain: &str,

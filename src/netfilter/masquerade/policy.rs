@@ -1,4 +1,4 @@
-//! What a network's configuration says of masquerading: who keeps his address, and which one the others get.
+//! The masquerade settings of a network: destinations that are excluded, and the source address for the others.
 
 use std::net::IpAddr;
 
@@ -7,33 +7,32 @@ use crate::error::Error;
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, parse_ip};
 
-/// How many destinations may keep their address. Each is a rule that packets go through.
+/// The largest number of excluded destinations. Each is a rule that packets traverse.
 const MAX_NON_MASQUERADE_CIDRS: usize = 1024;
 
-/// Which part of the kernel masquerades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
-    /// iptables, or its successor's translation of it.
+    /// iptables-nft or iptables-legacy.
     Iptables,
-    /// nftables, without a program.
+    /// nftables, over netlink.
     Nftables,
 }
 
-/// How a network is masqueraded; by default as the reference does it.
+/// The masquerade settings; by default those of the Go plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Which part of the kernel is asked to do it (`ipMasqBackend`).
+    /// `ipMasqBackend`.
     pub backend: Option<Backend>,
-    /// Destinations that see the pod's own address (`nonMasqueradeCIDRs`), each once.
+    /// `nonMasqueradeCIDRs`, without duplicates: destinations that see the pod's own address.
     pub non_masquerade_cidrs: Vec<Cidr>,
-    /// Addresses that stand in for pods' in place of the outgoing interface's, one a family at most (`snatAddresses`).
+    /// `snatAddresses`: source addresses in place of that of the outgoing interface, at most one of each family.
     pub snat_addresses: Vec<IpAddr>,
-    /// Which ports connections leave by (`ipMasqRandomFully`).
+    /// `ipMasqRandomFully`.
     pub ports: PortAllocation,
 }
 
 impl Policy {
-    /// Parses the keys; they are looked at even where `ipMasq` is not set, for what is wrong will be wrong then too.
+    /// Parses the keys, also without `ipMasq`: an invalid value is reported before it takes effect.
     ///
     /// # Errors
     /// Code 6 for a wrong type, 7 for a wrong value; each names the key.
@@ -49,13 +48,12 @@ impl Policy {
         })
     }
 
-    /// The destinations of a family that see the pod's own address.
     pub fn non_masquerade_cidrs_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
         let non_masquerade_cidrs = self.non_masquerade_cidrs.iter().copied();
         non_masquerade_cidrs.filter(move |cidr| cidr.family() == family)
     }
 
-    /// The address that stands in for pods' addresses of a family.
+    /// The source address for a family.
     pub fn source_of(&self, family: Family) -> Option<IpAddr> {
         let mut snat_addresses = self.snat_addresses.iter().copied();
         snat_addresses.find(|address| Family::of(*address) == family)
@@ -67,7 +65,7 @@ fn parse_backend(root: &JsonCursor) -> Result<Option<Backend>, Error> {
         None => Ok(None),
         Some("iptables") => Ok(Some(Backend::Iptables)),
         Some("nftables") => Ok(Some(Backend::Nftables)),
-        // The Go plugin looks at the value when it is about to masquerade.
+        // The Go plugin reads the value only if it masquerades.
         Some(_) if !has_masquerading(root)? => Ok(None),
         Some(other) => {
             let wanted = "it must be \"iptables\" or \"nftables\"";
@@ -78,7 +76,7 @@ fn parse_backend(root: &JsonCursor) -> Result<Option<Backend>, Error> {
     }
 }
 
-/// Whether anything will be masqueraded: `ipMasq` is set, and there are addresses.
+/// Whether addresses will be masqueraded: `ipMasq` is set, and IPAM is configured.
 fn has_masquerading(root: &JsonCursor) -> Result<bool, Error> {
     let ipam = root.object("ipam")?;
     let plugin = ipam.map(|ipam| ipam.filled_text("type")).transpose()?;
@@ -128,7 +126,7 @@ fn parse_snat_addresses(root: &JsonCursor) -> Result<Vec<IpAddr>, Error> {
     Ok(snat_addresses)
 }
 
-/// Whether answers can be sent to an address from beyond the link: RFC 6890 has what is not so.
+/// Whether replies can be routed to an address (RFC 6890).
 fn can_stand_in(address: IpAddr) -> bool {
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
         return false;

@@ -1,7 +1,6 @@
-//! Removing the masquerading of an attachment, whichever plugin, backend and variant of iptables installed it.
-//!
-//! Rules in nf_tables, those of iptables-nft included, are found and removed over netlink, in one transaction. The rules of
-//! iptables-legacy need its programs: the one that lists them takes no lock, the one that changes them waits for it.
+//! Removes the masquerading of an attachment, whichever plugin, backend and variant of iptables installed it.
+//! Rules in nf_tables, including those of iptables-nft, are found and removed over netlink in one transaction. Those of
+//! iptables-legacy need its programs: iptables-save takes no lock, iptables-restore waits for it.
 
 use std::net::IpAddr;
 use std::thread::{self, JoinHandle};
@@ -16,28 +15,27 @@ use crate::netfilter::masquerade::iptables_nft::{self, Search};
 use crate::netfilter::masquerade::nftables::FEATURE;
 use crate::netfilter::masquerade::{Masquerade, legacy_table, nftables};
 
-/// How much of a container's masquerading goes.
+/// How much of a container's masquerading to remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of it on that network: no other interface of the container needs it.
+    /// All of it on that network: the container has no other interface on it.
     Container,
-    /// That of the addresses: another interface of the container may need the rest.
+    /// That of the addresses: another interface of the container on the network may need the rest.
     Addresses,
 }
 
-/// What speaks for rules in iptables before they are looked for.
+/// Why rules are expected in iptables, before they are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// The attachment holds addresses, and its configuration has them masqueraded.
+    /// The attachment holds addresses, and its configuration has `ipMasq`.
     Configured,
     /// This process has started to install them.
     Started,
-    /// Nothing; but the configuration may have changed since the ADD.
+    /// No reason; but the configuration may have changed since the ADD.
     None,
 }
 
 impl Evidence {
-    /// That of a configuration, for an attachment that holds these addresses.
     pub fn of(root: &JsonCursor, held: &[IpAddr]) -> Evidence {
         let is_asked = root.bool("ipMasq").ok().flatten() == Some(true);
         let backend = root.text("ipMasqBackend").ok().flatten();
@@ -48,17 +46,18 @@ impl Evidence {
     }
 }
 
-/// Rules on their way out of the kernel.
+/// A removal that was started.
 #[derive(Debug)]
 #[must_use = "rules are not gone before `finish`"]
 pub struct Removing {
     target: Target,
     legacy: Vec<(Iptables, Legacy)>,
-    /// The family whose legacy rules, if there are any, no program can show.
+    /// The family whose legacy rules cannot be listed, because no program is installed.
     unseen: Option<Family>,
-    /// The kernel works on a transaction of nftables while it is sent, for as long as a link takes to go.
+    /// The transaction in nf_tables, in a thread: the kernel processes it while it is sent, which takes as long as
+    /// deleting a link.
     nf_tables: Option<JoinHandle<Result<bool, Error>>>,
-    /// Whether there was anything in nf_tables.
+    /// Whether nf_tables had rules of the attachment.
     was_found: bool,
     failures: Failures,
 }
@@ -71,25 +70,25 @@ struct Target {
     scope: Scope,
 }
 
-/// How the rules of the legacy variant go.
+/// How the rules of iptables-legacy are removed.
 #[derive(Debug)]
 enum Legacy {
-    /// They are expected: a transaction was started that removes them.
+    /// They are expected: iptables-restore is running.
     Removal(Transaction),
-    /// They are looked for first: it takes no lock and is all there is to do on most nodes.
+    /// They are listed first, without the lock; on most nodes there are none.
     Listing(Saving),
 }
 
-/// What nf_tables may hold.
+/// What nf_tables has.
 struct Found {
     /// The families in which iptables-nft has the chain.
     chains: Vec<Family>,
-    /// Whether there is a table of the nftables backend.
+    /// Whether a table of an nftables backend exists.
     has_table: bool,
 }
 
 impl Masquerade {
-    /// Starts to remove what was installed, by whichever plugin, backend and variant of iptables.
+    /// Starts the removal.
     pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope, evidence: Evidence) -> Removing {
         let mut removing = Removing {
             target: Target {
@@ -128,12 +127,12 @@ impl Target {
         addresses.filter(|it| Family::of(*it) == family).collect()
     }
 
-    /// The addresses whose jumps go; `None` for all jumps.
+    /// The addresses whose jump rules to remove; `None` for all.
     fn only(&self) -> Option<&[IpAddr]> {
         (self.scope == Scope::Addresses).then_some(&*self.addresses)
     }
 
-    /// Asks what nf_tables may hold, so that a thread is created only where there is something.
+    /// Lists what nf_tables has, so that a thread is created only if needed.
     fn look(&self) -> Result<Found, NftablesError> {
         let mut found = Found {
             chains: Vec::new(),
@@ -152,7 +151,7 @@ impl Target {
         Ok(found)
     }
 
-    /// Removes everything from nf_tables in one transaction; whether there was anything.
+    /// Removes everything from nf_tables in one transaction. Returns whether there was anything.
     fn remove_from_nf_tables(&self) -> Result<bool, Error> {
         let remove = |nftables: &Nftables| match self.change(nftables, Search::Postrouting) {
             Err(NftablesError::Busy) => self.change(nftables, Search::WholeTable),
@@ -178,7 +177,7 @@ impl Target {
         })
     }
 
-    /// Removes what the legacy variant is seen to hold.
+    /// Removes the rules that iptables-legacy lists.
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
         iptables.apply_with_retry(&|listing| self.clearing(listing))
     }
@@ -192,7 +191,7 @@ impl Removing {
     fn start_nf_tables(&mut self) {
         let target = self.target.clone();
         let started = thread::Builder::new().spawn(move || target.remove_from_nf_tables());
-        // Where no thread can be created it is done at once.
+        // If no thread can be created, it is done here.
         self.nf_tables = started.ok();
         if self.nf_tables.is_none() {
             let removed = self.target.remove_from_nf_tables();
@@ -223,7 +222,7 @@ impl Removing {
     /// Waits until the rules are gone.
     ///
     /// # Errors
-    /// When some could not be removed, or looked for.
+    /// When rules could not be removed or listed.
     pub fn finish(self) -> Result<(), Error> {
         let Removing {
             target,
@@ -265,7 +264,7 @@ impl Target {
         match removal {
             Ok(Outcome::Committed) => Ok(()),
             Ok(Outcome::Refused(_)) => self.clear(iptables),
-            // Who was waited for in vain once is not waited for again: it matters only if there is anything to remove.
+            // Does not wait for the lock a second time. The error matters only if there are rules to remove.
             Err(error) if error.code == Code::TRY_AGAIN => match self.clearing(&iptables.list()?) {
                 None => Ok(()),
                 Some(_) => Err(error),

@@ -1,7 +1,6 @@
-//! Masquerade rules as data: which rules an attachment has, and how the nat table comes to hold them or to lose them.
-//!
-//! Chain names, rule text and order within POSTROUTING are the reference's, so that either plugin takes down what the
-//! other set up. Everything here is text in the language of iptables-save(8); nothing is run.
+//! The iptables rules of an attachment as data, and the transactions that add and remove them.
+//! Chain names, rules and their order in POSTROUTING are those of the Go plugin, so that either plugin can remove the
+//! other's rules. All text is in the format of iptables-save(8).
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -16,7 +15,7 @@ use crate::net::{Cidr, Family};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
 use crate::netfilter::masquerade::Policy;
 
-/// The longest comment of a rule in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
+/// The longest comment in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
 const MAX_COMMENT: usize = 255;
 
 /// The chain of a container on a network, shared by all its interfaces there.
@@ -27,7 +26,6 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The chain of that container on that network.
     pub fn of(network: &NetworkName, container: &ContainerId) -> Chain {
         let digest = Sha512::new()
             .chain_update(network.as_str())
@@ -44,13 +42,11 @@ impl Chain {
         }
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The rules that masquerade these addresses, which are of one family: first what stays unmasqueraded, then the
-    /// masquerading, then the ways into the chain.
+    /// The rules for addresses of one family: excluded destinations, masquerading, then the jump rules in POSTROUTING.
     pub fn rules(&self, addresses: &[Cidr], policy: &Policy) -> Vec<String> {
         let Some(family) = addresses.first().map(|address| address.family()) else {
             return Vec::new();
@@ -58,7 +54,7 @@ impl Chain {
         let mut rules: Vec<String> = Vec::new();
         let subnets = addresses.iter().map(|address| address.network());
         for network in subnets.chain(policy.non_masquerade_cidrs_of(family)) {
-            // A match of everything is not listed.
+            // iptables-save omits a match of all addresses.
             let matching = match network.is_default() {
                 true => String::new(),
                 false => format!("-d {network} "),
@@ -73,16 +69,15 @@ impl Chain {
         rules
     }
 
-    /// The first of these addresses, which are of one family, that a listing does not masquerade in full.
-    ///
-    /// The way into the chain may be that of the whole subnet, as old versions of the reference wrote it.
+    /// The first of these addresses of one family for which a listing lacks a rule.
+    /// The jump rule may match the whole subnet, as in old versions of the Go plugin.
     pub fn lacking(&self, addresses: &[Cidr], policy: &Policy, listing: &Listing) -> Option<Cidr> {
         let target = format!("-j {}", self.name);
         let leads_in = |rule: &&String| rule.ends_with(&target) && !rule.contains(" ! -s ");
         let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
         let is_served = |address: &Cidr| {
             let rules = self.rules(&[*address], policy);
-            // The last one is the way in.
+            // The last one is the jump rule.
             let mut in_chain = rules.iter().rev().skip(1);
             let comes_in = |rule: &&String| comes_from(rule, &[address.address()]);
             in_chain.all(|rule| listing.has(rule)) && ways_in.iter().any(comes_in)
@@ -121,18 +116,17 @@ impl Chain {
         format!("-A {chain} {matching}-m comment --comment \"{comment}\" -j {target}")
     }
 
-    /// Makes the chain with its rules; the kernel refuses it when there is such a chain already.
+    /// Creates the chain with its rules; refused by the kernel if the chain exists.
     pub fn create(&self, addresses: &[Cidr], policy: &Policy) -> String {
         let mut lines = vec![format!("-N {}", self.name)];
         lines.extend(self.rules(addresses, policy));
         nat(lines)
     }
 
-    /// Adds what a listing lacks for these addresses, each rule at its place, and takes away what is of another policy;
-    /// `None` when all is as it should be.
-    ///
-    /// The chain is there because another interface of the container uses it, or was left by an ADD that died, or is to
-    /// be mended.
+    /// Adds the rules that a listing lacks, each at its place, and removes those of another policy; `None` if nothing
+    /// differs.
+    /// The chain exists because another interface of the container uses it, an ADD was interrupted, or rules are
+    /// restored.
     pub fn complete(
         &self,
         addresses: &[Cidr],
@@ -150,7 +144,7 @@ impl Chain {
             if listing.has(&rule) {
                 continue;
             }
-            // What is accepted must come before the masquerading that is there already.
+            // Accept rules must precede the existing masquerade rule.
             lines.push(match rule.strip_prefix(&in_chain) {
                 Some(rest) if !is_new && is_accepting(&rule) => {
                     format!("-I {} 1 {rest}", self.name)
@@ -161,8 +155,8 @@ impl Chain {
         transaction("nat", &lines)
     }
 
-    /// How the rules go that are of another policy than the wanted ones. What accepts for a subnet from which there is a
-    /// way in is needed by another interface of the container.
+    /// Deletes rules of another policy. An accept rule for a subnet with a jump rule belongs to another interface of
+    /// the container.
     fn outdated(&self, wanted: &[String], listing: &Listing) -> Vec<String> {
         let in_chain = format!("-A {} ", self.name);
         let target = format!("-j {}", self.name);
@@ -185,8 +179,8 @@ impl Chain {
         outdated.map(|rule| deletion(rule)).collect()
     }
 
-    /// Takes down the chain of an attachment whose addresses are known; the kernel refuses it when anything of it is
-    /// missing, or when another interface of the container uses the chain.
+    /// Removes the chain of an attachment with known addresses; refused by the kernel if a rule is missing or another
+    /// interface of the container uses the chain.
     pub fn destroy(&self, addresses: &[IpAddr]) -> String {
         let jumps = addresses.iter();
         let jumps = jumps.map(|address| deletion(&self.jump(*address)));
@@ -195,8 +189,8 @@ impl Chain {
         nat(lines)
     }
 
-    /// Takes down whatever a listing holds of an attachment: the ways into the chain from these addresses (all of them
-    /// when they are not known), and the chain itself when no other way leads into it. `None` when there is nothing.
+    /// Removes what a listing has of an attachment: the jump rules for these addresses, or all if they are unknown, and
+    /// the chain if no jump rule is left. `None` if there is nothing.
     pub fn clear(&self, addresses: Option<&[IpAddr]>, listing: &Listing) -> Option<String> {
         transaction("nat", &self.clearing(addresses, listing))
     }
@@ -228,7 +222,7 @@ impl fmt::Display for Chain {
     }
 }
 
-/// What the comments of all rules of a network begin with.
+/// The beginning of the comments of a network's rules.
 pub(in crate::netfilter) fn comment_of(network: &NetworkName) -> String {
     format!("name: \"{network}\" id: \"")
 }
@@ -244,18 +238,17 @@ pub fn names_of(network: &NetworkName, valid: &ValidAttachments) -> HashSet<Stri
 /// Which chains of a network are stale.
 #[derive(Clone, Copy)]
 pub struct StaleChains<'a> {
-    /// Decides by name on the chains whose rules tell the network.
+    /// Decides by name, for chains whose rules name the network.
     pub is_stale: &'a dyn Fn(&str) -> bool,
-    /// Those that are stale whatever rules they have.
+    /// Names of chains that are stale even without rules.
     pub known: &'a BTreeSet<String>,
 }
 
-/// Takes down the chains of a network whose names are stale, in one transaction; `None` when there are none.
-///
-/// The comments tell the network, the names of chains whose they are: comments may have been cut.
+/// Removes the stale chains of a network in one transaction; `None` if there are none.
+/// Comments name the network; the name of a chain identifies its container, because comments may have been cut.
 pub fn gc(network: &NetworkName, stale: StaleChains, listing: &Listing) -> Option<String> {
-    let mark = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
-    let of_network = listing.rules.iter().filter(|rule| rule.contains(&mark));
+    let prefix = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
+    let of_network = listing.rules.iter().filter(|rule| rule.contains(&prefix));
     let mut names: BTreeSet<&str> = of_network
         .flat_map(|rule| {
             let mut words = rule.split_whitespace();
@@ -277,20 +270,20 @@ pub fn gc(network: &NetworkName, stale: StaleChains, listing: &Listing) -> Optio
     transaction("nat", &lines)
 }
 
-/// Whether a name is one of [`Chain::of`]'s.
+/// Whether a name has the form of [`Chain::of`].
 pub(in crate::netfilter) fn is_chain_name(name: &str) -> bool {
     let digits = name.strip_prefix("CNI-").unwrap_or_default();
     digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether the source of a rule is one of the addresses, or a subnet with one of them, as old versions of the
-/// reference wrote it.
+/// Whether the source of a rule is one of the addresses, or a subnet with one of them, as in old versions of the Go
+/// plugin.
 fn comes_from(rule: &str, addresses: &[IpAddr]) -> bool {
     let source = argument(rule, "-s");
     source.is_some_and(|source| addresses.iter().any(|address| source.contains(*address)))
 }
 
-/// The network behind an option of a rule.
+/// The network that an option of a rule names.
 fn argument(rule: &str, option: &str) -> Option<Cidr> {
     let words = rule.split_whitespace();
     let mut words = words.skip_while(|word| *word != option).skip(1);
@@ -307,9 +300,9 @@ fn nat(lines: Vec<String>) -> String {
 }
 
 impl Listing {
-    /// The chains of containers: name, network and container, as far as the comments that tell them are not cut.
+    /// The chains of containers: name, network and container ID, as far as the comments are not cut.
     pub fn containers(&self) -> BTreeSet<(String, String, String)> {
-        let told = self.rules.iter().filter_map(|rule| {
+        let chains = self.rules.iter().filter_map(|rule| {
             let (_, comment) = rule.split_once("--comment \"name: \\\"")?;
             let (network, rest) = comment.split_once("\\\" id: \\\"")?;
             let container = rest.split(['\\', '"']).next()?;
@@ -323,20 +316,17 @@ impl Listing {
                 .find(|name| is_chain_name(name))?;
             Some((chain.to_owned(), network.to_owned(), container.to_owned()))
         });
-        told.collect()
+        chains.collect()
     }
 
-    /// Whether there is a chain of that name.
     pub(crate) fn has_chain(&self, name: &str) -> bool {
         self.chains.iter().any(|chain| chain == name)
     }
 
-    /// Whether there is that rule.
     pub(crate) fn has(&self, rule: &str) -> bool {
         self.rules.iter().any(|present| present == rule)
     }
 
-    /// All rules in order.
     pub(crate) fn rules(&self) -> impl Iterator<Item = &String> {
         self.rules.iter()
     }

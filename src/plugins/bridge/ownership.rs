@@ -77,8 +77,8 @@ fn listed(known: &Known, end: &ContainerEnd) -> Option<bool> {
 
 /// Whether the interface has an address of the attachment; `None` if the addresses do not decide.
 fn addressed(known: &Known, end: &ContainerEnd) -> Option<bool> {
-    let told = known.prev.into_iter().flat_map(|prev| &prev.ips);
-    let mut own: Vec<IpAddr> = told.map(|ip| ip.address.address()).collect();
+    let listed = known.prev.into_iter().flat_map(|prev| &prev.ips);
+    let mut own: Vec<IpAddr> = listed.map(|ip| ip.address.address()).collect();
     own.extend(known.leased.unwrap_or_default());
     let has_none = end.addresses.is_empty() || (own.is_empty() && known.leased.is_none());
     (!has_none).then(|| end.addresses.iter().any(|address| own.contains(address)))

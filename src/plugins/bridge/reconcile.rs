@@ -290,8 +290,8 @@ fn announce(host: &Netlink, link: &Link) -> Result<(), Error> {
     let _ = Parameter::ArpNotify.set(&name, 1);
     let _ = Parameter::NdiscNotify.set(&name, 1);
     let Some(mac) = link.mac else { return Ok(()) };
-    let told = host.set_mac(link.index, mac);
-    told.map_err(|cause| failed("announce the addresses of", &name, cause))
+    let announced = host.set_mac(link.index, mac);
+    announced.map_err(|cause| failed("announce the addresses of", &name, cause))
 }
 
 fn name_of(link: &Link) -> Result<IfName, Error> {

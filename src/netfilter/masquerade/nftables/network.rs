@@ -1,4 +1,4 @@
-//! The chain of a network: what keeps its address, and what becomes of the rest.
+//! The chain of a network: excluded destinations, and the translation of the others.
 
 use std::collections::HashSet;
 
@@ -10,23 +10,23 @@ use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Policy;
 use crate::netfilter::masquerade::nftables::{POSTROUTING, TABLE, base_rules};
 
-/// How many rules that return one transaction adds; each has up to some 700 bytes, with the longest names.
+/// The number of return rules that one transaction adds; each has up to about 700 bytes, with the longest names.
 const MAX_RULES: usize = 256;
 
-/// What a transaction makes of a network's chain.
+/// The state of a network's chain after a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Completion {
-    /// All that it should be.
+    /// Complete.
     Whole,
-    /// Less: another transaction must follow before anything leads there.
+    /// Incomplete: another transaction must follow before an element leads to it.
     Part,
 }
 
 /// The rules of a network's chain.
 pub(super) struct NetworkRules {
-    /// What keeps its address.
+    /// The excluded destinations.
     returning: Vec<Rule>,
-    /// What becomes of the rest, in this order.
+    /// The translation of the others, in this order.
     translating: Vec<Rule>,
 }
 
@@ -63,12 +63,12 @@ impl NetworkRules {
         }
     }
 
-    /// How many transactions add all of it at most.
+    /// The largest number of transactions that a new chain needs.
     pub fn parts(&self) -> usize {
         self.returning.len().div_ceil(MAX_RULES)
     }
 
-    /// What the kernel lacks of these and of those of all networks.
+    /// The first missing rule, of these and of those that all networks share.
     pub fn missing(
         &self,
         nftables: &Nftables,
@@ -92,10 +92,9 @@ impl NetworkRules {
         Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
     }
 
-    /// Adds what a network's chain lacks, and takes away what is of another configuration. What returns goes before what
-    /// translates; subnets that are not ours to know are those of other ranges, and stay.
-    ///
-    /// Of many rules that return only a part is added, which a socket's send buffer takes by default: it may not be
+    /// Adds the missing rules of a network's chain, and removes those of another configuration. Return rules precede
+    /// translations. Return rules for other subnets belong to other ranges of the network and are kept.
+    /// Of many return rules a part is added that fits into the default send buffer of a socket, which cannot be
     /// enlarged in a user namespace.
     pub fn complete(&self, batch: &mut Batch, chain: &str, present: &[RuleEntry]) -> Completion {
         let plain = Rule::new(vec![], Action::Masquerade(PortAllocation::Preserve));
@@ -132,7 +131,7 @@ impl NetworkRules {
         if is_settled {
             return Completion::Whole;
         }
-        // Their order counts: those that are right are made again behind the others.
+        // Their order matters: existing ones are added again after the others.
         for entry in of_policy {
             if !returning.contains(&entry.key()) {
                 batch.delete_rule(TABLE, chain, entry.handle);
@@ -145,10 +144,10 @@ impl NetworkRules {
     }
 }
 
-/// What tells rules in the kernel apart: comment and expressions.
+/// The identity of a rule in the kernel: comment and expressions.
 type Key<'a> = (&'a str, &'a [u8]);
 
-/// The rules as the kernel may list them. Written once, for there may be a thousand.
+/// The rules as the kernel may list them. Encoded once, because there may be a thousand.
 fn listed(rules: &[Rule]) -> Vec<Listed> {
     rules.iter().flat_map(Rule::listed).collect()
 }

@@ -148,7 +148,7 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
         container: container.parse().unwrap(),
         interface: "eth0".parse().unwrap(),
     };
-    let swept = |valid: &[&str]| {
+    let removed = |valid: &[&str]| {
         let valid = valid
             .iter()
             .map(|container| attachment(container))
@@ -164,11 +164,11 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
         )
     };
     assert_eq!(
-        swept(&["b"]),
+        removed(&["b"]),
         Some(of("n", "a").destroy(&ips(&["10.1.0.2"])))
     );
-    assert_eq!(swept(&["a", "b"]), None);
-    let all = swept(&["c"]).unwrap();
+    assert_eq!(removed(&["a", "b"]), None);
+    let all = removed(&["c"]).unwrap();
     assert!(
         all.contains("10.1.0.2/32") && all.contains("10.1.0.3/32"),
         "{all}"
