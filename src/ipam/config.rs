@@ -16,6 +16,13 @@ use crate::ipam::range::{Range, RangeSet};
 use crate::ipam::store::Store;
 use crate::net::{Family, Route};
 
+/// The keys, for the log.
+pub const KEYS: &[&str] = &[
+    "ipam subnet rangestart rangeend gateway ranges routes resolvconf datadir",
+    "ranges subnet rangestart rangeend gateway",
+    "ipranges subnet rangestart rangeend gateway",
+];
+
 /// Where leases are when `ipam.dataDir` does not say.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 

@@ -18,6 +18,7 @@ use crate::error::{Code, Error};
 use crate::kernel::log::{self, Level};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals;
+use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::log_record::{self, Record, Settings};
 use crate::plugins::plugin::Plugin;
 
@@ -31,6 +32,7 @@ const GO_RELEASE: &str = "v1.9.1";
 #[derive(Clone, Copy)]
 pub struct Entry {
     name: &'static str,
+    keys: &'static [Keys],
     run: for<'e> fn(&mut Call<'e>, &Operation, &Request) -> Result<(), Error>,
 }
 
@@ -39,6 +41,7 @@ impl Entry {
     pub const fn new<P: Plugin>(name: &'static str) -> Entry {
         Entry {
             name,
+            keys: P::KEYS,
             run: |call, operation, request| call.run::<P>(operation, request),
         }
     }
@@ -69,7 +72,7 @@ pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
     let mut call = Call {
         env,
         version: Version::NEWEST,
-        record: Record::new(plugin.name, env),
+        record: Record::new(plugin.name, plugin.keys, env),
     };
     let outcome = call.answer(plugin, stdin);
     let code = match &outcome {

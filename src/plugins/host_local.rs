@@ -5,10 +5,11 @@ use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::ipam::HostLocal;
+use crate::ipam::{self, HostLocal};
 use crate::kernel::log;
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
 use crate::link::namespace;
+use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
@@ -19,6 +20,8 @@ pub struct HostLocalPlugin {
 }
 
 impl Plugin for HostLocalPlugin {
+    const KEYS: &'static [Keys] = &[ipam::config::KEYS];
+
     fn parse(request: &Request) -> Result<HostLocalPlugin, Error> {
         Ok(HostLocalPlugin {
             host_local: HostLocal::parse(&request.conf, &Args::parse(&request.args)?)?,

@@ -18,6 +18,7 @@ use crate::cni::json::JsonCursor;
 use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::kernel::log::{self, Level, Line};
+use crate::plugins::log_record::redaction::Keys;
 
 const VARIABLE: &str = "GANGPLANK_LOG";
 
@@ -94,6 +95,7 @@ fn path_of(text: &str) -> Option<PathBuf> {
 #[derive(Debug)]
 pub struct Record<'a> {
     plugin: &'static str,
+    keys: &'static [Keys],
     env: &'a Environment,
     began: Instant,
     network: String,
@@ -102,9 +104,11 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub fn new(plugin: &'static str, env: &'a Environment) -> Record<'a> {
+    /// The record of a call of `plugin`, whose keys are `keys`.
+    pub fn new(plugin: &'static str, keys: &'static [Keys], env: &'a Environment) -> Record<'a> {
         Record {
             plugin,
+            keys,
             env,
             began: Instant::now(),
             network: String::new(),
@@ -154,7 +158,10 @@ impl<'a> Record<'a> {
             None => line.field("result", "ok").field("ips", &self.addresses),
             Some(error) => with_error(line, error)
                 .field("request", &redaction::environment(self.env))
-                .field("conf", &redaction::configuration(&self.configuration)),
+                .field(
+                    "conf",
+                    &redaction::configuration(&self.configuration, self.keys),
+                ),
         };
         let line = line.milliseconds("total_ms", self.began.elapsed());
         let spans = log::spans().into_iter();

@@ -4,10 +4,14 @@ use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
+use crate::plugins::log_record::redaction::Keys;
 use crate::undo::Undo;
 
 /// A CNI plugin. A value of the type is a valid request.
 pub trait Plugin: Sized {
+    /// The keys of its configuration, whose values are logged. Other values are redacted.
+    const KEYS: &'static [Keys] = &[];
+
     /// Parses a request for ADD, CHECK or STATUS. Changes nothing.
     ///
     /// # Errors

@@ -13,9 +13,18 @@ use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
 use crate::plugins::bridge::vlan::Vlans;
 use crate::kernel::netlink::PortFlags;
+use crate::plugins::log_record::redaction::Keys;
 use crate::state::DesiredBridge;
 
 pub use crate::plugins::bridge::role::Gateway;
+
+/// The keys, for the log; see [`crate::plugins::log_record::redaction`].
+pub const KEYS: Keys = &[
+    "/ bridge isgateway isdefaultgateway forceaddress ipmasqbackend ipmasqrandomfully nonmasqueradecidrs snataddresses \
+     forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk preservedefaultvlan enabledad \
+     disablecontainerinterface",
+    "vlantrunk id minid maxid",
+];
 
 /// The default of the key `bridge`.
 const DEFAULT_BRIDGE: &str = "cni0";

@@ -27,13 +27,14 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::ipam::{Ipam, Lease};
+use crate::ipam::{self, Ipam, Lease};
 use crate::kernel::log;
 use crate::kernel::netns::OwnNetns;
 use crate::kernel::signals;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
 use crate::plugins::plugin::Plugin;
+use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::bridge::add::{AttachContext, attach, require_free};
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -57,6 +58,8 @@ pub struct Bridge {
 }
 
 impl Plugin for Bridge {
+    const KEYS: &'static [Keys] = &[config::KEYS, ipam::config::KEYS];
+
     fn parse(request: &Request) -> Result<Bridge, Error> {
         let conf = &request.conf;
         let args = Args::parse(&request.args)?;

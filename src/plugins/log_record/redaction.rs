@@ -16,31 +16,31 @@ const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME 
 
 const HIDDEN: &str = "…";
 
-/// The known keys of the objects under a key, which is the first word of the line; `/` is the configuration itself. Lower case,
-/// because keys are read without regard to case.
-const KEYS: &str = "\
-/ cniversion name type bridge isgateway isdefaultgateway forceaddress ipmasq ipmasqbackend ipmasqrandomfully \
-nonmasqueradecidrs snataddresses forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk \
-preservedefaultvlan enabledad disablecontainerinterface dns ipam args runtimeconfig prevresult capabilities logfile \
-loglevel cni.dev/valid-attachments cni.dev/attachments
-ipam type subnet rangestart rangeend gateway ranges routes resolvconf datadir addresses dns
-ranges subnet rangestart rangeend gateway
-ipranges subnet rangestart rangeend gateway
-addresses address gateway
-routes dst gw mtu advmss priority table scope
-dns nameservers domain search options
-vlantrunk id minid maxid
-runtimeconfig mac ips ipranges
-args cni
-cni mac ips
-capabilities mac ips ipranges
-prevresult cniversion interfaces ips ip4 ip6 routes dns
-interfaces name mac mtu sandbox
-ips version interface address gateway
-ip4 ip gateway routes
-ip6 ip gateway routes
-cni.dev/valid-attachments containerid ifname
-cni.dev/attachments containerid ifname";
+/// The keys of an object whose values are logged: first the key under which the object is, or `/` for the configuration
+/// itself, then its keys, separated by spaces. Lower case, because keys are read without regard to case. Each plugin
+/// declares its own next to its parser ([`crate::plugins::plugin::Plugin::KEYS`]).
+pub type Keys = &'static [&'static str];
+
+/// The keys of the CNI specification and conventions, and those of the log.
+const KEYS: Keys = &[
+    "/ cniversion name type ipmasq dns ipam args runtimeconfig prevresult capabilities logfile loglevel \
+     cni.dev/valid-attachments cni.dev/attachments",
+    "ipam type addresses dns",
+    "addresses address gateway",
+    "routes dst gw mtu advmss priority table scope",
+    "dns nameservers domain search options",
+    "runtimeconfig mac ips ipranges",
+    "args cni",
+    "cni mac ips",
+    "capabilities mac ips ipranges",
+    "prevresult cniversion interfaces ips ip4 ip6 routes dns",
+    "interfaces name mac mtu sandbox",
+    "ips version interface address gateway",
+    "ip4 ip gateway routes",
+    "ip6 ip gateway routes",
+    "cni.dev/valid-attachments containerid ifname",
+    "cni.dev/attachments containerid ifname",
+];
 
 fn has(words: &str, word: &str) -> bool {
     words.split(' ').any(|it| it == word)
@@ -74,11 +74,11 @@ fn argument(piece: &str) -> String {
     }
 }
 
-/// The redacted configuration as it was parsed: keys in lower case, each once.
-pub fn configuration(bytes: &[u8]) -> String {
+/// The redacted configuration as it was parsed: keys in lower case, each once. `keys` are those of the plugin.
+pub fn configuration(bytes: &[u8], keys: &[Keys]) -> String {
     match json::parse("configuration", bytes) {
         Ok(mut value) => {
-            hide(&mut value, "/");
+            hide(&mut value, "/", keys);
             value.to_string()
         }
         Err(_) if bytes.is_empty() => String::new(),
@@ -87,24 +87,27 @@ pub fn configuration(bytes: &[u8]) -> String {
 }
 
 /// Redacts the value of a key. The elements of a list are redacted as their list's key says.
-fn hide(value: &mut Value, place: &str) {
+fn hide(value: &mut Value, place: &str, keys: &[Keys]) {
     match value {
-        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, place)),
+        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, place, keys)),
         Value::Object(object) => {
-            let known = KEYS
-                .lines()
-                .find(|line| line.split(' ').next() == Some(place));
-            let known = known.and_then(|line| line.split_once(' '));
-            let known = known.map_or("", |(_, keys)| keys);
             for (key, value) in object {
-                match has(known, key) {
-                    true => hide(value, key),
+                match is_known(place, key, keys) {
+                    true => hide(value, key, keys),
                     false => *value = HIDDEN.into(),
                 }
             }
         }
         _ => {}
     }
+}
+
+fn is_known(place: &str, key: &str, keys: &[Keys]) -> bool {
+    let mut lines = keys.iter().chain([&KEYS]).copied().flatten();
+    lines.any(|line| {
+        let (under, known) = line.split_once(' ').unwrap_or((line, ""));
+        under == place && has(known, key)
+    })
 }
 
 #[cfg(test)]
@@ -117,7 +120,10 @@ mod tests {
             "ranges": [[{"subnet": "10.1.0.0/24", "note": "s3cret"}]]}, "args": {"cni": {"ips": ["10.1.0.7"],
             "labels": [{"key": "s3cret"}]}, "mine": "s3cret"}, "mtu": {"a": "s3cret"},
             "prevResult": {"ips": [{"address": "10.1.0.7/24"}], "x": "s3cret"}, "bridge": ["br0", {"k": "s3cret"}]}"#;
-        let shown = configuration(text.as_bytes());
+        let shown = configuration(
+            text.as_bytes(),
+            <crate::plugins::bridge::Bridge as crate::plugins::plugin::Plugin>::KEYS,
+        );
         assert!(!shown.contains("s3cret"), "{shown}");
         for known in [
             "\"n\"",
@@ -130,8 +136,11 @@ mod tests {
         ] {
             assert!(shown.contains(known), "{known}: {shown}");
         }
-        assert_eq!(configuration(b"{s3cret"), "7 bytes that cannot be read");
-        assert_eq!(configuration(b""), "");
+        assert_eq!(
+            configuration(b"{s3cret", &[]),
+            "7 bytes that cannot be read"
+        );
+        assert_eq!(configuration(b"", &[]), "");
     }
 
     #[test]
