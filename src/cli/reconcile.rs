@@ -215,8 +215,9 @@ pub fn repair_one(node: &Node, network: &Network, repair: &Repair) -> Result<(),
     if let (Some(LiveAttachment { attachment, .. }), Some(host_local)) =
         (live, &network.configured.host_local)
     {
-        locked = Some(host_local.lock(&host_local.held(attachment)?)?);
-        if host_local.held(attachment)?.addresses().is_empty() {
+        let store = host_local.store();
+        locked = Some(store.lock_leases(store.held(attachment)?.addresses())?);
+        if store.held(attachment)?.addresses().is_empty() {
             return Ok(());
         }
     }

@@ -13,7 +13,6 @@ use crate::cni::result::parse_route;
 use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
 use crate::ipam::range::{Range, RangeSet};
-use crate::ipam::store::Store;
 use crate::net::{Family, Route};
 
 /// The keys, for the log.
@@ -23,7 +22,7 @@ pub const KEYS: &[&str] = &[
     "ipranges subnet rangestart rangeend gateway",
 ];
 
-/// Where leases are when `ipam.dataDir` does not say.
+/// The default of `ipam.dataDir`.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 /// The longest name of a file (NAME_MAX): the network's name is one.
@@ -67,17 +66,6 @@ impl Requested {
         let Requested { place, address, .. } = self;
         Error::new(self.code, format!("{place} is {address}, but {wanted}"))
     }
-}
-
-/// The leases of the network: all that a release needs of the configuration.
-///
-/// # Errors
-/// Code 6 when `ipam` or `dataDir` has the wrong type.
-pub fn store(conf: &NetConf) -> Result<Store, Error> {
-    let ipam = conf.root().object("ipam")?;
-    let data_dir = ipam.map(|ipam| ipam.filled_text("dataDir")).transpose()?;
-    let data_dir = PathBuf::from(data_dir.flatten().unwrap_or(DEFAULT_DATA_DIR));
-    Ok(Store::new(&data_dir, &conf.name))
 }
 
 impl Config {

@@ -37,6 +37,15 @@ pub enum Ipam {
     Delegate(Delegate),
 }
 
+/// The leases of a network, which DEL and GC release. Parsed without the keys that only an ADD needs.
+#[derive(Clone, Debug)]
+pub enum IpamLeases {
+    /// The lease directory of host-local.
+    HostLocal(Store),
+    /// Another IPAM plugin, which knows its leases.
+    Delegate(Delegate),
+}
+
 /// What an attachment has been given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
@@ -97,22 +106,6 @@ impl Ipam {
         }
     }
 
-    /// For DEL: needs the network's name, `ipam.type` and `ipam.dataDir`, so that what became invalid since the ADD
-    /// does not keep an address. Whether a delegate still exists shows at its release.
-    ///
-    /// # Errors
-    /// Code 6 when one of these has the wrong type.
-    pub fn parse_for_release(conf: &NetConf, cni_path: &[PathBuf]) -> Result<Option<Ipam>, Error> {
-        let Some(ipam) = conf.root().object("ipam")? else {
-            return Ok(None);
-        };
-        Ok(match ipam.filled_text("type")? {
-            Some("host-local") => Some(Ipam::HostLocal(HostLocal::parse_for_release(conf)?)),
-            Some(plugin) => Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path))),
-            None => None,
-        })
-    }
-
     /// The routes that every lease will have, as far as they are known before one is reserved.
     pub fn routes(&self) -> &[Route] {
         match self {
@@ -133,44 +126,11 @@ impl Ipam {
         }
     }
 
-    /// The addresses an attachment holds; `None` when only the delegate knows. Waits for nobody.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn held(&self, attachment: &Attachment) -> Result<Option<Held>, Error> {
+    /// What releases the addresses that [`Ipam::reserve`] reserved.
+    pub fn leases(&self) -> IpamLeases {
         match self {
-            Ipam::HostLocal(host_local) => host_local.held(attachment).map(Some),
-            Ipam::Delegate(_) => Ok(None),
-        }
-    }
-
-    /// Waits until no program is at work for the attachment that holds these addresses, and keeps others waiting; `None`
-    /// when only the delegate knows leases.
-    ///
-    /// # Errors
-    /// Code 11 when one is at work for too long.
-    pub fn lock(&self, held: &Held) -> Result<Option<LeaseLock>, Error> {
-        match self {
-            Ipam::HostLocal(host_local) => host_local.lock(held).map(Some),
-            Ipam::Delegate(_) => Ok(None),
-        }
-    }
-
-    /// Frees what [`Ipam::held`] found or [`Lease::held`] names, or all that the attachment holds when that was not
-    /// asked. What is gone already is fine.
-    ///
-    /// # Errors
-    /// When something could not be freed; code 11 when the store is locked for too long; a delegate's error as it is.
-    pub fn release(&self, attachment: &Attachment, held: Option<Held>) -> Result<(), Error> {
-        match self {
-            Ipam::HostLocal(host_local) => {
-                let held = match held {
-                    Some(held) => held,
-                    None => host_local.held(attachment)?,
-                };
-                host_local.release(attachment, &held)
-            }
-            Ipam::Delegate(delegate) => delegate.release(attachment),
+            Ipam::HostLocal(host_local) => IpamLeases::HostLocal(host_local.store().clone()),
+            Ipam::Delegate(delegate) => IpamLeases::Delegate(delegate.clone()),
         }
     }
 
@@ -201,6 +161,64 @@ impl Ipam {
         match self {
             Ipam::HostLocal(host_local) => host_local.check(attachment),
             Ipam::Delegate(delegate) => delegate.check(attachment),
+        }
+    }
+}
+
+impl IpamLeases {
+    /// Needs the network's name, `ipam.type` and `ipam.dataDir`, so that a key that became invalid since the ADD does not
+    /// prevent the release. `None` for a layer-2 network. A delegate is not looked for.
+    ///
+    /// # Errors
+    /// Code 6 when one of these has the wrong type.
+    pub fn parse(conf: &NetConf, cni_path: &[PathBuf]) -> Result<Option<IpamLeases>, Error> {
+        let Some(ipam) = conf.root().object("ipam")? else {
+            return Ok(None);
+        };
+        Ok(match ipam.filled_text("type")? {
+            Some("host-local") => Some(IpamLeases::HostLocal(Store::of(conf)?)),
+            Some(plugin) => Some(IpamLeases::Delegate(Delegate::new(plugin, conf, cni_path))),
+            None => None,
+        })
+    }
+
+    /// The addresses of an attachment; `None` if only the delegate knows. Does not wait for the lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn held(&self, attachment: &Attachment) -> Result<Option<Held>, Error> {
+        match self {
+            IpamLeases::HostLocal(store) => store.held(attachment).map(Some),
+            IpamLeases::Delegate(_) => Ok(None),
+        }
+    }
+
+    /// Locks the leases of these addresses: waits until no program that an earlier call started for the attachment is
+    /// running. `None` if only the delegate knows leases.
+    ///
+    /// # Errors
+    /// Code 11 when one runs for too long.
+    pub fn lock(&self, held: &Held) -> Result<Option<LeaseLock>, Error> {
+        match self {
+            IpamLeases::HostLocal(store) => store.lock_leases(held.addresses()).map(Some),
+            IpamLeases::Delegate(_) => Ok(None),
+        }
+    }
+
+    /// Releases what [`IpamLeases::held`] found or [`Lease::held`] names; with `None` all addresses of the attachment.
+    ///
+    /// # Errors
+    /// When an address could not be released; code 11 when another process holds the lock; a delegate's error unchanged.
+    pub fn release(&self, attachment: &Attachment, held: Option<Held>) -> Result<(), Error> {
+        match self {
+            IpamLeases::HostLocal(store) => {
+                let held = match held {
+                    Some(held) => held,
+                    None => store.held(attachment)?,
+                };
+                store.release(attachment, &held)
+            }
+            IpamLeases::Delegate(delegate) => delegate.release(attachment),
         }
     }
 }

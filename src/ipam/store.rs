@@ -10,6 +10,7 @@ mod holders;
 pub mod index;
 mod lease_lock;
 mod leases;
+mod release;
 pub mod scan;
 
 use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
@@ -49,6 +50,10 @@ pub struct Store {
 }
 
 impl Store {
+    pub fn network(&self) -> &NetworkName {
+        &self.network
+    }
+
     /// The store of a network below `data_dir`; nothing is created.
     pub fn new(data_dir: &Path, network: &NetworkName) -> Store {
         Store {

@@ -75,7 +75,7 @@ fn an_ipam_that_says_nothing_is_layer_2() {
         r#","ipam":{"type":null,"subnet":null}"#,
     ] {
         assert!(parse(ipam).unwrap().is_none(), "{ipam}");
-        let released = Ipam::parse_for_release(&conf(ipam), &[]);
+        let released = IpamLeases::parse(&conf(ipam), &[]);
         assert!(released.unwrap().is_none(), "{ipam}");
     }
 }
@@ -110,11 +110,11 @@ fn a_release_is_never_refused_for_what_only_an_add_needs() {
         r#","ipam":{"type":"host-local","ranges":5,"routes":[null]},"args":7,"runtimeConfig":[]"#,
         r#","ipam":{"type":"absent"}"#,
     ] {
-        let ipam = Ipam::parse_for_release(&conf(ipam), &[]);
+        let ipam = IpamLeases::parse(&conf(ipam), &[]);
         assert!(ipam.unwrap().is_some());
     }
     let untyped = conf(r#","ipam":{"subnet":"10.1.0.0/24"}"#);
-    let untyped = Ipam::parse_for_release(&untyped, &[]);
+    let untyped = IpamLeases::parse(&untyped, &[]);
     assert!(untyped.unwrap().is_none());
 }
 
@@ -131,7 +131,9 @@ fn an_undo_frees_what_the_lease_names() {
     let lease = ipam.reserve(&attachment).unwrap();
     assert_eq!(lease.held().addresses().len(), 2);
     ipam.check(&attachment).unwrap();
-    ipam.release(&attachment, Some(lease.held())).unwrap();
+    ipam.leases()
+        .release(&attachment, Some(lease.held()))
+        .unwrap();
     let left = [
         "10.9.0.1",
         "last_reserved_ip.0",
@@ -140,6 +142,6 @@ fn an_undo_frees_what_the_lease_names() {
     ];
     assert_eq!(scratch.names("net"), left);
     assert_eq!(AddResult::from(lease).ips.len(), 2);
-    ipam.release(&attachment, None).unwrap();
+    ipam.leases().release(&attachment, None).unwrap();
     assert_eq!(scratch.names("net"), left[1..]);
 }

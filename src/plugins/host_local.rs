@@ -5,7 +5,7 @@ use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::ipam::{self, HostLocal};
+use crate::ipam::{self, HostLocal, Store};
 use crate::kernel::log;
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
 use crate::link::namespace;
@@ -33,7 +33,7 @@ impl Plugin for HostLocalPlugin {
         refuse_own_netns(&target.netns, self.own_netns)?;
         let lease = log::timed_span("ipam", || self.host_local.reserve(&target.attachment))?;
         let held = lease.held();
-        undo.push(move || self.host_local.release(&target.attachment, &held));
+        undo.push(move || self.host_local.store().release(&target.attachment, &held));
         Ok(lease.into())
     }
 
@@ -41,9 +41,9 @@ impl Plugin for HostLocalPlugin {
         if let Some(netns) = &target.netns {
             refuse_own_netns(netns, OwnNetns::allowed(request.own_netns_allowed))?;
         }
-        let host_local = HostLocal::parse_for_release(&request.conf)?;
+        let store = Store::of(&request.conf)?;
         log::timed_span("ipam", || {
-            host_local.release(&target.attachment, &host_local.held(&target.attachment)?)
+            store.release(&target.attachment, &store.held(&target.attachment)?)
         })
     }
 
@@ -53,9 +53,9 @@ impl Plugin for HostLocalPlugin {
     }
 
     fn gc(request: &Request) -> Result<(), Error> {
-        let host_local = HostLocal::parse_for_release(&request.conf)?;
+        let store = Store::of(&request.conf)?;
         match request.conf.valid_attachments()? {
-            Some(valid) => log::timed_span("ipam", || host_local.gc_without_links(&valid)),
+            Some(valid) => log::timed_span("ipam", || store.gc_without_links(&valid)),
             None => Ok(()),
         }
     }

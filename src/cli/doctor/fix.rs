@@ -19,7 +19,7 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
     match fix {
         Fix::Detach(at, attachment) => detach(node, *at, attachment, cni_path),
         Fix::ClearGarbled(at) => match &node.networks[*at].configured.host_local {
-            Some(host_local) => host_local.clear_garbled().map(drop),
+            Some(host_local) => host_local.store().clear_garbled().map(drop),
             None => Ok(()),
         },
         Fix::Unmasquerade(network, left) => masquerade::remove_left_over(network, left),

@@ -26,8 +26,8 @@ fn given(host_local: &HostLocal, container: &str) -> Result<Vec<String>, Error> 
 
 fn release(host_local: &HostLocal, container: &str) {
     let attachment = attachment_of(container, "eth0");
-    let held = host_local.held(&attachment).unwrap();
-    host_local.release(&attachment, &held).unwrap();
+    let held = host_local.store.held(&attachment).unwrap();
+    host_local.store.release(&attachment, &held).unwrap();
 }
 
 const SMALL: &str = r#"[[{"subnet":"10.1.0.0/29","rangeEnd":"10.1.0.4"}]]"#;
@@ -159,11 +159,11 @@ fn releasing_and_checking_create_nothing_and_need_no_valid_ranges() {
         dir.display()
     );
     let conf = NetConf::parse(text.into_bytes()).unwrap();
-    let pool = HostLocal::parse_for_release(&conf).unwrap();
-    release(&pool, "a");
-    let error = pool.check(&attachment_of("a", "eth0")).unwrap_err();
-    assert!(error.msg.contains("holds no address"), "{error}");
-    assert!(pool.reserve(&attachment_of("a", "eth0")).is_err());
+    let store = Store::of(&conf).unwrap();
+    let attachment = attachment_of("a", "eth0");
+    let held = store.held(&attachment).unwrap();
+    assert!(held.addresses().is_empty());
+    store.release(&attachment, &held).unwrap();
     assert!(!dir.exists());
 }
 
@@ -173,10 +173,10 @@ fn a_release_takes_only_what_is_still_the_attachments() {
     let pool = plugin(&scratch, SMALL, "");
     let attachment = attachment_of("a", "eth0");
     given(&pool, "a").unwrap();
-    let held = pool.held(&attachment).unwrap();
+    let held = pool.store.held(&attachment).unwrap();
     pool.check(&attachment).unwrap();
     scratch.write("net/10.1.0.2", "b\r\neth0");
-    pool.release(&attachment, &held).unwrap();
+    pool.store.release(&attachment, &held).unwrap();
     assert_eq!(scratch.read("net/10.1.0.2"), "b\r\neth0");
 }
 
@@ -292,14 +292,14 @@ fn many_adds_and_dels_agree_with_a_map_of_who_has_what() {
         let container = format!("c{}", random.below(5));
         let attachment = attachment_of(&container, random.choose(&["eth0", "net1"]));
         if random.below(3) == 0 {
-            let held = pool.held(&attachment).unwrap();
+            let held = pool.store.held(&attachment).unwrap();
             let addresses: BTreeSet<IpAddr> = held.addresses().iter().copied().collect();
             assert_eq!(
                 addresses,
                 model.remove(&attachment).unwrap_or_default(),
                 "{attachment}"
             );
-            pool.release(&attachment, &held).unwrap();
+            pool.store.release(&attachment, &held).unwrap();
             continue;
         }
         let may = !model.contains_key(&attachment) && model.len() < SMALLEST;
@@ -399,7 +399,9 @@ fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_
             }
             pool.check(&attachment).unwrap();
             // A directory in place of what a crash may leave is the only thing that cannot be cleared.
-            let released = pool.release(&attachment, &pool.held(&attachment).unwrap());
+            let released = pool
+                .store
+                .release(&attachment, &pool.store.held(&attachment).unwrap());
             assert!(released.is_ok() || directory.join(".gangplank.new").is_dir());
         } else {
             assert_eq!(

@@ -9,7 +9,7 @@ use crate::cni::names::Attachment;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Code, Error, Failures};
-use crate::ipam::{Held, Ipam};
+use crate::ipam::{Held, IpamLeases};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, Netlink, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
@@ -56,7 +56,7 @@ pub fn detach(
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
     let netns = failures.note(netns).flatten();
-    let ipam = Ipam::parse_for_release(conf, cni_path)?;
+    let ipam = IpamLeases::parse(conf, cni_path)?;
     let held = match &ipam {
         Some(ipam) => failures
             .note(timed_span("ipam", || ipam.held(attachment)))

@@ -8,7 +8,7 @@ use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
 use crate::cni::names::{ContainerId};
 use crate::error::{Error, Failures};
-use crate::ipam::{HostLocal, Ipam, LeaseFile, Store};
+use crate::ipam::{IpamLeases, LeaseFile, Store};
 use crate::kernel::log;
 use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
 use crate::net::IfName;
@@ -29,16 +29,16 @@ use crate::link::{Veth, veths};
 /// When something could not be removed, after everything else was tried.
 pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
-    let ipam = Ipam::parse_for_release(conf, cni_path)?;
+    let ipam = IpamLeases::parse(conf, cni_path)?;
     let Some(valid) = valid else {
         return match ipam {
-            Some(Ipam::Delegate(delegate)) => delegate.gc(),
+            Some(IpamLeases::Delegate(delegate)) => delegate.gc(),
             _ => Ok(()),
         };
     };
     let mut failures = Failures::default();
     let leases = match &ipam {
-        Some(Ipam::HostLocal(host_local)) => failures.note(host_local.store().by_validity(&valid)),
+        Some(IpamLeases::HostLocal(store)) => failures.note(store.by_validity(&valid)),
         _ => None,
     };
     let stale = leases.iter().flat_map(|(_, stale)| stale);
@@ -48,12 +48,12 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     let gc = || masquerade::gc(&conf.name, &valid, &owners);
     failures.note(log::timed_span("masquerade", gc));
     match &ipam {
-        Some(Ipam::HostLocal(host_local)) => {
+        Some(IpamLeases::HostLocal(store)) => {
             if let Some(leases) = leases {
-                failures.note(free(conf, (host_local, &valid), leases));
+                failures.note(free(conf, (store, &valid), leases));
             }
         }
-        Some(Ipam::Delegate(delegate)) => {
+        Some(IpamLeases::Delegate(delegate)) => {
             failures.note(log::timed_span("ipam", || delegate.gc()));
         }
         None => {}
@@ -69,7 +69,7 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
 /// has it.
 fn free(
     conf: &NetConf,
-    (host_local, valid): (&HostLocal, &ValidAttachments),
+    (store, valid): (&Store, &ValidAttachments),
     (of_valid, stale): (Vec<LeaseFile>, Vec<LeaseFile>),
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
@@ -77,13 +77,13 @@ fn free(
     if !stale.is_empty() {
         let links = StaleLinks {
             conf,
-            store: host_local.store(),
+            store,
             host: &host_netlink()?,
             valid: of_valid.iter().map(|lease| lease.address).collect(),
         };
         in_use = links.delete(&stale, &mut failures);
     }
-    let gc = || host_local.gc(valid, &in_use);
+    let gc = || store.gc(valid, &in_use);
     failures.note(log::timed_span("ipam", gc));
     failures.into_result()
 }

@@ -138,11 +138,12 @@ impl Bridge {
         undo: &mut Undo<'a>,
     ) -> Result<Lease, Error> {
         let lease = ipam.reserve(attachment)?;
-        let (held, locked) = (lease.held(), lease.held());
-        undo.push(move || ipam.release(attachment, Some(held)));
+        let (leases, held) = (ipam.leases(), lease.held());
+        let locked = leases.clone();
+        undo.push(move || leases.release(attachment, Some(held)));
         if self.config.masquerade.is_some() {
             // Held until the process ends: if it is killed, DEL waits for iptables programs that are still running.
-            let locked = ipam.lock(&locked)?;
+            let locked = locked.lock(&lease.held())?;
             undo.push(move || {
                 drop(locked);
                 Ok(())

@@ -15,7 +15,7 @@ use gangplank::cni::json::{self, JsonCursor};
 use gangplank::cni::{Schema, Version};
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
-use gangplank::ipam::{Ipam, Lease};
+use gangplank::ipam::{Ipam, IpamLeases, Lease};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -29,8 +29,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(valid.containers().all(|container| valid.has_container(container)));
     }
     let args = Args::default();
-    let _ = Ipam::parse(&conf, request(), &args);
-    let _ = Ipam::parse_for_release(&conf, request());
+    let _ = Ipam::parse(&conf, &[], &args);
+    let _ = IpamLeases::parse(&conf, &[]);
     let addresses = Config::parse(&conf, &args).map(|config| reserved(&config));
     let Ok(bridge) = BridgeConfig::parse(&conf, &args) else {
         return;
