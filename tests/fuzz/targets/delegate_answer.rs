@@ -5,10 +5,10 @@
 use std::sync::OnceLock;
 
 use gangplank::plugins::bridge::config::BridgeConfig;
-use gangplank::plugins::bridge::plan::Plan;
+use gangplank::plugins::bridge::plan::{Plan, PlanInput};
 use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
-use gangplank::cni::request::{Attachment, Environment, Request};
+use gangplank::cni::names::Attachment;
 use gangplank::cni::result::AddResult;
 use gangplank::ipam::delegate::{Delegate, parse_error};
 use libfuzzer_sys::fuzz_target;
@@ -17,12 +17,12 @@ struct Setting {
     delegate: Delegate,
     config: BridgeConfig,
     conf: NetConf,
-    who: Attachment,
+    attachment: Attachment,
 }
 
 fuzz_target!(|data: &[u8]| {
     static SETTING: OnceLock<Setting> = OnceLock::new();
-    let Setting { delegate, config, conf, who } = SETTING.get_or_init(setting);
+    let Setting { delegate, config, conf, attachment } = SETTING.get_or_init(setting);
     if let Some(error) = parse_error(data) {
         let _ = error.to_string();
     }
@@ -35,7 +35,17 @@ fuzz_target!(|data: &[u8]| {
         }
     };
     assert!(!lease.ips.is_empty() && lease.ips.iter().all(|ip| ip.interface.is_none()));
-    let plan = Plan::new(config, &conf.name, who, lease.clone()).expect("no mtu can be in the way");
+    let input = PlanInput {
+        config,
+        mtu: None,
+        network: &conf.name,
+        attachment,
+        pod: None,
+        spoof_check: None,
+    };
+    let Ok(plan) = Plan::new(input, lease.clone()) else {
+        return;
+    };
     assert!(plan.mac.is_assignable() && plan.addresses().len() == lease.ips.len());
     for gateway in &plan.gateways {
         assert_eq!(gateway.to_string().parse(), Ok(*gateway));
@@ -46,13 +56,11 @@ fuzz_target!(|data: &[u8]| {
 fn setting() -> Setting {
     let conf = br#"{"cniVersion":"1.0.0","name":"n","type":"bridge","isDefaultGateway":true,"ipam":{"type":"x"}}"#;
     let conf = NetConf::parse(conf.to_vec()).unwrap();
-    let vars = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/nonexistent")];
-    let env: Environment = vars.map(|(name, value)| (name, value.into())).into_iter().collect();
     Setting {
-        delegate: Delegate::new("x", &conf, &Request::parse(&env).unwrap()),
+        delegate: Delegate::new("x", &conf, &[]),
         config: BridgeConfig::parse(&conf, &Args::default()).unwrap(),
         conf,
-        who: Attachment {
+        attachment: Attachment {
             container: "c1".parse().unwrap(),
             interface: "eth0".parse().unwrap(),
         },

@@ -3,7 +3,7 @@
 #![no_main]
 
 use gangplank::cni::names::Attachment;
-use gangplank::ipam::lease_file::{LeaseOwner, claim};
+use gangplank::ipam::lease_file::{LeaseOwner, owner_for};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -2,7 +2,8 @@
 
 #![no_main]
 
-use gangplank::kernel::nftables::{Action, Match, Ports, Rule, RuleEntry, element};
+use gangplank::kernel::nat::PortAllocation;
+use gangplank::kernel::nftables::{Action, Match, Rule, RuleEntry, element};
 use gangplank::net::Family;
 use libfuzzer_sys::fuzz_target;
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use gangplank::cni::args::parse_requested_ip;
-use gangplank::cni::request::Id;
+use gangplank::cni::names::{ContainerId, NetworkName};
 use gangplank::net::{Cidr, Family, IfName, Mac, ip_from_bits, ip_to_bits, parse_ip};
 use libfuzzer_sys::fuzz_target;
 
@@ -32,7 +32,8 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(name) = text.parse::<IfName>() {
         assert_eq!(name.as_str(), text);
     }
-    if let Ok(id) = text.parse::<Id>() {
+    assert_eq!(text.parse::<ContainerId>().is_ok(), text.parse::<NetworkName>().is_ok());
+    if let Ok(id) = text.parse::<ContainerId>() {
         assert!(id.as_str() == text && text.is_ascii() && !text.contains(['/', '"', '\n', ' ', ';']));
     }
 });
