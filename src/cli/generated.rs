@@ -1,4 +1,4 @@
-//! The shell completions and the manual page, generated from the command line. The generators add 70 KB to the binary.
+//! Shell completions and the manual page. The generators add 70 KB to the binary.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,6 @@ use clap_mangen::Man;
 
 use crate::cli::args::{CommandLine, Shell};
 
-/// Writes the completions for a shell.
 pub fn completions(shell: Shell, output: &mut dyn Write) -> io::Result<()> {
     let generator = match shell {
         Shell::Bash => Complete::Bash,
@@ -18,7 +17,7 @@ pub fn completions(shell: Shell, output: &mut dyn Write) -> io::Result<()> {
     generator.try_generate(&command(), output)
 }
 
-/// Writes the manual page, in roff: one page with a section for each command.
+/// Writes one manual page in roff format, with a section for each command.
 pub fn manual(output: &mut dyn Write) -> io::Result<()> {
     let command = command();
     let man = Man::new(command.clone());
