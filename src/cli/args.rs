@@ -108,7 +108,7 @@ pub struct StatusArgs {
 
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
-    /// Repair what can be repaired without interrupting pods
+    /// Repair what is safe to repair
     #[arg(long)]
     pub fix: bool,
     #[command(flatten)]

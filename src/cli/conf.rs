@@ -1,15 +1,16 @@
 //! `gangplank conf`: a network configuration for a subnet, or for a Kubernetes Node object.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::Answer;
 use crate::cli::args::ConfArgs;
+use crate::cli::doctor::finding::Finding;
 use crate::cli::plugin_list::PluginList;
 use crate::cli::routes;
 use crate::cni::args::Args;
@@ -97,11 +98,8 @@ pub fn conf(
     let list =
         PluginList::parse(document.as_bytes()).map_err(|error| error.context("configuration"))?;
     check_bridge(&list)?;
-    let unsupported = list.unsupported(&args.cni_path).into_iter();
-    let warnings = unsupported.map(|it| {
-        let answers = it.answers.join("; ");
-        format!("{} ({answers}); {}", it.cause, it.remedy)
-    });
+    let warning = |it: Finding| format!("{} ({}); {}", it.cause, it.evidence.join("; "), it.remedy);
+    let warnings = list.unsupported(&args.cni_path).into_iter().map(warning);
     let warnings = warnings.collect();
     let stdout = match &args.output {
         None => document,
@@ -238,13 +236,16 @@ fn uplink_mtu(host: &Netlink, overhead: u32) -> Result<Option<u32>, Error> {
     Ok(left)
 }
 
-/// How many names are tried for a temporary file.
-const MAX_RETRIES: u32 = 8;
-
-/// Writes a temporary file and renames it, so that a runtime sees the whole file or none.
+/// Writes a temporary file and renames it, so that a runtime sees the whole file or none. The name is unpredictable, and an
+/// existing file or symbolic link of that name is not opened (open(2), O_EXCL). Runtimes ignore the suffix `.new`.
 fn write(file: &Path, content: &str) -> Result<(), Error> {
     let failed = |cause| Error::failed(format!("cannot write {}: {cause}", file.display()));
-    let (temporary, mut to) = create_temporary(file).map_err(failed)?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let number = random::number().map_err(failed)?;
+    let temporary = file.with_file_name(format!(".{name}.{number:016x}.new"));
+    let mut options = File::options();
+    let options = options.write(true).create_new(true).mode(0o600);
+    let mut to = options.open(&temporary).map_err(failed)?;
     let written = to
         .write_all(content.as_bytes())
         // Regardless of the umask: the runtime may run as another user.
@@ -255,20 +256,4 @@ fn write(file: &Path, content: &str) -> Result<(), Error> {
         let _ = fs::remove_file(&temporary);
         failed(cause)
     })
-}
-
-/// Creates a file in the directory of another one, under an unpredictable name. An existing file, or a symbolic link that
-/// another user has placed there, is not opened (open(2), O_EXCL). Runtimes ignore the suffix `.new`.
-fn create_temporary(file: &Path) -> io::Result<(PathBuf, File)> {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    for _ in 1..MAX_RETRIES {
-        let temporary = file.with_file_name(format!(".{name}.{:016x}.new", random::number()?));
-        let mut options = File::options();
-        let options = options.write(true).create_new(true).mode(0o600);
-        match options.open(&temporary) {
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-            opened => return Ok((temporary, opened?)),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
 }

@@ -104,17 +104,14 @@ fn execute(command_line: CommandLine) -> Result<Answer, Error> {
         Subcommands::Routes(args) => routes::routes(&args, &read_stdin()?),
         Subcommands::Install(args) => install::install(&args.directory).map(Answer::text),
         Subcommands::Uninstall(args) => install::uninstall(&args.directory).map(Answer::text),
-        Subcommands::Completions { shell } => {
-            generate(|output| generated::completions(shell, output))
-        }
-        Subcommands::Man => generate(|output| generated::manual(output)),
+        Subcommands::Completions { shell } => generated(generated::completions(shell)),
+        Subcommands::Man => generated(generated::manual()),
         Subcommands::Conf(args) => conf::conf(&args, read_stdin),
     }
 }
 
-fn generate(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<Answer, Error> {
-    let mut text = Vec::new();
-    write(&mut text).map_err(|cause| Error::failed(format!("cannot generate it: {cause}")))?;
+fn generated(text: io::Result<Vec<u8>>) -> Result<Answer, Error> {
+    let text = text.map_err(|cause| Error::failed(format!("cannot generate the text: {cause}")))?;
     Ok(Answer::text(String::from_utf8_lossy(&text)))
 }
 

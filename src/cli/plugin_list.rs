@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::cli::doctor::finding::{Finding, Id};
 use crate::cli::plugins::{status, supported_versions};
 use crate::cni::Version;
 use crate::error::Error;
@@ -25,24 +26,6 @@ pub struct ListedPlugin {
     /// What a runtime passes to it (CNI spec 1.1, section 3, "Deriving request configuration"); absent for an IPAM plugin,
     /// which another plugin calls.
     pub request: Option<Map<String, Value>>,
-}
-
-/// What a plugin of a list does not support.
-#[derive(Debug)]
-pub struct Unsupported {
-    pub feature: Feature,
-    pub cause: String,
-    /// The plugin's answers.
-    pub answers: Vec<String>,
-    pub remedy: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feature {
-    /// The list's `cniVersion`: every ADD fails.
-    Version,
-    /// STATUS.
-    Status,
 }
 
 impl PluginList {
@@ -101,8 +84,8 @@ impl PluginList {
         Ok(list)
     }
 
-    /// Asks the installed plugins what they support.
-    pub fn unsupported(&self, cni_path: &str) -> Vec<Unsupported> {
+    /// The installed plugins that do not support the list's version or STATUS.
+    pub fn unsupported(&self, cni_path: &str) -> Vec<Finding> {
         let directories: Vec<PathBuf> = std::env::split_paths(cni_path).collect();
         let ask = |plugin: &ListedPlugin| {
             let mut files = directories.iter().map(|it| it.join(&plugin.plugin_type));
@@ -111,7 +94,7 @@ impl PluginList {
         self.plugins.iter().filter_map(ask).collect()
     }
 
-    fn ask(&self, plugin: &ListedPlugin, file: &Path, cni_path: &str) -> Option<Unsupported> {
+    fn ask(&self, plugin: &ListedPlugin, file: &Path, cni_path: &str) -> Option<Finding> {
         // An absent version is the oldest one (CNI spec 0.2.0, "Network Configuration").
         let version = match self.version.as_str() {
             "" => Version::V0_1_0.as_str(),
@@ -128,42 +111,27 @@ impl PluginList {
             None => Ok(()),
         };
         let is_supported = matches!(&versions, Ok(all) if all.iter().any(|it| it == version));
-        let mut answers = vec![format!(
-            "{} answers VERSION: {}",
-            file.display(),
-            versions
-                .as_ref()
-                .map_or_else(String::clone, |all| all.join(", "))
-        )];
-        if let Err(answer) = &status {
-            answers.push(format!("{} answers STATUS: {answer}", file.display()));
-        }
         let (name, plugin) = (&self.name, &plugin.plugin_type);
-        let older = newest_before(version, versions.ok().as_deref());
-        let (feature, cause, remedy) = match (is_supported, status) {
+        let older = newest_before(version, versions.as_deref().ok());
+        let finding = match (is_supported, &status) {
             (true, Ok(())) => return None,
-            (false, _) => (
-                Feature::Version,
-                format!(
-                    "plugin {plugin} does not support cniVersion {version} of network {name}: every ADD fails"
-                ),
-                format!("set cniVersion to {older} in the list, or install a newer {plugin}"),
-            ),
-            (true, Err(_)) => (
-                Feature::Status,
-                format!(
-                    "plugin {plugin} of network {name} answers STATUS with an error: a Kubernetes node stays NotReady"
-                ),
-                format!(
-                    "correct what it answers; if it does not know STATUS, install a newer {plugin} or set cniVersion to {older} in the list"
-                ),
-            ),
+            (false, _) => Finding::new(
+                Id::PluginCniVersion,
+                format!("plugin {plugin} does not support cniVersion {version} of network {name}: every ADD fails"),
+            )
+            .remedy(format!("set cniVersion to {older} in the list, or install a newer {plugin}")),
+            (true, Err(_)) => Finding::new(
+                Id::PluginStatus,
+                format!("plugin {plugin} of network {name} answers STATUS with an error: a Kubernetes node stays NotReady"),
+            )
+            .remedy(format!("correct what it answers; if it does not know STATUS, install a newer {plugin} or set cniVersion to {older} in the list")),
         };
-        Some(Unsupported {
-            feature,
-            cause,
-            answers,
-            remedy,
+        let (file, versions) = (file.display(), versions.map(|all| all.join(", ")));
+        let versions = versions.unwrap_or_else(|error| error);
+        let finding = finding.evidence(format!("{file} answers VERSION: {versions}"));
+        Some(match status {
+            Ok(()) => finding,
+            Err(error) => finding.evidence(format!("{file} answers STATUS: {error}")),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! `gangplank reconcile`: restores what a firewall reload or a network manager removed from running pods.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -84,15 +85,19 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
                 .any(|it| matches!(it, Problem::NotMasqueraded(_))),
         })
         .collect();
-    let gateways = if !network.has_gateway() {
-        Vec::new()
-    } else if network.configured.host_local.is_none() {
-        // Only the cached results have the addresses of other IPAM plugins.
-        node.cached_gateways(network)
-    } else {
-        let here = live.iter().filter(|it| !observed.is_elsewhere(&it.link));
-        let addresses: Vec<Cidr> = here.flat_map(|it| it.addresses.clone()).collect();
-        network.gateways_of(&addresses)
+    let here = attached_pods(node, network).filter(|(_, link)| !observed.is_elsewhere(link));
+    let here = here.map(|(pod, _)| pod).filter(|_| network.has_gateway());
+    let gateways: Vec<Cidr> = match &network.configured.host_local {
+        Some(_) => {
+            let addresses = here.flat_map(|pod| pod.addresses.clone());
+            network.gateways_of(&addresses.collect::<Vec<_>>())
+        }
+        // Only the cached results have the gateways of other IPAM plugins.
+        None => {
+            let mut known = HashSet::new();
+            let gateways = here.flat_map(|pod| pod.cached_gateways.clone());
+            gateways.filter(|gateway| known.insert(*gateway)).collect()
+        }
     };
     reconcile::plan((network.name(), config), &observed, &gateways, live)
 }

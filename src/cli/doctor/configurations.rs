@@ -4,22 +4,15 @@
 use crate::cli::args::DoctorArgs;
 use crate::cli::doctor::finding::{Finding, Id};
 use crate::cli::node::{Configured, Node};
-use crate::cli::plugin_list::Feature;
 use crate::cni::json::JsonCursor;
 use crate::ipam::range::Range;
 use crate::net::{Cidr, Route};
 
 pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
     for (list, file) in &node.lists {
-        for unsupported in list.unsupported(&args.cni_path) {
-            let id = match unsupported.feature {
-                Feature::Version => Id::PluginCniVersion,
-                Feature::Status => Id::PluginStatus,
-            };
-            let finding = Finding::new(id, unsupported.cause).evidence(file.display().to_string());
-            let answers = unsupported.answers.into_iter();
-            let finding = answers.fold(finding, Finding::evidence);
-            findings.push(finding.remedy(unsupported.remedy));
+        for mut finding in list.unsupported(&args.cni_path) {
+            finding.evidence.insert(0, file.display().to_string());
+            findings.push(finding);
         }
     }
     for network in &node.networks {

@@ -6,7 +6,7 @@
 mod addresses;
 mod configurations;
 mod files;
-mod finding;
+pub mod finding;
 mod fix;
 mod forward;
 mod host;

@@ -69,9 +69,10 @@ impl CachedResult {
     }
 
     /// The gateways, with the prefix length of their subnets.
-    pub fn gateways(&self) -> impl Iterator<Item = Cidr> {
+    pub fn gateways(&self) -> Vec<Cidr> {
         let ips = self.result.iter().flat_map(|result| &result.ips);
         ips.filter_map(|ip| Cidr::new(ip.gateway?, ip.address.prefix()))
+            .collect()
     }
 
     /// The interface in the container.

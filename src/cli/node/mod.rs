@@ -226,27 +226,6 @@ impl Node {
             .filter(move |link| link.master == Some(index))
     }
 
-    /// The gateways in the cached results of a network's pods that have a link, except for pods on another bridge.
-    pub fn cached_gateways(&self, network: &Network) -> Vec<Cidr> {
-        let bridge = self.bridge(network).map(|bridge| bridge.index);
-        let is_here = |link: &Link| link.master.is_none() || link.master == bridge;
-        let has_port = |cached: &&CachedResult| {
-            let mut pods = network.pods.iter();
-            cached.network == *network.name()
-                && pods.any(|pod| {
-                    pod.attachment == cached.attachment && self.link_of(pod).is_some_and(is_here)
-                })
-        };
-        let cached = self.cache.iter().filter(has_port);
-        let mut gateways = Vec::new();
-        for gateway in cached.flat_map(CachedResult::gateways) {
-            if !gateways.contains(&gateway) {
-                gateways.push(gateway);
-            }
-        }
-        gateways
-    }
-
     /// The links of the default routes of a family.
     pub fn uplink(&self, family: Family) -> impl Iterator<Item = &Link> {
         let routes = self.uplinks.iter();

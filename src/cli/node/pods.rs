@@ -22,6 +22,8 @@ pub struct Pod {
     pub name: Option<String>,
     /// Its addresses with the prefix length of their subnets.
     pub addresses: Vec<Cidr>,
+    /// The gateways in the cached result, with the prefix length of their subnets.
+    pub cached_gateways: Vec<Cidr>,
     /// When its first lease was written.
     pub since: Option<SystemTime>,
     /// Whether its ADD may be older than the configuration's file.
@@ -121,6 +123,7 @@ fn observe_pod(node: &Node, network: &Network, attachment: Attachment, found: Fo
                 .map(|address| with_prefix(network, cached, address))
                 .collect(),
         },
+        cached_gateways: cached.map(CachedResult::gateways).unwrap_or_default(),
         since,
         is_outdated: is_outdated(network, since.or(cached.and_then(|it| it.written))),
         link,
