@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::cli::doctor::finding::{Finding, Fix, Id};
-use crate::cli::node::{Network, Node, Pod, Problem};
+use crate::cli::node::{Network, Node, Pod, Problem, RangeUsage};
 use crate::ipam::lease_file::age;
 use crate::net::Cidr;
 
@@ -42,12 +42,8 @@ fn stale_lease(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
         .iter()
         .map(|it| it.address().to_string())
         .collect();
-    let held = format!(
-        "{} of network {} is held by {}",
-        addresses.join(" and "),
-        network.name(),
-        display_name(pod)
-    );
+    let addresses = addresses.join(" and ");
+    let held = format!("{addresses} of network {network} is held by {pod}");
     let age = format!("the lease is {} old", age(since));
     let detach = Fix::Detach(at, pod.attachment.clone());
     if pod.problems.contains(&Problem::LeaseBeforeBoot) {
@@ -81,9 +77,7 @@ fn link_without_lease(node: &Node, network: &Network, pod: &Pod) -> Option<Findi
         return None;
     }
     let cause = format!(
-        "{} of network {} has link {} but no lease: its address may be reassigned",
-        display_name(pod),
-        network.name(),
+        "{pod} of network {network} has link {} but no lease: its address may be reassigned",
         node.link_of(pod)?.name
     );
     let store = network.configured.host_local.as_ref()?.store();
@@ -102,9 +96,8 @@ fn garbled_leases(network: &Network, at: usize) -> Option<Finding> {
     }
     let store = network.configured.host_local.as_ref()?.store();
     let cause = format!(
-        "{} lease files of network {} are empty or garbled, after a crash or on a full disk",
-        names.len(),
-        network.name()
+        "{} lease files of network {network} are empty or garbled, after a crash or on a full disk",
+        names.len()
     );
     Some(
         Finding::new(Id::GarbledLease, cause)
@@ -114,8 +107,8 @@ fn garbled_leases(network: &Network, at: usize) -> Option<Finding> {
     )
 }
 
-/// Leases of several machines in one directory. Those of the other machines cannot be told from leases from before the
-/// boot, so none is removed.
+/// Leases of several machines in one directory. Those of other machines cannot be distinguished from those from before a
+/// boot, so that none is removed.
 fn shared_leases(network: &Network) -> Option<Finding> {
     let store = network.configured.host_local.as_ref()?.store();
     if !store.is_shared() {
@@ -123,8 +116,7 @@ fn shared_leases(network: &Network) -> Option<Finding> {
     }
     let directory = store.directory().display();
     let cause = format!(
-        "several machines have made leases of network {} in one directory, so none is freed after a boot",
-        network.name()
+        "several machines have made leases of network {network} in one directory, so none is freed after a boot"
     );
     Some(
         Finding::new(Id::SharedLeases, cause)
@@ -142,17 +134,11 @@ fn full_range(network: &Network) -> Option<Finding> {
         true => (Id::RangeFull, "full: new pods get no address"),
         false => (Id::RangeNearlyFull, "nearly full"),
     };
-    let cause = format!(
-        "range {} of network {} is {what}",
-        usage.range,
-        network.name()
-    );
+    let RangeUsage { range, used, size } = usage;
+    let cause = format!("range {range} of network {network} is {what}");
     Some(
         Finding::new(id, cause)
-            .evidence(format!(
-                "{} of {} addresses are used",
-                usage.used, usage.size
-            ))
+            .evidence(format!("{used} of {size} addresses are used"))
             .remedy(
                 "remove pods or stale leases, or give the network a larger range or a second one",
             ),
@@ -169,9 +155,7 @@ fn overlapping_ranges(network: &Network, other: &Network) -> Option<Finding> {
         .flat_map(|range| other.ranges().map(move |other| (range, other)));
     let (range, other_range) = pairs.find(|(range, other)| range.overlaps(other))?;
     let cause = format!(
-        "networks {} and {} have overlapping ranges: pods of both can get the same address",
-        other.name(),
-        network.name()
+        "networks {other} and {network} have overlapping ranges: pods of both can get the same address"
     );
     Some(
         Finding::new(Id::OverlappingRanges, cause)
@@ -199,14 +183,6 @@ fn unknown_networks(node: &Node) -> impl Iterator<Item = Finding> {
                 "if none of the containers is running, remove {directory}"
             ))
     })
-}
-
-/// The name of the pod, if it is known, and of the container.
-pub fn display_name(pod: &Pod) -> String {
-    match &pod.name {
-        Some(name) => format!("pod {name} (container {})", pod.attachment.container),
-        None => format!("container {}", pod.attachment.container),
-    }
 }
 
 /// The first [`MAX_NAMES`] names, and how many more there are.

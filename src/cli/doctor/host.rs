@@ -27,10 +27,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 }
 
 fn forwarding_off(network: &Network, family: Family) -> Finding {
-    let cause = format!(
-        "the host does not forward {family}, which pods of network {} need",
-        network.name()
-    );
+    let cause = format!("the host does not forward {family}, which pods of network {network} need");
     Finding::new(Id::ForwardingOff, cause)
         .warning()
         .evidence(match family {

@@ -1,10 +1,10 @@
 //! Findings about bridges, ports and MTUs.
 
-use crate::cli::doctor::addresses::{display_name, join, join_addresses};
+use crate::cli::doctor::addresses::{join, join_addresses};
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{Network, Node, Pod, Problem};
-use crate::cli::reconcile;
-use crate::kernel::netlink::{Kind, Link};
+use crate::cli::reconcile::{self, PortElsewhere};
+use crate::kernel::netlink::{Kind, Link, PortFlags};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::reconcile::Repair;
 
@@ -34,14 +34,13 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
 }
 
 fn not_a_bridge(network: &Network, link: &Link) -> Finding {
+    let name = &link.name;
     let cause = format!(
-        "network {} needs a bridge {}, but there is a {} of that name",
-        network.name(),
-        link.name,
+        "network {network} needs a bridge {name}, but there is a {} of that name",
         link.kind
     );
     Finding::new(Id::NotABridge, cause)
-        .evidence(format!("ip -d link show dev {}", link.name))
+        .evidence(format!("ip -d link show dev {name}"))
         .remedy("rename it, or name another bridge in the configuration")
 }
 
@@ -49,15 +48,13 @@ fn not_a_bridge(network: &Network, link: &Link) -> Finding {
 fn missing_bridge(node: &Node, network: &Network) -> Option<Finding> {
     let is_unknown = |pod: &&Pod| pod.problems.contains(&Problem::LinkUnknown);
     let pods = network.pods.iter().filter(is_unknown);
-    let pods: Vec<String> = pods.map(display_name).collect();
+    let pods: Vec<String> = pods.map(Pod::to_string).collect();
     if pods.is_empty() || node.bridge(network).is_some() {
         return None;
     }
-    let cause = format!(
-        "bridge {} of network {} is missing, although pods have addresses",
-        network.configured.bridge.bridge,
-        network.name()
-    );
+    let bridge = &network.configured.bridge.bridge;
+    let cause =
+        format!("bridge {bridge} of network {network} is missing, although pods have addresses");
     Some(
         Finding::new(Id::BridgeMissing, cause)
             .evidence(format!(
@@ -72,14 +69,12 @@ fn missing_bridge(node: &Node, network: &Network) -> Option<Finding> {
 fn ports_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
     let found = reconcile::ports_elsewhere(node, network);
     let other = &found.first()?.master.name;
-    let ports = found.iter().map(|it| {
-        let (port, master) = (&it.port.name, it.master);
-        let pod = display_name(it.pod);
-        format!("{pod}: {port} is on {} {}", master.kind, master.name)
+    let ports = found.iter().map(|PortElsewhere { pod, port, master }| {
+        let (port, kind, master) = (&port.name, &master.kind, &master.name);
+        format!("{pod}: {port} is on {kind} {master}")
     });
     let cause = format!(
-        "pods of network {} are not on its bridge {}: it was renamed in the configuration, or their ports were moved",
-        network.name(),
+        "pods of network {network} are not on its bridge {}: it was renamed in the configuration, or their ports were moved",
         network.configured.bridge.bridge
     );
     Some(
@@ -96,19 +91,13 @@ fn ports_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
 fn port_flags(node: &Node, network: &Network) -> Option<Finding> {
     let found = reconcile::ports_with_other_flags(node, network);
     let ports = found.iter().map(|(pod, port)| {
-        let flags = port.port.unwrap_or_default();
-        format!(
-            "{}: {} has hairpin {} and isolated {}",
-            display_name(pod),
-            port.name,
-            flags.hairpin,
-            flags.isolated
-        )
+        let PortFlags { hairpin, isolated } = port.port.unwrap_or_default();
+        let port = &port.name;
+        format!("{pod}: {port} has hairpin {hairpin} and isolated {isolated}")
     });
     let ports: Vec<String> = ports.collect();
     let cause = format!(
-        "ports of network {} have other flags than hairpinMode and portIsolation, because the configuration has changed since ADD",
-        network.name()
+        "ports of network {network} have other flags than hairpinMode and portIsolation, because the configuration has changed since ADD"
     );
     (!ports.is_empty()).then(|| {
         Finding::new(Id::PortFlags, cause)
@@ -134,8 +123,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
     let other = others.find(|cidr| !gateways.contains(cidr))?;
     let name = &link.name;
     let cause = format!(
-        "bridge {name} has the address {other}, but network {} has the gateway {}",
-        network.name(),
+        "bridge {name} has the address {other}, but network {network} has the gateway {}",
         join_addresses(&gateways)
     );
     let ports: Vec<String> = node.ports(link).map(Link::display_name).collect();
@@ -155,10 +143,7 @@ fn repairs(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
     let repairs = match reconcile::repairs(node, network) {
         Ok(repairs) => repairs,
         Err(error) => {
-            let cause = format!(
-                "cannot determine what pods of network {} lack",
-                network.name()
-            );
+            let cause = format!("cannot determine what pods of network {network} lack");
             let finding = Finding::new(Id::NotSeen, cause).warning();
             return vec![finding.evidence(error.to_string()).remedy("run it as root")];
         }
@@ -175,10 +160,7 @@ fn repairs(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
             Repair::Masquerade(_) => Id::MasqueradeMissing,
             Repair::ForwardAccept(..) => Id::ForwardAcceptMissing,
         };
-        let cause = format!(
-            "network {} lacks {repair}, which running pods need",
-            network.name()
-        );
+        let cause = format!("network {network} lacks {repair}, which running pods need");
         Finding::new(id, cause)
             .evidence(repair_evidence(node, network, &repair))
             .remedy("gangplank reconcile")
@@ -212,9 +194,7 @@ fn pod_link_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
         return None;
     }
     let cause = format!(
-        "{} of network {} has a link that forwards no packets: the pod's end is down",
-        display_name(pod),
-        network.name()
+        "{pod} of network {network} has a link that forwards no packets: the pod's end is down"
     );
     Some(
         Finding::new(Id::PodLinkDown, cause)
@@ -228,25 +208,24 @@ fn pod_link_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
 
 fn pod_mtu(node: &Node, network: &Network) -> Option<Finding> {
     let bridge = node.bridge(network)?;
+    let name = &bridge.name;
     let pods = network.pods.iter().filter_map(|pod| {
         let mtu = pod.problems.iter().find_map(|it| match it {
             Problem::OtherMtu(mtu) => Some(*mtu),
             _ => None,
         })?;
-        Some(format!("{} has {mtu}", display_name(pod)))
+        Some(format!("{pod} has {mtu}"))
     });
     let pods: Vec<String> = pods.collect();
     if pods.is_empty() {
         return None;
     }
     let cause = format!(
-        "pods of network {} have another MTU than bridge {}: packets that are too large are dropped",
-        network.name(),
-        bridge.name
+        "pods of network {network} have another MTU than bridge {name}: packets that are too large are dropped"
     );
     Some(
         Finding::new(Id::MtuDiffers, cause)
-            .evidence(format!("{} has MTU {}", bridge.name, bridge.mtu))
+            .evidence(format!("{name} has MTU {}", bridge.mtu))
             .evidence(join(&pods))
             .remedy("restart these pods, so that they get the configured MTU"),
     )
@@ -284,9 +263,8 @@ fn unknown_ports(node: &Node, network: &Network) -> Option<Finding> {
         return None;
     }
     let cause = format!(
-        "bridge {} has links of pods without a lease in network {}: their addresses may be reassigned",
-        network.configured.bridge.bridge,
-        network.name()
+        "bridge {} has links of pods without a lease in network {network}: their addresses may be reassigned",
+        network.configured.bridge.bridge
     );
     Some(
         Finding::new(Id::LinkWithoutLease, cause)

@@ -175,8 +175,7 @@ fn forward_drop(
         None => (filter.drop_reason(&reply)?, "replies to packets"),
     };
     let cause = format!(
-        "the host drops {family} {what} that pods of network {} send to other networks",
-        network.name()
+        "the host drops {family} {what} that pods of network {network} send to other networks"
     );
     Some(
         Finding::new(Id::ForwardDrop, cause)

@@ -8,6 +8,7 @@ mod pods;
 
 use std::cell::OnceCell;
 use std::collections::HashSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -240,6 +241,12 @@ impl Node {
         let of_link = addresses.filter(|address| address.link == link.index);
         let cidrs = of_link.map(|address| address.cidr);
         cidrs.filter(|cidr| !cidr.is_ipv6_link_local()).collect()
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name().fmt(f)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The pods of a network, found by their leases and the runtimes' cached results, and their problems.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -35,6 +36,16 @@ pub struct Pod {
     /// Whether its network namespace, known from the cached result, still exists.
     pub has_netns: bool,
     pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let container = &self.attachment.container;
+        match &self.name {
+            Some(name) => write!(f, "pod {name} (container {container})"),
+            None => write!(f, "container {container}"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

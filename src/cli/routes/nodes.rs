@@ -74,9 +74,11 @@ enum Form {
 pub fn parse_list(text: &str) -> Result<Vec<ClusterNode>, Error> {
     let (nodes, form) = parse_any(text)?;
     if form == Form::Single {
-        let what = format!("stdin has one node, {}, and no list", nodes[0].name);
-        return Err(Error::new(Code::INVALID_CONFIG, what)
-            .details("the list is what kubectl get nodes -o json prints"));
+        let error = invalid(format!(
+            "stdin has one node, {}, and no list",
+            nodes[0].name
+        ));
+        return Err(error.details("the list is what kubectl get nodes -o json prints"));
     }
     Ok(nodes)
 }
@@ -92,10 +94,8 @@ fn parse_any(text: &str) -> Result<(Vec<ClusterNode>, Form), Error> {
         false => (parse_lines(text)?, Form::List),
     };
     if nodes.is_empty() {
-        let what = "the list of nodes on stdin is empty";
-        return Err(
-            Error::new(Code::INVALID_CONFIG, what).details("is kubectl permitted to list them?")
-        );
+        let error = invalid("the list of nodes on stdin is empty");
+        return Err(error.details("is kubectl permitted to list them?"));
     }
     check_overlap(&nodes)?;
     Ok((nodes, form))
@@ -103,12 +103,9 @@ fn parse_any(text: &str) -> Result<(Vec<ClusterNode>, Form), Error> {
 
 fn parse_objects(text: &str) -> Result<(Vec<ClusterNode>, Form), Error> {
     let object: Object = serde_json::from_str(text).map_err(|cause| {
-        Error::new(
-            Code::DECODE,
-            format!("stdin is not a list of Kubernetes nodes: {cause}"),
-        )
-        .details(
-            "expected the output of kubectl get nodes -o json, or lines of an address and a range",
+        let what = format!("stdin is not a list of Kubernetes nodes: {cause}");
+        Error::new(Code::DECODE, what).details(
+            "pass the output of kubectl get nodes -o json, or lines of an address and a range",
         )
     })?;
     let (objects, form) = match object.items {
@@ -122,17 +119,15 @@ fn parse_objects(text: &str) -> Result<(Vec<ClusterNode>, Form), Error> {
 fn parse_object(object: Object) -> Result<ClusterNode, Error> {
     let name = object.metadata.name;
     if !matches!(object.kind.as_str(), "Node" | "") {
-        let what = format!(
-            "stdin has {name:?} of kind {}, which is not a Node",
-            object.kind
-        );
-        return Err(Error::new(Code::INVALID_CONFIG, what));
+        let kind = &object.kind;
+        return Err(invalid(format!(
+            "stdin has {name:?} of kind {kind}, which is not a Node"
+        )));
     }
     if name.is_empty() {
-        let what = "stdin has a node without metadata.name";
-        return Err(Error::new(Code::INVALID_CONFIG, what));
+        return Err(invalid("stdin has a node without metadata.name"));
     }
-    let invalid = |cause: ParseError| invalid(&format!("node {name}"), cause);
+    let invalid = |cause: ParseError| invalid(format!("node {name} on stdin: {cause}"));
     let internal = |address: &&NodeAddress| address.kind == "InternalIP";
     let addresses = object.status.addresses.iter().filter(internal);
     let addresses = addresses.map(|address| parse_ip(&address.address).map_err(invalid));
@@ -152,8 +147,8 @@ fn parse_lines(text: &str) -> Result<Vec<ClusterNode>, Error> {
     for (number, line) in text.lines().enumerate() {
         let content = line.split('#').next().unwrap_or_default();
         let words: Vec<&str> = content.split_whitespace().collect();
-        let place = format!("line {}", number + 1);
-        let invalid = |cause: ParseError| invalid(&place, cause);
+        let number = number + 1;
+        let invalid = |cause: ParseError| invalid(format!("line {number} on stdin: {cause}"));
         let (address, range) = match words[..] {
             [] => continue,
             [address, range] => (
@@ -162,7 +157,7 @@ fn parse_lines(text: &str) -> Result<Vec<ClusterNode>, Error> {
             ),
             _ => {
                 let what = format!(
-                    "{place} on stdin is {:?}, but it must be an address and a range",
+                    "line {number} on stdin is {:?}, but it must be an address and a range",
                     line.trim()
                 );
                 return Err(Error::new(Code::DECODE, what).details(
@@ -187,8 +182,8 @@ fn parse_range(text: &str) -> Result<Cidr, ParseError> {
     text.parse::<Cidr>().map(Cidr::network)
 }
 
-fn invalid(place: &str, cause: ParseError) -> Error {
-    Error::new(Code::INVALID_CONFIG, format!("{place} on stdin: {cause}"))
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(Code::INVALID_CONFIG, what)
 }
 
 /// Refuses two nodes with the same address or overlapping ranges.
@@ -203,7 +198,7 @@ fn check_overlap(nodes: &[ClusterNode]) -> Result<(), Error> {
     let same = addresses.windows(2).find(|pair| pair[0].0 == pair[1].0);
     if let Some([(address, one), (_, other)]) = same {
         let what = format!("nodes {one} and {other} both have the address {address}");
-        return Err(Error::new(Code::INVALID_CONFIG, what));
+        return Err(invalid(what));
     }
     // Sorted by first address, a range that overlaps any other overlaps its neighbour.
     ranges.sort_by_key(|(range, _)| (range.family(), ip_to_bits(range.address()), range.prefix()));
@@ -211,8 +206,8 @@ fn check_overlap(nodes: &[ClusterNode]) -> Result<(), Error> {
         Some([(range, one), (inside, other)]) => {
             let what =
                 format!("the pod ranges of nodes {one} and {other} overlap: {range} and {inside}");
-            Err(Error::new(Code::INVALID_CONFIG, what)
-                .details("no route was changed; give one of the two nodes another range"))
+            Err(invalid(what)
+                .details("no route was changed; assign another range to one of the nodes"))
         }
         _ => Ok(()),
     }
