@@ -79,10 +79,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
             addresses: pod.addresses.clone(),
             mac: pod.mac.as_deref().and_then(|mac| mac.parse().ok()),
             is_outdated: pod.is_outdated,
-            is_masqueraded: !pod
-                .problems
-                .iter()
-                .any(|it| matches!(it, Problem::NotMasqueraded(_))),
+            is_masqueraded: !pod.problems.contains(&Problem::NotMasqueraded),
         })
         .collect();
     let here = attached_pods(node, network).filter(|(_, link)| !observed.is_elsewhere(link));

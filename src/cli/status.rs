@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::Answer;
 use crate::cli::args::StatusArgs;
-use crate::cli::node::{Network, Node, Pod, Problem, RangeUsage};
+use crate::cli::node::{Network, Node, Pod, RangeUsage};
 use crate::cli::style::{Style, Tone, table};
 use crate::error::Error;
 use crate::kernel::netlink::Link;
@@ -29,7 +29,7 @@ struct NetworkStatus {
     other_ports: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct BridgeStatus {
     name: String,
     /// "up", "down" or "absent".
@@ -77,10 +77,9 @@ pub fn status(args: &StatusArgs, style: Style) -> Result<Answer, Error> {
                 .iter()
                 .map(|pod| pod_status(pod, node.link_of(pod), &fdb))
                 .collect(),
-            other_ports: network
-                .unknown_ports
-                .iter()
-                .map(|at| node.links[*at].name.clone())
+            other_ports: node
+                .unknown_ports(network)
+                .map(|port| port.name.clone())
                 .collect(),
         })
         .collect();
@@ -105,10 +104,7 @@ fn bridge_status(node: &Node, network: &Network) -> BridgeStatus {
         return BridgeStatus {
             name,
             state: "absent",
-            mac: String::new(),
-            mtu: 0,
-            addresses: Vec::new(),
-            ports: 0,
+            ..BridgeStatus::default()
         };
     };
     BridgeStatus {
@@ -140,7 +136,7 @@ fn pod_status(pod: &Pod, link: Option<&Link>, fdb: &[(u32, Mac)]) -> PodStatus {
         received_bytes: traffic.bytes[1],
         sent_bytes: traffic.bytes[0],
         dropped_packets: traffic.dropped.iter().sum(),
-        health: pod.problems.iter().map(Problem::as_str).collect(),
+        health: pod.problems.iter().map(|it| it.as_str()).collect(),
     }
 }
 

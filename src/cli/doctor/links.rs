@@ -209,13 +209,9 @@ fn pod_link_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
 fn pod_mtu(node: &Node, network: &Network) -> Option<Finding> {
     let bridge = node.bridge(network)?;
     let name = &bridge.name;
-    let pods = network.pods.iter().filter_map(|pod| {
-        let mtu = pod.problems.iter().find_map(|it| match it {
-            Problem::OtherMtu(mtu) => Some(*mtu),
-            _ => None,
-        })?;
-        Some(format!("{pod} has {mtu}"))
-    });
+    let pods = network.pods.iter();
+    let pods = pods.filter(|pod| pod.problems.contains(&Problem::OtherMtu));
+    let pods = pods.filter_map(|pod| Some(format!("{pod} has {}", node.link_of(pod)?.mtu)));
     let pods: Vec<String> = pods.collect();
     if pods.is_empty() {
         return None;
@@ -256,7 +252,7 @@ fn uplink_mtu(node: &Node, network: &Network) -> Option<Finding> {
 
 /// Ports with a name as gangplank derives it that belong to no known pod: links without a lease or a cached result.
 fn unknown_ports(node: &Node, network: &Network) -> Option<Finding> {
-    let ports = network.unknown_ports.iter().map(|at| &node.links[*at]);
+    let ports = node.unknown_ports(network);
     let veths = ports.filter(|it| it.kind == Kind::Veth && IfName::is_derived_veth(&it.name));
     let names: Vec<String> = veths.map(Link::display_name).collect();
     if names.is_empty() || network.configured.host_local.is_none() {

@@ -66,8 +66,6 @@ pub struct Network {
     bridge: Option<usize>,
     /// The link that has the gateways' addresses: the bridge, or for pods in a VLAN an interface beside it.
     gateway_link: Option<usize>,
-    /// Ports of the bridge that belong to no known pod.
-    pub unknown_ports: Vec<usize>,
 }
 
 /// How many addresses of a set of ranges are in use.
@@ -139,15 +137,8 @@ impl Node {
             from_before_boot,
             pods: Vec::new(),
             bridge,
-            unknown_ports: Vec::new(),
         };
         network.pods = pods::observe(self, &network);
-        let known: HashSet<usize> = network.pods.iter().filter_map(|pod| pod.link).collect();
-        if let Some(bridge) = self.bridge(&network) {
-            let ports = (0..self.links.len())
-                .filter(|at| self.links[*at].master == Some(bridge.index) && !known.contains(at));
-            network.unknown_ports = ports.collect();
-        }
         Ok(network)
     }
 
@@ -225,6 +216,17 @@ impl Node {
         self.links
             .iter()
             .filter(move |link| link.master == Some(index))
+    }
+
+    /// The ports of the bridge that belong to no known pod.
+    pub fn unknown_ports(&self, network: &Network) -> impl Iterator<Item = &Link> {
+        let pods = network.pods.iter();
+        let known: HashSet<u32> = pods
+            .filter_map(|pod| Some(self.link_of(pod)?.index))
+            .collect();
+        let ports = self.bridge(network).into_iter();
+        let ports = ports.flat_map(|bridge| self.ports(bridge));
+        ports.filter(move |port| !known.contains(&port.index))
     }
 
     /// The links of the default routes of a family.

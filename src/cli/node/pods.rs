@@ -48,7 +48,7 @@ impl fmt::Display for Pod {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// It has a lease and no link.
     NoLink,
@@ -62,14 +62,14 @@ pub enum Problem {
     LinkDown,
     /// Its link is not a port of the network's bridge.
     NotOnBridge,
-    /// This address is not masqueraded as configured.
-    NotMasqueraded(Cidr),
-    /// Its link has this MTU, which differs from the bridge's.
-    OtherMtu(u32),
+    /// One of its addresses is not masqueraded as configured.
+    NotMasqueraded,
+    /// The MTU of its link differs from the bridge's.
+    OtherMtu,
 }
 
 impl Problem {
-    pub fn as_str(&self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Problem::NoLink => "no link",
             Problem::LinkUnknown => "link unknown",
@@ -77,8 +77,8 @@ impl Problem {
             Problem::LeaseBeforeBoot => "lease of an earlier boot",
             Problem::LinkDown => "link down",
             Problem::NotOnBridge => "not on the bridge",
-            Problem::NotMasqueraded(_) => "not masqueraded as configured",
-            Problem::OtherMtu(_) => "other MTU",
+            Problem::NotMasqueraded => "not masqueraded as configured",
+            Problem::OtherMtu => "other MTU",
         }
     }
 }
@@ -236,23 +236,28 @@ fn problems(
                 problems.push(Problem::NotOnBridge);
             }
             if bridge.is_some_and(|bridge| bridge.mtu != link.mtu) {
-                problems.push(Problem::OtherMtu(link.mtu));
+                problems.push(Problem::OtherMtu);
             }
         }
     }
-    problems.extend(not_masqueraded(node, network, pod));
+    if !is_masqueraded(node, network, pod) {
+        problems.push(Problem::NotMasqueraded);
+    }
     problems
 }
 
-fn not_masqueraded(node: &Node, network: &Network, pod: &Pod) -> Option<Problem> {
-    let policy = network.configured.bridge.masquerade.as_ref()?;
+fn is_masqueraded(node: &Node, network: &Network, pod: &Pod) -> bool {
+    let Some(policy) = &network.configured.bridge.masquerade else {
+        return true;
+    };
     let masquerade = Masquerade::of(network.name(), &pod.attachment);
     // The rules name the subnet. It is unknown if no range has the address any more and no result is cached.
     let is_known =
         |it: &&Cidr| network.configured.host_local.is_none() || **it != Cidr::host(it.address());
     let known: Vec<Cidr> = pod.addresses.iter().filter(is_known).copied().collect();
-    let lacking = node.inventory.lacking(&masquerade, policy, &known);
-    lacking.map(Problem::NotMasqueraded)
+    node.inventory
+        .lacking(&masquerade, policy, &known)
+        .is_none()
 }
 
 /// Whether a pod without a known link may have one under another name.
