@@ -1,4 +1,4 @@
-//! The operator's command line. [`args`] declares the commands; each command returns an [`Answer`], which this file prints.
+//! The operator's command line: `args` declares the commands, each returns an `Answer`, which this file prints.
 
 mod args;
 mod conf;
