@@ -1,38 +1,41 @@
-//! The shell completions and the manual page, generated from the command line. The generators add 70 KB to the binary.
+//! Shell completions and the manual page. The generators add 70 KB to the binary.
 
 use std::io::{self, Write};
 
 use clap::{Command, CommandFactory};
-use clap_complete::{Generator, Shell as Complete};
+use clap_complete::Generator;
 use clap_mangen::Man;
 
 use crate::cli::args::{CommandLine, Shell};
 
-/// Writes the completions for a shell.
-pub fn completions(shell: Shell, output: &mut dyn Write) -> io::Result<()> {
+pub fn completions(shell: Shell) -> io::Result<Vec<u8>> {
     let generator = match shell {
-        Shell::Bash => Complete::Bash,
-        Shell::Zsh => Complete::Zsh,
-        Shell::Fish => Complete::Fish,
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
     };
-    generator.try_generate(&command(), output)
+    let mut script = Vec::new();
+    generator.try_generate(&command(), &mut script)?;
+    Ok(script)
 }
 
-/// Writes the manual page, in roff: one page with a section for each command.
-pub fn manual(output: &mut dyn Write) -> io::Result<()> {
+/// One manual page in roff format, with a section for each command.
+pub fn manual() -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
     let command = command();
     let man = Man::new(command.clone());
-    man.render_title(output)?;
-    man.render_name_section(output)?;
-    man.render_synopsis_section(output)?;
-    man.render_description_section(output)?;
-    man.render_options_section(output)?;
-    for sub in command.get_subcommands() {
-        if sub.get_name() != "help" {
-            section(sub, output)?;
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    for subcommand in command.get_subcommands() {
+        if subcommand.get_name() != "help" {
+            page.extend(section(subcommand)?);
         }
     }
-    man.render_extra_section(output)
+    man.render_extra_section(&mut page)?;
+    Ok(page)
 }
 
 fn command() -> Command {
@@ -41,15 +44,16 @@ fn command() -> Command {
     command
 }
 
-/// Writes the section for a command: clap_mangen's page for it, whose sections become subsections.
-fn section(command: &Command, output: &mut dyn Write) -> io::Result<()> {
+/// The section of a command: its own page, whose sections become subsections.
+fn section(command: &Command) -> io::Result<Vec<u8>> {
     let name = command.get_name().to_uppercase();
-    writeln!(output, ".SH \"GANGPLANK {name}\"")?;
     let mut page = Vec::new();
     let man = Man::new(command.clone());
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     let page = String::from_utf8_lossy(&page).replace(".SH ", ".SS ");
-    output.write_all(page.as_bytes())
+    let mut section = Vec::new();
+    write!(section, ".SH \"GANGPLANK {name}\"\n{page}")?;
+    Ok(section)
 }

@@ -1,5 +1,5 @@
-//! `gangplank install` and `uninstall`: the binary under its plugin names, so that a runtime finds either the old or the
-//! new program at every moment.
+//! `gangplank install` and `uninstall`: links the binary under the plugins' names, so that a runtime finds the old or the new
+//! program at any time.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -8,69 +8,62 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::build;
-use crate::cli::plugins::{Identity, about, identify};
+use crate::cli::plugins::{Identity, identify, self_description};
 use crate::error::Error;
 use crate::kernel::locks::lock_within;
 use crate::kernel::process;
 use crate::plugins;
 
-/// How long to wait for another install: it copies two megabytes, and asks programs that may hang what they are.
+/// How long to wait for another install: it copies two megabytes, and executes the programs that it replaces, which may hang.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Installs into a directory, which is made where it is not there. What another program had under one of the names is
-/// kept as `NAME.orig`. Tells what was done, a line per plugin.
+/// Installs all plugins in a directory, which is created if it is missing. Another program of the same name is kept as
+/// `NAME.orig`. Returns a line for each plugin.
 ///
 /// # Errors
-/// When the directory cannot be written. What stood under a name before still stands there, or the new binary does.
+/// When the directory cannot be written. Each name then still has the old program or already has the new one.
 pub fn install(directory: &Path) -> Result<String, Error> {
     at(directory, "create", fs::create_dir_all(directory))?;
-    let _alone = alone(directory)?;
+    let _lock = lock(directory)?;
     let staged = directory.join(".gangplank.new");
     let written = stage(Path::new(process::OWN), &staged).inspect_err(|_| {
         let _ = fs::remove_file(&staged);
     });
     at(&staged, "write", written)?;
-    let placed = plugins::NAMES
-        .iter()
-        .map(|name| place(directory, &staged, name));
-    let done: Vec<Result<String, Error>> = placed.collect();
+    let installed = for_each_plugin(|name| install_plugin(directory, &staged, name));
     at(&staged, "remove", fs::remove_file(&staged))?;
-    let lines: Vec<String> = done.into_iter().collect::<Result<_, _>>()?;
-    Ok(lines.concat())
+    installed
 }
 
-/// Takes the plugins out of a directory: what `install` kept comes back, and where it kept nothing, nothing stays. A
-/// program that is not gangplank stays. Tells what was done, a line per plugin.
-///
-/// # Errors
-/// When the directory cannot be written.
+/// Removes the plugins from a directory and restores each `NAME.orig`. A program other than gangplank is left unchanged.
+/// Returns a line for each plugin.
 pub fn uninstall(directory: &Path) -> Result<String, Error> {
-    let _alone = alone(directory)?;
-    let restored = plugins::NAMES
-        .iter()
-        .map(|name| bring_back(directory, name));
-    let restored: Vec<Result<String, Error>> = restored.collect();
-    let lines: Vec<String> = restored.into_iter().collect::<Result<_, _>>()?;
-    Ok(lines.concat())
+    let _lock = lock(directory)?;
+    for_each_plugin(|name| uninstall_plugin(directory, name))
 }
 
-/// Keeps others from installing into a directory meanwhile: the one's half of a file would get the other's name. `None`
-/// where there is no directory.
-fn alone(directory: &Path) -> Result<Option<File>, Error> {
+/// Calls `run` for all plugins, and returns its lines or its first error.
+fn for_each_plugin(run: impl Fn(&str) -> Result<String, Error>) -> Result<String, Error> {
+    let lines: Vec<Result<String, Error>> = plugins::NAMES.iter().map(|name| run(name)).collect();
+    lines.into_iter().collect()
+}
+
+/// Locks a directory, because two installs write the same temporary file. `None` if there is no directory.
+fn lock(directory: &Path) -> Result<Option<File>, Error> {
     let opened = match File::open(directory) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => at(directory, "open", opened)?,
     };
     let locked = lock_within(opened, LOCK_LIMIT).map_err(|cause| {
         Error::failed(format!("cannot lock {}: {cause}", directory.display()))
-            .details("another install or uninstall is at work there")
+            .details("another install or uninstall is in progress there")
     })?;
     Ok(Some(locked))
 }
 
-/// Copies the binary aside, complete on disk before it gets a name that anybody runs.
+/// Copies the binary to a temporary file, which is synced before it gets a plugin's name.
 fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
-    remove_if_there(staged)?;
+    remove_if_exists(staged)?;
     let mut from = File::open(binary)?;
     let mut to = OpenOptions::new()
         .write(true)
@@ -78,19 +71,19 @@ fn stage(binary: &Path, staged: &Path) -> io::Result<()> {
         .mode(0o700)
         .open(staged)?;
     io::copy(&mut from, &mut to)?;
-    // Whatever the umask is: whoever runs a plugin need not be its owner.
+    // Regardless of the umask: the runtime may run as another user than the file's owner.
     to.set_permissions(Permissions::from_mode(0o755))?;
     to.sync_all()
 }
 
-/// Puts the staged binary under a name, by a link and a rename.
-fn place(directory: &Path, staged: &Path, name: &str) -> Result<String, Error> {
+/// Links the staged binary under a plugin's name.
+fn install_plugin(directory: &Path, staged: &Path, name: &str) -> Result<String, Error> {
     let target = directory.join(name);
     let mut kept = String::new();
     if identify(&target) == Identity::Other {
-        let said = described(&target, "what was there");
+        let program = self_description(&target).unwrap_or_else(|| "the existing file".to_owned());
         let older = keep(directory, name)?;
-        kept = format!(", {said} is kept as {name}.orig");
+        kept = format!(", {program} is kept as {name}.orig");
         if let Some(older) = older {
             kept.push_str(&format!(", and the {name}.orig of before as {older}"));
         }
@@ -100,17 +93,8 @@ fn place(directory: &Path, staged: &Path, name: &str) -> Result<String, Error> {
     Ok(format!("{}: {version}{kept}\n", target.display()))
 }
 
-/// What a program says that it is.
-fn described(program: &Path, otherwise: &str) -> String {
-    let said = about(program);
-    match said.is_empty() {
-        true => otherwise.to_owned(),
-        false => said,
-    }
-}
-
-/// Gives what is under a name a second one, `NAME.orig`. Another program that has that name keeps a numbered one, which is
-/// returned: `uninstall` brings back the latest.
+/// Links an existing file as `NAME.orig`. If that name belongs to another file, this one gets a number and its new name is
+/// returned: `uninstall` restores the latest.
 fn keep(directory: &Path, name: &str) -> Result<Option<String>, Error> {
     let (target, orig) = (directory.join(name), original(directory, name));
     let is_kept = orig.symlink_metadata().is_ok();
@@ -122,7 +106,7 @@ fn keep(directory: &Path, name: &str) -> Result<Option<String>, Error> {
     Ok(older)
 }
 
-/// Gives `NAME.orig` the first free name of `NAME.orig.1`, `NAME.orig.2` and so on as well.
+/// Links `NAME.orig` as the first free name of `NAME.orig.1`, `NAME.orig.2` and so on.
 fn number(directory: &Path, name: &str) -> Result<String, Error> {
     let orig = original(directory, name);
     let mut number = 1;
@@ -135,7 +119,7 @@ fn number(directory: &Path, name: &str) -> Result<String, Error> {
     }
 }
 
-/// Whether two names are of one file, of files with the same content, or of links to the same place.
+/// Whether two names are symbolic links with the same target, or files with the same content.
 fn is_same(one: &Path, other: &Path) -> bool {
     match (fs::read_link(one), fs::read_link(other)) {
         (Ok(one), Ok(other)) => one == other,
@@ -147,21 +131,21 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Gives a file a second name in place of whatever has that name, by way of a third one.
-fn relink(file: &Path, aside: &Path, name: &Path) -> Result<(), Error> {
-    at(aside, "remove", remove_if_there(aside))?;
-    at(aside, "write", fs::hard_link(file, aside))?;
-    at(name, "replace", fs::rename(aside, name))?;
+/// Links a file under another name, replacing an existing file atomically: links it under a temporary name, and renames that.
+fn relink(file: &Path, temporary: &Path, name: &Path) -> Result<(), Error> {
+    at(temporary, "remove", remove_if_exists(temporary))?;
+    at(temporary, "write", fs::hard_link(file, temporary))?;
+    at(name, "replace", fs::rename(temporary, name))?;
     // A rename of one link of a file onto another does nothing and leaves both (rename(2)).
-    at(aside, "remove", remove_if_there(aside))
+    at(temporary, "remove", remove_if_exists(temporary))
 }
 
-fn bring_back(directory: &Path, name: &str) -> Result<String, Error> {
+fn uninstall_plugin(directory: &Path, name: &str) -> Result<String, Error> {
     let (target, orig) = (directory.join(name), original(directory, name));
     let done = match identify(&target) {
         Identity::Other => {
-            let said = described(&target, "another program");
-            format!("is not gangplank but {said:?}, and stays")
+            let program = self_description(&target).unwrap_or_else(|| "another program".to_owned());
+            format!("is not gangplank but {program:?}, and stays")
         }
         _ if orig.symlink_metadata().is_ok() => {
             at(&target, "replace", fs::rename(&orig, &target))?;
@@ -169,7 +153,7 @@ fn bring_back(directory: &Path, name: &str) -> Result<String, Error> {
         }
         Identity::Absent => "is not there".to_owned(),
         Identity::This | Identity::Gangplank(_) => {
-            at(&target, "remove", remove_if_there(&target))?;
+            at(&target, "remove", remove_if_exists(&target))?;
             "removed; nothing had been there before".to_owned()
         }
     };
@@ -180,14 +164,14 @@ fn original(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.orig"))
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     }
 }
 
-/// Whose directory a file is in.
+/// The owner of the nearest existing directory.
 fn owner(file: &Path) -> Option<String> {
     let directory = file.ancestors().find(|it| it.is_dir())?;
     let owner = fs::metadata(directory).ok()?.uid();
@@ -198,9 +182,9 @@ fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> 
     done.map_err(|cause| {
         let remedy = match (cause.kind(), owner(path)) {
             (io::ErrorKind::PermissionDenied, Some(owner)) => format!(
-                "{owner}; run it as root with the capabilities DAC_OVERRIDE and FOWNER, or name a directory that you may write"
+                "{owner}; run it as root with the capabilities DAC_OVERRIDE and FOWNER, or pass a directory that you may write"
             ),
-            _ => "another directory can be named: gangplank install DIR".to_owned(),
+            _ => "another directory can be used: gangplank install DIR".to_owned(),
         };
         Error::failed(format!("cannot {operation} {}: {cause}", path.display())).details(remedy)
     })

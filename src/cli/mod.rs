@@ -1,14 +1,12 @@
-//! What `gangplank` shows and does for a person.
-//!
-//! [`args`] is the command line. Each command has a room that works out what to say or do; only this file prints.
+//! The operator's command line: `args` declares the commands, each returns an `Answer`, which this file prints.
 
 mod args;
-mod chain;
 mod conf;
 mod doctor;
 mod generated;
 mod install;
 mod node;
+mod plugin_list;
 mod plugins;
 mod reconcile;
 mod routes;
@@ -24,27 +22,24 @@ use serde::Serialize;
 
 use crate::cni::result::pretty;
 use crate::error::Error;
-use args::{Command, CommandLine};
+use args::{CommandLine, OutputFormat, Subcommands};
 use style::Style;
 
-/// Where runtimes look for plugins unless they are told otherwise.
-const DEFAULT_DIRECTORY: &str = "/opt/cni/bin";
-
-/// How much is read of stdin, in bytes: a list of five thousand nodes with all their images fits.
+/// The maximum length of stdin in bytes: enough for a list of 5,000 nodes with the images of each.
 const MAX_STDIN: u64 = 512 << 20;
 
-/// Runs a command of the operator. The exit status is what `--help` says.
+/// Runs a command and returns its exit status.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = std::iter::once("gangplank".into()).chain(args);
-    let line = match CommandLine::try_parse_from(args) {
-        Ok(line) => line,
-        Err(answer) => {
-            let _ = answer.print();
-            return ExitCode::from(answer.exit_code() as u8);
+    let command_line = match CommandLine::try_parse_from(args) {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
         }
     };
-    match answer(line) {
-        Ok(said) => say(&said),
+    match execute(command_line) {
+        Ok(answer) => answer.print(),
         Err(error) => {
             eprintln!("gangplank: {error}");
             ExitCode::FAILURE
@@ -52,79 +47,83 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// What a command has to say, and how it ended.
+/// What a command prints, and its exit status.
 #[derive(Debug)]
 struct Answer {
-    text: String,
-    status: u8,
-    /// What is said on stderr.
+    stdout: String,
     warnings: Vec<String>,
+    status: u8,
 }
 
 impl Answer {
-    fn done(text: impl Into<String>) -> Answer {
+    fn text(stdout: impl Into<String>) -> Answer {
         Answer {
-            text: text.into(),
+            stdout: stdout.into(),
+            warnings: Vec::new(),
             status: 0,
-            warnings: Vec::new(),
         }
     }
 
-    fn json(document: &impl Serialize, status: u8) -> Answer {
-        Answer {
-            text: pretty(document) + "\n",
-            status,
-            warnings: Vec::new(),
+    /// A report as JSON, or as `text` writes it.
+    fn report<R: Serialize>(
+        report: &R,
+        format: OutputFormat,
+        text: impl FnOnce(&R) -> String,
+    ) -> Answer {
+        Answer::text(match format.json {
+            true => pretty(report) + "\n",
+            false => text(report),
+        })
+    }
+
+    fn with_status(self, status: u8) -> Answer {
+        Answer { status, ..self }
+    }
+
+    fn print(&self) -> ExitCode {
+        for warning in &self.warnings {
+            eprintln!("gangplank: warning: {warning}");
+        }
+        match io::stdout().write_all(self.stdout.as_bytes()) {
+            // A reader such as head(1) may exit before the end.
+            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                eprintln!("gangplank: cannot write to stdout: {cause}");
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::from(self.status),
         }
     }
 }
 
-fn answer(line: CommandLine) -> Result<Answer, Error> {
-    let style = Style::new(line.color);
-    match line.command {
-        Command::Status(asked) => status::status(&asked, style),
-        Command::Doctor(asked) => doctor::doctor(&asked, style),
-        Command::Reconcile(asked) => reconcile::reconcile(&asked),
-        Command::Routes(asked) => routes::routes(&asked, &read_stdin()?),
-        Command::Install(to) => install::install(&to.directory).map(Answer::done),
-        Command::Uninstall(from) => install::uninstall(&from.directory).map(Answer::done),
-        Command::Completions { shell } => written(|text| generated::completions(shell, text)),
-        Command::Man => written(|text| generated::manual(text)),
-        Command::Conf(asked) => conf::conf(&asked, read_stdin),
+fn execute(command_line: CommandLine) -> Result<Answer, Error> {
+    let style = Style::new(command_line.color);
+    match command_line.command {
+        Subcommands::Status(args) => status::status(&args, style),
+        Subcommands::Doctor(args) => doctor::doctor(&args, style),
+        Subcommands::Reconcile(args) => reconcile::reconcile(&args),
+        Subcommands::Routes(args) => routes::routes(&args, &read_stdin()?),
+        Subcommands::Install(args) => install::install(&args.directory).map(Answer::text),
+        Subcommands::Uninstall(args) => install::uninstall(&args.directory).map(Answer::text),
+        Subcommands::Completions { shell } => generated(generated::completions(shell)),
+        Subcommands::Man => generated(generated::manual()),
+        Subcommands::Conf(args) => conf::conf(&args, read_stdin),
     }
 }
 
-/// The answer that a generator writes.
-fn written(generate: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<Answer, Error> {
-    let mut text = Vec::new();
-    generate(&mut text)
-        .map_err(|cause| Error::failed(format!("cannot generate this text: {cause}")))?;
-    Ok(Answer::done(String::from_utf8_lossy(&text)))
+fn generated(text: io::Result<Vec<u8>>) -> Result<Answer, Error> {
+    let text = text.map_err(|cause| Error::failed(format!("cannot generate the text: {cause}")))?;
+    Ok(Answer::text(String::from_utf8_lossy(&text)))
 }
 
 fn read_stdin() -> Result<String, Error> {
     let mut text = String::new();
     let read = io::stdin().take(MAX_STDIN).read_to_string(&mut text);
     read.map_err(|cause| Error::failed(format!("cannot read stdin: {cause}")))?;
-    // A list that is cut would be taken for a shorter one.
+    // A truncated list must not be taken for a complete one: routes of the missing nodes would be removed.
     if text.len() as u64 == MAX_STDIN {
         return Err(Error::failed(format!(
             "stdin has {MAX_STDIN} bytes or more"
         )));
     }
     Ok(text)
-}
-
-/// Prints an answer. A reader that has seen enough, such as `head`, is no failure.
-fn say(answer: &Answer) -> ExitCode {
-    for warning in &answer.warnings {
-        eprintln!("gangplank: warning: {warning}");
-    }
-    match io::stdout().write_all(answer.text.as_bytes()) {
-        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("gangplank: cannot write to stdout: {cause}");
-            ExitCode::FAILURE
-        }
-        _ => ExitCode::from(answer.status),
-    }
 }

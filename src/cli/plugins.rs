@@ -1,4 +1,4 @@
-//! The programs in a CNI bin directory: what they are, and what they answer to VERSION and STATUS.
+//! The programs in a CNI bin directory: their identity, and their answers to VERSION and STATUS.
 
 use std::fs;
 use std::path::Path;
@@ -12,22 +12,19 @@ use crate::kernel::process::{self, Output};
 /// How long a program may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// Nothing is there.
     Absent,
-    /// This very program.
+    /// The same content as this program.
     This,
-    /// gangplank of another version or build; its version.
+    /// gangplank of another version or build, with its version.
     Gangplank(String),
-    /// Another program.
     Other,
 }
 
-/// Identifies a file by its content. It is not run: a wrapper of a plugin says what the plugin says.
+/// Identifies a program by its content. It is not executed: a wrapper script prints what the wrapped plugin prints.
 pub fn identify(file: &Path) -> Identity {
-    // Neither a pipe nor a directory is read: one would be waited for.
+    // Reading a FIFO would block.
     let is_file = fs::metadata(file).is_ok_and(|it| it.is_file());
     let Some(content) = is_file.then(|| fs::read(file).ok()).flatten() else {
         return match file.symlink_metadata() {
@@ -35,55 +32,49 @@ pub fn identify(file: &Path) -> Identity {
             Err(_) => Identity::Absent,
         };
     };
-    let own = fs::read(process::OWN);
-    if own.is_ok_and(|own| own == content) {
+    if fs::read(process::OWN).is_ok_and(|own| own == content) {
         return Identity::This;
     }
-    match build::version_of(&content) {
-        Some(version) => Identity::Gangplank(version),
-        None => Identity::Other,
-    }
+    build::version_of(&content).map_or(Identity::Other, Identity::Gangplank)
 }
 
-/// The first line that a program prints without a command, where a CNI plugin says what it is. Empty when it prints none.
-pub fn about(file: &Path) -> String {
-    let output = process::run(file, &[], &[("CNI_COMMAND", "")], b"", LIMIT);
-    let stderr = output.map(|output| output.stderr).unwrap_or_default();
-    let text = String::from_utf8_lossy(&stderr);
-    text.lines().next().unwrap_or_default().to_owned()
+/// The first line that a program prints to stderr if it is called without a command: CNI plugins describe themselves there.
+pub fn self_description(file: &Path) -> Option<String> {
+    let output = process::run(file, &[], &[("CNI_COMMAND", "")], b"", LIMIT).ok()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().next().filter(|line| !line.is_empty())?;
+    Some(line.to_owned())
 }
 
 /// The protocol versions that a plugin supports (CNI spec 1.1, "VERSION").
 ///
 /// # Errors
-/// What it answers instead, or why it does not.
+/// Its error, or why it does not answer.
 pub fn supported_versions(file: &Path, cni_path: &str) -> Result<Vec<String>, String> {
-    let request = r#"{"cniVersion": "1.0.0"}"#;
-    let output = call(file, "VERSION", cni_path, request.as_bytes())?;
+    let output = call(file, "VERSION", cni_path, br#"{"cniVersion": "1.0.0"}"#)?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let versions = answer["supportedVersions"].as_array().into_iter().flatten();
-    let versions: Vec<String> = versions
-        .filter_map(|version| version.as_str().map(str::to_owned))
-        .collect();
+    let versions = versions.filter_map(|version| version.as_str().map(str::to_owned));
+    let versions: Vec<String> = versions.collect();
     match versions.is_empty() {
         false => Ok(versions),
-        true => Err(said(&output)),
+        true => Err(error_of(&output)),
     }
 }
 
 /// Whether a plugin answers STATUS with success (CNI spec 1.1, "STATUS").
 ///
 /// # Errors
-/// What it answers instead, or why it does not.
+/// Its error, or why it does not answer.
 pub fn status(file: &Path, cni_path: &str, config: &[u8]) -> Result<(), String> {
     let output = call(file, "STATUS", cni_path, config)?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(said(&output)),
+        false => Err(error_of(&output)),
     }
 }
 
-/// Calls a plugin for no attachment, as runtimes do.
+/// Calls a plugin for no attachment.
 fn call(file: &Path, command: &str, cni_path: &str, stdin: &[u8]) -> Result<Output, String> {
     let env = [
         ("CNI_COMMAND", command),
@@ -96,8 +87,8 @@ fn call(file: &Path, command: &str, cni_path: &str, stdin: &[u8]) -> Result<Outp
     process::run(file, &[], &env, stdin, LIMIT).map_err(|cause| cause.to_string())
 }
 
-/// The message of an error document, or else what there is.
-fn said(output: &Output) -> String {
+/// The message of a CNI error document, or else stderr.
+fn error_of(output: &Output) -> String {
     let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     match (document["msg"].as_str(), document["code"].as_u64()) {
         (Some(msg), Some(code)) => format!("{msg} (code {code})"),

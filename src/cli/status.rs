@@ -1,17 +1,19 @@
-//! `gangplank status`: each network, its bridge, addresses, masquerading and pods.
+//! `gangplank status`: each network with its bridge, addresses, masquerading and pods.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::cli::node::{Network, Node, Pod};
+use crate::cli::Answer;
+use crate::cli::args::StatusArgs;
+use crate::cli::node::{Network, Node, Pod, RangeUsage};
 use crate::cli::style::{Style, Tone, table};
-use crate::cli::{Answer, args};
 use crate::error::Error;
+use crate::kernel::netlink::Link;
 use crate::net::{Cidr, Mac};
-use crate::netfilter::masquerade::Backend;
+use crate::netfilter::masquerade::{Backend, MasqueradeEntry};
 
-/// A network as JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct NetworkStatus {
@@ -20,14 +22,14 @@ struct NetworkStatus {
     bridge: BridgeStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
     ipam: Option<String>,
-    ranges: Vec<RangeStatus>,
-    masquerade: Vec<&'static str>,
+    ranges: Vec<RangeUsage>,
+    masquerade: BTreeSet<&'static str>,
     pods: Vec<PodStatus>,
-    /// Ports of the bridge that belong to no pod that is known.
+    /// Ports of the bridge that belong to no known pod.
     other_ports: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct BridgeStatus {
     name: String,
     /// "up", "down" or "absent".
@@ -36,14 +38,6 @@ struct BridgeStatus {
     mtu: u32,
     addresses: Vec<Cidr>,
     ports: usize,
-}
-
-#[derive(Serialize)]
-struct RangeStatus {
-    range: String,
-    used: usize,
-    /// As text: there are more addresses in IPv6 than numbers in JSON.
-    size: String,
 }
 
 #[derive(Serialize)]
@@ -58,134 +52,106 @@ struct PodStatus {
     mac: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     veth: Option<String>,
-    /// As the pod sees it.
+    /// Received by the pod, which is what the host has sent.
     received_bytes: u64,
     sent_bytes: u64,
     dropped_packets: u64,
     health: Vec<&'static str>,
 }
 
-/// Shows all networks, or one.
-///
-/// # Errors
-/// When the node cannot be looked at, or has no network of that name.
-pub fn status(asked: &args::Status, style: Style) -> Result<Answer, Error> {
-    let node = Node::look(&asked.paths)?;
-    let wanted = node.wanted(asked.network.as_deref())?.into_iter();
-    let networks: Vec<NetworkStatus> = wanted.map(|it| observe(&node, it)).collect();
-    Ok(match asked.json {
-        true => Answer::json(&networks, 0),
-        false => Answer::done(tell(&node, &networks, asked, style)),
-    })
+pub fn status(args: &StatusArgs, style: Style) -> Result<Answer, Error> {
+    let node = Node::observe(&args.paths)?;
+    let selected = node.select(args.network.as_deref())?.into_iter();
+    let entries = node.inventory.entries();
+    let fdb = node.host.fdb().unwrap_or_default();
+    let networks: Vec<NetworkStatus> = selected
+        .map(|network| NetworkStatus {
+            name: network.name().to_string(),
+            file: network.configured.file.display().to_string(),
+            bridge: bridge_status(&node, network),
+            ipam: network.configured.ipam.clone(),
+            ranges: network.usage(),
+            masquerade: backends(network, &entries),
+            pods: network
+                .pods
+                .iter()
+                .map(|pod| pod_status(pod, node.link_of(pod), &fdb))
+                .collect(),
+            other_ports: node
+                .unknown_ports(network)
+                .map(|port| port.name.clone())
+                .collect(),
+        })
+        .collect();
+    let text = |networks: &Vec<NetworkStatus>| text(&node, networks, args, style);
+    Ok(Answer::report(&networks, args.format, text))
 }
 
-fn observe(node: &Node, network: &Network) -> NetworkStatus {
-    let configured = &network.configured;
-    let bridge = node.bridge(network);
-    let masquerade_entry = node.inventory.entries();
-    let of_network = masquerade_entry
-        .iter()
-        .filter(|it| it.network == network.name().as_str());
-    let mut masquerade: Vec<&'static str> = of_network
-        .map(|it| match it.backend {
+fn backends(network: &Network, entries: &BTreeSet<MasqueradeEntry>) -> BTreeSet<&'static str> {
+    let entries = entries.iter();
+    entries
+        .filter(|entry| entry.network == network.name().as_str())
+        .map(|entry| match entry.backend {
             Backend::Iptables => "iptables",
             Backend::Nftables => "nftables",
         })
-        .collect();
-    masquerade.sort();
-    masquerade.dedup();
-    let ranges = network.usage().into_iter();
-    // Shown, and never a reason to restore a check of MAC addresses: a pod may have used another one.
-    let learned = node.host.fdb().unwrap_or_default();
-    NetworkStatus {
-        name: network.name().to_string(),
-        file: configured.file.display().to_string(),
-        bridge: BridgeStatus {
-            name: configured.bridge.bridge.to_string(),
-            state: match bridge {
-                None => "absent",
-                Some(bridge) if bridge.is_up => "up",
-                Some(_) => "down",
-            },
-            mac: bridge
-                .and_then(|bridge| bridge.mac)
-                .map(|mac| mac.to_string())
-                .unwrap_or_default(),
-            mtu: bridge.map_or(0, |bridge| bridge.mtu),
-            addresses: bridge
-                .map(|bridge| node.addresses_of(bridge))
-                .unwrap_or_default(),
-            ports: bridge.map_or(0, |bridge| {
-                node.links
-                    .iter()
-                    .filter(|link| link.master == Some(bridge.index))
-                    .count()
-            }),
-        },
-        ipam: configured.ipam.clone(),
-        ranges: ranges
-            .map(|(used, size, range)| RangeStatus {
-                range,
-                used,
-                size: size.to_string(),
-            })
-            .collect(),
-        masquerade,
-        pods: network
-            .pods
-            .iter()
-            .map(|pod| observe_pod(node, pod, &learned))
-            .collect(),
-        other_ports: network
-            .unknown_ports
-            .iter()
-            .map(|at| node.links[*at].name.clone())
-            .collect(),
+        .collect()
+}
+
+fn bridge_status(node: &Node, network: &Network) -> BridgeStatus {
+    let name = network.configured.bridge.bridge.to_string();
+    let Some(bridge) = node.bridge(network) else {
+        return BridgeStatus {
+            name,
+            state: "absent",
+            ..BridgeStatus::default()
+        };
+    };
+    BridgeStatus {
+        name,
+        state: if bridge.is_up { "up" } else { "down" },
+        mac: bridge.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: bridge.mtu,
+        addresses: node.addresses_of(bridge),
+        ports: node.ports(bridge).count(),
     }
 }
 
-fn observe_pod(node: &Node, pod: &Pod, learned: &[(u32, Mac)]) -> PodStatus {
-    let link = pod.link.map(|at| &node.links[at]);
+fn pod_status(pod: &Pod, link: Option<&Link>, fdb: &[(u32, Mac)]) -> PodStatus {
     let traffic = link.and_then(|link| link.traffic).unwrap_or_default();
+    // Only for display, and not for restoring a MAC spoof check: the pod may have used another address.
+    let learned = || {
+        let (_, mac) = fdb
+            .iter()
+            .find(|(port, _)| Some(*port) == link.map(|it| it.index))?;
+        Some(mac.to_string())
+    };
     PodStatus {
         name: pod.name.clone(),
         container: pod.attachment.container.to_string(),
         interface: pod.attachment.interface.to_string(),
         addresses: pod.addresses.clone(),
-        // Where no runtime tells it: whatever speaks there. Too little to restore a check of MAC addresses from.
-        mac: pod.mac.clone().or_else(|| {
-            let index = link?.index;
-            let (_, mac) = learned.iter().find(|(port, _)| *port == index)?;
-            Some(mac.to_string())
-        }),
+        mac: pod.mac.clone().or_else(learned),
         veth: link.map(|link| link.name.clone()),
-        // What the host receives, the pod has sent.
         received_bytes: traffic.bytes[1],
         sent_bytes: traffic.bytes[0],
         dropped_packets: traffic.dropped.iter().sum(),
-        health: pod.problems.iter().map(|ailment| ailment.word()).collect(),
+        health: pod.problems.iter().map(|it| it.as_str()).collect(),
     }
 }
 
-fn tell(node: &Node, networks: &[NetworkStatus], asked: &args::Status, style: Style) -> String {
+fn text(node: &Node, networks: &[NetworkStatus], args: &StatusArgs, style: Style) -> String {
     let mut text = String::new();
     for network in networks {
-        tell_network(&mut text, network, style);
+        write_network(&mut text, network, style);
     }
     if networks.is_empty() {
-        let _ = writeln!(
-            text,
-            "no network with a bridge in {}",
-            asked.paths.conf_dir.display()
-        );
+        let directory = args.paths.conf_dir.display();
+        let _ = writeln!(text, "no network with a bridge in {directory}");
     }
     for (file, error) in &node.unusable {
-        let _ = writeln!(
-            text,
-            "{}: {} {error}",
-            style.tone(Tone::Bad, "unusable"),
-            file.display()
-        );
+        let label = style.tone(Tone::Bad, "unusable");
+        let _ = writeln!(text, "{label}: {} {error}", file.display());
     }
     for error in &node.inventory.failures {
         let _ = writeln!(text, "{}: {error}", style.tone(Tone::Warning, "not seen"));
@@ -193,60 +159,47 @@ fn tell(node: &Node, networks: &[NetworkStatus], asked: &args::Status, style: St
     text
 }
 
-fn tell_network(text: &mut String, network: &NetworkStatus, style: Style) {
-    let NetworkStatus {
-        name, file, bridge, ..
-    } = network;
-    let _ = writeln!(text, "{}  {file}", style.tone(Tone::Title, name));
-    let addresses: Vec<String> = bridge.addresses.iter().map(Cidr::to_string).collect();
-    let state = match bridge.state {
-        "up" => style.tone(Tone::Good, "up"),
-        other => style.tone(Tone::Bad, other),
+fn write_network(text: &mut String, network: &NetworkStatus, style: Style) {
+    let bridge = &network.bridge;
+    let title = style.tone(Tone::Title, &network.name);
+    let _ = writeln!(text, "{title}  {}", network.file);
+    let tone = match bridge.state {
+        "up" => Tone::Good,
+        _ => Tone::Bad,
     };
-    let shown = match bridge.state {
+    let state = style.tone(tone, bridge.state);
+    let details = match bridge.state {
         "absent" => String::new(),
         _ => format!(
             ", {}, MTU {}, {} {}, MAC {}",
-            match addresses.is_empty() {
-                true => "no address".to_owned(),
-                false => addresses.join(" "),
-            },
+            or(join(&bridge.addresses, " "), "no address"),
             bridge.mtu,
             bridge.ports,
             if bridge.ports == 1 { "port" } else { "ports" },
             bridge.mac
         ),
     };
-    let _ = writeln!(text, "  bridge      {} {state}{shown}", bridge.name);
-    for range in &network.ranges {
-        let _ = writeln!(
-            text,
-            "  addresses   {} of {} used in {}",
-            range.used, range.size, range.range
-        );
+    let _ = writeln!(text, "  bridge      {} {state}{details}", bridge.name);
+    for RangeUsage { range, used, size } in &network.ranges {
+        let _ = writeln!(text, "  addresses   {used} of {size} used in {range}");
     }
-    match &network.ipam {
-        Some(ipam) if network.ranges.is_empty() => {
-            let _ = writeln!(text, "  addresses   from {ipam}");
-        }
-        _ => {}
+    if let Some(ipam) = network.ipam.as_ref().filter(|_| network.ranges.is_empty()) {
+        let _ = writeln!(text, "  addresses   from {ipam}");
     }
-    let masquerade = match network.masquerade.is_empty() {
-        true => "none".to_owned(),
-        false => network.masquerade.join(" and "),
-    };
+    let masquerade = or(join(&network.masquerade, " and "), "none");
     let _ = writeln!(text, "  masquerade  {masquerade}");
     if !network.other_ports.is_empty() {
         let _ = writeln!(text, "  other ports {}", network.other_ports.join(" "));
     }
-    text.push_str(&pod_table(&network.pods, style));
+    if network.pods.is_empty() {
+        text.push_str("  no pods\n");
+    } else {
+        text.push_str(&pod_table(&network.pods, style));
+    }
     text.push('\n');
 }
 
 fn pod_table(pods: &[PodStatus], style: Style) -> String {
-    if pods.is_empty() {
-        return "  no pods\n".to_owned();
-    }
     let titles = [
         "POD",
         "CONTAINER",
@@ -258,49 +211,45 @@ fn pod_table(pods: &[PodStatus], style: Style) -> String {
         "SENT",
         "HEALTH",
     ];
-    let mut rows = vec![titles.map(str::to_owned).to_vec()];
-    for pod in pods {
-        let addresses: Vec<String> = pod
-            .addresses
-            .iter()
-            .map(|it| it.address().to_string())
-            .collect();
-        let health = match pod.health.is_empty() {
-            true => style.tone(Tone::Good, "ok"),
-            false => style.tone(Tone::Bad, &pod.health.join(", ")),
-        };
-        rows.push(vec![
-            or_dash(pod.name.as_deref()),
-            shortened(&pod.container),
+    let mut rows = vec![titles.map(str::to_owned)];
+    rows.extend(pods.iter().map(|pod| {
+        [
+            or(pod.name.clone().unwrap_or_default(), "-"),
+            short_id(&pod.container),
             pod.interface.clone(),
-            or_dash(Some(&addresses.join(","))),
-            or_dash(pod.mac.as_deref()),
-            or_dash(pod.veth.as_deref()),
+            or(join(pod.addresses.iter().map(|it| it.address()), ","), "-"),
+            or(pod.mac.clone().unwrap_or_default(), "-"),
+            or(pod.veth.clone().unwrap_or_default(), "-"),
             human(pod.received_bytes),
             human(pod.sent_bytes),
-            health,
-        ]);
-    }
+            match pod.health.is_empty() {
+                true => style.tone(Tone::Good, "ok"),
+                false => style.tone(Tone::Bad, &pod.health.join(", ")),
+            },
+        ]
+    }));
     table(&rows)
 }
 
-fn or_dash(text: Option<&str>) -> String {
-    text.filter(|text| !text.is_empty())
-        .unwrap_or("-")
-        .to_owned()
+fn join(items: impl IntoIterator<Item = impl ToString>, separator: &str) -> String {
+    let texts: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    texts.join(separator)
 }
 
-/// The first digits of an id that is a hash, as container runtimes show it.
-fn shortened(id: &str) -> String {
-    let is_hash = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if is_hash {
-        id[..13].to_owned()
-    } else {
-        id.to_owned()
+fn or(text: String, placeholder: &str) -> String {
+    match text.is_empty() {
+        true => placeholder.to_owned(),
+        false => text,
     }
 }
 
-/// A number of bytes with a unit of 1024.
+/// The first digits of an ID that is a hash, as container runtimes print it.
+fn short_id(id: &str) -> String {
+    let is_hash = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    id[..if is_hash { 13 } else { id.len() }].to_owned()
+}
+
+/// A number of bytes with a binary prefix.
 fn human(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let power = (bytes.max(1).ilog2() / 10) as usize;
@@ -325,10 +274,10 @@ mod tests {
     }
 
     #[test]
-    fn only_hashes_are_shortened() {
-        assert_eq!(shortened(&"ab".repeat(32)), "ababababababa");
+    fn only_hashes_are_short_id() {
+        assert_eq!(short_id(&"ab".repeat(32)), "ababababababa");
         assert_eq!(
-            shortened("my-container-with-a-long-name"),
+            short_id("my-container-with-a-long-name"),
             "my-container-with-a-long-name"
         );
     }

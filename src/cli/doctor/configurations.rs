@@ -1,60 +1,51 @@
-//! Configurations that work, but not as it seems, and plugins that cannot take part in them.
+//! Findings about configurations with keys that have no effect or an unexpected one, and about plugins that do not
+//! support them.
 
-use std::net::IpAddr;
-
-use crate::cli::args;
-use crate::cli::chain::Lack;
-use crate::cli::doctor::finding::Finding;
+use crate::cli::args::DoctorArgs;
+use crate::cli::doctor::finding::{Finding, Id};
 use crate::cli::node::{Configured, Node};
 use crate::cni::json::JsonCursor;
-use crate::ipam::HostLocal;
 use crate::ipam::range::Range;
-use crate::net::{Cidr, Family, Route};
+use crate::net::{Cidr, Route};
 
-/// Looks at the configurations.
-pub fn examine(node: &Node, asked: &args::Doctor, findings: &mut Vec<Finding>) {
-    for (chain, file) in &node.chains {
-        for unfit in chain.unfit(&asked.cni_path) {
-            let finding = match unfit.lack {
-                Lack::Version => Finding::error("plugin-cni-version", unfit.cause),
-                Lack::Status => Finding::error("plugin-status", unfit.cause),
-            };
-            let finding = finding.shown_by(file.display().to_string());
-            let finding = unfit.answers.into_iter().fold(finding, Finding::shown_by);
-            findings.push(finding.remedy(unfit.remedy));
+pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
+    for (list, file) in &node.lists {
+        for mut finding in list.unsupported(&args.cni_path) {
+            finding.evidence.insert(0, file.display().to_string());
+            findings.push(finding);
         }
     }
     for network in &node.networks {
-        findings.extend(questionable(&network.configured));
+        findings.extend(questionable_keys(&network.configured));
     }
 }
 
-/// What the Go plugins accept, and so do we, though it does something else than its author may think.
-fn questionable(configured: &Configured) -> Vec<Finding> {
-    let root = configured.conf.root();
-    let mut doubts = without_effect(&root);
+/// The cause and the remedy.
+type Questionable = (String, &'static str);
+
+/// What the Go plugins accept, and therefore gangplank, although its effect may not be the intended one.
+fn questionable_keys(configured: &Configured) -> impl Iterator<Item = Finding> {
+    let mut found = root_keys(&configured.conf.root());
     if let Some(host_local) = &configured.host_local {
-        doubts.extend(of_ranges(host_local));
-        doubts.extend(of_routes(host_local.routes()));
+        let ranges = host_local.pools().iter().flat_map(|pool| pool.set.ranges());
+        found.extend(ranges.flat_map(range_keys));
+        let routes = host_local.routes();
+        found.extend((0..routes.len()).flat_map(|at| route_keys(&routes[at], &routes[..at])));
     }
-    let finding = |(cause, remedy): Doubt| {
+    found.into_iter().map(|(cause, remedy)| {
         let network = &configured.conf.name;
-        Finding::warning("questionable-key", format!("network {network}: {cause}"))
-            .shown_by(configured.file.display().to_string())
+        Finding::new(Id::QuestionableKey, format!("network {network}: {cause}"))
+            .evidence(configured.file.display().to_string())
             .remedy(remedy)
-    };
-    doubts.into_iter().map(finding).collect()
+    })
 }
 
-/// What is questionable, and the remedy.
-type Doubt = (String, &'static str);
-
-fn without_effect(root: &JsonCursor) -> Vec<Doubt> {
-    let mut doubts = Vec::new();
+fn root_keys(root: &JsonCursor) -> Vec<Questionable> {
+    let mut found = Vec::new();
     if let Ok(Some(mtu)) = root.integer("mtu")
         && mtu < 0
     {
-        doubts.push((
+        found.push((
             format!("mtu is {mtu}, which is the same as no mtu"),
             "write a positive number, or remove the key",
         ));
@@ -62,74 +53,63 @@ fn without_effect(root: &JsonCursor) -> Vec<Doubt> {
     if let Ok(Some(backend)) = root.text("ipMasqBackend")
         && !matches!(backend, "iptables" | "nftables")
     {
-        doubts.push((
+        found.push((
             format!("ipMasqBackend is {backend:?}: ADD will fail when ipMasq is set"),
             "write \"iptables\" or \"nftables\", or remove the key",
         ));
     }
-    doubts
+    found
 }
 
-fn of_ranges(host_local: &HostLocal) -> Vec<Doubt> {
-    let mut doubts = Vec::new();
-    let sets = host_local.pools().iter().map(|pool| &pool.set);
-    for range in sets.flat_map(|set| set.ranges()) {
-        if is_unreachable(range) {
-            doubts.push((
-                format!(
-                    "gateway {} is not in the subnet of {range}",
-                    range.gateway()
-                ),
-                "pods need a route to it; IPv6 gateways can be link-local, such as fe80::1",
-            ));
-        }
-        if range.gives_edges() {
-            doubts.push((
-                format!("range {range} has no address but the network or broadcast address of its subnet"),
-                "other hosts may not answer to such an address; choose another range",
+fn range_keys(range: &Range) -> Vec<Questionable> {
+    let mut found = Vec::new();
+    let gateway = range.gateway();
+    if !range.subnet().contains(gateway) && !Cidr::host(gateway).is_ipv6_link_local() {
+        found.push((
+            format!("gateway {gateway} is not in the subnet of {range}"),
+            "pods need a route to it; IPv6 gateways can be link-local, such as fe80::1",
+        ));
+    }
+    if range.gives_edges() {
+        found.push((
+            format!(
+                "range {range} has no address but the network or broadcast address of its subnet"
+            ),
+            "other hosts may not answer to such an address; choose another range",
+        ));
+    }
+    found
+}
+
+fn route_keys(route: &Route, before: &[Route]) -> Vec<Questionable> {
+    let mut found = Vec::new();
+    let dst = route.dst;
+    if !dst.is_network() {
+        found.push((
+            format!("route {dst} has host bits set, which the kernel clears"),
+            "write the network address",
+        ));
+    }
+    if before.contains(route) {
+        found.push((
+            format!("route {dst} is listed twice"),
+            "remove one of them: the Go plugin fails with it",
+        ));
+    }
+    let u32_max = i64::from(u32::MAX);
+    for (key, number, range) in [
+        ("mtu", route.mtu, 1..=u32_max),
+        ("advmss", route.advmss, 1..=u32_max),
+        ("priority", route.priority, 1..=u32_max),
+        ("table", route.table, 0..=u32_max),
+        ("scope", route.scope, 0..=255),
+    ] {
+        if let Some(number) = number.filter(|number| !range.contains(number)) {
+            found.push((
+                format!("{key} {number} of route {dst} is out of the kernel's range: another number takes effect"),
+                "write a number that the kernel accepts, or remove the key",
             ));
         }
     }
-    doubts
-}
-
-/// Whether pods have no way to the gateway by their own address: it is neither in the subnet nor link-local.
-fn is_unreachable(range: &Range) -> bool {
-    let gateway: IpAddr = range.gateway();
-    let is_link_local = range.family() == Family::V6 && Cidr::host(gateway).is_ipv6_link_local();
-    !range.subnet().contains(gateway) && !is_link_local
-}
-
-fn of_routes(routes: &[Route]) -> Vec<Doubt> {
-    let mut doubts = Vec::new();
-    for (at, route) in routes.iter().enumerate() {
-        let dst = route.dst;
-        if !dst.is_network() {
-            let cause = format!("route {dst} has host bits set, which the kernel clears");
-            doubts.push((cause, "write the network address"));
-        }
-        if routes[..at].contains(route) {
-            let cause = format!("route {dst} is listed twice");
-            doubts.push((cause, "remove one of them: the Go plugin fails with it"));
-        }
-        let numbers = [
-            ("mtu", route.mtu, 1..=i64::from(u32::MAX)),
-            ("advmss", route.advmss, 1..=i64::from(u32::MAX)),
-            ("priority", route.priority, 1..=i64::from(u32::MAX)),
-            ("table", route.table, 0..=i64::from(u32::MAX)),
-            ("scope", route.scope, 0..=255),
-        ];
-        for (key, number, range) in numbers {
-            if let Some(number) = number.filter(|number| !range.contains(number)) {
-                let cause = format!(
-                    "{key} {number} of route {dst} is not what the kernel gets, which has no room for it"
-                );
-                doubts.push((
-                    cause,
-                    "write a number that the kernel takes, or remove the key",
-                ));
-            }
-        }
-    }
-    doubts
+    found
 }

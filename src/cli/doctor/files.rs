@@ -1,114 +1,107 @@
-//! Files: configurations that no runtime can use, and plugins that are missing or not ours.
+//! Findings about files: unusable configurations, and plugins that are missing or of another version or program.
 
 use std::path::PathBuf;
 
-use crate::cli::args;
-use crate::cli::doctor::finding::Finding;
+use crate::cli::args::DoctorArgs;
+use crate::cli::doctor::finding::{Finding, Id};
 use crate::cli::node::Node;
-use crate::cli::plugins::{Identity, about, identify};
+use crate::cli::plugins::{Identity, identify, self_description};
 use crate::plugins;
 
-/// Looks at the files.
-pub fn examine(node: &Node, asked: &args::Doctor, findings: &mut Vec<Finding>) {
-    for (file, error) in &node.unusable {
-        let cause = format!(
-            "{} cannot be used by a runtime: {}",
-            file.display(),
-            error.msg
-        );
-        let finding =
-            Finding::error("unusable-configuration", cause).shown_by(file.display().to_string());
-        let remedy = match error.details.is_empty() {
-            true => "correct it or move it away; a runtime may take the next file instead, or none"
-                .to_owned(),
-            false => error.details.clone(),
-        };
-        findings.push(finding.remedy(remedy));
-    }
+pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
+    let directories: Vec<PathBuf> = std::env::split_paths(&args.cni_path).collect();
+    let find = |name: &str| {
+        let mut files = directories.iter().map(|directory| directory.join(name));
+        files.find(|file| file.is_file())
+    };
+    unusable_configurations(node, findings);
     same_names(node, findings);
-    let directories: Vec<PathBuf> = std::env::split_paths(&asked.cni_path).collect();
-    missing(node, &directories, findings);
-    foreign(node, &directories, findings);
+    missing_plugins(node, &args.cni_path, find, findings);
+    if !node.lists.is_empty() {
+        let files = plugins::NAMES.iter().filter_map(|name| find(name));
+        findings.extend(files.filter_map(other_program));
+    }
+}
+
+fn unusable_configurations(node: &Node, findings: &mut Vec<Finding>) {
+    for (file, error) in &node.unusable {
+        let file = file.display().to_string();
+        let cause = format!("{file} cannot be used by a runtime: {}", error.msg);
+        let remedy = match error.details.as_str() {
+            "" => "correct or remove it; a runtime may use the next file instead, or none",
+            details => details,
+        };
+        let finding = Finding::new(Id::UnusableConfiguration, cause);
+        findings.push(finding.evidence(file).remedy(remedy));
+    }
 }
 
 fn same_names(node: &Node, findings: &mut Vec<Finding>) {
-    for (at, (name, file)) in node.names.iter().enumerate() {
-        let twin = node.names[..at].iter().find(|(other, _)| other == name);
-        if let Some((_, other)) = twin {
+    for (at, (list, file)) in node.lists.iter().enumerate() {
+        let name = &list.name;
+        let mut others = node.lists[..at].iter();
+        if let Some((_, other)) = others.find(|(other, _)| other.name == *name) {
             let cause = format!(
                 "network {name} is configured twice: pods of both share leases and rules, and GC of one removes the other's"
             );
             findings.push(
-                Finding::warning("same-name", cause)
-                    .shown_by(other.display().to_string())
-                    .shown_by(file.display().to_string())
+                Finding::new(Id::SameName, cause)
+                    .evidence(other.display().to_string())
+                    .evidence(file.display().to_string())
                     .remedy("give one of them another name, or remove it"),
             );
         }
     }
 }
 
-fn missing(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
-    for (at, (kind, file)) in node.plugins.iter().enumerate() {
-        if node.plugins[..at].iter().any(|(other, _)| other == kind) {
-            continue;
-        }
-        let is_there = |directory: &PathBuf| directory.join(kind).is_file();
-        if !directories.iter().any(is_there) {
-            let cause = format!("plugin {kind}, which {} names, is missing", file.display());
+fn missing_plugins(
+    node: &Node,
+    cni_path: &str,
+    find: impl Fn(&str) -> Option<PathBuf>,
+    findings: &mut Vec<Finding>,
+) {
+    let mut examined = Vec::new();
+    for (list, file) in &node.lists {
+        for plugin in list.plugins.iter().map(|it| it.plugin_type.as_str()) {
+            if plugin.is_empty() || examined.contains(&plugin) {
+                continue;
+            }
+            examined.push(plugin);
+            if find(plugin).is_some() {
+                continue;
+            }
+            let cause = format!("plugin {plugin}, named in {}, is missing", file.display());
             findings.push(
-                Finding::error("plugin-missing", cause)
-                    .shown_by(format!("looked in {}", listed(directories)))
-                    .remedy(match plugins::named(kind) {
+                Finding::new(Id::PluginMissing, cause)
+                    .evidence(format!("not in {}", cni_path.replace(':', ", ")))
+                    .remedy(match plugins::named(plugin) {
                         Some(_) => "gangplank install DIR".to_owned(),
-                        None => format!("install the package that has {kind}, or take it out of the configuration"),
+                        None => format!("install the package that contains {plugin}, or remove it from the configuration"),
                     }),
             );
         }
     }
 }
 
-/// Plugins under our names that are not this program: two versions at work on the same pods.
-fn foreign(node: &Node, directories: &[PathBuf], findings: &mut Vec<Finding>) {
-    if node.names.is_empty() {
-        return;
-    }
-    for name in plugins::NAMES {
-        let mut files = directories.iter().map(|directory| directory.join(name));
-        let Some(file) = files.find(|file| file.is_file()) else {
-            continue;
-        };
-        let (id, what, said) = match identify(&file) {
-            Identity::Absent | Identity::This => continue,
-            Identity::Gangplank(version) => (
-                "plugin-version",
-                "is gangplank of another version or build",
-                format!("its version is {version}"),
-            ),
-            Identity::Other => ("plugin-foreign", "is not gangplank", about(&file)),
-        };
-        let cause = format!("{} {what}", file.display());
-        let said = if said.is_empty() {
-            "it does not say what it is".to_owned()
-        } else {
-            said
-        };
-        let directory = file
-            .parent()
-            .map(|it| it.display().to_string())
-            .unwrap_or_default();
-        findings.push(
-            Finding::warning(id, cause)
-                .shown_by(said)
-                .remedy(format!("gangplank install {directory}")),
-        );
-    }
-}
-
-fn listed(directories: &[PathBuf]) -> String {
-    let names: Vec<String> = directories
-        .iter()
-        .map(|it| it.display().to_string())
-        .collect();
-    names.join(", ")
+/// A file with the name of one of our plugins that is another program or version: two implementations may work on the same
+/// pods.
+fn other_program(file: PathBuf) -> Option<Finding> {
+    let (id, what, evidence) = match identify(&file) {
+        Identity::Absent | Identity::This => return None,
+        Identity::Gangplank(version) => (
+            Id::PluginVersion,
+            "is gangplank of another version or build",
+            format!("its version is {version}"),
+        ),
+        Identity::Other => (
+            Id::PluginForeign,
+            "is not gangplank",
+            self_description(&file)
+                .unwrap_or_else(|| "it prints no description of itself".to_owned()),
+        ),
+    };
+    let directory = file.parent()?.display();
+    let remedy = format!("gangplank install {directory}");
+    let cause = format!("{} {what}", file.display());
+    Some(Finding::new(id, cause).evidence(evidence).remedy(remedy))
 }

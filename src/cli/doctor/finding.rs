@@ -1,4 +1,4 @@
-//! One thing that is wrong: what it is, how it shows, what to do.
+//! A finding: its ID, severity, cause, evidence and remedy, and how `--fix` repairs it.
 
 use serde::Serialize;
 
@@ -7,57 +7,118 @@ use crate::net::{Family, IfName};
 use crate::netfilter::masquerade::MasqueradeEntry;
 use crate::plugins::bridge::reconcile::Repair;
 
-/// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Pods do not work, or new ones will not.
+    /// Pods do not work, or new pods will not.
     Error,
-    /// It will be in the way one day, or wastes something.
+    /// Pods work, but resources are wasted or a later failure is likely.
     Warning,
 }
 
-/// Something that is wrong.
+/// Declares [`Id`] from a list of its variants, each with its name and its usual severity.
+macro_rules! findings {
+    ($($id:ident $name:literal $severity:ident,)*) => {
+        /// The ID of a finding. Its name does not change between releases: scripts compare it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+        pub enum Id {
+            $(#[serde(rename = $name)] $id,)*
+        }
+
+        impl Id {
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Id::$id => $name,)*
+                }
+            }
+
+            fn severity(self) -> Severity {
+                match self {
+                    $(Id::$id => Severity::$severity,)*
+                }
+            }
+        }
+    };
+}
+
+// A test compares this list with the table in .github/docs/operating.md.
+findings! {
+    AdvertisedRoute "advertised-route" Error,
+    BridgeAddress "bridge-address" Error,
+    BridgeDown "bridge-down" Error,
+    BridgeMac "bridge-mac" Warning,
+    BridgeMissing "bridge-missing" Error,
+    BridgeNetfilter "bridge-netfilter" Error,
+    ForwardAcceptMissing "forward-accept-missing" Error,
+    ForwardDrop "forward-drop" Error,
+    ForwardingOff "forwarding-off" Error,
+    GarbledLease "garbled-lease" Warning,
+    GatewayAddress "gateway-address" Error,
+    LinkWithoutLease "link-without-lease" Error,
+    MacCheckMissing "mac-check-missing" Error,
+    MasqueradeLeftOver "masquerade-left-over" Warning,
+    MasqueradeMissing "masquerade-missing" Error,
+    MtuDiffers "mtu-differs" Warning,
+    MtuUplink "mtu-uplink" Warning,
+    NotABridge "not-a-bridge" Error,
+    NotSeen "not-seen" Error,
+    OverlappingRanges "overlapping-ranges" Error,
+    PluginCniVersion "plugin-cni-version" Error,
+    PluginForeign "plugin-foreign" Warning,
+    PluginMissing "plugin-missing" Error,
+    PluginStatus "plugin-status" Error,
+    PluginVersion "plugin-version" Warning,
+    PodLinkDown "pod-link-down" Error,
+    Port "port" Error,
+    PortElsewhere "port-elsewhere" Error,
+    PortFlags "port-flags" Warning,
+    QuestionableKey "questionable-key" Warning,
+    RangeFull "range-full" Error,
+    RangeNearlyFull "range-nearly-full" Warning,
+    RouteFromPod "route-from-pod" Error,
+    RouterAdvertisements "router-advertisements" Error,
+    SameName "same-name" Warning,
+    SharedLeases "shared-leases" Warning,
+    StaleLease "stale-lease" Error,
+    TwoIptables "two-iptables" Warning,
+    UnknownNetwork "unknown-network" Warning,
+    UnusableConfiguration "unusable-configuration" Error,
+}
+
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// A short name that stays the same, for scripts.
-    pub id: &'static str,
-    /// How much it matters.
+    pub id: Id,
     pub severity: Severity,
     /// What is wrong and why, in one line.
     pub cause: String,
-    /// What shows it.
     pub evidence: Vec<String>,
-    /// What to do about it.
     pub remedy: String,
-    /// How it can be repaired without harm, if it can.
+    /// Set if `--fix` can repair it without interrupting a pod.
     #[serde(skip)]
     pub fix: Option<Fix>,
 }
 
-/// A repair that is safe.
+/// A repair that interrupts no pod. A number is the index of a network in [`crate::cli::node::Node::networks`].
 #[derive(Clone, Debug)]
 pub enum Fix {
-    /// What DEL does without a namespace, for an attachment of the network of that position.
+    /// Detaches the attachment as a DEL without a namespace does.
     Detach(usize, Attachment),
-    /// Removes files that are named after an address but name nobody, of the network of that position.
+    /// Removes lease files that name no container.
     ClearGarbled(usize),
-    /// Removes this masquerading of a network.
+    /// Removes these masquerade entries.
     Unmasquerade(NetworkName, Vec<MasqueradeEntry>),
-    /// Puts one thing back, in the network of that position.
-    Restore(usize, Box<Repair>),
-    /// Lets the host forward.
-    Forward(Family),
-    /// Takes router advertisements on an interface of a host that forwards.
+    Reconcile(usize, Box<Repair>),
+    EnableForwarding(Family),
+    /// Sets `accept_ra` of an interface to 2: router advertisements are accepted on a forwarding host as well.
     AcceptAdvertisements(IfName),
 }
 
 impl Finding {
-    /// One that matters now.
-    pub fn error(id: &'static str, cause: impl Into<String>) -> Finding {
+    /// A finding of the usual severity of its ID.
+    pub fn new(id: Id, cause: impl Into<String>) -> Finding {
         Finding {
             id,
-            severity: Severity::Error,
+            severity: id.severity(),
             cause: cause.into(),
             evidence: Vec::new(),
             remedy: String::new(),
@@ -65,28 +126,23 @@ impl Finding {
         }
     }
 
-    /// One that will.
-    pub fn warning(id: &'static str, cause: impl Into<String>) -> Finding {
-        Finding {
-            severity: Severity::Warning,
-            ..Finding::error(id, cause)
-        }
+    /// Lowers the severity to a warning.
+    pub fn warning(mut self) -> Finding {
+        self.severity = Severity::Warning;
+        self
     }
 
-    /// With one more thing that shows it.
-    pub fn shown_by(mut self, evidence: impl Into<String>) -> Finding {
+    pub fn evidence(mut self, evidence: impl Into<String>) -> Finding {
         self.evidence.push(evidence.into());
         self
     }
 
-    /// With what to do.
     pub fn remedy(mut self, remedy: impl Into<String>) -> Finding {
         self.remedy = remedy.into();
         self
     }
 
-    /// With a repair.
-    pub fn fixed_by(mut self, fix: Fix) -> Finding {
+    pub fn fix(mut self, fix: Fix) -> Finding {
         self.fix = Some(fix);
         self
     }

@@ -1,25 +1,21 @@
-//! What the chain FORWARD does to a packet, as far as its rules can be followed on paper. Pure data.
+//! Evaluates the chain FORWARD for a packet, as far as its rules use known matches. Pure data.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::net::Cidr;
 
-/// How deep jumps are followed; the kernel refuses loops.
-const DEPTH: usize = 16;
+/// The maximum depth of jumps. The kernel refuses loops.
+const MAX_DEPTH: usize = 16;
 
-/// A packet on its way through the host.
+/// A packet that the host forwards.
 #[derive(Clone, Debug)]
 pub struct Packet<'a> {
-    /// What the connection tracking takes it for: `NEW` for the first of a connection, `ESTABLISHED` for an answer.
+    /// The state of its connection: `NEW` for the first packet, `ESTABLISHED` for a reply.
     pub state: &'static str,
-    /// The link it comes in by.
     pub input: &'a str,
-    /// The link it goes out by.
     pub output: &'a str,
-    /// Where it is from.
     pub source: IpAddr,
-    /// Where it is to.
     pub destination: IpAddr,
 }
 
@@ -30,140 +26,110 @@ pub struct Filter {
     chains: HashMap<String, Vec<String>>,
 }
 
-/// What becomes of a packet.
 enum Verdict {
     Accept,
+    /// The rule that drops the packet.
     Drop(String),
-    /// No rule of the chain decided.
-    Undecided,
+    /// No rule of the chain has decided.
+    Continue,
 }
 
 impl Filter {
-    /// Reads the output of `iptables-save -t filter`.
+    /// Parses the output of `iptables-save -t filter`.
     pub fn parse(text: &str) -> Filter {
         let mut filter = Filter::default();
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
                 [":FORWARD", policy, ..] => filter.policy = policy.to_owned(),
-                ["-A", chain, ..] => filter
-                    .chains
-                    .entry(chain.to_owned())
-                    .or_default()
-                    .push(line.to_owned()),
+                ["-A", chain, ..] => {
+                    let rules = filter.chains.entry(chain.to_owned());
+                    rules.or_default().push(line.to_owned());
+                }
                 _ => {}
             }
         }
         filter
     }
 
-    /// Why a packet is dropped; `None` when it passes, or when nothing says so.
-    pub fn dropped(&self, packet: &Packet) -> Option<String> {
-        match self.follow("FORWARD", packet, DEPTH) {
-            Verdict::Accept => None,
+    /// The rule or policy that drops a packet; `None` if it is accepted.
+    pub fn drop_reason(&self, packet: &Packet) -> Option<String> {
+        match self.evaluate("FORWARD", packet, MAX_DEPTH) {
             Verdict::Drop(rule) => Some(format!("the rule {rule}")),
-            Verdict::Undecided if self.policy == "DROP" => {
+            Verdict::Continue if self.policy == "DROP" => {
                 Some("the policy of FORWARD is DROP, and no rule accepts such packets".to_owned())
             }
-            Verdict::Undecided => None,
+            Verdict::Accept | Verdict::Continue => None,
         }
     }
 
-    fn follow(&self, chain: &str, packet: &Packet, depth: usize) -> Verdict {
-        let rules = self
-            .chains
-            .get(chain)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        for rule in rules.iter().filter(|_| depth > 0) {
-            // What a rule asks for that is not known here, the packet may lack.
-            let Some((jump, target)) = matched(rule, packet) else {
+    fn evaluate(&self, chain: &str, packet: &Packet, depth: usize) -> Verdict {
+        let rules = self.chains.get(chain).into_iter().flatten();
+        for rule in rules.filter(|_| depth > 0) {
+            let Some((option, target)) = target_of(rule, packet) else {
                 continue;
             };
-            match target {
+            match target.as_str() {
                 "ACCEPT" => return Verdict::Accept,
                 "DROP" | "REJECT" => return Verdict::Drop(rule.clone()),
-                "RETURN" => return Verdict::Undecided,
-                target => match self.follow(target, packet, depth - 1) {
-                    // From where a packet was sent on for good it does not come back here.
-                    Verdict::Undecided if jump == "-j" => {}
-                    decided => return decided,
+                "RETURN" => return Verdict::Continue,
+                target => match self.evaluate(target, packet, depth - 1) {
+                    // After a goto (-g), evaluation continues in the chain that called this one.
+                    Verdict::Continue if option == "-j" => {}
+                    verdict => return verdict,
                 },
             }
         }
-        Verdict::Undecided
+        Verdict::Continue
     }
 }
 
-/// How a rule that certainly takes the packet sends it on, and whereto.
-fn matched<'a>(rule: &'a str, packet: &Packet) -> Option<(&'a str, &'a str)> {
-    let rule = rule
-        .split_once(" -m comment --comment ")
-        .map_or((rule, ""), |(before, after)| {
-            // A comment is one word, or several in quotes.
-            let rest = match after.strip_prefix('"') {
-                Some(quoted) => end_of(quoted),
-                None => after.split_once(' ').map_or("", |(_, rest)| rest),
-            };
-            (before, rest)
-        });
-    let mut words = rule
-        .0
-        .split_whitespace()
-        .skip(2)
-        .chain(rule.1.split_whitespace());
-    let mut wanted = true;
-    while let Some(word) = words.next() {
-        let holds = match word {
-            "!" => {
-                wanted = false;
-                continue;
-            }
-            "-i" => is_link(words.next()?, packet.input),
-            "-o" => is_link(words.next()?, packet.output),
-            "-s" => words
-                .next()?
-                .parse::<Cidr>()
-                .is_ok_and(|cidr| cidr.contains(packet.source)),
-            "-d" => words
-                .next()?
-                .parse::<Cidr>()
-                .is_ok_and(|cidr| cidr.contains(packet.destination)),
-            "-m" => {
-                let module = words.next()?;
-                if !matches!(module, "conntrack" | "state") {
-                    return None;
-                }
-                continue;
-            }
-            "--ctstate" | "--state" => {
-                let mut states = words.next()?.split(',');
-                states.any(|state| state == packet.state)
-            }
-            "-j" | "-g" => return Some((word, words.next()?)),
+/// `-j` or `-g` and the target of a rule, if it matches the packet. A rule with an unknown match counts as not matching.
+fn target_of(rule: &str, packet: &Packet) -> Option<(String, String)> {
+    let has = |cidr: &str, address| cidr.parse::<Cidr>().is_ok_and(|it| it.contains(address));
+    let mut words = words(rule).into_iter().skip(2);
+    let mut is_negated = false;
+    loop {
+        let option = words.next()?;
+        if option == "!" {
+            is_negated = true;
+            continue;
+        }
+        let value = words.next()?;
+        let is_match = match (option.as_str(), value.as_str()) {
+            ("-i", name) => is_link(name, packet.input),
+            ("-o", name) => is_link(name, packet.output),
+            ("-s", cidr) => has(cidr, packet.source),
+            ("-d", cidr) => has(cidr, packet.destination),
+            ("--ctstate" | "--state", states) => states.split(',').any(|it| it == packet.state),
+            ("-m", "conntrack" | "state" | "comment") | ("--comment", _) => true,
+            ("-j" | "-g", _) => return Some((option, value)),
             _ => return None,
         };
-        if holds != wanted {
+        if is_match == is_negated {
             return None;
         }
-        wanted = true;
+        is_negated = false;
     }
-    None
 }
 
-/// What follows the quote that ends a comment.
-fn end_of(quoted: &str) -> &str {
-    let mut escaped = false;
-    for (at, letter) in quoted.char_indices() {
+/// The words of a rule. A word in double quotes can contain spaces, and quotes after a backslash.
+fn words(rule: &str) -> Vec<String> {
+    let (mut words, mut word, mut is_quoted) = (Vec::new(), String::new(), false);
+    let mut letters = rule.chars();
+    while let Some(letter) = letters.next() {
         match letter {
-            '"' if !escaped => return &quoted[at + 1..],
-            _ => escaped = letter == '\\' && !escaped,
+            '"' => is_quoted = !is_quoted,
+            '\\' => word.extend(letters.next()),
+            ' ' if !is_quoted => words.push(std::mem::take(&mut word)),
+            letter => word.push(letter),
         }
     }
-    ""
+    words.push(word);
+    words
 }
 
-/// `cni+` is every link whose name begins with "cni".
+/// Whether a link matches a pattern: `cni+` matches all names that begin with "cni".
 fn is_link(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('+') {
         Some(start) => name.starts_with(start),
@@ -183,18 +149,18 @@ mod tests {
             source: "10.1.0.7".parse().unwrap(),
             destination: "198.51.100.1".parse().unwrap(),
         };
-        Filter::parse(rules).dropped(&packet)
+        Filter::parse(rules).drop_reason(&packet)
     }
 
     #[test]
-    fn the_policy_decides_where_no_rule_does() {
+    fn without_a_matching_rule_the_policy_decides() {
         assert!(dropped(":FORWARD DROP [0:0]\n").unwrap().contains("policy"));
         assert_eq!(dropped(":FORWARD ACCEPT [0:0]\n"), None);
         assert_eq!(dropped(""), None);
     }
 
     #[test]
-    fn rules_that_take_the_packet_decide() {
+    fn the_first_matching_rule_with_a_verdict_decides() {
         let drop = ":FORWARD DROP [0:0]\n";
         for accepting in [
             "-A FORWARD -j ACCEPT",
@@ -212,7 +178,7 @@ mod tests {
                 "{accepting}"
             );
         }
-        for passing_by in [
+        for other in [
             "-A FORWARD -i docker0 -j ACCEPT",
             "-A FORWARD ! -i cni0 -j ACCEPT",
             "-A FORWARD -o cni0 -j ACCEPT",
@@ -221,10 +187,7 @@ mod tests {
             "-A FORWARD -p tcp -j ACCEPT",
             "-A FORWARD -j LOOP\n-A LOOP -j LOOP",
         ] {
-            assert!(
-                dropped(&format!("{drop}{passing_by}\n")).is_some(),
-                "{passing_by}"
-            );
+            assert!(dropped(&format!("{drop}{other}\n")).is_some(), "{other}");
         }
         let rule = dropped(
             ":FORWARD ACCEPT [0:0]\n-A FORWARD -i cni0 -j REJECT --reject-with icmp-port-unreachable\n",

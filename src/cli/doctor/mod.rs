@@ -1,11 +1,12 @@
-//! `gangplank doctor`: what is wrong with this node's pod networks, and `--fix`, which repairs what is safe to repair.
+//! `gangplank doctor`: finds problems of this node's pod networks. `--fix` repairs those that can be repaired without
+//! interrupting pods.
 //!
-//! Each room looks at one part of the [`Node`] and changes nothing; [`fix`] alone does.
+//! Each submodule examines one part of the [`Node`] and changes nothing; only [`fix`] does.
 
 mod addresses;
 mod configurations;
 mod files;
-mod finding;
+pub mod finding;
 mod fix;
 mod forward;
 mod host;
@@ -17,77 +18,70 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cli::Answer;
+use crate::cli::args::DoctorArgs;
 use crate::cli::node::Node;
 use crate::cli::style::{Style, Tone};
-use crate::cli::{Answer, args};
 use crate::error::Error;
 use finding::{Finding, Severity};
 
-/// The exit status when something was found that still stands.
-const FOUND: u8 = 3;
+/// The exit status if there are unresolved findings.
+const UNRESOLVED: u8 = 3;
 
-/// How long after a first look that found something there is a second one.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// The time between the two observations of a node with findings.
+const RECHECK_DELAY: Duration = Duration::from_millis(500);
 
-/// A finding and what became of it.
+/// A finding and the result of its repair.
 #[derive(Serialize)]
 struct Outcome {
     #[serde(flatten)]
     finding: Finding,
-    /// Whether `--fix` can repair it.
     fixable: bool,
-    /// Whether it was repaired now.
     fixed: bool,
-    /// Why it could not be.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
 }
 
-/// Looks for everything, and repairs what is safe when that was asked for.
-///
-/// # Errors
-/// When the node cannot be looked at.
-pub fn doctor(asked: &args::Doctor, style: Style) -> Result<Answer, Error> {
-    let mut node = Node::look(&asked.paths)?;
-    let mut findings = examine(&node, asked);
+pub fn doctor(args: &DoctorArgs, style: Style) -> Result<Answer, Error> {
+    let mut node = Node::observe(&args.paths)?;
+    let mut findings = examine(&node, args);
     if !findings.is_empty() {
-        // An ADD or a DEL at work looks like a fault for a moment: what counts is seen twice.
-        std::thread::sleep(BETWEEN_LOOKS);
-        node = Node::look(&asked.paths)?;
-        let before = std::mem::replace(&mut findings, examine(&node, asked));
-        findings.retain(|it| {
-            before
-                .iter()
-                .any(|old| (old.id, &old.cause) == (it.id, &it.cause))
-        });
+        // An ADD or DEL in progress looks like a problem for a moment: only findings of both observations count.
+        std::thread::sleep(RECHECK_DELAY);
+        node = Node::observe(&args.paths)?;
+        let before = std::mem::replace(&mut findings, examine(&node, args));
+        let is_same =
+            |one: &Finding, other: &Finding| (one.id, &one.cause) == (other.id, &other.cause);
+        findings.retain(|finding| before.iter().any(|it| is_same(it, finding)));
     }
     let outcomes: Vec<Outcome> = findings
         .into_iter()
-        .map(|finding| match finding.fix.as_ref().filter(|_| asked.fix) {
-            None => outcome(finding, None),
-            Some(fix) => {
-                let done = fix::apply(fix, &node, &asked.cni_path);
-                outcome(finding, Some(done))
+        .map(|finding| {
+            let fix = finding.fix.as_ref();
+            let applied = fix
+                .filter(|_| args.fix)
+                .map(|fix| fix::apply(fix, &node, &args.cni_path));
+            Outcome {
+                fixable: fix.is_some(),
+                fixed: matches!(applied, Some(Ok(()))),
+                failure: applied.and_then(Result::err).map(|error| error.to_string()),
+                finding,
             }
         })
         .collect();
-    let stands = outcomes.iter().any(|outcome| !outcome.fixed);
-    let status = if stands { FOUND } else { 0 };
-    Ok(match asked.json {
-        true => Answer::json(&outcomes, status),
-        false => Answer {
-            text: tell(&outcomes, asked, style),
-            status,
-            warnings: Vec::new(),
-        },
-    })
+    let status = match outcomes.iter().all(|outcome| outcome.fixed) {
+        true => 0,
+        false => UNRESOLVED,
+    };
+    let text = |outcomes: &Vec<Outcome>| text(outcomes, args, style);
+    Ok(Answer::report(&outcomes, args.format, text).with_status(status))
 }
 
-/// All findings, those that matter most first.
-fn examine(node: &Node, asked: &args::Doctor) -> Vec<Finding> {
+/// All findings, errors first.
+fn examine(node: &Node, args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = Vec::new();
-    files::examine(node, asked, &mut findings);
-    configurations::examine(node, asked, &mut findings);
+    files::examine(node, args, &mut findings);
+    configurations::examine(node, args, &mut findings);
     addresses::examine(node, &mut findings);
     links::examine(node, &mut findings);
     rules::examine(node, &mut findings);
@@ -96,54 +90,33 @@ fn examine(node: &Node, asked: &args::Doctor) -> Vec<Finding> {
     findings
 }
 
-fn outcome(finding: Finding, done: Option<Result<(), Error>>) -> Outcome {
-    Outcome {
-        fixable: finding.fix.is_some(),
-        fixed: matches!(done, Some(Ok(()))),
-        failure: done.and_then(Result::err).map(|error| error.to_string()),
-        finding,
-    }
-}
-
-fn tell(outcomes: &[Outcome], asked: &args::Doctor, style: Style) -> String {
+fn text(outcomes: &[Outcome], args: &DoctorArgs, style: Style) -> String {
     let mut text = String::new();
-    for Outcome {
-        finding,
-        fixable,
-        fixed,
-        failure,
-    } in outcomes
-    {
-        let (tone, mark) = match (finding.severity, fixed) {
-            (_, true) => (Tone::Good, "fixed"),
-            (Severity::Error, false) => (Tone::Bad, "error"),
-            (Severity::Warning, false) => (Tone::Warning, "warning"),
+    for outcome in outcomes {
+        let finding = &outcome.finding;
+        let label = match (finding.severity, outcome.fixed) {
+            (_, true) => style.tone(Tone::Good, "fixed"),
+            (Severity::Error, false) => style.tone(Tone::Bad, "error"),
+            (Severity::Warning, false) => style.tone(Tone::Warning, "warning"),
         };
-        let _ = writeln!(
-            text,
-            "{}: {} [{}]",
-            style.tone(tone, mark),
-            finding.cause,
-            finding.id
-        );
+        let (cause, id) = (&finding.cause, finding.id.as_str());
+        let _ = writeln!(text, "{label}: {cause} [{id}]");
         for evidence in &finding.evidence {
-            let _ = writeln!(text, "    seen: {evidence}");
+            let _ = writeln!(text, "    evidence: {evidence}");
         }
-        if let Some(failure) = failure {
+        if let Some(failure) = &outcome.failure {
             let _ = writeln!(text, "    not repaired: {failure}");
         }
-        if !fixed {
-            let hint = if *fixable && !asked.fix {
-                " (or gangplank doctor --fix)"
-            } else {
-                ""
+        if !outcome.fixed {
+            let hint = match outcome.fixable && !args.fix {
+                true => " (or gangplank doctor --fix)",
+                false => "",
             };
             let _ = writeln!(text, "    remedy: {}{hint}", finding.remedy);
         }
     }
     let fixed = outcomes.iter().filter(|outcome| outcome.fixed).count();
-    let left = outcomes.len() - fixed;
-    let _ = match (left, fixed) {
+    let _ = match (outcomes.len() - fixed, fixed) {
         (0, 0) => writeln!(text, "{}: nothing found", style.tone(Tone::Good, "ok")),
         (left, 0) => writeln!(text, "{left} found"),
         (left, fixed) => writeln!(text, "{fixed} repaired, {left} left"),

@@ -1,4 +1,4 @@
-//! What runtimes remember of their ADDs: the cache of libcni, which containerd, CRI-O, podman, kubelet and cnitool use.
+//! The results of ADD that runtimes cache: libcni's cache, which containerd, CRI-O, podman, kubelet and cnitool use.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,39 +7,33 @@ use std::time::SystemTime;
 use crate::cni::Version;
 use crate::cni::json::{self, JsonCursor};
 use crate::cni::names::{Attachment, NetworkName};
-use crate::cni::result::AddResult;
+use crate::cni::result::{AddResult, Interface};
 use crate::net::Cidr;
 
-/// An attachment as a runtime remembers it.
 #[derive(Debug)]
-pub struct Cached {
-    /// Its network.
+pub struct CachedResult {
     pub network: NetworkName,
-    /// Which one it is.
     pub attachment: Attachment,
-    /// `namespace/name` of the pod, where the runtime told it.
+    /// `namespace/name` of the pod, if the runtime passed it.
     pub pod: Option<String>,
-    /// When the runtime wrote it, after ADD.
+    /// When the runtime wrote the file, which is after ADD.
     pub written: Option<SystemTime>,
-    /// What ADD answered; `None` where that cannot be read.
-    pub result: Option<AddResult>,
+    /// `None` if it cannot be parsed.
+    result: Option<AddResult>,
 }
 
-impl Cached {
-    /// All that the directories hold; what is not of libcni is passed by, and so is a directory that is not there.
-    pub fn read_all(directories: &[PathBuf]) -> Vec<Cached> {
-        let listed = directories.iter().flat_map(fs::read_dir);
-        listed
-            .flatten()
-            .flatten()
-            .filter_map(|entry| Cached::read(&entry.path()))
-            .collect()
+impl CachedResult {
+    /// Reads all files in the directories. Ignores files in other formats, and directories that do not exist.
+    pub fn read_all(directories: &[PathBuf]) -> Vec<CachedResult> {
+        let entries = directories.iter().flat_map(fs::read_dir).flatten();
+        let files = entries.flatten().map(|entry| entry.path());
+        files.filter_map(CachedResult::read).collect()
     }
 
-    fn read(file: &PathBuf) -> Option<Cached> {
-        // Reading a pipe would wait for a writer.
-        let metadata = fs::metadata(file).ok()?;
-        let content = fs::read(Some(file).filter(|_| metadata.is_file())?).ok()?;
+    fn read(file: PathBuf) -> Option<CachedResult> {
+        // Opening a FIFO blocks until it has a writer.
+        let metadata = fs::metadata(&file).ok().filter(|it| it.is_file())?;
+        let content = fs::read(&file).ok()?;
         let root = json::parse("cache", &content).ok()?;
         let root = JsonCursor::root("cache", &root);
         let text = |key| root.text(key).ok().flatten();
@@ -47,70 +41,61 @@ impl Cached {
             return None;
         }
         let result = root.object("result").ok().flatten();
-        let result = result.and_then(|result| AddResult::parse(&result, Version::NEWEST).ok());
-        Some(Cached {
+        Some(CachedResult {
             network: text("networkName")?.parse().ok()?,
             attachment: Attachment {
                 container: text("containerId")?.parse().ok()?,
                 interface: text("ifName")?.parse().ok()?,
             },
-            pod: pod(&root),
+            pod: pod_name(&root),
             written: metadata.modified().ok(),
-            result,
+            result: result.and_then(|it| AddResult::parse(&it, Version::NEWEST).ok()),
         })
     }
 
-    /// The names of the interfaces on the host that ADD told.
-    pub fn host_interfaces(&self) -> impl Iterator<Item = &str> {
-        let interfaces = self.result.iter().flat_map(|result| &result.interfaces);
-        interfaces
-            .filter(|interface| interface.sandbox.is_empty())
-            .map(|interface| &*interface.name)
+    fn interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.result.iter().flat_map(|result| &result.interfaces)
     }
 
-    /// The addresses that ADD told.
+    /// The names of the interfaces on the host.
+    pub fn host_interfaces(&self) -> impl Iterator<Item = &str> {
+        let on_host = self.interfaces().filter(|it| it.sandbox.is_empty());
+        on_host.map(|interface| &*interface.name)
+    }
+
     pub fn addresses(&self) -> Vec<Cidr> {
         let ips = self.result.iter().flat_map(|result| &result.ips);
         ips.map(|ip| ip.address).collect()
     }
 
-    /// The gateways that ADD told, with the prefix length of their subnets.
-    pub fn gateways(&self) -> impl Iterator<Item = Cidr> {
+    /// The gateways, with the prefix length of their subnets.
+    pub fn gateways(&self) -> Vec<Cidr> {
         let ips = self.result.iter().flat_map(|result| &result.ips);
         ips.filter_map(|ip| Cidr::new(ip.gateway?, ip.address.prefix()))
+            .collect()
     }
 
-    /// The MAC address inside the container, and the path of its namespace.
-    pub fn inside(&self) -> Option<(&str, &str)> {
-        let mut interfaces = self.result.iter().flat_map(|result| &result.interfaces);
-        interfaces
-            .find(|interface| {
-                !interface.sandbox.is_empty()
-                    && interface.name == self.attachment.interface.as_str()
-            })
-            .map(|interface| (&*interface.mac, &*interface.sandbox))
+    /// The interface in the container.
+    pub fn container_interface(&self) -> Option<&Interface> {
+        let name = self.attachment.interface.as_str();
+        self.interfaces()
+            .find(|it| !it.sandbox.is_empty() && it.name == name)
     }
 }
 
-/// From `[["K8S_POD_NAMESPACE", "default"], …]`.
-fn pod(root: &JsonCursor) -> Option<String> {
+/// The pod's name from `"cniArgs": [["K8S_POD_NAMESPACE", "default"], …]`.
+fn pod_name(root: &JsonCursor) -> Option<String> {
     let pairs = root.list("cniArgs").ok().flatten()?;
     let value = |wanted: &str| {
         pairs.iter().find_map(|pair| {
             let texts = pair.clone().into_list().ok()?;
-            let texts: Vec<&str> = texts
-                .iter()
-                .filter_map(|text| text.as_text().ok())
-                .collect();
+            let texts: Vec<&str> = texts.iter().filter_map(|it| it.as_text().ok()).collect();
             match texts[..] {
                 [key, value] if key == wanted => Some(value.to_owned()),
                 _ => None,
             }
         })
     };
-    Some(format!(
-        "{}/{}",
-        value("K8S_POD_NAMESPACE")?,
-        value("K8S_POD_NAME")?
-    ))
+    let (namespace, name) = (value("K8S_POD_NAMESPACE")?, value("K8S_POD_NAME")?);
+    Some(format!("{namespace}/{name}"))
 }

@@ -1,263 +1,283 @@
-//! The pods of a network: who holds an address, has a link or is remembered, and what ails them.
+//! The pods of a network, found by their leases and the runtimes' cached results, and their problems.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::cli::node::{Cached, Network, Node};
+use crate::cli::node::{CachedResult, Network, Node};
 use crate::cni::names::Attachment;
+use crate::cni::result::Interface;
 use crate::kernel::netlink::{Kind, Link, Netlink};
 use crate::kernel::netns::{Netns, OwnNetns};
-use crate::net::Cidr;
+use crate::net::{Cidr, Mac};
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::plan::host_interface;
 use crate::state::{self, PortDifference};
 
-/// A pod on a network.
+/// A pod's attachment to a network.
 #[derive(Debug)]
 pub struct Pod {
-    /// Its container and interface.
     pub attachment: Attachment,
-    /// `namespace/name`, where the link's alias or the runtime tells.
+    /// `namespace/name` from the cached result, or else the alias of the link.
     pub name: Option<String>,
-    /// The addresses it holds, with the prefix length of their subnets.
+    /// Its addresses with the prefix length of their subnets.
     pub addresses: Vec<Cidr>,
-    /// When it got the first of them.
+    /// The gateways in the cached result, with the prefix length of their subnets.
+    pub cached_gateways: Vec<Cidr>,
+    /// When its first lease was written.
     pub since: Option<SystemTime>,
-    /// Whether its configuration has changed since its ADD, as far as times tell.
+    /// Whether its ADD may be older than the configuration's file.
     pub is_outdated: bool,
-    /// Its end on the host, by the index in [`Node::links`].
+    /// Its end on the host, as an index in [`Node::links`].
     pub link: Option<usize>,
-    /// The MAC address of its own end; `None` where nobody tells.
+    /// The MAC address of the interface in the pod, as the kernel or else the cached result has it.
     pub mac: Option<String>,
-    /// The runtime remembers it, and its namespace is there.
-    pub may_live: bool,
-    /// What is wrong with it.
+    /// Whether its network namespace, known from the cached result, still exists.
+    pub has_netns: bool,
     pub problems: Vec<Problem>,
 }
 
-/// What can be wrong with a pod's attachment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Problem {
-    /// It holds an address, but has no link.
-    NoLink,
-    /// It holds an address, and its link, if it has one, has a name that we cannot know.
-    LinkUnknown,
-    /// It has a link, but holds no address.
-    NoLease,
-    /// Its lease is of an earlier boot, so that others may get its address.
-    Outlived,
-    /// Its link is down, or packets do not pass.
-    Down,
-    /// Its link is no port of the bridge.
-    Loose,
-    /// This address is not masqueraded, or not as the configuration says.
-    Unmasqueraded(Cidr),
-    /// Its link has this MTU, the bridge another.
-    Mtu(u32),
-}
-
-impl Problem {
-    /// In two or three words, for a table.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Problem::NoLink => "no link",
-            Problem::LinkUnknown => "link unknown",
-            Problem::NoLease => "no lease",
-            Problem::Outlived => "lease of an earlier boot",
-            Problem::Down => "link down",
-            Problem::Loose => "not on the bridge",
-            Problem::Unmasqueraded(_) => "not masqueraded as configured",
-            Problem::Mtu(_) => "other MTU",
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let container = &self.attachment.container;
+        match &self.name {
+            Some(name) => write!(f, "pod {name} (container {container})"),
+            None => write!(f, "container {container}"),
         }
     }
 }
 
-/// Puts the pods of a network together.
-pub fn gather(node: &Node, network: &Network) -> Vec<Pod> {
-    let mut held: BTreeMap<Attachment, (Vec<IpAddr>, Option<SystemTime>)> = BTreeMap::new();
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// It has a lease and no link.
+    NoLink,
+    /// It has a lease, and may have a link whose name cannot be derived.
+    LinkUnknown,
+    /// It has a link and no lease.
+    NoLease,
+    /// Its lease is from before the boot: its address may be reassigned.
+    LeaseBeforeBoot,
+    /// Its link is down or has no carrier.
+    LinkDown,
+    /// Its link is not a port of the network's bridge.
+    NotOnBridge,
+    /// One of its addresses is not masqueraded as configured.
+    NotMasqueraded,
+    /// The MTU of its link differs from the bridge's.
+    OtherMtu,
+}
+
+impl Problem {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Problem::NoLink => "no link",
+            Problem::LinkUnknown => "link unknown",
+            Problem::NoLease => "no lease",
+            Problem::LeaseBeforeBoot => "lease of an earlier boot",
+            Problem::LinkDown => "link down",
+            Problem::NotOnBridge => "not on the bridge",
+            Problem::NotMasqueraded => "not masqueraded as configured",
+            Problem::OtherMtu => "other MTU",
+        }
+    }
+}
+
+/// The pods of a network, in the order of their containers' IDs.
+pub fn observe(node: &Node, network: &Network) -> Vec<Pod> {
+    let mut found: BTreeMap<Attachment, Found> = BTreeMap::new();
     for lease in &network.leases {
-        let Some(attachment) = lease.attachment() else {
-            continue;
-        };
-        let entry = held.entry(attachment).or_default();
-        entry.0.push(lease.address);
-        entry.1 = Some(entry.1.map_or(lease.since, |since| since.min(lease.since)));
+        if let Some(attachment) = lease.attachment() {
+            let entry = found.entry(attachment).or_default();
+            entry.leased.push(lease.address);
+            entry.since = Some(entry.since.map_or(lease.since, |it| it.min(lease.since)));
+        }
     }
-    for cached in node
-        .cache
-        .iter()
-        .filter(|cached| cached.network == *network.name())
-    {
-        held.entry(cached.attachment.clone()).or_default();
+    let cache = node.cache.iter();
+    for cached in cache.filter(|cached| cached.network == *network.name()) {
+        let entry = found.entry(cached.attachment.clone()).or_default();
+        entry.cached = entry.cached.or(Some(cached));
     }
-    let pods = held.into_iter().map(|(attachment, (addresses, since))| {
-        let cached = node
-            .cache
-            .iter()
-            .find(|cached| cached.network == *network.name() && cached.attachment == attachment);
-        let link = link_of(node, network, &attachment, cached);
-        let mut pod = Pod {
-            name: cached.and_then(|cached| cached.pod.clone()).or_else(|| {
-                let alias = link.map(|at| node.links[at].alias.clone());
-                alias.filter(|alias| !alias.is_empty() && *alias != attachment.container.as_str())
-            }),
-            addresses: match (&network.configured.host_local, cached) {
-                (None, Some(cached)) => cached.addresses(),
-                _ => addresses
-                    .into_iter()
-                    .map(|address| {
-                        let known = with_prefix(network, cached, address);
-                        known.unwrap_or(Cidr::host(address))
-                    })
-                    .collect(),
-            },
-            is_outdated: is_outdated(network, since.or(cached.and_then(|it| it.written))),
-            since,
-            mac: cached.and_then(mac_of),
-            may_live: cached.is_some_and(has_namespace),
-            link,
-            attachment,
-            problems: Vec::new(),
-        };
-        pod.problems = problems(node, network, &pod, cached);
-        pod
-    });
-    pods.collect()
+    let pods = found.into_iter();
+    pods.map(|(attachment, found)| observe_pod(node, network, attachment, found))
+        .collect()
+}
+
+/// The traces of an attachment.
+#[derive(Default)]
+struct Found<'n> {
+    leased: Vec<IpAddr>,
+    since: Option<SystemTime>,
+    cached: Option<&'n CachedResult>,
+}
+
+fn observe_pod(node: &Node, network: &Network, attachment: Attachment, found: Found) -> Pod {
+    let Found {
+        leased,
+        since,
+        cached,
+    } = found;
+    let link = position(node, network, &attachment, cached);
+    let alias = || {
+        let alias = &node.links[link?].alias;
+        let is_name = !alias.is_empty() && alias != attachment.container.as_str();
+        is_name.then(|| alias.clone())
+    };
+    let interface = cached.and_then(CachedResult::container_interface);
+    let netns = interface.map(|it| Netns::open(&it.sandbox, OwnNetns::Refused));
+    let mut pod = Pod {
+        name: cached.and_then(|it| it.pod.clone()).or_else(alias),
+        addresses: match (&network.configured.host_local, cached) {
+            (None, Some(cached)) => cached.addresses(),
+            _ => leased
+                .into_iter()
+                .map(|address| with_prefix(network, cached, address))
+                .collect(),
+        },
+        cached_gateways: cached.map(CachedResult::gateways).unwrap_or_default(),
+        since,
+        is_outdated: is_outdated(network, since.or(cached.and_then(|it| it.written))),
+        link,
+        mac: interface.and_then(|interface| mac_of(interface, netns.as_ref()?.as_ref().ok())),
+        has_netns: netns.is_some_and(|opened| !opened.is_err_and(|cause| cause.is_gone())),
+        attachment,
+        problems: Vec::new(),
+    };
+    pod.problems = problems(node, network, &pod, cached);
+    pod
 }
 
 fn is_outdated(network: &Network, added: Option<SystemTime>) -> bool {
     let file = fs::metadata(&network.configured.file);
     let changed = file.and_then(|file| file.modified()).ok();
-    added
-        .zip(changed)
-        .is_none_or(|(added, changed)| added < changed)
+    let times = added.zip(changed);
+    times.is_none_or(|(added, changed)| added < changed)
 }
 
-/// The pod's end on the host: by the name that we give, else by the one that the runtime remembers.
-fn link_of(
+/// The pod's end on the host: the link with the derived name, or else with a name from the cached result.
+fn position(
     node: &Node,
     network: &Network,
     attachment: &Attachment,
-    cached: Option<&Cached>,
+    cached: Option<&CachedResult>,
 ) -> Option<usize> {
-    let bridge = network.configured.bridge.bridge.as_str();
-    let ours = host_interface(network.name(), attachment);
-    let told = cached
-        .into_iter()
-        .flat_map(Cached::host_interfaces)
-        .filter(|name| *name != bridge);
+    let derived = host_interface(network.name(), attachment);
+    let cached = cached.into_iter().flat_map(|it| cached_links(network, it));
     let find = |name: &str| {
         let is_it = |link: &Link| link.name == name && link.kind == Kind::Veth;
         node.links.iter().position(is_it)
     };
-    std::iter::once(ours.as_str()).chain(told).find_map(find)
+    std::iter::once(derived.as_str())
+        .chain(cached)
+        .find_map(find)
 }
 
-/// The MAC address as it is now, else as ADD told it.
-fn mac_of(cached: &Cached) -> Option<String> {
-    let (told, sandbox) = cached.inside()?;
-    let netns = Netns::open(sandbox, OwnNetns::Refused).ok();
-    let seen = netns.and_then(|netns| {
-        let pod = Netlink::open_in(&netns).ok()?;
-        pod.link(&cached.attachment.interface).ok()??.mac
-    });
-    seen.map(|mac| mac.to_string())
-        .or_else(|| (!told.is_empty()).then(|| told.to_owned()))
+/// The names of the host's interfaces in the cached result, without the bridge.
+fn cached_links<'n>(
+    network: &'n Network,
+    cached: &'n CachedResult,
+) -> impl Iterator<Item = &'n str> {
+    let bridge = network.configured.bridge.bridge.as_str();
+    cached.host_interfaces().filter(move |name| *name != bridge)
 }
 
-fn has_namespace(cached: &Cached) -> bool {
-    let opened = cached
-        .inside()
-        .map(|(_, sandbox)| Netns::open(sandbox, OwnNetns::Allowed));
-    opened.is_some_and(|opened| !opened.is_err_and(|cause| cause.is_gone()))
-}
-
-/// An address with the prefix length of its subnet: of a configured range, or as ADD told it where the ranges have changed
-/// since; `None` where neither has it.
-fn with_prefix(network: &Network, cached: Option<&Cached>, address: IpAddr) -> Option<Cidr> {
-    let pools = network.configured.host_local.iter();
-    let mut pools = pools.flat_map(|it| it.pools());
-    let range = pools.find_map(|pool| pool.set.range_of(address));
-    let told = || {
-        let mut told = cached?.addresses().into_iter();
-        told.find(|cidr| cidr.address() == address)
+/// The MAC address of an interface in a pod: the present one, or else the one in the cached result.
+fn mac_of(cached: &Interface, netns: Option<&Netns>) -> Option<String> {
+    let present = || -> Option<Mac> {
+        let pod = Netlink::open_in(netns?).ok()?;
+        pod.link(&cached.name.parse().ok()?).ok()??.mac
     };
-    range.map(|range| range.with_prefix(address)).or_else(told)
+    let mac = present().map_or_else(|| cached.mac.clone(), |mac| mac.to_string());
+    Some(mac).filter(|mac| !mac.is_empty())
 }
 
-fn problems(node: &Node, network: &Network, pod: &Pod, cached: Option<&Cached>) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let config = &network.configured.bridge;
-    if pod
-        .addresses
-        .iter()
-        .any(|address| network.from_before_boot.contains(&address.address()))
-    {
-        return vec![Problem::Outlived];
+/// An address with the prefix length of its configured subnet, or else of the cached result: the ranges may have changed
+/// since ADD. Without either, the prefix length is that of a host.
+fn with_prefix(network: &Network, cached: Option<&CachedResult>, address: IpAddr) -> Cidr {
+    let mut ranges = network.ranges();
+    let range = ranges.find(|range| range.contains(address));
+    let cached = || {
+        let mut addresses = cached?.addresses().into_iter();
+        addresses.find(|cidr| cidr.address() == address)
+    };
+    range
+        .map(|range| range.with_prefix(address))
+        .or_else(cached)
+        .unwrap_or(Cidr::host(address))
+}
+
+fn problems(
+    node: &Node,
+    network: &Network,
+    pod: &Pod,
+    cached: Option<&CachedResult>,
+) -> Vec<Problem> {
+    let mut addresses = pod.addresses.iter().map(|it| it.address());
+    if addresses.any(|address| network.from_before_boot.contains(&address)) {
+        return vec![Problem::LeaseBeforeBoot];
     }
-    if pod.addresses.is_empty() && network.configured.host_local.is_some() {
+    let has_host_local = network.configured.host_local.is_some();
+    let mut problems = Vec::new();
+    if pod.addresses.is_empty() && has_host_local {
         problems.push(Problem::NoLease);
     }
     let bridge = node.bridge(network);
-    match pod.link.map(|at| &node.links[at]) {
-        // The Go plugin's link has a name of its own: where the runtime does not tell it any port may be it.
-        None if !cached.is_some_and(|it| tells_link(network, it)) && has_foreign_port(node) => {
-            problems.push(Problem::LinkUnknown);
-        }
-        // A link of another plugin, or one that was renamed.
-        None if is_in_use(node, pod) => problems.push(Problem::LinkUnknown),
-        None => {
+    match node.link_of(pod) {
+        None if !may_have_link(node, network, pod, cached) => {
             problems.push(Problem::NoLink);
             return problems;
         }
+        None => problems.push(Problem::LinkUnknown),
         Some(link) => {
             if !link.is_up || !link.is_running {
-                problems.push(Problem::Down);
+                problems.push(Problem::LinkDown);
             }
-            let differences = state::port_differences(link, bridge, None);
-            if differences.contains(&PortDifference::Detached) {
-                problems.push(Problem::Loose);
+            if state::port_differences(link, bridge, None).contains(&PortDifference::Detached) {
+                problems.push(Problem::NotOnBridge);
             }
             if bridge.is_some_and(|bridge| bridge.mtu != link.mtu) {
-                problems.push(Problem::Mtu(link.mtu));
+                problems.push(Problem::OtherMtu);
             }
         }
     }
-    if let Some(policy) = &config.masquerade {
-        let masquerade = Masquerade::of(network.name(), &pod.attachment);
-        // Without its subnet the rules of an address cannot be told.
-        let is_known = |it: &&Cidr| {
-            network.configured.host_local.is_none()
-                || with_prefix(network, cached, it.address()).is_some()
-        };
-        let known: Vec<Cidr> = pod.addresses.iter().filter(is_known).copied().collect();
-        let lacking = node.inventory.lacking(&masquerade, policy, &known);
-        problems.extend(lacking.map(Problem::Unmasqueraded));
+    if !is_masqueraded(node, network, pod) {
+        problems.push(Problem::NotMasqueraded);
     }
     problems
 }
 
-fn is_in_use(node: &Node, pod: &Pod) -> bool {
-    let mut addresses = pod.addresses.iter();
-    addresses.any(|address| node.may_be_in_use(address.address()))
-}
-
-/// Whether the runtime remembers the name of the link.
-fn tells_link(network: &Network, cached: &Cached) -> bool {
-    let bridge = network.configured.bridge.bridge.as_str();
-    cached.host_interfaces().any(|name| name != bridge)
-}
-
-/// Whether there is a link that the Go plugin may have made for a pod that no runtime remembers: its names are "veth" and
-/// eight digits. It may be on any bridge, for the configuration may have named another one then, or on none.
-fn has_foreign_port(node: &Node) -> bool {
-    let is_told = |name: &str| {
-        let mut told = node.cache.iter().flat_map(Cached::host_interfaces);
-        told.any(|interface| interface == name)
+fn is_masqueraded(node: &Node, network: &Network, pod: &Pod) -> bool {
+    let Some(policy) = &network.configured.bridge.masquerade else {
+        return true;
     };
-    let is_foreign =
-        |link: &Link| link.kind == Kind::Veth && link.name.len() == 12 && !is_told(&link.name);
-    node.links.iter().any(is_foreign)
+    let masquerade = Masquerade::of(network.name(), &pod.attachment);
+    // The rules name the subnet. It is unknown if no range has the address any more and no result is cached.
+    let is_known =
+        |it: &&Cidr| network.configured.host_local.is_none() || **it != Cidr::host(it.address());
+    let known: Vec<Cidr> = pod.addresses.iter().filter(is_known).copied().collect();
+    node.inventory
+        .lacking(&masquerade, policy, &known)
+        .is_none()
+}
+
+/// Whether a pod without a known link may have one under another name.
+fn may_have_link(node: &Node, network: &Network, pod: &Pod, cached: Option<&CachedResult>) -> bool {
+    let is_cached = cached.is_some_and(|it| cached_links(network, it).next().is_some());
+    let mut addresses = pod.addresses.iter();
+    // The link may also have been renamed, or be of another plugin.
+    (!is_cached && has_uncached_go_veth(node))
+        || addresses.any(|it| node.may_be_in_use(it.address()))
+}
+
+/// Whether there is a veth with a name as the Go plugin assigns them, "veth" and eight digits, that is in no cached result.
+/// It may be on any bridge, because the configuration may have named another one before, or on none.
+fn has_uncached_go_veth(node: &Node) -> bool {
+    let is_cached = |name: &str| {
+        let mut cached = node.cache.iter().flat_map(CachedResult::host_interfaces);
+        cached.any(|interface| interface == name)
+    };
+    node.links
+        .iter()
+        .any(|link| link.kind == Kind::Veth && link.name.len() == 12 && !is_cached(&link.name))
 }

@@ -8,29 +8,29 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::cli::{Answer, args};
+use crate::cli::Answer;
+use crate::cli::args::RoutesArgs;
 use crate::error::Error;
-use crate::kernel::netlink::{Netlink, NetlinkError, RouteQuery, not_found_as_none};
+use crate::kernel::netlink::{Netlink, NetlinkError, RouteEntry, RouteQuery, not_found_as_none};
 use crate::link::namespace::host_netlink;
-use crate::net::{Cidr, Family};
+use crate::net::{Cidr, Family, Route};
 pub use nodes::parse;
 use nodes::parse_list;
-use plan::{PROTOCOL, Plan, Step, Wanted, metric_of};
+use plan::{NodeRoute, PROTOCOL, RouteChange, metric_of};
 
-/// What was done, or would be.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct RoutesReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
     dry_run: bool,
-    changes: Vec<Change>,
+    changes: Vec<AppliedChange>,
     kept: Vec<Cidr>,
     failures: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Change {
+struct AppliedChange {
     action: &'static str,
     dst: Cidr,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,169 +41,145 @@ struct Change {
     was: Option<IpAddr>,
 }
 
-/// Makes the routes match the list of nodes. Exit status 1 when some node's pods cannot be reached.
+/// Changes the routes to match the list of nodes. The exit status is 1 if there can be no route to the pods of a node.
 ///
 /// # Errors
-/// Those of [`parse_list`]; when it cannot be told which node this is; when the kernel does not tell its routes. Nothing is
-/// changed then.
-pub fn routes(asked: &args::Routes, stdin: &str) -> Result<Answer, Error> {
+/// Those of [`parse_list`]; when this machine's node is ambiguous; when routes cannot be listed. Nothing is changed then.
+pub fn routes(args: &RoutesArgs, stdin: &str) -> Result<Answer, Error> {
     let nodes = parse_list(stdin)?;
     let host = host_netlink()?;
-    let local = listed("addresses", host.all_addresses())?;
-    let local: Vec<IpAddr> = local.iter().map(|address| address.cidr.address()).collect();
-    let own = plan::own_node(&nodes, asked.node.as_deref(), &local)?;
-    let (wanted, mut refused) = plan::wanted(&nodes, own, asked.metric);
-    let mut there = Vec::new();
-    for family in Family::BOTH {
-        there.extend(listed(
-            "routes",
-            host.routes(RouteQuery { family, link: None }),
-        )?);
-    }
-    let plan = plan::plan(wanted, &there);
-    refused.extend(plan.refused.iter().cloned());
-    let mut report = Report {
-        node: own.map(|node| node.name.clone()),
-        dry_run: asked.dry_run,
-        changes: Vec::new(),
-        kept: plan.kept.clone(),
-        failures: refused,
+    let unreadable = |what: &'static str| {
+        move |cause| Error::failed(format!("cannot list this machine's {what}: {cause}"))
     };
-    apply(&host, plan, &mut report);
-    let status = u8::from(!report.failures.is_empty());
-    Ok(match asked.json {
-        true => Answer::json(&report, status),
-        false => Answer {
-            text: tell(&report),
-            status,
-            warnings: Vec::new(),
-        },
-    })
-}
-
-fn listed<T>(what: &str, answer: Result<T, NetlinkError>) -> Result<T, Error> {
-    answer.map_err(|cause| Error::failed(format!("cannot list this machine's {what}: {cause}")))
-}
-
-fn apply(host: &Netlink, plan: Plan, report: &mut Report) {
-    for step in plan.steps {
-        let outcome = match &step {
-            Step::Add(wanted) | Step::Replace(wanted, _) => {
-                reach(host, wanted).and_then(|()| match report.dry_run {
-                    true => Ok(()),
-                    false => put(host, &step, wanted),
-                })
-            }
-            Step::Remove(_) if report.dry_run => Ok(()),
-            Step::Remove(route) => not_found_as_none(host.delete_route(route, PROTOCOL))
-                .map(drop)
-                .map_err(|cause| format!("cannot remove the route to {}: {cause}", route.dst)),
-        };
-        match outcome {
-            Ok(()) => report.changes.push(change(step)),
+    let local = host.all_addresses().map_err(unreadable("addresses"))?;
+    let local: Vec<IpAddr> = local.iter().map(|address| address.cidr.address()).collect();
+    let own = plan::own_node(&nodes, args.node.as_deref(), &local)?;
+    let (wanted, mut failures) = plan::wanted_routes(&nodes, own, args.metric);
+    let mut present = Vec::new();
+    for family in Family::BOTH {
+        let routes = host.routes(RouteQuery { family, link: None });
+        present.extend(routes.map_err(unreadable("routes"))?);
+    }
+    let plan = plan::plan(wanted, &present);
+    failures.extend(plan.refused);
+    let mut report = RoutesReport {
+        node: own.map(|node| node.name.clone()),
+        dry_run: args.dry_run,
+        changes: Vec::new(),
+        kept: plan.kept,
+        failures,
+    };
+    for change in plan.changes {
+        let applied = check_next_hop(&host, &change).and_then(|()| match args.dry_run {
+            true => Ok(()),
+            false => apply(&host, &change),
+        });
+        match applied {
+            Ok(()) => report.changes.push(change.into()),
             Err(why) => report.failures.push(why),
         }
     }
+    let status = u8::from(!report.failures.is_empty());
+    Ok(Answer::report(&report, args.format, text).with_status(status))
 }
 
-/// Whether a next hop is on a network that this machine is connected to.
-fn reach(host: &Netlink, wanted: &Wanted) -> Result<(), String> {
+/// Refuses a next hop that is not on a network to which this machine is connected.
+fn check_next_hop(host: &Netlink, change: &RouteChange) -> Result<(), String> {
+    let (RouteChange::Add(wanted) | RouteChange::Replace(wanted, _)) = change else {
+        return Ok(());
+    };
     let Some(gateway) = wanted.route.gw else {
         return Ok(());
     };
-    let way = match host.route_to(gateway, None) {
-        Ok(route) => match route.gw {
-            None => return Ok(()),
-            Some(hop) => format!("packets to it go through {hop}"),
-        },
+    let (node, dst) = (&wanted.node, wanted.route.dst);
+    let reason = match host.route_to(gateway, None) {
+        Ok(RouteEntry { gw: None, .. }) => return Ok(()),
+        Ok(RouteEntry { gw: Some(hop), .. }) => format!("packets to it go through {hop}"),
         Err(NetlinkError::Unreachable) => "there is no route to it".to_owned(),
         Err(cause) => {
             return Err(format!(
-                "node {}: cannot look up the way to {gateway}: {cause}",
-                wanted.node
+                "node {node}: cannot look up the route to {gateway}: {cause}"
             ));
         }
     };
     Err(format!(
-        "node {}: its address {gateway} is not on a network that this machine is connected to ({way}), so it cannot be \
-         the next hop to {}: pods there need a route on the routers between, or a tunnel",
-        wanted.node, wanted.route.dst
+        "node {node}: its address {gateway} is not on a network that this machine is connected to ({reason}), so it cannot be \
+         the next hop to {dst}: pods there need a route on the routers between, or a tunnel"
     ))
 }
 
-fn put(host: &Netlink, step: &Step, wanted: &Wanted) -> Result<(), String> {
-    let failed = |cause| {
-        // Those that are listed are unicast routes; one that refuses packets (blackhole) is seen only here.
-        let whose = match cause {
+fn apply(host: &Netlink, change: &RouteChange) -> Result<(), String> {
+    let remove = |route: &Route| not_found_as_none(host.delete_route(route, PROTOCOL)).map(drop);
+    let (applied, wanted) = match change {
+        RouteChange::Remove(route) => {
+            return remove(route)
+                .map_err(|cause| format!("cannot remove the route to {}: {cause}", route.dst));
+        }
+        RouteChange::Add(wanted) => (host.put_route(&wanted.route, PROTOCOL), wanted),
+        RouteChange::Replace(wanted, old) if metric_of(old) == metric_of(&wanted.route) => {
+            (host.replace_route(&wanted.route, PROTOCOL), wanted)
+        }
+        // With another metric, the kernel adds the new route beside the old one.
+        RouteChange::Replace(wanted, old) => {
+            let put = host.put_route(&wanted.route, PROTOCOL);
+            (put.and_then(|()| remove(old)), wanted)
+        }
+    };
+    applied.map_err(|cause| {
+        // Only unicast routes are listed: a blackhole route is discovered here.
+        let hint = match cause {
             NetlinkError::Exists => ", and is not ours: see ip route show type blackhole",
             _ => "",
         };
-        format!(
-            "node {}: cannot add the route to {}: {cause}{whose}",
-            wanted.node, wanted.route.dst
-        )
-    };
-    match step {
-        Step::Replace(_, old) if metric_of(old) == metric_of(&wanted.route) => {
-            host.replace_route(&wanted.route, PROTOCOL).map_err(failed)
+        let (node, dst) = (&wanted.node, wanted.route.dst);
+        format!("node {node}: cannot add the route to {dst}: {cause}{hint}")
+    })
+}
+
+impl From<RouteChange> for AppliedChange {
+    fn from(change: RouteChange) -> AppliedChange {
+        let (action, route, node, was) = match change {
+            RouteChange::Add(NodeRoute { node, route }) => ("add", route, Some(node), None),
+            RouteChange::Replace(NodeRoute { node, route }, old) => {
+                ("replace", route, Some(node), old.gw)
+            }
+            RouteChange::Remove(route) => ("remove", route, None, None),
+        };
+        AppliedChange {
+            action,
+            dst: route.dst,
+            gateway: route.gw,
+            node,
+            was,
         }
-        // One of another metric stands beside the new one.
-        Step::Replace(_, old) => host
-            .put_route(&wanted.route, PROTOCOL)
-            .and_then(|()| not_found_as_none(host.delete_route(old, PROTOCOL)).map(drop))
-            .map_err(failed),
-        Step::Add(_) | Step::Remove(_) => host.put_route(&wanted.route, PROTOCOL).map_err(failed),
     }
 }
 
-fn change(step: Step) -> Change {
-    let (action, route, node, was) = match step {
-        Step::Add(wanted) => ("add", wanted.route, Some(wanted.node), None),
-        Step::Replace(wanted, old) => ("replace", wanted.route, Some(wanted.node), old.gw),
-        Step::Remove(route) => ("remove", route, None, None),
-    };
-    Change {
-        action,
-        dst: route.dst,
-        gateway: route.gw,
-        node,
-        was,
-    }
-}
-
-fn tell(report: &Report) -> String {
+fn text(report: &RoutesReport) -> String {
     let mut text = String::new();
-    for Change {
-        action,
-        dst,
-        gateway,
-        node,
-        was,
-    } in &report.changes
-    {
-        let via = gateway
-            .map(|gateway| format!(" via {gateway}"))
-            .unwrap_or_default();
-        let node = node
-            .as_ref()
-            .map(|node| format!("  node {node}"))
-            .unwrap_or_default();
-        let was = was
-            .map(|was| format!(", was via {was}"))
-            .unwrap_or_default();
-        let _ = writeln!(text, "{action:<7} {dst}{via}{node}{was}");
+    for change in &report.changes {
+        let _ = write!(text, "{:<7} {}", change.action, change.dst);
+        if let Some(gateway) = change.gateway {
+            let _ = write!(text, " via {gateway}");
+        }
+        if let Some(node) = &change.node {
+            let _ = write!(text, "  node {node}");
+        }
+        if let Some(was) = change.was {
+            let _ = write!(text, ", was via {was}");
+        }
+        text.push('\n');
     }
     for failure in &report.failures {
         let _ = writeln!(text, "failed  {failure}");
     }
-    let would = if report.dry_run {
-        "would be changed"
-    } else {
-        "changed"
+    let changed = match report.dry_run {
+        true => "would be changed",
+        false => "changed",
     };
     let _ = writeln!(
         text,
-        "{} {would}, {} right already, {} failed",
+        "{} {changed}, {} right already, {} failed",
         report.changes.len(),
         report.kept.len(),
         report.failures.len()

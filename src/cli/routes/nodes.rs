@@ -1,24 +1,23 @@
-//! The nodes of a cluster and their pod ranges, as they are given on stdin.
+//! The nodes of a cluster and their pod ranges, parsed from stdin.
 
 use std::net::IpAddr;
 
 use serde::Deserialize;
 
 use crate::error::{Code, Error};
-use crate::net::{Cidr, ip_to_bits, parse_ip};
+use crate::net::{Cidr, ParseError, ip_to_bits, parse_ip};
 
-/// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    /// Its name; its address, where the list has none.
+pub struct ClusterNode {
+    /// Its address, if the list consists of lines.
     pub name: String,
-    /// Its addresses inside the cluster, at most one of each family counts.
+    /// Its addresses inside the cluster. The first one of each family is used.
     pub addresses: Vec<IpAddr>,
     /// The ranges of its pods.
     pub ranges: Vec<Cidr>,
 }
 
-/// What of a Kubernetes Node is read (API v1, "Node"); a list of them has `items`.
+/// The used parts of a Kubernetes Node (API v1, "Node"), or of a list of nodes, which has `items`.
 #[derive(Deserialize)]
 struct Object {
     #[serde(default)]
@@ -27,9 +26,9 @@ struct Object {
     #[serde(default)]
     metadata: Metadata,
     #[serde(default)]
-    spec: Spec,
+    spec: NodeSpec,
     #[serde(default)]
-    status: Status,
+    status: NodeStatus,
 }
 
 #[derive(Default, Deserialize)]
@@ -40,7 +39,7 @@ struct Metadata {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
+struct NodeSpec {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
@@ -48,137 +47,127 @@ struct Spec {
 }
 
 #[derive(Default, Deserialize)]
-struct Status {
+struct NodeStatus {
     #[serde(default)]
-    addresses: Vec<Address>,
+    addresses: Vec<NodeAddress>,
 }
 
 #[derive(Deserialize)]
-struct Address {
+struct NodeAddress {
     #[serde(rename = "type")]
     kind: String,
     address: String,
 }
 
-/// Reads `kubectl get nodes -o json`, or lines `ADDRESS CIDR` in which `#` begins a comment.
-///
-/// # Errors
-/// Code 6 for what is neither, 7 for a value in it that is wrong, an empty list, ranges or addresses that two nodes
-/// have, and one Node: whoever forgets the others would lose the routes to them.
-pub fn parse_list(text: &str) -> Result<Vec<Node>, Error> {
-    let (nodes, form) = parse_any(text)?;
-    match form {
-        Form::List => Ok(nodes),
-        Form::One => {
-            let what = format!("stdin has one node, {}, and no list", nodes[0].name);
-            Err(Error::new(Code::INVALID_CONFIG, what)
-                .details("the list is what kubectl get nodes -o json prints"))
-        }
-    }
-}
-
-/// Reads what [`parse_list`] does, or one Node.
-///
-/// # Errors
-/// As there.
-pub fn parse(text: &str) -> Result<Vec<Node>, Error> {
-    parse_any(text).map(|(nodes, _)| nodes)
-}
-
-/// Whether nodes came as a list.
+/// Whether stdin is a list of nodes or a single Node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     List,
-    One,
+    Single,
 }
 
-fn parse_any(text: &str) -> Result<(Vec<Node>, Form), Error> {
+/// Parses the output of `kubectl get nodes -o json`, or lines `ADDRESS CIDR` in which `#` begins a comment.
+///
+/// # Errors
+/// Code 6 for other input; code 7 for invalid values, an empty list, and addresses or ranges of two nodes that overlap. Also
+/// code 7 for a single Node: the routes to all other nodes would be removed.
+pub fn parse_list(text: &str) -> Result<Vec<ClusterNode>, Error> {
+    let (nodes, form) = parse_any(text)?;
+    if form == Form::Single {
+        let error = invalid(format!(
+            "stdin has one node, {}, and no list",
+            nodes[0].name
+        ));
+        return Err(error.details("the list is what kubectl get nodes -o json prints"));
+    }
+    Ok(nodes)
+}
+
+/// Parses what [`parse_list`] does, or a single Node.
+pub fn parse(text: &str) -> Result<Vec<ClusterNode>, Error> {
+    parse_any(text).map(|(nodes, _)| nodes)
+}
+
+fn parse_any(text: &str) -> Result<(Vec<ClusterNode>, Form), Error> {
     let (nodes, form) = match text.trim_start().starts_with('{') {
         true => parse_objects(text)?,
         false => (parse_lines(text)?, Form::List),
     };
     if nodes.is_empty() {
-        let what = "the list of nodes on stdin is empty";
-        return Err(
-            Error::new(Code::INVALID_CONFIG, what).details("is kubectl permitted to list them?")
-        );
+        let error = invalid("the list of nodes on stdin is empty");
+        return Err(error.details("is kubectl permitted to list them?"));
     }
-    refuse_shared(&nodes)?;
+    check_overlap(&nodes)?;
     Ok((nodes, form))
 }
 
-fn parse_objects(text: &str) -> Result<(Vec<Node>, Form), Error> {
+fn parse_objects(text: &str) -> Result<(Vec<ClusterNode>, Form), Error> {
     let object: Object = serde_json::from_str(text).map_err(|cause| {
-        Error::new(
-            Code::DECODE,
-            format!("stdin is not a list of Kubernetes nodes: {cause}"),
-        )
-        .details(
-            "it takes what kubectl get nodes -o json prints, or lines of an address and a range",
+        let what = format!("stdin is not a list of Kubernetes nodes: {cause}");
+        Error::new(Code::DECODE, what).details(
+            "pass the output of kubectl get nodes -o json, or lines of an address and a range",
         )
     })?;
     let (objects, form) = match object.items {
         Some(items) => (items, Form::List),
-        None => (vec![object], Form::One),
+        None => (vec![object], Form::Single),
     };
-    let nodes: Result<Vec<Node>, Error> = objects.into_iter().map(node_of).collect();
+    let nodes: Result<Vec<ClusterNode>, Error> = objects.into_iter().map(parse_object).collect();
     Ok((nodes?, form))
 }
 
-fn node_of(object: Object) -> Result<Node, Error> {
+fn parse_object(object: Object) -> Result<ClusterNode, Error> {
     let name = object.metadata.name;
     if !matches!(object.kind.as_str(), "Node" | "") {
-        let what = format!(
-            "stdin has {name:?} of kind {}, which is no Node",
-            object.kind
-        );
-        return Err(Error::new(Code::INVALID_CONFIG, what));
+        let kind = &object.kind;
+        return Err(invalid(format!(
+            "stdin has {name:?} of kind {kind}, which is not a Node"
+        )));
     }
     if name.is_empty() {
-        let what = "stdin has a node without metadata.name";
-        return Err(Error::new(Code::INVALID_CONFIG, what));
+        return Err(invalid("stdin has a node without metadata.name"));
     }
-    let wrong = |wrong: crate::net::ParseError| wrong_in(&format!("node {name}"), wrong);
-    let internal = |address: &&Address| address.kind == "InternalIP";
+    let invalid = |cause: ParseError| invalid(format!("node {name} on stdin: {cause}"));
+    let internal = |address: &&NodeAddress| address.kind == "InternalIP";
     let addresses = object.status.addresses.iter().filter(internal);
-    let addresses = addresses.map(|address| parse_ip(&address.address).map_err(wrong));
+    let addresses = addresses.map(|address| parse_ip(&address.address).map_err(invalid));
     let ranges = object.spec.pod_cidrs.filter(|all| !all.is_empty());
     let ranges = ranges.unwrap_or_else(|| object.spec.pod_cidr.into_iter().collect());
     let ranges = ranges.iter().filter(|range| !range.is_empty());
-    let ranges = ranges.map(|range| range_of(range).map_err(wrong));
-    Ok(Node {
+    let ranges = ranges.map(|range| parse_range(range).map_err(invalid));
+    Ok(ClusterNode {
         addresses: addresses.collect::<Result<_, _>>()?,
         ranges: ranges.collect::<Result<_, _>>()?,
         name,
     })
 }
 
-fn parse_lines(text: &str) -> Result<Vec<Node>, Error> {
-    let mut nodes: Vec<Node> = Vec::new();
+fn parse_lines(text: &str) -> Result<Vec<ClusterNode>, Error> {
+    let mut nodes: Vec<ClusterNode> = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let content = line.split('#').next().unwrap_or_default();
         let words: Vec<&str> = content.split_whitespace().collect();
-        let place = format!("line {}", number + 1);
-        let wrong = |wrong: crate::net::ParseError| wrong_in(&place, wrong);
+        let number = number + 1;
+        let invalid = |cause: ParseError| invalid(format!("line {number} on stdin: {cause}"));
         let (address, range) = match words[..] {
             [] => continue,
             [address, range] => (
-                parse_ip(address).map_err(wrong)?,
-                range_of(range).map_err(wrong)?,
+                parse_ip(address).map_err(invalid)?,
+                parse_range(range).map_err(invalid)?,
             ),
             _ => {
                 let what = format!(
-                    "{place} on stdin is {:?}, but it must be an address and a range",
+                    "line {number} on stdin is {:?}, but it must be an address and a range",
                     line.trim()
                 );
                 return Err(Error::new(Code::DECODE, what).details(
-                    "for example 192.168.1.12 10.244.2.0/24; or give kubectl get nodes -o json",
+                    "for example 192.168.1.12 10.244.2.0/24; or pass the output of kubectl get nodes -o json",
                 ));
             }
         };
         match nodes.iter_mut().find(|node| node.addresses == [address]) {
             Some(node) => node.ranges.push(range),
-            None => nodes.push(Node {
+            None => nodes.push(ClusterNode {
                 name: address.to_string(),
                 addresses: vec![address],
                 ranges: vec![range],
@@ -188,17 +177,17 @@ fn parse_lines(text: &str) -> Result<Vec<Node>, Error> {
     Ok(nodes)
 }
 
-/// A range with its host bits cleared.
-fn range_of(text: &str) -> Result<Cidr, crate::net::ParseError> {
+/// Parses a range and clears its host bits.
+fn parse_range(text: &str) -> Result<Cidr, ParseError> {
     text.parse::<Cidr>().map(Cidr::network)
 }
 
-fn wrong_in(place: &str, wrong: crate::net::ParseError) -> Error {
-    Error::new(Code::INVALID_CONFIG, format!("{place} on stdin: {wrong}"))
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(Code::INVALID_CONFIG, what)
 }
 
-/// Two nodes cannot have the same address, nor ranges that share one.
-fn refuse_shared(nodes: &[Node]) -> Result<(), Error> {
+/// Refuses two nodes with the same address or overlapping ranges.
+fn check_overlap(nodes: &[ClusterNode]) -> Result<(), Error> {
     let mut addresses: Vec<(IpAddr, &str)> = Vec::new();
     let mut ranges: Vec<(Cidr, &str)> = Vec::new();
     for node in nodes {
@@ -209,16 +198,16 @@ fn refuse_shared(nodes: &[Node]) -> Result<(), Error> {
     let same = addresses.windows(2).find(|pair| pair[0].0 == pair[1].0);
     if let Some([(address, one), (_, other)]) = same {
         let what = format!("nodes {one} and {other} both have the address {address}");
-        return Err(Error::new(Code::INVALID_CONFIG, what));
+        return Err(invalid(what));
     }
-    // In the order of their first addresses, what overlaps at all overlaps its neighbour.
+    // Sorted by first address, a range that overlaps any other overlaps its neighbour.
     ranges.sort_by_key(|(range, _)| (range.family(), ip_to_bits(range.address()), range.prefix()));
     match ranges.windows(2).find(|pair| pair[0].0.overlaps(pair[1].0)) {
         Some([(range, one), (inside, other)]) => {
             let what =
                 format!("the pod ranges of nodes {one} and {other} overlap: {range} and {inside}");
-            Err(Error::new(Code::INVALID_CONFIG, what)
-                .details("no route was changed; give one of the two nodes another range"))
+            Err(invalid(what)
+                .details("no route was changed; assign another range to one of the nodes"))
         }
         _ => Ok(()),
     }
@@ -256,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn one_node_is_no_list() {
+    fn a_single_node_is_not_a_list() {
         let one =
             r#"{"kind": "Node", "metadata": {"name": "a"}, "spec": {"podCIDR": "10.1.0.0/24"}}"#;
         assert_eq!(parse(one).unwrap().len(), 1);
@@ -278,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_nodes_share_is_refused_by_both_names() {
+    fn overlaps_are_refused_and_name_both_nodes() {
         let overlap = refusal("1.1.1.1 10.0.0.0/8\n1.1.1.2 11.0.0.0/24\n1.1.1.3 10.2.0.0/24\n");
         assert!(
             overlap.contains("1.1.1.1 and 1.1.1.3 overlap: 10.0.0.0/8 and 10.2.0.0/24"),
@@ -302,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused() {
+    fn other_input_is_refused() {
         for (text, wanted) in [
             ("", "empty"),
             ("{\"items\": []}", "empty"),

@@ -1,0 +1,153 @@
+//! A network configuration as a list of plugins, and whether each plugin supports it: runtimes call all of them with the
+//! list's `cniVersion`, and from 1.1.0 on with STATUS, where an error of one plugin keeps a Kubernetes node NotReady.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::cli::doctor::finding::{Finding, Id};
+use crate::cli::plugins::{status, supported_versions};
+use crate::cni::Version;
+use crate::error::Error;
+
+/// A list of plugins (CNI spec 1.1, section 1). A configuration of a single plugin is a list of one.
+#[derive(Debug)]
+pub struct PluginList {
+    /// The network's name.
+    pub name: String,
+    pub version: String,
+    pub plugins: Vec<ListedPlugin>,
+}
+
+#[derive(Debug)]
+pub struct ListedPlugin {
+    /// Its `type`; empty if it has none.
+    pub plugin_type: String,
+    /// What a runtime passes to it (CNI spec 1.1, section 3, "Deriving request configuration"); absent for an IPAM plugin,
+    /// which another plugin calls.
+    pub request: Option<Map<String, Value>>,
+}
+
+impl PluginList {
+    /// Parses the content of a configuration file.
+    ///
+    /// # Errors
+    /// When no runtime can use it. The message continues a sentence that begins with the file's name.
+    pub fn parse(content: &[u8]) -> Result<PluginList, Error> {
+        let root: Value = serde_json::from_slice(content)
+            .map_err(|cause| Error::failed(format!("is not JSON: {cause}")))?;
+        let Value::Object(root) = root else {
+            return Err(Error::failed("is not a JSON object"));
+        };
+        let plugins = match root.get("plugins") {
+            None => Some(vec![root.clone()]),
+            Some(Value::Array(plugins)) if plugins.is_empty() => {
+                return Err(Error::failed("has an empty list of plugins"));
+            }
+            Some(Value::Array(plugins)) => {
+                plugins.iter().map(|it| it.as_object().cloned()).collect()
+            }
+            Some(_) => return Err(Error::failed("has plugins that are no list")),
+        };
+        let plugins = plugins.ok_or_else(|| Error::failed("has a plugin that is no object"))?;
+        let name = text(&root, "name");
+        if name.is_empty() {
+            return Err(Error::failed(
+                "has no name: runtimes refuse a network without one",
+            ));
+        }
+        let mut list = PluginList {
+            name,
+            version: text(&root, "cniVersion"),
+            plugins: Vec::new(),
+        };
+        for mut request in plugins {
+            for key in ["name", "cniVersion"] {
+                if let Some(value) = root.get(key) {
+                    request.insert(key.to_owned(), value.clone());
+                }
+            }
+            let ipam = request.get("ipam").and_then(Value::as_object);
+            let ipam = ipam.map(|ipam| text(ipam, "type")).unwrap_or_default();
+            list.plugins.push(ListedPlugin {
+                plugin_type: text(&request, "type"),
+                request: Some(request),
+            });
+            // The plugin bridge needs no other program for host-local.
+            if !matches!(ipam.as_str(), "" | "host-local") {
+                list.plugins.push(ListedPlugin {
+                    plugin_type: ipam,
+                    request: None,
+                });
+            }
+        }
+        Ok(list)
+    }
+
+    /// The installed plugins that do not support the list's version or STATUS.
+    pub fn unsupported(&self, cni_path: &str) -> Vec<Finding> {
+        let directories: Vec<PathBuf> = std::env::split_paths(cni_path).collect();
+        let ask = |plugin: &ListedPlugin| {
+            let mut files = directories.iter().map(|it| it.join(&plugin.plugin_type));
+            self.ask(plugin, &files.find(|file| file.is_file())?, cni_path)
+        };
+        self.plugins.iter().filter_map(ask).collect()
+    }
+
+    fn ask(&self, plugin: &ListedPlugin, file: &Path, cni_path: &str) -> Option<Finding> {
+        // An absent version is the oldest one (CNI spec 0.2.0, "Network Configuration").
+        let version = match self.version.as_str() {
+            "" => Version::V0_1_0.as_str(),
+            version => version,
+        };
+        let has_status = Version::parse(version).is_ok_and(|known| known >= Version::V1_1_0);
+        let versions = supported_versions(file, cni_path);
+        let status = match plugin.request.clone().filter(|_| has_status) {
+            Some(request) => status(
+                file,
+                cni_path,
+                Value::Object(request).to_string().as_bytes(),
+            ),
+            None => Ok(()),
+        };
+        let is_supported = matches!(&versions, Ok(all) if all.iter().any(|it| it == version));
+        let (name, plugin) = (&self.name, &plugin.plugin_type);
+        let older = newest_before(version, versions.as_deref().ok());
+        let finding = match (is_supported, &status) {
+            (true, Ok(())) => return None,
+            (false, _) => Finding::new(
+                Id::PluginCniVersion,
+                format!("plugin {plugin} does not support cniVersion {version} of network {name}: every ADD fails"),
+            )
+            .remedy(format!("set cniVersion to {older} in the list, or install a newer {plugin}")),
+            (true, Err(_)) => Finding::new(
+                Id::PluginStatus,
+                format!("plugin {plugin} of network {name} answers STATUS with an error: a Kubernetes node stays NotReady"),
+            )
+            .remedy(format!("correct what it answers; if it does not know STATUS, install a newer {plugin} or set cniVersion to {older} in the list")),
+        };
+        let (file, versions) = (file.display(), versions.map(|all| all.join(", ")));
+        let versions = versions.unwrap_or_else(|error| error);
+        let finding = finding.evidence(format!("{file} answers VERSION: {versions}"));
+        Some(match status {
+            Ok(()) => finding,
+            Err(error) => finding.evidence(format!("{file} answers STATUS: {error}")),
+        })
+    }
+}
+
+/// The text of a key; empty if there is none.
+fn text(object: &Map<String, Value>, key: &str) -> String {
+    let text = object.get(key).and_then(Value::as_str);
+    text.unwrap_or_default().to_owned()
+}
+
+/// The newest version before this one that is among the supported ones.
+fn newest_before(version: &str, supported: Option<&[String]>) -> Version {
+    let before = Version::ALL.into_iter().filter(|known| {
+        let is_older = Version::parse(version).map_or(true, |version| *known < version);
+        let is_supported = |all: &[String]| all.iter().any(|it| it == known.as_str());
+        is_older && supported.is_none_or(is_supported)
+    });
+    before.max().unwrap_or(Version::V1_0_0)
+}
