@@ -2,7 +2,7 @@
 
 pub mod forward;
 pub(crate) mod iptables;
-mod iptables_save;
+pub mod iptables_save;
 pub mod mac_spoof_check;
 pub mod masquerade;
 pub mod tables;

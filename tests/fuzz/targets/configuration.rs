@@ -5,11 +5,11 @@
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-use gangplank::plugins::bridge::config::BridgeConfig;
-use gangplank::plugins::bridge::plan::{ObservedLinks, Plan};
+use gangplank::plugins::bridge::config::{BridgeConfig, Mtu};
+use gangplank::plugins::bridge::plan::{ObservedLinks, Plan, PlanInput};
 use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
-use gangplank::cni::request::{Attachment, Environment, Request};
+use gangplank::cni::names::Attachment;
 use gangplank::cni::result::{AddResult, IpConfig};
 use gangplank::cni::json::{self, JsonCursor};
 use gangplank::cni::{Schema, Version};
@@ -35,9 +35,21 @@ fuzz_target!(|data: &[u8]| {
     let Ok(bridge) = BridgeConfig::parse(&conf, &args) else {
         return;
     };
-    assert!(bridge.mtu.bytes().is_none_or(|mtu| (68..=65535).contains(&mtu)));
+    let mtu = match bridge.mtu {
+        Mtu::Bytes(mtu) => Some(mtu),
+        Mtu::Kernel | Mtu::Uplink => None,
+    };
+    assert!(mtu.is_none_or(|mtu| (68..=65535).contains(&mtu)));
     assert!(bridge.mac.is_none_or(|mac| mac.is_assignable()));
-    if let Ok(plan) = Plan::new(&bridge, &conf.name, who(), addresses.unwrap_or_default()) {
+    let input = PlanInput {
+        config: &bridge,
+        mtu,
+        network: &conf.name,
+        attachment: attachment(),
+        pod: Some(&"ü".repeat(200)),
+        spoof_check: None,
+    };
+    if let Ok(plan) = Plan::new(input, addresses.unwrap_or_default()) {
         planned(plan, &bridge, conf.version);
     }
 });
@@ -85,7 +97,6 @@ fn reserved(config: &Config) -> Lease {
 fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
     assert_eq!(plan.host.as_str().len(), 15);
     assert!(plan.mac.is_assignable());
-    let plan = plan.with_alias(&"ü".repeat(200));
     assert!(plan.alias.len() <= 255);
     for route in &plan.routes {
         assert_eq!(route.dst.to_string().parse(), Ok(route.dst));
@@ -108,19 +119,10 @@ fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
     assert_eq!(again.to_document(version).unwrap(), document);
 }
 
-fn who() -> &'static Attachment {
-    static WHO: OnceLock<Attachment> = OnceLock::new();
-    WHO.get_or_init(|| Attachment {
+fn attachment() -> &'static Attachment {
+    static ATTACHMENT: OnceLock<Attachment> = OnceLock::new();
+    ATTACHMENT.get_or_init(|| Attachment {
         container: "c1".parse().unwrap(),
         interface: "eth0".parse().unwrap(),
-    })
-}
-
-fn request() -> &'static Request {
-    static REQUEST: OnceLock<Request> = OnceLock::new();
-    REQUEST.get_or_init(|| {
-        let vars = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/nonexistent")];
-        let env: Environment = vars.map(|(name, value)| (name, value.into())).into_iter().collect();
-        Request::parse(&env).unwrap()
     })
 }

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use gangplank::netfilter::masquerade::Policy;
-use gangplank::netfilter::masquerade::rules::{Chain, Listing};
+use gangplank::netfilter::iptables_save::Listing;
+use gangplank::netfilter::masquerade::rules::Chain;
 use gangplank::net::Cidr;
 use libfuzzer_sys::fuzz_target;
 
@@ -21,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let addresses: [Cidr; 2] = ["10.1.0.2/24", "10.1.0.3/24"].map(|text| text.parse().unwrap());
     let only: [IpAddr; 1] = [addresses[0].address()];
     let policy = Policy {
-        kept: vec!["192.168.0.0/16".parse().unwrap()],
+        non_masquerade_cidrs: vec!["192.168.0.0/16".parse().unwrap()],
         ..Policy::default()
     };
     for script in [
