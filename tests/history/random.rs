@@ -42,8 +42,8 @@ use crate::support::say;
 /// The length of one history: long enough to meet its own leftovers, short enough to be minimised.
 const LENGTH: usize = 50;
 
-/// How many violations are minimised and printed; the others are counted.
-const PRINTED: usize = 20;
+/// How many violations of a kind are minimised; the others are counted.
+const MINIMISED: usize = 3;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     let value = std::env::var(name).ok();
@@ -52,37 +52,52 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
         .unwrap_or(default)
 }
 
-/// Violations by their kind, with the first sequence of each.
+/// Violations by their kind: how many histories have one, and the shortest sequences of the first.
 #[derive(Default)]
 struct Report {
-    violations: BTreeMap<String, (usize, String)>,
+    violations: BTreeMap<String, (usize, Vec<String>)>,
 }
 
 impl Report {
-    /// Counts the findings of a history; those of a kind that is to be printed.
+    /// Counts the findings of a history; those that are to be minimised.
     fn count(&mut self, found: &[Finding]) -> Vec<Finding> {
         let kinds: BTreeSet<&String> = found.iter().map(|finding| &finding.kind).collect();
         let mut new = Vec::new();
         for kind in kinds {
-            let is_printed = self.violations.len() < PRINTED;
             let (count, _) = self.violations.entry(kind.clone()).or_default();
             *count += 1;
-            if *count == 1 && is_printed {
+            if *count <= MINIMISED {
                 new.extend(found.iter().find(|finding| finding.kind == *kind).cloned());
             }
         }
         new
     }
 
-    fn print(&mut self, name: &str, finding: &Finding, shortest: &[Action]) {
-        let (_, text) = self.violations.entry(finding.kind.clone()).or_default();
-        let sequence = print_sequence(shortest);
-        *text = format!(
-            "{name}, step {}: {}\n{sequence}",
-            finding.step + 1,
-            finding.text
-        );
+    fn add(&mut self, kind: &str, sequence: String) {
+        let (_, sequences) = self.violations.entry(kind.to_owned()).or_default();
+        sequences.push(sequence);
     }
+}
+
+/// The text of a file of `tests/history/sequences`.
+fn describe(name: &str, finding: &Finding, shortest: &[Action]) -> String {
+    let (step, text) = (finding.step + 1, finding.text.replace('\n', "\n# "));
+    let sequence = print_sequence(shortest);
+    format!(
+        "# {name}, step {step}: {}: {text}\n{sequence}",
+        finding.kind
+    )
+}
+
+/// Keeps a minimised sequence, for [`GANGPLANK_HISTORY_FILE`](self) and for the sequences that run every time.
+fn keep(name: &str, finding: &Finding, text: &str) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("history");
+    let words = format!("{name} {}", finding.kind);
+    let file = words.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let path = dir.join(format!("{file}.txt"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    say(&format!("kept in {}", path.display()));
 }
 
 /// Runs histories on several nodes at once.
@@ -103,13 +118,23 @@ fn run_all(
             let (name, actions) = history(at);
             let found = violations(&actions);
             steps.fetch_add(actions.len(), Ordering::Relaxed);
+            for Finding {
+                step, kind, text, ..
+            } in &found
+            {
+                say(&format!("{name}, step {}: {kind}: {text}", step + 1));
+            }
             let new = report.lock().unwrap().count(&found);
             for finding in new {
                 let shortest = match are_minimal {
                     true => actions.clone(),
                     false => minimise(&actions, &finding),
                 };
-                report.lock().unwrap().print(&name, &finding, &shortest);
+                let text = describe(&name, &finding, &shortest);
+                if !are_minimal {
+                    keep(&name, &finding, &text);
+                }
+                report.lock().unwrap().add(&finding.kind, text);
             }
         }
     };
@@ -126,7 +151,7 @@ fn run_all(
     let list = report
         .violations
         .iter()
-        .map(|(kind, (count, text))| format!("{kind}, {count} histories:\n{text}"));
+        .map(|(kind, (count, texts))| format!("{kind}, {count} histories:\n{}", texts.join("\n")));
     let list: Vec<String> = list.collect();
     assert!(
         list.is_empty(),

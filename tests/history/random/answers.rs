@@ -1,6 +1,7 @@
 //! Invariant 5 of a history: what calls answer, and what holds after each that succeeded.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::action::{Action, NetnsArgument, Target, Verb};
@@ -59,6 +60,7 @@ impl History {
             // The interface of a pod that is not valid may be anybody's where it is no port of the network's bridge; GC
             // keeps the lease then and says so.
             Action::Gc(_, network, Some(pod)) if self.has_port_elsewhere(network, pod) => {}
+            Action::Gc(_, network, _) if self.has_stray_lease(network) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
             Action::Status(..) if !self.has_iptables() => {}
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
@@ -90,6 +92,22 @@ impl History {
     fn has_iptables(&self) -> bool {
         let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
         self.world.node.inside(has_program)
+    }
+
+    /// Whether a lease names nobody while an interface has its address whose link is no port of the network's bridge: GC
+    /// keeps the lease then and says so, because another container could be given the address.
+    fn has_stray_lease(&self, network: &str) -> bool {
+        let has_stray = |ip: &IpAddr, target: &Target| {
+            let lease = self.world.snapshot.lease(network, &ip.to_string());
+            let own = format!("{}\r\n{}", target.pod, target.ifname);
+            lease.is_some_and(|lease| lease.trim_end() != own)
+        };
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            target.network == network
+                && attachment.addresses.iter().any(|ip| has_stray(ip, target))
+                && self.has_port_elsewhere(network, &target.pod)
+        })
     }
 
     fn has_port_elsewhere(&self, network: &str, pod: &str) -> bool {

@@ -72,6 +72,10 @@ impl History {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
             gone.is_some() && (is_twin(&edge.from) || is_to_twin)
         };
+        // The rules of iptables are a container's: only its leases tell that another interface of it needs them.
+        let has_unknown_rules = |edge: &Edge| {
+            edge.to == Peer::Outside && is_twin(&edge.from) && self.has_lost_lease(&edge.from)
+        };
         let is_expected = |edge: &&Edge| {
             let lives = |target: &Target| model.lives(target);
             let both_live = lives(&edge.from)
@@ -82,7 +86,9 @@ impl History {
             let is_doubled = doubled
                 .iter()
                 .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
-            both_live && !is_doubled && !is_taken_for_new(edge) && !has_lost_twin(edge)
+            let is_excused =
+                is_taken_for_new(edge) || has_lost_twin(edge) || has_unknown_rules(edge);
+            both_live && !is_doubled && !is_excused
         };
         let kept: BTreeSet<Edge> = self
             .world
@@ -91,9 +97,12 @@ impl History {
             .filter(is_expected)
             .cloned()
             .collect();
+        // The rules of an attachment are made from its lease.
+        let has_leases = |edge: &&Edge| !self.has_lost_lease(&edge.from);
         let owed: BTreeSet<Edge> = match action {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
-                self.debts.iter().filter(is_expected).cloned().collect()
+                let debts = self.debts.iter().filter(is_expected);
+                debts.filter(has_leases).cloned().collect()
             }
             _ => BTreeSet::new(),
         };
@@ -132,6 +141,11 @@ impl History {
         }
     }
 
+    fn has_lost_lease(&self, target: &Target) -> bool {
+        let attachment = self.world.model.attachments.get(target);
+        attachment.is_some_and(|it| it.lost_lease)
+    }
+
     /// What reconcile documents to restore is owed until it ran, or until a foreign action that it does not undo.
     fn settle_debts(&mut self, action: &Action, lost: &[Edge], answered: &BTreeSet<Edge>) {
         self.debts.retain(|edge| !answered.contains(edge));
@@ -167,6 +181,10 @@ impl History {
             return edges;
         };
         let bridge = self.world.snapshot.bridge_of(&attachment.links);
+        let name = bridge.unwrap_or_default().trim_matches('"');
+        if self.world.snapshot.has_spanning_tree(name) {
+            return edges;
+        }
         for is_v6 in attachment.addresses.iter().map(IpAddr::is_ipv6) {
             let edge = |from: &Target, to: Peer| Edge {
                 from: from.clone(),
@@ -197,6 +215,10 @@ impl History {
                     other.pod == it.pod && other != it && other.network == it.network
                 })
             };
+            // With br_netfilter packets between ports of a bridge pass FORWARD as well; the policy is set for IPv4 alone.
+            if !is_v6 && self.world.snapshot.drops_forwarded() {
+                continue;
+            }
             let living = self.world.model.living();
             let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
             let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));

@@ -1,9 +1,9 @@
 //! What an action of ours may change on a node. Everything else is somebody else's.
 
-use super::action::{Action, Target, Verb};
+use super::action::{Action, Options, Target, Verb};
 use super::model::{Attachment, Model, State};
 use super::networks::{self, BRIDGES};
-use super::snapshot::{Change, Fact, Owner, Subject};
+use super::snapshot::{Change, Fact, Owner, Snapshot, Subject};
 
 /// An action with what was known before it.
 pub struct Effects<'a> {
@@ -11,6 +11,7 @@ pub struct Effects<'a> {
     /// The bridges of the network's configuration, now and at the attachment's ADD.
     pub bridges: Vec<String>,
     pub model: &'a Model,
+    pub before: &'a Snapshot,
     /// Whether the call was answered with an error: then it leaves nothing.
     pub is_refused: bool,
 }
@@ -20,7 +21,9 @@ impl Effects<'_> {
     pub fn allow(&self, change: &Change<'_>) -> bool {
         match self.action {
             Action::Call(_, Verb::Add, target, _) => self.add(target, change),
-            Action::Call(_, Verb::Del, target, _) => self.del(target, change),
+            Action::Call(_, Verb::Del, target, options) => {
+                self.del(target, change) || self.is_indistinct(target, options, change)
+            }
             Action::Gc(_, network, dropped) => self.gc(network, dropped.as_deref(), change),
             Action::Cli(words) if words == "reconcile" => self.repair(change),
             Action::Cli(words) if words.contains("--fix") => {
@@ -91,7 +94,7 @@ impl Effects<'_> {
             Subject::Rule(owner) => {
                 let is_living =
                     self.model.is_of_living(owner, Some(target)) && owner.ifname.is_some();
-                is_gone && owner.may_be(target) && !is_living
+                is_gone && owner.may_be(target) && (!is_living || self.is_dead_jump(change))
             }
             Subject::Lease { network, owner } => {
                 let is_own = owner.as_ref().is_some_and(|owner| owner.may_be(target));
@@ -102,12 +105,31 @@ impl Effects<'_> {
         }
     }
 
+    fn is_indistinct(&self, target: &Target, options: &Options, change: &Change<'_>) -> bool {
+        let Subject::Link { index, .. } = change.subject() else {
+            return false;
+        };
+        let indistinct = self.model.indistinct(target, options);
+        let has_it = |it: &Target| self.model.attachments[it].links.contains(index);
+        change.after.is_none() && indistinct.iter().any(has_it)
+    }
+
     /// A link of nobody that lives, or of the attachment itself.
     fn is_own_link(&self, target: &Target, index: u64, name: &str) -> bool {
         let known = self.model.attachments.get(target);
         let is_own = known.is_some_and(|attachment| attachment.links.contains(&index));
         let is_left = name.starts_with("veth") && self.model.living_with_link(index).is_none();
         is_own || is_left
+    }
+
+    /// Whether the rule is the jump to a MAC spoof check from an interface that was gone already. It matches no packet, even
+    /// where a living attachment to another network has the same container ID and interface name, and so the same chain.
+    fn is_dead_jump(&self, change: &Change<'_>) -> bool {
+        let input = change
+            .key
+            .split_once("nft bridge nat PREROUTING iifname \"");
+        let input = input.and_then(|(_, rest)| rest.split('"').next());
+        input.is_some_and(|name| !self.before.has_link(name))
     }
 
     fn gc(&self, network: &str, dropped: Option<&str>, change: &Change<'_>) -> bool {
@@ -140,12 +162,13 @@ impl Effects<'_> {
         match change.subject() {
             Subject::Shared => true,
             Subject::Rule(owner) => {
-                is_gone && owner.network.as_deref().is_none_or(is_of) && !is_valid(owner)
+                let is_stale = !is_valid(owner) || self.is_dead_jump(change);
+                is_gone && owner.network.as_deref().is_none_or(is_of) && is_stale
             }
             Subject::Lease { network, owner } => {
                 // After a reboot only those of living attachments stay.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
-                    true => self.model.is_of_living(owner, None),
+                    true => is_valid(owner) && self.model.is_of_living(owner, None),
                     false => is_valid(owner),
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)

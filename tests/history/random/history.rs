@@ -8,10 +8,10 @@
 //! 4. No address is assigned twice on a network.
 //! 5. Calls are answered in time, with valid JSON; DEL, GC and STATUS succeed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::action::{Action, Implementation, NetnsArgument, Target, Verb};
+use super::action::{Action, Implementation, NetnsArgument, Options, Target, Verb};
 use super::effects::{Effects, bridges_of};
 use super::model::{Attachment, State};
 use super::snapshot::{Owner, Snapshot, Subject};
@@ -36,27 +36,42 @@ pub struct Finding {
 pub struct History {
     pub(super) world: World,
     findings: Vec<Finding>,
+    killed: BTreeSet<usize>,
     step: usize,
     /// Connectivity lost to foreign actions since everything was as it should be, which `reconcile` restores.
     pub(super) debts: BTreeSet<Edge>,
     /// Interfaces of pods that a killed or incomplete call may have left in the pod.
     pub(super) unclean: BTreeSet<(String, String)>,
+    /// Objects of attachments that DEL of a Go plugin left, with the network.
+    left_by_go: BTreeMap<String, String>,
 }
 
-/// Carries out a sequence on a fresh node; what was found.
-pub fn run(actions: &[Action], ours: Implementation) -> Vec<Finding> {
+/// What came of a history.
+pub struct Findings {
+    pub findings: Vec<Finding>,
+    /// The steps whose call was killed.
+    pub killed: BTreeSet<usize>,
+}
+
+/// Carries out a sequence on a fresh node.
+pub fn run(actions: &[Action], ours: Implementation) -> Findings {
     let mut history = History {
         world: World::new(ours),
         findings: Vec::new(),
+        killed: BTreeSet::new(),
         step: 0,
         debts: BTreeSet::new(),
         unclean: BTreeSet::new(),
+        left_by_go: BTreeMap::new(),
     };
     for action in actions {
         history.next(action);
         history.step += 1;
     }
-    history.findings
+    Findings {
+        findings: history.findings,
+        killed: history.killed,
+    }
 }
 
 impl History {
@@ -82,6 +97,9 @@ impl History {
 
     fn next(&mut self, action: &Action) {
         let outcome = self.world.act(action);
+        if outcome.was_killed() {
+            self.killed.insert(self.step);
+        }
         let after = self.world.observe();
         let before = std::mem::replace(&mut self.world.snapshot, after);
         // The permissions are about what was known before the call.
@@ -116,6 +134,7 @@ impl History {
             action,
             bridges: bridges.unwrap_or_default(),
             model,
+            before,
             is_refused: !outcome.succeeded() && !outcome.was_killed(),
         };
         let changes = before.changes(&self.world.snapshot);
@@ -140,13 +159,21 @@ impl History {
     ) -> Option<Attachment> {
         match action {
             Action::Call(by, verb, target, options) => {
-                if options.kill_after.is_some() || options.netns != NetnsArgument::Own {
+                // ADD of the Go plugin leaves its link when IPAM fails.
+                let is_left = *by == Implementation::Go && !outcome.succeeded();
+                if is_left || options.kill_after.is_some() || options.netns != NetnsArgument::Own {
                     self.unclean
                         .insert((target.pod.clone(), target.ifname.clone()));
                 }
                 match verb {
                     Verb::Add => self.follow_add(*by, target, outcome, before),
-                    Verb::Del => return self.follow_del(target, outcome),
+                    Verb::Del => {
+                        if *by == Implementation::Go {
+                            self.note_left_by_go(target);
+                        }
+                        self.follow_indistinct(target, options);
+                        return self.follow_del(target, outcome);
+                    }
                     Verb::Check => {}
                 }
             }
@@ -232,6 +259,32 @@ impl History {
         }
     }
 
+    fn follow_indistinct(&mut self, target: &Target, options: &Options) {
+        let model = &mut self.world.model;
+        for taken in model.indistinct(target, options) {
+            let attachment = model.attachments.get_mut(&taken).expect("it is known");
+            let mut links = attachment.links.iter();
+            if !links.any(|index| self.world.snapshot.link_name(*index).is_some()) {
+                attachment.state = State::Unclear;
+            }
+        }
+    }
+
+    fn note_left_by_go(&mut self, target: &Target) {
+        let remains = self.remains(target, |_| true);
+        let remains = remains.into_iter().map(|it| (it, target.network.clone()));
+        self.left_by_go.extend(remains);
+    }
+
+    /// Whether an object that DEL of a Go plugin left may remain after ours. A MAC spoof check of a link that exists is that
+    /// of another network with the same container and interface. An element of our table, which the Go plugins do not know,
+    /// is found by its address; the next attachment of that name has another one, and the element is for GC.
+    fn is_for_gc(&self, object: &str, target: &Target) -> bool {
+        let of_other = |network: &String| *network != target.network;
+        let network = self.left_by_go.get(object);
+        network.is_some_and(|it| of_other(it) || object.starts_with("nft inet gangplank "))
+    }
+
     fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
         if !outcome.succeeded() {
             if let Some(attachment) = self.world.model.attachments.get_mut(target) {
@@ -256,7 +309,16 @@ impl History {
                 let is_findable = gone.is_none_or(|it| it.made_by == Implementation::Ours)
                     || options.netns == NetnsArgument::Own;
                 remains.retain(|it| is_findable || !it.starts_with("nft bridge nat"));
-                for index in gone.iter().flat_map(|attachment| &attachment.links) {
+                remains.retain(|it| !self.is_for_gc(it, target));
+                // A killed ADD of the Go plugin left a link without lease, address and bridge: nothing tells whose it is.
+                let is_unknown = |index: &u64| {
+                    let links = BTreeSet::from([*index]);
+                    let is_port = self.world.snapshot.bridge_of(&links) != Some("null");
+                    let mut of_go = gone.iter().filter(|it| it.made_by == Implementation::Go);
+                    !is_port && of_go.any(|it| it.state == State::Unclear && it.result.is_null())
+                };
+                let links = gone.iter().flat_map(|attachment| &attachment.links);
+                for index in links.filter(|index| !is_unknown(index)) {
                     let Some(name) = self.world.snapshot.link_name(*index) else {
                         continue;
                     };

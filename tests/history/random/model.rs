@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::action::{Implementation, Target};
+use super::action::{Implementation, NetnsArgument, Options, Target};
 use super::networks;
 use super::snapshot::{Owner, Snapshot};
 
@@ -106,6 +106,27 @@ impl Model {
     pub fn is_of_living(&self, owner: &Owner, except: Option<&Target>) -> bool {
         let mut others = self.living().filter(|(target, _)| Some(*target) != except);
         others.any(|(target, attachment)| attachment.may_have(owner) && owner.may_be(target))
+    }
+
+    /// The attachments whose link DEL on a layer-2 network may take for its own, and the Go plugin's DEL does: without
+    /// prevResult and leases nothing but the bridge and the name in the namespace speaks for a link of the Go plugin.
+    pub fn indistinct(&self, target: &Target, options: &Options) -> BTreeSet<Target> {
+        let known = self.attachments.get(target);
+        let has_result = known.is_some_and(|it| !it.result.is_null());
+        let namespace = match &options.netns {
+            NetnsArgument::Own => &target.pod,
+            NetnsArgument::Of(pod) => pod,
+            NetnsArgument::Unset | NetnsArgument::Missing => return BTreeSet::new(),
+        };
+        if target.network != "flat" || (has_result && !options.without_prev_result) {
+            return BTreeSet::new();
+        }
+        let of_go = self.attachments.iter().filter(|(it, attachment)| {
+            attachment.made_by == Implementation::Go
+                && it.pod == *namespace
+                && it.ifname == target.ifname
+        });
+        of_go.map(|(it, _)| it.clone()).collect()
     }
 
     /// Whether an object belongs to an attachment whose pod has not ended.
