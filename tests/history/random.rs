@@ -9,7 +9,7 @@
 //! - `GANGPLANK_HISTORY_STEPS`: how many random steps, none by default: the outcome of some depends on the speed of the
 //!   machine, and what they find needs a person's judgement before it is a regression;
 //! - `GANGPLANK_HISTORY_SEED`: the first seed, 1 by default;
-//! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints what is found at each step.
+//! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints the answer of each step.
 
 mod action;
 mod answers;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::action::{Action, NetnsArgument, Target, Verb};
 use super::history::History;
 use super::model::State;
+use super::networks;
 use super::snapshot::{Snapshot, Subject};
 use super::traffic::Peer;
 use super::world::Outcome;
@@ -44,7 +45,7 @@ impl History {
         let text = format!("{answer:?}");
         match action {
             Action::Call(_, Verb::Add, target, _) => {
-                if !self.must_be_refused(target, before) {
+                if !self.must_be_refused(target, before) && !self.lacks_iptables(target) {
                     self.note("ADD failed", target.to_string(), text, true);
                 }
             }
@@ -76,8 +77,11 @@ impl History {
             return false;
         };
         let reaches = |to: &Peer| {
-            let mut edges = self.world.edges.iter();
-            edges.any(|edge| edge.from == *target && edge.to == *to)
+            let has = |is_v6: bool| {
+                let mut edges = self.world.edges.iter();
+                edges.any(|it| it.from == *target && it.to == *to && it.is_v6 == is_v6)
+            };
+            attachment.addresses.iter().all(|ip| has(ip.is_ipv6()))
         };
         attachment.state == State::Living
             && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
@@ -92,6 +96,13 @@ impl History {
     fn has_iptables(&self) -> bool {
         let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
         self.world.node.inside(has_program)
+    }
+
+    /// Whether a network's rules are iptables', which is not installed. The Go plugins may refuse the same for another
+    /// reason: after a reboot they keep the leases of pods that are gone.
+    fn lacks_iptables(&self, target: &Target) -> bool {
+        let config = self.world.config(&target.network);
+        config["ipMasq"] == true && config["ipMasqBackend"] != "nftables" && !self.has_iptables()
     }
 
     /// Whether a lease names nobody while an interface has its address whose link is no port of the network's bridge: GC
@@ -153,6 +164,23 @@ impl History {
             _ => false,
         });
         let interface = (target.pod.clone(), target.ifname.clone());
-        has_lease || self.world.has_interface(target) || self.unclean.contains(&interface)
+        has_lease
+            || self.world.has_interface(target)
+            || self.unclean.contains(&interface)
+            || self.has_other_gateway(target, before)
+    }
+
+    /// Whether the bridge has an IPv4 address, and not that of the network: without forceAddress the Go plugin refuses it.
+    fn has_other_gateway(&self, target: &Target, before: &Snapshot) -> bool {
+        let config = self.world.config(&target.network);
+        let Some(gateway) = networks::gateway(config).filter(|_| networks::is_gateway(config))
+        else {
+            return false;
+        };
+        let bridge = config["bridge"].as_str().unwrap_or_default();
+        let key = |address: &str| format!("address {bridge} {address}");
+        let mut addresses = before.facts.keys();
+        let is_other = |it: &String| it.starts_with(&key("")) && !it.contains(':');
+        !before.facts.contains_key(&key(&gateway)) && addresses.any(is_other)
     }
 }

@@ -7,7 +7,7 @@ use super::action::{Action, Target, Verb};
 use super::history::History;
 use super::model::Attachment;
 use super::networks;
-use super::traffic::{Edge, Peer};
+use super::traffic::{Edge, PATIENT_ROUNDS, Peer, ROUNDS};
 use super::world::Outcome;
 
 impl History {
@@ -76,6 +76,12 @@ impl History {
         let has_unknown_rules = |edge: &Edge| {
             edge.to == Peer::Outside && is_twin(&edge.from) && self.has_lost_lease(&edge.from)
         };
+        // What was deleted had the same address, and with it went what is kept by address.
+        let has_doubled_address = |target: &Target| {
+            let its = model.attachments.get(target).map(|it| &it.addresses);
+            let is_same = |ip: &IpAddr| its.is_some_and(|its| its.contains(ip));
+            gone.is_some_and(|gone| gone.addresses.iter().any(is_same))
+        };
         let is_expected = |edge: &&Edge| {
             let lives = |target: &Target| model.lives(target);
             let both_live = lives(&edge.from)
@@ -85,7 +91,8 @@ impl History {
                 };
             let is_doubled = doubled
                 .iter()
-                .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
+                .any(|(one, other, _)| edge.touches(one) || edge.touches(other))
+                || has_doubled_address(&edge.from);
             let is_excused =
                 is_taken_for_new(edge) || has_lost_twin(edge) || has_unknown_rules(edge);
             both_live && !is_doubled && !is_excused
@@ -102,6 +109,7 @@ impl History {
         let owed: BTreeSet<Edge> = match action {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
                 let debts = self.debts.iter().filter(is_expected);
+                let debts = debts.filter(|edge| !self.has_other_bridge(&edge.from));
                 debts.filter(has_leases).cloned().collect()
             }
             _ => BTreeSet::new(),
@@ -109,7 +117,11 @@ impl History {
         let new = self.new_edges(action, outcome);
         let new: BTreeSet<Edge> = new.iter().filter(is_expected).cloned().collect();
         let expected = kept.iter().chain(&owed).chain(&new).cloned().collect();
-        let answered = self.world.measure(&expected);
+        let rounds = match action.is_ours() {
+            true => PATIENT_ROUNDS,
+            false => ROUNDS,
+        };
+        let answered = self.world.measure(&expected, rounds);
         let missing = |edges: &BTreeSet<Edge>| -> Vec<Edge> {
             edges.difference(&answered).cloned().collect()
         };
@@ -139,6 +151,14 @@ impl History {
                 true,
             );
         }
+    }
+
+    /// Whether the configuration names another bridge than at the ADD: its gateway has another MAC address, and the
+    /// container uses the old one for as long as its neighbour entry is reachable (15 to 45 seconds).
+    fn has_other_bridge(&self, target: &Target) -> bool {
+        let present = &self.world.config(&target.network)["bridge"];
+        let attachment = self.world.model.attachments.get(target);
+        attachment.is_some_and(|it| it.config["bridge"] != *present)
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {
@@ -250,6 +270,10 @@ fn is_reconcilable(command: &str) -> bool {
         "nft delete table inet gangplank",
         "sysctl -qw net.ipv4.ip_forward=0",
     ];
+    // A bridge of another name is not the network's, though its ports remain.
+    if command.contains(" name ") {
+        return false;
+    }
     let is_port = command.starts_with("ip link set $")
         && (command.ends_with(" down") || command.ends_with(" nomaster"));
     is_port || reconcilable.iter().any(|begin| command.starts_with(begin))

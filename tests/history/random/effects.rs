@@ -47,9 +47,15 @@ impl Effects<'_> {
             }
             Subject::Parameter { link } => self.may_set_parameter(link, change),
             Subject::Rule(owner) => match is_new {
-                true => owner.may_be(target) && !self.is_refused,
+                // Another interface of the container has the same chain of iptables.
+                true => {
+                    let is_needed = self.model.is_of_living(owner, Some(target));
+                    owner.may_be(target) && (!self.is_refused || is_needed)
+                }
                 // The chain of a container without rules.
-                false if change.key.contains(" :CNI-") => owner.container == target.pod,
+                false if change.key.contains(" :CNI-") || self.is_in_unused_chain(change) => {
+                    owner.container == target.pod
+                }
                 // Without its lease the container looks like a new one.
                 false if self.has_lost_lease(target) => owner.may_be(target),
                 // An address that is assigned again takes its stale rule along.
@@ -60,6 +66,16 @@ impl Effects<'_> {
             }
             Subject::Foreign => false,
         }
+    }
+
+    /// Whether the rule is in a chain to which no jump leads, after somebody flushed POSTROUTING.
+    fn is_in_unused_chain(&self, change: &Change<'_>) -> bool {
+        let mut words = change.key.split(' ');
+        let Some(chain) = words.nth(2).filter(|chain| chain.starts_with("CNI-")) else {
+            return false;
+        };
+        let jump = format!(" -j {chain}");
+        !self.before.facts.keys().any(|key| key.ends_with(&jump))
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {
@@ -74,11 +90,7 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            // Of host-local called directly there is no link to show that the container lives.
-            Some(owner) => {
-                let is_living = self.model.is_of_living(owner, None) && target.network != "raw";
-                self.model.has_rebooted && !is_living
-            }
+            Some(owner) => self.model.has_rebooted && !self.model.is_of_living(owner, None),
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove

@@ -17,6 +17,7 @@ use super::model::{Attachment, State};
 use super::snapshot::{Owner, Snapshot, Subject};
 use super::traffic::Edge;
 use super::world::{Outcome, World};
+use crate::support::say;
 
 /// A violation of an invariant, unless the Go plugins do the same at the same step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +98,9 @@ impl History {
 
     fn next(&mut self, action: &Action) {
         let outcome = self.world.act(action);
+        if std::env::var_os("GANGPLANK_HISTORY_FILE").is_some() {
+            say(&format!("{action}: {:?}", outcome.answer));
+        }
         if outcome.was_killed() {
             self.killed.insert(self.step);
         }
@@ -241,8 +245,9 @@ impl History {
                 .any(|index| snapshot.link_name(*index).is_some());
             let has_lease = |ip: &IpAddr| snapshot.lease(network, &ip.to_string()).is_some();
             let is_freed = !attachment.addresses.iter().all(has_lease) && !attachment.lost_lease;
-            if has_link && is_freed && target.network != "flat" && attachment.state == State::Living
-            {
+            // Where host-local is called directly, the caller deletes the link.
+            let is_bridge = !["flat", "raw"].contains(&target.network.as_str());
+            if has_link && is_freed && is_bridge && attachment.state == State::Living {
                 self.find(
                     "GC freed an address that a link still has",
                     target.to_string(),
