@@ -72,6 +72,12 @@ impl History {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
             gone.is_some() && (is_twin(&edge.from) || is_to_twin)
         };
+        // An address without lease is assigned again, and what is kept by address goes to the new attachment.
+        let is_reassigned = |edge: &Edge| {
+            self.has_lost_lease(&edge.from)
+                && matches!(action, Action::Call(_, Verb::Add, target, _)
+                    if target.network == edge.from.network)
+        };
         // The rules of iptables are a container's: only its leases tell that another interface of it needs them.
         let has_unknown_rules = |edge: &Edge| {
             edge.to == Peer::Outside && is_twin(&edge.from) && self.has_lost_lease(&edge.from)
@@ -93,8 +99,10 @@ impl History {
                 .iter()
                 .any(|(one, other, _)| edge.touches(one) || edge.touches(other))
                 || has_doubled_address(&edge.from);
-            let is_excused =
-                is_taken_for_new(edge) || has_lost_twin(edge) || has_unknown_rules(edge);
+            let is_excused = is_taken_for_new(edge)
+                || has_lost_twin(edge)
+                || has_unknown_rules(edge)
+                || is_reassigned(edge);
             both_live && !is_doubled && !is_excused
         };
         let kept: BTreeSet<Edge> = self

@@ -58,14 +58,20 @@ impl Effects<'_> {
                 }
                 // Without its lease the container looks like a new one.
                 false if self.has_lost_lease(target) => owner.may_be(target),
-                // An address that is assigned again takes its stale rule along.
-                false => !self.model.is_of_living(owner, None),
+                // An address that is assigned again takes its rule along.
+                false => !self.model.is_of_living(owner, None) || self.is_reassigned(owner),
             },
             Subject::Lease { network, .. } => {
                 *network == target.network && self.add_lease(target, change)
             }
             Subject::Foreign => false,
         }
+    }
+
+    fn is_reassigned(&self, owner: &Owner) -> bool {
+        let of_owner = |target: &Target| owner.network.is_some() && owner.may_be(target);
+        let mut living = self.model.living();
+        living.any(|(target, attachment)| attachment.lost_lease && of_owner(target))
     }
 
     /// Whether the rule is in a chain to which no jump leads, after somebody flushed POSTROUTING.
@@ -112,7 +118,7 @@ impl Effects<'_> {
                 let is_own = owner.as_ref().is_some_and(|owner| owner.may_be(target));
                 is_gone && *network == target.network && is_own
             }
-            Subject::Parameter { link } => is_gone && link.starts_with("veth"),
+            Subject::Parameter { link } => is_gone && is_pods(link),
             Subject::Address { .. } | Subject::Route { .. } | Subject::Foreign => false,
         }
     }
@@ -189,7 +195,7 @@ impl Effects<'_> {
             Subject::Link { index, name } => {
                 is_gone && name.starts_with("veth") && !has_link(*index)
             }
-            Subject::Parameter { link } => is_gone && link.starts_with("veth"),
+            Subject::Parameter { link } => is_gone && is_pods(link),
             _ => false,
         }
     }
@@ -250,6 +256,12 @@ pub fn bridges_of(
     names
         .filter_map(|config| config["bridge"].as_str().map(str::to_owned))
         .collect()
+}
+
+/// Whether a link is a pod's by its name; `renamed` begins the name that an administrator gave it. That the link may go is
+/// checked with the link.
+fn is_pods(link: &str) -> bool {
+    link.starts_with("veth") || link.starts_with("renamed")
 }
 
 fn lease_owner(fact: &Fact) -> Option<&Owner> {

@@ -44,7 +44,9 @@ pub struct History {
     /// Interfaces of pods that a killed or incomplete call may have left in the pod.
     pub(super) unclean: BTreeSet<(String, String)>,
     /// Objects of attachments that DEL of a Go plugin left, with the network.
-    left_by_go: BTreeMap<String, String>,
+    left: BTreeMap<String, String>,
+    /// MAC spoof checks that DEL could not find; see [`History::is_findable`].
+    hidden: BTreeSet<String>,
 }
 
 /// What came of a history.
@@ -63,7 +65,8 @@ pub fn run(actions: &[Action], ours: Implementation) -> Findings {
         step: 0,
         debts: BTreeSet::new(),
         unclean: BTreeSet::new(),
-        left_by_go: BTreeMap::new(),
+        left: BTreeMap::new(),
+        hidden: BTreeSet::new(),
     };
     for action in actions {
         history.next(action);
@@ -106,6 +109,9 @@ impl History {
         }
         let after = self.world.observe();
         let before = std::mem::replace(&mut self.world.snapshot, after);
+        let exists = |key: &String| self.world.snapshot.facts.contains_key(key);
+        self.left.retain(|key, _| exists(key));
+        self.hidden.retain(exists);
         // The permissions are about what was known before the call.
         if action.is_ours() && self.world.ours == Implementation::Ours {
             self.check_changes(action, &outcome, &before);
@@ -172,9 +178,7 @@ impl History {
                 match verb {
                     Verb::Add => self.follow_add(*by, target, outcome, before),
                     Verb::Del => {
-                        if *by == Implementation::Go {
-                            self.note_left_by_go(target);
-                        }
+                        self.note_left(*by, target, options);
                         self.follow_indistinct(target, options);
                         return self.follow_del(target, outcome);
                     }
@@ -221,6 +225,11 @@ impl History {
         attachment.links = new
             .filter(|index| before.link_name(*index).is_none())
             .collect();
+        // An element of an address that is assigned again is the new attachment's.
+        let elements = attachment.addresses.iter().map(|ip| format!(" {ip} "));
+        let elements: Vec<String> = elements.collect();
+        let is_new = |key: &String| elements.iter().any(|it| key.contains(it));
+        self.left.retain(|key, _| !is_new(key));
         self.world
             .model
             .attachments
@@ -264,6 +273,19 @@ impl History {
         }
     }
 
+    /// Whether DEL can find the link of an attachment. To that of the Go plugin nothing leads without namespace and
+    /// prevResult. On a layer-2 network, without prevResult, the bridge tells whose it is, and that may have another name.
+    /// A MAC spoof check is told from that of another network by its link.
+    fn is_findable(&self, target: &Target, known: Option<&Attachment>, options: &Options) -> bool {
+        let Some(of_go) = known.filter(|it| it.made_by == Implementation::Go) else {
+            return true;
+        };
+        let bridge = self.world.config(&target.network)["bridge"].to_string();
+        let is_port = self.world.snapshot.bridge_of(&of_go.links) == Some(&*bridge);
+        let is_told = target.network != "flat" || !options.without_prev_result || is_port;
+        options.netns == NetnsArgument::Own && is_told
+    }
+
     fn follow_indistinct(&mut self, target: &Target, options: &Options) {
         let model = &mut self.world.model;
         for taken in model.indistinct(target, options) {
@@ -275,19 +297,26 @@ impl History {
         }
     }
 
-    fn note_left_by_go(&mut self, target: &Target) {
-        let remains = self.remains(target, |_| true);
-        let remains = remains.into_iter().map(|it| (it, target.network.clone()));
-        self.left_by_go.extend(remains);
+    fn note_left(&mut self, by: Implementation, target: &Target, options: &Options) {
+        let remains = self.remains(target, |_| true).into_iter();
+        let is_check = |it: &String| it.starts_with("nft bridge nat ");
+        if by == Implementation::Go {
+            let network = &target.network;
+            let of_go = remains.map(|it| (it, network.clone()));
+            self.left.extend(of_go);
+        } else if !self.is_findable(target, self.world.model.attachments.get(target), options) {
+            self.hidden.extend(remains.filter(is_check));
+        }
     }
 
-    /// Whether an object that DEL of a Go plugin left may remain after ours. A MAC spoof check of a link that exists is that
-    /// of another network with the same container and interface. An element of our table, which the Go plugins do not know,
-    /// is found by its address; the next attachment of that name has another one, and the element is for GC.
+    /// Whether an object may remain after DEL of ours that DEL of a Go plugin left. A MAC spoof check of a link that exists
+    /// may be that of another network with the same container and interface. An element of our table, which the Go plugins
+    /// do not know, is found by its address; the next attachment of that name has another one, and the element is for GC.
     fn is_for_gc(&self, object: &str, target: &Target) -> bool {
-        let of_other = |network: &String| *network != target.network;
-        let network = self.left_by_go.get(object);
-        network.is_some_and(|it| of_other(it) || object.starts_with("nft inet gangplank "))
+        let is_of_go = |network: &String| {
+            *network != target.network || object.starts_with("nft inet gangplank ")
+        };
+        self.hidden.contains(object) || self.left.get(object).is_some_and(is_of_go)
     }
 
     fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
@@ -309,11 +338,6 @@ impl History {
             Action::Call(_, Verb::Del, target, options) => {
                 // An interface whose pod has ended keeps its own until its DEL.
                 remains.extend(self.remains(target, |_| true));
-                // Without namespace and prevResult nothing leads to the link of the Go plugin, by which its MAC spoof check is
-                // told from that of another network.
-                let is_findable = gone.is_none_or(|it| it.made_by == Implementation::Ours)
-                    || options.netns == NetnsArgument::Own;
-                remains.retain(|it| is_findable || !it.starts_with("nft bridge nat"));
                 remains.retain(|it| !self.is_for_gc(it, target));
                 // A killed ADD of the Go plugin left a link without lease, address and bridge: nothing tells whose it is.
                 let is_unknown = |index: &u64| {
@@ -331,7 +355,9 @@ impl History {
                     let is_found_by_name = gone
                         .is_some_and(|it| it.made_by == Implementation::Ours)
                         && name.starts_with("veth");
-                    if is_found_by_name || options.netns == NetnsArgument::Own {
+                    let is_findable = options.netns == NetnsArgument::Own
+                        && self.is_findable(target, gone, options);
+                    if is_found_by_name || is_findable {
                         remains.push(format!("link {name}"));
                     }
                 }

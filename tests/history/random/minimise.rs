@@ -34,12 +34,10 @@ pub fn violations(actions: &[Action]) -> Vec<Finding> {
 /// killed is not compared.
 fn without_late_kills(actions: &[Action], killed: &BTreeSet<usize>) -> Vec<Action> {
     let mut actions = actions.to_vec();
-    for (step, action) in actions.iter_mut().enumerate() {
-        if let Action::Call(_, _, _, options) = action
-            && !killed.contains(&step)
-        {
-            options.kill_after = None;
-        }
+    let steps = actions.iter_mut().enumerate();
+    let calls = steps.filter_map(|(step, action)| Some((step, action.options()?)));
+    for (_, options) in calls.filter(|(step, _)| !killed.contains(step)) {
+        options.kill_after = None;
     }
     actions
 }
