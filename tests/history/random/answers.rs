@@ -61,6 +61,9 @@ impl History {
             // The interface of a pod that is not valid may be anybody's where it is no port of the network's bridge; GC
             // keeps the lease then and says so.
             Action::Gc(_, network, Some(pod)) if self.has_port_elsewhere(network, pod) => {}
+            // Where host-local is called directly, it deletes no links.
+            Action::Gc(_, network, Some(pod))
+                if network == "raw" && self.has_link(network, pod) => {}
             Action::Gc(_, network, _) if self.has_stray_lease(network) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
             Action::Status(..) if !self.has_iptables() => {}
@@ -118,6 +121,15 @@ impl History {
             target.network == network
                 && attachment.addresses.iter().any(|ip| has_stray(ip, target))
                 && self.has_port_elsewhere(network, &target.pod)
+        })
+    }
+
+    fn has_link(&self, network: &str, pod: &str) -> bool {
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            let mut links = attachment.links.iter();
+            let has_link = links.any(|index| self.world.snapshot.link_name(*index).is_some());
+            target.network == network && target.pod == pod && has_link
         })
     }
 

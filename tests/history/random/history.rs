@@ -298,13 +298,21 @@ impl History {
     }
 
     fn note_left(&mut self, by: Implementation, target: &Target, options: &Options) {
-        let remains = self.remains(target, |_| true).into_iter();
+        let known = self.world.model.attachments.get(target);
+        let facts = self.world.snapshot.facts.iter();
+        let remains = facts.filter(|(_, fact)| match &fact.subject {
+            Subject::Rule(owner) => {
+                owner.may_be(target) && known.is_some_and(|it| it.may_have(owner))
+            }
+            _ => false,
+        });
+        let remains = remains.map(|(key, _)| key.clone());
         let is_check = |it: &String| it.starts_with("nft bridge nat ");
         if by == Implementation::Go {
             let network = &target.network;
             let of_go = remains.map(|it| (it, network.clone()));
             self.left.extend(of_go);
-        } else if !self.is_findable(target, self.world.model.attachments.get(target), options) {
+        } else if !self.is_findable(target, known, options) {
             self.hidden.extend(remains.filter(is_check));
         }
     }
