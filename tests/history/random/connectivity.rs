@@ -70,7 +70,10 @@ impl History {
         };
         let has_lost_twin = |edge: &Edge| {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
-            gone.is_some() && (is_twin(&edge.from) || is_to_twin)
+            let is_deleted = gone.is_some()
+                || matches!(action, Action::Call(_, _, target, _)
+                    if self.unclean.contains(&(target.pod.clone(), target.ifname.clone())));
+            is_deleted && (is_twin(&edge.from) || is_to_twin)
         };
         // An address without lease is assigned again, and what is kept by address goes to the new attachment.
         let is_reassigned = |edge: &Edge| {

@@ -107,7 +107,7 @@ impl Effects<'_> {
         match change.subject() {
             Subject::Shared => true,
             // A bridge that nobody gave a MAC takes it from its ports.
-            Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
+            Subject::Link { name, .. } if is_bridge(name) => !is_gone,
             Subject::Link { index, name } => is_gone && self.is_own_link(target, *index, name),
             Subject::Rule(owner) => {
                 let is_living =
@@ -191,7 +191,7 @@ impl Effects<'_> {
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)
             }
-            Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
+            Subject::Link { name, .. } if is_bridge(name) => !is_gone,
             Subject::Link { index, name } => {
                 is_gone && name.starts_with("veth") && !has_link(*index)
             }
@@ -202,7 +202,6 @@ impl Effects<'_> {
 
     /// What pods that may live lack comes back: a killed ADD may have come far enough for its pod to look like one.
     fn repair(&self, change: &Change<'_>) -> bool {
-        let is_bridge = |name: &str| BRIDGES.contains(&name);
         match change.subject() {
             Subject::Shared => true,
             Subject::Link { name, .. } if is_bridge(name) => change.after.is_some(),
@@ -256,6 +255,11 @@ pub fn bridges_of(
     names
         .filter_map(|config| config["bridge"].as_str().map(str::to_owned))
         .collect()
+}
+
+/// Whether a link is a bridge by its name; `adm0` is one that an administrator renamed.
+fn is_bridge(name: &str) -> bool {
+    BRIDGES.contains(&name) || name == "adm0"
 }
 
 /// Whether a link is a pod's by its name; `renamed` begins the name that an administrator gave it. That the link may go is
