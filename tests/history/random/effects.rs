@@ -202,6 +202,7 @@ impl Effects<'_> {
 
     /// What pods that may live lack comes back: a killed ADD may have come far enough for its pod to look like one.
     fn repair(&self, change: &Change<'_>) -> bool {
+        let is_bridge = |name: &str| BRIDGES.contains(&name);
         match change.subject() {
             Subject::Shared => true,
             Subject::Link { name, .. } if is_bridge(name) => change.after.is_some(),
