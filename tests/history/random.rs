@@ -20,6 +20,7 @@ mod history;
 mod minimise;
 mod model;
 mod networks;
+mod remains;
 mod snapshot;
 mod traffic;
 mod world;

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use super::action::{Action, Implementation, NetnsArgument, Options, Target, Verb};
 use super::effects::{Effects, bridges_of};
 use super::model::{Attachment, State};
-use super::snapshot::{Owner, Snapshot, Subject};
+use super::snapshot::{Snapshot, Subject};
 use super::traffic::Edge;
 use super::world::{Outcome, World};
 use crate::support::say;
@@ -44,9 +44,9 @@ pub struct History {
     /// Interfaces of pods that a killed or incomplete call may have left in the pod.
     pub(super) unclean: BTreeSet<(String, String)>,
     /// Objects of attachments that DEL of a Go plugin left, with the network.
-    left: BTreeMap<String, String>,
+    pub(super) left: BTreeMap<String, String>,
     /// MAC spoof checks that DEL could not find; see [`History::is_findable`].
-    hidden: BTreeSet<String>,
+    pub(super) hidden: BTreeSet<String>,
 }
 
 /// What came of a history.
@@ -273,19 +273,6 @@ impl History {
         }
     }
 
-    /// Whether DEL can find the link of an attachment. To that of the Go plugin nothing leads without namespace and
-    /// prevResult. On a layer-2 network, without prevResult, the bridge tells whose it is, and that may have another name.
-    /// A MAC spoof check is told from that of another network by its link.
-    fn is_findable(&self, target: &Target, known: Option<&Attachment>, options: &Options) -> bool {
-        let Some(of_go) = known.filter(|it| it.made_by == Implementation::Go) else {
-            return true;
-        };
-        let bridge = self.world.config(&target.network)["bridge"].to_string();
-        let is_port = self.world.snapshot.bridge_of(&of_go.links) == Some(&*bridge);
-        let is_told = target.network != "flat" || !options.without_prev_result || is_port;
-        options.netns == NetnsArgument::Own && is_told
-    }
-
     fn follow_indistinct(&mut self, target: &Target, options: &Options) {
         let model = &mut self.world.model;
         for taken in model.indistinct(target, options) {
@@ -295,36 +282,6 @@ impl History {
                 attachment.state = State::Unclear;
             }
         }
-    }
-
-    fn note_left(&mut self, by: Implementation, target: &Target, options: &Options) {
-        let known = self.world.model.attachments.get(target);
-        let facts = self.world.snapshot.facts.iter();
-        let remains = facts.filter(|(_, fact)| match &fact.subject {
-            Subject::Rule(owner) => {
-                owner.may_be(target) && known.is_some_and(|it| it.may_have(owner))
-            }
-            _ => false,
-        });
-        let remains = remains.map(|(key, _)| key.clone());
-        let is_check = |it: &String| it.starts_with("nft bridge nat ");
-        if by == Implementation::Go {
-            let network = &target.network;
-            let of_go = remains.map(|it| (it, network.clone()));
-            self.left.extend(of_go);
-        } else if !self.is_findable(target, known, options) {
-            self.hidden.extend(remains.filter(is_check));
-        }
-    }
-
-    /// Whether an object may remain after DEL of ours that DEL of a Go plugin left. A MAC spoof check of a link that exists
-    /// may be that of another network with the same container and interface. An element of our table, which the Go plugins
-    /// do not know, is found by its address; the next attachment of that name has another one, and the element is for GC.
-    fn is_for_gc(&self, object: &str, target: &Target) -> bool {
-        let is_of_go = |network: &String| {
-            *network != target.network || object.starts_with("nft inet gangplank ")
-        };
-        self.hidden.contains(object) || self.left.get(object).is_some_and(is_of_go)
     }
 
     fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
@@ -337,80 +294,5 @@ impl History {
         let gone = self.world.model.attachments.remove(target);
         self.world.remember(target);
         gone
-    }
-
-    /// Invariant 3. What a Go plugin was to remove may remain.
-    fn check_remains(&mut self, action: &Action, gone: Option<&Attachment>) {
-        let mut remains: Vec<String> = Vec::new();
-        match action {
-            Action::Call(_, Verb::Del, target, options) => {
-                // An interface whose pod has ended keeps its own until its DEL.
-                remains.extend(self.remains(target, |_| true));
-                remains.retain(|it| !self.is_for_gc(it, target));
-                // A killed ADD of the Go plugin left a link without lease, address and bridge: nothing tells whose it is.
-                let is_unknown = |index: &u64| {
-                    let links = BTreeSet::from([*index]);
-                    let is_port = self.world.snapshot.bridge_of(&links) != Some("null");
-                    let mut of_go = gone.iter().filter(|it| it.made_by == Implementation::Go);
-                    !is_port && of_go.any(|it| it.state == State::Unclear && it.result.is_null())
-                };
-                let links = gone.iter().flat_map(|attachment| &attachment.links);
-                for index in links.filter(|index| !is_unknown(index)) {
-                    let Some(name) = self.world.snapshot.link_name(*index) else {
-                        continue;
-                    };
-                    // Nothing but the pod's end leads to a link of another name.
-                    let is_found_by_name = gone
-                        .is_some_and(|it| it.made_by == Implementation::Ours)
-                        && name.starts_with("veth");
-                    let is_findable = options.netns == NetnsArgument::Own
-                        && self.is_findable(target, gone, options);
-                    if is_found_by_name || is_findable {
-                        remains.push(format!("link {name}"));
-                    }
-                }
-            }
-            Action::Gc(_, network, _) => {
-                let all = self.world.model.attachments.iter();
-                let dead = all.filter(|(it, attachment)| {
-                    it.network == *network && attachment.state == State::Dead
-                });
-                let keeps = |other: &Attachment| other.state != State::Dead;
-                remains = dead
-                    .flat_map(|(target, _)| self.remains(target, keeps))
-                    .collect();
-            }
-            _ => {}
-        }
-        if !remains.is_empty() {
-            self.find(
-                &format!("{} left something behind", action.name()),
-                String::new(),
-                remains.join("\n"),
-            );
-        }
-    }
-
-    /// What belongs to an attachment and to none of the others that keep what they have.
-    fn remains(&self, target: &Target, keeps: impl Fn(&Attachment) -> bool) -> Vec<String> {
-        let is_left = |owner: &Owner| {
-            let mut others = self
-                .world
-                .model
-                .attachments
-                .iter()
-                .filter(|(it, attachment)| {
-                    let is_other = *it != target && keeps(attachment);
-                    is_other && owner.may_be(it)
-                });
-            owner.may_be(target) && others.next().is_none()
-        };
-        let facts = self.world.snapshot.facts.iter();
-        let left = facts.filter(|(_, fact)| match &fact.subject {
-            Subject::Rule(owner) => is_left(owner),
-            Subject::Lease { owner, .. } => owner.as_ref().is_some_and(is_left),
-            _ => false,
-        });
-        left.map(|(key, _)| key.clone()).collect()
     }
 }
