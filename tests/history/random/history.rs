@@ -178,7 +178,7 @@ impl History {
                 match verb {
                     Verb::Add => self.follow_add(*by, target, outcome, before),
                     Verb::Del => {
-                        self.note_left(*by, target, options);
+                        self.note_left(*by, target, options, outcome);
                         self.follow_indistinct(target, options);
                         return self.follow_del(target, outcome);
                     }

@@ -6,39 +6,52 @@ use super::action::{Action, Implementation, NetnsArgument, Options, Target, Verb
 use super::history::History;
 use super::model::{Attachment, State};
 use super::snapshot::{Owner, Subject};
+use super::world::Outcome;
 
 impl History {
     /// Whether DEL can find the link of an attachment. To that of the Go plugin nothing leads without namespace and
     /// prevResult. On a layer-2 network, without prevResult, the bridge tells whose it is, and that may have another name.
     /// A MAC spoof check is told from that of another network by its link.
-    fn is_findable(&self, target: &Target, known: Option<&Attachment>, options: &Options) -> bool {
-        let Some(of_go) = known.filter(|it| it.made_by == Implementation::Go) else {
+    fn is_findable(&self, target: &Target, known: &Attachment, options: &Options) -> bool {
+        if known.made_by == Implementation::Ours {
             return true;
-        };
+        }
         let bridge = self.world.config(&target.network)["bridge"].to_string();
-        let is_port = self.world.snapshot.bridge_of(&of_go.links) == Some(&*bridge);
+        let is_port = self.world.snapshot.bridge_of(&known.links) == Some(&*bridge);
         let is_told = target.network != "flat" || !options.without_prev_result || is_port;
         options.netns == NetnsArgument::Own && is_told
     }
 
     /// Notes what may remain after DEL of an attachment; see [`History::is_for_gc`].
-    pub(super) fn note_left(&mut self, by: Implementation, target: &Target, options: &Options) {
-        let known = self.world.model.attachments.get(target);
+    pub(super) fn note_left(
+        &mut self,
+        by: Implementation,
+        target: &Target,
+        options: &Options,
+        outcome: &Outcome,
+    ) {
+        let Some(known) = self.world.model.attachments.get(target) else {
+            return;
+        };
         let facts = self.world.snapshot.facts.iter();
-        let remains = facts.filter(|(_, fact)| match &fact.subject {
-            Subject::Rule(owner) => {
-                owner.may_be(target) && known.is_some_and(|it| it.may_have(owner))
-            }
+        let rules = facts.filter(|(_, fact)| match &fact.subject {
+            Subject::Rule(owner) => owner.may_be(target) && known.may_have(owner),
             _ => false,
         });
-        let remains = remains.map(|(key, _)| key.clone());
-        let is_check = |it: &String| it.starts_with("nft bridge nat ");
+        let rules: Vec<String> = rules.map(|(key, _)| key.clone()).collect();
+        // After DEL of the Go plugin there is neither lease nor prevResult that leads to its link.
+        let is_hidden = match by {
+            Implementation::Go => known.made_by == Implementation::Go && outcome.succeeded(),
+            Implementation::Ours => !self.is_findable(target, known, options),
+        };
+        if is_hidden {
+            let checks = rules.iter().filter(|it| it.starts_with("nft bridge nat "));
+            self.hidden.extend(checks.cloned());
+        }
         if by == Implementation::Go {
             let network = &target.network;
-            let of_go = remains.map(|it| (it, network.clone()));
+            let of_go = rules.into_iter().map(|it| (it, network.clone()));
             self.left.extend(of_go);
-        } else if !self.is_findable(target, known, options) {
-            self.hidden.extend(remains.filter(is_check));
         }
     }
 
@@ -77,7 +90,7 @@ impl History {
                         .is_some_and(|it| it.made_by == Implementation::Ours)
                         && name.starts_with("veth");
                     let is_findable = options.netns == NetnsArgument::Own
-                        && self.is_findable(target, gone, options);
+                        && gone.is_some_and(|it| self.is_findable(target, it, options));
                     if is_found_by_name || is_findable {
                         remains.push(format!("link {name}"));
                     }
