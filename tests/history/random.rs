@@ -3,13 +3,13 @@
 //!
 //! An action is a line of text (see [`action`]), a history a text of such lines. Files of `tests/history/sequences` are
 //! histories that once violated an invariant, minimised; they run first. Then come histories that are generated from a
-//! seed. What violates an invariant is run again with the Go plugins in our place, where they might do the same, and is
-//! minimised and printed; save it in a file there with the correction.
+//! seed: always the same few, without the calls that are killed, whose outcome depends on the speed of the machine; as many
+//! as are asked for, with them. What violates an invariant is run again with the Go plugins in our place, where they might do the same, and is
+//! minimised, printed and kept in a file; move it there with the correction.
 //!
-//! - `GANGPLANK_HISTORY_STEPS`: how many random steps, none by default: the outcome of some depends on the speed of the
-//!   machine, and what they find needs a person's judgement before it is a regression;
+//! - `GANGPLANK_HISTORY_STEPS`: how many random steps;
 //! - `GANGPLANK_HISTORY_SEED`: the first seed, 1 by default;
-//! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints what is found at each step.
+//! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints the answer of each step.
 
 mod action;
 mod answers;
@@ -20,6 +20,7 @@ mod history;
 mod minimise;
 mod model;
 mod networks;
+mod remains;
 mod snapshot;
 mod traffic;
 mod world;
@@ -42,8 +43,11 @@ use crate::support::say;
 /// The length of one history: long enough to meet its own leftovers, short enough to be minimised.
 const LENGTH: usize = 50;
 
-/// How many violations are minimised and printed; the others are counted.
-const PRINTED: usize = 20;
+/// How many random steps are always taken.
+const STEPS: usize = 300;
+
+/// How many violations of a kind are minimised; the others are counted.
+const MINIMISED: usize = 3;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     let value = std::env::var(name).ok();
@@ -52,37 +56,52 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
         .unwrap_or(default)
 }
 
-/// Violations by their kind, with the first sequence of each.
+/// Violations by their kind: how many histories have one, and the shortest sequences of the first.
 #[derive(Default)]
 struct Report {
-    violations: BTreeMap<String, (usize, String)>,
+    violations: BTreeMap<String, (usize, Vec<String>)>,
 }
 
 impl Report {
-    /// Counts the findings of a history; those of a kind that is to be printed.
+    /// Counts the findings of a history; those that are to be minimised.
     fn count(&mut self, found: &[Finding]) -> Vec<Finding> {
         let kinds: BTreeSet<&String> = found.iter().map(|finding| &finding.kind).collect();
         let mut new = Vec::new();
         for kind in kinds {
-            let is_printed = self.violations.len() < PRINTED;
             let (count, _) = self.violations.entry(kind.clone()).or_default();
             *count += 1;
-            if *count == 1 && is_printed {
+            if *count <= MINIMISED {
                 new.extend(found.iter().find(|finding| finding.kind == *kind).cloned());
             }
         }
         new
     }
 
-    fn print(&mut self, name: &str, finding: &Finding, shortest: &[Action]) {
-        let (_, text) = self.violations.entry(finding.kind.clone()).or_default();
-        let sequence = print_sequence(shortest);
-        *text = format!(
-            "{name}, step {}: {}\n{sequence}",
-            finding.step + 1,
-            finding.text
-        );
+    fn add(&mut self, kind: &str, sequence: String) {
+        let (_, sequences) = self.violations.entry(kind.to_owned()).or_default();
+        sequences.push(sequence);
     }
+}
+
+/// The text of a file of `tests/history/sequences`.
+fn describe(name: &str, finding: &Finding, shortest: &[Action]) -> String {
+    let (step, text) = (finding.step + 1, finding.text.replace('\n', "\n# "));
+    let sequence = print_sequence(shortest);
+    format!(
+        "# {name}, step {step}: {}: {text}\n{sequence}",
+        finding.kind
+    )
+}
+
+/// Keeps a minimised sequence, for [`GANGPLANK_HISTORY_FILE`](self) and for the sequences that run every time.
+fn keep(name: &str, finding: &Finding, text: &str) {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("history");
+    let words = format!("{name} {}", finding.kind);
+    let file = words.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let path = dir.join(format!("{file}.txt"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    say(&format!("kept in {}", path.display()));
 }
 
 /// Runs histories on several nodes at once.
@@ -103,13 +122,23 @@ fn run_all(
             let (name, actions) = history(at);
             let found = violations(&actions);
             steps.fetch_add(actions.len(), Ordering::Relaxed);
+            for Finding {
+                step, kind, text, ..
+            } in &found
+            {
+                say(&format!("{name}, step {}: {kind}: {text}", step + 1));
+            }
             let new = report.lock().unwrap().count(&found);
             for finding in new {
                 let shortest = match are_minimal {
                     true => actions.clone(),
                     false => minimise(&actions, &finding),
                 };
-                report.lock().unwrap().print(&name, &finding, &shortest);
+                let text = describe(&name, &finding, &shortest);
+                if !are_minimal {
+                    keep(&name, &finding, &text);
+                }
+                report.lock().unwrap().add(&finding.kind, text);
             }
         }
     };
@@ -126,7 +155,7 @@ fn run_all(
     let list = report
         .violations
         .iter()
-        .map(|(kind, (count, text))| format!("{kind}, {count} histories:\n{text}"));
+        .map(|(kind, (count, texts))| format!("{kind}, {count} histories:\n{}", texts.join("\n")));
     let list: Vec<String> = list.collect();
     assert!(
         list.is_empty(),
@@ -166,11 +195,17 @@ fn no_random_history_violates_an_invariant() {
     }
     let files = sequences();
     run_all(files.len(), |at| read(&files[at]), true);
-    let steps: usize = setting("GANGPLANK_HISTORY_STEPS", 0);
+    let steps: usize = setting("GANGPLANK_HISTORY_STEPS", STEPS);
     let first: u64 = setting("GANGPLANK_HISTORY_SEED", 1);
+    let are_killed = std::env::var_os("GANGPLANK_HISTORY_STEPS").is_some();
     let random = |at: usize| {
         let seed = first + at as u64;
-        (format!("seed {seed}"), generate::sequence(seed, LENGTH))
+        let mut actions = generate::sequence(seed, LENGTH);
+        if !are_killed {
+            let calls = actions.iter_mut().filter_map(Action::options);
+            calls.for_each(|options| options.kill_after = None);
+        }
+        (format!("seed {seed}"), actions)
     };
     run_all(steps.div_ceil(LENGTH), random, false);
 }

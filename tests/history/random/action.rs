@@ -102,6 +102,14 @@ impl Action {
 }
 
 impl Action {
+    /// How a plugin call differs from the usual one.
+    pub fn options(&mut self) -> Option<&mut Options> {
+        match self {
+            Action::Call(_, _, _, options) => Some(options),
+            _ => None,
+        }
+    }
+
     /// What is done, without names.
     pub fn name(&self) -> &str {
         match self {

@@ -1,11 +1,13 @@
 //! Invariant 5 of a history: what calls answer, and what holds after each that succeeded.
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::action::{Action, NetnsArgument, Target, Verb};
 use super::history::History;
 use super::model::State;
+use super::networks;
 use super::snapshot::{Snapshot, Subject};
 use super::traffic::Peer;
 use super::world::Outcome;
@@ -43,7 +45,7 @@ impl History {
         let text = format!("{answer:?}");
         match action {
             Action::Call(_, Verb::Add, target, _) => {
-                if !self.must_be_refused(target, before) {
+                if !self.must_be_refused(target, before) && !self.lacks_iptables(target) {
                     self.note("ADD failed", target.to_string(), text, true);
                 }
             }
@@ -59,6 +61,10 @@ impl History {
             // The interface of a pod that is not valid may be anybody's where it is no port of the network's bridge; GC
             // keeps the lease then and says so.
             Action::Gc(_, network, Some(pod)) if self.has_port_elsewhere(network, pod) => {}
+            // Where host-local is called directly, it deletes no links.
+            Action::Gc(_, network, Some(pod))
+                if network == "raw" && self.has_link(network, pod) => {}
+            Action::Gc(_, network, _) if self.has_stray_lease(network) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
             Action::Status(..) if !self.has_iptables() => {}
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
@@ -74,10 +80,13 @@ impl History {
             return false;
         };
         let reaches = |to: &Peer| {
-            let mut edges = self.world.edges.iter();
-            edges.any(|edge| edge.from == *target && edge.to == *to)
+            let has = |is_v6: bool| {
+                let mut edges = self.world.edges.iter();
+                edges.any(|it| it.from == *target && it.to == *to && it.is_v6 == is_v6)
+            };
+            attachment.addresses.iter().all(|ip| has(ip.is_ipv6()))
         };
-        attachment.state == State::LiveAttachment
+        attachment.state == State::Live
             && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
             && (!attachment.is_masqueraded() || reaches(&Peer::Outside))
     }
@@ -90,6 +99,38 @@ impl History {
     fn has_iptables(&self) -> bool {
         let has_program = || fs::exists("/etc/alternatives/iptables").unwrap_or(false);
         self.world.node.inside(has_program)
+    }
+
+    /// Whether a network's rules are iptables', which is not installed. The Go plugins may refuse the same for another
+    /// reason: after a reboot they keep the leases of pods that are gone.
+    fn lacks_iptables(&self, target: &Target) -> bool {
+        let config = self.world.config(&target.network);
+        config["ipMasq"] == true && config["ipMasqBackend"] != "nftables" && !self.has_iptables()
+    }
+
+    /// Whether a lease names nobody while an interface has its address whose link is no port of the network's bridge: GC
+    /// keeps the lease then and says so, because another container could be given the address.
+    fn has_stray_lease(&self, network: &str) -> bool {
+        let has_stray = |ip: &IpAddr, target: &Target| {
+            let lease = self.world.snapshot.lease(network, &ip.to_string());
+            let own = format!("{}\r\n{}", target.pod, target.ifname);
+            lease.is_some_and(|lease| lease.trim_end() != own)
+        };
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            target.network == network
+                && attachment.addresses.iter().any(|ip| has_stray(ip, target))
+                && self.has_port_elsewhere(network, &target.pod)
+        })
+    }
+
+    fn has_link(&self, network: &str, pod: &str) -> bool {
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            let mut links = attachment.links.iter();
+            let has_link = links.any(|index| self.world.snapshot.link_name(*index).is_some());
+            target.network == network && target.pod == pod && has_link
+        })
     }
 
     fn has_port_elsewhere(&self, network: &str, pod: &str) -> bool {
@@ -135,6 +176,23 @@ impl History {
             _ => false,
         });
         let interface = (target.pod.clone(), target.ifname.clone());
-        has_lease || self.world.has_interface(target) || self.unclean.contains(&interface)
+        has_lease
+            || self.world.has_interface(target)
+            || self.unclean.contains(&interface)
+            || self.has_other_gateway(target, before)
+    }
+
+    /// Whether the bridge has an IPv4 address, and not that of the network: without forceAddress the Go plugin refuses it.
+    fn has_other_gateway(&self, target: &Target, before: &Snapshot) -> bool {
+        let config = self.world.config(&target.network);
+        let Some(gateway) = networks::gateway(config).filter(|_| networks::is_gateway(config))
+        else {
+            return false;
+        };
+        let bridge = config["bridge"].as_str().unwrap_or_default();
+        let key = |address: &str| format!("address {bridge} {address}");
+        let mut addresses = before.facts.keys();
+        let is_other = |it: &String| it.starts_with(&key("")) && !it.contains(':');
+        !before.facts.contains_key(&key(&gateway)) && addresses.any(is_other)
     }
 }

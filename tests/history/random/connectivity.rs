@@ -7,7 +7,7 @@ use super::action::{Action, Target, Verb};
 use super::history::History;
 use super::model::Attachment;
 use super::networks;
-use super::traffic::{Edge, Peer};
+use super::traffic::{Edge, PATIENT_ROUNDS, Peer, ROUNDS};
 use super::world::Outcome;
 
 impl History {
@@ -70,7 +70,26 @@ impl History {
         };
         let has_lost_twin = |edge: &Edge| {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
-            gone.is_some() && (is_twin(&edge.from) || is_to_twin)
+            let is_deleted = gone.is_some()
+                || matches!(action, Action::Call(_, _, target, _)
+                    if self.unclean.contains(&(target.pod.clone(), target.ifname.clone())));
+            is_deleted && (is_twin(&edge.from) || is_to_twin)
+        };
+        // An address without lease is assigned again, and what is kept by address goes to the new attachment.
+        let is_reassigned = |edge: &Edge| {
+            self.has_lost_lease(&edge.from)
+                && matches!(action, Action::Call(_, Verb::Add, target, _)
+                    if target.network == edge.from.network)
+        };
+        // The rules of iptables are a container's: only its leases tell that another interface of it needs them.
+        let has_unknown_rules = |edge: &Edge| {
+            edge.to == Peer::Outside && is_twin(&edge.from) && self.has_lost_lease(&edge.from)
+        };
+        // What was deleted had the same address, and with it went what is kept by address.
+        let has_doubled_address = |target: &Target| {
+            let its = model.attachments.get(target).map(|it| &it.addresses);
+            let is_same = |ip: &IpAddr| its.is_some_and(|its| its.contains(ip));
+            gone.is_some_and(|gone| gone.addresses.iter().any(is_same))
         };
         let is_expected = |edge: &&Edge| {
             let lives = |target: &Target| model.lives(target);
@@ -81,8 +100,13 @@ impl History {
                 };
             let is_doubled = doubled
                 .iter()
-                .any(|(one, other, _)| edge.touches(one) || edge.touches(other));
-            both_live && !is_doubled && !is_taken_for_new(edge) && !has_lost_twin(edge)
+                .any(|(one, other, _)| edge.touches(one) || edge.touches(other))
+                || has_doubled_address(&edge.from);
+            let is_excused = is_taken_for_new(edge)
+                || has_lost_twin(edge)
+                || has_unknown_rules(edge)
+                || is_reassigned(edge);
+            both_live && !is_doubled && !is_excused
         };
         let kept: BTreeSet<Edge> = self
             .world
@@ -91,16 +115,24 @@ impl History {
             .filter(is_expected)
             .cloned()
             .collect();
+        // The rules of an attachment are made from its lease.
+        let has_leases = |edge: &&Edge| !self.has_lost_lease(&edge.from);
         let owed: BTreeSet<Edge> = match action {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
-                self.debts.iter().filter(is_expected).cloned().collect()
+                let debts = self.debts.iter().filter(is_expected);
+                let debts = debts.filter(|edge| !self.has_other_bridge(&edge.from));
+                debts.filter(has_leases).cloned().collect()
             }
             _ => BTreeSet::new(),
         };
         let new = self.new_edges(action, outcome);
         let new: BTreeSet<Edge> = new.iter().filter(is_expected).cloned().collect();
         let expected = kept.iter().chain(&owed).chain(&new).cloned().collect();
-        let answered = self.world.measure(&expected);
+        let rounds = match action.is_ours() {
+            true => PATIENT_ROUNDS,
+            false => ROUNDS,
+        };
+        let answered = self.world.measure(&expected, rounds);
         let missing = |edges: &BTreeSet<Edge>| -> Vec<Edge> {
             edges.difference(&answered).cloned().collect()
         };
@@ -130,6 +162,19 @@ impl History {
                 true,
             );
         }
+    }
+
+    /// Whether the configuration names another bridge than at the ADD: its gateway has another MAC address, and the
+    /// container uses the old one for as long as its neighbour entry is reachable (15 to 45 seconds).
+    fn has_other_bridge(&self, target: &Target) -> bool {
+        let present = &self.world.config(&target.network)["bridge"];
+        let attachment = self.world.model.attachments.get(target);
+        attachment.is_some_and(|it| it.config["bridge"] != *present)
+    }
+
+    fn has_lost_lease(&self, target: &Target) -> bool {
+        let attachment = self.world.model.attachments.get(target);
+        attachment.is_some_and(|it| it.lost_lease)
     }
 
     /// What reconcile documents to restore is owed until it ran, or until a foreign action that it does not undo.
@@ -167,6 +212,10 @@ impl History {
             return edges;
         };
         let bridge = self.world.snapshot.bridge_of(&attachment.links);
+        let name = bridge.unwrap_or_default().trim_matches('"');
+        if self.world.snapshot.has_spanning_tree(name) {
+            return edges;
+        }
         for is_v6 in attachment.addresses.iter().map(IpAddr::is_ipv6) {
             let edge = |from: &Target, to: Peer| Edge {
                 from: from.clone(),
@@ -197,6 +246,10 @@ impl History {
                     other.pod == it.pod && other != it && other.network == it.network
                 })
             };
+            // With br_netfilter packets between ports of a bridge pass FORWARD as well; the policy is set for IPv4 alone.
+            if !is_v6 && self.world.snapshot.drops_forwarded() {
+                continue;
+            }
             let living = self.world.model.living();
             let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
             let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));
@@ -228,6 +281,10 @@ fn is_reconcilable(command: &str) -> bool {
         "nft delete table inet gangplank",
         "sysctl -qw net.ipv4.ip_forward=0",
     ];
+    // A bridge of another name is not the network's, though its ports remain.
+    if command.contains(" name ") {
+        return false;
+    }
     let is_port = command.starts_with("ip link set $")
         && (command.ends_with(" down") || command.ends_with(" nomaster"));
     is_port || reconcilable.iter().any(|begin| command.starts_with(begin))

@@ -1,9 +1,9 @@
 //! What an action of ours may change on a node. Everything else is somebody else's.
 
-use super::action::{Action, Target, Verb};
+use super::action::{Action, Options, Target, Verb};
 use super::model::{Attachment, Model, State};
 use super::networks::{self, BRIDGES};
-use super::snapshot::{Change, Fact, Owner, Subject};
+use super::snapshot::{Change, Fact, Owner, Snapshot, Subject};
 
 /// An action with what was known before it.
 pub struct Effects<'a> {
@@ -11,6 +11,7 @@ pub struct Effects<'a> {
     /// The bridges of the network's configuration, now and at the attachment's ADD.
     pub bridges: Vec<String>,
     pub model: &'a Model,
+    pub before: &'a Snapshot,
     /// Whether the call was answered with an error: then it leaves nothing.
     pub is_refused: bool,
 }
@@ -20,7 +21,9 @@ impl Effects<'_> {
     pub fn allow(&self, change: &Change<'_>) -> bool {
         match self.action {
             Action::Call(_, Verb::Add, target, _) => self.add(target, change),
-            Action::Call(_, Verb::Del, target, _) => self.del(target, change),
+            Action::Call(_, Verb::Del, target, options) => {
+                self.del(target, change) || self.is_indistinct(target, options, change)
+            }
             Action::Gc(_, network, dropped) => self.gc(network, dropped.as_deref(), change),
             Action::Cli(words) if words == "reconcile" => self.repair(change),
             Action::Cli(words) if words.contains("--fix") => {
@@ -44,19 +47,41 @@ impl Effects<'_> {
             }
             Subject::Parameter { link } => self.may_set_parameter(link, change),
             Subject::Rule(owner) => match is_new {
-                true => owner.may_be(target) && !self.is_refused,
+                // Another interface of the container has the same chain of iptables.
+                true => {
+                    let is_needed = self.model.is_of_living(owner, Some(target));
+                    owner.may_be(target) && (!self.is_refused || is_needed)
+                }
                 // The chain of a container without rules.
-                false if change.key.contains(" :CNI-") => owner.container == target.pod,
+                false if change.key.contains(" :CNI-") || self.is_in_unused_chain(change) => {
+                    owner.container == target.pod
+                }
                 // Without its lease the container looks like a new one.
                 false if self.has_lost_lease(target) => owner.may_be(target),
-                // An address that is assigned again takes its stale rule along.
-                false => !self.model.is_of_living(owner, None),
+                // An address that is assigned again takes its rule along.
+                false => !self.model.is_of_living(owner, None) || self.is_reassigned(owner),
             },
             Subject::Lease { network, .. } => {
                 *network == target.network && self.add_lease(target, change)
             }
             Subject::Foreign => false,
         }
+    }
+
+    fn is_reassigned(&self, owner: &Owner) -> bool {
+        let of_owner = |target: &Target| owner.network.is_some() && owner.may_be(target);
+        let mut living = self.model.living();
+        living.any(|(target, attachment)| attachment.lost_lease && of_owner(target))
+    }
+
+    /// Whether the rule is in a chain to which no jump leads, after somebody flushed POSTROUTING.
+    fn is_in_unused_chain(&self, change: &Change<'_>) -> bool {
+        let mut words = change.key.split(' ');
+        let Some(chain) = words.nth(2).filter(|chain| chain.starts_with("CNI-")) else {
+            return false;
+        };
+        let jump = format!(" -j {chain}");
+        !self.before.facts.keys().any(|key| key.ends_with(&jump))
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {
@@ -71,11 +96,7 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            // Of host-local called directly there is no link to show that the container lives.
-            Some(owner) => {
-                let is_living = self.model.is_of_living(owner, None) && target.network != "raw";
-                self.model.has_rebooted && !is_living
-            }
+            Some(owner) => self.model.has_rebooted && !self.model.is_of_living(owner, None),
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove
@@ -86,20 +107,29 @@ impl Effects<'_> {
         match change.subject() {
             Subject::Shared => true,
             // A bridge that nobody gave a MAC takes it from its ports.
-            Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
+            Subject::Link { name, .. } if is_bridge(name) => !is_gone,
             Subject::Link { index, name } => is_gone && self.is_own_link(target, *index, name),
             Subject::Rule(owner) => {
                 let is_living =
                     self.model.is_of_living(owner, Some(target)) && owner.ifname.is_some();
-                is_gone && owner.may_be(target) && !is_living
+                is_gone && owner.may_be(target) && (!is_living || self.is_dead_jump(change))
             }
             Subject::Lease { network, owner } => {
                 let is_own = owner.as_ref().is_some_and(|owner| owner.may_be(target));
                 is_gone && *network == target.network && is_own
             }
-            Subject::Parameter { link } => is_gone && link.starts_with("veth"),
+            Subject::Parameter { link } => is_gone && is_pods(link),
             Subject::Address { .. } | Subject::Route { .. } | Subject::Foreign => false,
         }
+    }
+
+    fn is_indistinct(&self, target: &Target, options: &Options, change: &Change<'_>) -> bool {
+        let Subject::Link { index, .. } = change.subject() else {
+            return false;
+        };
+        let indistinct = self.model.indistinct(target, options);
+        let has_it = |it: &Target| self.model.attachments[it].links.contains(index);
+        change.after.is_none() && indistinct.iter().any(has_it)
     }
 
     /// A link of nobody that lives, or of the attachment itself.
@@ -108,6 +138,16 @@ impl Effects<'_> {
         let is_own = known.is_some_and(|attachment| attachment.links.contains(&index));
         let is_left = name.starts_with("veth") && self.model.living_with_link(index).is_none();
         is_own || is_left
+    }
+
+    /// Whether the rule is the jump to a MAC spoof check from an interface that was gone already. It matches no packet, even
+    /// where a living attachment to another network has the same container ID and interface name, and so the same chain.
+    fn is_dead_jump(&self, change: &Change<'_>) -> bool {
+        let input = change
+            .key
+            .split_once("nft bridge nat PREROUTING iifname \"");
+        let input = input.and_then(|(_, rest)| rest.split('"').next());
+        input.is_some_and(|name| !self.before.has_link(name))
     }
 
     fn gc(&self, network: &str, dropped: Option<&str>, change: &Change<'_>) -> bool {
@@ -130,8 +170,7 @@ impl Effects<'_> {
         let is_valid = |owner: &Owner| {
             let mut valid = valid.iter();
             // A MAC spoof check is left over when its link is gone.
-            let has_its_link =
-                |it: &Attachment| owner.network.is_some() || it.state == State::LiveAttachment;
+            let has_its_link = |it: &Attachment| owner.network.is_some() || it.state == State::Live;
             valid.any(|(target, it)| it.may_have(owner) && has_its_link(it) && owner.may_be(target))
         };
         let has_link = |index: u64| valid.iter().any(|(_, it)| it.links.contains(&index));
@@ -140,21 +179,22 @@ impl Effects<'_> {
         match change.subject() {
             Subject::Shared => true,
             Subject::Rule(owner) => {
-                is_gone && owner.network.as_deref().is_none_or(is_of) && !is_valid(owner)
+                let is_stale = !is_valid(owner) || self.is_dead_jump(change);
+                is_gone && owner.network.as_deref().is_none_or(is_of) && is_stale
             }
             Subject::Lease { network, owner } => {
                 // After a reboot only those of living attachments stay.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
-                    true => self.model.is_of_living(owner, None),
+                    true => is_valid(owner) && self.model.is_of_living(owner, None),
                     false => is_valid(owner),
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)
             }
-            Subject::Link { name, .. } if BRIDGES.contains(&name.as_str()) => !is_gone,
+            Subject::Link { name, .. } if is_bridge(name) => !is_gone,
             Subject::Link { index, name } => {
                 is_gone && name.starts_with("veth") && !has_link(*index)
             }
-            Subject::Parameter { link } => is_gone && link.starts_with("veth"),
+            Subject::Parameter { link } => is_gone && is_pods(link),
             _ => false,
         }
     }
@@ -215,6 +255,17 @@ pub fn bridges_of(
     names
         .filter_map(|config| config["bridge"].as_str().map(str::to_owned))
         .collect()
+}
+
+/// Whether a link is a bridge by its name; `adm0` is one that an administrator renamed.
+fn is_bridge(name: &str) -> bool {
+    BRIDGES.contains(&name) || name == "adm0"
+}
+
+/// Whether a link is a pod's by its name; `renamed` begins the name that an administrator gave it. That the link may go is
+/// checked with the link.
+fn is_pods(link: &str) -> bool {
+    link.starts_with("veth") || link.starts_with("renamed")
 }
 
 fn lease_owner(fact: &Fact) -> Option<&Owner> {

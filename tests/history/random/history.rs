@@ -8,15 +8,16 @@
 //! 4. No address is assigned twice on a network.
 //! 5. Calls are answered in time, with valid JSON; DEL, GC and STATUS succeed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::action::{Action, Implementation, NetnsArgument, Target, Verb};
+use super::action::{Action, Implementation, NetnsArgument, Options, Target, Verb};
 use super::effects::{Effects, bridges_of};
 use super::model::{Attachment, State};
-use super::snapshot::{Owner, Snapshot, Subject};
+use super::snapshot::{Snapshot, Subject};
 use super::traffic::Edge;
 use super::world::{Outcome, World};
+use crate::support::say;
 
 /// A violation of an invariant, unless the Go plugins do the same at the same step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,27 +37,45 @@ pub struct Finding {
 pub struct History {
     pub(super) world: World,
     findings: Vec<Finding>,
+    killed: BTreeSet<usize>,
     step: usize,
     /// Connectivity lost to foreign actions since everything was as it should be, which `reconcile` restores.
     pub(super) debts: BTreeSet<Edge>,
     /// Interfaces of pods that a killed or incomplete call may have left in the pod.
     pub(super) unclean: BTreeSet<(String, String)>,
+    /// Objects of attachments that DEL of a Go plugin left, with the network.
+    pub(super) left: BTreeMap<String, String>,
+    /// MAC spoof checks that DEL could not find; see [`History::is_findable`].
+    pub(super) hidden: BTreeSet<String>,
 }
 
-/// Carries out a sequence on a fresh node; what was found.
-pub fn run(actions: &[Action], ours: Implementation) -> Vec<Finding> {
+/// What came of a history.
+pub struct Findings {
+    pub findings: Vec<Finding>,
+    /// The steps whose call was killed.
+    pub killed: BTreeSet<usize>,
+}
+
+/// Carries out a sequence on a fresh node.
+pub fn run(actions: &[Action], ours: Implementation) -> Findings {
     let mut history = History {
         world: World::new(ours),
         findings: Vec::new(),
+        killed: BTreeSet::new(),
         step: 0,
         debts: BTreeSet::new(),
         unclean: BTreeSet::new(),
+        left: BTreeMap::new(),
+        hidden: BTreeSet::new(),
     };
     for action in actions {
         history.next(action);
         history.step += 1;
     }
-    history.findings
+    Findings {
+        findings: history.findings,
+        killed: history.killed,
+    }
 }
 
 impl History {
@@ -82,8 +101,17 @@ impl History {
 
     fn next(&mut self, action: &Action) {
         let outcome = self.world.act(action);
+        if std::env::var_os("GANGPLANK_HISTORY_FILE").is_some() {
+            say(&format!("{action}: {:?}", outcome.answer));
+        }
+        if outcome.was_killed() {
+            self.killed.insert(self.step);
+        }
         let after = self.world.observe();
         let before = std::mem::replace(&mut self.world.snapshot, after);
+        let exists = |key: &String| self.world.snapshot.facts.contains_key(key);
+        self.left.retain(|key, _| exists(key));
+        self.hidden.retain(exists);
         // The permissions are about what was known before the call.
         if action.is_ours() && self.world.ours == Implementation::Ours {
             self.check_changes(action, &outcome, &before);
@@ -116,6 +144,7 @@ impl History {
             action,
             bridges: bridges.unwrap_or_default(),
             model,
+            before,
             is_refused: !outcome.succeeded() && !outcome.was_killed(),
         };
         let changes = before.changes(&self.world.snapshot);
@@ -140,13 +169,19 @@ impl History {
     ) -> Option<Attachment> {
         match action {
             Action::Call(by, verb, target, options) => {
-                if options.kill_after.is_some() || options.netns != NetnsArgument::Own {
+                // ADD of the Go plugin leaves its link when IPAM fails.
+                let is_left = *by == Implementation::Go && !outcome.succeeded();
+                if is_left || options.kill_after.is_some() || options.netns != NetnsArgument::Own {
                     self.unclean
                         .insert((target.pod.clone(), target.ifname.clone()));
                 }
                 match verb {
                     Verb::Add => self.follow_add(*by, target, outcome, before),
-                    Verb::Del => return self.follow_del(target, outcome),
+                    Verb::Del => {
+                        self.note_left(*by, target, options, outcome);
+                        self.follow_indistinct(target, options);
+                        return self.follow_del(target, outcome);
+                    }
                     Verb::Check => {}
                 }
             }
@@ -190,6 +225,11 @@ impl History {
         attachment.links = new
             .filter(|index| before.link_name(*index).is_none())
             .collect();
+        // An element of an address that is assigned again is the new attachment's.
+        let elements = attachment.addresses.iter().map(|ip| format!(" {ip} "));
+        let elements: Vec<String> = elements.collect();
+        let is_new = |key: &String| elements.iter().any(|it| key.contains(it));
+        self.left.retain(|key, _| !is_new(key));
         self.world
             .model
             .attachments
@@ -214,11 +254,9 @@ impl History {
                 .any(|index| snapshot.link_name(*index).is_some());
             let has_lease = |ip: &IpAddr| snapshot.lease(network, &ip.to_string()).is_some();
             let is_freed = !attachment.addresses.iter().all(has_lease) && !attachment.lost_lease;
-            if has_link
-                && is_freed
-                && target.network != "flat"
-                && attachment.state == State::LiveAttachment
-            {
+            // Where host-local is called directly, the caller deletes the link.
+            let is_bridge = !["flat", "raw"].contains(&target.network.as_str());
+            if has_link && is_freed && is_bridge && attachment.state == State::Live {
                 self.find(
                     "GC freed an address that a link still has",
                     target.to_string(),
@@ -235,6 +273,17 @@ impl History {
         }
     }
 
+    fn follow_indistinct(&mut self, target: &Target, options: &Options) {
+        let model = &mut self.world.model;
+        for taken in model.indistinct(target, options) {
+            let attachment = model.attachments.get_mut(&taken).expect("it is known");
+            let mut links = attachment.links.iter();
+            if !links.any(|index| self.world.snapshot.link_name(*index).is_some()) {
+                attachment.state = State::Unclear;
+            }
+        }
+    }
+
     fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
         if !outcome.succeeded() {
             if let Some(attachment) = self.world.model.attachments.get_mut(target) {
@@ -245,74 +294,5 @@ impl History {
         let gone = self.world.model.attachments.remove(target);
         self.world.remember(target);
         gone
-    }
-
-    /// Invariant 3. What a Go plugin was to remove may remain.
-    fn check_remains(&mut self, action: &Action, gone: Option<&Attachment>) {
-        let mut remains: Vec<String> = Vec::new();
-        match action {
-            Action::Call(_, Verb::Del, target, options) => {
-                // An interface whose pod has ended keeps its own until its DEL.
-                remains.extend(self.remains(target, |_| true));
-                // Without namespace and prevResult nothing leads to the link of the Go plugin, by which its MAC spoof check is
-                // told from that of another network.
-                let is_findable = gone.is_none_or(|it| it.made_by == Implementation::Ours)
-                    || options.netns == NetnsArgument::Own;
-                remains.retain(|it| is_findable || !it.starts_with("nft bridge nat"));
-                for index in gone.iter().flat_map(|attachment| &attachment.links) {
-                    let Some(name) = self.world.snapshot.link_name(*index) else {
-                        continue;
-                    };
-                    // Nothing but the pod's end leads to a link of another name.
-                    let is_found_by_name = gone
-                        .is_some_and(|it| it.made_by == Implementation::Ours)
-                        && name.starts_with("veth");
-                    if is_found_by_name || options.netns == NetnsArgument::Own {
-                        remains.push(format!("link {name}"));
-                    }
-                }
-            }
-            Action::Gc(_, network, _) => {
-                let all = self.world.model.attachments.iter();
-                let dead = all.filter(|(it, attachment)| {
-                    it.network == *network && attachment.state == State::Dead
-                });
-                let keeps = |other: &Attachment| other.state != State::Dead;
-                remains = dead
-                    .flat_map(|(target, _)| self.remains(target, keeps))
-                    .collect();
-            }
-            _ => {}
-        }
-        if !remains.is_empty() {
-            self.find(
-                &format!("{} left something behind", action.name()),
-                String::new(),
-                remains.join("\n"),
-            );
-        }
-    }
-
-    /// What belongs to an attachment and to none of the others that keep what they have.
-    fn remains(&self, target: &Target, keeps: impl Fn(&Attachment) -> bool) -> Vec<String> {
-        let is_left = |owner: &Owner| {
-            let mut others = self
-                .world
-                .model
-                .attachments
-                .iter()
-                .filter(|(it, attachment)| {
-                    let is_other = *it != target && keeps(attachment);
-                    is_other && owner.may_be(it)
-                });
-            owner.may_be(target) && others.next().is_none()
-        };
-        let facts = self.world.snapshot.facts.iter();
-        let left = facts.filter(|(_, fact)| match &fact.subject {
-            Subject::Rule(owner) => is_left(owner),
-            Subject::Lease { owner, .. } => owner.as_ref().is_some_and(is_left),
-            _ => false,
-        });
-        left.map(|(key, _)| key.clone()).collect()
     }
 }

@@ -1,21 +1,23 @@
 //! The shortest part of a sequence that still violates an invariant, found by leaving actions out (delta debugging, after
 //! Zeller and Hildebrandt).
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Implementation};
-use super::history::{self, Finding};
+use super::history::{self, Finding, Findings};
 
 /// How long minimising may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The findings of a sequence that the Go plugins do not have at the same steps.
 pub fn violations(actions: &[Action]) -> Vec<Finding> {
-    let findings = history::run(actions, Implementation::Ours);
+    let Findings { findings, killed } = history::run(actions, Implementation::Ours);
     if !findings.iter().any(|finding| finding.is_excused_by_go) {
         return findings;
     }
-    let by_go = history::run(actions, Implementation::Go);
+    let by_go = history::run(&without_late_kills(actions, &killed), Implementation::Go);
+    let by_go = by_go.findings;
     let is_excused = |finding: &Finding| {
         let mut same = by_go
             .iter()
@@ -26,6 +28,18 @@ pub fn violations(actions: &[Action]) -> Vec<Finding> {
         .into_iter()
         .filter(|finding| !is_excused(finding))
         .collect()
+}
+
+/// The sequence without the kills of calls that were faster: the Go plugins might be killed there, and a call that was
+/// killed is not compared.
+fn without_late_kills(actions: &[Action], killed: &BTreeSet<usize>) -> Vec<Action> {
+    let mut actions = actions.to_vec();
+    let steps = actions.iter_mut().enumerate();
+    let calls = steps.filter_map(|(step, action)| Some((step, action.options()?)));
+    for (_, options) in calls.filter(|(step, _)| !killed.contains(step)) {
+        options.kill_after = None;
+    }
+    actions
 }
 
 /// A shorter sequence with a violation of the same kind.

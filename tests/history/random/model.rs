@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::action::{Implementation, Target};
+use super::action::{Implementation, NetnsArgument, Options, Target};
 use super::networks;
 use super::snapshot::{Owner, Snapshot};
 
@@ -13,7 +13,7 @@ use super::snapshot::{Owner, Snapshot};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Its ADD succeeded and nobody has deleted it.
-    LiveAttachment,
+    Live,
     /// Its pod ended without a DEL.
     Dead,
     /// A call for it was killed or failed: what there is of it is not known until a DEL succeeds.
@@ -62,7 +62,7 @@ impl Attachment {
             false => Vec::new(),
         };
         Attachment {
-            state: State::LiveAttachment,
+            state: State::Live,
             addresses: ips("address"),
             gateways,
             result,
@@ -93,19 +93,40 @@ impl Model {
     /// Those that live.
     pub fn living(&self) -> impl Iterator<Item = (&Target, &Attachment)> {
         let all = self.attachments.iter();
-        all.filter(|(_, attachment)| attachment.state == State::LiveAttachment)
+        all.filter(|(_, attachment)| attachment.state == State::Live)
     }
 
     /// Whether an attachment lives.
     pub fn lives(&self, target: &Target) -> bool {
         let attachment = self.attachments.get(target);
-        attachment.is_some_and(|it| it.state == State::LiveAttachment)
+        attachment.is_some_and(|it| it.state == State::Live)
     }
 
     /// Whether an object belongs to a living attachment other than `except`.
     pub fn is_of_living(&self, owner: &Owner, except: Option<&Target>) -> bool {
         let mut others = self.living().filter(|(target, _)| Some(*target) != except);
         others.any(|(target, attachment)| attachment.may_have(owner) && owner.may_be(target))
+    }
+
+    /// The attachments whose link DEL on a layer-2 network may take for its own, and the Go plugin's DEL does: without
+    /// prevResult and leases nothing but the bridge and the name in the namespace speaks for a link of the Go plugin.
+    pub fn indistinct(&self, target: &Target, options: &Options) -> BTreeSet<Target> {
+        let known = self.attachments.get(target);
+        let has_result = known.is_some_and(|it| !it.result.is_null());
+        let namespace = match &options.netns {
+            NetnsArgument::Own => &target.pod,
+            NetnsArgument::Of(pod) => pod,
+            NetnsArgument::Unset | NetnsArgument::Missing => return BTreeSet::new(),
+        };
+        if target.network != "flat" || (has_result && !options.without_prev_result) {
+            return BTreeSet::new();
+        }
+        let of_go = self.attachments.iter().filter(|(it, attachment)| {
+            attachment.made_by == Implementation::Go
+                && it.pod == *namespace
+                && it.ifname == target.ifname
+        });
+        of_go.map(|(it, _)| it.clone()).collect()
     }
 
     /// Whether an object belongs to an attachment whose pod has not ended.
@@ -134,10 +155,7 @@ impl Model {
         for (target, attachment) in &mut self.attachments {
             let mut links = attachment.links.iter();
             let has_link = links.any(|index| snapshot.link_name(*index).is_some());
-            if attachment.state == State::LiveAttachment
-                && !attachment.links.is_empty()
-                && !has_link
-            {
+            if attachment.state == State::Live && !attachment.links.is_empty() && !has_link {
                 attachment.state = State::Unclear;
             }
             if !networks::has_leases(&attachment.config) {

@@ -57,6 +57,14 @@ pub fn is_gateway(config: &Value) -> bool {
     config["isGateway"] == true || config["isDefaultGateway"] == true
 }
 
+/// The gateway's IPv4 address with its prefix length: the first of the subnet.
+pub fn gateway(config: &Value) -> Option<String> {
+    let ipam = &config["ipam"];
+    let subnet = ipam["subnet"].as_str();
+    let subnet = subnet.or_else(|| ipam["ranges"][0][0]["subnet"].as_str())?;
+    Some(subnet.replace(".0/", ".1/"))
+}
+
 /// Whether a configuration has addresses assigned by host-local.
 pub fn has_leases(config: &Value) -> bool {
     config["ipam"]["type"] == "host-local"

@@ -117,7 +117,8 @@ impl Snapshot {
     pub fn take(node: &Node) -> Snapshot {
         let mut snapshot = Snapshot::default();
         let outputs = node.inside(|| {
-            let has_legacy = fs::read_to_string("/proc/self/net/ip_tables_names");
+            // A thread's own: this one is on the node, and the process is not.
+            let has_legacy = fs::read_to_string("/proc/thread-self/net/ip_tables_names");
             let has_legacy = has_legacy.is_ok_and(|names| !names.is_empty());
             let mut lines = vec![
                 "ip -d -j -force -batch /run/tools/batch",
@@ -165,6 +166,22 @@ impl Snapshot {
             Subject::Link { name, .. } => Some(name),
             _ => None,
         }
+    }
+
+    /// Whether there is a link of a name.
+    pub fn has_link(&self, wanted: &str) -> bool {
+        let mut facts = self.facts.values();
+        facts.any(|fact| matches!(&fact.subject, Subject::Link { name, .. } if name == wanted))
+    }
+
+    /// Whether a bridge has the spanning tree protocol enabled. A port then forwards nothing for 30 seconds after it came up
+    /// (twice the default forward delay).
+    pub fn has_spanning_tree(&self, bridge: &str) -> bool {
+        let mut facts = self.facts.values();
+        facts.any(|fact| {
+            let is_bridge = matches!(&fact.subject, Subject::Link { name, .. } if name == bridge);
+            is_bridge && fact.value.contains(" stp=1 ")
+        })
     }
 
     /// Whether an administrator has the host drop what it would forward.

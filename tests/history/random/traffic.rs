@@ -14,8 +14,12 @@ use crate::support::{Node, Place};
 /// for connection tracking: an old one is translated even after its rule is gone.
 const PORT: u16 = 7777;
 
-/// How often an expected answer is asked for, and how long each time is waited.
-const ROUNDS: u32 = 14;
+/// How often an answer is asked for that may be missing, and one whose absence is a violation: the kernel asks for a
+/// neighbour's MAC address again after a second (net.ipv4.neigh.default.retrans_time_ms).
+pub const ROUNDS: u32 = 14;
+pub const PATIENT_ROUNDS: u32 = 120;
+
+/// How long each time is waited.
 const ROUND_MILLISECONDS: u16 = 30;
 
 /// The other end of a probe.
@@ -78,7 +82,12 @@ impl Traffic {
     }
 
     /// The probes that are answered now. Waits for those that are `expected`; others count when their answer comes at once.
-    pub fn measure(&self, senders: &[Sender<'_>], expected: &BTreeSet<Edge>) -> BTreeSet<Edge> {
+    pub fn measure(
+        &self,
+        senders: &[Sender<'_>],
+        expected: &BTreeSet<Edge>,
+        rounds: u32,
+    ) -> BTreeSet<Edge> {
         let mut sockets: Vec<UdpSocket> = Vec::new();
         let mut at: BTreeMap<(Target, bool), (usize, SocketAddr)> = BTreeMap::new();
         for sender in senders {
@@ -115,7 +124,7 @@ impl Traffic {
             probes: &probes,
             wanted,
         };
-        let answered = round.run();
+        let answered = round.run(rounds);
         let edges = probes.into_iter().zip(answered);
         edges
             .filter(|(_, answered)| *answered)
@@ -156,9 +165,9 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn run(&self) -> Vec<bool> {
+    fn run(&self, rounds: u32) -> Vec<bool> {
         let mut answered = vec![false; self.probes.len()];
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for (number, (_, socket, to)) in self.probes.iter().enumerate() {
                 if !answered[number] {
                     // Without a route there is an error at once, which is an answer that does not come.

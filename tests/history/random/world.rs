@@ -165,7 +165,7 @@ impl World {
     }
 
     /// The probes that are answered now; waits for the expected ones.
-    pub fn measure(&self, expected: &BTreeSet<Edge>) -> BTreeSet<Edge> {
+    pub fn measure(&self, expected: &BTreeSet<Edge>, rounds: u32) -> BTreeSet<Edge> {
         let living = self.model.living();
         let senders: Vec<Sender<'_>> = living
             .filter_map(|(target, attachment)| {
@@ -181,7 +181,7 @@ impl World {
                 })
             })
             .collect();
-        self.traffic.measure(&senders, expected)
+        self.traffic.measure(&senders, expected, rounds)
     }
 
     /// A call of the plugin that a configuration names.
@@ -236,10 +236,36 @@ impl World {
             call = call.under(&format!("timeout -s KILL 0.{delay:06}"));
         }
         let answer = call.run();
-        if verb == Verb::Add && answer.code == Some(0) && target.network == "flat" {
-            self.give_address(target);
+        if answer.code == Some(0) {
+            match (verb, target.network.as_str()) {
+                (Verb::Add, "flat") => self.give_address(target),
+                (Verb::Add, "raw") => self.give_link(target, &answer),
+                (Verb::Del, "raw") => self.delete_link(target),
+                _ => {}
+            }
         }
         answer
+    }
+
+    /// Does what a plugin does that calls host-local, such as ptp: a link with the address.
+    fn give_link(&self, target: &Target, answer: &Answer) {
+        let Target { pod, ifname, .. } = target;
+        let (link, inside) = (raw_link(target), format!("raw-{ifname}"));
+        let result = answer.ok();
+        let address = result["ips"][0]["address"].as_str().unwrap_or_default();
+        let command = format!(
+            "ip link add {link} type veth peer name {inside} netns {pod} && ip link set {link} up; \
+            ip -n {pod} address add {address} dev {inside}; ip -n {pod} link set {inside} up"
+        );
+        shell(&self.node, &command, &[]);
+    }
+
+    fn delete_link(&self, target: &Target) {
+        shell(
+            &self.node,
+            &format!("ip link delete {}", raw_link(target)),
+            &[],
+        );
     }
 
     /// Does what a DHCP server would: a flat network has no IPAM.
@@ -413,6 +439,11 @@ impl World {
                 && attachment.state != State::Dead
         })
     }
+}
+
+/// The host's end of a link that this test gives a pod with an address of host-local.
+fn raw_link(target: &Target) -> String {
+    format!("vethraw-{}-{}", target.pod, target.ifname)
 }
 
 /// The address that a pod has on a flat network.
