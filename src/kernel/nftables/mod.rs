@@ -268,9 +268,14 @@ impl Nftables {
     /// As [`Nftables::rules`].
     pub fn elements(&self, table: Table, map: &str) -> Result<Vec<Element>, NftablesError> {
         let request = Message::new(Verb::GetElements, table, element::map(table, map));
-        self.list(&request, |elements, answer| {
+        let mut elements = self.list(&request, |elements: &mut Vec<Element>, answer| {
             elements.extend(element::parse(answer))
-        })
+        })?;
+        // The kernel lists an element twice if it resizes the hash table meanwhile (nft_rhash_walk,
+        // net/netfilter/nft_set_hash.c).
+        elements.sort_by_key(|element| element.address);
+        elements.dedup_by_key(|element| element.address);
+        Ok(elements)
     }
 
     /// All things of a kind, listed again when the ruleset changed meanwhile.

@@ -86,7 +86,13 @@ impl Socket {
         // net/netfilter/nfnetlink.c): the first answer says how all of it ended.
         self.answers(count, first, |_, payload| {
             match payload {
-                NetlinkPayload::Error(error) => refusal(error.raw_code())?,
+                // Nothing was done: callers must not take it for an object that does not exist.
+                NetlinkPayload::Error(error) => match refusal(error.raw_code()) {
+                    Err(NftablesError::NotFound) => {
+                        return Err(NftablesError::Refused(Errno::ENOENT));
+                    }
+                    outcome => outcome?,
+                },
                 _ => return Err(NftablesError::Garbled),
             }
             Ok(Progress::Done)

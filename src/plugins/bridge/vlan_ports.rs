@@ -19,11 +19,11 @@ pub(super) fn require_filtering(bridge: &Link, vlans: &Vlans) -> Result<(), Erro
         VlanFiltering::Unsupported => Err(no_filtering(vlans)),
         VlanFiltering::Off => {
             let msg = format!(
-                "{}, but bridge {name} is there already and does not keep VLANs apart",
+                "{}, but bridge {name} exists already and has VLAN filtering disabled",
                 vlans.asked()
             );
             Err(Error::failed(msg).details(format!(
-                "switch it on: ip link set {name} type bridge vlan_filtering 1"
+                "enable it: ip link set {name} type bridge vlan_filtering 1"
             )))
         }
     }
