@@ -1,11 +1,11 @@
-//! Numbers nobody can guess, from the kernel.
+//! Random numbers from the kernel.
 
 use std::fs::File;
 use std::io::{self, Read};
 
 use crate::net::Mac;
 
-/// A MAC address for a bridge: unicast, locally administered, different on every node.
+/// A random MAC address: unicast, locally administered.
 ///
 /// # Errors
 /// When /dev/urandom cannot be read.

@@ -1,19 +1,18 @@
-//! One line in logfmt: `key=value key="a longer value"`, readable as it is and by programs.
+//! A line in logfmt: `key=value key="a longer value"`.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Level;
 
-/// How much of a value is written, in bytes.
+/// The longest value, in bytes; the rest is cut.
 const MAX_VALUE: usize = 8 << 10;
 
-/// A line that is being written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line(String);
 
 impl Line {
-    /// One that begins with the time, its level and the process.
+    /// A line with time, level and pid.
     pub fn new(level: Level) -> Line {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = utc(now.unwrap_or_default());
@@ -21,7 +20,7 @@ impl Line {
         Line(format!("time={now} level={} pid={pid}", level.as_str()))
     }
 
-    /// The line with another field. Whoever has what a key is for says nothing with an empty value, so it is left out.
+    /// Appends a field, unless its value is empty.
     pub fn field(mut self, key: &str, value: &str) -> Line {
         if value.is_empty() {
             return self;
@@ -49,21 +48,20 @@ impl Line {
         self
     }
 
-    /// The line with a time in milliseconds.
+    /// Appends a duration in milliseconds.
     pub fn milliseconds(mut self, key: &str, time: Duration) -> Line {
         let millis = time.as_secs() * 1000 + u64::from(time.subsec_millis());
         let _ = write!(self.0, " {key}={millis}.{:03}", time.subsec_micros() % 1000);
         self
     }
 
-    /// The whole line.
     pub(super) fn end(mut self) -> String {
         self.0.push('\n');
         self.0
     }
 }
 
-/// A time as RFC 3339 writes it, in UTC with milliseconds.
+/// A time in RFC 3339 format, in UTC with milliseconds.
 fn utc(since: Duration) -> String {
     let (day, second) = (since.as_secs() / 86400, since.as_secs() % 86400);
     let (year, month, day) = date(day);
@@ -108,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stay_on_their_line_and_within_their_quotes() {
+    fn values_are_escaped_and_cut() {
         let line = Line(String::new())
             .field("a", "10.1.2.3/24,fd00::2/64")
             .field("b", "two \"words\"\\\n\u{1b}[2J")

@@ -72,7 +72,7 @@ impl Netlink {
         self.change(RTM_NEWROUTE, &message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// The same, in place of the one with the same destination and metric, whoever made that.
+    /// As [`Netlink::put_route`], but replaces a route with the same destination and metric, of any protocol.
     ///
     /// # Errors
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
