@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::action::{Action, NetnsArgument, Target, Verb};
+use super::action::{Action, Implementation, NetnsArgument, Target, Verb};
 use super::history::History;
 use super::model::State;
 use super::networks;
@@ -108,8 +108,9 @@ impl History {
         config["ipMasq"] == true && config["ipMasqBackend"] != "nftables" && !self.has_iptables()
     }
 
-    /// Whether a lease names nobody while an interface has its address whose link is no port of the network's bridge: GC
-    /// keeps the lease then and says so, because another container could be given the address.
+    /// Whether a lease does not name the attachment that has its address, and neither does the link: it is no port of the
+    /// network's bridge, or has a random name. GC keeps the lease then and reports it, because another container could be
+    /// given the address.
     fn has_stray_lease(&self, network: &str) -> bool {
         let has_stray = |ip: &IpAddr, target: &Target| {
             let lease = self.world.snapshot.lease(network, &ip.to_string());
@@ -120,7 +121,8 @@ impl History {
         all.any(|(target, attachment)| {
             target.network == network
                 && attachment.addresses.iter().any(|ip| has_stray(ip, target))
-                && self.has_port_elsewhere(network, &target.pod)
+                && (attachment.made_by == Implementation::Go
+                    || self.has_port_elsewhere(network, &target.pod))
         })
     }
 

@@ -121,6 +121,9 @@ impl History {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
                 let debts = self.debts.iter().filter(is_expected);
                 let debts = debts.filter(|edge| !self.has_other_bridge(&edge.from));
+                let is_masqueraded =
+                    |edge: &&Edge| self.world.config(&edge.from.network)["ipMasq"] == true;
+                let debts = debts.filter(|edge| edge.to != Peer::Outside || is_masqueraded(edge));
                 debts.filter(has_leases).cloned().collect()
             }
             _ => BTreeSet::new(),
@@ -164,12 +167,19 @@ impl History {
         }
     }
 
-    /// Whether the configuration names another bridge than at the ADD: its gateway has another MAC address, and the
-    /// container uses the old one for as long as its neighbour entry is reachable (15 to 45 seconds).
+    /// Whether the gateway has another MAC address than at the ADD, because the configuration names another bridge or an
+    /// ADD created the bridge again. The container uses the old address for as long as its neighbour entry is reachable
+    /// (15 to 45 seconds).
     fn has_other_bridge(&self, target: &Target) -> bool {
+        let Some(attachment) = self.world.model.attachments.get(target) else {
+            return false;
+        };
         let present = &self.world.config(&target.network)["bridge"];
-        let attachment = self.world.model.attachments.get(target);
-        attachment.is_some_and(|it| it.config["bridge"] != *present)
+        let then = attachment.result["interfaces"][0]["mac"].as_str();
+        let now = present
+            .as_str()
+            .and_then(|name| self.world.snapshot.mac_of(name));
+        attachment.config["bridge"] != *present || now != then
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {

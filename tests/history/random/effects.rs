@@ -1,5 +1,7 @@
 //! What an action of ours may change on a node. Everything else is somebody else's.
 
+use std::net::IpAddr;
+
 use super::action::{Action, Options, Target, Verb};
 use super::model::{Attachment, Model, State};
 use super::networks::{self, BRIDGES};
@@ -96,10 +98,20 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            Some(owner) => self.model.has_rebooted && !self.model.is_of_living(owner, None),
+            Some(owner) => self.model.has_rebooted && !self.is_lease_of_living(owner, change),
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove
+    }
+
+    /// Whether a lease is that of a living attachment: one that was restored from a backup may be for an address that the
+    /// attachment had before.
+    fn is_lease_of_living(&self, owner: &Owner, change: &Change<'_>) -> bool {
+        let file = change.key.rsplit('/').next();
+        let address: Option<IpAddr> = file.and_then(|name| name.parse().ok());
+        let has_it = |it: &Attachment| address.is_none_or(|ip| it.addresses.contains(&ip));
+        let mut living = self.model.living();
+        living.any(|(target, attachment)| owner.may_be(target) && has_it(attachment))
     }
 
     fn del(&self, target: &Target, change: &Change<'_>) -> bool {
@@ -185,7 +197,7 @@ impl Effects<'_> {
             Subject::Lease { network, owner } => {
                 // After a reboot only those of living attachments stay.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
-                    true => is_valid(owner) && self.model.is_of_living(owner, None),
+                    true => is_valid(owner) && self.is_lease_of_living(owner, change),
                     false => is_valid(owner),
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)

@@ -129,7 +129,9 @@ impl History {
                     let is_other = *it != target && keeps(attachment);
                     is_other && owner.may_be(it)
                 });
-            owner.may_be(target) && others.next().is_none()
+            let its = self.world.model.attachments.get(target);
+            let may_be_its = its.is_none_or(|attachment| attachment.may_have(owner));
+            may_be_its && owner.may_be(target) && others.next().is_none()
         };
         let facts = self.world.snapshot.facts.iter();
         let left = facts.filter(|(_, fact)| match &fact.subject {

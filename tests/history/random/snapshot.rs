@@ -168,6 +168,15 @@ impl Snapshot {
         }
     }
 
+    /// The MAC address of the link with a name.
+    pub fn mac_of(&self, wanted: &str) -> Option<&str> {
+        let mut facts = self.facts.values();
+        let link = facts
+            .find(|fact| matches!(&fact.subject, Subject::Link { name, .. } if name == wanted))?;
+        let (_, mac) = link.value.split_once(" mac=\"")?;
+        mac.split('"').next()
+    }
+
     /// Whether there is a link of a name.
     pub fn has_link(&self, wanted: &str) -> bool {
         let mut facts = self.facts.values();
