@@ -316,3 +316,33 @@ fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_
     attachment.del(Ours).ok();
     assert_eq!(all_rules(&node), before);
 }
+
+#[test]
+fn an_add_names_the_table_that_iptables_cannot_read() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    let pod = node.pod("a");
+    let attachment = add_under(&node, &pod, (Ours, "nft"));
+    // iptables has no match for it, and does not list the table from now on.
+    node.run("nft add rule ip nat POSTROUTING numgen random mod 2 0 counter");
+    let before = leases(&node, "small");
+    let mut second = Attachment::new(&node, &pod, &masqueraded());
+    second.ifname = "eth1";
+    let refusal = second.try_add(Ours).refused();
+    let text = refusal.text();
+    assert!(
+        text.contains("cannot list the nat table") && text.contains("nft"),
+        "{text}"
+    );
+    assert_eq!(leases(&node, "small"), before);
+    // What needs no listing still works.
+    attachment.check(Ours).ok();
+    let other = node.pod("b");
+    let mut third = Attachment::new(&node, &other, &masqueraded());
+    third.try_add(Ours).ok();
+    third.del(Ours).ok();
+    attachment.del(Ours).ok();
+    assert!(!node.run("nft list ruleset").contains("CNI-"));
+}

@@ -45,7 +45,11 @@ impl History {
         let text = format!("{answer:?}");
         match action {
             Action::Call(_, Verb::Add, target, _) => {
-                if !self.must_be_refused(target, before) && !self.lacks_iptables(target) {
+                // The Go plugin refuses the same, and not only an ADD whose chain exists.
+                let is_unreadable = text.contains("iptables cannot read its rules");
+                let is_expected =
+                    self.must_be_refused(target, before) || self.lacks_iptables(target);
+                if !is_expected && !is_unreadable {
                     self.note("ADD failed", target.to_string(), text, true);
                 }
             }
@@ -74,7 +78,7 @@ impl History {
         }
     }
 
-    /// Whether an attachment lives and has its connectivity: CHECK reports what others took.
+    /// Whether an attachment lives and has its lease and connectivity: CHECK reports what others removed.
     fn is_whole(&self, target: &Target) -> bool {
         let Some(attachment) = self.world.model.attachments.get(target) else {
             return false;
@@ -86,7 +90,11 @@ impl History {
             };
             attachment.addresses.iter().all(|ip| has(ip.is_ipv6()))
         };
+        let bridge = self.world.snapshot.bridge_of(&attachment.links);
+        let is_up = bridge.is_none_or(|name| self.world.snapshot.is_up(name.trim_matches('"')));
         attachment.state == State::Live
+            && !attachment.lost_lease
+            && is_up
             && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
             && (!attachment.is_masqueraded() || reaches(&Peer::Outside))
     }

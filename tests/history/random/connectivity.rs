@@ -81,6 +81,12 @@ impl History {
                 && matches!(action, Action::Call(_, Verb::Add, target, _)
                     if target.network == edge.from.network)
         };
+        // Of several networks one has the pod's default route, which is deleted with its interface.
+        let has_lost_route = |edge: &Edge| {
+            edge.to == Peer::Outside
+                && matches!(action, Action::Call(_, Verb::Del, target, _)
+                    if edge.from.pod == target.pod && edge.from != *target)
+        };
         // The rules of iptables are a container's: only its leases tell that another interface of it needs them.
         let has_unknown_rules = |edge: &Edge| {
             edge.to == Peer::Outside && is_twin(&edge.from) && self.has_lost_lease(&edge.from)
@@ -105,6 +111,7 @@ impl History {
             let is_excused = is_taken_for_new(edge)
                 || has_lost_twin(edge)
                 || has_unknown_rules(edge)
+                || has_lost_route(edge)
                 || is_reassigned(edge);
             both_live && !is_doubled && !is_excused
         };

@@ -51,7 +51,8 @@ impl Effects<'_> {
             Subject::Rule(owner) => match is_new {
                 // Another interface of the container has the same chain of iptables.
                 true => {
-                    let is_needed = self.model.is_of_living(owner, Some(target));
+                    let mut others = self.model.attachments.keys().filter(|it| *it != target);
+                    let is_needed = others.any(|it| owner.may_be(it));
                     owner.may_be(target) && (!self.is_refused || is_needed)
                 }
                 // The chain of a container without rules.
@@ -79,11 +80,13 @@ impl Effects<'_> {
     /// Whether the rule is in a chain to which no jump leads, after somebody flushed POSTROUTING.
     fn is_in_unused_chain(&self, change: &Change<'_>) -> bool {
         let mut words = change.key.split(' ');
-        let Some(chain) = words.nth(2).filter(|chain| chain.starts_with("CNI-")) else {
+        let program = words.next().unwrap_or_default();
+        let Some(chain) = words.nth(1).filter(|chain| chain.starts_with("CNI-")) else {
             return false;
         };
         let jump = format!(" -j {chain}");
-        !self.before.facts.keys().any(|key| key.ends_with(&jump))
+        let mut keys = self.before.facts.keys();
+        !keys.any(|key| key.starts_with(program) && key.ends_with(&jump))
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {

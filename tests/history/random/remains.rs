@@ -10,7 +10,7 @@ use super::world::Outcome;
 
 impl History {
     /// Whether DEL can find the link of an attachment. To that of the Go plugin nothing leads without namespace and
-    /// prevResult. On a layer-2 network, without prevResult, the bridge tells whose it is, and that may have another name.
+    /// prevResult. Without prevResult the lease identifies it, or on a layer-2 network the bridge, which may have another name.
     /// A MAC spoof check is told from that of another network by its link.
     fn is_findable(&self, target: &Target, known: &Attachment, options: &Options) -> bool {
         if known.made_by == Implementation::Ours {
@@ -18,7 +18,9 @@ impl History {
         }
         let bridge = self.world.config(&target.network)["bridge"].to_string();
         let is_port = self.world.snapshot.bridge_of(&known.links) == Some(&*bridge);
-        let is_told = target.network != "flat" || !options.without_prev_result || is_port;
+        let is_told = !options.without_prev_result
+            || (is_port && target.network == "flat")
+            || (!known.lost_lease && target.network != "flat");
         options.netns == NetnsArgument::Own && is_told
     }
 
