@@ -91,9 +91,12 @@ impl History {
             attachment.addresses.iter().all(|ip| has(ip.is_ipv6()))
         };
         let bridge = self.world.snapshot.bridge_of(&attachment.links);
-        let is_up = bridge.is_none_or(|name| self.world.snapshot.is_up(name.trim_matches('"')));
+        let bridge = bridge.map(|name| name.trim_matches('"'));
+        let is_port = bridge == self.world.config(&target.network)["bridge"].as_str();
+        let is_up = bridge.is_none_or(|name| self.world.snapshot.is_up(name));
         attachment.state == State::Live
             && !attachment.lost_lease
+            && is_port
             && is_up
             && (attachment.gateways.is_empty() || reaches(&Peer::Gateway))
             && (!attachment.is_masqueraded() || reaches(&Peer::Outside))

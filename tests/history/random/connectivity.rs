@@ -62,11 +62,12 @@ impl History {
             let is_lost = without_lease.is_some_and(|attachment| attachment.lost_lease);
             is_lost && matches!(action, Action::Call(_, _, target, _) if edge.touches(target))
         };
-        // While a pod had two interfaces in one subnet, either may have answered for the other's address: the neighbours
+        // While a pod had two interfaces on one bridge, either may have answered for the other's address: the neighbours
         // have the MAC address of the one that is deleted.
+        let bridge = |it: &Target| &self.world.config(&it.network)["bridge"];
         let is_twin = |it: &Target| {
             matches!(action, Action::Call(_, Verb::Del, target, _)
-                if it.pod == target.pod && it.network == target.network && it != target)
+                if it.pod == target.pod && bridge(it) == bridge(target) && it != target)
         };
         let has_lost_twin = |edge: &Edge| {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));

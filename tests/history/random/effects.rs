@@ -155,14 +155,26 @@ impl Effects<'_> {
         is_own || is_left
     }
 
-    /// Whether the rule is the jump to a MAC spoof check from an interface that was gone already. It matches no packet, even
-    /// where a living attachment to another network has the same container ID and interface name, and so the same chain.
+    /// Whether the rule is of a MAC spoof check whose jump is from an interface that was gone already. It matches no packet,
+    /// even where a living attachment to another network has the same container ID and interface name, and so the same
+    /// chain.
     fn is_dead_jump(&self, change: &Change<'_>) -> bool {
-        let input = change
-            .key
-            .split_once("nft bridge nat PREROUTING iifname \"");
-        let input = input.and_then(|(_, rest)| rest.split('"').next());
-        input.is_some_and(|name| !self.before.has_link(name))
+        const TABLE: &str = "nft bridge nat ";
+        let is_dead = |key: &str| {
+            let (_, input) = key.split_once("PREROUTING iifname \"")?;
+            Some(!self.before.has_link(input.split('"').next()?))
+        };
+        let Some(rule) = change.key.strip_prefix(TABLE) else {
+            return false;
+        };
+        let chain = rule.split(' ').next().unwrap_or_default();
+        if chain == "PREROUTING" {
+            return is_dead(&change.key) == Some(true);
+        }
+        let jump = format!(" jump {} ", chain.trim_end_matches("-mac"));
+        let keys = self.before.facts.keys();
+        let mut jumps = keys.filter(|key| key.starts_with(TABLE) && key.contains(&jump));
+        chain.starts_with("cni-br-iface-") && jumps.all(|key| is_dead(key) != Some(false))
     }
 
     fn gc(&self, network: &str, dropped: Option<&str>, change: &Change<'_>) -> bool {
