@@ -88,8 +88,7 @@ impl Scene {
 fn join(path: &str) -> Result<(), Failure> {
     let cable = NewVeth {
         port: &name(CARD),
-        // No link has the index 0: the end is a port of no bridge.
-        bridge: 0,
+        bridge: None,
         end: &name(CARD),
         mac: random::mac()?,
         mtu: None,

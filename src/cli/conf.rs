@@ -21,9 +21,9 @@ use crate::ipam::HostLocal;
 use crate::kernel::netlink::{Netlink, RouteQuery};
 use crate::kernel::random;
 use crate::link::namespace::host_netlink;
+use crate::link::plan::MIN_MTU_IPV6;
 use crate::net::{Cidr, Family};
 use crate::plugins::bridge::config::BridgeConfig;
-use crate::plugins::bridge::plan::MIN_MTU_IPV6;
 
 /// A list of plugins (CNI spec 1.1, section 1).
 #[derive(Serialize)]

@@ -1,6 +1,9 @@
 //! Links between host and container, independent of what the host connects them to.
 
+pub mod container;
 pub mod namespace;
+pub mod plan;
+pub mod veth;
 mod veths;
 
 use std::fmt::Display;

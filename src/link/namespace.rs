@@ -1,10 +1,36 @@
 //! The container's network namespace, and the errors to report for it.
 
 use std::io;
+use std::rc::Rc;
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+
+/// The network namespaces that an attachment connects.
+pub struct AttachContext {
+    /// A socket in the host's namespace, shared with the undo stack.
+    pub host: Rc<Netlink>,
+    /// A socket in the container's namespace.
+    pub pod: Netlink,
+    pub netns: Netns,
+}
+
+impl AttachContext {
+    /// Opens the namespace at a path, and a socket in it and in the host's.
+    ///
+    /// # Errors
+    /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
+    /// opened.
+    pub fn open(path: &str, own_netns: OwnNetns) -> Result<AttachContext, Error> {
+        let netns = open(path, own_netns)?;
+        Ok(AttachContext {
+            host: Rc::new(host_netlink()?),
+            pod: netlink(&netns)?,
+            netns,
+        })
+    }
+}
 
 /// The error to report for the path in CNI_NETNS.
 pub fn error(path: &str, cause: NetnsError) -> Error {

@@ -1,3 +1,5 @@
+//! Addresses of links.
+
 use std::net::IpAddr;
 use std::time::Duration;
 

@@ -34,7 +34,8 @@ pub struct NewBridge<'a> {
 #[derive(Clone, Debug)]
 pub struct NewVeth<'a> {
     pub port: &'a IfName,
-    pub bridge: u32,
+    /// The index of the bridge of which the port becomes a port; none if `None`.
+    pub bridge: Option<u32>,
     /// The name of the container end.
     pub end: &'a IfName,
     /// The MAC address of the container end.
@@ -128,7 +129,8 @@ impl Netlink {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end))),
         ];
         let mut port = named(veth.port);
-        port.attributes.push(LinkAttribute::Controller(veth.bridge));
+        port.attributes
+            .extend(veth.bridge.map(LinkAttribute::Controller));
         port.attributes.extend(mtu());
         port.attributes.push(LinkAttribute::LinkInfo(info));
         self.change(RTM_NEWLINK, &port, NLM_F_CREATE | NLM_F_EXCL)

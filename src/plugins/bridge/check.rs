@@ -8,7 +8,7 @@ use crate::kernel::netlink::{Kind, Link, PortFlags, RouteEntry, RouteQuery};
 use crate::net::{Cidr, Family, IfName, Route, RouteNumbers};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
-use crate::plugins::bridge::add::AttachContext;
+use crate::link::namespace::AttachContext;
 use crate::state::{self, BridgeDifference, PortDifference};
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
 use crate::link::failed;

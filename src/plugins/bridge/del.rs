@@ -19,7 +19,6 @@ use crate::netfilter::masquerade::{Evidence, Masquerade, Removing, Scope};
 use crate::plugins::bridge::config::bridge_of;
 use crate::link::failed;
 use crate::plugins::bridge::ownership::{ContainerEnd, Known, is_owner};
-use crate::plugins::bridge::plan::host_interface;
 use crate::link::namespace;
 use crate::plugins::bridge::forward_accept;
 
@@ -121,7 +120,7 @@ struct Detachment<'a> {
 impl Detachment<'_> {
     /// Deletes the veth pair by the end that is found.
     fn remove(&self) -> Result<(), Error> {
-        let name = host_interface(&self.conf.name, self.attachment);
+        let name = self.attachment.host_interface(&self.conf.name);
         let deleted = not_found_as_none(self.host.delete_link(&name));
         if deleted
             .map_err(|cause| failed("delete", &name, cause))?
@@ -164,7 +163,7 @@ impl Detachment<'_> {
         };
         let bridge = bridge_of(&self.conf.root()).ok();
         let bridge = bridge.map_or(Ok(None), |bridge| self.host.link(&bridge));
-        let derived = host_interface(&self.conf.name, self.attachment);
+        let derived = self.attachment.host_interface(&self.conf.name);
         let known = Known {
             interface: name.as_str(),
             host: derived.as_str(),

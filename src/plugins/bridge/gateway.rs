@@ -161,7 +161,7 @@ fn create_pair(host: &Netlink, bridge: &Link, name: &IfName) -> Result<(), Error
     let port = gateway_port(name);
     let veth = NewVeth {
         port: &port,
-        bridge: bridge.index,
+        bridge: Some(bridge.index),
         end: name,
         mac: new_mac(name)?,
         mtu: Some(bridge.mtu),

@@ -18,7 +18,6 @@ use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
 use crate::link::failed;
 use crate::link::namespace::host_netlink;
-use crate::plugins::bridge::plan::host_interface;
 use crate::link::{Veth, veths};
 
 /// Removes masquerading, MAC spoof checks, links and leases of this network that belong to no valid attachment, also those
@@ -131,7 +130,7 @@ impl StaleLinks<'_> {
         let mut deleted: HashSet<IfName> = HashSet::new();
         for lease in stale {
             let attachment = lease.attachment();
-            let name = attachment.map(|attachment| host_interface(&self.conf.name, &attachment));
+            let name = attachment.map(|attachment| attachment.host_interface(&self.conf.name));
             match name.map(|name| (host.delete_link(&name), name)) {
                 Some((Ok(()), name)) => {
                     deleted.insert(name);
@@ -208,8 +207,15 @@ impl StaleLinks<'_> {
         {
             return kept("and it has an address of a valid attachment too".to_owned());
         }
+        // Of other attachments than the Go plugin's, the name of the host end is known.
+        let has_no_link = |other: &Attachment| {
+            let link = host.link(&other.host_interface(&self.conf.name));
+            !matches!(link, Ok(Some(_)))
+        };
         let mut without_lease = self.without_lease.iter();
-        if let Some(other) = without_lease.find(|it| it.interface.as_str() == interface) {
+        if let Some(other) =
+            without_lease.find(|it| it.interface.as_str() == interface && has_no_link(it))
+        {
             let container = &other.container;
             return kept(format!(
                 "and may be that of the valid container {container}, which has no lease"

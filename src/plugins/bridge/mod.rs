@@ -35,10 +35,13 @@ use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
 use crate::plugins::plugin::Plugin;
 use crate::plugins::log_record::redaction::Keys;
-use crate::plugins::bridge::add::{AttachContext, attach, require_free};
+use crate::plugins::bridge::add::attach;
+use crate::link::namespace::AttachContext;
+use crate::link::plan::check_routes;
+use crate::link::veth::require_free;
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::plugins::bridge::plan::{Plan, PlanInput, host_interface};
+use crate::plugins::bridge::plan::{Plan, PlanInput};
 use crate::undo::Undo;
 
 pub use del::detach;
@@ -66,7 +69,7 @@ impl Plugin for Bridge {
         let config = BridgeConfig::parse(conf, &args)?;
         let ipam = Ipam::parse(conf, &request.cni_path, &args)?;
         config.validate(AddressingMode::of(ipam.as_ref()), conf.version)?;
-        plan::check_routes(ipam.as_ref().map_or(&[], Ipam::routes))?;
+        check_routes(ipam.as_ref().map_or(&[], Ipam::routes))?;
         conf.root().object("prevResult")?;
         Ok(Bridge {
             network: conf.name.clone(),
@@ -162,7 +165,7 @@ impl Bridge {
         // host-local rejects a second ADD itself, under its lock.
         if let Some(Ipam::Delegate(_)) = self.ipam {
             require_free(
-                &host_interface(&self.network, attachment),
+                &attachment.host_interface(&self.network),
                 &attachment.interface,
                 context,
             )?;
@@ -179,12 +182,12 @@ impl Bridge {
         let plan = Plan::new(input, lease)?;
         // Rules and link are independent and are created concurrently.
         let rules = Masquerade::of(&self.network, attachment);
-        let addresses = plan.addresses();
+        let addresses = plan.veth.addresses.clone();
         let mut installing = None;
         if let Some(policy) = self.config.masquerade.as_ref()
             && !addresses.is_empty()
         {
-            let (ours, owned) = (rules.clone(), plan.addresses());
+            let (ours, owned) = (rules.clone(), addresses.clone());
             let owned = owned.iter().map(|address| address.address()).collect();
             // Pushed first: if one address family cannot be started, the other may be running already.
             let remove = move || ours.remove(owned, Scope::Addresses, Evidence::Started);

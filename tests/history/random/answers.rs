@@ -69,6 +69,7 @@ impl History {
             Action::Gc(_, network, Some(pod))
                 if network == "raw" && self.has_link(network, pod) => {}
             Action::Gc(_, network, _) if self.has_stray_lease(network) => {}
+            Action::Gc(_, network, Some(_)) if self.lacks_a_lease(network) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
             Action::Status(..) if !self.has_iptables() => {}
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
@@ -133,7 +134,22 @@ impl History {
             target.network == network
                 && attachment.addresses.iter().any(|ip| has_stray(ip, target))
                 && (attachment.made_by == Implementation::Go
+                    || network == "raw"
                     || self.has_port_elsewhere(network, &target.pod))
+        })
+    }
+
+    /// Whether an attachment that may be valid has no lease: then the link of a stale lease may be its, and GC keeps both.
+    fn lacks_a_lease(&self, network: &str) -> bool {
+        let mut all = self.world.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            let has_lease = |ip: &IpAddr| {
+                let lease = self.world.snapshot.lease(network, &ip.to_string());
+                lease.is_some_and(|lease| lease.starts_with(&target.pod))
+            };
+            let mut addresses = attachment.addresses.iter();
+            let lacks_lease = attachment.addresses.is_empty() || !addresses.all(has_lease);
+            target.network == network && attachment.state != State::Dead && lacks_lease
         })
     }
 
