@@ -256,9 +256,9 @@ impl TableUse {
     fn incompatible(self) -> Error {
         let TableUse { table, name } = self;
         let msg = format!("{name}: cannot list the {table} table: iptables cannot read its rules");
-        Error::failed(msg).details(format!(
-            "nft added rules or sets that iptables lacks: move them to a table of their own (nft list ruleset)"
-        ))
+        Error::failed(msg).details(
+            "nft added rules or sets that iptables lacks: move them to a table of their own (nft list ruleset)",
+        )
     }
 
     fn refusal(self, operation: &str, output: &Output) -> Error {
