@@ -114,7 +114,17 @@ impl History {
                 || has_unknown_rules(edge)
                 || has_lost_route(edge)
                 || is_reassigned(edge);
-            both_live && !is_doubled && !is_excused
+            // Which of two interfaces on one bridge answers is up to the pod's kernel, and may change.
+            let has_two = |it: &Target| {
+                let mut others = model.attachments.keys();
+                others
+                    .any(|other| other.pod == it.pod && other != it && bridge(other) == bridge(it))
+            };
+            let is_ambiguous = match &edge.to {
+                Peer::Pod(to) => has_two(to) || has_two(&edge.from),
+                _ => false,
+            };
+            both_live && !is_doubled && !is_excused && !is_ambiguous
         };
         let kept: BTreeSet<Edge> = self
             .world

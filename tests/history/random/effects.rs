@@ -169,7 +169,7 @@ impl Effects<'_> {
         };
         let chain = rule.split(' ').next().unwrap_or_default();
         if chain == "PREROUTING" {
-            return is_dead(&change.key) == Some(true);
+            return is_dead(change.key) == Some(true);
         }
         let jump = format!(" jump {} ", chain.trim_end_matches("-mac"));
         let keys = self.before.facts.keys();

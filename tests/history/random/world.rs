@@ -370,9 +370,9 @@ impl World {
             // The kernel deletes the links of a namespace some time after it; the history continues when that is done.
             let links = pod.run("ip -o link");
             for peer in links.lines().filter_map(host_end) {
-                let name = self.snapshot.link_name(peer);
-                let command = name.map(|name| format!("ip link delete {name}"));
-                command.map(|command| shell(&self.node, &command, &[]));
+                if let Some(name) = self.snapshot.link_name(peer) {
+                    shell(&self.node, &format!("ip link delete {name}"), &[]);
+                }
             }
             pod.end();
         }
