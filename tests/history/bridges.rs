@@ -12,15 +12,15 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
-use crate::party::{Attachment, BOTH, Party, node, ready};
-use crate::support::{Node, Pod, needs, small_network, wire, worse_in_go};
+use crate::implementation::{Attachment, BOTH, Implementation, node, ready};
+use crate::support::{Node, Pod, requires, skip_for_go, small_network, wire};
 
 /// A bridge without addresses: no gateway, no IPAM.
 fn layer_2() -> Value {
     json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" })
 }
 
-fn attach<'n>(node: &'n Node, pod: &'n Pod, config: &Value, by: Party) -> Attachment<'n> {
+fn attach<'n>(node: &'n Node, pod: &'n Pod, config: &Value, by: Implementation) -> Attachment<'n> {
     let mut attachment = Attachment::new(node, pod, config);
     attachment.try_add(by).ok();
     attachment
@@ -128,8 +128,8 @@ fn every_add_refuses_router_advertisements_again() {
 
 #[test]
 fn a_bridge_known_by_an_alternative_name_refuses_router_advertisements() {
-    needs!();
-    if worse_in_go("it writes to the parameter of the alternative name, which does not exist") {
+    requires!();
+    if skip_for_go("it writes to the parameter of the alternative name, which does not exist") {
         return;
     }
     let node = Node::new("node");
@@ -173,7 +173,7 @@ fn lost_while(from: &Pod, address: &str, work: impl FnOnce() + Send) -> u64 {
 }
 
 /// Fourteen pods come, and go in another order; the bridge's MAC address is looked at after each step.
-fn crowd_keeps_mac(node: &Node, config: &Value, by: Party, expected: &str) {
+fn crowd_keeps_mac(node: &Node, config: &Value, by: Implementation, expected: &str) {
     let pods: Vec<Pod> = (0..14).map(|at| node.pod(&format!("pod{at}"))).collect();
     let mut attachments: Vec<Attachment> = Vec::new();
     for pod in &pods {
@@ -223,8 +223,8 @@ fn a_bridge_of_an_administrator_keeps_its_mac_address_and_pods_reach_their_gatew
 
 #[test]
 fn a_flat_layer_2_bridge_keeps_the_mac_address_of_its_uplink() {
-    needs!("ping");
-    if worse_in_go("without a gateway the bridge's MAC address follows its ports'") {
+    requires!("ping");
+    if skip_for_go("without a gateway the bridge's MAC address follows its ports'") {
         return;
     }
     let (node, outside) = (Node::new("node"), Node::new("outside"));
@@ -233,14 +233,19 @@ fn a_flat_layer_2_bridge_keeps_the_mac_address_of_its_uplink() {
     node.run_all("ip link set up0 address fe:ff:ff:ff:ff:01\nip link add br0 type bridge\nip link set up0 master br0\nip addr add 192.0.2.1/24 dev br0\nip link set br0 up");
     outside.run("ip addr add 192.0.2.2/24 dev eth0");
     outside.reaches("192.0.2.1");
-    crowd_keeps_mac(&node, &layer_2(), Party::Ours, "fe:ff:ff:ff:ff:01");
+    crowd_keeps_mac(
+        &node,
+        &layer_2(),
+        Implementation::Gangplank,
+        "fe:ff:ff:ff:ff:01",
+    );
     outside.reaches("192.0.2.1");
 }
 
 #[test]
 fn a_bridge_that_lost_all_ports_gets_one_mac_address_and_keeps_it() {
-    needs!();
-    if worse_in_go("it sets the zeros that the bridge shows") {
+    requires!();
+    if skip_for_go("it sets the zeros that the bridge shows") {
         return;
     }
     let node = Node::new("node");
@@ -250,13 +255,18 @@ fn a_bridge_that_lost_all_ports_gets_one_mac_address_and_keeps_it() {
     node.network(small_network()).add(&first);
     let expected = mac(&node, "br0");
     assert_ne!(expected, "00:00:00:00:00:00");
-    crowd_keeps_mac(&node, &small_network(), Party::Ours, &expected);
+    crowd_keeps_mac(
+        &node,
+        &small_network(),
+        Implementation::Gangplank,
+        &expected,
+    );
 }
 
 #[test]
 fn first_adds_at_once_agree_on_the_mac_address() {
-    needs!();
-    if worse_in_go("one of them sets what it saw before the other's port joined") {
+    requires!();
+    if skip_for_go("one of them sets what it saw before the other's port joined") {
         return;
     }
     for bridge in ["", "ip link add br0 type bridge"] {
@@ -280,7 +290,7 @@ fn first_adds_at_once_agree_on_the_mac_address() {
 
 #[test]
 fn an_add_leaves_the_neighbours_of_a_bridge_with_a_fixed_mac_address_alone() {
-    needs!("ping");
+    requires!("ping");
     // Of an administrator who gave the bridge the MAC address of its port only /sys tells that it is fixed.
     for prepare in [
         "",
@@ -332,13 +342,13 @@ fn del_of_an_add_that_failed_leaves_the_interface_of_the_network_before_it() {
                 let pod = node.pod("a");
                 let first = attach(&node, &pod, &one, by);
                 let mut second = Attachment::new(&node, &pod, &other);
-                assert_ne!(second.try_add(Party::Ours).code, Some(0));
+                assert_ne!(second.try_add(Implementation::Gangplank).code, Some(0));
                 for _ in 0..2 {
-                    second.del(Party::Ours).ok();
+                    second.del(Implementation::Gangplank).ok();
                 }
                 pod.reaches("10.77.0.1");
                 // And its own DEL still takes it away.
-                first.del(Party::Ours).ok();
+                first.del(Implementation::Gangplank).ok();
                 assert!(pod.link("eth0").is_none(), "{version} {by:?} {same_bridge}");
             }
         }
@@ -352,15 +362,15 @@ fn a_repeated_del_leaves_the_pod_that_has_the_path_now() {
     }
     for version in ["0.3.1", "1.0.0"] {
         for (made_before, made_now) in [
-            (Party::Ours, Party::Ours),
-            (Party::Ours, Party::Reference),
-            (Party::Reference, Party::Reference),
+            (Implementation::Gangplank, Implementation::Gangplank),
+            (Implementation::Gangplank, Implementation::Go),
+            (Implementation::Go, Implementation::Go),
         ] {
             let node = node();
             let [config, _] = networks(version);
             let pod = node.pod("a");
             let gone = attach(&node, &pod, &config, made_before);
-            gone.del(Party::Ours).ok();
+            gone.del(Implementation::Gangplank).ok();
             let mut passed_on = config.clone();
             if version != "0.3.1" {
                 passed_on["prevResult"] = gone.result.clone();
@@ -373,12 +383,18 @@ fn a_repeated_del_leaves_the_pod_that_has_the_path_now() {
             let mut attached = Attachment::new(&node, &next, &config);
             let add = attached.call(made_now, "ADD").container("b").run();
             attached.result = add.ok();
-            let again = Party::Ours.call_for(&node, &passed_on).verb("DEL");
+            let again = Implementation::Gangplank
+                .call_for(&node, &passed_on)
+                .verb("DEL");
             again.container("a").netns(&path).ifname("eth0").run().ok();
             let what = format!("{version} {made_before:?} {made_now:?}");
             assert!(next.link("eth0").is_some(), "{what}");
             next.reaches("10.77.0.1");
-            attached.call(Party::Ours, "DEL").container("b").run().ok();
+            attached
+                .call(Implementation::Gangplank, "DEL")
+                .container("b")
+                .run()
+                .ok();
             assert!(next.link("eth0").is_none(), "{what}");
         }
     }
@@ -396,12 +412,12 @@ fn del_takes_the_interface_of_a_go_pod_whatever_the_runtime_remembers() {
             for remembers in [false, true] {
                 let node = node();
                 let pod = node.pod("a");
-                let mut attachment = attach(&node, &pod, config, Party::Reference);
+                let mut attachment = attach(&node, &pod, config, Implementation::Go);
                 let port = host_link(&attachment);
                 if !remembers {
                     attachment.result = Value::Null;
                 }
-                attachment.del(Party::Ours).ok();
+                attachment.del(Implementation::Gangplank).ok();
                 let what = format!("{version} {config} {remembers}");
                 assert!(
                     pod.link("eth0").is_none() && node.link(&port).is_none(),
@@ -434,7 +450,7 @@ fn del_finds_its_interface_when_an_administrator_has_renamed_the_port() {
             if !remembers {
                 attachment.result = Value::Null;
             }
-            attachment.del(Party::Ours).ok();
+            attachment.del(Implementation::Gangplank).ok();
             assert!(node.link("web0").is_none(), "{by:?} {bridge} {remembers}");
         }
     }
@@ -447,9 +463,9 @@ fn del_takes_the_link_of_a_go_pod_that_has_renamed_its_interface() {
     }
     let node = node();
     let pod = node.pod("a");
-    let attachment = attach(&node, &pod, &small_network(), Party::Reference);
+    let attachment = attach(&node, &pod, &small_network(), Implementation::Go);
     pod.run_all("ip link set eth0 down\nip link set eth0 name net0 up");
-    attachment.del(Party::Ours).ok();
+    attachment.del(Implementation::Gangplank).ok();
     assert!(pod.link("net0").is_none() && node.link(&host_link(&attachment)).is_none());
 }
 
@@ -469,18 +485,22 @@ fn del_leaves_an_interface_of_another_kind_or_of_another_tool() {
         pod.run_all(link);
         assert_ne!(
             Attachment::new(&node, &pod, &config)
-                .try_add(Party::Ours)
+                .try_add(Implementation::Gangplank)
                 .code,
             Some(0)
         );
-        Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
+        Attachment::new(&node, &pod, &config)
+            .del(Implementation::Gangplank)
+            .ok();
         assert!(pod.link("eth0").is_some(), "{link}");
         pod.end();
     }
     // The other end on the host, but on no bridge of this network's.
     let pod = node.pod("a");
     node.run("ip link add x0 type veth peer name eth0 netns a");
-    Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
+    Attachment::new(&node, &pod, &config)
+        .del(Implementation::Gangplank)
+        .ok();
     assert!(pod.link("eth0").is_some());
 }
 
@@ -543,8 +563,8 @@ fn an_ipv6_gateway_is_no_trouble_where_rules_route_what_the_host_sends() {
 
 #[test]
 fn a_kernel_that_filters_no_dumps_is_good_enough() {
-    needs!("strace", "ping");
-    if worse_in_go("it is not ours to trace") {
+    requires!("strace", "ping");
+    if skip_for_go("it is not ours to trace") {
         return;
     }
     // Before 4.20 there is no NETLINK_GET_STRICT_CHK.
@@ -568,7 +588,7 @@ fn a_kernel_that_filters_no_dumps_is_good_enough() {
     told.call("CHECK", &pod).under(old_kernel).run().ok();
     pod.run("ip addr del 10.77.0.2/24 dev eth0");
     pod.run("ip addr add 10.77.0.2/24 dev x0");
-    told.call("CHECK", &pod).under(old_kernel).run().refused();
+    told.call("CHECK", &pod).under(old_kernel).run().error();
     // The first socket: the one of nf_tables has another option.
     let first = format!("{old_kernel}:when=1");
     told.call("DEL", &pod).under(&first).run().ok();

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use crate::party::Party::{self, Ours, Reference};
+use crate::implementation::Implementation::{self, Gangplank, Go};
 use crate::support::{Answer, Call, Node, Pod, go_plugins, require, say};
 use document::Json;
 use generate::Case;
@@ -27,10 +27,10 @@ const CASES: usize = 1000;
 /// The first number of the generator; `GANGPLANK_SEED` sets another one.
 const SEED: u64 = 0x5eed;
 
-/// What ours refuse though the Go plugins accept it: what the refusal says, and what the migration guide says of it.
+/// What ours refuse though the Go plugins accept it: what the error says, and what the migration guide says of it.
 const REFUSED: &[(&str, &str)] = &[
     (
-        "dst is missing, but a route needs a destination",
+        "dst is missing, but a route requires a destination",
         "A route without a destination",
     ),
     (
@@ -58,28 +58,28 @@ const YOUNG: &[&str] = &[
 ];
 
 /// A node for configurations: what an ADD made there is removed before the next one.
-struct Ground {
+struct Fixture {
     node: Node,
     pod: Pod,
     /// Whether the Go plugins are of a release before cniVersion 1.1.0.
     is_old: bool,
 }
 
-impl Ground {
-    fn new() -> Ground {
-        let node = crate::party::node();
+impl Fixture {
+    fn new() -> Fixture {
+        let node = crate::implementation::node();
         let pod = node.pod("pod");
         node.run("mkdir /run/work");
         node.write(
             "/run/resolv.conf",
             "nameserver 10.0.0.53\nsearch a.example b.example\noptions ndots:2\n",
         );
-        let version = Reference.call(&node, "host-local").verb("VERSION").run();
+        let version = Go.call(&node, "host-local").verb("VERSION").run();
         let is_old = !version.stdout.contains("1.1.0");
-        Ground { node, pod, is_old }
+        Fixture { node, pod, is_old }
     }
 
-    fn call<'n>(&'n self, by: Party, verb: &str, case: &Case) -> Call<'n> {
+    fn call<'n>(&'n self, by: Implementation, verb: &str, case: &Case) -> Call<'n> {
         let call = by
             .call(&self.node, case.plugin)
             .verb(verb)
@@ -94,7 +94,7 @@ impl Ground {
     }
 
     /// The answer to an ADD, of which nothing is left.
-    fn add(&mut self, by: Party, case: &Case) -> Answer {
+    fn add(&mut self, by: Implementation, case: &Case) -> Answer {
         let answer = self.call(by, "ADD", case).run();
         if case.plugin == "bridge" {
             self.sweep(by, case);
@@ -108,7 +108,7 @@ impl Ground {
         answer
     }
 
-    fn sweep(&mut self, by: Party, case: &Case) {
+    fn sweep(&mut self, by: Implementation, case: &Case) {
         let undone = self.call(by, "DEL", case).run();
         let links = self.node.run("ip -o link");
         let mut links = links.lines().filter_map(|line| line.split(": ").nth(1));
@@ -123,23 +123,23 @@ impl Ground {
         // A DEL that failed has left who knows what.
         if undone.code != Some(0) || self.pod.link("eth0").is_some() {
             let is_old = self.is_old;
-            *self = Ground {
+            *self = Fixture {
                 is_old,
-                ..Ground::new()
+                ..Fixture::new()
             };
         }
     }
 
     /// How the answers differ where the Go plugin succeeds and ours should too.
     fn difference(&mut self, case: &Case) -> Outcome {
-        let theirs = self.add(Reference, case);
+        let theirs = self.add(Go, case);
         if theirs.code != Some(0) {
             return Outcome::Refused;
         }
-        let ours = self.add(Ours, case);
+        let ours = self.add(Gangplank, case);
         if ours.code != Some(0) {
             let said = ours.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-            let is_known = |(refusal, _): &&(&str, &str)| said.contains(refusal);
+            let is_known = |(error, _): &&(&str, &str)| said.contains(error);
             let is_young = self.is_old && YOUNG.iter().any(|key| said.contains(key));
             return match REFUSED.iter().any(|known| is_known(&known)) || is_young {
                 true => Outcome::Excepted,
@@ -254,9 +254,9 @@ fn has_edge(result: &Value) -> bool {
 }
 
 /// The smallest case that differs still.
-fn minimised(ground: &mut Ground, case: &Case) -> (Case, String) {
+fn minimised(fixture: &mut Fixture, case: &Case) -> (Case, String) {
     let mut smallest = case.clone();
-    let Outcome::Differs(mut how) = ground.difference(case) else {
+    let Outcome::Differs(mut how) = fixture.difference(case) else {
         return (smallest, "it did not differ a second time".to_owned());
     };
     'again: loop {
@@ -273,7 +273,7 @@ fn minimised(ground: &mut Ground, case: &Case) -> (Case, String) {
                 ..smallest.clone()
             });
         for smaller in without_args.into_iter().chain(smaller) {
-            if let Outcome::Differs(still) = ground.difference(&smaller) {
+            if let Outcome::Differs(still) = fixture.difference(&smaller) {
                 (smallest, how) = (smaller, still);
                 continue 'again;
             }
@@ -295,7 +295,7 @@ fn compare(plugins: &[&'static str], cases: usize) -> [usize; 3] {
     let next = AtomicUsize::new(0);
     let (counts, failures) = (Mutex::new([0; 3]), Mutex::new(Vec::new()));
     let work = || {
-        let mut ground = Ground::new();
+        let mut fixture = Fixture::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             if at >= cases || failures.lock().unwrap().len() >= 20 {
@@ -304,12 +304,12 @@ fn compare(plugins: &[&'static str], cases: usize) -> [usize; 3] {
             let mut random =
                 TestRandom((seed ^ (at as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
             let case = generate::case(&mut random, plugins);
-            let outcome = match ground.difference(&case) {
+            let outcome = match fixture.difference(&case) {
                 Outcome::Refused => 0,
                 Outcome::Same => 1,
                 Outcome::Excepted => 2,
                 Outcome::Differs(_) => {
-                    let (smallest, how) = minimised(&mut ground, &case);
+                    let (smallest, how) = minimised(&mut fixture, &case);
                     let args = smallest.args.as_deref().unwrap_or_default();
                     let config = smallest.config.render();
                     let config: String = config.chars().take(600).collect();

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::party::Party::Ours;
-use crate::party::{Attachment, BOTH, IPTABLES, node, ready};
+use crate::implementation::Implementation::Gangplank;
+use crate::implementation::{Attachment, BOTH, IPTABLES, node, ready};
 use crate::rules::{FOREIGN, all_rules, masqueraded};
-use crate::support::{Node, leases, needs};
+use crate::support::{Node, leases, requires};
 
 const LOG: &str = "/run/trace";
 
@@ -23,13 +23,13 @@ fn del_keeps_the_lease_when_the_kernel_cannot_be_asked_for_rules() {
     if !ready(IPTABLES) {
         return;
     }
-    needs!("strace");
+    requires!("strace");
     let node = node();
     let pod = node.pod("a");
     let mut attachment = Attachment::new(&node, &pod, &masqueraded());
     let traced = |attachment: &Attachment| {
         attachment
-            .call(Ours, "DEL")
+            .call(Gangplank, "DEL")
             .under(&format!("strace -o {LOG}"))
             .run()
             .ok()
@@ -37,7 +37,7 @@ fn del_keeps_the_lease_when_the_kernel_cannot_be_asked_for_rules() {
     // The lists exist once the variant was used.
     node.run_all(FOREIGN);
     node.run("ip6tables-legacy -t nat -L");
-    attachment.try_add(Ours).ok();
+    attachment.try_add(Gangplank).ok();
     traced(&attachment);
     let socket = occurrence(&node, "socket", "NETLINK_NETFILTER");
     let mut faults = vec![];
@@ -55,19 +55,16 @@ fn del_keeps_the_lease_when_the_kernel_cannot_be_asked_for_rules() {
     let list = occurrence(&node, "openat", "net/ip_tables_names");
     for fault in faults {
         let before = all_rules(&node).len();
-        attachment.try_add(Ours).ok();
+        attachment.try_add(Gangplank).ok();
         let disturbed = format!("strace -o {LOG} {fault}");
-        let refusal = attachment
-            .call(Ours, "DEL")
+        let error = attachment
+            .call(Gangplank, "DEL")
             .under(&disturbed)
             .run()
-            .refused();
-        assert!(
-            refusal.text().contains("masquerade:"),
-            "{fault}: {refusal:?}"
-        );
+            .error();
+        assert!(error.text().contains("masquerade:"), "{fault}: {error:?}");
         assert_eq!(leases(&node, "small").len(), 1, "{fault}");
-        attachment.del(Ours).ok();
+        attachment.del(Gangplank).ok();
         assert_eq!(all_rules(&node).len(), before, "{fault}");
     }
     // A kernel without nfnetlink, or without the legacy variant, has no rules there.
@@ -76,9 +73,9 @@ fn del_keeps_the_lease_when_the_kernel_cannot_be_asked_for_rules() {
         format!("--inject=openat:error=ENOENT:when={list}"),
     ] {
         attachment.config["ipMasq"] = false.into();
-        attachment.try_add(Ours).ok();
+        attachment.try_add(Gangplank).ok();
         let without = format!("strace -o {LOG} {absent}");
-        attachment.call(Ours, "DEL").under(&without).run().ok();
+        attachment.call(Gangplank, "DEL").under(&without).run().ok();
     }
 }
 
@@ -106,19 +103,19 @@ fn a_thousand_destinations_that_keep_their_address_fit_into_an_add_of_either_bac
     if !ready(IPTABLES) {
         return;
     }
-    needs!("strace", "nft");
+    requires!("strace", "nft");
     for family in ["IPv4", "IPv6"] {
         for backend in ["nftables", "iptables"] {
             let node = node();
             let pod = node.pod("a");
             let mut attachment = Attachment::new(&node, &pod, &large(family, backend));
             let call = attachment
-                .call(Ours, "ADD")
+                .call(Gangplank, "ADD")
                 .under("strace -f -e trace=sendto -e raw=sendto -o /run/trace");
             attachment.result = call.run().ok();
             // In a user namespace the send buffer cannot be enlarged as needed.
             assert!(!node.read(LOG).contains("EMSGSIZE"), "{family} {backend}");
-            attachment.check(Ours).ok();
+            attachment.check(Gangplank).ok();
             let ruleset = node.run("nft list ruleset");
             let rules = ruleset
                 .lines()
@@ -129,10 +126,10 @@ fn a_thousand_destinations_that_keep_their_address_fit_into_an_add_of_either_bac
                 let other = node.pod("b");
                 let mut changed = Attachment::new(&node, &other, &attachment.config);
                 changed.config["nonMasqueradeCIDRs"] = json!(["192.0.2.0/25"]);
-                changed.try_add(Ours).ok();
-                changed.del(Ours).ok();
+                changed.try_add(Gangplank).ok();
+                changed.del(Gangplank).ok();
             }
-            attachment.del(Ours).ok();
+            attachment.del(Gangplank).ok();
             let left = node.run("nft list ruleset");
             assert!(!left.contains("/25") && !left.contains("/49") && !left.contains("CNI-"));
         }
@@ -151,7 +148,7 @@ fn gc_removes_any_number_of_stale_elements() {
         config["ipMasqBackend"] = "nftables".into();
         config["ipam"]["subnet"] = "10.77.0.0/16".into();
         let mut attachment = Attachment::new(&node, &kept, &config);
-        attachment.try_add(Ours).ok();
+        attachment.try_add(Gangplank).ok();
         let own = node.run("nft list map inet gangplank pods4");
         let comment = own.split("comment \"").nth(1).unwrap();
         let network = comment.split('-').next().unwrap();
@@ -173,7 +170,7 @@ fn gc_removes_any_number_of_stale_elements() {
         node.cni("bridge").verb("GC").config(&config).run().ok();
         let left = node.run("nft list map inet gangplank pods4");
         assert_eq!(left.matches("comment").count(), 1, "{count}");
-        attachment.check(Ours).ok();
+        attachment.check(Gangplank).ok();
     }
 }
 
@@ -195,7 +192,7 @@ fn a_parent_that_ignores_sigchld_changes_nothing() {
         call(&attachment, "DEL").ok();
         assert_eq!(all_rules(&node), [""; 0], "{by:?}");
         // A delegate is a program too; the Go plugin finds this one under no other name.
-        if by == Ours {
+        if by == Gangplank {
             let mut delegated = Attachment::new(&node, &pod, &masqueraded());
             delegated.config["ipam"]["type"] = "go-host-local".into();
             delegated.result = call(&delegated, "ADD").ok();
@@ -210,18 +207,18 @@ fn a_large_script_for_iptables_needs_no_thread() {
     if !ready(IPTABLES) {
         return;
     }
-    needs!("strace");
+    requires!("strace");
     let node = node();
     let pod = node.pod("a");
     let mut attachment = Attachment::new(&node, &pod, &large("IPv4", "iptables"));
     // The first one becomes iptables-restore.
     let starved = "strace --inject=clone,clone3:error=EAGAIN:when=2+ -o /run/trace";
-    let answer = attachment.call(Ours, "ADD").under(starved).run();
+    let answer = attachment.call(Gangplank, "ADD").under(starved).run();
     attachment.result = answer.ok();
-    attachment.check(Ours).ok();
+    attachment.check(Gangplank).ok();
     // Nor does a DEL: it does the same without one.
     let starved = "strace --inject=clone,clone3:error=EAGAIN -o /run/trace";
-    attachment.call(Ours, "DEL").under(starved).run().ok();
+    attachment.call(Gangplank, "DEL").under(starved).run().ok();
     assert_eq!(all_rules(&node), [""; 0]);
     assert_eq!(leases(&node, "small").len(), 0);
 }

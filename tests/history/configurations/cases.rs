@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::party::Party::{self, Ours, Reference};
-use crate::party::{Attachment, BOTH, node, ready, remains};
-use crate::support::{Answer, Network, Node, Pod, leases, needs, small_network};
+use crate::implementation::Implementation::{self, Gangplank, Go};
+use crate::implementation::{Attachment, BOTH, node, ready, remains};
+use crate::support::{Answer, Network, Node, Pod, leases, requires, small_network};
 
 /// A network of IPv6 whose gateway is link-local.
 fn link_local() -> Value {
@@ -26,13 +26,13 @@ fn beyond(node: &Node) -> Node {
     );
     outside
         .run_all("ip addr add fd00:9::9/64 dev eth0 nodad\nip route add fd00:5::/64 via fd00:9::1");
-    node.settle();
-    outside.settle();
+    node.wait_for_dad();
+    outside.wait_for_dad();
     outside
 }
 
 /// ADD, CHECK, DEL and what must hold between them.
-fn serve(party: Party, node: &Node, config: &Value, probe: impl Fn(&Pod)) {
+fn serve(party: Implementation, node: &Node, config: &Value, probe: impl Fn(&Pod)) {
     let pods = ["a", "b"].map(|name| node.pod(&format!("{name}-{party:?}")));
     let attach = |pod| {
         let mut attachment = Attachment::new(node, pod, config);
@@ -77,12 +77,12 @@ fn a_link_local_gateway_of_an_administrators_bridge_is_the_next_hop() {
 
 #[test]
 fn a_link_local_gateway_is_put_on_the_bridge_also_beside_the_bridges_own_address() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let outside = beyond(&node);
     // With a port that is up the kernel gives it a link-local address, with which the Go plugin's ADD fails.
     node.run_all("ip link add br0 type bridge\nip link add p0 type veth peer name p1\nip link set p0 master br0 up\nip link set p1 up\nip link set br0 up");
-    node.settle();
+    node.wait_for_dad();
     let own = node.run("ip -6 -o addr show dev br0 scope link");
     assert!(own.contains("fe80::"), "{own}");
     let mut config = link_local();
@@ -97,7 +97,7 @@ fn a_link_local_gateway_is_put_on_the_bridge_also_beside_the_bridges_own_address
             node.run("ip -6 -o addr show dev br0")
                 .contains("fe80::1/64")
         );
-        outside.settle();
+        outside.wait_for_dad();
         pod.reaches("fd00:9::9");
         network.check(&pod, &result).ok();
     }
@@ -128,7 +128,7 @@ fn a_gateway_outside_of_the_subnet_is_passed_on_to_the_plugin_that_asks() {
             crate::support::go_plugins().display(),
             Node::BIN
         ));
-        if party == Reference {
+        if party == Go {
             node.run(&format!(
                 "ln -sf {}/host-local {}/host-local",
                 crate::support::go_plugins().display(),
@@ -165,7 +165,7 @@ fn a_gateway_outside_of_the_subnet_is_passed_on_to_the_plugin_that_asks() {
 }
 
 /// An ADD with this `ipam` and DEL; the answer to ADD.
-fn add(party: Party, node: &Node, plugin: &str, keys: &Value) -> Answer {
+fn add(party: Implementation, node: &Node, plugin: &str, keys: &Value) -> Answer {
     let pod = node.pod(&format!(
         "{party:?}-{}",
         node.run("ip netns list").lines().count()
@@ -303,20 +303,17 @@ fn routes_that_the_kernel_refuses_are_refused_before_anything_changes() {
     ] {
         let node = node();
         let keys = with_routes("10.77.0.0/24", routes);
-        let _ = add(Reference, &node, "bridge", &keys).refused();
+        let _ = add(Go, &node, "bridge", &keys).error();
         node.run("ip link del br0");
-        let refusal = add(Ours, &node, "bridge", &keys).refused();
-        assert!(
-            refusal.code == 7 && refusal.text().contains(says),
-            "{refusal:?}"
-        );
+        let error = add(Gangplank, &node, "bridge", &keys).error();
+        assert!(error.code == 7 && error.text().contains(says), "{error:?}");
         assert!(node.link("br0").is_none());
     }
 }
 
 #[test]
 fn the_second_of_two_equal_routes_does_no_harm() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let mut config = small_network();
     config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16", "gw": "10.77.0.1" }, { "dst": "10.9.0.0/16" }]);
@@ -329,7 +326,7 @@ fn the_second_of_two_equal_routes_does_no_harm() {
 }
 
 /// The answer to an ADD with this text on stdin.
-fn add_text(party: Party, node: &Node, plugin: &str, text: &str) -> Answer {
+fn add_text(party: Implementation, node: &Node, plugin: &str, text: &str) -> Answer {
     let pod = node.pod(&format!(
         "{party:?}-{}",
         node.run("ip netns list").lines().count()
@@ -397,7 +394,7 @@ fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
     // Deeper than Go goes; the stack is not what ends it.
     let text = format!(r#"{{"x":{},"name":"n"}}"#, nested("[", "]", 1_500_000));
     let answer = node.cni("bridge").verb("STATUS").stdin(text).run();
-    assert_eq!(answer.refused().code, 1, "STATUS needs 1.1.0");
+    assert_eq!(answer.error().code, 1, "STATUS needs 1.1.0");
     for wrong in [
         format!("{{\"x\":{}", "[".repeat(200_000)),
         nested("[", "", 200_000),
@@ -407,7 +404,7 @@ fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
                 .verb("STATUS")
                 .stdin(wrong)
                 .run()
-                .refused()
+                .error()
                 .code,
             6
         );
@@ -443,14 +440,11 @@ fn what_cni_args_hold_for_another_plugin_may_be_anything() {
             call("DEL").ok();
         }
         let wrong = party.call_for(&node, &host_local).verb("ADD").pod(&pod);
-        let _ = wrong.args("IgnoreUnknown=1;IP=ten").run().refused();
+        let _ = wrong.args("IgnoreUnknown=1;IP=ten").run().error();
     }
     assert!(leases(&node, "small").is_empty());
     let network = Network::new(&node, small_network());
     let pod = node.pod("mac");
-    let refusal = network.call("ADD", &pod).args("MAC=zz").run().refused();
-    assert!(
-        refusal.code == 4 && refusal.text().contains("zz"),
-        "{refusal:?}"
-    );
+    let error = network.call("ADD", &pod).args("MAC=zz").run().error();
+    assert!(error.code == 4 && error.text().contains("zz"), "{error:?}");
 }
