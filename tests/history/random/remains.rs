@@ -13,7 +13,7 @@ impl History {
     /// prevResult. Without prevResult the lease identifies it, or on a layer-2 network the bridge, which may have another name.
     /// A MAC spoof check is told from that of another network by its link.
     fn is_findable(&self, target: &Target, known: &Attachment, options: &Options) -> bool {
-        if known.made_by == Implementation::Ours {
+        if known.made_by == Implementation::Gangplank {
             return true;
         }
         let bridge = self.world.config(&target.network)["bridge"].to_string();
@@ -44,7 +44,7 @@ impl History {
         // After DEL of the Go plugin there is neither lease nor prevResult that leads to its link.
         let is_hidden = match by {
             Implementation::Go => known.made_by == Implementation::Go && outcome.succeeded(),
-            Implementation::Ours => !self.is_findable(target, known, options),
+            Implementation::Gangplank => !self.is_findable(target, known, options),
         };
         if is_hidden {
             let checks = rules.iter().filter(|it| it.starts_with("nft bridge nat "));
@@ -89,7 +89,7 @@ impl History {
                     };
                     // Nothing but the pod's end leads to a link of another name.
                     let is_found_by_name = gone
-                        .is_some_and(|it| it.made_by == Implementation::Ours)
+                        .is_some_and(|it| it.made_by == Implementation::Gangplank)
                         && name.starts_with("veth");
                     let is_findable = options.netns == NetnsArgument::Own
                         && gone.is_some_and(|it| self.is_findable(target, it, options));

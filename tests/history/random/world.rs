@@ -80,7 +80,7 @@ impl World {
     pub fn new(ours: Implementation) -> World {
         let (node, outside) = (Node::new("node"), Node::new("outside"));
         for plugin in ["bridge", "host-local"] {
-            node.install_reference(plugin);
+            node.install_go_plugin(plugin);
         }
         wire(&node, "eth0", &outside, "eth0");
         shell(&node, PREPARE, &[]);
@@ -129,7 +129,7 @@ impl World {
                 Some(self.plugin(*by, &config).verb("STATUS").run())
             }
             Action::Cli(words) => match self.ours {
-                Implementation::Ours => Some(self.command_line(words)),
+                Implementation::Gangplank => Some(self.command_line(words)),
                 Implementation::Go => None,
             },
             Action::Config {
