@@ -158,7 +158,7 @@ pub fn metric_of(wanted: &Route) -> u32 {
         Family::V4 => 0,
         Family::V6 => IP6_RT_PRIO_USER,
     };
-    wanted.numbers().priority.unwrap_or(default)
+    wanted.attributes().priority.unwrap_or(default)
 }
 
 fn as_route(entry: &RouteEntry) -> Route {

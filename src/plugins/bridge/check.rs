@@ -5,7 +5,7 @@ use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, PortFlags, RouteEntry, RouteQuery};
-use crate::net::{Cidr, Family, IfName, Route, RouteNumbers};
+use crate::net::{Cidr, Family, IfName, Route, RouteAttributes};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::add::AttachContext;
@@ -328,9 +328,9 @@ fn check_routes(
 /// Whether a route matches a desired one, metrics aside: the Go plugin does not set them. The kernel joins equal IPv6
 /// routes over several links into one with several next hops.
 fn serves(present: &RouteEntry, wanted: &Route) -> bool {
-    let RouteNumbers {
+    let RouteAttributes {
         priority, table, ..
-    } = wanted.numbers();
+    } = wanted.attributes();
     present.dst == wanted.dst.network()
         && present.table == table
         && wanted

@@ -172,7 +172,7 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     let lacks = |family: Family| {
         let default = family.default_destination();
         let is_default =
-            |route: &Route| route.dst == default && route.numbers().table == Route::MAIN_TABLE;
+            |route: &Route| route.dst == default && route.attributes().table == Route::MAIN_TABLE;
         !lease.routes.iter().any(is_default)
     };
     let gateways = lease.ips.iter().filter_map(|ip| ip.gateway);
@@ -252,9 +252,15 @@ fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     check_routes(&lease.routes)?;
     let mut routes: Vec<Route> = Vec::new();
     let key = |route: &Route| {
-        let numbers = route.numbers();
-        let scope = (route.dst.family() == Family::V4).then_some(numbers.scope);
-        (route.dst, route.gw, numbers.table, numbers.priority, scope)
+        let attributes = route.attributes();
+        let scope = (route.dst.family() == Family::V4).then_some(attributes.scope);
+        (
+            route.dst,
+            route.gw,
+            attributes.table,
+            attributes.priority,
+            scope,
+        )
     };
     for route in &lease.routes {
         let mut route = with_next_hop(route, &lease.ips);

@@ -40,7 +40,7 @@ impl Vlans {
         bridge: &IfName,
         role: Gateway,
     ) -> Result<Option<Vlans>, Error> {
-        let native = root.number::<u16>("vlan", 0..=*VlanId::NUMBERS.end())?;
+        let native = root.number::<u16>("vlan", 0..=*VlanId::RANGE.end())?;
         let native = native.and_then(VlanId::new);
         let trunk = root.list("vlanTrunk")?;
         let default = match root.bool("preserveDefaultVlan")? {
@@ -54,7 +54,7 @@ impl Vlans {
         let gateway = gateway.map(|vlan| gateway_name(root, bridge, vlan));
         let mut union = VlanSet::EMPTY;
         for item in trunk.into_iter().flatten() {
-            union = union.or(parse_item(&item.into_object()?)?);
+            union = union.union(parse_item(&item.into_object()?)?);
         }
         Ok(Some(Vlans {
             native,
@@ -96,7 +96,7 @@ impl Vlans {
     /// `preserveDefaultVlan` says: the Go plugin before 1.8.0 leaves it.
     pub fn difference(&self, present: &PortVlans, given: Option<VlanId>) -> Option<String> {
         let wanted = self.port()?;
-        if present.pvid != wanted.pvid || !wanted.untagged.minus(present.untagged).is_empty() {
+        if present.pvid != wanted.pvid || !wanted.untagged.difference(present.untagged).is_empty() {
             let is = match present.pvid {
                 Some(pvid) if present.untagged.contains(pvid) => format!("are in VLAN {pvid}"),
                 Some(pvid) => format!("come from VLAN {pvid} with a tag"),
@@ -105,12 +105,12 @@ impl Vlans {
             let native = wanted.untagged;
             return Some(format!("its untagged frames {is}, expected VLAN {native}"));
         }
-        let missing = wanted.tagged.minus(present.tagged);
+        let missing = wanted.tagged.difference(present.tagged);
         if !missing.is_empty() {
             return Some(format!("it has lost VLANs {missing}"));
         }
         let given = given.map_or(VlanSet::EMPTY, VlanSet::of);
-        let foreign = present.all().minus(wanted.all()).minus(given);
+        let foreign = present.all().difference(wanted.all()).difference(given);
         (!foreign.is_empty()).then(|| format!("it is in VLANs {foreign} too"))
     }
 }
@@ -130,7 +130,7 @@ fn gateway_name(root: &JsonCursor, bridge: &IfName, vlan: VlanId) -> Result<IfNa
 fn parse_item(item: &JsonCursor) -> Result<VlanSet, Error> {
     let vlan = |key| -> Result<Option<VlanId>, Error> {
         Ok(item
-            .number::<u16>(key, VlanId::NUMBERS)?
+            .number::<u16>(key, VlanId::RANGE)?
             .and_then(VlanId::new))
     };
     let lacks = |key: &str, other: &str, vlan: VlanId| {
@@ -147,7 +147,7 @@ fn parse_item(item: &JsonCursor) -> Result<VlanSet, Error> {
         (None, Some(last)) => return lacks("minID", "maxID", last),
         (None, None) => VlanSet::EMPTY,
     };
-    Ok(range.or(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
+    Ok(range.union(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
 }
 
 #[cfg(test)]
@@ -324,13 +324,13 @@ mod tests {
                 .unwrap_or_default()
         };
         assert_eq!(check(&|_| {}), "");
-        assert_eq!(check(&|port| port.untagged = port.untagged.or(one(1))), "");
+        assert_eq!(check(&|port| port.untagged = port.untagged.union(one(1))), "");
         assert_eq!(
-            check(&|port| port.tagged = port.tagged.minus(one(11))),
+            check(&|port| port.tagged = port.tagged.difference(one(11))),
             "it has lost VLANs 11"
         );
         assert_eq!(
-            check(&|port| port.tagged = port.tagged.or(one(200))),
+            check(&|port| port.tagged = port.tagged.union(one(200))),
             "it is in VLANs 200 too"
         );
         assert_eq!(
