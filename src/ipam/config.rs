@@ -96,7 +96,7 @@ impl Config {
             routes: parse_routes(&ipam, &sets, conf.version)?,
             pools: assign(sets, &requested, &gateways)?,
             gateways,
-            resolv_conf: ipam.filled_text("resolvConf")?.map(PathBuf::from),
+            resolv_conf: ipam.non_empty_text("resolvConf")?.map(PathBuf::from),
         })
     }
 }

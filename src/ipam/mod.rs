@@ -88,7 +88,7 @@ impl Ipam {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
-        match ipam.filled_text("type")? {
+        match ipam.non_empty_text("type")? {
             Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
             Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path)))),
             None => refuse_untyped(&ipam).map(|()| None),
@@ -175,7 +175,7 @@ impl IpamLeases {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
-        Ok(match ipam.filled_text("type")? {
+        Ok(match ipam.non_empty_text("type")? {
             Some("host-local") => Some(IpamLeases::HostLocal(Store::of(conf)?)),
             Some(plugin) => Some(IpamLeases::Delegate(Delegate::new(plugin, conf, cni_path))),
             None => None,

@@ -41,7 +41,7 @@ impl Settings {
             })
         });
         let level = level.transpose()?.unwrap_or(Level::Info);
-        let Some(text) = root.filled_text("logFile")? else {
+        let Some(text) = root.non_empty_text("logFile")? else {
             return Ok(None);
         };
         let path = path_of(text).ok_or_else(|| {

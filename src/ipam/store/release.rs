@@ -20,7 +20,9 @@ impl Store {
     /// Code 6 when `ipam` or `dataDir` has the wrong type.
     pub fn of(conf: &NetConf) -> Result<Store, Error> {
         let ipam = conf.root().object("ipam")?;
-        let data_dir = ipam.map(|ipam| ipam.filled_text("dataDir")).transpose()?;
+        let data_dir = ipam
+            .map(|ipam| ipam.non_empty_text("dataDir"))
+            .transpose()?;
         let data_dir = PathBuf::from(data_dir.flatten().unwrap_or(DEFAULT_DATA_DIR));
         Ok(Store::new(&data_dir, &conf.name))
     }

@@ -225,7 +225,7 @@ fn parse_mac(root: &JsonCursor, args: &Args) -> Result<Option<Mac>, Error> {
         .flatten();
     let places = [root.object("runtimeConfig")?, args_cni];
     for place in places.iter().flatten() {
-        if place.filled_text("mac")?.is_some() {
+        if place.non_empty_text("mac")?.is_some() {
             let mac: Option<Mac> = place.parsed("mac")?;
             return mac.map(|mac| assignable(mac, &place.at("mac"))).transpose();
         }
