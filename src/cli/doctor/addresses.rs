@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{Network, Node, Pod, Problem, RangeUsage};
-use crate::ipam::lease_file::age;
+use crate::ipam::store::age;
 use crate::net::Cidr;
 
 /// A lease younger than this may belong to an ADD in progress.

@@ -70,7 +70,7 @@ fn range_keys(range: &Range) -> Vec<Questionable> {
             "pods need a route to it; IPv6 gateways can be link-local, such as fe80::1",
         ));
     }
-    if range.gives_edges() {
+    if range.allocates_edges() {
         found.push((
             format!(
                 "range {range} has no address but the network or broadcast address of its subnet"

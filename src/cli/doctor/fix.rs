@@ -19,7 +19,7 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
             bridge::detach(conf, &cni_path, attachment, Ok(None))
         }
         Fix::ClearGarbled(at) => match &node.networks[*at].configured.host_local {
-            Some(host_local) => host_local.store().clear_garbled().map(drop),
+            Some(host_local) => host_local.store().remove_invalid().map(drop),
             None => Ok(()),
         },
         Fix::Unmasquerade(network, entries) => masquerade::remove_left_over(network, entries),

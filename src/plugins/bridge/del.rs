@@ -9,7 +9,7 @@ use crate::cni::names::Attachment;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Code, Error, Failures};
-use crate::ipam::{Held, IpamLeases};
+use crate::ipam::{HeldLeases, IpamLeases};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, Netlink, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
@@ -114,7 +114,7 @@ struct Detachment<'a> {
     attachment: &'a Attachment,
     prev: Option<AddResult>,
     netns: Option<&'a Netns>,
-    held: Option<&'a Held>,
+    held: Option<&'a HeldLeases>,
     host: &'a Netlink,
 }
 
@@ -169,7 +169,7 @@ impl Detachment<'_> {
             interface: name.as_str(),
             host: derived.as_str(),
             prev: self.prev.as_ref(),
-            leased: self.held.map(Held::addresses),
+            leased: self.held.map(HeldLeases::addresses),
             bridge: bridge.map_err(fail)?.map(|bridge| bridge.index),
         };
         Ok(is_owner(&known, &end).then_some(end))
@@ -226,11 +226,11 @@ impl Detachment<'_> {
             known = self.pod_addresses().unwrap_or_default();
         }
         let scope = match self.held {
-            Some(held) if held.has_siblings() => Scope::Addresses,
+            Some(held) if held.has_other_interfaces() => Scope::Addresses,
             None if !known.is_empty() => Scope::Addresses,
             _ => Scope::Container,
         };
-        let held = self.held.map(Held::addresses).unwrap_or_default();
+        let held = self.held.map(HeldLeases::addresses).unwrap_or_default();
         let evidence = Evidence::of(&self.conf.root(), held);
         Masquerade::of(&self.conf.name, self.attachment).remove(known, scope, evidence)
     }

@@ -181,7 +181,7 @@ impl StaleLinks<'_> {
         {
             return kept("and it has an address of a valid attachment too".to_owned());
         }
-        if self.store.has_neighbour(lease.address) {
+        if self.store.is_leased_elsewhere(lease.address) {
             return kept("and a network beside this one has a lease of it too".to_owned());
         }
         Ok(())
