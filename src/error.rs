@@ -96,6 +96,14 @@ impl Error {
         self
     }
 
+    /// Appends another error to the details.
+    pub fn and(self, outcome: Result<(), Error>) -> Error {
+        match outcome {
+            Ok(()) => self,
+            Err(other) => self.details(format!("also: {other}")),
+        }
+    }
+
     /// Prefixes the message: `context: message`.
     pub fn context(mut self, context: impl fmt::Display) -> Error {
         self.msg = format!("{context}: {}", self.msg);
@@ -118,9 +126,7 @@ impl Failures {
         let mut errors = self.0.into_iter();
         match errors.next() {
             None => Ok(()),
-            Some(first) => {
-                Err(errors.fold(first, |first, more| first.details(format!("also: {more}"))))
-            }
+            Some(first) => Err(errors.fold(first, |first, error| first.and(Err(error)))),
         }
     }
 }

@@ -90,10 +90,7 @@ impl Delegate {
         let output = self.run(Command::Add, attachment)?;
         self.parse_result(&output.stdout).map_err(|error| {
             let error = error.context(format!("IPAM plugin {}", self.plugin));
-            match self.release(attachment) {
-                Ok(()) => error,
-                Err(more) => error.details(format!("also: {more}")),
-            }
+            error.and(self.release(attachment))
         })
     }
 
@@ -248,10 +245,7 @@ impl Delegate {
         if matches!(cause, ProcessError::NotStarted { .. }) {
             return error;
         }
-        match signals::uncancellable(|| self.release(attachment)) {
-            Ok(()) => error,
-            Err(more) => error.details(format!("also: {more}")),
-        }
+        error.and(signals::uncancellable(|| self.release(attachment)))
     }
 
     /// Parses the output of ADD.

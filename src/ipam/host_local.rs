@@ -217,10 +217,8 @@ fn write_leases(
         }
     }
     outcome.map_err(|error| {
-        let undone = written.iter().map(|address| locked.remove_lease(*address));
-        undone.fold(error, |error, undone| match undone {
-            Ok(()) => error,
-            Err(more) => error.details(format!("also: {more}")),
+        written.iter().fold(error, |error, address| {
+            error.and(locked.remove_lease(*address))
         })
     })
 }
