@@ -10,12 +10,12 @@ use crate::kernel::netlink::{
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
+use crate::link::namespace;
+use crate::link::{PORT_LIMIT, failed, made};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::link::namespace;
 use crate::plugins::bridge::gateway;
-use crate::link::{PORT_LIMIT, failed, made};
 use crate::plugins::bridge::plan::{ObservedLinks, Plan};
 use crate::plugins::bridge::vlan_ports;
 use crate::undo::Undo;

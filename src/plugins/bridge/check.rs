@@ -5,14 +5,14 @@ use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, PortFlags, RouteEntry, RouteQuery};
+use crate::link::failed;
 use crate::net::{Cidr, Family, IfName, Route, RouteAttributes};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::add::AttachContext;
-use crate::state::{self, BridgeDifference, PortDifference};
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
-use crate::link::failed;
 use crate::plugins::bridge::{Bridge, forward_accept, vlan_ports};
+use crate::state::{self, BridgeDifference, PortDifference};
 
 /// The desired state of an attachment.
 pub struct Expected {
@@ -127,7 +127,10 @@ fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Er
         .host
         .link(name)
         .map_err(|cause| failed("look up bridge", name, cause))?;
-    let differences = expected.config.desired_bridge().differences(bridge.as_ref());
+    let differences = expected
+        .config
+        .desired_bridge()
+        .differences(bridge.as_ref());
     let bridge = match (differences.first(), bridge) {
         (None, Some(bridge)) => bridge,
         (Some(other @ BridgeDifference::OtherKind(_)), _) => {

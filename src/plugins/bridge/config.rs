@@ -8,11 +8,11 @@ use crate::cni::json::JsonCursor;
 use crate::cni::result::Dns;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
+use crate::kernel::netlink::PortFlags;
 use crate::net::{IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
 use crate::plugins::bridge::vlan::Vlans;
-use crate::kernel::netlink::PortFlags;
 use crate::plugins::log_record::redaction::Keys;
 use crate::state::DesiredBridge;
 

@@ -13,15 +13,15 @@ use crate::ipam::{HeldLeases, IpamLeases};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, Netlink, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
+use crate::link::failed;
+use crate::link::namespace;
 use crate::net::{IfName, Mac};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{Evidence, Masquerade, Removing, Scope};
 use crate::plugins::bridge::config::bridge_of;
-use crate::link::failed;
+use crate::plugins::bridge::forward_accept;
 use crate::plugins::bridge::ownership::{ContainerEnd, Known, is_owner};
 use crate::plugins::bridge::plan::host_interface;
-use crate::link::namespace;
-use crate::plugins::bridge::forward_accept;
 
 /// Removes an attachment, also one of the Go plugin, as far as it exists. Needs neither a namespace nor a prevResult, and
 /// only names from the configuration.
@@ -35,12 +35,7 @@ pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) ->
     {
         return netns.map(drop);
     }
-    detach(
-        &request.conf,
-        &request.cni_path,
-        &target.attachment,
-        netns,
-    )
+    detach(&request.conf, &request.cni_path, &target.attachment, netns)
 }
 
 /// As [`del`], with the namespace opened by the caller. An error of opening it is reported after everything else has been

@@ -4,8 +4,8 @@ use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
 use crate::kernel::sysctl::Parameter;
 use crate::kernel::sysfs;
-use crate::plugins::bridge::config::BridgeConfig;
 use crate::link::{failed, made, new_mac};
+use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::vlan_ports;
 
 /// The configured bridge, created if it does not exist. An MTU applies to a new bridge only.
@@ -85,11 +85,7 @@ pub fn is_mac_fixed(host: &Netlink, bridge: &Link) -> Option<bool> {
     sysfs::is_mac_set(&bridge.name, bridge.index, mac)
 }
 
-fn create_bridge(
-    host: &Netlink,
-    config: &BridgeConfig,
-    mtu: Option<u32>,
-) -> Result<(), Error> {
+fn create_bridge(host: &Netlink, config: &BridgeConfig, mtu: Option<u32>) -> Result<(), Error> {
     let name = &config.bridge;
     // With disableContainerInterface the bridge has no carrier, and gets an IPv6 link-local address, as that of the Go
     // plugin, only without a fixed MAC address. It is fixed before a port joins.

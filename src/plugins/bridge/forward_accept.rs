@@ -3,10 +3,10 @@
 use crate::cni::conf::NetConf;
 use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink};
+use crate::link::failed;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::forward::Forwarding;
 use crate::plugins::bridge::config::bridge_of;
-use crate::link::failed;
 use crate::plugins::bridge::plan::gateway_port;
 
 /// The families of addresses; both without addresses, because br_netfilter filters bridged frames as packets.

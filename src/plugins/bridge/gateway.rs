@@ -5,10 +5,10 @@ use crate::kernel::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, not_found_as_none,
 };
 use crate::kernel::sysctl;
+use crate::link::{PORT_LIMIT, failed, made, new_mac};
 use crate::net::{Cidr, Family, IfName, ParseError};
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::refuse_advertisements;
-use crate::link::{PORT_LIMIT, failed, made, new_mac};
 use crate::plugins::bridge::plan::gateway_port;
 use crate::plugins::bridge::vlan::Vlans;
 use crate::plugins::bridge::vlan_ports::{self, Port};
@@ -191,7 +191,10 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
             "cannot use {} as the gateway's interface: its other end is not on the host",
             link.name
         );
-        let remedy = format!("delete it (ip link del {}); ADD creates it again", link.name);
+        let remedy = format!(
+            "delete it (ip link del {}); ADD creates it again",
+            link.name
+        );
         return Err(Error::failed(msg).details(remedy));
     };
     refuse_advertisements(&other);

@@ -6,20 +6,20 @@ use std::path::PathBuf;
 
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
-use crate::cni::names::{ContainerId};
+use crate::cni::names::ContainerId;
 use crate::error::{Error, Failures};
 use crate::ipam::{IpamLeases, LeaseFile, Store};
 use crate::kernel::log;
 use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
+use crate::link::failed;
+use crate::link::namespace::host_netlink;
+use crate::link::{Veth, veths};
 use crate::net::IfName;
 use crate::netfilter::mac_spoof_check;
 use crate::netfilter::masquerade;
 use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
-use crate::link::failed;
-use crate::link::namespace::host_netlink;
 use crate::plugins::bridge::plan::host_interface;
-use crate::link::{Veth, veths};
 
 /// Removes masquerading, MAC spoof checks, links and leases of this network that belong to no valid attachment, also those
 /// of the Go plugin, and the `forwardAccept` rules of a bridge without containers. A link is removed if a lease names its

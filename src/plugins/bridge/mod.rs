@@ -33,12 +33,12 @@ use crate::kernel::netns::OwnNetns;
 use crate::kernel::signals;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
-use crate::plugins::plugin::Plugin;
-use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::bridge::add::{AttachContext, attach, require_free};
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
 use crate::plugins::bridge::plan::{Plan, PlanInput, host_interface};
+use crate::plugins::log_record::redaction::Keys;
+use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
 pub use del::detach;

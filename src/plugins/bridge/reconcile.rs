@@ -10,15 +10,15 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, PortFlags};
 use crate::kernel::sysctl::Parameter;
+use crate::link::failed;
 use crate::net::{Cidr, Family, IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::link::failed;
-use crate::state::{self, BridgeDifference};
 use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
+use crate::state::{self, BridgeDifference};
 
 /// An attachment that has its link.
 #[derive(Clone, Debug)]
@@ -199,7 +199,9 @@ fn plan_bridge(
 /// An ADD creates and starts the bridge; it does not replace other interfaces and does not enable VLAN filtering.
 fn is_repaired_by_add(difference: &BridgeDifference) -> bool {
     match difference {
-        BridgeDifference::Missing | BridgeDifference::Down | BridgeDifference::NotPromiscuous => true,
+        BridgeDifference::Missing | BridgeDifference::Down | BridgeDifference::NotPromiscuous => {
+            true
+        }
         BridgeDifference::OtherKind(_) | BridgeDifference::VlanFilteringDisabled => false,
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
-use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 use crate::link::failed;
+use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 
 /// The MTU of a network's links in bytes: with `"auto"` that of the uplink now, without an uplink that of the bridge, without
 /// a bridge the kernel's default (`None`).

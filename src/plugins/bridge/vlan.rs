@@ -324,7 +324,10 @@ mod tests {
                 .unwrap_or_default()
         };
         assert_eq!(check(&|_| {}), "");
-        assert_eq!(check(&|port| port.untagged = port.untagged.union(one(1))), "");
+        assert_eq!(
+            check(&|port| port.untagged = port.untagged.union(one(1))),
+            ""
+        );
         assert_eq!(
             check(&|port| port.tagged = port.tagged.difference(one(11))),
             "it has lost VLANs 11"

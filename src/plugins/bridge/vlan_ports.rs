@@ -2,9 +2,9 @@
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::{Link, Netlink, VlanFiltering, not_found_as_none};
-use crate::net::{IfName, PortVlans, VlanId};
 use crate::link::failed;
 use crate::link::made;
+use crate::net::{IfName, PortVlans, VlanId};
 use crate::plugins::bridge::vlan::Vlans;
 
 /// Rejects a bridge without VLAN filtering. It is not enabled on an existing bridge, because that would change what its
