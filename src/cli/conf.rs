@@ -72,7 +72,7 @@ enum IpamConf {
 /// Prints the configuration, or writes it to a file.
 ///
 /// # Errors
-/// When the plugin would refuse the configuration, a subnet overlaps a route of this machine, or a Node has no ranges.
+/// If the plugin would refuse the configuration, a subnet overlaps a route of this machine, or a Node has no ranges.
 /// Nothing is written then.
 pub fn conf(
     args: &ConfArgs,

@@ -21,7 +21,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// `NAME.orig`. Returns a line for each plugin.
 ///
 /// # Errors
-/// When the directory cannot be written. Each name then still has the old program or already has the new one.
+/// If the directory cannot be written. Each name then still has the old program or already has the new one.
 pub fn install(directory: &Path) -> Result<String, Error> {
     at(directory, "create", fs::create_dir_all(directory))?;
     let _lock = lock(directory)?;

@@ -32,7 +32,7 @@ impl PluginList {
     /// Parses the content of a configuration file.
     ///
     /// # Errors
-    /// When no runtime can use it. The message continues a sentence that begins with the file's name.
+    /// If no runtime can use it. The message continues a sentence that begins with the file's name.
     pub fn parse(content: &[u8]) -> Result<PluginList, Error> {
         let root: Value = serde_json::from_slice(content)
             .map_err(|cause| Error::failed(format!("is not JSON: {cause}")))?;

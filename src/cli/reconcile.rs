@@ -68,7 +68,7 @@ pub fn reconcile(args: &ReconcileArgs) -> Result<Answer, Error> {
 /// What the running pods of a network lack.
 ///
 /// # Errors
-/// When the rules of MAC spoof checks cannot be listed.
+/// If the rules of MAC spoof checks cannot be listed.
 pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     let config = &network.configured.bridge;
     let observed = observe_bridge(node, network);
@@ -82,7 +82,7 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
             is_masqueraded: !pod.problems.contains(&Problem::NotMasqueraded),
         })
         .collect();
-    let here = attached_pods(node, network).filter(|(_, link)| !observed.is_elsewhere(link));
+    let here = attached_pods(node, network).filter(|(_, link)| !observed.is_on_other_bridge(link));
     let here = here.map(|(pod, _)| pod).filter(|_| network.has_gateway());
     let gateways: Vec<Cidr> = match &network.configured.host_local {
         Some(_) => {
@@ -119,8 +119,8 @@ fn attached_pods<'n>(
 /// Differences from the configuration whose repair would interrupt pods.
 fn not_repaired<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item = String> + 'n {
     let configured = &network.configured.bridge.bridge;
-    let elsewhere = ports_elsewhere(node, network).into_iter();
-    let elsewhere = elsewhere.map(move |PortElsewhere { pod, port, master }| {
+    let elsewhere = ports_on_other_bridges(node, network).into_iter();
+    let elsewhere = elsewhere.map(move |MisplacedPort { pod, port, master }| {
         let (port, pod) = (port.display_name(), &pod.attachment);
         let (kind, bridge) = (&master.kind, &master.name);
         format!(
@@ -137,7 +137,7 @@ fn not_repaired<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item 
 }
 
 /// The pods whose ports have other flags than the configuration, which has changed since their ADD; see
-/// [`LiveAttachment::wanted_flags`].
+/// [`LiveAttachment::desired_flags`].
 pub fn ports_with_other_flags<'n>(
     node: &'n Node,
     network: &'n Network,
@@ -177,26 +177,28 @@ fn observe_bridge(node: &Node, network: &Network) -> ObservedBridge {
 }
 
 /// A port of a pod on another bridge than its network's.
-pub struct PortElsewhere<'n> {
+pub struct MisplacedPort<'n> {
     pub pod: &'n Pod,
     pub port: &'n Link,
     pub master: &'n Link,
 }
 
-/// The ports of a network's pods on other bridges. They are not moved; see [`ObservedBridge::is_elsewhere`].
-pub fn ports_elsewhere<'n>(node: &'n Node, network: &'n Network) -> Vec<PortElsewhere<'n>> {
+/// The ports of a network's pods on other bridges. They are not moved; see [`ObservedBridge::is_on_other_bridge`].
+pub fn ports_on_other_bridges<'n>(node: &'n Node, network: &'n Network) -> Vec<MisplacedPort<'n>> {
     let bridge = node.bridge(network).map(|bridge| bridge.index);
     let elsewhere = attached_pods(node, network).filter_map(|(pod, port)| {
         let index = port.master.filter(|master| Some(*master) != bridge)?;
         let master = node.links.iter().find(|link| link.index == index)?;
-        Some(PortElsewhere { pod, port, master })
+        Some(MisplacedPort { pod, port, master })
     });
     elsewhere.collect()
 }
 
 /// Applies a repair. If it is for one container, a concurrent DEL waits for it; after a DEL nothing is done.
 pub fn apply(repair: &Repair, node: &Node, network: &Network) -> Result<(), Error> {
-    let live = repair.of().filter(|live| !live.addresses.is_empty());
+    let live = repair
+        .attachment()
+        .filter(|live| !live.addresses.is_empty());
     let _lock = match (live, &network.configured.host_local) {
         (Some(live), Some(host_local)) => {
             let store = host_local.store();

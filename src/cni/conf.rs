@@ -25,7 +25,7 @@ pub struct NetConf {
 
 impl NetConf {
     /// # Errors
-    /// Code 5 when reading fails.
+    /// Code 5 if reading fails.
     pub fn read(from: impl Read) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::with_capacity(4096);
         // Longer input is rejected because of its length.

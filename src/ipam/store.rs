@@ -205,7 +205,7 @@ impl Locked<'_> {
     }
 
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn set_last_reserved(&self, set: usize, address: IpAddr) -> Result<(), Error> {
         self.replace(&last_reserved_name(set), &address.to_string(), |_| Ok(()))
     }

@@ -54,7 +54,7 @@ impl Settings {
     /// Reads `GANGPLANK_LOG`.
     ///
     /// # Errors
-    /// When its value is invalid.
+    /// If its value is invalid.
     pub fn of_environment(env: &Environment) -> Result<Option<Settings>, String> {
         let Some(text) = env.var(VARIABLE) else {
             return Ok(None);
@@ -74,7 +74,7 @@ impl Settings {
     /// Opens the log.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// If the file cannot be opened.
     pub fn start(&self) -> Result<(), String> {
         let started = log::start(&self.path, self.level);
         started.map_err(|cause| format!("cannot log to {}: {cause}", self.path.display()))

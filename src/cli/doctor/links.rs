@@ -3,7 +3,7 @@
 use crate::cli::doctor::addresses::{join, join_addresses};
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{Network, Node, Pod, Problem};
-use crate::cli::reconcile::{self, PortElsewhere};
+use crate::cli::reconcile::{self, MisplacedPort};
 use crate::kernel::netlink::{Kind, Link, PortFlags};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::reconcile::Repair;
@@ -22,7 +22,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         repairs.retain(|it| conflict.is_none() || it.id != Id::GatewayAddress);
         findings.extend(conflict);
         findings.extend(missing_bridge(node, network));
-        findings.extend(ports_elsewhere(node, network));
+        findings.extend(ports_on_other_bridges(node, network));
         findings.extend(port_flags(node, network));
         findings.extend(repairs);
         let pods = network.pods.iter();
@@ -66,10 +66,10 @@ fn missing_bridge(node: &Node, network: &Network) -> Option<Finding> {
 }
 
 /// Ports of pods are on another bridge. The pods work there, so that they are not moved.
-fn ports_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
-    let found = reconcile::ports_elsewhere(node, network);
+fn ports_on_other_bridges(node: &Node, network: &Network) -> Option<Finding> {
+    let found = reconcile::ports_on_other_bridges(node, network);
     let other = &found.first()?.master.name;
-    let ports = found.iter().map(|PortElsewhere { pod, port, master }| {
+    let ports = found.iter().map(|MisplacedPort { pod, port, master }| {
         let (port, kind, master) = (&port.name, &master.kind, &master.name);
         format!("{pod}: {port} is on {kind} {master}")
     });
@@ -171,7 +171,7 @@ fn repairs(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
 
 fn repair_evidence(node: &Node, network: &Network, repair: &Repair) -> String {
     let bridge = &network.configured.bridge.bridge;
-    match (repair.of(), node.bridge(network)) {
+    match (repair.attachment(), node.bridge(network)) {
         (Some(live), _) => format!(
             "{} has {} on {}",
             live.attachment,

@@ -86,7 +86,7 @@ impl Node {
     /// Reads the state of the node.
     ///
     /// # Errors
-    /// When a directory or the kernel cannot be read: an incomplete state would lead to wrong findings.
+    /// If a directory or the kernel cannot be read: an incomplete state would lead to wrong findings.
     pub fn observe(paths: &Paths) -> Result<Node, Error> {
         let unreadable = |what: &str| {
             let what = format!("cannot list this machine's {what}");

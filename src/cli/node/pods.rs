@@ -13,7 +13,6 @@ use crate::kernel::netlink::{Kind, Link, Netlink};
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::{Cidr, Mac};
 use crate::netfilter::masquerade::Masquerade;
-use crate::plugins::bridge::plan::host_interface;
 use crate::state::{self, PortDifference};
 
 /// A pod's attachment to a network.
@@ -162,7 +161,7 @@ fn position(
     attachment: &Attachment,
     cached: Option<&CachedResult>,
 ) -> Option<usize> {
-    let derived = host_interface(network.name(), attachment);
+    let derived = attachment.host_interface(network.name());
     let cached = cached.into_iter().flat_map(|it| cached_links(network, it));
     let find = |name: &str| {
         let is_it = |link: &Link| link.name == name && link.kind == Kind::Veth;

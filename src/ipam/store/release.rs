@@ -46,7 +46,7 @@ impl Store {
     /// `in_use`, and a stale temporary file.
     ///
     /// # Errors
-    /// Code 11 when another process holds the lock; 999 when a file cannot be read or removed.
+    /// Code 11 if another process holds the lock; 999 when a file cannot be read or removed.
     pub fn gc(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
         let Some(locked) = self.lock()? else {
             return Ok(());
@@ -101,7 +101,7 @@ impl Store {
     /// Removes lease files without an owner. Returns their addresses.
     ///
     /// # Errors
-    /// Code 11 when another process holds the lock; 999 when a file cannot be read or removed.
+    /// Code 11 if another process holds the lock; 999 when a file cannot be read or removed.
     pub fn remove_invalid(&self) -> Result<Vec<IpAddr>, Error> {
         let Some(locked) = self.lock()? else {
             return Ok(Vec::new());

@@ -4,14 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::kernel::netlink::{
-    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, not_found_as_none,
-};
+use crate::kernel::netlink::{Detection, Link, Netlink, NetlinkError, NewVeth, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
 use crate::link::namespace;
-use crate::link::{PORT_LIMIT, failed, made};
+use crate::link::{PORT_LIMIT, created_link, failed, peer_on_host};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -23,8 +21,7 @@ use crate::undo::Undo;
 /// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The remedy for a route that the kernel refuses.
-const UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
+const ROUTE_UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
     a route to what is on the link itself has \"scope\": 253 and no next hop";
 
 /// The network namespaces that an attachment connects.
@@ -40,7 +37,7 @@ impl AttachContext {
     /// Opens the namespace at a path, and a socket in it and in the host's.
     ///
     /// # Errors
-    /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
+    /// If there is no namespace at the path, it is the plugin's own and that is not allowed, or no socket can be
     /// opened.
     pub fn open(path: &str, own_netns: OwnNetns) -> Result<AttachContext, Error> {
         let netns = namespace::open(path, own_netns)?;
@@ -55,7 +52,7 @@ impl AttachContext {
 /// Creates the bridge, if it does not exist, and the link. Pushes the inverse of each effect.
 ///
 /// # Errors
-/// When the kernel refuses a step; the message names operation, object and cause.
+/// If the kernel refuses a step; the message names operation, object and cause.
 pub fn attach(
     plan: &Plan,
     config: &BridgeConfig,
@@ -68,7 +65,7 @@ pub fn attach(
     let host_end = create_veth(plan, config, context, &bridge, undo)?;
     let container = host_end
         .peer
-        .ok_or_else(|| Error::failed(format!("{} has no other end in the container", plan.host)))?;
+        .ok_or_else(|| Error::failed(format!("{} has no peer in the container", plan.host)))?;
     signals::check()?;
     configure_container(plan, config, context, container)?;
     let host_mac = host_end.mac;
@@ -98,21 +95,27 @@ pub fn attach(
     })
 }
 
-/// Waits until packets to the IPv6 addresses are delivered; those to IPv4 addresses are at once.
+/// Waits until packets to the IPv6 addresses are delivered. Packets to IPv4 addresses are delivered immediately.
 fn await_delivery(
     plan: &Plan,
     context: &AttachContext,
-    end: u32,
+    link: u32,
     gateway: &Link,
 ) -> Result<(), Error> {
     let is_v6 = |cidr: &Cidr| cidr.family() == Family::V6;
     let container = plan.container.as_str();
     let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, (link, name)| {
         let delivered = netlink.wait_delivered((link, cidr.address()), netns, PORT_LIMIT);
-        delivered.map_err(|cause| failed(&format!("make {cidr} take packets on"), name, cause))
+        delivered.map_err(|cause| {
+            failed(
+                &format!("wait until packets to {cidr} are delivered on"),
+                name,
+                cause,
+            )
+        })
     };
     for cidr in plan.addresses().into_iter().filter(is_v6) {
-        wait(&context.pod, Some(&context.netns), cidr, (end, container))?;
+        wait(&context.pod, Some(&context.netns), cidr, (link, container))?;
     }
     for cidr in plan.gateways.iter().copied().filter(is_v6) {
         wait(&context.host, None, cidr, (gateway.index, &gateway.name))?;
@@ -120,10 +123,9 @@ fn await_delivery(
     Ok(())
 }
 
-/// Announces the addresses, which another MAC address may have had a moment ago. Setting the MAC address, also to its
-/// current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
-/// NETDEV_CHANGEADDR). The announcements that the kernel sent when the link came up are lost, because the port did not
-/// forward yet.
+/// Announces the addresses, which may recently have belonged to another MAC address. Setting the MAC address, also to
+/// its current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
+/// NETDEV_CHANGEADDR). Its announcements when the link came up were lost, because the port did not forward yet.
 fn announce(plan: &Plan, context: &AttachContext, link: u32) -> Result<(), Error> {
     let announced = context.pod.set_mac(link, plan.mac);
     announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
@@ -146,20 +148,22 @@ fn create_veth(
         mtu: plan.mtu,
     };
     let created = host.create_veth(&veth, Some(&context.netns));
-    // Undo deletes a pair that was or may have been created here, and none that existed before.
+    // Undo deletes a pair that was or may have been created here, not one that existed before.
     if matches!(
         created,
         Ok(()) | Err(NetlinkError::Lost | NetlinkError::NoAnswer)
     ) {
         let name = plan.host.clone();
         let host = host.clone();
-        undo.push(move || delete_made(&host, &name));
+        undo.push(move || delete_created(&host, &name));
     }
     created.map_err(|cause| {
         let operation = format!("create {} in the container and", plan.container);
         let error = failed(&operation, &plan.host, cause);
         match cause {
-            NetlinkError::Exists => taken(&plan.host, &plan.container, context).unwrap_or(error),
+            NetlinkError::Exists => {
+                name_conflict(&plan.host, &plan.container, context).unwrap_or(error)
+            }
             _ => error,
         }
     })?;
@@ -177,11 +181,11 @@ fn create_veth(
     }
     host.start_port(&plan.host, config.port_flags(), &plan.alias)
         .map_err(|cause| failed("start port", &plan.host, cause))?;
-    made(host, &plan.host)
+    created_link(host, &plan.host)
 }
 
-/// Deletes a link through a new socket if one can be opened: the current one may be broken.
-fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
+/// Deletes a link, if possible through a new socket: the current one may be broken.
+fn delete_created(host: &Netlink, name: &IfName) -> Result<(), Error> {
     let fresh = Netlink::open();
     let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
     match not_found_as_none(deleted) {
@@ -190,30 +194,29 @@ fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
     }
 }
 
-/// Rejects an attachment whose interface names exist already, before anything is changed. Other IPAM plugins do not
-/// distinguish two ADDs of one attachment, so the undo of the second would release the addresses of the first.
+/// Rejects an attachment whose interface names already exist, before anything is changed. Other IPAM plugins do not
+/// distinguish two ADDs of one attachment, so that the undo of the second would release the addresses of the first.
 ///
 /// # Errors
-/// When one of the names exists; the message names its owner.
-pub fn require_free(
+/// If one of the names exists; the message names its owner.
+pub fn require_unused_names(
     host: &IfName,
     container: &IfName,
     context: &AttachContext,
 ) -> Result<(), Error> {
-    taken(host, container, context).map_or(Ok(()), Err)
+    name_conflict(host, container, context).map_or(Ok(()), Err)
 }
 
-/// The error if one of the two names exists.
-fn taken(host: &IfName, container: &IfName, context: &AttachContext) -> Option<Error> {
-    let again = "an attachment is added once; run DEL before another ADD";
+fn name_conflict(host: &IfName, container: &IfName, context: &AttachContext) -> Option<Error> {
+    let remedy = "an attachment is added once; run DEL before another ADD";
     if let Ok(Some(link)) = context.pod.link(container) {
         let path = context.netns.path().display();
         let kind = &link.kind;
         let msg = format!("interface {container} already exists in {path}: it is a {kind}");
         return Some(
             Error::failed(msg)
-                .details(whose(&link, context))
-                .details(again),
+                .details(owner_of(&link, context))
+                .details(remedy),
         );
     }
     let link = context.host.link(host).ok().flatten()?;
@@ -221,20 +224,18 @@ fn taken(host: &IfName, container: &IfName, context: &AttachContext) -> Option<E
         "interface {} already exists on the host",
         link.display_name()
     );
-    Some(Error::failed(msg).details(format!("it belongs to this attachment; {again}")))
+    Some(Error::failed(msg).details(format!("it belongs to this attachment; {remedy}")))
 }
 
-/// The owner of a container's interface, by the alias of its peer on the host.
-fn whose(link: &Link, context: &AttachContext) -> String {
-    let other = link.peer.and_then(|index| context.host.link_at(index).ok());
-    let ours = |other: &Link| other.kind == Kind::Veth && other.peer == Some(link.index);
-    match other.flatten().filter(ours) {
-        Some(other) => format!("its other end on the host is {}", other.display_name()),
-        None => "no other end of it is on the host: something else made it".to_owned(),
+/// Describes the owner of a container's interface by the alias of its peer.
+fn owner_of(link: &Link, context: &AttachContext) -> String {
+    match peer_on_host(&context.host, link).ok().flatten() {
+        Some(peer) => format!("its veth peer on the host is {}", peer.display_name()),
+        None => "its veth peer is not on the host: another program created it".to_owned(),
     }
 }
 
-/// Sets the sysctls, addresses and routes of the container's end, and brings it up.
+/// Configures sysctls, addresses and routes of the container end, and brings it up.
 fn configure_container(
     plan: &Plan,
     config: &BridgeConfig,
@@ -273,7 +274,7 @@ fn configure_container(
         pod.add_route(link, route).map_err(|cause| {
             let error = failed(&operation, name, cause);
             match cause {
-                NetlinkError::Unreachable => error.details(UNREACHABLE),
+                NetlinkError::Unreachable => error.details(ROUTE_UNREACHABLE),
                 _ => error,
             }
         })?;
@@ -281,7 +282,7 @@ fn configure_container(
     Ok(())
 }
 
-/// Sets the sysctls that must be in place before the container's end comes up.
+/// Sets the sysctls that must be in place before the container end comes up.
 fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Error> {
     let name = &plan.container;
     let has_v6 = plan

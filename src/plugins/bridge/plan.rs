@@ -12,10 +12,10 @@ use crate::net::{Cidr, Family, IfName, Mac, Route};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
 
-/// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
+/// Maximum length of a link alias in bytes, without its terminator (IFALIASZ, linux/if.h).
 const MAX_ALIAS: usize = 255;
 
-/// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
+/// The minimum MTU of IPv6 in bytes (RFC 8200, section 5).
 pub const MIN_MTU_IPV6: u32 = 1280;
 
 /// The index of the container's interface in the result; see [`Plan::into_result`].
@@ -26,18 +26,17 @@ const CONTAINER_INTERFACE: usize = 2;
 pub struct Plan {
     /// The name of the host end of the veth pair.
     pub host: IfName,
-    /// The owner: the alias of the host end.
+    /// The alias of the host end: its owner.
     pub alias: String,
-    /// The name of the container's end.
     pub container: IfName,
     /// The MAC address of the container's end.
     pub mac: Mac,
     /// The MTU of both ends, and of a bridge that is created, in bytes; `None` for the kernel's default.
     pub mtu: Option<u32>,
     pub spoof_check: Option<MacSpoofCheck>,
-    /// The gateway addresses that the host gets.
+    /// The gateway addresses of the host.
     pub gateways: Vec<Cidr>,
-    /// The interface of the host in the container's VLAN that has them; without VLANs it is the bridge.
+    /// The host's interface in the container's VLAN that has the gateway addresses; without VLANs the bridge has them.
     pub gateway_interface: Option<IfName>,
     /// The container's routes, with next hops.
     pub routes: Vec<Route>,
@@ -45,12 +44,7 @@ pub struct Plan {
     pub lease: Lease,
 }
 
-/// The name of the host end, which DEL derives again without the container's namespace.
-pub fn host_interface(network: &NetworkName, attachment: &Attachment) -> IfName {
-    attachment.host_interface(network)
-}
-
-/// The name of the bridge port behind a gateway's interface, the same for every ADD.
+/// The name of the peer of a gateway's interface, a port of the bridge.
 pub fn gateway_port(interface: &IfName) -> IfName {
     IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
 }
@@ -69,7 +63,7 @@ pub struct PlanInput<'a> {
 
 impl Plan {
     /// # Errors
-    /// Code 7 when the MTU is too small for the lease's IPv6 addresses, or for a route that the kernel refuses.
+    /// Code 7 if the MTU is too small for the lease's IPv6 addresses, or the kernel would refuse a route.
     pub fn new(input: PlanInput, mut lease: Lease) -> Result<Plan, Error> {
         let PlanInput {
             config,
@@ -109,7 +103,7 @@ impl Plan {
             .mac
             .unwrap_or_else(|| mac_for(&lease.ips, network, attachment));
         Ok(Plan {
-            host: host_interface(network, attachment),
+            host: attachment.host_interface(network),
             alias: alias_of(pod.unwrap_or(attachment.container.as_str())),
             container: attachment.interface.clone(),
             mac,
@@ -127,7 +121,12 @@ impl Plan {
     }
 
     /// The result, with the MAC addresses that the kernel reported.
-    pub fn into_result(self, bridge: &IfName, facts: &ObservedLinks, sandbox: &str) -> AddResult {
+    pub fn into_result(
+        self,
+        bridge: &IfName,
+        observed: &ObservedLinks,
+        sandbox: &str,
+    ) -> AddResult {
         let interface = |name: &IfName, mac: Option<Mac>| Interface {
             name: name.to_string(),
             mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
@@ -136,10 +135,10 @@ impl Plan {
         let mut container = interface(&self.container, Some(self.mac));
         container.sandbox = sandbox.to_owned();
         let Lease { ips, routes, dns } = self.lease;
-        let host = interface(&self.host, facts.host_mac);
-        let mut interfaces = vec![interface(bridge, facts.bridge_mac), host, container];
+        let host = interface(&self.host, observed.host_mac);
+        let mut interfaces = vec![interface(bridge, observed.bridge_mac), host, container];
         let gateway = self.gateway_interface.as_ref();
-        interfaces.extend(gateway.map(|name| interface(name, facts.gateway_mac)));
+        interfaces.extend(gateway.map(|name| interface(name, observed.gateway_mac)));
         AddResult {
             interfaces,
             ips,
@@ -149,8 +148,8 @@ impl Plan {
     }
 }
 
-/// The alias of the host end, cut to the length that the kernel accepts. Programs that list links print it raw, so control
-/// characters are replaced.
+/// The alias of the host end, truncated to the maximum length. Control characters are replaced, because programs that
+/// list links print them raw.
 fn alias_of(owner: &str) -> String {
     owner[..owner.floor_char_boundary(MAX_ALIAS)].replace(char::is_control, "?")
 }
@@ -158,18 +157,16 @@ fn alias_of(owner: &str) -> String {
 /// MAC addresses that the kernel reports after the link was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObservedLinks {
-    /// The MAC address of the bridge.
     pub bridge_mac: Option<Mac>,
-    /// The MAC address of the host end.
     pub host_mac: Option<Mac>,
     /// The MAC address of the gateway's interface in the container's VLAN.
     pub gateway_mac: Option<Mac>,
 }
 
-/// A default route through the first gateway of each family that has no default route in table main yet. One without a next
-/// hop counts, because it gets the gateway as its next hop.
+/// A default route through the first gateway of each family without a default route in table main. A route without a
+/// next hop counts: it gets the gateway as next hop.
 fn missing_default_routes(lease: &Lease) -> Vec<Route> {
-    let lacks = |family: Family| {
+    let is_missing = |family: Family| {
         let default = family.default_destination();
         let is_default =
             |route: &Route| route.dst == default && route.attributes().table == Route::MAIN_TABLE;
@@ -177,7 +174,7 @@ fn missing_default_routes(lease: &Lease) -> Vec<Route> {
     };
     let gateways = lease.ips.iter().filter_map(|ip| ip.gateway);
     let mut routes: Vec<Route> = Vec::new();
-    for gateway in gateways.filter(|gateway| lacks(Family::of(*gateway))) {
+    for gateway in gateways.filter(|gateway| is_missing(Family::of(*gateway))) {
         let default = Family::of(gateway).default_destination();
         if routes.iter().all(|earlier| earlier.dst != default) {
             routes.push(Route::new(default, Some(gateway)));
@@ -226,7 +223,7 @@ fn check_next_hops(ips: &[IpConfig]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Rejects routes that the kernel rejects for all addresses, before anything is changed.
+/// Rejects routes that the kernel would refuse for any address, before anything is changed.
 ///
 /// # Errors
 /// Code 7 for an IPv4 destination with host bits (`fib_valid_key_len`, net/ipv4/fib_trie.c), or a next hop of the other
@@ -246,7 +243,7 @@ pub fn check_routes(routes: &[Route]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The routes of a lease without duplicates: the kernel refuses the second of two routes that are equal in what it compares
+/// The routes of a lease without duplicates: the kernel refuses a route that equals an existing one in these attributes
 /// (`fib_table_insert`, net/ipv4/fib_trie.c; `fib6_add_rt2node`, net/ipv6/ip6_fib.c).
 fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     check_routes(&lease.routes)?;
@@ -272,7 +269,7 @@ fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
-/// A route without a next hop leads to the gateway of its family, unless its scope says that the destination is on the link.
+/// The next hop of a route without one is the gateway of its family, unless its scope is link or host.
 fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
     let mut route = route.clone();
     if route.gw.is_none() && !route.is_on_link() {
@@ -281,8 +278,8 @@ fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
     route
 }
 
-/// The MAC address, derived from the IP address, so that cached neighbour entries stay valid when another container gets
-/// the address; without an address derived from the attachment.
+/// Derived from the IP address, so that cached neighbour entries stay valid when another container gets the address;
+/// without an address, from the attachment.
 fn mac_for(ips: &[IpConfig], network: &NetworkName, attachment: &Attachment) -> Mac {
     let v4 = ips.iter().find_map(|ip| match ip.address.address() {
         IpAddr::V4(v4) => Some(v4.octets()),
@@ -356,13 +353,13 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_end_is_named_after_the_attachment() {
+    fn the_name_of_the_host_end_derives_from_the_attachment() {
         let network = "n".parse().unwrap();
-        let name = host_interface(&network, &attachment("eth0"));
+        let name = attachment("eth0").host_interface(&network);
         assert!(IfName::is_derived_veth(name.as_str()));
         assert!(!IfName::is_derived_veth("veth35229476"));
-        assert_eq!(name, host_interface(&network, &attachment("eth0")));
-        assert_ne!(name, host_interface(&network, &attachment("eth1")));
+        assert_eq!(name, attachment("eth0").host_interface(&network));
+        assert_ne!(name, attachment("eth1").host_interface(&network));
     }
 
     #[test]
@@ -372,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mac_follows_the_address() {
+    fn the_mac_derives_from_the_address() {
         let dual = plan("", &[("fd00::7/64", ""), ("10.1.2.3/24", "")], vec![]).unwrap();
         assert_eq!(dual.mac.to_string(), "0a:58:0a:01:02:03");
         let v6 = plan("", &[("fd00::7/64", "")], vec![]).unwrap();
@@ -382,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_the_first_address_unless_ipam_says_otherwise() {
+    fn the_gateway_is_the_first_address_unless_ipam_sets_one() {
         let keys = r#", "isGateway": true"#;
         let plan = plan(
             keys,
@@ -397,9 +394,9 @@ mod tests {
     }
 
     #[test]
-    fn in_a_vlan_the_gateway_has_an_interface_which_the_result_lists_last() {
+    fn in_a_vlan_the_result_lists_the_gateway_interface_last() {
         let ips = [("10.1.2.3/24", "")];
-        let facts = ObservedLinks {
+        let observed = ObservedLinks {
             bridge_mac: None,
             host_mac: None,
             gateway_mac: Some(Mac::from_bytes([2, 0, 0, 0, 0, 7])),
@@ -411,7 +408,7 @@ mod tests {
         ] {
             let plan = plan(keys, &ips, vec![]).unwrap();
             let interfaces = plan
-                .into_result(&"cni0".parse().unwrap(), &facts, "/n")
+                .into_result(&"cni0".parse().unwrap(), &observed, "/n")
                 .interfaces;
             let fourth = interfaces
                 .get(3)
@@ -425,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_without_a_next_hop_go_to_the_gateway_but_not_those_on_the_link() {
+    fn routes_without_a_next_hop_get_the_gateway_unless_they_are_on_link() {
         let on_link = Route {
             scope: Some(253),
             ..Route::new("10.9.0.0/16".parse().unwrap(), None)
@@ -440,7 +437,7 @@ mod tests {
         assert_eq!(plan.routes[1].gw, None);
         assert_eq!(
             plan.lease.routes[0].gw, None,
-            "the result tells the route as IPAM gave it"
+            "the result contains the unmodified route"
         );
     }
 
@@ -451,19 +448,19 @@ mod tests {
         let added = plan(keys, &ips, vec![]).unwrap().lease.routes;
         assert_eq!(added.len(), 2);
         assert_eq!(added[0], default_v4(Some("10.1.2.1")));
-        for given in [default_v4(None), default_v4(Some("10.1.2.9"))] {
-            let routes = plan(keys, &ips[..1], vec![given.clone()])
+        for configured in [default_v4(None), default_v4(Some("10.1.2.9"))] {
+            let routes = plan(keys, &ips[..1], vec![configured.clone()])
                 .unwrap()
                 .lease
                 .routes;
-            assert_eq!(routes, [given]);
+            assert_eq!(routes, [configured]);
         }
-        let elsewhere = Route {
+        let other_table = Route {
             table: Some(100),
             ..default_v4(None)
         };
         assert_eq!(
-            plan(keys, &ips[..1], vec![elsewhere])
+            plan(keys, &ips[..1], vec![other_table])
                 .unwrap()
                 .lease
                 .routes
@@ -473,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_outside_of_the_subnet_has_the_prefix_length_of_the_address() {
+    fn a_gateway_outside_the_subnet_has_the_prefix_length_of_the_address() {
         let gateways =
             |keys: &str, ips: &[(&str, &str)]| plan(keys, ips, vec![]).map(|plan| plan.gateways);
         let (gateway, default) = (r#", "isGateway": true"#, r#", "isDefaultGateway": true"#);
@@ -492,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_gets_each_route_once_and_no_host_bits_of_ipv6() {
+    fn routes_have_no_duplicates_and_no_ipv6_host_bits() {
         let route = |dst: &str, gw: &str| Route::new(dst.parse().unwrap(), gw.parse().ok());
         let other_scope = Route {
             scope: Some(255 + 254),
@@ -516,20 +513,23 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_the_kernel_refuses_are_refused_first() {
-        for (dst, gw, says) in [
+    fn routes_that_the_kernel_rejects_are_rejected_early() {
+        for (dst, gw, expected) in [
             ("10.9.0.1/16", "", "the network is 10.9.0.0/16"),
             ("10.9.0.0/16", "fe80::1", "it must be IPv4"),
             ("::/0", "10.1.2.1", "it must be IPv6"),
         ] {
             let route = Route::new(dst.parse().unwrap(), gw.parse().ok());
             let error = check_routes(&[route]).unwrap_err();
-            assert!(error.msg.contains(says) && error.code.0 == 7, "{error:?}");
+            assert!(
+                error.msg.contains(expected) && error.code.0 == 7,
+                "{error:?}"
+            );
         }
     }
 
     #[test]
-    fn ipv6_needs_its_smallest_mtu() {
+    fn ipv6_requires_its_minimum_mtu() {
         assert!(plan(r#", "mtu": 1200"#, &[("fd00::3/64", "")], vec![]).is_err());
         assert!(plan(r#", "mtu": 1200"#, &[("10.1.2.3/24", "")], vec![]).is_ok());
     }

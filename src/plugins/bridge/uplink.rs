@@ -9,7 +9,7 @@ use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 /// a bridge the kernel's default (`None`).
 ///
 /// # Errors
-/// When the kernel refuses a request.
+/// If the kernel refuses a request.
 pub(super) fn resolve_mtu(host: &Netlink, config: &BridgeConfig) -> Result<Option<u32>, Error> {
     match config.mtu {
         Mtu::Kernel => return Ok(None),
