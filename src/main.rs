@@ -23,6 +23,6 @@ fn main() -> ExitCode {
     match Program::named(&name, &env) {
         Program::Plugin(plugin) => dispatch::serve(plugin, &env, std::io::stdin().lock()),
         Program::CommandLine => cli::run(args),
-        Program::Unknown => plugins::refuse_name(&name, &env),
+        Program::Unknown => plugins::reject_name(&name, &env),
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::cni::environment::Command;
+use crate::cni::json::{self, JsonCursor};
 use crate::error::{Code, Error};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +84,13 @@ impl Version {
             )
             .details(format!("supported are {}", Version::list()))
         })
+    }
+
+    /// The versions in a plugin's result of VERSION; empty if it is invalid.
+    pub fn supported_in(result: &[u8]) -> Vec<String> {
+        let value = json::parse("versions", result).unwrap_or_default();
+        let versions = JsonCursor::root("versions", &value).texts("supportedVersions");
+        versions.ok().flatten().unwrap_or_default()
     }
 
     /// Rejects an operation that this version does not have.

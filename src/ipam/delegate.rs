@@ -159,15 +159,7 @@ impl Delegate {
             stdin.as_bytes(),
         );
         let output = output.map_err(|cause| format!("its VERSION failed: {cause}"))?;
-        let value = json::parse("versions", &output.stdout);
-        let supported: Vec<String> = value.ok().map_or_else(Vec::new, |value| {
-            let root = JsonCursor::root("versions", &value);
-            let listed = root.list("supportedVersions").ok().flatten();
-            let listed = listed.unwrap_or_default().into_iter();
-            listed
-                .filter_map(|version| version.as_text().map(str::to_owned).ok())
-                .collect()
-        });
+        let supported = Version::supported_in(&output.stdout);
         match supported
             .iter()
             .any(|version| version == self.version.as_str())

@@ -65,7 +65,7 @@ impl Plugin for HostLocalPlugin {
     }
 }
 
-/// host-local does not enter the namespace: any path but the plugin's own namespace is accepted.
+/// host-local does not enter the namespace: any path except that of the plugin's own namespace is accepted.
 fn reject_own_netns(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
     match Netns::open(path, own_netns) {
         Err(own @ NetnsError::Own) => Err(namespace::error(path, own)),

@@ -1,4 +1,4 @@
-//! What every plugin implements.
+//! The trait that every plugin implements.
 
 use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
@@ -32,7 +32,7 @@ pub trait Plugin: Sized {
     /// If something could not be removed; a resource that does not exist any more counts as removed.
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error>;
 
-    /// Compares an attachment with what its ADD made.
+    /// Compares an attachment with its configuration and prevResult.
     ///
     /// # Errors
     /// The first difference.
@@ -48,7 +48,7 @@ pub trait Plugin: Sized {
         Ok(())
     }
 
-    /// Reports conditions that make every ADD fail until a person repairs them.
+    /// Reports conditions that make every ADD fail until they are repaired.
     ///
     /// # Errors
     /// Code 50.

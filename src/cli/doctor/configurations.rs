@@ -23,7 +23,7 @@ pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
 /// The cause and the remedy.
 type Questionable = (String, &'static str);
 
-/// What the Go plugins accept, and therefore gangplank, although its effect may not be the intended one.
+/// Values that the Go plugins and gangplank accept, but whose effect is probably not intended.
 fn questionable_keys(configured: &Configured) -> impl Iterator<Item = Finding> {
     let mut found = root_keys(&configured.conf.root());
     if let Some(host_local) = &configured.host_local {

@@ -119,7 +119,7 @@ impl Vlans {
         }
         let default = default_pvid.map_or(VlanSet::EMPTY, VlanSet::of);
         let unexpected = observed.all().difference(wanted.all()).difference(default);
-        (!unexpected.is_empty()).then(|| format!("it is in VLANs {unexpected}, too"))
+        (!unexpected.is_empty()).then(|| format!("it is in VLANs {unexpected} too"))
     }
 }
 
