@@ -10,7 +10,7 @@ use crate::net::Mac;
 /// # Errors
 /// When /dev/urandom cannot be read.
 pub fn mac() -> io::Result<Mac> {
-    bytes().map(|bytes| Mac::from_bytes(bytes).made_local())
+    bytes().map(|bytes| Mac::from_bytes(bytes).to_locally_administered())
 }
 
 /// A number for the name of a temporary file.

@@ -14,8 +14,7 @@ use crate::net::{Cidr, Family, IfName};
 /// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The remedy for a route that the kernel refuses.
-const UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
+const ROUTE_UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
     a route to what is on the link itself has \"scope\": 253 and no next hop";
 
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +72,7 @@ pub fn configure(
         pod.add_route(link, route).map_err(|cause| {
             let error = failed(&operation, name, cause);
             match cause {
-                NetlinkError::Unreachable => error.details(UNREACHABLE),
+                NetlinkError::Unreachable => error.details(ROUTE_UNREACHABLE),
                 _ => error,
             }
         })?;
@@ -135,16 +134,18 @@ pub fn wait_delivered(plan: &VethPlan, context: &AttachContext, link: u32) -> Re
         let delivered = context
             .pod
             .wait_delivered(address, Some(&context.netns), PORT_LIMIT);
-        let operation = format!("make {cidr} take packets on");
+        let operation = format!("wait until packets to {cidr} are delivered on");
         delivered.map_err(|cause| failed(&operation, &plan.container, cause))?;
     }
     Ok(())
 }
 
-/// Announces the addresses, which another MAC address may have had a moment ago. Setting the MAC address, also to its
-/// current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
-/// NETDEV_CHANGEADDR). The announcements that the kernel sent when the link came up are lost, because the port did not
-/// forward yet.
+/// Announces the addresses, which may recently have belonged to another MAC address. Setting the MAC address, also to
+/// its current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
+/// NETDEV_CHANGEADDR). Its announcements when the link came up were lost, because the port did not forward yet.
+///
+/// # Errors
+/// When the kernel refuses.
 ///
 /// # Errors
 /// When the kernel refuses.

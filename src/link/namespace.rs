@@ -57,7 +57,7 @@ pub fn error(path: &str, cause: NetnsError) -> Error {
 /// Opens the network namespace at the path in CNI_NETNS.
 ///
 /// # Errors
-/// When there is none, or when it is the plugin's own and that is not allowed.
+/// If there is none, or if it is the plugin's own and that is not allowed.
 pub fn open(path: &str, own_netns: OwnNetns) -> Result<Netns, Error> {
     Netns::open(path, own_netns).map_err(|cause| error(path, cause))
 }
@@ -65,7 +65,7 @@ pub fn open(path: &str, own_netns: OwnNetns) -> Result<Netns, Error> {
 /// Opens a netlink socket in the container's network namespace.
 ///
 /// # Errors
-/// When the namespace cannot be entered or no socket can be opened.
+/// If the namespace cannot be entered or no socket can be opened.
 pub fn netlink(netns: &Netns) -> Result<Netlink, Error> {
     let path = netns.path().to_string_lossy();
     Netlink::open_in(netns).map_err(|cause| error(&path, cause))
@@ -74,7 +74,7 @@ pub fn netlink(netns: &Netns) -> Result<Netlink, Error> {
 /// Opens a netlink socket in the host's network namespace.
 ///
 /// # Errors
-/// When no socket can be opened.
+/// If no socket can be opened.
 pub fn host_netlink() -> Result<Netlink, Error> {
     Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
 }

@@ -11,10 +11,10 @@ use crate::error::Error;
 use crate::ipam::Lease;
 use crate::net::{Cidr, Family, IfName, Mac, Route};
 
-/// The longest alias of a link in bytes, without its terminator (IFALIASZ, linux/if.h).
+/// Maximum length of a link alias in bytes, without its terminator (IFALIASZ, linux/if.h).
 const MAX_ALIAS: usize = 255;
 
-/// The smallest MTU of IPv6 in bytes (RFC 8200, section 5).
+/// The minimum MTU of IPv6 in bytes (RFC 8200, section 5).
 pub const MIN_MTU_IPV6: u32 = 1280;
 
 #[derive(Clone, Debug)]
@@ -76,8 +76,8 @@ impl VethPlan {
     }
 }
 
-/// The alias of the host end, cut to the length that the kernel accepts. Programs that list links print it raw, so control
-/// characters are replaced.
+/// The alias of the host end, truncated to the maximum length. Control characters are replaced, because programs that
+/// list links print them raw.
 fn alias_of(owner: &str) -> String {
     owner[..owner.floor_char_boundary(MAX_ALIAS)].replace(char::is_control, "?")
 }
@@ -108,9 +108,15 @@ fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     check_routes(&lease.routes)?;
     let mut routes: Vec<Route> = Vec::new();
     let key = |route: &Route| {
-        let numbers = route.numbers();
-        let scope = (route.dst.family() == Family::V4).then_some(numbers.scope);
-        (route.dst, route.gw, numbers.table, numbers.priority, scope)
+        let attributes = route.attributes();
+        let scope = (route.dst.family() == Family::V4).then_some(attributes.scope);
+        (
+            route.dst,
+            route.gw,
+            attributes.table,
+            attributes.priority,
+            scope,
+        )
     };
     for route in &lease.routes {
         let mut route = with_next_hop(route, &lease.ips);
@@ -122,7 +128,7 @@ fn kernel_routes(lease: &Lease) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
-/// A route without a next hop leads to the gateway of its family, unless its scope says that the destination is on the link.
+/// The next hop of a route without one is the gateway of its family, unless its scope is link or host.
 fn with_next_hop(route: &Route, ips: &[IpConfig]) -> Route {
     let mut route = route.clone();
     if route.gw.is_none() && !route.is_on_link() {
@@ -137,8 +143,8 @@ fn gateway_of(ips: &[IpConfig], family: Family) -> Option<IpAddr> {
         .find(|gateway| Family::of(*gateway) == family)
 }
 
-/// The MAC address, derived from the IP address, so that cached neighbour entries stay valid when another container gets
-/// the address; without an address derived from the attachment.
+/// Derived from the IP address, so that cached neighbour entries stay valid when another container gets the address;
+/// without an address, from the attachment.
 fn mac_for(ips: &[IpConfig], network: &NetworkName, attachment: &Attachment) -> Mac {
     let v4 = ips.iter().find_map(|ip| match ip.address.address() {
         IpAddr::V4(v4) => Some(v4.octets()),
@@ -186,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_the_kernel_refuses_are_refused_first() {
+    fn routes_that_the_kernel_rejects_are_rejected_early() {
         for (dst, gw, says) in [
             ("10.9.0.1/16", "", "the network is 10.9.0.0/16"),
             ("10.9.0.0/16", "fe80::1", "it must be IPv4"),

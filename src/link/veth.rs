@@ -1,10 +1,10 @@
 //! Creates the veth pair of a plan.
 
 use crate::error::Error;
-use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewVeth, not_found_as_none};
-use crate::link::failed;
+use crate::kernel::netlink::{Link, Netlink, NetlinkError, NewVeth, not_found_as_none};
 use crate::link::namespace::AttachContext;
 use crate::link::plan::VethPlan;
+use crate::link::{failed, peer_on_host};
 use crate::net::IfName;
 use crate::undo::Undo;
 
@@ -42,7 +42,7 @@ impl VethPlan {
             let error = failed(&operation, &self.host, cause);
             match cause {
                 NetlinkError::Exists => {
-                    existing(&self.host, &self.container, context).unwrap_or(error)
+                    name_conflict(&self.host, &self.container, context).unwrap_or(error)
                 }
                 _ => error,
             }
@@ -50,7 +50,7 @@ impl VethPlan {
     }
 }
 
-/// Deletes a link through a new socket if one can be opened: the current one may be broken.
+/// Deletes a link, if possible through a new socket: the current one may be broken.
 fn delete(host: &Netlink, name: &IfName) -> Result<(), Error> {
     let fresh = Netlink::open();
     let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
@@ -60,22 +60,21 @@ fn delete(host: &Netlink, name: &IfName) -> Result<(), Error> {
     }
 }
 
-/// Rejects an attachment whose interface names exist already, before anything is changed. Other IPAM plugins do not
-/// distinguish two ADDs of one attachment, so the undo of the second would release the addresses of the first.
+/// Rejects an attachment whose interface names already exist, before anything is changed. Other IPAM plugins do not
+/// distinguish two ADDs of one attachment, so that the undo of the second would release the addresses of the first.
 ///
 /// # Errors
 /// When one of the names exists; the message names its owner.
-pub fn require_free(
+pub fn require_unused_names(
     host: &IfName,
     container: &IfName,
     context: &AttachContext,
 ) -> Result<(), Error> {
-    existing(host, container, context).map_or(Ok(()), Err)
+    name_conflict(host, container, context).map_or(Ok(()), Err)
 }
 
-/// The error if one of the two names exists.
-fn existing(host: &IfName, container: &IfName, context: &AttachContext) -> Option<Error> {
-    let again = "an attachment is added once; run DEL before another ADD";
+fn name_conflict(host: &IfName, container: &IfName, context: &AttachContext) -> Option<Error> {
+    let remedy = "an attachment is added once; run DEL before another ADD";
     if let Ok(Some(link)) = context.pod.link(container) {
         let path = context.netns.path().display();
         let kind = &link.kind;
@@ -83,7 +82,7 @@ fn existing(host: &IfName, container: &IfName, context: &AttachContext) -> Optio
         return Some(
             Error::failed(msg)
                 .details(owner_of(&link, context))
-                .details(again),
+                .details(remedy),
         );
     }
     let link = context.host.link(host).ok().flatten()?;
@@ -91,15 +90,13 @@ fn existing(host: &IfName, container: &IfName, context: &AttachContext) -> Optio
         "interface {} already exists on the host",
         link.display_name()
     );
-    Some(Error::failed(msg).details(format!("it belongs to this attachment; {again}")))
+    Some(Error::failed(msg).details(format!("it belongs to this attachment; {remedy}")))
 }
 
-/// The owner of a container's interface, by the alias of its peer on the host.
+/// Describes the owner of a container's interface by the alias of its peer.
 fn owner_of(link: &Link, context: &AttachContext) -> String {
-    let other = link.peer.and_then(|index| context.host.link_at(index).ok());
-    let is_peer = |other: &Link| other.kind == Kind::Veth && other.peer == Some(link.index);
-    match other.flatten().filter(is_peer) {
-        Some(other) => format!("its other end on the host is {}", other.display_name()),
+    match peer_on_host(&context.host, link).ok().flatten() {
+        Some(peer) => format!("its veth peer on the host is {}", peer.display_name()),
         None => "its veth peer is not on the host: another program created it".to_owned(),
     }
 }

@@ -324,13 +324,13 @@ fn an_add_names_the_table_that_iptables_cannot_read() {
     }
     let node = node();
     let pod = node.pod("a");
-    let attachment = add_under(&node, &pod, (Ours, "nft"));
+    let attachment = add_under(&node, &pod, (Gangplank, "nft"));
     // iptables has no match for it, and does not list the table from now on.
     node.run("nft add rule ip nat POSTROUTING numgen random mod 2 0 counter");
     let before = leases(&node, "small");
     let mut second = Attachment::new(&node, &pod, &masqueraded());
     second.ifname = "eth1";
-    let refusal = second.try_add(Ours).refused();
+    let refusal = second.try_add(Gangplank).error();
     let text = refusal.text();
     assert!(
         text.contains("cannot list the nat table") && text.contains("nft"),
@@ -338,11 +338,11 @@ fn an_add_names_the_table_that_iptables_cannot_read() {
     );
     assert_eq!(leases(&node, "small"), before);
     // What needs no listing still works.
-    attachment.check(Ours).ok();
+    attachment.check(Gangplank).ok();
     let other = node.pod("b");
     let mut third = Attachment::new(&node, &other, &masqueraded());
-    third.try_add(Ours).ok();
-    third.del(Ours).ok();
-    attachment.del(Ours).ok();
+    third.try_add(Gangplank).ok();
+    third.del(Gangplank).ok();
+    attachment.del(Gangplank).ok();
     assert!(!node.run("nft list ruleset").contains("CNI-"));
 }

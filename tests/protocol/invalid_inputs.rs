@@ -212,14 +212,14 @@ fn environment() -> Vec<InvalidInput> {
         var("an interface name with a space", ifname, "a b", "a b"),
         var("an interface name of one dot", ifname, ".", "\".\""),
         var("an interface name of two dots", ifname, "..", "\"..\""),
-        var("args without =", args, "A=1;FOO", "piece 2"),
+        var("args without =", args, "A=1;FOO", "entry 2"),
         var(
             "args with two =",
             args,
             "IgnoreUnknown=1;FOO=a=b",
             "\"FOO\"",
         ),
-        var("args that end in ;", args, "IgnoreUnknown=1;", "piece 2"),
+        var("args that end in ;", args, "IgnoreUnknown=1;", "entry 2"),
         var("args with an unknown key", args, "COLOUR=red", "COLOUR"),
         var(
             "args that ignore perhaps",

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use super::{Answer, Call, Node, Pod, go_plugins, leases, testing_go, require, say};
+use super::{Answer, Call, Node, Pod, go_plugins, leases, require, say, testing_go};
 
 /// Whose plugin does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub use call::{Answer, Call, Network, CniError, small_network};
+pub use call::{Answer, Call, CniError, Network, small_network};
 pub use node::{Node, Pod, wire};
 pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};

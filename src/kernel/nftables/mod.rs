@@ -61,7 +61,7 @@ pub enum NftablesError {
     #[error("a transaction of {0} bytes exceeds the send buffer: raise net.core.wmem_max")]
     TooLarge(usize),
     /// The kernel lacks nf_tables or a part of it.
-    #[error("this kernel lacks nf_tables or a part of it that is needed ({})", .0.desc())]
+    #[error("this kernel has no nf_tables, or lacks a part of it that is needed ({})", .0.desc())]
     Unsupported(Errno),
     #[error("{}", .0.desc())]
     Refused(Errno),

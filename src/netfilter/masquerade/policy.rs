@@ -79,7 +79,7 @@ fn parse_backend(root: &JsonCursor) -> Result<Option<Backend>, Error> {
 /// Whether addresses will be masqueraded: `ipMasq` is set, and IPAM is configured.
 fn has_masquerading(root: &JsonCursor) -> Result<bool, Error> {
     let ipam = root.object("ipam")?;
-    let plugin = ipam.map(|ipam| ipam.filled_text("type")).transpose()?;
+    let plugin = ipam.map(|ipam| ipam.non_empty_text("type")).transpose()?;
     Ok(plugin.flatten().is_some() && root.bool("ipMasq")? == Some(true))
 }
 

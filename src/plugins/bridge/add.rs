@@ -6,7 +6,7 @@ use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
 use crate::link::container::{self, ContainerOptions};
 use crate::link::namespace::AttachContext;
-use crate::link::{PORT_LIMIT, failed, made};
+use crate::link::{PORT_LIMIT, created_link, failed};
 use crate::net::Family;
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -18,7 +18,7 @@ use crate::undo::Undo;
 /// Creates the bridge, if it does not exist, and the link. Pushes the inverse of each effect.
 ///
 /// # Errors
-/// When the kernel refuses a step; the message names operation, object and cause.
+/// If the kernel refuses a step; the message names operation, object and cause.
 pub fn attach(
     plan: &Plan,
     config: &BridgeConfig,
@@ -76,7 +76,7 @@ fn wait_gateways_delivered(
     for cidr in gateways.filter(|cidr| cidr.family() == Family::V6) {
         let address = (gateway.index, cidr.address());
         let delivered = context.host.wait_delivered(address, None, PORT_LIMIT);
-        let operation = format!("make {cidr} take packets on");
+        let operation = format!("wait until packets to {cidr} are delivered on");
         delivered.map_err(|cause| failed(&operation, &gateway.name, cause))?;
     }
     Ok(())
@@ -105,5 +105,5 @@ fn start_port(
     }
     host.start_port(&veth.host, config.port_flags(), &veth.alias)
         .map_err(|cause| failed("start port", &veth.host, cause))?;
-    made(host, &veth.host)
+    created_link(host, &veth.host)
 }

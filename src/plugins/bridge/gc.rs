@@ -11,14 +11,13 @@ use crate::error::{Error, Failures};
 use crate::ipam::{IpamLeases, LeaseFile, Store};
 use crate::kernel::log;
 use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
+use crate::link::namespace::host_netlink;
+use crate::link::{Veth, failed, look_up, veths};
 use crate::net::IfName;
 use crate::netfilter::mac_spoof_check;
 use crate::netfilter::masquerade;
 use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
-use crate::link::failed;
-use crate::link::namespace::host_netlink;
-use crate::link::{Veth, veths};
 
 /// Removes masquerading, MAC spoof checks, links and leases of this network that belong to no valid attachment, also those
 /// of the Go plugin, and the `forwardAccept` rules of a bridge without containers. A link is removed if a lease names its
@@ -26,7 +25,7 @@ use crate::link::{Veth, veths};
 /// and leases. Without a list of valid attachments nothing is removed.
 ///
 /// # Errors
-/// When something could not be removed, after everything else was tried.
+/// If something could not be removed, after everything else was tried.
 pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = IpamLeases::parse(conf, cni_path)?;
@@ -135,7 +134,7 @@ impl StaleLinks<'_> {
                 Some((Ok(()), name)) => {
                     deleted.insert(name);
                 }
-                // Its other address had the same link.
+                // The link was deleted for another address of the attachment.
                 Some((Err(NetlinkError::NotFound(_)), name)) if deleted.contains(&name) => {}
                 Some((Err(NetlinkError::NotFound(_)), _)) | None => others.push(lease),
                 Some((Err(cause), name)) => {
@@ -144,13 +143,13 @@ impl StaleLinks<'_> {
                 }
             }
         }
-        let wanted = |address| others.iter().any(|lease| lease.address == address);
+        let is_wanted = |address| others.iter().any(|lease| lease.address == address);
         let found = match others.is_empty() {
             true => Ok(Vec::new()),
-            false => veths(host, wanted),
+            false => veths(host, is_wanted),
         };
         match found {
-            Ok(veths) => in_use.extend(self.delete_made_by_go(host, (&others, &veths), failures)),
+            Ok(veths) => in_use.extend(self.delete_links_of_go_plugin(host, (&others, &veths), failures)),
             Err(cause) => {
                 let what = "cannot list the interfaces in other network namespaces";
                 failures.note::<()>(Err(Error::failed(format!("{what}: {cause}"))));
@@ -161,7 +160,7 @@ impl StaleLinks<'_> {
     }
 
     /// Deletes links of the Go plugin, which have random names.
-    fn delete_made_by_go(
+    fn delete_links_of_go_plugin(
         &self,
         host: &Netlink,
         (stale, veths): (&[&LeaseFile], &[Veth]),
@@ -169,13 +168,13 @@ impl StaleLinks<'_> {
     ) -> Vec<IpAddr> {
         let mut in_use = Vec::new();
         for lease in stale {
-            // A derived name is that of another attachment, for example to a network with the same subnet.
-            let has_it = |veth: &&Veth| {
+            // A veth with a derived name belongs to another attachment, for example on a network with the same subnet.
+            let has_address = |veth: &&Veth| {
                 veth.addresses.contains(&lease.address) && !IfName::is_derived_veth(&veth.host.name)
             };
-            for veth in veths.iter().filter(has_it) {
+            for veth in veths.iter().filter(has_address) {
                 let deleted = self
-                    .belongs(host, veth, lease)
+                    .check_ownership(host, veth, lease)
                     .and_then(|()| delete_veth(host, veth));
                 if failures.note(deleted).is_none() {
                     in_use.push(lease.address);
@@ -185,14 +184,15 @@ impl StaleLinks<'_> {
         in_use
     }
 
-    /// Whether a veth with a random name is the link of an attachment to this network.
-    fn belongs(&self, host: &Netlink, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
+    /// Whether a veth with a random name belongs to the attachment of this lease.
+    fn check_ownership(&self, host: &Netlink, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
         let (link, interface) = (&veth.host.name, &veth.interface);
-        let kept =
-            |why: String| Err(lease.kept(format!("{interface}, behind {link}, has it, {why}")));
+        let kept = |reason: String| {
+            let cause = format!("{interface}, the peer of {link}, has the address, {reason}");
+            Err(lease.kept(cause))
+        };
         let bridge = bridge_of(&self.conf.root())?;
-        let found = host.link(&bridge);
-        let found = found.map_err(|cause| failed("look up", &bridge, cause))?;
+        let found = look_up(host, &bridge)?;
         let owner = lease.owner.as_ref().map(|(_, interface)| interface.trim());
         if found.is_none_or(|found| veth.host.master != Some(found.index)) {
             return kept(format!("and {link} is no port of bridge {bridge}"));
@@ -205,7 +205,7 @@ impl StaleLinks<'_> {
             .iter()
             .any(|address| self.valid.contains(address))
         {
-            return kept("and it has an address of a valid attachment too".to_owned());
+            return kept("and also an address of a valid attachment".to_owned());
         }
         // Of other attachments than the Go plugin's, the name of the host end is known.
         let has_no_link = |other: &Attachment| {
@@ -221,8 +221,8 @@ impl StaleLinks<'_> {
                 "and may be that of the valid container {container}, which has no lease"
             ));
         }
-        if self.store.has_neighbour(lease.address) {
-            return kept("and a network beside this one has a lease of it too".to_owned());
+        if self.store.is_leased_elsewhere(lease.address) {
+            return kept("and another network has a lease of it, too".to_owned());
         }
         Ok(())
     }

@@ -21,13 +21,13 @@ pub struct Plan {
     pub spoof_check: Option<MacSpoofCheck>,
     /// The gateway addresses of the host.
     pub gateways: Vec<Cidr>,
-    /// The interface of the host in the container's VLAN that has them; without VLANs it is the bridge.
+    /// The host's interface in the container's VLAN that has the gateway addresses; without VLANs the bridge has them.
     pub gateway_interface: Option<IfName>,
     /// Addresses, routes and DNS settings of the result.
     pub lease: Lease,
 }
 
-/// The name of the bridge port behind a gateway's interface, the same for every ADD.
+/// The name of the peer of a gateway's interface, a port of the bridge.
 pub fn gateway_port(interface: &IfName) -> IfName {
     IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
 }
@@ -91,7 +91,12 @@ impl Plan {
     }
 
     /// The result, with the MAC addresses that the kernel reported.
-    pub fn into_result(self, bridge: &IfName, facts: &ObservedLinks, sandbox: &str) -> AddResult {
+    pub fn into_result(
+        self,
+        bridge: &IfName,
+        observed: &ObservedLinks,
+        sandbox: &str,
+    ) -> AddResult {
         let interface = |name: &IfName, mac: Option<Mac>| Interface {
             name: name.to_string(),
             mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
@@ -100,10 +105,10 @@ impl Plan {
         let mut container = interface(&self.veth.container, Some(self.veth.mac));
         container.sandbox = sandbox.to_owned();
         let Lease { ips, routes, dns } = self.lease;
-        let host = interface(&self.veth.host, facts.host_mac);
-        let mut interfaces = vec![interface(bridge, facts.bridge_mac), host, container];
+        let host = interface(&self.veth.host, observed.host_mac);
+        let mut interfaces = vec![interface(bridge, observed.bridge_mac), host, container];
         let gateway = self.gateway_interface.as_ref();
-        interfaces.extend(gateway.map(|name| interface(name, facts.gateway_mac)));
+        interfaces.extend(gateway.map(|name| interface(name, observed.gateway_mac)));
         AddResult {
             interfaces,
             ips,
@@ -116,26 +121,24 @@ impl Plan {
 /// MAC addresses that the kernel reports after the link was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObservedLinks {
-    /// The MAC address of the bridge.
     pub bridge_mac: Option<Mac>,
-    /// The MAC address of the host end.
     pub host_mac: Option<Mac>,
     /// The MAC address of the gateway's interface in the container's VLAN.
     pub gateway_mac: Option<Mac>,
 }
 
-/// A default route through the first gateway of each family that has no default route in table main yet. One without a next
-/// hop counts, because it gets the gateway as its next hop.
+/// A default route through the first gateway of each family without a default route in table main. A route without a
+/// next hop counts: it gets the gateway as next hop.
 fn missing_default_routes(lease: &Lease) -> Vec<Route> {
-    let lacks = |family: Family| {
+    let is_missing = |family: Family| {
         let default = family.default_destination();
         let is_default =
-            |route: &Route| route.dst == default && route.numbers().table == Route::MAIN_TABLE;
+            |route: &Route| route.dst == default && route.attributes().table == Route::MAIN_TABLE;
         !lease.routes.iter().any(is_default)
     };
     let gateways = lease.ips.iter().filter_map(|ip| ip.gateway);
     let mut routes: Vec<Route> = Vec::new();
-    for gateway in gateways.filter(|gateway| lacks(Family::of(*gateway))) {
+    for gateway in gateways.filter(|gateway| is_missing(Family::of(*gateway))) {
         let default = Family::of(gateway).default_destination();
         if routes.iter().all(|earlier| earlier.dst != default) {
             routes.push(Route::new(default, Some(gateway)));
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mac_follows_the_address() {
+    fn the_mac_derives_from_the_address() {
         let dual = plan("", &[("fd00::7/64", ""), ("10.1.2.3/24", "")], vec![]).unwrap();
         assert_eq!(dual.veth.mac.to_string(), "0a:58:0a:01:02:03");
         let v6 = plan("", &[("fd00::7/64", "")], vec![]).unwrap();
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_the_first_address_unless_ipam_says_otherwise() {
+    fn the_gateway_is_the_first_address_unless_ipam_sets_one() {
         let keys = r#", "isGateway": true"#;
         let plan = plan(
             keys,
@@ -254,9 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn in_a_vlan_the_gateway_has_an_interface_which_the_result_lists_last() {
+    fn in_a_vlan_the_result_lists_the_gateway_interface_last() {
         let ips = [("10.1.2.3/24", "")];
-        let facts = ObservedLinks {
+        let observed = ObservedLinks {
             bridge_mac: None,
             host_mac: None,
             gateway_mac: Some(Mac::from_bytes([2, 0, 0, 0, 0, 7])),
@@ -268,7 +271,7 @@ mod tests {
         ] {
             let plan = plan(keys, &ips, vec![]).unwrap();
             let interfaces = plan
-                .into_result(&"cni0".parse().unwrap(), &facts, "/n")
+                .into_result(&"cni0".parse().unwrap(), &observed, "/n")
                 .interfaces;
             let fourth = interfaces
                 .get(3)
@@ -282,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_without_a_next_hop_go_to_the_gateway_but_not_those_on_the_link() {
+    fn routes_without_a_next_hop_get_the_gateway_unless_they_are_on_link() {
         let on_link = Route {
             scope: Some(253),
             ..Route::new("10.9.0.0/16".parse().unwrap(), None)
@@ -297,7 +300,7 @@ mod tests {
         assert_eq!(plan.veth.routes[1].gw, None);
         assert_eq!(
             plan.lease.routes[0].gw, None,
-            "the result tells the route as IPAM gave it"
+            "the result contains the unmodified route"
         );
     }
 
@@ -308,19 +311,19 @@ mod tests {
         let added = plan(keys, &ips, vec![]).unwrap().lease.routes;
         assert_eq!(added.len(), 2);
         assert_eq!(added[0], default_v4(Some("10.1.2.1")));
-        for given in [default_v4(None), default_v4(Some("10.1.2.9"))] {
-            let routes = plan(keys, &ips[..1], vec![given.clone()])
+        for configured in [default_v4(None), default_v4(Some("10.1.2.9"))] {
+            let routes = plan(keys, &ips[..1], vec![configured.clone()])
                 .unwrap()
                 .lease
                 .routes;
-            assert_eq!(routes, [given]);
+            assert_eq!(routes, [configured]);
         }
-        let elsewhere = Route {
+        let other_table = Route {
             table: Some(100),
             ..default_v4(None)
         };
         assert_eq!(
-            plan(keys, &ips[..1], vec![elsewhere])
+            plan(keys, &ips[..1], vec![other_table])
                 .unwrap()
                 .lease
                 .routes
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_outside_of_the_subnet_has_the_prefix_length_of_the_address() {
+    fn a_gateway_outside_the_subnet_has_the_prefix_length_of_the_address() {
         let gateways =
             |keys: &str, ips: &[(&str, &str)]| plan(keys, ips, vec![]).map(|plan| plan.gateways);
         let (gateway, default) = (r#", "isGateway": true"#, r#", "isDefaultGateway": true"#);
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_gets_each_route_once_and_no_host_bits_of_ipv6() {
+    fn routes_have_no_duplicates_and_no_ipv6_host_bits() {
         let route = |dst: &str, gw: &str| Route::new(dst.parse().unwrap(), gw.parse().ok());
         let other_scope = Route {
             scope: Some(255 + 254),
@@ -373,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_needs_its_smallest_mtu() {
+    fn ipv6_requires_its_minimum_mtu() {
         assert!(plan(r#", "mtu": 1200"#, &[("fd00::3/64", "")], vec![]).is_err());
         assert!(plan(r#", "mtu": 1200"#, &[("10.1.2.3/24", "")], vec![]).is_ok());
     }

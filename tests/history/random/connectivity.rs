@@ -120,10 +120,8 @@ impl History {
                 others
                     .any(|other| other.pod == it.pod && other != it && bridge(other) == bridge(it))
             };
-            let is_ambiguous = match &edge.to {
-                Peer::Pod(to) => has_two(to) || has_two(&edge.from),
-                _ => false,
-            };
+            let is_ambiguous =
+                has_two(&edge.from) || matches!(&edge.to, Peer::Pod(to) if has_two(to));
             both_live && !is_doubled && !is_excused && !is_ambiguous
         };
         let kept: BTreeSet<Edge> = self

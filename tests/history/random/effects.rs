@@ -248,7 +248,9 @@ impl Effects<'_> {
                     && change.after.is_some_and(|it| it.value == "2");
                 is_uplink || is_bridge(link) || self.may_set_parameter(link, change)
             }
-            Subject::Lease { .. } | Subject::Foreign => false,
+            Subject::Lease { .. } => false,
+            // A restore by nft may have removed targets and comments of rules in the chain of a container.
+            Subject::Foreign => change.key.contains(" nat CNI-"),
         }
     }
 
