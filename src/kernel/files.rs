@@ -18,18 +18,18 @@ use crate::kernel::retry::retry_on_eintr;
 /// # Errors
 /// The directory that is not writable, and the cause.
 pub fn check_writable(directory: &Path) -> Result<(), String> {
-    let refused = |place: &Path, cause: Error| Err(format!("{}: {cause}", place.display()));
-    for place in directory.ancestors() {
-        match access(place, AccessFlags::W_OK | AccessFlags::X_OK) {
-            Ok(()) if place.is_dir() => return Ok(()),
-            Ok(()) => return refused(place, ErrorKind::NotADirectory.into()),
+    let refused = |path: &Path, cause: Error| Err(format!("{}: {cause}", path.display()));
+    for path in directory.ancestors() {
+        match access(path, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Ok(()) if path.is_dir() => return Ok(()),
+            Ok(()) => return refused(path, ErrorKind::NotADirectory.into()),
             Err(errno) => match Error::from(errno) {
                 cause if cause.kind() == ErrorKind::NotFound => {
-                    if place.is_symlink() {
-                        return refused(place, Error::other("a dangling symbolic link"));
+                    if path.is_symlink() {
+                        return refused(path, Error::other("a dangling symbolic link"));
                     }
                 }
-                cause if needs_repair(&cause) => return refused(place, cause),
+                cause if needs_repair(&cause) => return refused(path, cause),
                 _ => return Ok(()),
             },
         }

@@ -326,8 +326,8 @@ impl Running {
                 Ok(_) => {}
             }
             let mut answers = polled.iter();
-            let ready = [0, 1, 2].map(|place| {
-                let answer = all[place].and_then(|_| answers.next());
+            let ready = [0, 1, 2].map(|position| {
+                let answer = all[position].and_then(|_| answers.next());
                 answer.and_then(PollFd::any).unwrap_or(false)
             });
             if ready.contains(&true) {
@@ -384,9 +384,9 @@ mod tests {
     #[test]
     fn input_is_written_and_both_outputs_are_read() {
         let sh = find("sh").unwrap();
-        let script = "cat; echo $WHO >&2; exit 3";
+        let script = "cat; echo $NAME >&2; exit 3";
         let big = vec![b'x'; 300_000];
-        let output = run(&sh, &["-c", script], &[("WHO", "me")], &big, LIMIT).unwrap();
+        let output = run(&sh, &["-c", script], &[("NAME", "me")], &big, LIMIT).unwrap();
         assert_eq!(output.stdout, big);
         assert_eq!(output.stderr_summary(), "me");
         assert_eq!(output.status.code(), Some(3));

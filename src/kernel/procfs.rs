@@ -128,12 +128,12 @@ impl Rights {
 /// `36 35 0:4 net:[4026532281] /run/netns/a rw shared:7 - nsfs nsfs rw` (proc_pid_mountinfo(5)).
 fn parse_nsfs_mount(line: &[u8]) -> Option<(OsString, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ').skip(3);
-    let (root, place) = (fields.next()?, fields.next()?);
+    let (root, mount_point) = (fields.next()?, fields.next()?);
     if !root.starts_with(b"net:[") {
         return None;
     }
     let name = OsString::from_vec(root.to_vec());
-    Some((name, OsString::from_vec(unescape(place)).into()))
+    Some((name, OsString::from_vec(unescape(mount_point)).into()))
 }
 
 /// Space, tab, newline and backslash are encoded as `\` and three octal digits.
@@ -156,9 +156,9 @@ mod tests {
     #[test]
     fn mounts_of_network_namespaces_are_told_from_others() {
         let line = br"36 35 0:4 net:[4026532281] /run/netns/a\040b\134 rw shared:7 - nsfs nsfs rw";
-        let (name, place) = parse_nsfs_mount(line).unwrap();
+        let (name, mount_point) = parse_nsfs_mount(line).unwrap();
         assert_eq!(name, "net:[4026532281]");
-        assert_eq!(place, Path::new(r"/run/netns/a b\"));
+        assert_eq!(mount_point, Path::new(r"/run/netns/a b\"));
         for other in [
             &b"22 1 8:1 / / rw - ext4 /dev/sda1 rw"[..],
             b"37 35 0:4 mnt:[4026532290] /run/x rw - nsfs nsfs rw",

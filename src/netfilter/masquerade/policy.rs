@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_by_its_place_and_value() {
-        for (text, place, code) in [
+        for (text, path, code) in [
             (
                 r#"{"nonMasqueradeCIDRs": "10.0.0.0/8"}"#,
                 "nonMasqueradeCIDRs is",
@@ -218,7 +218,7 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(
-                error.msg.contains(place) && error.code.0 == code,
+                error.msg.contains(path) && error.code.0 == code,
                 "{text}: {error:?}"
             );
         }
