@@ -93,7 +93,11 @@ impl History {
         let bridge = self.world.snapshot.bridge_of(&attachment.links);
         let bridge = bridge.map(|name| name.trim_matches('"'));
         let is_port = bridge == self.world.config(&target.network)["bridge"].as_str();
-        let is_up = bridge.is_none_or(|name| self.world.snapshot.is_up(name));
+        let links = attachment.links.iter();
+        let names = links.filter_map(|index| self.world.snapshot.link_name(*index));
+        let is_up = names
+            .chain(bridge)
+            .all(|name| self.world.snapshot.is_up(name));
         attachment.state == State::Live
             && !attachment.lost_lease
             && is_port
