@@ -1,47 +1,45 @@
-//! What went wrong, in the form a runtime and a person at night can both use.
+//! Errors: machine-readable for the runtime, actionable for operators.
 //!
-//! An [`Error`] is one CNI error document: a code for the runtime, a message that names operation, object and value,
-//! and details with cause and remedy. [`Failures`] gathers the errors of verbs that go on after the first one.
+//! An [`Error`] is a CNI error: a code, a message that names operation, object and value, and details with cause and
+//! remedy. [`Failures`] collects the errors of operations that continue after the first one.
 
 use std::fmt;
 
 /// A CNI error code (CNI spec 1.1, section "Error").
 ///
-/// A delegate may answer with any number; ours are the constants below.
+/// A delegated plugin may return any number; the constants are the codes that gangplank returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code(pub u32);
 
 impl Code {
-    /// The configuration's `cniVersion` is not supported, or too old for the verb.
+    /// The configuration's `cniVersion` is not supported, or too old for the operation.
     pub const INCOMPATIBLE_VERSION: Code = Code(1);
-    /// A key of the configuration that cannot be honoured; the message names key and value.
+    /// A key of the configuration is not supported; the message names key and value.
     pub const UNSUPPORTED_FIELD: Code = Code(2);
     /// An environment variable is missing or malformed.
     pub const INVALID_ENVIRONMENT: Code = Code(4);
     /// Reading stdin or writing stdout failed.
     pub const IO: Code = Code(5);
-    /// The content is not JSON, or a value has the wrong JSON type.
+    /// The input is not JSON, or a value has the wrong JSON type.
     pub const DECODE: Code = Code(6);
-    /// The configuration is JSON of the right types, but asks for something invalid.
+    /// A value of the configuration has the right type but is invalid.
     pub const INVALID_CONFIG: Code = Code(7);
-    /// CNI_NETNS is the plugin's own network namespace (a code of the reference's library).
+    /// CNI_NETNS is the plugin's own network namespace (`ErrInvalidNetNS` of containernetworking/cni).
     pub const OWN_NETNS: Code = Code(8);
-    /// A passing condition: the runtime should try again later.
+    /// A temporary failure: the runtime should try again later.
     pub const TRY_AGAIN: Code = Code(11);
-    /// STATUS: no ADD can work here now (CNI spec 1.1, "STATUS").
+    /// STATUS: an ADD cannot work now (CNI spec 1.1, "STATUS").
     pub const NOT_AVAILABLE: Code = Code(50);
-    /// Everything else: the operation itself failed (what the reference uses for all failures of a plugin).
+    /// The operation failed. The Go plugins use it for all errors.
     pub const PLUGIN: Code = Code(999);
 }
 
-/// One failure, as it is reported to the runtime.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
-    /// The CNI error code.
     pub code: Code,
     /// Operation, object, value and cause, in one line.
     pub msg: String,
-    /// What else helps: the remedy, what was tried, failures of the undo. May be empty.
+    /// Remedy, attempts, errors of the undo. May be empty.
     pub details: String,
 }
 
@@ -56,7 +54,6 @@ impl fmt::Display for Error {
 }
 
 impl Error {
-    /// An error with a code of its own.
     pub fn new(code: Code, msg: impl Into<String>) -> Error {
         Error {
             code,
@@ -70,7 +67,7 @@ impl Error {
         Error::new(Code::PLUGIN, msg)
     }
 
-    /// An ADD could not work now, code 50: the same error as the answer to STATUS.
+    /// Changes the code to 50: an ADD would fail with this error.
     pub fn into_not_available(self) -> Error {
         Error {
             code: Code::NOT_AVAILABLE,
@@ -78,7 +75,7 @@ impl Error {
         }
     }
 
-    /// A configuration value that is refused, code 7: which `field`, what it holds, what would be right.
+    /// Code 7: a configuration value is invalid.
     pub fn config(
         field: impl fmt::Display,
         value: impl fmt::Display,
@@ -90,7 +87,7 @@ impl Error {
         )
     }
 
-    /// Adds a sentence to the details.
+    /// Appends to the details, separated by a semicolon.
     pub fn details(mut self, more: impl fmt::Display) -> Error {
         if !self.details.is_empty() {
             self.details.push_str("; ");
@@ -99,34 +96,37 @@ impl Error {
         self
     }
 
-    /// Puts what was being done in front of the message: `context: message`.
+    /// Appends another error to the details.
+    pub fn and(self, outcome: Result<(), Error>) -> Error {
+        match outcome {
+            Ok(()) => self,
+            Err(other) => self.details(format!("also: {other}")),
+        }
+    }
+
+    /// Prefixes the message: `context: message`.
     pub fn context(mut self, context: impl fmt::Display) -> Error {
         self.msg = format!("{context}: {}", self.msg);
         self
     }
 }
 
-/// The errors of a verb that does all it can and reports at the end: DEL, GC, an undo.
+/// The errors of an operation that continues after an error: DEL, GC, undo.
 #[derive(Debug, Default)]
 pub struct Failures(Vec<Error>);
 
 impl Failures {
-    /// Keeps the error of `outcome`, if it is one; the value, if there is one.
+    /// Records an error, returns a value.
     pub fn note<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
         outcome.map_err(|error| self.0.push(error)).ok()
     }
 
-    /// The first error, with the others in its details; `Ok` when there was none.
-    ///
-    /// # Errors
-    /// When at least one was noted.
+    /// Returns the first error, with the others in its details.
     pub fn into_result(self) -> Result<(), Error> {
         let mut errors = self.0.into_iter();
         match errors.next() {
             None => Ok(()),
-            Some(first) => {
-                Err(errors.fold(first, |first, more| first.details(format!("also: {more}"))))
-            }
+            Some(first) => Err(errors.fold(first, |first, error| first.and(Err(error)))),
         }
     }
 }

@@ -1,23 +1,22 @@
 //! gangplank: the CNI plugins `bridge`, `host-local` and `loopback` in one small binary.
 //!
-//! An attachment owns three things: a *lease* (a file), a *link* (a veth pair) and a *masquerade entry* (rules of the
-//! nat table). Addresses, routes, port flags and sysctls are properties of the link and die with it. The bridge is
-//! shared and never removed. So undo is a stack of at most three entries, and DEL gives back the same three, the
-//! address last: no address is free for another pod while its link or its rules still stand.
+//! An attachment owns a *lease* (a file), a *link* (a veth pair) and a *masquerade entry* (packet filter rules).
+//! Addresses, routes, port flags and sysctls are properties of the link and disappear with it. The bridge is shared and
+//! never removed. ADD registers the inverse of each effect in `undo`; DEL removes the same resources, the lease last,
+//! so that an address is not assigned again while a link or a rule still uses it.
 //!
-//! A request's way from stdin to stdout:
+//! Modules, from top to bottom; each uses only those below it:
 //!
-//! ```text
-//! bytes ── cni::conf ──▶ shape ── *::config ──▶ typed, valid        refused here: nothing touched yet
-//!       ── ipam ──▶ Lease                                           [undo: lease]
-//!       ── bridge::plan ──▶ Plan: names, MACs, addresses, routes
-//!       ── bridge::attach ──▶ facts from the kernel                 [undo: link]        ┐ side by side
-//!       ── masquerade ──▶ installed                                 [undo: masquerade]  ┘
-//!       ── cni::result ──▶ the shape of the asked cniVersion ──▶ written once
-//! ```
-//!
-//! Dependencies point one way: `net ← cni ← state ← {bridge, ipam, masquerade, forward, loopback} ← dispatch, cli`; [`host`] is the only
-//! room that knows the kernel.
+//! - [`cli`]: the commands of `gangplank`
+//! - [`plugins`]: the CNI plugins, and the dispatcher that reads a request and writes the result
+//! - [`state`]: desired and observed state of bridges and ports
+//! - `undo`: the effects of an ADD in reverse
+//! - [`link`]: veth pairs between the host and containers
+//! - [`ipam`]: address ranges, leases, other IPAM plugins
+//! - [`netfilter`]: masquerading, the MAC spoof check and forward accept rules
+//! - [`kernel`]: netlink, namespaces, sysctls, files, processes; the only module that talks to the kernel
+//! - [`cni`]: the protocol: environment, configuration, results, versions
+//! - [`net`], [`Error`] and [`build`]: values, errors, and the version in the binary
 
 pub mod build;
 pub mod cli;

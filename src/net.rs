@@ -1,7 +1,6 @@
-//! Values of networking that cannot be wrong: whoever holds one need not check it again.
+//! Valid addresses, prefixes, interface names and MAC addresses: parsed once, not checked again.
 //!
-//! IPv4 and IPv6 share one code path; an IPv4-mapped IPv6 address is IPv4 from here on.
-//! Knows nothing of JSON documents, of the kernel or of files.
+//! IPv4-mapped IPv6 addresses are converted to IPv4.
 
 mod route;
 mod vlan;
@@ -13,16 +12,15 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use route::{Route, RouteNumbers};
+pub use route::{Route, RouteAttributes};
 pub use vlan::{PortVlans, VlanId, VlanSet};
 
-/// Text that is not the value it should be.
+/// Invalid text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?} is not {wanted}")]
 pub struct ParseError {
-    /// The text as it was given.
     pub value: String,
-    /// What would be right.
+    /// The expected form.
     pub wanted: &'static str,
 }
 
@@ -45,10 +43,9 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, in the order in which results list them.
+    /// IPv4 first, as in results.
     pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
-    /// The family of an address.
     pub fn of(address: IpAddr) -> Family {
         match address {
             IpAddr::V4(_) => Family::V4,
@@ -56,7 +53,7 @@ impl Family {
         }
     }
 
-    /// The length of its addresses: 32 or 128 bits.
+    /// Address length: 32 or 128 bits.
     pub fn bits(self) -> u8 {
         match self {
             Family::V4 => 32,
@@ -83,17 +80,14 @@ impl fmt::Display for Family {
     }
 }
 
-/// Parses an address; IPv4-mapped IPv6 becomes IPv4. Zones and leading zeros are refused.
-///
-/// # Errors
-/// When the text is not an address.
+/// Parses an address; IPv4-mapped IPv6 becomes IPv4. Zones and leading zeros are rejected.
 pub fn parse_ip(text: &str) -> Result<IpAddr, ParseError> {
     text.parse::<IpAddr>()
         .map(|ip| ip.to_canonical())
         .map_err(|_| ParseError::new(text, "an IP address like 10.1.2.3 or fd00::3"))
 }
 
-/// The address as a number, for arithmetic; the inverse is [`ip_from_bits`].
+/// The address as an integer; the inverse is [`ip_from_bits`].
 pub fn ip_to_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(u32::from(v4)),
@@ -101,7 +95,7 @@ pub fn ip_to_bits(address: IpAddr) -> u128 {
     }
 }
 
-/// The address of a number; bits above the family's length are dropped.
+/// The inverse of [`ip_to_bits`]; bits above the family's length are dropped.
 pub fn ip_from_bits(family: Family, bits: u128) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::from(bits as u32)),
@@ -109,7 +103,7 @@ pub fn ip_from_bits(family: Family, bits: u128) -> IpAddr {
     }
 }
 
-/// An address with a prefix length. Host bits are kept: `10.1.2.3/24` is an interface's address.
+/// An address with a prefix length. Host bits are kept: `10.1.2.3/24` is an interface address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Cidr(IpNetwork);
@@ -119,35 +113,33 @@ impl Cidr {
 
     /// `address/prefix`; `None` when the prefix is longer than the family's addresses.
     ///
-    /// The prefix of an IPv4-mapped address counts the 96 bits in front of the IPv4 ones.
+    /// The prefix length of an IPv4-mapped address includes the 96 bits in front of the IPv4 address.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Cidr> {
         let canonical = address.to_canonical();
-        let in_front = Family::of(address).bits() - Family::of(canonical).bits();
-        let prefix = prefix.checked_sub(in_front)?;
+        let mapped_bits = Family::of(address).bits() - Family::of(canonical).bits();
+        let prefix = prefix.checked_sub(mapped_bits)?;
         IpNetwork::new(canonical, prefix).ok().map(Cidr)
     }
 
-    /// The address alone: /32 or /128.
+    /// A host route: /32 or /128.
     pub fn host(address: IpAddr) -> Cidr {
         Cidr(IpNetwork::from(address.to_canonical()))
     }
 
-    /// The address, host bits included.
+    /// The address, including host bits.
     pub fn address(self) -> IpAddr {
         self.0.ip()
     }
 
-    /// The prefix length.
     pub fn prefix(self) -> u8 {
         self.0.prefix()
     }
 
-    /// The family.
     pub fn family(self) -> Family {
         Family::of(self.address())
     }
 
-    /// The same prefix with the host bits cleared.
+    /// The network address with the same prefix length.
     pub fn network(self) -> Cidr {
         Cidr(IpNetwork::new(self.0.network(), self.prefix()).expect("the prefix is unchanged"))
     }
@@ -157,32 +149,31 @@ impl Cidr {
         self == self.network()
     }
 
-    /// Whether this is the whole family: prefix length 0.
+    /// Prefix length 0.
     pub fn is_default(self) -> bool {
         self.prefix() == 0
     }
 
-    /// Whether the address is one of `fe80::/10`.
+    /// In `fe80::/10`.
     pub fn is_ipv6_link_local(self) -> bool {
         matches!(self.address(), IpAddr::V6(v6) if v6.is_unicast_link_local())
     }
 
-    /// Whether the address lies inside; never for the other family.
+    /// False for an address of the other family.
     pub fn contains(self, address: IpAddr) -> bool {
         self.0.contains(address)
     }
 
-    /// Whether the two share an address.
     pub fn overlaps(self, other: Cidr) -> bool {
         self.contains(other.0.network()) || other.contains(self.0.network())
     }
 
-    /// The first address behind the network address: where a gateway lives when nobody says otherwise.
+    /// The first address after the network address: the gateway, unless one is configured.
     pub fn first_host(self) -> IpAddr {
         ip_from_bits(self.family(), ip_to_bits(self.0.network()).wrapping_add(1))
     }
 
-    /// The last address: the broadcast address in IPv4.
+    /// The last address; in IPv4, the broadcast address.
     pub fn last(self) -> IpAddr {
         self.0.broadcast()
     }
@@ -192,14 +183,14 @@ impl FromStr for Cidr {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Cidr, ParseError> {
-        let wrong = || ParseError::new(text, Cidr::WANTED);
-        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let invalid = || ParseError::new(text, Cidr::WANTED);
+        let (address, prefix) = text.split_once('/').ok_or_else(invalid)?;
         if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(wrong());
+            return Err(invalid());
         }
-        let address = address.parse().map_err(|_| wrong())?;
-        let prefix = prefix.parse().map_err(|_| wrong())?;
-        Cidr::new(address, prefix).ok_or_else(wrong)
+        let address = address.parse().map_err(|_| invalid())?;
+        let prefix = prefix.parse().map_err(|_| invalid())?;
+        Cidr::new(address, prefix).ok_or_else(invalid)
     }
 }
 
@@ -223,25 +214,25 @@ impl fmt::Display for Cidr {
     }
 }
 
-/// The name of a network interface: 1 to 15 bytes, as the kernel takes it (`dev_valid_name`, net/core/dev.c). A `%` would
-/// make it choose another one (`dev_prep_valid_name`), and `all` and `default` are directories of settings.
+/// A network interface name: 1 to 15 bytes (`dev_valid_name`, net/core/dev.c). Names that the kernel treats specially
+/// are rejected: `%` is a pattern (`dev_prep_valid_name`), `all` and `default` are directories of net.ipv4.conf.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfName(String);
 
 impl IfName {
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name of a veth: "veth" and the first 44 bits of a hash, which fill the 15 bytes that a name may have.
+    /// `veth` and the first 44 bits of a hash in hexadecimal: 15 bytes, the longest name.
     pub fn veth(digest: impl AsRef<[u8]>) -> IfName {
         let bytes = digest.as_ref().iter().take(6);
         let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
         IfName(format!("veth{hex:.11}"))
     }
 
-    /// Whether a name has the form of [`IfName::veth`]. The Go plugins' veths have eight digits, not eleven.
+    /// Whether a name has the form of [`IfName::veth`]. The veth names of the Go plugins have eight digits instead of
+    /// eleven.
     pub fn is_derived_veth(name: &str) -> bool {
         let digits = name.strip_prefix("veth").unwrap_or_default();
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -276,34 +267,32 @@ impl fmt::Display for IfName {
     }
 }
 
-/// The hardware address of an Ethernet interface.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// From its six bytes, whatever they are: what the kernel reports.
+    /// Any six bytes, as the kernel reports them.
     pub fn from_bytes(bytes: [u8; 6]) -> Mac {
         Mac(bytes)
     }
 
-    /// The six bytes.
     pub fn bytes(self) -> [u8; 6] {
         self.0
     }
 
-    /// All zero: what a bridge without ports and without an address of its own shows.
+    /// All zero, as for a bridge without ports and without a configured address.
     pub fn is_zero(self) -> bool {
         self.0 == [0; 6]
     }
 
-    /// The same bytes made a unicast, locally administered address, as IEEE 802 asks of addresses made up.
-    pub fn made_local(self) -> Mac {
+    /// The same address as unicast and locally administered (IEEE 802c).
+    pub fn to_locally_administered(self) -> Mac {
         let mut bytes = self.0;
         bytes[0] = (bytes[0] & 0xfc) | 0x02;
         Mac(bytes)
     }
 
-    /// Whether an interface can have it: not multicast, not all zero (`is_valid_ether_addr`).
+    /// Neither multicast nor zero (`is_valid_ether_addr`, linux/etherdevice.h).
     pub fn is_assignable(self) -> bool {
         self.0[0] & 1 == 0 && !self.is_zero()
     }
@@ -312,9 +301,9 @@ impl Mac {
 impl FromStr for Mac {
     type Err = ParseError;
 
-    /// Reads `02:42:ac:11:00:02`, `02-42-…` and `0242.ac11.0002`.
+    /// Accepts `02:42:ac:11:00:02`, `02-42-ac-11-00-02` and `0242.ac11.0002`.
     fn from_str(text: &str) -> Result<Mac, ParseError> {
-        let wrong = || ParseError::new(text, "a MAC address of six bytes like 02:42:ac:11:00:02");
+        let invalid = || ParseError::new(text, "a MAC address of six bytes like 02:42:ac:11:00:02");
         let (separator, digits) = match text.as_bytes().get(2) {
             Some(b':') => (':', 2),
             Some(b'-') => ('-', 2),
@@ -325,9 +314,9 @@ impl FromStr for Mac {
             group.len() == digits && group.bytes().all(|byte| byte.is_ascii_hexdigit())
         };
         if groups.len() * digits != 12 || !groups.iter().all(hex) {
-            return Err(wrong());
+            return Err(invalid());
         }
-        let number = u64::from_str_radix(&groups.concat(), 16).map_err(|_| wrong())?;
+        let number = u64::from_str_radix(&groups.concat(), 16).map_err(|_| invalid())?;
         let [_, _, bytes @ ..] = number.to_be_bytes();
         Ok(Mac(bytes))
     }
@@ -356,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cidr_keeps_its_host_bits_and_knows_its_network() {
+    fn a_cidr_keeps_its_host_bits() {
         let address = cidr("10.1.2.3/24");
         assert_eq!(address.to_string(), "10.1.2.3/24");
         assert_eq!(address.network().to_string(), "10.1.2.0/24");
@@ -371,7 +360,7 @@ mod tests {
         assert_eq!(parse_ip("::ffff:10.1.2.3").unwrap().to_string(), "10.1.2.3");
         assert_eq!(cidr("::ffff:10.1.2.3/120").to_string(), "10.1.2.3/24");
         assert!("::ffff:10.1.2.3/64".parse::<Cidr>().is_err());
-        // So it is when it does not come as text: from the kernel.
+        // Addresses from the kernel are converted, too.
         let mapped: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
         assert_eq!(Cidr::new(mapped, 120), Some(cidr("10.1.2.3/24")));
         assert_eq!(Cidr::new(mapped, 8), None);
@@ -379,8 +368,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cidr_is_refused() {
-        for wrong in [
+    fn invalid_cidrs_are_rejected() {
+        for invalid in [
             "",
             "10.1.2.3",
             "10.1.2.3/",
@@ -394,12 +383,12 @@ mod tests {
             "10.1.2.3/0x8",
             "10.1.2.3/256",
         ] {
-            assert!(wrong.parse::<Cidr>().is_err(), "{wrong:?} was taken");
+            assert!(invalid.parse::<Cidr>().is_err(), "{invalid:?} was accepted");
         }
     }
 
     #[test]
-    fn overlap_is_seen_in_both_directions() {
+    fn overlap_is_symmetric() {
         assert!(cidr("10.1.0.0/16").overlaps(cidr("10.1.2.0/24")));
         assert!(cidr("10.1.2.0/24").overlaps(cidr("10.1.0.0/16")));
         assert!(!cidr("10.1.2.0/24").overlaps(cidr("10.1.3.0/24")));
@@ -407,11 +396,11 @@ mod tests {
     }
 
     #[test]
-    fn interface_names_are_the_kernels() {
-        for right in ["eth0", "a", "ünï", "eth0.100", "123456789012345"] {
-            assert!(right.parse::<IfName>().is_ok(), "{right:?} was refused");
+    fn interface_names_are_those_that_the_kernel_accepts() {
+        for valid in ["eth0", "a", "ünï", "eth0.100", "123456789012345"] {
+            assert!(valid.parse::<IfName>().is_ok(), "{valid:?} was rejected");
         }
-        for wrong in [
+        for invalid in [
             "",
             ".",
             "..",
@@ -425,17 +414,20 @@ mod tests {
             "a\0",
             "1234567890123456",
         ] {
-            assert!(wrong.parse::<IfName>().is_err(), "{wrong:?} was taken");
+            assert!(
+                invalid.parse::<IfName>().is_err(),
+                "{invalid:?} was accepted"
+            );
         }
     }
 
     #[test]
-    fn a_mac_has_three_spellings_and_six_bytes() {
+    fn a_mac_is_parsed_from_three_notations() {
         let mac = "02:42:ac:11:00:02".parse::<Mac>().unwrap();
         assert_eq!("02-42-AC-11-00-02".parse(), Ok(mac));
         assert_eq!("0242.ac11.0002".parse(), Ok(mac));
         assert_eq!(mac.to_string(), "02:42:ac:11:00:02");
-        for wrong in [
+        for invalid in [
             "",
             "02:42:ac:11:00",
             "02:42:ac:11:00:02:03:04",
@@ -444,7 +436,7 @@ mod tests {
             "02:42:ac:11:00:0g",
             "+2:42:ac:11:00:02",
         ] {
-            assert!(wrong.parse::<Mac>().is_err(), "{wrong:?} was taken");
+            assert!(invalid.parse::<Mac>().is_err(), "{invalid:?} was accepted");
         }
         assert!(!"01:00:5e:00:00:01".parse::<Mac>().unwrap().is_assignable());
     }

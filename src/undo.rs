@@ -1,36 +1,34 @@
-//! What an ADD owns so far, and how to give it back.
+//! The inverse of each effect of an ADD, run if the ADD fails.
 
 use crate::error::{Code, Error};
 use crate::kernel::signals::Terminated;
 
-/// The stack of owned things: at most a lease, a masquerade entry, a link and its spoof_check.
 #[derive(Default)]
 pub struct Undo<'a> {
     steps: Vec<Box<dyn FnOnce() -> Result<(), Error> + 'a>>,
 }
 
 impl<'a> Undo<'a> {
-    /// Remembers how to give back what was just taken.
+    /// Registers the inverse of an effect.
     pub fn push(&mut self, step: impl FnOnce() -> Result<(), Error> + 'a) {
         self.steps.push(Box::new(step));
     }
 
-    /// Gives everything back, last taken first. `cause` comes back with what could not be undone in its details.
+    /// Runs the steps in reverse order. Returns `cause` with their errors in its details.
     pub fn unwind(self, cause: Error) -> Error {
         self.steps
             .into_iter()
             .rev()
             .fold(cause, |cause, step| match step() {
                 Ok(()) => cause,
-                Err(left) => cause.details(format!("and the undo failed: {left}")),
+                Err(error) => cause.details(format!("and the undo failed: {error}")),
             })
     }
 }
 
-/// What turns an ADD back.
 impl From<Terminated> for Error {
-    fn from(stopped: Terminated) -> Error {
-        Error::new(Code::TRY_AGAIN, stopped.to_string())
+    fn from(signal: Terminated) -> Error {
+        Error::new(Code::TRY_AGAIN, signal.to_string())
     }
 }
 
@@ -40,17 +38,17 @@ mod tests {
     use std::cell::RefCell;
 
     #[test]
-    fn steps_run_backwards_and_their_failures_join_the_cause() {
+    fn steps_run_in_reverse_order_and_their_errors_are_added_to_the_cause() {
         let order = RefCell::new(Vec::new());
-        let note = |step: i32| order.borrow_mut().push(step);
+        let run = |step: i32| order.borrow_mut().push(step);
         let mut undo = Undo::default();
         undo.push(|| {
-            note(1);
+            run(1);
             Ok(())
         });
         undo.push(|| Err(Error::failed("stuck")));
         undo.push(|| {
-            note(3);
+            run(3);
             Ok(())
         });
         let error = undo.unwind(Error::failed("cause"));

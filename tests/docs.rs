@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use support::{Node, binary, needs, wire, worse_in_go};
+use support::{Node, binary, requires, skip_for_go, wire};
 
 fn page(name: &str) -> String {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/docs");
@@ -63,8 +63,8 @@ fn run(node: &Node, page: &str) -> String {
 
 #[test]
 fn the_commands_for_operating_run_in_their_order() {
-    needs!("iptables", "bash");
-    if worse_in_go("there is no such thing") {
+    requires!("iptables", "bash");
+    if skip_for_go("there is no such thing") {
         return;
     }
     let (node, _world) = node();
@@ -85,22 +85,22 @@ fn the_commands_for_operating_run_in_their_order() {
 
 #[test]
 fn the_commands_for_migration_run_with_pods_of_the_go_plugins() {
-    needs!(
+    requires!(
         "iptables",
         "bash",
         "cni:bridge",
         "cni:host-local",
         "cni:loopback"
     );
-    if worse_in_go("there is no such thing") {
+    if skip_for_go("there is no such thing") {
         return;
     }
     let (node, _world) = node();
     node.run("cp /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/loopback /opt/cni/bin/");
     let list = support::example("10-gangplank.conflist");
     node.write("/etc/cni/net.d/10-gangplank.conflist", &list);
-    node.install_reference("bridge");
-    node.install_reference("host-local");
+    node.install_go_plugin("bridge");
+    node.install_go_plugin("host-local");
     let mut conf: serde_json::Value = serde_json::from_str(&list).unwrap();
     let mut conf = conf["plugins"][0].take();
     conf["name"] = json!("pods");

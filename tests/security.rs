@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::{Value, json};
-use support::{Answer, Network, Node, needs, plugin_file, worse_in_go};
+use support::{Answer, Network, Node, plugin_file, requires, skip_for_go};
 
 /// A directory of a test's own, removed in the end.
 struct Scratch(PathBuf);
@@ -99,7 +99,7 @@ fn add(config: &Value) -> Answer {
 
 #[test]
 fn a_gigabyte_of_anything_is_refused_in_little_memory() {
-    if worse_in_go("it reads all that is there") {
+    if skip_for_go("it reads all that is there") {
         return;
     }
     const GIGABYTE: usize = 1 << 30;
@@ -127,7 +127,7 @@ fn a_gigabyte_of_anything_is_refused_in_little_memory() {
             }
             assert!(sent < GIGABYTE, "all of {start}{again}… was read");
         });
-        assert_eq!(answer.refused().code, 6, "{start}{again}…: {answer:?}");
+        assert_eq!(answer.error().code, 6, "{start}{again}…: {answer:?}");
         assert!(answer.stdout.len() < 2000, "{answer:?}");
     }
     // What is just within the bounds is read.
@@ -137,12 +137,12 @@ fn a_gigabyte_of_anything_is_refused_in_little_memory() {
         "y".repeat(3 << 20)
     );
     let answer = host_local(limit, &ADD, |pipe| pipe.write_all(text.as_bytes()).unwrap());
-    assert!(answer.refused().msg.contains("name is 5"), "{answer:?}");
+    assert!(answer.error().msg.contains("name is 5"), "{answer:?}");
 }
 
 #[test]
 fn files_have_their_modes_whatever_the_umask_allows() {
-    if worse_in_go("its directories and locks are as the umask has them") {
+    if skip_for_go("its directories and locks are as the umask has them") {
         return;
     }
     let scratch = Scratch::new("modes");
@@ -209,7 +209,7 @@ fn no_name_leads_out_of_the_data_directory() {
 
 #[test]
 fn links_below_the_data_directory_are_not_followed_but_it_may_be_one() {
-    if worse_in_go("it follows them") {
+    if skip_for_go("it follows them") {
         return;
     }
     let scratch = Scratch::new("links");
@@ -231,8 +231,8 @@ fn links_below_the_data_directory_are_not_followed_but_it_may_be_one() {
     assert_eq!(fs::read_to_string(&outside).unwrap(), "precious");
     fs::remove_file(real.join("net/lock")).unwrap();
     symlink(scratch.path("new"), real.join("net/lock")).unwrap();
-    let refusal = add(&config("net", &data)).refused();
-    assert!(refusal.text().contains("symbolic link"), "{refusal:?}");
+    let error = add(&config("net", &data)).error();
+    assert!(error.text().contains("symbolic link"), "{error:?}");
     assert!(!scratch.path("new").exists());
 }
 
@@ -274,8 +274,8 @@ fn what_is_none_of_an_errors_business_is_not_in_it() {
 
 #[test]
 fn no_program_but_iptables_is_run_and_no_shell_reads_what_we_are_given() {
-    needs!("iptables");
-    if worse_in_go("it finds no iptables there") {
+    requires!("iptables");
+    if skip_for_go("it finds no iptables there") {
         return;
     }
     let node = Node::new("node");

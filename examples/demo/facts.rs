@@ -10,7 +10,7 @@ use gangplank::net::{Cidr, Family, Mac};
 use nix::net::if_::{Interface, if_nameindex};
 
 use crate::Failure;
-use crate::ground::Place;
+use crate::namespace::Namespace;
 
 /// How long listing the rules may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ pub struct MasqueradeEntry {
 
 impl MasqueradeEntry {
     /// What stands on a node now.
-    pub fn of(node: &Place, network: &str) -> Result<MasqueradeEntry, Failure> {
+    pub fn of(node: &Namespace, network: &str) -> Result<MasqueradeEntry, Failure> {
         let names = || -> nix::Result<BTreeSet<String>> {
             let links = if_nameindex()?;
             let name = |link: &Interface| link.name().to_string_lossy().into_owned();
@@ -42,7 +42,7 @@ impl MasqueradeEntry {
     }
 }
 
-fn rules(node: &Place) -> Result<Option<Vec<String>>, Failure> {
+fn rules(node: &Namespace) -> Result<Option<Vec<String>>, Failure> {
     let Some(program) = process::find("iptables-save") else {
         return Ok(None);
     };
@@ -65,7 +65,7 @@ pub struct ObservedLinks {
 
 impl ObservedLinks {
     /// Those of a link of a place.
-    pub fn of(place: &Place, link: &str) -> Result<ObservedLinks, Failure> {
+    pub fn of(place: &Namespace, link: &str) -> Result<ObservedLinks, Failure> {
         let facts = place.inside(|| look(link));
         Ok(facts.map_err(|cause| format!("{link} of {}: {cause}", place.name))?)
     }

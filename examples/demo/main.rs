@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use facts::MasqueradeEntry;
-use gangplank_test_support::ground::{self, Place};
+use gangplank_test_support::namespace::{self, Namespace};
 use picture::Picture;
 use runtime::{Attached, Network};
 use scene::Scene;
@@ -81,7 +81,7 @@ fn demonstrate() -> Result<(), Failure> {
 }
 
 /// Attaches all pods; where the node cannot masquerade, without that.
-fn add(network: &mut Network, pods: &[Place]) -> Result<Vec<Attached>, Failure> {
+fn add(network: &mut Network, pods: &[Namespace]) -> Result<Vec<Attached>, Failure> {
     section("ADD: a runtime attaches two pods");
     note(&format!(
         "with the configuration examples/10-gangplank.conflist, network {:?}",
@@ -111,7 +111,7 @@ fn add(network: &mut Network, pods: &[Place]) -> Result<Vec<Attached>, Failure> 
 fn packets(
     scene: &Scene,
     network: &Network,
-    pods: &[Place],
+    pods: &[Namespace],
     attached: &[Attached],
 ) -> Result<(), Failure> {
     section("Packets: each is answered");
@@ -134,7 +134,12 @@ fn packets(
 }
 
 /// One packet there and back; the receiver must see it come from `source`.
-fn exchange(from: &Place, place: &Place, to: IpAddr, source: IpAddr) -> Result<(), Failure> {
+fn exchange(
+    from: &Namespace,
+    place: &Namespace,
+    to: IpAddr,
+    source: IpAddr,
+) -> Result<(), Failure> {
     let way = format!("{} → {}", from.name, place.name);
     let exchange = from
         .exchange(place, to)
@@ -150,7 +155,7 @@ fn exchange(from: &Place, place: &Place, to: IpAddr, source: IpAddr) -> Result<(
     Ok(())
 }
 
-fn check(network: &Network, pods: &[Place], attached: &[Attached]) -> Result<(), Failure> {
+fn check(network: &Network, pods: &[Namespace], attached: &[Attached]) -> Result<(), Failure> {
     section("CHECK: are they still as ADD made them?");
     for (pod, attached) in pods.iter().zip(attached) {
         let took = network
@@ -162,7 +167,7 @@ fn check(network: &Network, pods: &[Place], attached: &[Attached]) -> Result<(),
 }
 
 /// Detaches the pods: the first as a runtime does on a good day, the others with no namespace to look into.
-fn delete(network: &Network, pods: &[Place], attached: &[Attached]) -> Result<(), Failure> {
+fn delete(network: &Network, pods: &[Namespace], attached: &[Attached]) -> Result<(), Failure> {
     section("DEL: they go");
     for (index, (pod, attached)) in pods.iter().zip(attached).enumerate() {
         let (took, how) = match index {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::Failure;
 use crate::facts::ObservedLinks;
-use crate::ground::Place;
+use crate::namespace::Namespace;
 use crate::runtime::{Attached, Network};
 use crate::scene::{CARD, Scene};
 use crate::show::millis;
@@ -23,7 +23,7 @@ impl Picture {
     pub fn of(
         scene: &Scene,
         network: &Network,
-        pods: &[Place],
+        pods: &[Namespace],
         attached: &[Attached],
     ) -> Result<Picture, Failure> {
         let width = (BOX + 1) * pods.len() - 1;
@@ -93,7 +93,7 @@ impl fmt::Display for Picture {
 fn wired(
     scene: &Scene,
     network: &Network,
-    pod: &Place,
+    pod: &Namespace,
     attached: &Attached,
 ) -> Result<(), Failure> {
     let (port, bridge) = (&attached.host_link, network.bridge());

@@ -10,7 +10,7 @@ use gangplank::net::Cidr;
 use serde_json::Value;
 
 use crate::Failure;
-use crate::ground::{BIN, Place};
+use crate::namespace::{BIN, Namespace};
 use crate::scene::CARD;
 
 /// How long a call may take. The plugin's own waits are bounded too.
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 
 /// A network on a node.
 pub struct Network<'n> {
-    node: &'n Place,
+    node: &'n Namespace,
     /// What the plugin reads on stdin, but for prevResult.
     config: Value,
 }
@@ -64,7 +64,7 @@ impl Refusal {
 
 impl<'n> Network<'n> {
     /// The network of a list with one plugin: a plugin's configuration is its entry, with the list's name and version.
-    pub fn from_list(node: &'n Place, text: &str) -> Result<Network<'n>, Failure> {
+    pub fn from_list(node: &'n Namespace, text: &str) -> Result<Network<'n>, Failure> {
         let mut list: Value = serde_json::from_str(text)?;
         let Some([plugin]) = list["plugins"].as_array_mut().map(Vec::as_mut_slice) else {
             return Err("the list has not exactly one plugin".into());
@@ -97,7 +97,7 @@ impl<'n> Network<'n> {
     }
 
     /// ADD.
-    pub fn add(&self, pod: &Place) -> Result<Attached, Refusal> {
+    pub fn add(&self, pod: &Namespace) -> Result<Attached, Refusal> {
         let (answer, took) = self.call("ADD", pod, Some(&pod.netns_path()), None)?;
         let result: Value = serde_json::from_slice(&answer).map_err(Refusal::new)?;
         let missing = |what: &str| Refusal::new(format!("no {what} in the result: {result}"));
@@ -125,21 +125,21 @@ impl<'n> Network<'n> {
     }
 
     /// CHECK, with the result that ADD gave.
-    pub fn check(&self, pod: &Place, attached: &Attached) -> Result<Duration, Refusal> {
+    pub fn check(&self, pod: &Namespace, attached: &Attached) -> Result<Duration, Refusal> {
         let result = Some(&attached.result);
         let (_, took) = self.call("CHECK", pod, Some(&pod.netns_path()), result)?;
         Ok(took)
     }
 
     /// DEL, with all that a runtime knows.
-    pub fn del(&self, pod: &Place, attached: &Attached) -> Result<Duration, Refusal> {
+    pub fn del(&self, pod: &Namespace, attached: &Attached) -> Result<Duration, Refusal> {
         let result = Some(&attached.result);
         let (_, took) = self.call("DEL", pod, Some(&pod.netns_path()), result)?;
         Ok(took)
     }
 
     /// DEL, with the names alone.
-    pub fn del_blind(&self, pod: &Place) -> Result<Duration, Refusal> {
+    pub fn del_blind(&self, pod: &Namespace) -> Result<Duration, Refusal> {
         let (_, took) = self.call("DEL", pod, None, None)?;
         Ok(took)
     }
@@ -147,7 +147,7 @@ impl<'n> Network<'n> {
     fn call(
         &self,
         verb: &str,
-        pod: &Place,
+        pod: &Namespace,
         netns: Option<&str>,
         prev_result: Option<&Value>,
     ) -> Result<(Vec<u8>, Duration), Refusal> {

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
 
 use crate::Failure;
-use crate::ground::{BIN, Place};
+use crate::namespace::{BIN, Namespace};
 
 /// Addresses for documentation (RFC 5737).
 const NODE: &str = "203.0.113.5/24";
@@ -30,14 +30,14 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// A node, and a machine beyond it that knows no way to pods.
 pub struct Scene {
-    pub node: Place,
-    pub world: Place,
+    pub node: Namespace,
+    pub world: Namespace,
 }
 
 impl Scene {
     /// Both machines, and the cable between them.
     pub fn new() -> Result<Scene, Failure> {
-        let made = Place::host("node").and_then(|node| {
+        let made = Namespace::host("node").and_then(|node| {
             let world = node.pod("world")?;
             Ok(Scene { node, world })
         });
@@ -88,8 +88,7 @@ impl Scene {
 fn join(path: &str) -> Result<(), Failure> {
     let cable = NewVeth {
         port: &name(CARD),
-        // No link has the index 0: the end is a port of no bridge.
-        bridge: 0,
+        bridge: None,
         end: &name(CARD),
         mac: random::mac()?,
         mtu: None,

@@ -21,9 +21,9 @@ use crate::ipam::HostLocal;
 use crate::kernel::netlink::{Netlink, RouteQuery};
 use crate::kernel::random;
 use crate::link::namespace::host_netlink;
+use crate::link::plan::MIN_MTU_IPV6;
 use crate::net::{Cidr, Family};
 use crate::plugins::bridge::config::BridgeConfig;
-use crate::plugins::bridge::plan::MIN_MTU_IPV6;
 
 /// A list of plugins (CNI spec 1.1, section 1).
 #[derive(Serialize)]
@@ -72,7 +72,7 @@ enum IpamConf {
 /// Prints the configuration, or writes it to a file.
 ///
 /// # Errors
-/// When the plugin would refuse the configuration, a subnet overlaps a route of this machine, or a Node has no ranges.
+/// If the plugin would reject the configuration, a subnet overlaps a route of this machine, or a Node has no ranges.
 /// Nothing is written then.
 pub fn conf(
     args: &ConfArgs,
@@ -114,7 +114,7 @@ pub fn conf(
     })
 }
 
-/// Refuses an address inside a subnet, and two subnets of one family.
+/// Rejects an address inside a subnet, and two subnets of one family.
 fn check_subnets(subnets: &[Cidr]) -> Result<(), Error> {
     if let Some(inside) = subnets.iter().find(|it| !it.is_network()) {
         let subnet = inside.network();
@@ -193,7 +193,7 @@ fn subnets_of_node(text: &str) -> Result<Vec<Cidr>, Error> {
     Ok(node.ranges.clone())
 }
 
-/// Refuses a subnet that overlaps a route of this machine, except for routes over the bridge itself.
+/// Rejects a subnet that overlaps a route of this machine, except for routes over the bridge itself.
 fn check_overlap(host: &Netlink, subnets: &[Cidr], bridge: &str) -> Result<(), Error> {
     let unreadable = |cause| Error::failed(format!("cannot list this machine's routes: {cause}"));
     let links = host.links().map_err(unreadable)?;
@@ -236,8 +236,9 @@ fn uplink_mtu(host: &Netlink, overhead: u32) -> Result<Option<u32>, Error> {
     Ok(left)
 }
 
-/// Writes a temporary file and renames it, so that a runtime sees the whole file or none. The name is unpredictable, and an
-/// existing file or symbolic link of that name is not opened (open(2), O_EXCL). Runtimes ignore the suffix `.new`.
+/// Writes a temporary file and renames it, so that runtimes see either no file or a complete one. The name is
+/// unpredictable, and an existing file or symbolic link of that name is not opened (open(2), O_EXCL). Runtimes ignore
+/// the suffix `.new`.
 fn write(file: &Path, content: &str) -> Result<(), Error> {
     let failed = |cause| Error::failed(format!("cannot write {}: {cause}", file.display()));
     let name = file.file_name().unwrap_or_default().to_string_lossy();

@@ -14,24 +14,24 @@ use crate::kernel::locks::lock_within;
 use crate::kernel::process;
 use crate::plugins;
 
-/// How long to wait for another install: it copies two megabytes, and executes the programs that it replaces, which may hang.
+/// Another installation copies two megabytes, and executes the programs that it replaces, which may hang.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Installs all plugins in a directory, which is created if it is missing. Another program of the same name is kept as
-/// `NAME.orig`. Returns a line for each plugin.
+/// Installs all plugins in a directory, which is created if it does not exist. Another program of the same name is kept
+/// as `NAME.orig`. Returns a line for each plugin.
 ///
 /// # Errors
-/// When the directory cannot be written. Each name then still has the old program or already has the new one.
+/// If the directory cannot be written. Each name then refers either to the old or to the new program.
 pub fn install(directory: &Path) -> Result<String, Error> {
-    at(directory, "create", fs::create_dir_all(directory))?;
+    with_path(directory, "create", fs::create_dir_all(directory))?;
     let _lock = lock(directory)?;
     let staged = directory.join(".gangplank.new");
     let written = stage(Path::new(process::OWN), &staged).inspect_err(|_| {
         let _ = fs::remove_file(&staged);
     });
-    at(&staged, "write", written)?;
+    with_path(&staged, "write", written)?;
     let installed = for_each_plugin(|name| install_plugin(directory, &staged, name));
-    at(&staged, "remove", fs::remove_file(&staged))?;
+    with_path(&staged, "remove", fs::remove_file(&staged))?;
     installed
 }
 
@@ -52,7 +52,7 @@ fn for_each_plugin(run: impl Fn(&str) -> Result<String, Error>) -> Result<String
 fn lock(directory: &Path) -> Result<Option<File>, Error> {
     let opened = match File::open(directory) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => at(directory, "open", opened)?,
+        opened => with_path(directory, "open", opened)?,
     };
     let locked = lock_within(opened, LOCK_LIMIT).map_err(|cause| {
         Error::failed(format!("cannot lock {}: {cause}", directory.display()))
@@ -82,7 +82,7 @@ fn install_plugin(directory: &Path, staged: &Path, name: &str) -> Result<String,
     let mut kept = String::new();
     if identify(&target) == Identity::Other {
         let program = self_description(&target).unwrap_or_else(|| "the existing file".to_owned());
-        let older = keep(directory, name)?;
+        let older = keep_original(directory, name)?;
         kept = format!(", {program} is kept as {name}.orig");
         if let Some(older) = older {
             kept.push_str(&format!(", and the {name}.orig of before as {older}"));
@@ -93,28 +93,28 @@ fn install_plugin(directory: &Path, staged: &Path, name: &str) -> Result<String,
     Ok(format!("{}: {version}{kept}\n", target.display()))
 }
 
-/// Links an existing file as `NAME.orig`. If that name belongs to another file, this one gets a number and its new name is
-/// returned: `uninstall` restores the latest.
-fn keep(directory: &Path, name: &str) -> Result<Option<String>, Error> {
+/// Links an existing file as `NAME.orig`, which `uninstall` restores. If that name belongs to another file, the other
+/// one gets a number, and its new name is returned.
+fn keep_original(directory: &Path, name: &str) -> Result<Option<String>, Error> {
     let (target, orig) = (directory.join(name), original(directory, name));
     let is_kept = orig.symlink_metadata().is_ok();
     let older = match is_kept && !is_same(&target, &orig) {
-        true => Some(number(directory, name)?),
+        true => Some(rename_older_original(directory, name)?),
         false => None,
     };
     relink(&target, &directory.join(format!(".{name}.orig")), &orig)?;
     Ok(older)
 }
 
-/// Links `NAME.orig` as the first free name of `NAME.orig.1`, `NAME.orig.2` and so on.
-fn number(directory: &Path, name: &str) -> Result<String, Error> {
+/// Links `NAME.orig` under the first free name of `NAME.orig.1`, `NAME.orig.2` and so on.
+fn rename_older_original(directory: &Path, name: &str) -> Result<String, Error> {
     let orig = original(directory, name);
     let mut number = 1;
     loop {
         let older = format!("{name}.orig.{number}");
         match fs::hard_link(&orig, directory.join(&older)) {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            done => return at(&directory.join(&older), "create", done).map(|()| older),
+            done => return with_path(&directory.join(&older), "create", done).map(|()| older),
         }
     }
 }
@@ -133,11 +133,11 @@ fn is_same(one: &Path, other: &Path) -> bool {
 
 /// Links a file under another name, replacing an existing file atomically: links it under a temporary name, and renames that.
 fn relink(file: &Path, temporary: &Path, name: &Path) -> Result<(), Error> {
-    at(temporary, "remove", remove_if_exists(temporary))?;
-    at(temporary, "write", fs::hard_link(file, temporary))?;
-    at(name, "replace", fs::rename(temporary, name))?;
+    with_path(temporary, "remove", remove_if_exists(temporary))?;
+    with_path(temporary, "write", fs::hard_link(file, temporary))?;
+    with_path(name, "replace", fs::rename(temporary, name))?;
     // A rename of one link of a file onto another does nothing and leaves both (rename(2)).
-    at(temporary, "remove", remove_if_exists(temporary))
+    with_path(temporary, "remove", remove_if_exists(temporary))
 }
 
 fn uninstall_plugin(directory: &Path, name: &str) -> Result<String, Error> {
@@ -148,12 +148,12 @@ fn uninstall_plugin(directory: &Path, name: &str) -> Result<String, Error> {
             format!("is not gangplank but {program:?}, and stays")
         }
         _ if orig.symlink_metadata().is_ok() => {
-            at(&target, "replace", fs::rename(&orig, &target))?;
+            with_path(&target, "replace", fs::rename(&orig, &target))?;
             format!("{name}.orig is back")
         }
         Identity::Absent => "is not there".to_owned(),
         Identity::This | Identity::Gangplank(_) => {
-            at(&target, "remove", remove_if_exists(&target))?;
+            with_path(&target, "remove", remove_if_exists(&target))?;
             "removed; nothing had been there before".to_owned()
         }
     };
@@ -178,7 +178,7 @@ fn owner(file: &Path) -> Option<String> {
     Some(format!("{} belongs to user {owner}", directory.display()))
 }
 
-fn at<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
+fn with_path<T>(path: &Path, operation: &str, done: io::Result<T>) -> Result<T, Error> {
     done.map_err(|cause| {
         let remedy = match (cause.kind(), owner(path)) {
             (io::ErrorKind::PermissionDenied, Some(owner)) => format!(

@@ -119,7 +119,7 @@ fn read_stdin() -> Result<String, Error> {
     let mut text = String::new();
     let read = io::stdin().take(MAX_STDIN).read_to_string(&mut text);
     read.map_err(|cause| Error::failed(format!("cannot read stdin: {cause}")))?;
-    // A truncated list must not be taken for a complete one: routes of the missing nodes would be removed.
+    // A truncated list must not pass as complete: the routes of the missing nodes would be removed.
     if text.len() as u64 == MAX_STDIN {
         return Err(Error::failed(format!(
             "stdin has {MAX_STDIN} bytes or more"

@@ -1,5 +1,5 @@
-//! A network configuration as a list of plugins, and whether each plugin supports it: runtimes call all of them with the
-//! list's `cniVersion`, and from 1.1.0 on with STATUS, where an error of one plugin keeps a Kubernetes node NotReady.
+//! A network configuration as a list of plugins, and whether each plugin supports it. Runtimes call all plugins with
+//! the list's `cniVersion` and, from 1.1.0 on, with STATUS, where an error keeps a Kubernetes node NotReady.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub struct PluginList {
 
 #[derive(Debug)]
 pub struct ListedPlugin {
-    /// Its `type`; empty if it has none.
+    /// `type`; empty if absent.
     pub plugin_type: String,
     /// What a runtime passes to it (CNI spec 1.1, section 3, "Deriving request configuration"); absent for an IPAM plugin,
     /// which another plugin calls.
@@ -32,7 +32,7 @@ impl PluginList {
     /// Parses the content of a configuration file.
     ///
     /// # Errors
-    /// When no runtime can use it. The message continues a sentence that begins with the file's name.
+    /// If runtimes reject it. The message continues a sentence that starts with the name of the file.
     pub fn parse(content: &[u8]) -> Result<PluginList, Error> {
         let root: Value = serde_json::from_slice(content)
             .map_err(|cause| Error::failed(format!("is not JSON: {cause}")))?;
@@ -87,14 +87,14 @@ impl PluginList {
     /// The installed plugins that do not support the list's version or STATUS.
     pub fn unsupported(&self, cni_path: &str) -> Vec<Finding> {
         let directories: Vec<PathBuf> = std::env::split_paths(cni_path).collect();
-        let ask = |plugin: &ListedPlugin| {
+        let check = |plugin: &ListedPlugin| {
             let mut files = directories.iter().map(|it| it.join(&plugin.plugin_type));
-            self.ask(plugin, &files.find(|file| file.is_file())?, cni_path)
+            self.check(plugin, &files.find(|file| file.is_file())?, cni_path)
         };
-        self.plugins.iter().filter_map(ask).collect()
+        self.plugins.iter().filter_map(check).collect()
     }
 
-    fn ask(&self, plugin: &ListedPlugin, file: &Path, cni_path: &str) -> Option<Finding> {
+    fn check(&self, plugin: &ListedPlugin, file: &Path, cni_path: &str) -> Option<Finding> {
         // An absent version is the oldest one (CNI spec 0.2.0, "Network Configuration").
         let version = match self.version.as_str() {
             "" => Version::V0_1_0.as_str(),
@@ -124,7 +124,7 @@ impl PluginList {
                 Id::PluginStatus,
                 format!("plugin {plugin} of network {name} answers STATUS with an error: a Kubernetes node stays NotReady"),
             )
-            .remedy(format!("correct what it answers; if it does not know STATUS, install a newer {plugin} or set cniVersion to {older} in the list")),
+            .remedy(format!("fix the reported error; if it does not support STATUS, install a newer {plugin} or set cniVersion to {older} in the list")),
         };
         let (file, versions) = (file.display(), versions.map(|all| all.join(", ")));
         let versions = versions.unwrap_or_else(|error| error);
@@ -136,7 +136,7 @@ impl PluginList {
     }
 }
 
-/// The text of a key; empty if there is none.
+/// The value of a key; empty if absent.
 fn text(object: &Map<String, Value>, key: &str) -> String {
     let text = object.get(key).and_then(Value::as_str);
     text.unwrap_or_default().to_owned()

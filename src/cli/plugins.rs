@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::build;
+use crate::cni::Version;
+use crate::error::Error;
+use crate::ipam::delegate::parse_error;
 use crate::kernel::process::{self, Output};
 
-/// How long a program may take to answer.
-const LIMIT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
@@ -40,7 +40,7 @@ pub fn identify(file: &Path) -> Identity {
 
 /// The first line that a program prints to stderr if it is called without a command: CNI plugins describe themselves there.
 pub fn self_description(file: &Path) -> Option<String> {
-    let output = process::run(file, &[], &[("CNI_COMMAND", "")], b"", LIMIT).ok()?;
+    let output = process::run(file, &[], &[("CNI_COMMAND", "")], b"", TIMEOUT).ok()?;
     let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().next().filter(|line| !line.is_empty())?;
     Some(line.to_owned())
@@ -49,13 +49,10 @@ pub fn self_description(file: &Path) -> Option<String> {
 /// The protocol versions that a plugin supports (CNI spec 1.1, "VERSION").
 ///
 /// # Errors
-/// Its error, or why it does not answer.
+/// Its error message, or the reason why it did not run.
 pub fn supported_versions(file: &Path, cni_path: &str) -> Result<Vec<String>, String> {
     let output = call(file, "VERSION", cni_path, br#"{"cniVersion": "1.0.0"}"#)?;
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let versions = answer["supportedVersions"].as_array().into_iter().flatten();
-    let versions = versions.filter_map(|version| version.as_str().map(str::to_owned));
-    let versions: Vec<String> = versions.collect();
+    let versions = Version::supported_in(&output.stdout);
     match versions.is_empty() {
         false => Ok(versions),
         true => Err(error_of(&output)),
@@ -65,7 +62,7 @@ pub fn supported_versions(file: &Path, cni_path: &str) -> Result<Vec<String>, St
 /// Whether a plugin answers STATUS with success (CNI spec 1.1, "STATUS").
 ///
 /// # Errors
-/// Its error, or why it does not answer.
+/// Its error message, or the reason why it did not run.
 pub fn status(file: &Path, cni_path: &str, config: &[u8]) -> Result<(), String> {
     let output = call(file, "STATUS", cni_path, config)?;
     match output.status.success() {
@@ -74,7 +71,7 @@ pub fn status(file: &Path, cni_path: &str, config: &[u8]) -> Result<(), String> 
     }
 }
 
-/// Calls a plugin for no attachment.
+/// Calls a plugin without an attachment.
 fn call(file: &Path, command: &str, cni_path: &str, stdin: &[u8]) -> Result<Output, String> {
     let env = [
         ("CNI_COMMAND", command),
@@ -84,14 +81,13 @@ fn call(file: &Path, command: &str, cni_path: &str, stdin: &[u8]) -> Result<Outp
         ("CNI_IFNAME", ""),
         ("CNI_ARGS", ""),
     ];
-    process::run(file, &[], &env, stdin, LIMIT).map_err(|cause| cause.to_string())
+    process::run(file, &[], &env, stdin, TIMEOUT).map_err(|cause| cause.to_string())
 }
 
 /// The message of a CNI error document, or else stderr.
 fn error_of(output: &Output) -> String {
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    match (document["msg"].as_str(), document["code"].as_u64()) {
-        (Some(msg), Some(code)) => format!("{msg} (code {code})"),
-        _ => output.stderr_summary(),
+    match parse_error(&output.stdout) {
+        Some(Error { code, msg, .. }) => format!("{msg} (code {})", code.0),
+        None => output.stderr_summary(),
     }
 }

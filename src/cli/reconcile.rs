@@ -31,7 +31,7 @@ struct Difference {
     what: String,
 }
 
-/// Restores what running pods lack. The exit status is 1 if a repair fails.
+/// The exit status is 1 if a repair fails.
 pub fn reconcile(args: &ReconcileArgs) -> Result<Answer, Error> {
     let node = Node::observe(&args.paths)?;
     let mut report = ReconcileReport {
@@ -65,10 +65,10 @@ pub fn reconcile(args: &ReconcileArgs) -> Result<Answer, Error> {
     Ok(Answer::report(&report, args.format, text).with_status(status))
 }
 
-/// What the running pods of a network lack.
+/// The repairs that the running pods of a network need.
 ///
 /// # Errors
-/// When the rules of MAC spoof checks cannot be listed.
+/// If the rules of MAC spoof checks cannot be listed.
 pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
     let config = &network.configured.bridge;
     let observed = observe_bridge(node, network);
@@ -82,25 +82,28 @@ pub fn repairs(node: &Node, network: &Network) -> Result<Vec<Repair>, Error> {
             is_masqueraded: !pod.problems.contains(&Problem::NotMasqueraded),
         })
         .collect();
-    let here = attached_pods(node, network).filter(|(_, link)| !observed.is_elsewhere(link));
-    let here = here.map(|(pod, _)| pod).filter(|_| network.has_gateway());
+    let on_bridge =
+        attached_pods(node, network).filter(|(_, link)| !observed.is_on_other_bridge(link));
+    let on_bridge = on_bridge
+        .map(|(pod, _)| pod)
+        .filter(|_| network.has_gateway());
     let gateways: Vec<Cidr> = match &network.configured.host_local {
         Some(_) => {
-            let addresses = here.flat_map(|pod| pod.addresses.clone());
+            let addresses = on_bridge.flat_map(|pod| pod.addresses.clone());
             network.gateways_of(&addresses.collect::<Vec<_>>())
         }
-        // Only the cached results have the gateways of other IPAM plugins.
+        // Gateways of other IPAM plugins are only in the cached results.
         None => {
             let mut known = HashSet::new();
-            let gateways = here.flat_map(|pod| pod.cached_gateways.clone());
+            let gateways = on_bridge.flat_map(|pod| pod.cached_gateways.clone());
             gateways.filter(|gateway| known.insert(*gateway)).collect()
         }
     };
     reconcile::plan((network.name(), config), &observed, &gateways, live)
 }
 
-/// The pods of a network that have a link, except for ports of the bridge of another network of the same name: the leases do
-/// not tell which of the two networks such a pod belongs to.
+/// The pods of a network that have a link, except for ports of the bridge of another network of the same name: leases
+/// do not distinguish the two networks.
 fn attached_pods<'n>(
     node: &'n Node,
     network: &'n Network,
@@ -119,8 +122,8 @@ fn attached_pods<'n>(
 /// Differences from the configuration whose repair would interrupt pods.
 fn not_repaired<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item = String> + 'n {
     let configured = &network.configured.bridge.bridge;
-    let elsewhere = ports_elsewhere(node, network).into_iter();
-    let elsewhere = elsewhere.map(move |PortElsewhere { pod, port, master }| {
+    let misplaced = ports_on_other_bridges(node, network).into_iter();
+    let misplaced = misplaced.map(move |MisplacedPort { pod, port, master }| {
         let (port, pod) = (port.display_name(), &pod.attachment);
         let (kind, bridge) = (&master.kind, &master.name);
         format!(
@@ -128,16 +131,16 @@ fn not_repaired<'n>(node: &'n Node, network: &'n Network) -> impl Iterator<Item 
         )
     });
     let flags = ports_with_other_flags(node, network).into_iter();
-    elsewhere.chain(flags.map(|(pod, port)| {
+    misplaced.chain(flags.map(|(pod, port)| {
         let (port, pod) = (port.display_name(), &pod.attachment);
         format!(
-            "the flags of port {port} of {pod}, because the configuration has changed since its ADD: restart the pod"
+            "the flags of port {port} of {pod}: the configuration has changed since its ADD; restart the pod"
         )
     }))
 }
 
-/// The pods whose ports have other flags than the configuration, which has changed since their ADD; see
-/// [`LiveAttachment::wanted_flags`].
+/// The pods whose ports do not have the configured flags, because the configuration has changed since their ADD; see
+/// [`LiveAttachment::desired_flags`].
 pub fn ports_with_other_flags<'n>(
     node: &'n Node,
     network: &'n Network,
@@ -163,7 +166,7 @@ fn observe_bridge(node: &Node, network: &Network) -> ObservedBridge {
     let links = bridge.into_iter().chain(gateway).chain(ports);
     let mut advertised: Vec<IfName> = links.filter_map(|it| it.name.parse().ok()).collect();
     advertised.dedup();
-    // Without IPv6 there is no such parameter.
+    // Without IPv6 the parameter does not exist.
     advertised.retain(|name| matches!(Parameter::AcceptRa.read(name), Ok(value) if value != "0"));
     ObservedBridge {
         bridge: bridge.cloned(),
@@ -177,26 +180,28 @@ fn observe_bridge(node: &Node, network: &Network) -> ObservedBridge {
 }
 
 /// A port of a pod on another bridge than its network's.
-pub struct PortElsewhere<'n> {
+pub struct MisplacedPort<'n> {
     pub pod: &'n Pod,
     pub port: &'n Link,
     pub master: &'n Link,
 }
 
-/// The ports of a network's pods on other bridges. They are not moved; see [`ObservedBridge::is_elsewhere`].
-pub fn ports_elsewhere<'n>(node: &'n Node, network: &'n Network) -> Vec<PortElsewhere<'n>> {
+/// The ports of a network's pods on other bridges. They are not moved; see [`ObservedBridge::is_on_other_bridge`].
+pub fn ports_on_other_bridges<'n>(node: &'n Node, network: &'n Network) -> Vec<MisplacedPort<'n>> {
     let bridge = node.bridge(network).map(|bridge| bridge.index);
-    let elsewhere = attached_pods(node, network).filter_map(|(pod, port)| {
+    let misplaced = attached_pods(node, network).filter_map(|(pod, port)| {
         let index = port.master.filter(|master| Some(*master) != bridge)?;
         let master = node.links.iter().find(|link| link.index == index)?;
-        Some(PortElsewhere { pod, port, master })
+        Some(MisplacedPort { pod, port, master })
     });
-    elsewhere.collect()
+    misplaced.collect()
 }
 
-/// Applies a repair. If it is for one container, a concurrent DEL waits for it; after a DEL nothing is done.
+/// Applies a repair. If it concerns one container, a concurrent DEL waits for it; after a DEL it does nothing.
 pub fn apply(repair: &Repair, node: &Node, network: &Network) -> Result<(), Error> {
-    let live = repair.of().filter(|live| !live.addresses.is_empty());
+    let live = repair
+        .attachment()
+        .filter(|live| !live.addresses.is_empty());
     let _lock = match (live, &network.configured.host_local) {
         (Some(live), Some(host_local)) => {
             let store = host_local.store();

@@ -52,7 +52,7 @@ struct PodStatus {
     mac: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     veth: Option<String>,
-    /// Received by the pod, which is what the host has sent.
+    /// Received by the pod, sent by the host.
     received_bytes: u64,
     sent_bytes: u64,
     dropped_packets: u64,
@@ -119,8 +119,8 @@ fn bridge_status(node: &Node, network: &Network) -> BridgeStatus {
 
 fn pod_status(pod: &Pod, link: Option<&Link>, fdb: &[(u32, Mac)]) -> PodStatus {
     let traffic = link.and_then(|link| link.traffic).unwrap_or_default();
-    // Only for display, and not for restoring a MAC spoof check: the pod may have used another address.
-    let learned = || {
+    // Only for display, not for a MAC spoof check: the pod may have used another address.
+    let from_fdb = || {
         let (_, mac) = fdb
             .iter()
             .find(|(port, _)| Some(*port) == link.map(|it| it.index))?;
@@ -131,7 +131,7 @@ fn pod_status(pod: &Pod, link: Option<&Link>, fdb: &[(u32, Mac)]) -> PodStatus {
         container: pod.attachment.container.to_string(),
         interface: pod.attachment.interface.to_string(),
         addresses: pod.addresses.clone(),
-        mac: pod.mac.clone().or_else(learned),
+        mac: pod.mac.clone().or_else(from_fdb),
         veth: link.map(|link| link.name.clone()),
         received_bytes: traffic.bytes[1],
         sent_bytes: traffic.bytes[0],
@@ -268,13 +268,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_readable() {
+    fn bytes_have_a_binary_prefix() {
         let shown = [0, 1023, 1536, 5 << 20, u64::MAX].map(human);
         assert_eq!(shown, ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "16.0 EiB"]);
     }
 
     #[test]
-    fn only_hashes_are_short_id() {
+    fn only_hashes_are_shortened() {
         assert_eq!(short_id(&"ab".repeat(32)), "ababababababa");
         assert_eq!(
             short_id("my-container-with-a-long-name"),

@@ -1,44 +1,41 @@
 //! CNI_ARGS (CNI spec 1.1, section 2, "Parameters").
 
+use std::net::IpAddr;
+
 use crate::cni::environment::is_true;
 use crate::error::{Code, Error};
-use crate::net::{Mac, parse_ip};
+use crate::net::{Cidr, Mac, ParseError, parse_ip};
 
-/// CNI_ARGS, parsed once for the plugin and its in-process IPAM. Each parses the values that are for it: what is for
-/// another plugin may be anything.
+/// CNI_ARGS, split once for the plugin and its in-process IPAM plugin. Values are parsed when they are used: those
+/// meant for another plugin may have any form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
-    /// `MAC=`, unless it is empty.
     mac: Option<String>,
-    /// `IP=`, unless it is empty.
     ips: Option<String>,
-    /// `K8S_POD_NAMESPACE=` and `K8S_POD_NAME=`, joined by a slash.
+    /// `K8S_POD_NAMESPACE/K8S_POD_NAME`
     pub pod: Option<String>,
 }
 
 impl Args {
-    /// Keys that runtimes and neighbouring plugins set and that are not ours to judge.
-    const FOREIGN: [&'static str; 3] = ["GATEWAY", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];
+    /// Keys for other plugins, set by runtimes.
+    const IGNORED: [&'static str; 3] = ["GATEWAY", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];
 
-    /// Parses `KEY=VALUE;KEY=VALUE`; keys are case-sensitive.
+    /// Parses `KEY=VALUE;KEY=VALUE`; keys are case-sensitive, empty values count as absent.
     ///
     /// # Errors
-    /// Code 4: a piece without exactly one `=`, or unknown keys without `IgnoreUnknown=1`.
+    /// Code 4: an entry without exactly one `=`, or unknown keys without `IgnoreUnknown=1`.
     pub fn parse(text: &str) -> Result<Args, Error> {
         let mut args = Args::default();
         let mut ignore_unknown = false;
         let mut unknown = Vec::new();
         let (mut namespace, mut name) = (None, None);
-        for (at, piece) in text.split(';').filter(|_| !text.is_empty()).enumerate() {
-            // What stands behind a key may be nobody's business, and what has no key be the rest of such a value.
-            let (key, value) = piece.split_once('=').ok_or_else(|| {
-                wrong(format!(
-                    "piece {} of what \";\" separates is not of the form KEY=VALUE",
-                    at + 1
-                ))
-            })?;
+        for (at, entry) in text.split(';').filter(|_| !text.is_empty()).enumerate() {
+            // Not quoted: it may be part of a secret value that contains a ";".
+            let (key, value) = entry
+                .split_once('=')
+                .ok_or_else(|| invalid(format!("entry {} is not KEY=VALUE", at + 1)))?;
             if value.contains('=') {
-                return Err(wrong(format!("the value of {key:?} has a \"=\"")));
+                return Err(invalid(format!("the value of {key:?} contains a \"=\"")));
             }
             match key {
                 "IgnoreUnknown" => {
@@ -46,23 +43,23 @@ impl Args {
                         _ if is_true(value) => true,
                         _ if value == "0" || value.eq_ignore_ascii_case("false") => false,
                         _ => {
-                            return Err(wrong(format!(
+                            return Err(invalid(format!(
                                 "IgnoreUnknown is {value:?}, not a boolean"
                             )));
                         }
                     }
                 }
-                "MAC" => args.mac = filled(value),
-                "IP" => args.ips = filled(value),
+                "MAC" => args.mac = non_empty(value),
+                "IP" => args.ips = non_empty(value),
                 "K8S_POD_NAMESPACE" => namespace = Some(value),
                 "K8S_POD_NAME" => name = Some(value),
-                _ if Args::FOREIGN.contains(&key) => {}
+                _ if Args::IGNORED.contains(&key) => {}
                 _ => unknown.push(key),
             }
         }
         if !unknown.is_empty() && !ignore_unknown {
-            return Err(wrong(format!("unknown keys {unknown:?}"))
-                .details("add IgnoreUnknown=1 to pass them by"));
+            return Err(invalid(format!("unknown keys {unknown:?}"))
+                .details("add IgnoreUnknown=1 to ignore them"));
         }
         args.pod = namespace
             .zip(name)
@@ -70,46 +67,42 @@ impl Args {
         Ok(args)
     }
 
-    /// The MAC address asked for the container's interface.
+    /// The requested MAC address of the container's interface.
     ///
     /// # Errors
-    /// Code 4 when `MAC=` is none.
+    /// Code 4 if `MAC=` is not a MAC address.
     pub fn mac(&self) -> Result<Option<Mac>, Error> {
         let mac = self.mac.as_deref().map(str::parse).transpose();
-        mac.map_err(|cause| wrong(format!("MAC: {cause}")))
+        mac.map_err(|cause| invalid(format!("MAC: {cause}")))
     }
 
-    /// The addresses asked for; prefix lengths are dropped.
+    /// The requested addresses, without their prefix lengths.
     ///
     /// # Errors
-    /// Code 4 when `IP=` is not a list of them.
-    pub fn ips(&self) -> Result<Vec<std::net::IpAddr>, Error> {
+    /// Code 4 if `IP=` is not a list of addresses.
+    pub fn ips(&self) -> Result<Vec<IpAddr>, Error> {
         let ips = self.ips.iter().flat_map(|ips| ips.split(','));
         ips.map(parse_requested_ip)
             .collect::<Result<_, _>>()
-            .map_err(|cause| wrong(format!("IP: {cause}")))
+            .map_err(|cause| invalid(format!("IP: {cause}")))
     }
 }
 
-fn filled(value: &str) -> Option<String> {
+fn non_empty(value: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.to_owned())
 }
 
-fn wrong(what: String) -> Error {
+fn invalid(cause: String) -> Error {
     Error::new(
         Code::INVALID_ENVIRONMENT,
-        format!("invalid CNI_ARGS: {what}"),
+        format!("invalid CNI_ARGS: {cause}"),
     )
 }
 
-/// Parses an address asked for, `IP` or `IP/prefix`: the prefix length is that of the range anyway.
-///
-/// # Errors
-/// When it is neither.
-pub fn parse_requested_ip(text: &str) -> Result<std::net::IpAddr, crate::net::ParseError> {
+/// Parses a requested address, `IP` or `IP/prefix`. The prefix length is ignored: that of the range applies.
+pub fn parse_requested_ip(text: &str) -> Result<IpAddr, ParseError> {
     if text.contains('/') {
-        text.parse::<crate::net::Cidr>()
-            .map(crate::net::Cidr::address)
+        text.parse::<Cidr>().map(Cidr::address)
     } else {
         parse_ip(text)
     }
@@ -120,27 +113,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn args_are_read_in_any_order() {
+    fn args_are_parsed_in_any_order() {
         let text = "K8S_POD_NAME=web;IgnoreUnknown=1;X=y;MAC=02:00:00:00:00:01;IP=10.1.2.3/24;K8S_POD_NAMESPACE=shop";
         let args = Args::parse(text).unwrap();
         assert_eq!(args.pod.as_deref(), Some("shop/web"));
         assert_eq!(args.mac(), Ok("02:00:00:00:00:01".parse().ok()));
-        let ip: std::net::IpAddr = "10.1.2.3".parse().unwrap();
+        let ip: IpAddr = "10.1.2.3".parse().unwrap();
         assert_eq!(args.ips(), Ok(vec![ip]));
         assert_eq!(Args::parse("").unwrap(), Args::default());
         assert_eq!(Args::parse("IP=;MAC=").unwrap(), Args::default());
     }
 
     #[test]
-    fn what_has_no_key_is_not_quoted() {
+    fn an_entry_without_key_is_not_quoted() {
         let error = Args::parse("IgnoreUnknown=1;TOKEN=s3;cret").unwrap_err();
-        assert!(error.msg.contains("piece 3"), "{error}");
+        assert!(error.msg.contains("entry 3"), "{error}");
         assert!(!error.to_string().contains("cret"), "{error}");
     }
 
     #[test]
-    fn wrong_args_are_refused() {
-        for wrong in [
+    fn invalid_args_are_rejected() {
+        for args in [
             "MAC",
             "A=b",
             "MAC=1=2",
@@ -149,12 +142,12 @@ mod tests {
             ";",
             "X=y;IgnoreUnknown=0",
         ] {
-            assert!(Args::parse(wrong).is_err(), "{wrong:?} was taken");
+            assert!(Args::parse(args).is_err(), "{args:?} was accepted");
         }
     }
 
     #[test]
-    fn a_wrong_value_is_refused_by_the_plugin_that_it_is_for() {
+    fn an_invalid_value_is_rejected_by_the_plugin_that_uses_it() {
         let args = Args::parse("IP=10.1.2;MAC=zz").unwrap();
         let errors = [args.ips().unwrap_err(), args.mac().unwrap_err()];
         assert_eq!(

@@ -1,9 +1,9 @@
-//! Results of a chain of plugins: each passes on what those before it made.
+//! Combines the results of chained plugins.
 
 use crate::cni::result::{AddResult, Dns, IpConfig};
 
 impl AddResult {
-    /// The result of a chain: what was there before, and this behind it (CNI spec 1.1, section 5, "Add Success").
+    /// Appends this result to that of the previous plugins (CNI spec 1.1, section 5, "Add Success").
     pub fn after(self, previous: AddResult) -> AddResult {
         let AddResult {
             mut interfaces,
@@ -29,10 +29,10 @@ impl AddResult {
 }
 
 impl Dns {
-    /// Adds what is known from elsewhere; of two domains the first one stays, and what is listed is not added again.
+    /// Appends without duplicates; an existing domain is kept.
     fn extend(&mut self, more: Dns) {
         let append = |list: &mut Vec<String>, mut more: Vec<String>| {
-            more.retain(|one| !list.contains(one));
+            more.retain(|value| !list.contains(value));
             list.extend(more);
         };
         append(&mut self.nameservers, more.nameservers);
@@ -71,13 +71,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_comes_first_and_positions_follow_their_interfaces() {
+    fn previous_entries_come_first_and_interface_indices_are_adjusted() {
         let previous = result(&["p0", "p1"], None, &["a", "b"]);
         let both = result(&["x", "y"], Some(1), &["b", "c"]).after(previous.clone());
         let names: Vec<&str> = both
             .interfaces
             .iter()
-            .map(|one| one.name.as_str())
+            .map(|interface| interface.name.as_str())
             .collect();
         assert_eq!(names, ["p0", "p1", "x", "y"]);
         assert_eq!(

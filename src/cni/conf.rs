@@ -1,4 +1,4 @@
-//! The network configuration on stdin: what every plugin needs of it (CNI spec 1.1, section 1).
+//! The network configuration on stdin: the keys that every plugin has (CNI spec 1.1, section 1).
 
 use std::io::Read;
 
@@ -15,23 +15,20 @@ const DOCUMENT: &str = "configuration";
 /// A network configuration.
 #[derive(Debug)]
 pub struct NetConf {
-    /// The network's name.
     pub name: NetworkName,
-    /// The version in which to answer.
+    /// The version of the result.
     pub version: Version,
-    /// The document as it came, for a delegate.
+    /// The configuration as received, for delegated plugins.
     pub bytes: Vec<u8>,
     root: Value,
 }
 
 impl NetConf {
-    /// Reads the bytes of a configuration to their end.
-    ///
     /// # Errors
-    /// Code 5 when reading fails.
+    /// Code 5 if reading fails.
     pub fn read(from: impl Read) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::with_capacity(4096);
-        // What is longer is refused by its length alone.
+        // Longer input is rejected because of its length.
         from.take(json::MAX_BYTES as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|cause| {
@@ -46,7 +43,7 @@ impl NetConf {
     /// Parses a configuration.
     ///
     /// # Errors
-    /// Code 6 for what is not JSON or of the wrong type, 7 for the name, 1 for the version.
+    /// Code 6 for invalid JSON or a wrong type, 7 for the name, 1 for the version.
     pub fn parse(bytes: Vec<u8>) -> Result<NetConf, Error> {
         if bytes.trim_ascii().is_empty() {
             return Err(
@@ -72,25 +69,24 @@ impl NetConf {
         })
     }
 
-    /// Its top level.
     pub fn root(&self) -> JsonCursor<'_> {
         JsonCursor::root(DOCUMENT, &self.root)
     }
 
-    /// The result of the ADD before, as the runtime kept it; one without a version has the configuration's.
+    /// `prevResult`; without a version of its own, it has the version of the configuration.
     ///
     /// # Errors
-    /// Code 6 when it is not a result.
+    /// Code 6 if it is not a result.
     pub fn prev_result(&self) -> Result<Option<AddResult>, Error> {
         let prev = self.root().object("prevResult")?;
         prev.map(|prev| AddResult::parse(&prev, self.version))
             .transpose()
     }
 
-    /// The attachments that a GC keeps; `None` when they are not listed.
+    /// The attachments that GC keeps; `None` if the key is absent.
     ///
     /// # Errors
-    /// Code 6 or 7 when it is not a list of attachments.
+    /// Code 6 or 7 if it is not a list of attachments.
     pub fn valid_attachments(&self) -> Result<Option<ValidAttachments>, Error> {
         ValidAttachments::parse(&self.root())
     }
@@ -105,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn name_and_version_are_read() {
+    fn name_and_version_are_parsed() {
         let conf = NetConf::parse(br#"{"NAME": "net", "cniVersion": "0.4.0"}"#.to_vec()).unwrap();
         assert_eq!((conf.name.as_str(), conf.version), ("net", Version::V0_4_0));
         let conf = NetConf::parse(br#"{"name": "a..b", "cniVersion": null}"#.to_vec()).unwrap();
@@ -113,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_has_the_code_of_its_kind() {
+    fn error_codes_of_invalid_configurations() {
         assert_eq!(
             [code(""), code(" \n"), code("[]"), code("5"), code("{}x")],
             [6; 5]

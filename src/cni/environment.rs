@@ -1,4 +1,4 @@
-//! The environment a runtime sets (CNI spec 1.1, section 2 "Execution Protocol", "Parameters").
+//! The environment of a plugin (CNI spec 1.1, section 2 "Execution Protocol", "Parameters").
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,9 +9,8 @@ use crate::cni::names::{Attachment, ContainerId};
 use crate::error::{Code, Error};
 use crate::net::IfName;
 
-/// The six verbs of CNI_COMMAND.
+/// CNI_COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Command {
     Add,
     Del,
@@ -31,7 +30,6 @@ impl Command {
         Command::Version,
     ];
 
-    /// As it is written in CNI_COMMAND.
     pub fn as_str(self) -> &'static str {
         match self {
             Command::Add => "ADD",
@@ -50,27 +48,24 @@ impl fmt::Display for Command {
     }
 }
 
-/// An attachment that a runtime asks to make or to check.
+/// The attachment of ADD and CHECK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Which one.
     pub attachment: Attachment,
     /// CNI_NETNS: the path of the container's network namespace.
     pub netns: String,
 }
 
-/// An attachment that a runtime asks to remove.
+/// The attachment of DEL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DelTarget {
-    /// Which one.
     pub attachment: Attachment,
-    /// CNI_NETNS; `None` when it was empty or unset, which means that the container is gone.
+    /// CNI_NETNS; `None` if it is empty or unset, because the container no longer exists.
     pub netns: Option<String>,
 }
 
-/// What a runtime asks for, with what the spec requires for it.
+/// The requested operation and its required parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Operation {
     Add(Target),
     Check(Target),
@@ -80,18 +75,17 @@ pub enum Operation {
     Version,
 }
 
-/// The environment, read once.
+/// Environment variables.
 #[derive(Clone, Debug)]
 pub struct Environment(BTreeMap<String, OsString>);
 
 impl Environment {
-    /// That of this process.
     pub fn of_process() -> Environment {
         std::env::vars_os().collect()
     }
 
-    /// The value of a variable; `None` when it is unset or empty. Bytes that are not UTF-8 become U+FFFD,
-    /// which no identifier accepts.
+    /// The value of a variable; `None` if it is unset or empty. Bytes that are not UTF-8 become U+FFFD, which is not
+    /// valid in an identifier.
     pub fn var(&self, name: &str) -> Option<String> {
         let value = self.0.get(name)?.to_string_lossy();
         (!value.is_empty()).then(|| value.into_owned())
@@ -109,21 +103,19 @@ impl<K: Into<OsString>> FromIterator<(K, OsString)> for Environment {
     }
 }
 
-/// The environment of a call, parsed.
+/// The parsed environment.
 #[derive(Clone, Debug)]
 pub struct Invocation {
-    /// What is asked for.
     pub operation: Operation,
-    /// Where plugins live: CNI_PATH, split. An empty element is the current directory.
+    /// CNI_PATH, split. An empty element is the current directory.
     pub cni_path: Vec<PathBuf>,
-    /// CNI_ARGS as given; see [`Args`].
+    /// CNI_ARGS, unparsed; see [`crate::cni::args::Args`].
     pub args: String,
     /// CNI_NETNS_OVERRIDE: CNI_NETNS may be the plugin's own namespace.
     pub own_netns_allowed: bool,
 }
 
 impl Invocation {
-    /// The operation's name in CNI_COMMAND.
     pub fn command(&self) -> Command {
         match self.operation {
             Operation::Add(_) => Command::Add,
@@ -135,10 +127,8 @@ impl Invocation {
         }
     }
 
-    /// Parses the environment.
-    ///
     /// # Errors
-    /// Code 4: an unknown verb, a malformed identifier, or all missing variables at once.
+    /// Code 4: an unknown command, an invalid identifier, or a list of all missing variables.
     pub fn parse(env: &Environment) -> Result<Invocation, Error> {
         let mut missing = Vec::new();
         let mut required = |name: &'static str| {
@@ -152,9 +142,9 @@ impl Invocation {
             return Err(missing_variables(&missing));
         };
         let command = parse_command(&command)?;
-        let attached = matches!(command, Command::Add | Command::Check | Command::Del);
+        let has_attachment = matches!(command, Command::Add | Command::Check | Command::Del);
         let mut attachment = None;
-        if attached {
+        if has_attachment {
             let container = required("CNI_CONTAINERID")
                 .map(parse_container)
                 .transpose()?;
@@ -193,7 +183,7 @@ impl Invocation {
             (Command::Status, _) => Operation::Status,
             (Command::Version, _) => Operation::Version,
             (Command::Add | Command::Check | Command::Del, _) => {
-                unreachable!("what these need is not missing")
+                unreachable!("missing variables were reported above")
             }
         };
         let path = env.var("CNI_PATH").unwrap_or_default();
@@ -229,19 +219,19 @@ fn parse_command(text: &str) -> Result<Command, Error> {
 }
 
 fn parse_container(text: String) -> Result<ContainerId, Error> {
-    text.parse().map_err(|wanted| {
+    text.parse().map_err(|cause| {
         Error::new(
             Code::INVALID_ENVIRONMENT,
-            format!("invalid CNI_CONTAINERID {text:?}: {wanted}"),
+            format!("invalid CNI_CONTAINERID {text:?}: {cause}"),
         )
     })
 }
 
 fn parse_interface(text: String) -> Result<IfName, Error> {
-    text.parse().map_err(|wrong| {
+    text.parse().map_err(|cause| {
         Error::new(
             Code::INVALID_ENVIRONMENT,
-            format!("invalid CNI_IFNAME: {wrong}"),
+            format!("invalid CNI_IFNAME: {cause}"),
         )
     })
 }
@@ -270,7 +260,7 @@ mod tests {
     ];
 
     #[test]
-    fn an_add_is_read_whole() {
+    fn an_add_is_parsed() {
         let request = Invocation::parse(&env(&ADD)).unwrap();
         assert_eq!(request.command(), Command::Add);
         assert_eq!(request.cni_path, [PathBuf::from("/a"), PathBuf::from("/b")]);
@@ -298,12 +288,8 @@ mod tests {
 
     #[test]
     fn a_del_needs_no_netns_and_gc_no_attachment() {
-        let del: Vec<_> = ADD
-            .iter()
-            .filter(|(name, _)| *name != "CNI_NETNS")
-            .copied()
-            .collect();
-        let mut del = del;
+        let mut del = ADD.to_vec();
+        del.retain(|(name, _)| *name != "CNI_NETNS");
         del[0].1 = "DEL";
         let request = Invocation::parse(&env(&del)).unwrap();
         assert!(matches!(
@@ -322,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_identifiers_are_refused_by_value() {
+    fn errors_quote_invalid_identifiers() {
         for (name, value) in [
             ("CNI_COMMAND", "add"),
             ("CNI_CONTAINERID", "_c"),

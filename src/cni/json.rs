@@ -1,8 +1,8 @@
-//! Typed access to a JSON document, with the path of the value in every refusal.
+//! Typed access to JSON; errors name the path of the value.
 //!
-//! Decodes as Go's encoding/json does, because existing configurations rely on it: keys match in any letter case, of
-//! duplicate keys the last one wins (objects merge), `null` means absent, unknown keys are ignored, integers are written
-//! without fraction or exponent, half of a surrogate pair is U+FFFD.
+//! Decodes like Go's encoding/json, because existing configurations rely on it: keys match case-insensitively, of
+//! duplicate keys the last one wins (objects are merged), `null` means absent, unknown keys are ignored, integers have
+//! no fraction or exponent, an unpaired surrogate is U+FFFD.
 
 mod escape;
 
@@ -18,84 +18,84 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error};
 use crate::net::ParseError;
 
-/// The longest document, in bytes: a GC of 40,000 attachments fits.
+/// Maximum length of a document in bytes: enough for a GC of 40,000 attachments.
 pub const MAX_BYTES: usize = 4 << 20;
 
-/// How many values a document may have. An object of seven bytes takes 700 in memory, so that the length alone is
-/// no bound; together they keep a hostile document below 64 MiB.
+/// Maximum number of values in a document. Limiting the length is not enough, because an object of 7 bytes takes 700 in
+/// memory; both limits keep any document below 64 MiB.
 pub const MAX_VALUES: u32 = 125_000;
 
-/// How deep values are nested that a key can be found in; what is deeper is checked, but not kept. No key of a plugin is
-/// deeper than six levels, and what works on a value calls itself for each level.
+/// Maximum nesting. Deeper values are checked for syntax and discarded: keys of plugins are nested at most six levels
+/// deep, and code that walks a document recurses once per level.
 const MAX_DEPTH: usize = 100;
 
-/// How much of a value an error quotes, in characters.
+/// Maximum length of a value quoted in an error, in characters.
 const QUOTED: usize = 200;
 
-/// Parses a JSON document; the keys of its objects are lower case from here on.
+/// Parses a JSON document; keys are converted to lower case.
 ///
 /// # Errors
-/// Code 6 when it is not one JSON document or is too large; `document` names it.
+/// Code 6 if it is not exactly one JSON document or too large. `document` names it in errors.
 pub fn parse(document: &'static str, bytes: &[u8]) -> Result<Value, Error> {
     let too_large = |what: String| Error::new(Code::DECODE, format!("{document} has {what}"));
     if bytes.len() > MAX_BYTES {
         return Err(too_large(format!("more than {MAX_BYTES} bytes")));
     }
-    // Bytes that are not UTF-8 are only legal inside strings, where they become U+FFFD.
+    // Bytes that are not UTF-8 are valid only inside strings, where they become U+FFFD.
     let text = escape::without_lone_surrogates(String::from_utf8_lossy(bytes));
     let mut deserializer = serde_json::Deserializer::from_str(&text);
-    let left = Cell::new(MAX_VALUES);
-    let root = Folded {
-        left: &left,
+    let remaining = Cell::new(MAX_VALUES);
+    let root = Decoder {
+        remaining: &remaining,
         depth: 0,
     };
     root.deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
-        .map_err(|cause| match left.get() {
+        .map_err(|cause| match remaining.get() {
             0 => too_large(format!("more than {MAX_VALUES} values")),
             _ => Error::new(Code::DECODE, format!("{document} is not JSON: {cause}")),
         })
 }
 
-/// Builds a [`Value`] with folded keys.
+/// Deserializes a [`Value`] with case-folded keys.
 #[derive(Clone, Copy)]
-struct Folded<'c> {
-    /// How many values may still come.
-    left: &'c Cell<u32>,
-    /// How many values it is nested in.
+struct Decoder<'c> {
+    /// Values that may still follow.
+    remaining: &'c Cell<u32>,
+    /// Nesting level.
     depth: usize,
 }
 
-impl Folded<'_> {
+impl Decoder<'_> {
     fn nested(self) -> Self {
-        Folded {
+        Decoder {
             depth: self.depth + 1,
             ..self
         }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Folded<'_> {
+impl<'de> DeserializeSeed<'de> for Decoder<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        match self.left.get().checked_sub(1) {
+        match self.remaining.get().checked_sub(1) {
             None | Some(0) => {
-                self.left.set(0);
+                self.remaining.set(0);
                 return Err(D::Error::custom("too many values"));
             }
-            Some(left) => self.left.set(left),
+            Some(remaining) => self.remaining.set(remaining),
         }
         if self.depth < MAX_DEPTH {
             return deserializer.deserialize_any(self);
         }
-        // It is skipped without recursion.
+        // Skips the value without recursion.
         deserializer.deserialize_ignored_any(IgnoredAny)?;
         Ok(Value::Null)
     }
 }
 
-impl<'de> Visitor<'de> for Folded<'_> {
+impl<'de> Visitor<'de> for Decoder<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,7 +119,7 @@ impl<'de> Visitor<'de> for Folded<'_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        // "-0" is no integer of serde_json, but one of Go.
+        // Go decodes "-0" as an integer, serde_json as a float.
         if value == 0.0 && value.is_sign_negative() {
             return Ok(0.into());
         }
@@ -148,8 +148,7 @@ impl<'de> Visitor<'de> for Folded<'_> {
     }
 }
 
-/// A key in lower case. Two letters outside of ASCII have their other case in it: the long s and the sign of the unit
-/// kelvin (Unicode, CaseFolding.txt).
+/// A key in lower case. Outside ASCII, the long s and the Kelvin sign fold to ASCII letters (Unicode, CaseFolding.txt).
 fn fold(key: &str) -> String {
     let fold = |c: char| match c {
         '\u{17f}' => 's',
@@ -173,7 +172,7 @@ fn merge(object: &mut Map<String, Value>, key: String, value: Value) {
     }
 }
 
-/// A value of a document and the way to it.
+/// A value and its path in the document.
 #[derive(Clone, Debug)]
 pub struct JsonCursor<'a> {
     document: &'static str,
@@ -182,7 +181,7 @@ pub struct JsonCursor<'a> {
 }
 
 impl<'a> JsonCursor<'a> {
-    /// The root of a document; `document` names it in errors.
+    /// `document` names the document in errors.
     pub fn root(document: &'static str, value: &'a Value) -> JsonCursor<'a> {
         JsonCursor {
             document,
@@ -191,21 +190,19 @@ impl<'a> JsonCursor<'a> {
         }
     }
 
-    /// The value behind a key; `None` when it is absent or null, or when this is no object.
+    /// The value of a key; `None` if it is absent or null, or if this is not an object.
     pub fn get(&self, key: &str) -> Option<JsonCursor<'a>> {
         let value = self
             .value
             .get(key.to_ascii_lowercase())
             .filter(|value| !value.is_null())?;
-        let separator = if self.path.is_empty() { "" } else { "." };
         Some(JsonCursor {
-            document: self.document,
-            path: format!("{}{separator}{key}", self.path),
             value,
+            ..self.at(key)
         })
     }
 
-    /// The keys of this object that hold something, in lower case.
+    /// The keys of this object that are not null, in lower case.
     pub fn keys(&self) -> impl Iterator<Item = &'a str> {
         let entries = self.value.as_object().into_iter().flatten();
         entries
@@ -213,15 +210,12 @@ impl<'a> JsonCursor<'a> {
             .map(|(key, _)| key.as_str())
     }
 
-    /// An object behind a key.
-    ///
     /// # Errors
-    /// Code 6 for another JSON type; so for all the accessors below.
+    /// Code 6 for another JSON type; also for the accessors below.
     pub fn object(&self, key: &str) -> Result<Option<JsonCursor<'a>>, Error> {
         self.get(key).map(JsonCursor::into_object).transpose()
     }
 
-    /// A boolean behind a key.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, Error> {
         let read = |json: JsonCursor| {
             json.value
@@ -231,17 +225,15 @@ impl<'a> JsonCursor<'a> {
         self.get(key).map(read).transpose()
     }
 
-    /// A string behind a key.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
         self.get(key).map(|json| json.as_text()).transpose()
     }
 
-    /// A string behind a key that is no different from an absent one when it is empty.
-    pub fn filled_text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+    /// A string; `None` if it is empty.
+    pub fn non_empty_text(&self, key: &str) -> Result<Option<&'a str>, Error> {
         Ok(self.text(key)?.filter(|text| !text.is_empty()))
     }
 
-    /// A whole number behind a key.
     pub fn integer(&self, key: &str) -> Result<Option<i64>, Error> {
         let read = |json: JsonCursor| {
             json.value
@@ -251,10 +243,10 @@ impl<'a> JsonCursor<'a> {
         self.get(key).map(read).transpose()
     }
 
-    /// A whole number within a range behind a key.
+    /// An integer within a range.
     ///
     /// # Errors
-    /// Code 6 for another JSON type, code 7 for a number outside.
+    /// Code 6 for another JSON type, code 7 for a number out of range.
     pub fn number<T>(
         &self,
         key: &str,
@@ -275,22 +267,18 @@ impl<'a> JsonCursor<'a> {
         })
     }
 
-    /// A string behind a key, parsed.
-    ///
     /// # Errors
-    /// Code 6 for another JSON type, code 7 for text that does not parse.
+    /// Code 6 for another JSON type, code 7 for invalid text.
     pub fn parsed<T: FromStr<Err = ParseError>>(&self, key: &str) -> Result<Option<T>, Error> {
         self.get(key)
             .map(|json| json.parse_with(str::parse))
             .transpose()
     }
 
-    /// A list behind a key.
     pub fn list(&self, key: &str) -> Result<Option<Vec<JsonCursor<'a>>>, Error> {
         self.get(key).map(JsonCursor::into_list).transpose()
     }
 
-    /// A list of strings behind a key.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>, Error> {
         let Some(list) = self.list(key)? else {
             return Ok(None);
@@ -299,7 +287,6 @@ impl<'a> JsonCursor<'a> {
         texts.collect::<Result<_, _>>().map(Some)
     }
 
-    /// This value, which must be an object.
     pub fn into_object(self) -> Result<JsonCursor<'a>, Error> {
         if self.value.is_object() {
             Ok(self)
@@ -308,7 +295,7 @@ impl<'a> JsonCursor<'a> {
         }
     }
 
-    /// The elements of this value, which must be a list. A null among them is an element.
+    /// The elements of this list, including null.
     pub fn into_list(self) -> Result<Vec<JsonCursor<'a>>, Error> {
         let list = self
             .value
@@ -322,27 +309,25 @@ impl<'a> JsonCursor<'a> {
         Ok(list.iter().enumerate().map(element).collect())
     }
 
-    /// This value, which must be a string.
     pub fn as_text(&self) -> Result<&'a str, Error> {
         self.value.as_str().ok_or_else(|| self.mistyped("a string"))
     }
 
-    /// This value, which must be a string that parses.
     pub fn parse_with<T>(&self, parse: impl Fn(&str) -> Result<T, ParseError>) -> Result<T, Error> {
-        parse(self.as_text()?).map_err(|wrong| {
+        parse(self.as_text()?).map_err(|error| {
             self.invalid(
-                format!("{:?}", wrong.value),
-                format!("it must be {}", wrong.wanted),
+                format!("{:?}", error.value),
+                format!("it must be {}", error.wanted),
             )
         })
     }
 
-    /// A refusal of this value, code 7: what it holds and what would be right.
+    /// An error about this value, code 7: `value` is quoted, `wanted` describes the valid values.
     pub fn invalid(&self, value: impl fmt::Display, wanted: impl fmt::Display) -> Error {
-        self.wrong(Code::INVALID_CONFIG, value, wanted)
+        self.error(Code::INVALID_CONFIG, value, wanted)
     }
 
-    /// A place below this one, for a refusal of something that is absent or known already.
+    /// The path of a key of this object, for errors.
     pub fn at(&self, key: &str) -> JsonCursor<'a> {
         let separator = if self.path.is_empty() { "" } else { "." };
         JsonCursor {
@@ -353,11 +338,11 @@ impl<'a> JsonCursor<'a> {
     }
 
     fn mistyped(&self, wanted: &str) -> Error {
-        self.wrong(Code::DECODE, self.value, format!("it must be {wanted}"))
+        self.error(Code::DECODE, self.value, format!("it must be {wanted}"))
     }
 
-    fn wrong(&self, code: Code, value: impl fmt::Display, wanted: impl fmt::Display) -> Error {
-        let place = if self.path.is_empty() {
+    fn error(&self, code: Code, value: impl fmt::Display, wanted: impl fmt::Display) -> Error {
+        let path = if self.path.is_empty() {
             "its top level"
         } else {
             &self.path
@@ -369,7 +354,7 @@ impl<'a> JsonCursor<'a> {
         }
         Error::new(
             code,
-            format!("{}: {place} is {value}, but {wanted}", self.document),
+            format!("{}: {path} is {value}, but {wanted}", self.document),
         )
     }
 }
@@ -383,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_match_in_any_case_and_the_last_of_them_wins() {
+    fn keys_match_case_insensitively_and_the_last_one_wins() {
         let value = doc(
             r#"{"MTU": 1, "mtu": 2, "Mtu": 3, "mTU": null, "ipam": {"a": 1}, "IPAM": {"b": 2}}"#,
         );
@@ -397,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_path_value_and_what_would_be_right() {
+    fn errors_name_path_value_and_valid_values() {
         let value =
             doc(r#"{"ipam": {"ranges": [[{"subnet": 5}, null]], "mtu": 1500.0}, "n": 70000}"#);
         let root = JsonCursor::root("configuration", &value);
@@ -429,8 +414,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_document_is_refused() {
-        for wrong in [
+    fn invalid_documents_are_rejected() {
+        for invalid in [
             "",
             "{",
             "{} {}",
@@ -445,7 +430,7 @@ mod tests {
             &" ".repeat(MAX_BYTES + 1),
         ] {
             assert_eq!(
-                parse("configuration", wrong.as_bytes()).unwrap_err().code,
+                parse("configuration", invalid.as_bytes()).unwrap_err().code,
                 Code::DECODE
             );
         }
@@ -453,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded_by_the_length_alone() {
+    fn nesting_is_not_limited() {
         let deep = format!(
             r#"{{"name": "n", "x": {}5{}}}"#,
             "[".repeat(1_000_000),
@@ -469,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_match_in_the_case_folding_of_unicode() {
+    fn keys_match_with_unicode_case_folding() {
         let value = doc("{\"i\u{17f}Gateway\": true, \"\u{212a}\": 5}");
         let root = JsonCursor::root("configuration", &value);
         assert_eq!(
@@ -479,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_surrogate_pair_is_replaced() {
+    fn unpaired_surrogates_are_replaced() {
         let value = doc(r#"{"a": "x\ud800y", "\udc00": "\uD83D\uDE00\\ud800"}"#);
         let root = JsonCursor::root("configuration", &value);
         assert_eq!(root.text("a"), Ok(Some("x\u{fffd}y")));
@@ -487,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_quoted_in_part() {
+    fn a_long_value_is_truncated_in_errors() {
         let value = doc(&format!(r#"{{"a": "{}"}}"#, "ü".repeat(5000)));
         let root = JsonCursor::root("configuration", &value);
         let error = root.bool("a").unwrap_err();

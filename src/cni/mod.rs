@@ -1,7 +1,7 @@
-//! The CNI protocol: what comes in by the environment and stdin, what goes out on stdout.
+//! The CNI protocol: environment and configuration in, results out. Knows no plugin.
 //!
-//! [`environment`] reads the environment, [`conf`] the configuration, [`json`] gives typed access to its
-//! JSON, [`result`] writes and reads results in the json of every version. Knows no plugin.
+//! [`environment`] parses the environment, [`conf`] the configuration; [`json`] gives typed access to JSON; [`result`]
+//! encodes and decodes results in every version.
 
 pub mod args;
 mod chain;

@@ -8,8 +8,7 @@ use sha2::{Digest, Sha512};
 
 use crate::net::IfName;
 
-/// What network names and container IDs consist of. They hold no slash and are neither `.` nor `..`, so each is one
-/// component of a path.
+/// Network names and container IDs contain no slash and are neither `.` nor `..`: each is a single path component.
 const SYNTAX: &str =
     "it must be a letter or digit followed by letters, digits, \"_\", \".\" and \"-\"";
 
@@ -29,7 +28,6 @@ macro_rules! identifier {
         pub struct $name(String);
 
         impl $name {
-            /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -61,7 +59,7 @@ identifier! {
     ContainerId
 }
 
-/// What identifies an attachment within a network: a container and the name of its interface.
+/// Identifies an attachment within a network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attachment {
     /// CNI_CONTAINERID.
@@ -71,7 +69,7 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// The name of its interface on the host, derived so that it is found without the container's namespace.
+    /// The name of the host interface. Derived, so that DEL finds it without the container's namespace.
     pub fn host_interface(&self, network: &NetworkName) -> IfName {
         let digest = Sha512::new()
             .chain_update(network.as_str())

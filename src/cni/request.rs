@@ -1,17 +1,16 @@
-//! A request: the environment and the configuration of one call.
+//! The environment and configuration of one call.
 
 use std::path::PathBuf;
 
 use crate::cni::conf::NetConf;
 
-/// What every operation of a plugin is asked with.
+/// The parameters of every operation.
 #[derive(Debug)]
 pub struct Request {
-    /// The network configuration.
     pub conf: NetConf,
     /// CNI_PATH, split. An empty element is the current directory.
     pub cni_path: Vec<PathBuf>,
-    /// CNI_ARGS as given; see [`crate::cni::args::Args`].
+    /// CNI_ARGS, unparsed; see [`crate::cni::args::Args`].
     pub args: String,
     /// CNI_NETNS_OVERRIDE: CNI_NETNS may be the plugin's own namespace.
     pub own_netns_allowed: bool,

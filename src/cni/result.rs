@@ -1,7 +1,7 @@
-//! The result of an ADD: one type inside, the json of each protocol version outside.
+//! The result of ADD, and its encoding in each protocol version.
 //!
-//! Inside it has the newest json (CNI spec 1.1, section 5). Key order and which empty keys are printed are those
-//! of the reference, so that results compare byte for byte.
+//! [`AddResult`] has the fields of CNI spec 1.1, section 5. Key order and omission of empty keys match the Go plugins,
+//! so that results are identical byte for byte.
 
 use std::net::IpAddr;
 
@@ -15,79 +15,63 @@ use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
 use crate::net::{Cidr, Family, Route, parse_ip};
 
-/// What an ADD has made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddResult {
-    /// All interfaces of the attachment, on the host and in the container.
     pub interfaces: Vec<Interface>,
-    /// The container's addresses.
     pub ips: Vec<IpConfig>,
-    /// The container's routes.
     pub routes: Vec<Route>,
-    /// Name service.
     pub dns: Dns,
 }
 
-/// An interface of a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Interface {
-    /// Its name.
     pub name: String,
-    /// Its hardware address as text; empty when unknown.
+    /// The MAC address; empty if unknown.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mac: String,
-    /// Its MTU in bytes (1.1.0).
+    /// In bytes; since 1.1.0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// The path of the container's namespace; empty on the host.
+    /// The path of the container's network namespace; empty for a host interface.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
-    /// The socket of a user-space interface (1.1.0); only passed through.
+    /// The socket of a user-space interface; since 1.1.0, copied from previous results.
     #[serde(rename = "socketPath", skip_serializing_if = "String::is_empty")]
     pub socket_path: String,
-    /// The PCI address of a physical interface (1.1.0); only passed through.
+    /// The PCI address of a physical interface; since 1.1.0, copied from previous results.
     #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
     pub pci_id: String,
 }
 
-/// An address of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IpConfig {
-    /// Position in the list of interfaces.
+    /// Index in [`AddResult::interfaces`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<usize>,
-    /// The address with its subnet's prefix length.
+    /// Address and prefix length of the subnet.
     pub address: Cidr,
-    /// The gateway of the subnet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
 }
 
-/// Name service of a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dns {
-    /// Addresses of name servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
-    /// The local domain; empty when there is none.
+    /// Empty if there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
-    /// Search domains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
-    /// Options of the resolver.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
 impl Dns {
-    /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
         *self == Dns::default()
     }
 
-    /// Reads the object with the keys of the spec.
-    ///
     /// # Errors
     /// Code 6 for a wrong type.
     pub fn parse(json: &JsonCursor) -> Result<Dns, Error> {
@@ -100,11 +84,9 @@ impl Dns {
     }
 }
 
-/// Reads a route with the keys of the spec.
-///
 /// # Errors
-/// Code 6 for a wrong type, code 7 for a destination or next hop that is none. Whether the kernel takes the route is for
-/// those to say who make it.
+/// Code 6 for a wrong type, code 7 for an invalid destination or next hop. Other values are checked when the route is
+/// added.
 pub fn parse_route(json: JsonCursor) -> Result<Route, Error> {
     let json = json.into_object()?;
     let dst = json.parsed("dst")?.ok_or_else(|| {
@@ -112,7 +94,7 @@ pub fn parse_route(json: JsonCursor) -> Result<Route, Error> {
             .invalid("missing", "a route needs a destination")
     })?;
     let gw = json.get("gw").filter(|gw| gw.as_text() != Ok(""));
-    // Of these 0 is the same as absent in a result of the Go plugins ("omitempty").
+    // The Go plugins omit zero from results ("omitempty").
     let not_zero = |key| Ok::<_, Error>(json.integer(key)?.filter(|number| *number != 0));
     Ok(Route {
         dst,
@@ -126,12 +108,12 @@ pub fn parse_route(json: JsonCursor) -> Result<Route, Error> {
 }
 
 impl AddResult {
-    /// Reads a result of any version; one that does not say its version has that of `assumed`.
+    /// Parses a result. If it has no `cniVersion`, it has version `assumed`.
     ///
     /// # Errors
-    /// Code 1 for an unsupported version, 6 and 7 for what is not a result.
+    /// Code 1 for an unsupported version, 6 and 7 for an invalid result.
     pub fn parse(json: &JsonCursor, assumed: Version) -> Result<AddResult, Error> {
-        let version = match json.filled_text("cniVersion")? {
+        let version = match json.non_empty_text("cniVersion")? {
             Some(text) => Version::parse(text)?,
             None => assumed,
         };
@@ -188,10 +170,10 @@ impl AddResult {
         Ok(result)
     }
 
-    /// Whether the result can be told in this version.
+    /// Whether the version can represent the result.
     ///
     /// # Errors
-    /// Code 1: a result without addresses does not exist before 0.3.0.
+    /// Code 1 for a result without addresses before 0.3.0.
     pub fn representable(&self, version: Version) -> Result<(), Error> {
         if version.schema() == Schema::V0_1 && self.ips.is_empty() {
             let msg = format!("cniVersion {version} has no result without an address");
@@ -201,10 +183,10 @@ impl AddResult {
         Ok(())
     }
 
-    /// The document to print: indented by four spaces, no newline at its end.
+    /// The JSON document, indented by four spaces, without a newline at the end.
     ///
     /// # Errors
-    /// Code 1 when the version cannot tell this result.
+    /// Code 1 if the version cannot represent the result.
     pub fn to_document(&self, version: Version) -> Result<String, Error> {
         self.representable(version)?;
         Ok(match version.schema() {
@@ -214,7 +196,7 @@ impl AddResult {
         })
     }
 
-    /// Keys in alphabetical order, which is how a JSON value keeps them.
+    /// Keys are in alphabetical order, as in a [`Value`].
     fn to_1(&self, version: Version) -> Value {
         let mut document = json!({ "cniVersion": version.as_str() });
         let mut put = |key: &str, is_empty: bool, value: Value| {
@@ -252,13 +234,13 @@ impl AddResult {
             #[serde(flatten)]
             ip: IpConfig,
         }
-        let plain = |interface: &Interface| Interface {
+        let without_1_1_fields = |interface: &Interface| Interface {
             name: interface.name.clone(),
             mac: interface.mac.clone(),
             sandbox: interface.sandbox.clone(),
             ..Interface::default()
         };
-        let tagged = |ip: &IpConfig| Ip {
+        let versioned = |ip: &IpConfig| Ip {
             version: match ip.address.family() {
                 Family::V4 => "4",
                 Family::V6 => "6",
@@ -267,8 +249,8 @@ impl AddResult {
         };
         Document {
             version: version.as_str(),
-            interfaces: self.interfaces.iter().map(plain).collect(),
-            ips: self.ips.iter().map(tagged).collect(),
+            interfaces: self.interfaces.iter().map(without_1_1_fields).collect(),
+            ips: self.ips.iter().map(versioned).collect(),
             routes: self.routes.clone(),
             dns: self.dns.clone(),
         }
@@ -355,7 +337,7 @@ fn parse_gateway(json: &JsonCursor) -> Result<Option<IpAddr>, Error> {
         .transpose()
 }
 
-/// Serializes with an indent of four spaces and no newline at the end.
+/// Serializes with an indent of four spaces and without a newline at the end.
 pub(crate) fn pretty(value: &impl Serialize) -> String {
     let mut bytes = Vec::with_capacity(1024);
     let mut serializer =
@@ -363,7 +345,7 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
     value
         .serialize(&mut serializer)
         .and_then(|()| String::from_utf8(bytes).map_err(serde_json::Error::custom))
-        .expect("our documents have string keys and no failing parts")
+        .expect("keys are strings and no serializer fails")
 }
 
 #[cfg(test)]
@@ -402,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_shape_is_alphabetical_and_omits_what_is_empty() {
+    fn version_1_has_alphabetical_keys_and_omits_empty_ones() {
         let compact: String = sample()
             .to_document(Version::V1_0_0)
             .unwrap()
@@ -419,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn the_0_3_shape_tags_addresses_and_always_has_dns() {
+    fn version_0_3_has_an_ip_version_per_address_and_always_dns() {
         let text = sample().to_document(Version::V0_3_1).unwrap();
         assert!(
             text.starts_with("{\n    \"cniVersion\": \"0.3.1\",\n    \"interfaces\": ["),
@@ -437,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_0_1_shape_has_one_block_per_family() {
+    fn version_0_1_has_one_object_per_family() {
         let compact: String = sample()
             .to_document(Version::V0_2_0)
             .unwrap()
@@ -454,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_survives_the_way_there_and_back() {
+    fn a_result_is_the_same_after_encoding_and_decoding() {
         let whole = sample();
         assert_eq!(
             read(
@@ -553,16 +535,16 @@ mod tests {
     }
 
     #[test]
-    fn any_result_keeps_what_each_version_can_tell() {
+    fn random_results_keep_everything_that_a_version_represents() {
         let mut random = TestRandom(0xd1ce);
         for _ in 0..500 {
             let result = any_result(&mut random);
             for version in Version::ALL {
-                let Ok(told) = result.to_document(version) else {
+                let Ok(document) = result.to_document(version) else {
                     assert!(version.schema() == Schema::V0_1 && result.ips.is_empty());
                     continue;
                 };
-                let again = read(&told, random.choose(&Version::ALL));
+                let decoded = read(&document, random.choose(&Version::ALL));
                 let mut expected = result.clone();
                 match version.schema() {
                     Schema::V1 => {}
@@ -571,7 +553,7 @@ mod tests {
                         interface.socket_path.clear();
                         interface.pci_id.clear();
                     }),
-                    // One address of each family, and the routes of these families by destination and next hop.
+                    // One address of each family; destination and next hop of the routes of these families.
                     Schema::V0_1 => {
                         let of =
                             |family| expected.ips.iter().find(|ip| ip.address.family() == family);
@@ -590,7 +572,7 @@ mod tests {
                         expected.interfaces.clear();
                     }
                 }
-                assert_eq!(again, expected, "{version}: {told}");
+                assert_eq!(decoded, expected, "{version}: {document}");
             }
         }
     }

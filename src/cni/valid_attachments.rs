@@ -1,4 +1,4 @@
-//! The attachments that a GC keeps (CNI spec 1.1, "GC: Clean up any stale resources").
+//! The attachments that GC keeps (CNI spec 1.1, "GC: Clean up any stale resources").
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use crate::cni::names::{Attachment, ContainerId};
 use crate::error::Error;
 use crate::net::IfName;
 
-/// All attachments of a network that the runtime still knows.
+/// All attachments of a network that exist for the runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ValidAttachments {
     interfaces: BTreeMap<ContainerId, BTreeSet<IfName>>,
@@ -16,29 +16,26 @@ pub struct ValidAttachments {
 impl ValidAttachments {
     const KEY: &'static str = "cni.dev/valid-attachments";
 
-    /// Reads the list of `{containerID, ifname}` from a configuration. `None` when there is no list, as from
-    /// `cnitool gc`: then nobody says that anything is stale, for "delete all" is said by an empty list.
+    /// Parses the list of `{containerID, ifname}`. `None` if the key is absent, as with `cnitool gc`: no attachment is
+    /// known to be stale. An empty list means that all are.
     ///
     /// # Errors
-    /// Code 6 for a wrong type, 7 when an element names no attachment.
+    /// Code 6 for a wrong type, 7 for an invalid attachment.
     pub fn parse(root: &JsonCursor) -> Result<Option<ValidAttachments>, Error> {
         let list = root.list(ValidAttachments::KEY)?;
         list.map(|list| list.into_iter().map(parse_attachment).collect())
             .transpose()
     }
 
-    /// Whether this attachment is one of them.
     pub fn contains(&self, container: &ContainerId, interface: &str) -> bool {
         let interfaces = self.interfaces.get(container);
         interfaces.is_some_and(|all| all.iter().any(|valid| valid.as_str() == interface))
     }
 
-    /// Whether any of them is this container's.
     pub fn has_container(&self, container: &ContainerId) -> bool {
         self.interfaces.contains_key(container)
     }
 
-    /// All of them.
     pub fn all(&self) -> impl Iterator<Item = Attachment> {
         self.interfaces.iter().flat_map(|(container, interfaces)| {
             interfaces.iter().map(|interface| Attachment {
@@ -48,7 +45,6 @@ impl ValidAttachments {
         })
     }
 
-    /// Their containers.
     pub fn containers(&self) -> impl Iterator<Item = &ContainerId> {
         self.interfaces.keys()
     }
@@ -76,7 +72,7 @@ fn parse_attachment(json: JsonCursor) -> Result<Attachment, Error> {
     let json = json.into_object()?;
     let missing = |key: &str| {
         json.at(key)
-            .invalid("missing", "it names a valid attachment")
+            .invalid("missing", "a valid attachment needs it")
     };
     let text = json
         .text("containerID")?
@@ -118,15 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn no_list_is_not_an_empty_list() {
+    fn an_absent_list_is_not_an_empty_list() {
         for list in ["", r#", "cni.dev/valid-attachments": null"#] {
             assert_eq!(parse(list).unwrap(), None);
         }
     }
 
     #[test]
-    fn what_is_no_list_of_attachments_is_refused_by_its_place() {
-        for (list, place, code) in [
+    fn errors_name_the_path_of_an_invalid_attachment() {
+        for (list, path, code) in [
             (
                 r#", "cni.dev/valid-attachments": {}"#,
                 "cni.dev/valid-attachments is {}",
@@ -165,7 +161,7 @@ mod tests {
         ] {
             let error = parse(list).unwrap_err();
             assert!(
-                error.msg.contains(place) && error.code.0 == code,
+                error.msg.contains(path) && error.code.0 == code,
                 "{list}: {error:?}"
             );
         }

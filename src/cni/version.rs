@@ -1,42 +1,39 @@
-//! The versions of the protocol, and which verb needs which.
+//! Protocol versions, and the operations that each supports.
 
 use std::fmt;
 
 use crate::cni::environment::Command;
+use crate::cni::json::{self, JsonCursor};
 use crate::error::{Code, Error};
 
-/// A released version of the CNI specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
-    /// 0.1.0, also what an absent `cniVersion` means.
+    /// Also the meaning of an absent `cniVersion`.
     V0_1_0,
-    /// 0.2.0
     V0_2_0,
-    /// 0.3.0: results with interfaces and lists of addresses.
+    /// Introduced results with interfaces and lists of addresses.
     V0_3_0,
-    /// 0.3.1
     V0_3_1,
-    /// 0.4.0: CHECK and prevResult.
+    /// Introduced CHECK and prevResult.
     V0_4_0,
-    /// 1.0.0
     V1_0_0,
-    /// 1.1.0: GC and STATUS.
+    /// Introduced GC and STATUS.
     V1_1_0,
 }
 
-/// The shapes a result can have; versions share them.
+/// The encodings of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schema {
     /// `ip4` and `ip6`: 0.1.0 and 0.2.0.
     V0_1,
-    /// `ips` with a `version` in each: 0.3.0, 0.3.1 and 0.4.0.
+    /// `ips` with a `version` in each entry: 0.3.0, 0.3.1 and 0.4.0.
     V0_3,
-    /// `ips` without: 1.0.0 and 1.1.0.
+    /// `ips` without `version`: 1.0.0 and 1.1.0.
     V1,
 }
 
 impl Version {
-    /// All that are supported, oldest first.
+    /// Oldest first.
     pub const ALL: [Version; 7] = [
         Version::V0_1_0,
         Version::V0_2_0,
@@ -47,10 +44,8 @@ impl Version {
         Version::V1_1_0,
     ];
 
-    /// The newest.
     pub const NEWEST: Version = Version::V1_1_0;
 
-    /// As it is written in `cniVersion`.
     pub fn as_str(self) -> &'static str {
         match self {
             Version::V0_1_0 => "0.1.0",
@@ -63,7 +58,6 @@ impl Version {
         }
     }
 
-    /// The json of its results.
     pub fn schema(self) -> Schema {
         match self {
             Version::V0_1_0 | Version::V0_2_0 => Schema::V0_1,
@@ -75,7 +69,7 @@ impl Version {
     /// Parses a `cniVersion`; an empty one means 0.1.0 (CNI spec 0.2.0, "Network Configuration").
     ///
     /// # Errors
-    /// Code 1 for a version that is not supported.
+    /// Code 1 for an unsupported version.
     pub fn parse(text: &str) -> Result<Version, Error> {
         if text.is_empty() {
             return Ok(Version::V0_1_0);
@@ -92,7 +86,14 @@ impl Version {
         })
     }
 
-    /// Refuses a verb that this version does not have.
+    /// The versions in a plugin's result of VERSION; empty if it is invalid.
+    pub fn supported_in(result: &[u8]) -> Vec<String> {
+        let value = json::parse("versions", result).unwrap_or_default();
+        let versions = JsonCursor::root("versions", &value).texts("supportedVersions");
+        versions.ok().flatten().unwrap_or_default()
+    }
+
+    /// Rejects an operation that this version does not have.
     ///
     /// # Errors
     /// Code 1 for CHECK before 0.4.0, GC and STATUS before 1.1.0.
@@ -114,7 +115,6 @@ impl Version {
         .details(format!("supported are {}", Version::list())))
     }
 
-    /// All supported versions, separated by a comma and a space.
     pub fn list() -> String {
         Version::ALL.map(Version::as_str).join(", ")
     }
@@ -131,21 +131,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_version_is_read_back_from_its_text_and_nothing_else_is_one() {
+    fn only_released_versions_are_accepted() {
         for version in Version::ALL {
             assert_eq!(Version::parse(version.as_str()), Ok(version));
         }
         assert_eq!(Version::parse(""), Ok(Version::V0_1_0));
-        for wrong in ["1.1", "0.3.2", "9.9.9", " 1.0.0", "v1.0.0", "1.0.0 "] {
+        for invalid in ["1.1", "0.3.2", "9.9.9", " 1.0.0", "v1.0.0", "1.0.0 "] {
             assert_eq!(
-                Version::parse(wrong).unwrap_err().code,
+                Version::parse(invalid).unwrap_err().code,
                 Code::INCOMPATIBLE_VERSION
             );
         }
     }
 
     #[test]
-    fn verbs_come_with_their_version() {
+    fn operations_require_their_version() {
         assert!(Version::V0_1_0.allow(Command::Add).is_ok());
         assert!(Version::V0_3_1.allow(Command::Check).is_err());
         assert!(Version::V0_4_0.allow(Command::Check).is_ok());

@@ -1,4 +1,4 @@
-//! Which address is next: round robin over a range set. Pure; who holds what is told by the caller.
+//! Round-robin allocation in a range set. Pure: the caller knows which addresses are taken.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -6,23 +6,23 @@ use std::ops::RangeInclusive;
 use crate::ipam::range::{Range, RangeSet};
 use crate::net::{ip_from_bits, ip_to_bits};
 
-/// The next address that nobody has, behind the one reserved last.
+/// The next free address after the last reserved one.
 ///
-/// `kept` are the addresses nobody gets: the gateways of the whole configuration, not only of this set.
+/// `excluded` addresses are never allocated: the gateways of the whole configuration, not only of this set.
 pub fn next_free<'a>(
     set: &'a RangeSet,
     last: Option<IpAddr>,
-    kept: &[IpAddr],
+    excluded: &[IpAddr],
     is_taken: impl Fn(IpAddr) -> bool,
 ) -> Option<(&'a Range, IpAddr)> {
-    in_turn(set.ranges(), last).find(|(range, address)| {
-        !range.is_edge(*address) && !kept.contains(address) && !is_taken(*address)
+    round_robin(set.ranges(), last).find(|(range, address)| {
+        !range.is_edge(*address) && !excluded.contains(address) && !is_taken(*address)
     })
 }
 
-/// Each address once, lazily: from behind `last` to the end of its range, through the other ranges, and round again
-/// to `last` itself. Without a `last` in one of the ranges it begins at the first range's start.
-fn in_turn(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = (&Range, IpAddr)> {
+/// Each address once, lazily: from the one after `last` to the end of its range, through the other ranges, and around
+/// to `last`. Starts at the first range if `last` is in none.
+fn round_robin(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = (&Range, IpAddr)> {
     let position = last.and_then(|last| {
         let index = ranges.iter().position(|range| range.contains(last))?;
         Some((index, ip_to_bits(last)))
@@ -36,7 +36,7 @@ fn in_turn(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = (&Ran
         None => segments.extend(ranges.iter().map(whole)),
         Some((index, last)) => {
             let (current, all) = whole(&ranges[index]);
-            // Behind the highest address of IPv6 there is none.
+            // No address follows the highest IPv6 address.
             segments.extend(last.checked_add(1).map(|next| (current, next..=*all.end())));
             segments.extend(ranges[index + 1..].iter().map(whole));
             segments.extend(ranges[..index].iter().map(whole));
@@ -63,8 +63,8 @@ mod tests {
             Range::parse(&JsonCursor::root("configuration", &value)).unwrap()
         };
         let ranges = ranges.iter().map(parse).collect();
-        let place = serde_json::Value::Null;
-        RangeSet::new(ranges, &JsonCursor::root("configuration", &place)).unwrap()
+        let document = serde_json::Value::Null;
+        RangeSet::new(ranges, &JsonCursor::root("configuration", &document)).unwrap()
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -72,13 +72,13 @@ mod tests {
     }
 
     fn order(set: &RangeSet, last: Option<&str>) -> Vec<String> {
-        in_turn(set.ranges(), last.map(ip))
+        round_robin(set.ranges(), last.map(ip))
             .map(|(_, address)| address.to_string())
             .collect()
     }
 
     #[test]
-    fn addresses_come_in_turn_and_the_last_one_last() {
+    fn addresses_come_round_robin_and_the_last_one_last() {
         let set = set(&[
             ("10.1.2.0/24", "10.1.2.4", "10.1.2.6"),
             ("10.1.3.0/24", "10.1.3.8", "10.1.3.9"),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_address_space_do_not_overflow() {
+    fn the_highest_addresses_do_not_overflow() {
         let top = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
         let set = set(&[("ffff::/16", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe", top)]);
         assert_eq!(order(&set, Some(top)).len(), 2);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_of_any_size_costs_only_the_candidates_that_are_tried() {
+    fn large_subnets_are_not_enumerated() {
         let set = set(&[("fd00::/64", "", "")]);
         let (_, address) = next_free(&set, None, &[ip("fd00::1")], |_| false).unwrap();
         assert_eq!(address, ip("fd00::2"));
@@ -118,28 +118,28 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_an_edge_of_the_subnet_or_a_gateway() {
+    fn network_broadcast_and_gateway_addresses_are_not_allocated() {
         let set = set(&[("10.1.2.0/29", "10.1.2.0", "10.1.2.7")]);
-        let kept = [ip("10.1.2.1"), ip("10.1.2.5")];
+        let excluded = [ip("10.1.2.1"), ip("10.1.2.5")];
         let mut taken = BTreeSet::new();
-        while let Some((_, address)) = next_free(&set, None, &kept, |ip| taken.contains(&ip)) {
+        while let Some((_, address)) = next_free(&set, None, &excluded, |ip| taken.contains(&ip)) {
             taken.insert(address);
         }
-        let given: Vec<_> = taken.iter().map(ToString::to_string).collect();
-        assert_eq!(given, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.6"]);
+        let allocated: Vec<_> = taken.iter().map(ToString::to_string).collect();
+        assert_eq!(allocated, ["10.1.2.2", "10.1.2.3", "10.1.2.4", "10.1.2.6"]);
     }
 
-    /// The model: all addresses in a list; search it cyclically behind the last one.
+    /// Model: a cyclic search in a list of all addresses.
     fn model(all: &[IpAddr], last: Option<IpAddr>, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
         let start = last
             .and_then(|last| all.iter().position(|address| *address == last))
             .map_or(0, |index| index + 1);
-        let turn = (0..all.len()).map(|step| all[(start + step) % all.len()]);
-        turn.into_iter().find(|address| !taken.contains(address))
+        let cycle = (0..all.len()).map(|step| all[(start + step) % all.len()]);
+        cycle.into_iter().find(|address| !taken.contains(address))
     }
 
     #[test]
-    fn many_sequences_agree_with_a_simple_model() {
+    fn random_allocations_match_a_simple_model() {
         let mut random = TestRandom(0x5eed);
         for _ in 0..200 {
             let starts = [1, 30, 80].map(|from| from + random.below(10));
@@ -151,9 +151,13 @@ mod tests {
                 .each_ref()
                 .map(|(start, end)| ("10.0.0.0/24", start.as_str(), end.as_str()));
             let set = set(&ranges[..=random.below(3)]);
-            let kept = [ip("10.0.0.1"), ip("10.0.0.35")];
+            let excluded = [ip("10.0.0.1"), ip("10.0.0.35")];
             let all: Vec<IpAddr> = order(&set, None).iter().map(|text| ip(text)).collect();
-            let usable: Vec<IpAddr> = all.iter().copied().filter(|a| !kept.contains(a)).collect();
+            let usable: Vec<IpAddr> = all
+                .iter()
+                .copied()
+                .filter(|a| !excluded.contains(a))
+                .collect();
             if usable.is_empty() {
                 continue;
             }
@@ -163,9 +167,9 @@ mod tests {
                     taken.remove(&usable[random.below(usable.len())]);
                     continue;
                 }
-                let next = next_free(&set, last, &kept, |address| taken.contains(&address));
+                let next = next_free(&set, last, &excluded, |address| taken.contains(&address));
                 let next = next.map(|(_, address)| address);
-                assert_eq!(next, model(&usable, last, &taken), "{set} behind {last:?}");
+                assert_eq!(next, model(&usable, last, &taken), "{set} after {last:?}");
                 if let Some(address) = next {
                     taken.insert(address);
                     last = Some(address);

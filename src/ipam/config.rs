@@ -1,7 +1,7 @@
-//! The configuration of host-local, typed: whoever holds a [`Config`] can reserve from it.
+//! The configuration of host-local.
 //!
-//! The numbers of range sets are their place in one list (`runtimeConfig.ipRanges`, then the range in `ipam` itself,
-//! then `ipam.ranges`), because the files of the reference carry them.
+//! A range set is numbered by its index in one list: `runtimeConfig.ipRanges`, then the range in `ipam` itself, then
+//! `ipam.ranges`. The `last_reserved_ip.N` files of the Go plugin use these numbers.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::error::{Code, Error};
 use crate::ipam::range::{Range, RangeSet};
 use crate::net::{Family, Route};
 
-/// The keys, for the log.
+/// The keys whose values are logged.
 pub const KEYS: &[&str] = &[
     "ipam subnet rangestart rangeend gateway ranges routes resolvconf datadir",
     "ranges subnet rangestart rangeend gateway",
@@ -25,54 +25,49 @@ pub const KEYS: &[&str] = &[
 /// The default of `ipam.dataDir`.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// The longest name of a file (NAME_MAX): the network's name is one.
+/// NAME_MAX: a directory is named after the network.
 const NAME_MAX: usize = 255;
 
-/// How many ranges, routes and addresses asked for are taken. Each is compared with each, so that more take long;
-/// nobody needs as many.
+/// Maximum number of ranges, routes and requested addresses: checking them takes quadratic time.
 const MAX_ELEMENTS: usize = 4096;
 
-/// What to reserve from, valid as a whole.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// At least one; the position is the number of the set.
+    /// At least one; the index is the number of the set.
     pub pools: Vec<Pool>,
-    /// Addresses nobody gets: the gateways of all ranges.
+    /// The gateways of all ranges, which are never allocated.
     pub gateways: Vec<IpAddr>,
-    /// Routes for the result.
     pub routes: Vec<Route>,
-    /// Where the result's name service is read from.
+    /// The source of the result's `dns`.
     pub resolv_conf: Option<PathBuf>,
 }
 
-/// A range set and the address asked for in it.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    /// The set.
     pub set: RangeSet,
-    /// Lies in the set and is no gateway.
+    /// In the set, and not a gateway.
     pub requested: Option<IpAddr>,
 }
 
-/// An address asked for, and where.
+/// A requested address and the key that requests it.
 struct Requested {
     address: IpAddr,
-    place: String,
+    key: String,
     code: Code,
 }
 
 impl Requested {
     fn invalid(&self, wanted: impl std::fmt::Display) -> Error {
-        let Requested { place, address, .. } = self;
-        Error::new(self.code, format!("{place} is {address}, but {wanted}"))
+        let Requested { key, address, .. } = self;
+        Error::new(self.code, format!("{key} is {address}, but {wanted}"))
     }
 }
 
 impl Config {
-    /// Reads the whole configuration and the addresses asked for.
+    /// Parses the configuration and the requested addresses.
     ///
     /// # Errors
-    /// Code 6 for a wrong type, 7 for a value that is refused, 4 for an address in CNI_ARGS that is.
+    /// Code 6 for a wrong type, 7 for an invalid value, 4 for an invalid address in CNI_ARGS.
     pub fn parse(conf: &NetConf, args: &Args) -> Result<Config, Error> {
         let root = conf.root();
         let Some(ipam) = root.object("ipam")? else {
@@ -81,22 +76,22 @@ impl Config {
         };
         check_file_names(conf, &ipam)?;
         let mut sets = parse_sets(&root, &ipam)?;
-        check_together(&sets, &ipam, conf.version)?;
+        check_sets(&sets, &ipam, conf.version)?;
         let gateways = gateways_of(&sets);
         for set in &mut sets {
-            set.settle_edges(&gateways);
+            set.allow_edges_if_needed(&gateways);
         }
         if let Some(index) = sets.iter().position(|set| set.usable(&gateways) == 0) {
             let wanted = "it has no address that is not a gateway";
-            let place = ipam.at("ranges");
-            return Err(place.invalid(format!("{} in range set {index}", sets[index]), wanted));
+            let ranges = ipam.at("ranges");
+            return Err(ranges.invalid(format!("{} in range set {index}", sets[index]), wanted));
         }
         let requested = parse_requested(&root, args)?;
         Ok(Config {
             routes: parse_routes(&ipam, &sets, conf.version)?,
             pools: assign(sets, &requested, &gateways)?,
             gateways,
-            resolv_conf: ipam.filled_text("resolvConf")?.map(PathBuf::from),
+            resolv_conf: ipam.non_empty_text("resolvConf")?.map(PathBuf::from),
         })
     }
 }
@@ -123,7 +118,7 @@ fn parse_sets(root: &JsonCursor, ipam: &JsonCursor) -> Result<Vec<RangeSet>, Err
     if let Some(runtime) = root.object("runtimeConfig")? {
         sets.extend(parse_set_list(&runtime, "ipRanges")?);
     }
-    // Without a subnet its siblings mean nothing, as in the reference.
+    // Without `subnet`, its sibling keys are ignored, as in the Go plugin.
     if ipam.get("subnet").is_some() {
         sets.push(RangeSet::new(vec![Range::parse(ipam)?], ipam)?);
     }
@@ -135,18 +130,18 @@ fn parse_sets(root: &JsonCursor, ipam: &JsonCursor) -> Result<Vec<RangeSet>, Err
     Ok(sets)
 }
 
-/// The elements of a list that may be absent.
+/// A list; empty if absent.
 fn elements<'a>(parent: &JsonCursor<'a>, key: &str) -> Result<Vec<JsonCursor<'a>>, Error> {
     let list = parent.list(key)?.unwrap_or_default();
     limit(list.len(), &parent.at(key)).map(|()| list)
 }
 
-fn limit(count: usize, place: &JsonCursor) -> Result<(), Error> {
+fn limit(count: usize, list: &JsonCursor) -> Result<(), Error> {
     if count <= MAX_ELEMENTS {
         return Ok(());
     }
     let wanted = format!("it may have {MAX_ELEMENTS} at most");
-    Err(place.invalid(format!("a list of {count}"), wanted))
+    Err(list.invalid(format!("a list of {count}"), wanted))
 }
 
 fn parse_set_list(parent: &JsonCursor, key: &str) -> Result<Vec<RangeSet>, Error> {
@@ -162,24 +157,24 @@ fn parse_set_list(parent: &JsonCursor, key: &str) -> Result<Vec<RangeSet>, Error
     sets.into_iter().map(parse).collect()
 }
 
-/// What concerns more than one set.
-fn check_together(sets: &[RangeSet], ipam: &JsonCursor, version: Version) -> Result<(), Error> {
+/// Checks the sets against each other.
+fn check_sets(sets: &[RangeSet], ipam: &JsonCursor, version: Version) -> Result<(), Error> {
     let count = sets.iter().map(|set| set.ranges().len()).sum();
     limit(count, &ipam.at("ranges"))?;
     for (index, set) in sets.iter().enumerate() {
         for (earlier, other) in sets[..index].iter().enumerate() {
-            if let Some((theirs, ours)) = other.overlap(set) {
-                let value = format!("{theirs} in range set {earlier} and {ours} in set {index}");
+            if let Some((first, second)) = other.overlap(set) {
+                let value = format!("{first} in range set {earlier} and {second} in set {index}");
                 return Err(ipam
                     .at("ranges")
                     .invalid(value, "range sets must not overlap"));
             }
         }
     }
-    let crowded = Family::BOTH
+    let repeated = Family::BOTH
         .into_iter()
         .find(|family| sets.iter().filter(|set| set.family() == *family).count() > 1);
-    match crowded.filter(|_| version.schema() == Schema::V0_1) {
+    match repeated.filter(|_| version.schema() == Schema::V0_1) {
         None => Ok(()),
         Some(family) => Err(ipam.at("ranges").invalid(
             format!("more than one {family} set"),
@@ -198,20 +193,16 @@ fn gateways_of(sets: &[RangeSet]) -> Vec<IpAddr> {
     gateways
 }
 
-/// CNI_ARGS first, then `args.cni.ips`, then `runtimeConfig.ips`; what is asked for twice counts once.
+/// In order: CNI_ARGS, `args.cni.ips`, `runtimeConfig.ips`. Duplicates are ignored.
 fn parse_requested(root: &JsonCursor, args: &Args) -> Result<Vec<Requested>, Error> {
     let mut requested: Vec<Requested> = Vec::new();
-    let mut ask = |address: IpAddr, place: String, code: Code| {
+    let mut add = |address: IpAddr, key: String, code: Code| {
         if requested.iter().all(|earlier| earlier.address != address) {
-            requested.push(Requested {
-                address,
-                place,
-                code,
-            });
+            requested.push(Requested { address, key, code });
         }
     };
     for address in args.ips()? {
-        ask(
+        add(
             address,
             "CNI_ARGS: IP".to_owned(),
             Code::INVALID_ENVIRONMENT,
@@ -228,10 +219,10 @@ fn parse_requested(root: &JsonCursor, args: &Args) -> Result<Vec<Requested>, Err
     for (path, parent) in parents {
         let Some(parent) = parent else { continue };
         for (index, ip) in elements(&parent, "ips")?.iter().enumerate() {
-            let place = format!("configuration: {path}.ips[{index}]");
-            ask(
+            let key = format!("configuration: {path}.ips[{index}]");
+            add(
                 ip.parse_with(parse_requested_ip)?,
-                place,
+                key,
                 Code::INVALID_CONFIG,
             );
         }
@@ -239,7 +230,7 @@ fn parse_requested(root: &JsonCursor, args: &Args) -> Result<Vec<Requested>, Err
     Ok(requested)
 }
 
-/// Gives each address asked for to the set it lies in: to one, since sets do not overlap.
+/// Assigns each requested address to the only set that contains it; sets do not overlap.
 fn assign(
     sets: Vec<RangeSet>,
     requested: &[Requested],
@@ -251,28 +242,28 @@ fn assign(
         requested: None,
     };
     let mut pools: Vec<Pool> = sets.into_iter().map(pool).collect();
-    for one in requested {
-        if gateways.contains(&one.address) {
-            return Err(one.invalid("that is the gateway's own address"));
+    for request in requested {
+        if gateways.contains(&request.address) {
+            return Err(request.invalid("it is the gateway's own address"));
         }
-        let inside = pools
+        let pool = pools
             .iter_mut()
-            .find(|pool| pool.set.range_of(one.address).is_some());
-        let Some(pool) = inside else {
-            return Err(one.invalid(format!("it must lie in {}", all.join(" or "))));
+            .find(|pool| pool.set.range_of(request.address).is_some());
+        let Some(pool) = pool else {
+            return Err(request.invalid(format!("it must lie in {}", all.join(" or "))));
         };
-        if let Some(other) = pool.requested.replace(one.address) {
+        if let Some(other) = pool.requested.replace(request.address) {
             let set = &pool.set;
-            return Err(one.invalid(format!(
-                "{other} is asked for as well, and one address is reserved from {set}"
+            return Err(request.invalid(format!(
+                "{other} is requested as well, and only one address is reserved from {set}"
             )));
         }
     }
     Ok(pools)
 }
 
-/// The routes that a result of this version has room for: before 0.3.0 those of the families that have an address, by
-/// destination and next hop alone (CNI spec 0.2.0, "Result"). The Go plugin bridge gets no others from its host-local.
+/// The routes that a result of this version can represent: before 0.3.0, only destination and next hop of the families
+/// that have an address (CNI spec 0.2.0, "Result"). The Go plugin bridge gets the same routes from its host-local.
 fn parse_routes(
     ipam: &JsonCursor,
     sets: &[RangeSet],

@@ -1,4 +1,4 @@
-//! Another IPAM plugin: a program from CNI_PATH that is given our environment and our stdin (CNI spec 1.1, section 4).
+//! Executes another IPAM plugin from CNI_PATH with the same environment and stdin (CNI spec 1.1, section 4).
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -17,176 +17,164 @@ use crate::kernel::files;
 use crate::kernel::process::{self, Output, ProcessError};
 use crate::kernel::signals;
 
-/// Some ask servers on the network, but a runtime gives up sooner or later.
-const LIMIT: Duration = Duration::from_secs(60);
+/// DHCP and similar plugins ask servers on the network, but runtimes time out eventually.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often a program that is just being written is tried again, and how long after.
+/// For a program that is being written (ETXTBSY).
 const BUSY_RETRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How much of a program's output an error quotes, in characters.
+/// Maximum length of quoted output, in characters.
 const QUOTED: usize = 300;
 
-/// Not IPAM plugins; being us, they would run themselves again and again.
+/// Not IPAM plugins. gangplank would execute itself recursively.
 const NOT_IPAM: [&str; 3] = ["bridge", "gangplank", "loopback"];
 
-/// Another IPAM plugin with the configuration of one network.
 #[derive(Clone, Debug)]
 pub struct Delegate {
     plugin: String,
     path: Vec<PathBuf>,
     stdin: Vec<u8>,
     version: Version,
-    is_no_ipam: bool,
+    is_not_ipam: bool,
 }
 
 impl Delegate {
-    /// The plugin of that name; whether it exists is not asked.
+    /// Does not check whether the program exists.
     pub fn new(plugin: &str, conf: &NetConf, cni_path: &[PathBuf]) -> Delegate {
-        let ours = conf.root().text("type").ok().flatten();
+        let own_type = conf.root().text("type").ok().flatten();
         Delegate {
             plugin: plugin.to_owned(),
             path: cni_path.to_vec(),
             stdin: conf.bytes.clone(),
             version: conf.version,
-            is_no_ipam: NOT_IPAM.contains(&plugin) || ours == Some(plugin),
+            is_not_ipam: NOT_IPAM.contains(&plugin) || own_type == Some(plugin),
         }
     }
 
-    /// The program.
+    /// The path of the program.
     ///
     /// # Errors
-    /// Code 7 when the name is a path or a plugin that is no IPAM, or no directory of CNI_PATH has it.
+    /// Code 7 if the name is a path or not that of an IPAM plugin, or if no directory of CNI_PATH has it.
     pub fn locate(&self) -> Result<PathBuf, Error> {
-        let refused = |wanted| Error::config("ipam.type", format!("{:?}", self.plugin), wanted);
+        let invalid = |wanted| Error::config("ipam.type", format!("{:?}", self.plugin), wanted);
         if self.plugin.contains(['/', '\0']) || matches!(self.plugin.as_str(), "." | "..") {
-            return Err(refused("it must be the name of a plugin, not a path"));
+            return Err(invalid("it must be the name of a plugin, not a path"));
         }
-        if self.is_no_ipam {
-            return Err(refused(
+        if self.is_not_ipam {
+            return Err(invalid(
                 "that is no IPAM plugin: did you mean \"host-local\"?",
             ));
         }
-        // An empty element is the current directory; a bare name would be looked for in PATH.
-        let here = Path::new(".");
-        let directories = self.path.iter().map(|directory| match directory {
-            empty if empty.as_os_str().is_empty() => here,
-            directory => directory,
-        });
-        let mut programs = directories.map(|directory| directory.join(&self.plugin));
+        // Relative to ".", because a bare name would be searched in PATH.
+        let mut programs = self
+            .path
+            .iter()
+            .map(|directory| Path::new(".").join(directory).join(&self.plugin));
         programs.find(|program| program.is_file()).ok_or_else(|| {
             let tried: Vec<_> = self
                 .path
                 .iter()
                 .map(|path| path.to_string_lossy())
                 .collect();
-            refused("no directory of CNI_PATH has a plugin of that name")
+            invalid("no directory of CNI_PATH has a plugin of that name")
                 .details(format!("looked in {}", tried.join(", ")))
         })
     }
 
-    /// Runs its ADD. What it gives but cannot be used is given back.
+    /// Runs ADD, and DEL if the result is invalid.
     ///
     /// # Errors
-    /// Its own error as it is; 999 when it gives no answer, an answer that is no result, or no address.
+    /// The plugin's error unchanged; 999 if it fails without one, or its result is invalid or has no address.
     pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
         let output = self.run(Command::Add, attachment)?;
-        self.parse_answer(&output.stdout).map_err(|error| {
+        self.parse_result(&output.stdout).map_err(|error| {
             let error = error.context(format!("IPAM plugin {}", self.plugin));
-            match self.release(attachment) {
-                Ok(()) => error,
-                Err(more) => error.details(format!("also: {more}")),
-            }
+            error.and(self.release(attachment))
         })
     }
 
-    /// Runs its DEL.
-    ///
     /// # Errors
-    /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
+    /// The plugin's error unchanged; 999 if it fails without one; 7 if it does not exist.
     pub fn release(&self, attachment: &Attachment) -> Result<(), Error> {
         self.run(Command::Del, attachment).map(drop)
     }
 
-    /// Runs its CHECK.
-    ///
     /// # Errors
-    /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
+    /// Like [`Delegate::release`].
     pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
         self.run(Command::Check, attachment).map(drop)
     }
 
-    /// Runs its GC.
-    ///
     /// # Errors
-    /// Its own error as it is; 999 when it gives no answer; 7 when it is not there.
+    /// Like [`Delegate::release`].
     pub fn gc(&self) -> Result<(), Error> {
         self.run(Command::Gc, None).map(drop)
     }
 
-    /// Runs its STATUS. One that does not know the verb, which is younger than CNI 1.0, is taken for ready if it supports
-    /// the version of the configuration; else no ADD works.
+    /// Runs STATUS. A plugin that does not implement it (before CNI 1.1) is assumed to be ready if it supports the
+    /// version of the configuration; otherwise no ADD can work.
     ///
     /// # Errors
-    /// Its own error as it is; code 50 when it is not there, cannot be run, gives no answer or is too old.
+    /// The plugin's error unchanged; code 50 if it does not exist, cannot be executed, fails without an error or is too
+    /// old.
     pub fn status(&self) -> Result<(), Error> {
         let program = self.locate().map_err(Error::into_not_available)?;
-        let output = match run_when_written(&program, &[command_of(Command::Status)], &self.stdin) {
-            Ok(output) if output.status.success() => {
-                output.relay_stderr();
-                return Ok(());
-            }
-            Ok(output) => output,
-            Err(ProcessError::NotStarted { cause, .. }) if !files::needs_repair(&cause) => {
-                return Ok(());
-            }
-            Err(cause) => {
-                let error = self.broken_off(Command::Status, None, cause);
-                return Err(match error.code {
-                    Code::PLUGIN => error.into_not_available(),
-                    _ => error,
-                });
-            }
-        };
-        // The library of the Go plugins answers code 4 to an unknown verb, or for lack of variables that STATUS does not
-        // have. Who knows the verb needs no variables.
+        let output =
+            match run_retrying_if_busy(&program, &[command_variable(Command::Status)], &self.stdin)
+            {
+                Ok(output) if output.status.success() => {
+                    output.relay_stderr();
+                    return Ok(());
+                }
+                Ok(output) => output,
+                Err(ProcessError::NotStarted { cause, .. }) if !files::needs_repair(&cause) => {
+                    return Ok(());
+                }
+                Err(cause) => {
+                    let error = self.process_error(Command::Status, None, cause);
+                    return Err(match error.code {
+                        Code::PLUGIN => error.into_not_available(),
+                        _ => error,
+                    });
+                }
+            };
+        // The Go plugins' library returns code 4 for an unknown command, and for missing variables, which STATUS does
+        // not need.
         match parse_error(&output.stdout) {
             Some(error) if error.code != Code::INVALID_ENVIRONMENT => Err(error),
-            _ => self.supports_version(&program).map_err(|why| {
-                let failed = self.failure(Command::Status, &program, &output);
-                failed.details(why).into_not_available()
+            _ => self.supports_version(&program).map_err(|reason| {
+                let error = self.exit_error(Command::Status, &program, &output);
+                error.details(reason).into_not_available()
             }),
         }
     }
 
-    /// Whether its ADD takes a configuration of our version; why not otherwise.
+    /// Whether the plugin supports the version of the configuration; the error is the reason.
     fn supports_version(&self, program: &Path) -> Result<(), String> {
         let stdin = format!(r#"{{"cniVersion":"{}"}}"#, self.version.as_str());
-        let answer = run_when_written(program, &[command_of(Command::Version)], stdin.as_bytes());
-        let answer = answer.map_err(|cause| format!("its VERSION failed: {cause}"))?;
-        let value = json::parse("versions", &answer.stdout);
-        let supported: Vec<String> = value.ok().map_or_else(Vec::new, |value| {
-            let root = JsonCursor::root("versions", &value);
-            let listed = root.list("supportedVersions").ok().flatten();
-            let listed = listed.unwrap_or_default().into_iter();
-            listed
-                .filter_map(|it| it.as_text().map(str::to_owned).ok())
-                .collect()
-        });
-        match supported.iter().any(|it| it == self.version.as_str()) {
+        let output = run_retrying_if_busy(
+            program,
+            &[command_variable(Command::Version)],
+            stdin.as_bytes(),
+        );
+        let output = output.map_err(|cause| format!("its VERSION failed: {cause}"))?;
+        let supported = Version::supported_in(&output.stdout);
+        match supported
+            .iter()
+            .any(|version| version == self.version.as_str())
+        {
             true => Ok(()),
-            false if supported.is_empty() => {
-                Err("it does not tell which versions it supports".to_owned())
-            }
+            false if supported.is_empty() => Err("its VERSION result lists no versions".to_owned()),
             false => Err(format!(
-                "it supports cniVersion {}, but the configuration is of {}: no ADD can work; install a newer release, or lower cniVersion",
+                "it supports cniVersion {}, but the configuration has {}: ADD will fail; install a newer release, or lower cniVersion",
                 supported.join(", "),
                 self.version.as_str()
             )),
         }
     }
 
-    /// What concerns a whole network names no attachment.
+    /// GC has no attachment.
     fn run<'a>(
         &self,
         command: Command,
@@ -194,40 +182,42 @@ impl Delegate {
     ) -> Result<Output, Error> {
         let attachment = attachment.into();
         let program = self.locate()?;
-        let mut env = vec![command_of(command)];
+        let mut env = vec![command_variable(command)];
         if let Some(attachment) = attachment {
             env.push(("CNI_CONTAINERID", attachment.container.as_str()));
             env.push(("CNI_IFNAME", attachment.interface.as_str()));
         }
-        let output = run_when_written(&program, &env, &self.stdin)
-            .map_err(|cause| self.broken_off(command, attachment, cause))?;
+        let output = run_retrying_if_busy(&program, &env, &self.stdin)
+            .map_err(|cause| self.process_error(command, attachment, cause))?;
         if output.status.success() {
             output.relay_stderr();
             return Ok(output);
         }
-        Err(self.failure(command, &program, &output))
+        Err(self.exit_error(command, &program, &output))
     }
 
-    /// Its own error, or what can be said of a failure without one.
-    fn failure(&self, command: Command, program: &Path, output: &Output) -> Error {
+    /// The plugin's error, or a description of its failure.
+    fn exit_error(&self, command: Command, program: &Path, output: &Output) -> Error {
         parse_error(&output.stdout).unwrap_or_else(|| {
             let path = program.display();
-            let what = format!(
+            let msg = format!(
                 "{command} of IPAM plugin {} failed: {}",
                 self.plugin,
                 quote(&output.stderr_summary())
             );
-            let said = String::from_utf8_lossy(&output.stdout);
-            let error = Error::failed(what).details(format!("{path} ended with {}", output.status));
-            match said.trim() {
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            let error = Error::failed(msg).details(format!("{path} ended with {}", output.status));
+            match stdout.trim() {
                 "" => error,
-                said => error.details(format!("its answer is no CNI error: {}", quote(said))),
+                output => {
+                    error.details(format!("its output is not a CNI error: {}", quote(output)))
+                }
             }
         })
     }
 
-    /// The error of a program that did not come to its end. What an ADD had done by then is given back.
-    fn broken_off(
+    /// The error of a program that was not started, terminated or timed out. After an ADD, runs DEL.
+    fn process_error(
         &self,
         command: Command,
         attachment: Option<&Attachment>,
@@ -236,7 +226,7 @@ impl Delegate {
         let msg = format!("{command} of IPAM plugin {} failed: {cause}", self.plugin);
         let code = match cause {
             ProcessError::Terminated { .. } => Code::TRY_AGAIN,
-            // The answer to STATUS is that it is not available.
+            // STATUS reports "not available" instead.
             ProcessError::TimedOut { .. } if command != Command::Status => Code::TRY_AGAIN,
             _ => Code::PLUGIN,
         };
@@ -247,38 +237,35 @@ impl Delegate {
         if matches!(cause, ProcessError::NotStarted { .. }) {
             return error;
         }
-        match signals::uncancellable(|| self.release(attachment)) {
-            Ok(()) => error,
-            Err(more) => error.details(format!("also: {more}")),
-        }
+        error.and(signals::uncancellable(|| self.release(attachment)))
     }
 
-    /// Reads what its ADD printed.
+    /// Parses the output of ADD.
     ///
     /// # Errors
-    /// Code 999 when it is no result or has no address.
-    pub fn parse_answer(&self, stdout: &[u8]) -> Result<Lease, Error> {
+    /// Code 999 if it is not a result or has no address.
+    pub fn parse_result(&self, stdout: &[u8]) -> Result<Lease, Error> {
         if stdout.trim_ascii().is_empty() {
-            return Err(Error::failed("it ended well but gave no result"));
+            return Err(Error::failed("it succeeded without a result"));
         }
-        let unusable = |error: Error| Error {
+        let invalid = |error: Error| Error {
             code: Code::PLUGIN,
             ..error
         };
-        let value = json::parse("result", stdout).map_err(unusable)?;
+        let value = json::parse("result", stdout).map_err(invalid)?;
         let result = match value {
             serde_json::Value::Null => AddResult::default(),
             value => JsonCursor::root("result", &value)
                 .into_object()
                 .and_then(|root| AddResult::parse(&root, self.version))
-                .map_err(unusable)?,
+                .map_err(invalid)?,
         };
         if result.ips.is_empty() {
             return Err(Error::failed("its result has no address"));
         }
         let mut ips = result.ips;
         for ip in &mut ips {
-            // It knows nothing of interfaces.
+            // An IPAM plugin does not know the interfaces.
             ip.interface = None;
         }
         Ok(Lease {
@@ -289,19 +276,19 @@ impl Delegate {
     }
 }
 
-fn command_of(command: Command) -> (&'static str, &'static str) {
+fn command_variable(command: Command) -> (&'static str, &'static str) {
     ("CNI_COMMAND", command.as_str())
 }
 
-fn run_when_written(
+fn run_retrying_if_busy(
     program: &Path,
     env: &[(&str, &str)],
     stdin: &[u8],
 ) -> Result<Output, ProcessError> {
     let mut retries = BUSY_RETRIES;
     loop {
-        match process::run(program, &[], env, stdin, LIMIT) {
-            // ETXTBSY tells of somebody who still writes the file, and nothing tells when that ends.
+        match process::run(program, &[], env, stdin, TIMEOUT) {
+            // There is no event for the end of ETXTBSY.
             Err(ProcessError::NotStarted { cause, .. })
                 if retries > 0 && cause.kind() == ErrorKind::ExecutableFileBusy =>
             {
@@ -313,7 +300,7 @@ fn run_when_written(
     }
 }
 
-/// A CNI error document; `None` for anything else.
+/// `None` if it is not a CNI error.
 pub fn parse_error(stdout: &[u8]) -> Option<Error> {
     let value = json::parse("error", stdout).ok()?;
     let root = JsonCursor::root("error", &value);
@@ -327,7 +314,7 @@ pub fn parse_error(stdout: &[u8]) -> Option<Error> {
     })
 }
 
-/// The first part of what a program said, in one line.
+/// The beginning of the output, on one line.
 fn quote(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(QUOTED) {

@@ -1,7 +1,6 @@
-//! The IPAM plugin host-local, in process: addresses of this node, kept in a directory.
+//! The IPAM plugin host-local, in process.
 //!
-//! A request is decided as a whole under one lock before the first file is written, so that what cannot be given leaves
-//! nothing behind.
+//! All addresses of an attachment are chosen under one lock before the first lease is written.
 
 use std::net::IpAddr;
 
@@ -17,10 +16,9 @@ use crate::ipam::store::{Leases, Locked, Store};
 use crate::ipam::{Lease, resolv};
 use crate::net::{Family, Route};
 
-/// How many holders an error about an exhausted range set names.
+/// Number of holders that the error about an exhausted range set names.
 const NAMED_HOLDERS: usize = 3;
 
-/// host-local with the configuration of one network.
 #[derive(Clone, Debug)]
 pub struct HostLocal {
     store: Store,
@@ -28,7 +26,7 @@ pub struct HostLocal {
 }
 
 impl HostLocal {
-    /// Parses a configuration for ADD, CHECK and STATUS. Changes nothing.
+    /// For ADD, CHECK and STATUS. Changes nothing.
     ///
     /// # Errors
     /// Code 6, 7 or 4 for an invalid or missing value.
@@ -42,8 +40,8 @@ impl HostLocal {
     /// Reserves one address of each range set, or none.
     ///
     /// # Errors
-    /// Code 11 when another process keeps the lock; 999 when a set is exhausted, the address asked for is taken, `who`
-    /// has an address already, resolvConf cannot be read or the directory not be written.
+    /// Code 11 if another process holds the lock for too long; 999 if a set is exhausted, the requested address is
+    /// taken, the attachment already has an address, resolvConf cannot be read or the directory is not writable.
     pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
         let resolv_conf = self.config.resolv_conf.as_deref();
         let dns = resolv_conf.map(resolv::read).transpose()?;
@@ -60,15 +58,14 @@ impl HostLocal {
         })
     }
 
-    /// The routes that each lease has.
     pub fn routes(&self) -> &[Route] {
         &self.config.routes
     }
 
-    /// Whether `who` holds an address.
+    /// Whether the attachment has an address.
     ///
     /// # Errors
-    /// When it does not.
+    /// If not.
     pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
         if !self.store.held(attachment)?.addresses().is_empty() {
             return Ok(());
@@ -80,12 +77,12 @@ impl HostLocal {
         .details("the address may be reassigned; run DEL, then ADD again"))
     }
 
-    /// Whether anything keeps every ADD from working until a person repairs it: a directory that cannot be written, a
-    /// resolvConf that is missing. Runtimes take a node down for it, so what passes by itself or by the end of a
-    /// container, such as an exhausted range or a full disk, is not reported here. Writes nothing and waits for nobody.
+    /// Whether an ADD could work, as far as a repair is needed: the directory is not writable, or resolvConf is
+    /// missing. Because runtimes mark a node as not ready, temporary conditions such as an exhausted range or a full
+    /// disk are not reported. Writes nothing, takes no lock.
     ///
     /// # Errors
-    /// Code 50 for these.
+    /// Code 50 if not.
     pub fn status(&self) -> Result<(), Error> {
         let resolv_conf = self.config.resolv_conf.as_deref();
         let readable = resolv_conf.map_or(Ok(()), resolv::status);
@@ -97,17 +94,16 @@ impl HostLocal {
         &self.config.pools
     }
 
-    /// How many addresses of a range set can be given at all: gateways and ends of subnets cannot.
+    /// The number of allocatable addresses of a range set, without gateways, network and broadcast addresses.
     pub fn usable(&self, pool: &Pool) -> u128 {
         pool.set.usable(&self.config.gateways)
     }
 
-    /// Where its leases are.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// The families of the addresses it gives, as far as they are known.
+    /// The families of the range sets.
     pub fn families(&self) -> Vec<Family> {
         let pools = self.config.pools.iter();
         let mut families: Vec<Family> = pools.map(|pool| pool.set.family()).collect();
@@ -118,9 +114,9 @@ impl HostLocal {
     fn reserve_chosen(&self, attachment: &Attachment) -> Result<Vec<(&Range, IpAddr)>, Error> {
         let config = &self.config;
         let locked = self.store.lock_or_create()?;
-        locked.enter_boot(&attachment.container)?;
-        let leases = locked.scan(attachment)?;
-        self.refuse_duplicate(attachment, &leases)?;
+        locked.update_boot_record(&attachment.container)?;
+        let leases = self.store.scan(attachment)?;
+        self.reject_duplicate(attachment, &leases)?;
         let mut chosen = Vec::with_capacity(config.pools.len());
         for (index, pool) in config.pools.iter().enumerate() {
             let choice = match pool.requested {
@@ -135,18 +131,18 @@ impl HostLocal {
             };
             chosen.push(choice);
         }
-        write(&locked, &chosen, attachment)?;
+        write_leases(&locked, &chosen, attachment)?;
         let added: Vec<IpAddr> = chosen.iter().map(|(_, address)| *address).collect();
         locked.index_added(leases, attachment, &added);
         Ok(chosen)
     }
 
-    fn refuse_duplicate(&self, attachment: &Attachment, leases: &Leases) -> Result<(), Error> {
-        let in_a_set = |address: &&IpAddr| {
+    fn reject_duplicate(&self, attachment: &Attachment, leases: &Leases) -> Result<(), Error> {
+        let is_in_range = |address: &&IpAddr| {
             let mut pools = self.config.pools.iter();
             pools.any(|pool| pool.set.range_of(**address).is_some())
         };
-        let Some(address) = leases.mine.iter().find(in_a_set) else {
+        let Some(address) = leases.held.addresses.iter().find(is_in_range) else {
             return Ok(());
         };
         let network = self.store.network();
@@ -174,7 +170,7 @@ impl HostLocal {
                     Error::failed(what).details(match self.store.holder(address) {
                         Some(holder) => format!("held: {holder}"),
                         None => format!(
-                            "{} holds a file of that name",
+                            "{} has a file of this name",
                             self.store.directory().display()
                         ),
                     }),
@@ -191,40 +187,38 @@ impl HostLocal {
         let directory = self.store.directory().display();
         let error =
             Error::failed(what).details(format!("all {usable} are reserved in {directory}"));
-        let wanted = |address| set.range_of(address).is_some();
-        let oldest = self.store.oldest(NAMED_HOLDERS, wanted);
+        let is_in_set = |address| set.range_of(address).is_some();
+        let oldest = self.store.oldest(NAMED_HOLDERS, is_in_set);
         let oldest: Vec<String> = oldest.iter().map(ToString::to_string).collect();
         if oldest.is_empty() {
             return error;
         }
         error
             .details(format!("held longest: {}", oldest.join(", ")))
-            .details("containers that are gone need a DEL")
+            .details("run DEL for containers that no longer exist")
     }
 }
 
-/// Writes the leases; when one fails, those before it go again.
-fn write(
+/// Writes the leases; on error, removes those already written.
+fn write_leases(
     locked: &Locked,
     chosen: &[(&Range, IpAddr)],
     attachment: &Attachment,
 ) -> Result<(), Error> {
-    let mut made = Vec::with_capacity(chosen.len());
+    let mut written = Vec::with_capacity(chosen.len());
     let mut outcome = Ok(());
     for (index, (_, address)) in chosen.iter().enumerate() {
-        outcome = locked.put(*address, attachment).and_then(|()| {
-            made.push(*address);
-            locked.remember(index, *address)
+        outcome = locked.create_lease(*address, attachment).and_then(|()| {
+            written.push(*address);
+            locked.set_last_reserved(index, *address)
         });
         if outcome.is_err() {
             break;
         }
     }
     outcome.map_err(|error| {
-        let undone = made.iter().map(|address| locked.take_back(*address));
-        undone.fold(error, |error, undone| match undone {
-            Ok(()) => error,
-            Err(more) => error.details(format!("also: {more}")),
+        written.iter().fold(error, |error, address| {
+            error.and(locked.remove_lease(*address))
         })
     })
 }

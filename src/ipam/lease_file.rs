@@ -1,63 +1,57 @@
-//! What a file of the store says: `<container id>\r\n<interface>`. Only reads.
+//! The content of a lease file: `<container ID>\r\n<interface>`.
 
-use std::fmt;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::path::Path;
-use std::time::SystemTime;
 
 use crate::cni::names::{Attachment, ContainerId};
 use crate::kernel::files;
 use crate::kernel::retry::retry_on_eintr;
 
-/// What a lease file says about an attachment.
+/// The owner of a lease, compared with an attachment.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LeaseOwner {
-    /// It is the attachment's.
-    Mine,
-    /// It names the container only, as old versions of the reference wrote it.
-    Containers,
-    /// It is another interface's of the same container.
-    Siblings,
-    /// It is somebody else's.
-    Foreign,
-    /// It is nobody's.
-    Garbled,
+    /// The attachment.
+    Attachment,
+    /// The attachment's container, without an interface: the format of old versions of the Go plugin.
+    Container,
+    /// Another interface of the container.
+    OtherInterface,
+    OtherContainer,
+    /// The file names no owner.
+    Invalid,
 }
 
-/// Reads what a file says about `who`.
+/// Reads a lease file and compares its owner with an attachment.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read_owner_for(path: &Path, attachment: &Attachment) -> io::Result<LeaseOwner> {
     match read_small(path) {
-        // No plugin makes links: whatever this is, it is not ours to follow or to remove.
-        Err(cause) if files::is_link(&cause) => Ok(LeaseOwner::Foreign),
+        // Plugins create no symbolic links; it is neither followed nor removed.
+        Err(cause) if files::is_link(&cause) => Ok(LeaseOwner::OtherContainer),
         content => content.map(|content| owner_for(&content, attachment)),
     }
 }
 
-/// What the content of a file says about `who`.
+/// Compares the owner in the content of a lease file with an attachment.
 pub fn owner_for(content: &[u8], attachment: &Attachment) -> LeaseOwner {
     let (container, interface) = (attachment.container.as_str(), attachment.interface.as_str());
     let rest = content.trim_ascii().strip_prefix(container.as_bytes());
     if rest == Some(b"") {
-        return LeaseOwner::Containers;
+        return LeaseOwner::Container;
     }
-    // Programs that take CR LF for the end of a line of text may have written LF alone.
+    // LF is accepted, too: text tools may have converted the line end.
     let second = rest.and_then(|it| it.strip_prefix(b"\r\n").or_else(|| it.strip_prefix(b"\n")));
     match second {
-        Some(name) if name == interface.as_bytes() => return LeaseOwner::Mine,
-        Some(_) => return LeaseOwner::Siblings,
-        None => {}
-    }
-    match parse_owner(content) {
-        Some(_) => LeaseOwner::Foreign,
-        None => LeaseOwner::Garbled,
+        Some(name) if name == interface.as_bytes() => LeaseOwner::Attachment,
+        Some(_) => LeaseOwner::OtherInterface,
+        None if parse_owner(content).is_some() => LeaseOwner::OtherContainer,
+        None => LeaseOwner::Invalid,
     }
 }
 
-/// Container and interface; the latter is empty in the legacy form. `None` when the first line is no container id.
+/// Container and interface; the interface is empty in the legacy format. `None` if the first line is not a container
+/// ID.
 pub fn parse_owner(content: &[u8]) -> Option<(ContainerId, String)> {
     let text = String::from_utf8_lossy(content.trim_ascii());
     let (container, interface) = text.split_once('\n').unwrap_or((&text, ""));
@@ -65,10 +59,10 @@ pub fn parse_owner(content: &[u8]) -> Option<(ContainerId, String)> {
     Some((container, interface.to_owned()))
 }
 
-/// Reads a file that holds two short lines, with one system call where they are.
+/// Reads up to 256 KiB of a file; with a single system call if it is small, as a lease is.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     const USUAL: usize = 512;
     const LIMIT: u64 = 256 << 10;
@@ -82,78 +76,32 @@ pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// A lease as an error message tells it.
-#[derive(Debug)]
-pub struct Holder {
-    address: IpAddr,
-    owner: String,
-    since: SystemTime,
-}
-
-impl Holder {
-    /// Reads a lease; `None` when it is gone or garbled.
-    pub fn read(path: &Path, address: IpAddr) -> Option<Holder> {
-        let since = path
-            .symlink_metadata()
-            .and_then(|file| file.modified())
-            .ok()?;
-        let owner = match parse_owner(&read_small(path).ok()?)? {
-            (container, interface) if interface.is_empty() => format!("container {container}"),
-            (container, interface) => format!("container {container} interface {interface}"),
-        };
-        Some(Holder {
-            address,
-            owner,
-            since,
-        })
-    }
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let age = age(self.since);
-        write!(f, "{} by {} for {age}", self.address, self.owner)
-    }
-}
-
-/// How long ago that was, for a person.
-pub fn age(since: SystemTime) -> String {
-    let seconds = since.elapsed().unwrap_or_default().as_secs();
-    let (number, unit) = match seconds {
-        0..120 => (seconds, "s"),
-        120..7200 => (seconds / 60, "min"),
-        7200..172_800 => (seconds / 3600, "h"),
-        _ => (seconds / 86_400, "days"),
-    };
-    format!("{number} {unit}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ipam::tests::attachment_of;
 
     #[test]
-    fn only_the_first_line_decides_whether_a_file_is_somebodys() {
+    fn a_lease_has_an_owner_if_its_first_line_is_a_container_id() {
         let attachment = attachment_of("c1", "eth0");
         for (content, expected) in [
-            ("c1\r\neth0", LeaseOwner::Mine),
-            (" c1\r\neth0\n", LeaseOwner::Mine),
-            ("c1", LeaseOwner::Containers),
-            ("c1\n", LeaseOwner::Containers),
-            ("c1\r\neth1", LeaseOwner::Siblings),
-            ("c10\r\neth0", LeaseOwner::Foreign),
-            ("c1\neth0", LeaseOwner::Mine),
-            ("c1\neth1", LeaseOwner::Siblings),
-            ("c10\neth0", LeaseOwner::Foreign),
-            ("c2", LeaseOwner::Foreign),
-            ("c2\r\n\u{fc}", LeaseOwner::Foreign),
-            ("", LeaseOwner::Garbled),
-            (" \r\n", LeaseOwner::Garbled),
-            ("\r\neth0", LeaseOwner::Foreign), // trimmed, it names a container "eth0"
-            ("\0\0\0\0", LeaseOwner::Garbled),
-            ("-c1\r\neth0", LeaseOwner::Garbled),
-            ("not a container\r\neth0", LeaseOwner::Garbled),
+            ("c1\r\neth0", LeaseOwner::Attachment),
+            (" c1\r\neth0\n", LeaseOwner::Attachment),
+            ("c1", LeaseOwner::Container),
+            ("c1\n", LeaseOwner::Container),
+            ("c1\r\neth1", LeaseOwner::OtherInterface),
+            ("c10\r\neth0", LeaseOwner::OtherContainer),
+            ("c1\neth0", LeaseOwner::Attachment),
+            ("c1\neth1", LeaseOwner::OtherInterface),
+            ("c10\neth0", LeaseOwner::OtherContainer),
+            ("c2", LeaseOwner::OtherContainer),
+            ("c2\r\n\u{fc}", LeaseOwner::OtherContainer),
+            ("", LeaseOwner::Invalid),
+            (" \r\n", LeaseOwner::Invalid),
+            ("\r\neth0", LeaseOwner::OtherContainer), // trimmed: container "eth0"
+            ("\0\0\0\0", LeaseOwner::Invalid),
+            ("-c1\r\neth0", LeaseOwner::Invalid),
+            ("not a container\r\neth0", LeaseOwner::Invalid),
         ] {
             assert_eq!(
                 owner_for(content.as_bytes(), &attachment),
@@ -161,7 +109,10 @@ mod tests {
                 "{content:?}"
             );
         }
-        assert_eq!(owner_for(b"c2\r\n\xff", &attachment), LeaseOwner::Foreign);
-        assert_eq!(owner_for(b"\xff\xfe", &attachment), LeaseOwner::Garbled);
+        assert_eq!(
+            owner_for(b"c2\r\n\xff", &attachment),
+            LeaseOwner::OtherContainer
+        );
+        assert_eq!(owner_for(b"\xff\xfe", &attachment), LeaseOwner::Invalid);
     }
 }

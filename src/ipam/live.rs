@@ -1,8 +1,8 @@
-//! Which leases belong to attachments that still exist.
+//! Attachments that still exist, for leases from before a boot.
 //!
-//! A boot ID that differs from the recorded one does not prove that the containers are gone: a container manager may lay
-//! a file of its own over it, and the Go plugins may have been at work since the boot. So a lease is given up only when
-//! nothing shows that its attachment lives. Takes a look at all links and processes of the host: only for rare events.
+//! A changed boot ID does not prove that the containers are gone: a container manager may mount its own boot ID, and
+//! the Go plugins may have run since the boot. A lease is released only if its attachment has no trace on the host.
+//! Lists all links and processes: only for rare events.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -13,48 +13,47 @@ use crate::kernel::netlink::{Kind, Netlink, NetlinkError, NetnsId};
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
 use crate::kernel::procfs;
 
-/// What shows that attachments live.
+/// Traces of attachments.
 #[derive(Debug, Default)]
 pub struct LiveAttachments {
-    /// The links of the host.
+    /// Names of the links on the host.
     links: HashSet<String>,
-    /// The addresses in all other network namespaces that a link connects with the host's.
+    /// The addresses in all network namespaces that are connected with the host by a link.
     addresses: HashSet<IpAddr>,
-    /// The containers for which a plugin, of any implementation, is at work.
+    /// The containers for which a CNI plugin, of any implementation, is running.
     containers: HashSet<String>,
 }
 
 impl LiveAttachments {
-    /// Looks at the links, the namespaces and the processes of this host.
+    /// Lists links, network namespaces and processes of the host.
     ///
     /// # Errors
-    /// When one of them cannot be seen: then every attachment may be alive.
+    /// If one of them cannot be listed: any attachment may exist.
     pub fn observe() -> Result<LiveAttachments, Error> {
-        let unknown = |what: &str, cause: &dyn std::fmt::Display| {
+        let failed = |what: &str, cause: &dyn std::fmt::Display| {
             Error::failed(format!(
-                "cannot see which attachments live: {what}: {cause}"
+                "cannot determine which attachments exist: {what}: {cause}"
             ))
         };
-        let host = Netlink::open().map_err(|cause| unknown("open a netlink socket", &cause))?;
+        let host = Netlink::open().map_err(|cause| failed("open a netlink socket", &cause))?;
         let links = host
             .links()
-            .map_err(|cause| unknown("list the links", &cause))?;
+            .map_err(|cause| failed("list the links", &cause))?;
         let mut live = LiveAttachments {
             links: links.into_iter().map(|link| link.name).collect(),
             ..LiveAttachments::default()
         };
         let seen = live
-            .add_linked(&host)
-            .map_err(|cause| unknown("list addresses of another network namespace", &cause))?;
-        live.add_visible(&host, &seen)
-            .map_err(|cause| unknown("look into a network namespace", &cause))?;
+            .add_peer_namespaces(&host)
+            .map_err(|cause| failed("list addresses of another network namespace", &cause))?;
+        live.add_other_namespaces(&host, &seen)
+            .map_err(|cause| failed("inspect a network namespace", &cause))?;
         live.containers = procfs::environment_values("CNI_CONTAINERID")
-            .map_err(|cause| unknown("list the processes", &cause))?;
+            .map_err(|cause| failed("list the processes", &cause))?;
         Ok(live)
     }
 
-    /// Whether the attachment with this lease may be alive. Without an interface, in the legacy form of a lease, it is
-    /// the container's only one.
+    /// Whether the owner of this lease may exist. In the legacy format, the interface is eth0.
     pub fn has(
         &self,
         network: &NetworkName,
@@ -79,19 +78,19 @@ impl LiveAttachments {
             || self.containers.contains(container.as_str())
     }
 
-    /// Whether an interface of a container, or of anything else that is connected with this host, has an address.
+    /// Whether an interface in a connected network namespace has this address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address)
     }
 
-    /// Passes over the process that asks, and those that started it.
-    pub fn without_work_for(mut self, container: &ContainerId) -> LiveAttachments {
+    /// Ignores the running plugin itself and its parents.
+    pub fn without_plugins_of(mut self, container: &ContainerId) -> LiveAttachments {
         self.containers.remove(container.as_str());
         self
     }
 
-    /// The namespaces that veths of the host lead to, wherever their files are.
-    fn add_linked(&mut self, host: &Netlink) -> Result<BTreeSet<NetnsId>, NetlinkError> {
+    /// Network namespaces of the peers of the host's veths, even if they have no file.
+    fn add_peer_namespaces(&mut self, host: &Netlink) -> Result<BTreeSet<NetnsId>, NetlinkError> {
         let links = host.cross_links()?;
         let linked: BTreeSet<NetnsId> = links.iter().map(|link| link.netns).collect();
         for netns in &linked {
@@ -100,10 +99,10 @@ impl LiveAttachments {
                     let addresses = addresses.iter().map(|address| address.cidr.address());
                     self.addresses.extend(addresses);
                 }
-                // The kernel deletes them with their peers, which takes it a while.
+                // The namespace is being deleted, and the veth with it.
                 None => {
-                    let dead = links.iter().filter(|link| link.netns == *netns);
-                    for link in dead {
+                    let stale = links.iter().filter(|link| link.netns == *netns);
+                    for link in stale {
                         self.links.remove(&link.link.name);
                     }
                 }
@@ -112,14 +111,18 @@ impl LiveAttachments {
         Ok(linked)
     }
 
-    /// The namespaces that processes or mounts keep and that have a link which is based on one of the host's, as those
-    /// of the types macvlan, ipvlan and vlan are: it does not show from the host.
-    fn add_visible(&mut self, host: &Netlink, seen: &BTreeSet<NetnsId>) -> Result<(), NetnsError> {
-        let home = Netns::own()?;
+    /// Network namespaces of processes and mounts with a link that is based on a link of the host (macvlan, ipvlan,
+    /// vlan), which the host's links do not show.
+    fn add_other_namespaces(
+        &mut self,
+        host: &Netlink,
+        seen: &BTreeSet<NetnsId>,
+    ) -> Result<(), NetnsError> {
+        let host_netns = Netns::own()?;
         for path in procfs::network_namespaces()? {
             let netns = match Netns::open(&path, OwnNetns::Refused) {
                 Ok(netns) => netns,
-                Err(cause) if is_elsewhere(&cause) => continue,
+                Err(cause) if is_inaccessible(&cause) => continue,
                 Err(cause) => return Err(cause),
             };
             let number = host.id_of(&netns).map_err(std::io::Error::other)?;
@@ -128,24 +131,25 @@ impl LiveAttachments {
             }
             match Netlink::open_in(&netns) {
                 Ok(inside) => self
-                    .add_connected(&inside, &home)
+                    .add_if_connected(&inside, &host_netns)
                     .map_err(std::io::Error::other)?,
-                Err(cause) if is_elsewhere(&cause) => {}
+                Err(cause) if is_inaccessible(&cause) => {}
                 Err(cause) => return Err(cause),
             }
         }
         Ok(())
     }
 
-    fn add_connected(&mut self, inside: &Netlink, home: &Netns) -> Result<(), NetlinkError> {
+    fn add_if_connected(&mut self, inside: &Netlink, host: &Netns) -> Result<(), NetlinkError> {
         let links = inside.cross_links()?;
-        let home = if links.is_empty() {
+        let host_id = if links.is_empty() {
             None
         } else {
-            inside.id_of(home)?
+            inside.id_of(host)?
         };
-        let is_connected = home.is_some() && links.iter().any(|link| Some(link.netns) == home);
-        // A device that was moved there, of the type host-device or SR-IOV, leads nowhere.
+        let is_connected =
+            host_id.is_some() && links.iter().any(|link| Some(link.netns) == host_id);
+        // A moved device (host-device, SR-IOV) has no peer.
         let is_hardware = |kind: &Kind| *kind == Kind::Other("device".to_owned());
         let hardware: HashSet<u32> = inside
             .links()?
@@ -157,16 +161,17 @@ impl LiveAttachments {
             return Ok(());
         }
         let addresses = inside.all_addresses()?.into_iter();
-        let there = addresses.filter(|address| is_connected || hardware.contains(&address.link));
+        let connected =
+            addresses.filter(|address| is_connected || hardware.contains(&address.link));
         self.addresses
-            .extend(there.map(|address| address.cidr.address()));
+            .extend(connected.map(|address| address.cidr.address()));
         Ok(())
     }
 }
 
-/// The namespace is this host's own, has ended, or is of a user namespace above ours: no plugin could have made an
-/// interface there, for that needs the same right (setns(2), EPERM).
-fn is_elsewhere(cause: &NetnsError) -> bool {
+/// The namespace is the host's own, has ended, or belongs to a parent user namespace, where no plugin can have created
+/// an interface, because that needs the same capability (setns(2), EPERM).
+fn is_inaccessible(cause: &NetnsError) -> bool {
     match cause {
         NetnsError::Own | NetnsError::Missing | NetnsError::NotANamespace => true,
         NetnsError::Refused(cause) => cause.kind() == std::io::ErrorKind::PermissionDenied,

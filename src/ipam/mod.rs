@@ -1,8 +1,8 @@
-//! Addresses: where they come from and who has them.
+//! IP address management: allocation and leases.
 //!
-//! [`host_local`] runs in process and keeps its leases in a directory it shares with the reference's host-local; any
-//! other type is a program ([`delegate`]). [`Ipam::parse`] refuses all that can be refused; `reserve` and `release` are
-//! inverses. Knows nothing of links, bridges and namespaces.
+//! [`host_local`] runs in process and shares its lease directory with the Go plugin; any other type is executed
+//! ([`delegate`]). [`Ipam::parse`] rejects invalid configurations before anything is changed; `release` is the inverse
+//! of `reserve`. Knows no links, bridges or namespaces.
 
 pub mod allocate;
 pub mod config;
@@ -26,9 +26,9 @@ use crate::net::{Family, Route};
 
 pub use delegate::Delegate;
 pub use host_local::HostLocal;
-pub use store::{Held, LeaseFile, LeaseLock, Store};
+pub use store::{HeldLeases, LeaseFile, LeaseLock, Store};
 
-/// Who gives addresses for a network.
+/// The IPAM plugin of a network.
 #[derive(Clone, Debug)]
 pub enum Ipam {
     /// `host-local`, in process.
@@ -42,31 +42,28 @@ pub enum Ipam {
 pub enum IpamLeases {
     /// The lease directory of host-local.
     HostLocal(Store),
-    /// Another IPAM plugin, which knows its leases.
+    /// Another IPAM plugin; only it can list its leases.
     Delegate(Delegate),
 }
 
-/// What an attachment has been given.
+/// The result of an IPAM plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
-    /// Addresses; they do not say yet whose interface they are for. At least one.
+    /// At least one, without an interface index.
     pub ips: Vec<IpConfig>,
-    /// Routes.
     pub routes: Vec<Route>,
-    /// Name service.
     pub dns: Dns,
 }
 
 impl Lease {
-    /// Its addresses as something to release: for an undo, which frees these and no others.
-    pub fn held(&self) -> Held {
+    /// These addresses only, for an undo.
+    pub fn held(&self) -> HeldLeases {
         let addresses = self.ips.iter().map(|ip| ip.address.address());
-        Held::exactly(addresses.collect())
+        HeldLeases::of(addresses.collect())
     }
 }
 
 impl From<Lease> for AddResult {
-    /// The result of an IPAM plugin: no interfaces.
     fn from(lease: Lease) -> AddResult {
         AddResult {
             interfaces: Vec::new(),
@@ -78,27 +75,27 @@ impl From<Lease> for AddResult {
 }
 
 impl Ipam {
-    /// For ADD, CHECK and STATUS. `None` is a layer-2 network: `ipam` is absent, null or says nothing. Nothing is changed,
-    /// and a delegate is not looked for: see [`Ipam::locate`].
+    /// For ADD, CHECK and STATUS. `None` for a layer-2 network: `ipam` is absent, null or empty. Changes nothing and
+    /// does not search for another plugin's program: see [`Ipam::locate`].
     ///
     /// # Errors
-    /// Code 6, 7 or 4 for everything that can be rejected: an `ipam` without type, what is wrong in
-    /// the configuration of host-local, an address asked for that cannot be given.
+    /// Code 6, 7 or 4 for an `ipam` without type, an invalid configuration of host-local, or a requested address that
+    /// cannot be allocated.
     pub fn parse(conf: &NetConf, cni_path: &[PathBuf], args: &Args) -> Result<Option<Ipam>, Error> {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
-        match ipam.filled_text("type")? {
+        match ipam.non_empty_text("type")? {
             Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
             Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path)))),
-            None => refuse_untyped(&ipam).map(|()| None),
+            None => reject_missing_type(&ipam).map(|()| None),
         }
     }
 
-    /// Finds the program of a delegate, so that a missing one is reported before anything is changed.
+    /// Finds the program of another IPAM plugin, so that its absence is reported before anything is changed.
     ///
     /// # Errors
-    /// Code 7 when it is not there, or is no IPAM plugin.
+    /// Code 7 if it does not exist or is not an IPAM plugin.
     pub fn locate(&self) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(_) => Ok(()),
@@ -106,7 +103,7 @@ impl Ipam {
         }
     }
 
-    /// The routes that every lease will have, as far as they are known before one is reserved.
+    /// The routes of every lease, as far as they are known before one is reserved.
     pub fn routes(&self) -> &[Route] {
         match self {
             Ipam::HostLocal(host_local) => host_local.routes(),
@@ -114,11 +111,11 @@ impl Ipam {
         }
     }
 
-    /// Reserves addresses for an attachment: all it should have, or none.
+    /// Reserves all addresses of an attachment, or none.
     ///
     /// # Errors
-    /// When there is none to give or the attachment has one already; code 11 when the store is locked for too long; a
-    /// delegate's error as it is.
+    /// 999 if no address is available or the attachment already has one; code 11 if the lease directory is locked for
+    /// too long; errors of other IPAM plugins unchanged.
     pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.reserve(attachment),
@@ -126,7 +123,6 @@ impl Ipam {
         }
     }
 
-    /// What releases the addresses that [`Ipam::reserve`] reserved.
     pub fn leases(&self) -> IpamLeases {
         match self {
             Ipam::HostLocal(host_local) => IpamLeases::HostLocal(host_local.store().clone()),
@@ -134,10 +130,10 @@ impl Ipam {
         }
     }
 
-    /// Whether anything keeps every ADD from getting addresses until a person repairs it.
+    /// Whether an ADD could reserve addresses. Only conditions that need a repair are reported.
     ///
     /// # Errors
-    /// Code 50 if so; a delegate's error as it is.
+    /// Code 50 if not; errors of other IPAM plugins unchanged.
     pub fn status(&self) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.status(),
@@ -145,7 +141,7 @@ impl Ipam {
         }
     }
 
-    /// The families of the addresses it gives; `None` when only the delegate knows.
+    /// `None` if only another IPAM plugin knows them.
     pub fn families(&self) -> Option<Vec<Family>> {
         match self {
             Ipam::HostLocal(host_local) => Some(host_local.families()),
@@ -153,10 +149,10 @@ impl Ipam {
         }
     }
 
-    /// Whether the attachment holds what it was given.
+    /// Whether the attachment has addresses.
     ///
     /// # Errors
-    /// When it does not; a delegate's error as it is.
+    /// 999 if not; errors of other IPAM plugins unchanged.
     pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.check(attachment),
@@ -166,27 +162,27 @@ impl Ipam {
 }
 
 impl IpamLeases {
-    /// Needs the network's name, `ipam.type` and `ipam.dataDir`, so that a key that became invalid since the ADD does not
-    /// prevent the release. `None` for a layer-2 network. A delegate is not looked for.
+    /// Reads only the network's name, `ipam.type` and `ipam.dataDir`, so that a key that became invalid since the ADD
+    /// does not prevent the release. `None` for a layer-2 network. Does not search for another plugin's program.
     ///
     /// # Errors
-    /// Code 6 when one of these has the wrong type.
+    /// Code 6 if one of these has the wrong type.
     pub fn parse(conf: &NetConf, cni_path: &[PathBuf]) -> Result<Option<IpamLeases>, Error> {
         let Some(ipam) = conf.root().object("ipam")? else {
             return Ok(None);
         };
-        Ok(match ipam.filled_text("type")? {
+        Ok(match ipam.non_empty_text("type")? {
             Some("host-local") => Some(IpamLeases::HostLocal(Store::of(conf)?)),
             Some(plugin) => Some(IpamLeases::Delegate(Delegate::new(plugin, conf, cni_path))),
             None => None,
         })
     }
 
-    /// The addresses of an attachment; `None` if only the delegate knows. Does not wait for the lock.
+    /// The addresses of an attachment; `None` if only another IPAM plugin knows them. Does not wait for the lock.
     ///
     /// # Errors
-    /// When the directory cannot be read.
-    pub fn held(&self, attachment: &Attachment) -> Result<Option<Held>, Error> {
+    /// If the directory cannot be read.
+    pub fn held(&self, attachment: &Attachment) -> Result<Option<HeldLeases>, Error> {
         match self {
             IpamLeases::HostLocal(store) => store.held(attachment).map(Some),
             IpamLeases::Delegate(_) => Ok(None),
@@ -194,28 +190,26 @@ impl IpamLeases {
     }
 
     /// Locks the leases of these addresses: waits until no program that an earlier call started for the attachment is
-    /// running. `None` if only the delegate knows leases.
+    /// running. `None` if only another IPAM plugin knows the leases.
     ///
     /// # Errors
-    /// Code 11 when one runs for too long.
-    pub fn lock(&self, held: &Held) -> Result<Option<LeaseLock>, Error> {
+    /// Code 11 if one runs for too long.
+    pub fn lock(&self, held: &HeldLeases) -> Result<Option<LeaseLock>, Error> {
         match self {
             IpamLeases::HostLocal(store) => store.lock_leases(held.addresses()).map(Some),
             IpamLeases::Delegate(_) => Ok(None),
         }
     }
 
-    /// Releases what [`IpamLeases::held`] found or [`Lease::held`] names; with `None` all addresses of the attachment.
+    /// Releases the given leases; with `None`, all leases of the attachment.
     ///
     /// # Errors
-    /// When an address could not be released; code 11 when another process holds the lock; a delegate's error unchanged.
-    pub fn release(&self, attachment: &Attachment, held: Option<Held>) -> Result<(), Error> {
+    /// If an address could not be released; code 11 if another process holds the lock; errors of other IPAM plugins
+    /// unchanged.
+    pub fn release(&self, attachment: &Attachment, held: Option<HeldLeases>) -> Result<(), Error> {
         match self {
             IpamLeases::HostLocal(store) => {
-                let held = match held {
-                    Some(held) => held,
-                    None => store.held(attachment)?,
-                };
+                let held = held.map_or_else(|| store.held(attachment), Ok)?;
                 store.release(attachment, &held)
             }
             IpamLeases::Delegate(delegate) => delegate.release(attachment),
@@ -223,15 +217,15 @@ impl IpamLeases {
     }
 }
 
-/// Somebody who writes ranges does not want a network without addresses.
-fn refuse_untyped(ipam: &JsonCursor) -> Result<(), Error> {
+/// An `ipam` with other keys but no type is an error, not a layer-2 network.
+fn reject_missing_type(ipam: &JsonCursor) -> Result<(), Error> {
     let keys: Vec<&str> = ipam.keys().filter(|key| *key != "type").collect();
     if keys.is_empty() {
         return Ok(());
     }
-    let what = format!("missing, though ipam has {}", keys.join(", "));
+    let value = format!("missing, though ipam has {}", keys.join(", "));
     let wanted = "it must name a plugin, for example \"host-local\"";
-    Err(ipam.at("type").invalid(what, wanted))
+    Err(ipam.at("type").invalid(value, wanted))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Ranges of addresses: brought into canonical form once, then only asked.
+//! Address ranges and range sets.
 //!
-//! One address is reserved per range set; the ranges inside a set are alternatives. Knows nothing of who holds what.
+//! One address is reserved per range set; the ranges of a set are alternatives.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,108 +9,96 @@ use crate::cni::json::JsonCursor;
 use crate::error::Error;
 use crate::net::{Cidr, Family, ip_from_bits, ip_to_bits, parse_ip};
 
-/// Addresses of one subnet, both ends included.
+/// A range of addresses in one subnet, including both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     subnet: Cidr,
     first: IpAddr,
     last: IpAddr,
     gateway: IpAddr,
-    edges: Edges,
-}
-
-/// Whether the network address of a subnet and its IPv4 broadcast address are given to those who do not ask for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Edges {
-    Kept,
-    Given,
+    allocates_edges: bool,
 }
 
 impl Range {
-    /// Reads `{subnet, rangeStart, rangeEnd, gateway}` and fills in what is absent.
+    /// Parses `{subnet, rangeStart, rangeEnd, gateway}` and applies defaults.
     ///
     /// # Errors
-    /// Code 6 for a wrong type, code 7 for a subnet with host bits or without room, an end outside of it, an inverted
-    /// range. The gateway may be anywhere: `fe80::1` is usual for IPv6.
-    pub fn parse(shape: &JsonCursor) -> Result<Range, Error> {
-        let subnet = parse_subnet(shape)?;
-        let gateway = address(shape, "gateway")?;
-        let first = address_within(shape, "rangeStart", subnet)?;
-        let last = address_within(shape, "rangeEnd", subnet)?;
+    /// Code 6 for a wrong type, code 7 for a subnet with host bits or too few addresses, an end outside the subnet, an
+    /// inverted range. The gateway may be outside the subnet: `fe80::1` is usual for IPv6.
+    pub fn parse(json: &JsonCursor) -> Result<Range, Error> {
+        let subnet = parse_subnet(json)?;
+        let gateway = address(json, "gateway")?;
+        let first = address_within(json, "rangeStart", subnet)?;
+        let last = address_within(json, "rangeEnd", subnet)?;
         let first = first.unwrap_or_else(|| subnet.first_host());
         let range = Range {
             subnet,
             first,
-            // A start at the broadcast address without an end is a range of that address alone.
+            // A range that starts at the broadcast address and has no end consists of that address.
             last: last.unwrap_or_else(|| last_host(subnet).max(first)),
             gateway: gateway.unwrap_or_else(|| subnet.first_host()),
-            edges: Edges::Kept,
+            allocates_edges: false,
         };
         if range.first > range.last {
             let wanted = format!("it must not be above the range's end {}", range.last);
-            return Err(shape.at("rangeStart").invalid(range.first, wanted));
+            return Err(json.at("rangeStart").invalid(range.first, wanted));
         }
         if range.has_mapped() {
             let wanted = "it must not reach into ::ffff:0:0/96: those are IPv4 addresses";
-            return Err(shape.at("subnet").invalid(subnet, wanted));
+            return Err(json.at("subnet").invalid(subnet, wanted));
         }
         Ok(range)
     }
 
-    /// The first address.
     pub fn first(&self) -> IpAddr {
         self.first
     }
 
-    /// The last address.
     pub fn last(&self) -> IpAddr {
         self.last
     }
 
-    /// The gateway of the subnet: given, or its first host.
+    /// As configured, or the first host of the subnet.
     pub fn gateway(&self) -> IpAddr {
         self.gateway
     }
 
-    /// The subnet.
     pub fn subnet(&self) -> Cidr {
         self.subnet
     }
 
-    /// The family.
     pub fn family(&self) -> Family {
         self.subnet.family()
     }
 
-    /// Whether the network address and the IPv4 broadcast address of the subnet are given, for want of others.
-    pub fn gives_edges(&self) -> bool {
-        self.edges == Edges::Given
+    /// Whether the subnet's network address and IPv4 broadcast address are allocated, because there is no other.
+    pub fn allocates_edges(&self) -> bool {
+        self.allocates_edges
     }
 
-    /// Whether the address lies between the ends; never for the other family.
+    /// False for an address of the other family.
     pub fn contains(&self, address: IpAddr) -> bool {
         // `IpAddr` orders IPv4 before IPv6 and each by value.
         (self.first..=self.last).contains(&address)
     }
 
-    /// Whether the two share an address.
     pub fn overlaps(&self, other: &Range) -> bool {
         self.contains(other.first) || other.contains(self.first)
     }
 
-    /// Whether the address stands for the subnet itself (its network or, in IPv4, broadcast address) and is kept: a range
-    /// may name it as its end, but nobody gets it without asking, unless the range set has no other address.
+    /// Whether the address is the subnet's network or IPv4 broadcast address and therefore allocated only on request.
+    /// It may be an end of a range.
     pub fn is_edge(&self, address: IpAddr) -> bool {
-        self.edges == Edges::Kept
+        !self.allocates_edges
             && (address == self.subnet.address() || Some(address) == self.broadcast())
     }
 
-    /// An address of the range as an interface has it.
+    /// An address of the range with the subnet's prefix length.
     pub fn with_prefix(&self, address: IpAddr) -> Cidr {
         Cidr::new(address, self.subnet.prefix()).expect("the address is of the subnet's family")
     }
 
-    /// Whether an IPv6 range has IPv4-mapped addresses. Nobody could find their leases again.
+    /// Leases of IPv4-mapped addresses would not be found again: their file names are parsed as IPv4.
     fn has_mapped(&self) -> bool {
         let mapped = 0xffff_0000_0000..=0xffff_ffff_ffff;
         let (first, last) = (ip_to_bits(self.first), ip_to_bits(self.last));
@@ -121,21 +109,21 @@ impl Range {
         (self.family() == Family::V4).then(|| self.subnet.last())
     }
 
-    /// How many addresses it can give to those who do not ask for one.
+    /// The number of addresses that can be allocated without being requested.
     fn usable(&self, gateways: &[IpAddr]) -> u128 {
         let size = (ip_to_bits(self.last) - ip_to_bits(self.first)).saturating_add(1);
         let edges = [Some(self.subnet.address()), self.broadcast()];
-        let mut kept: Vec<IpAddr> = gateways.to_vec();
-        kept.extend(
+        let mut excluded: Vec<IpAddr> = gateways.to_vec();
+        excluded.extend(
             edges
                 .into_iter()
                 .flatten()
                 .filter(|edge| self.is_edge(*edge)),
         );
-        kept.retain(|address| self.contains(*address));
-        kept.sort();
-        kept.dedup();
-        size - kept.len() as u128
+        excluded.retain(|address| self.contains(*address));
+        excluded.sort();
+        excluded.dedup();
+        size - excluded.len() as u128
     }
 }
 
@@ -145,27 +133,27 @@ impl fmt::Display for Range {
     }
 }
 
-/// Below this there is no room for a network address, a gateway, a container and a broadcast address.
+/// Room for the network address, a gateway, a container and the broadcast address.
 const HOST_BITS: u8 = 2;
 
-fn parse_subnet(shape: &JsonCursor) -> Result<Cidr, Error> {
-    let Some(subnet) = shape.parsed::<Cidr>("subnet")? else {
+fn parse_subnet(json: &JsonCursor) -> Result<Cidr, Error> {
+    let Some(subnet) = json.parsed::<Cidr>("subnet")? else {
         let wanted = "a range needs a subnet like 10.1.2.0/24 or fd00::/64";
-        return Err(shape.at("subnet").invalid("missing", wanted));
+        return Err(json.at("subnet").invalid("missing", wanted));
     };
-    let refuse = |wanted: String| Err(shape.at("subnet").invalid(subnet, wanted));
-    if shape.text("subnet")?.is_some_and(|text| text.contains(':')) && subnet.family() == Family::V4
+    let invalid = |wanted: String| Err(json.at("subnet").invalid(subnet, wanted));
+    if json.text("subnet")?.is_some_and(|text| text.contains(':')) && subnet.family() == Family::V4
     {
-        return refuse("an IPv4 subnet must be written as IPv4".to_owned());
+        return invalid("an IPv4 subnet must be written as IPv4".to_owned());
     }
     let longest = subnet.family().bits() - HOST_BITS;
     if subnet.prefix() > longest {
-        return refuse(format!(
+        return invalid(format!(
             "its prefix must be at most /{longest} to have room for hosts"
         ));
     }
     if !subnet.is_network() {
-        return refuse(format!(
+        return invalid(format!(
             "it has host bits set: the network is {}",
             subnet.network()
         ));
@@ -173,22 +161,22 @@ fn parse_subnet(shape: &JsonCursor) -> Result<Cidr, Error> {
     Ok(subnet)
 }
 
-fn address(shape: &JsonCursor, key: &str) -> Result<Option<IpAddr>, Error> {
-    let given = shape.get(key).filter(|given| given.as_text() != Ok(""));
-    given.map(|given| given.parse_with(parse_ip)).transpose()
+fn address(json: &JsonCursor, key: &str) -> Result<Option<IpAddr>, Error> {
+    let value = json.get(key).filter(|value| value.as_text() != Ok(""));
+    value.map(|value| value.parse_with(parse_ip)).transpose()
 }
 
-fn address_within(shape: &JsonCursor, key: &str, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
-    match address(shape, key)? {
+fn address_within(json: &JsonCursor, key: &str, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
+    match address(json, key)? {
         Some(address) if !subnet.contains(address) => {
             let wanted = format!("it must lie in the subnet {subnet}");
-            Err(shape.at(key).invalid(address, wanted))
+            Err(json.at(key).invalid(address, wanted))
         }
         address => Ok(address),
     }
 }
 
-/// IPv6 has no broadcast address to leave out.
+/// IPv6 has no broadcast address.
 fn last_host(subnet: Cidr) -> IpAddr {
     match subnet.family() {
         Family::V4 => ip_from_bits(Family::V4, ip_to_bits(subnet.last()) - 1),
@@ -196,28 +184,28 @@ fn last_host(subnet: Cidr) -> IpAddr {
     }
 }
 
-/// Ranges of one family, of which one address is reserved.
+/// Disjoint ranges of one family, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet {
     ranges: Vec<Range>,
 }
 
 impl RangeSet {
-    /// Checks that the ranges can be alternatives; `place` is where they were read.
+    /// Checks that the ranges are alternatives; `json` is the path in errors.
     ///
     /// # Errors
-    /// Code 7 for an empty set, two families, ranges that overlap.
-    pub fn new(ranges: Vec<Range>, place: &JsonCursor) -> Result<RangeSet, Error> {
+    /// Code 7 for an empty set, mixed families or overlapping ranges.
+    pub fn new(ranges: Vec<Range>, json: &JsonCursor) -> Result<RangeSet, Error> {
         let Some(first) = ranges.first() else {
-            return Err(place.invalid("empty", "a range set needs at least one range"));
+            return Err(json.invalid("empty", "a range set needs at least one range"));
         };
         if let Some(other) = ranges.iter().find(|other| other.family() != first.family()) {
             let wanted = "a range set must be of one family: give each family a set of its own";
-            return Err(place.invalid(format!("of {first} and {other}"), wanted));
+            return Err(json.invalid(format!("of {first} and {other}"), wanted));
         }
         for (index, range) in ranges.iter().enumerate() {
             if let Some(other) = ranges[..index].iter().find(|other| other.overlaps(range)) {
-                return Err(place.invalid(
+                return Err(json.invalid(
                     format!("of {other} and {range}"),
                     "its ranges must not overlap",
                 ));
@@ -226,42 +214,37 @@ impl RangeSet {
         Ok(RangeSet { ranges })
     }
 
-    /// Its ranges, at least one.
     pub fn ranges(&self) -> &[Range] {
         &self.ranges
     }
 
-    /// The family of its ranges.
     pub fn family(&self) -> Family {
         self.ranges[0].family()
     }
 
-    /// The range that contains the address.
     pub fn range_of(&self, address: IpAddr) -> Option<&Range> {
         self.ranges.iter().find(|range| range.contains(address))
     }
 
-    /// Two ranges, one of each set, that share an address.
+    /// A pair of overlapping ranges, one of each set.
     pub fn overlap<'a>(&'a self, other: &'a RangeSet) -> Option<(&'a Range, &'a Range)> {
-        let pairs = self
+        let mut pairs = self
             .ranges
             .iter()
-            .flat_map(|ours| other.ranges.iter().map(move |theirs| (ours, theirs)));
-        pairs
-            .into_iter()
-            .find(|(ours, theirs)| ours.overlaps(theirs))
+            .flat_map(|first| other.ranges.iter().map(move |second| (first, second)));
+        pairs.find(|(first, second)| first.overlaps(second))
     }
 
-    /// Gives the edges of its subnets too if it has no other address that is not a gateway.
-    pub fn settle_edges(&mut self, gateways: &[IpAddr]) {
+    /// Allocates network and broadcast addresses, too, if no other address is usable.
+    pub fn allow_edges_if_needed(&mut self, gateways: &[IpAddr]) {
         if self.usable(gateways) == 0 {
             for range in &mut self.ranges {
-                range.edges = Edges::Given;
+                range.allocates_edges = true;
             }
         }
     }
 
-    /// How many addresses it can give to those who do not ask for one.
+    /// Like [`Range::usable`], of all ranges.
     pub fn usable(&self, gateways: &[IpAddr]) -> u128 {
         let sizes = self.ranges.iter().map(|range| range.usable(gateways));
         sizes.fold(0, u128::saturating_add)
@@ -291,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_filled_in() {
+    fn defaults_are_applied() {
         for (text, range_text, gateway) in [
             (
                 r#"{"subnet":"10.1.2.0/24"}"#,
@@ -352,8 +335,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_field_and_value() {
-        for (text, says) in [
+    fn errors_name_field_and_value() {
+        for (text, expected) in [
             ("{}", "subnet is missing"),
             (r#"{"subnet":5}"#, "subnet is 5"),
             (r#"{"subnet":""}"#, r#"subnet is """#),
@@ -391,12 +374,12 @@ mod tests {
             ),
         ] {
             let error = range(text).unwrap_err();
-            assert!(error.msg.contains(says), "{text}: {error}");
+            assert!(error.msg.contains(expected), "{text}: {error}");
         }
     }
 
     #[test]
-    fn edges_and_gateways_are_not_counted_as_usable() {
+    fn network_broadcast_and_gateway_addresses_are_not_usable() {
         let whole = r#"{"subnet":"10.1.2.0/29","rangeStart":"10.1.2.0","rangeEnd":"10.1.2.7"}"#;
         let set = RangeSet {
             ranges: vec![range(whole).unwrap()],
@@ -410,22 +393,22 @@ mod tests {
     }
 
     #[test]
-    fn edges_are_given_where_there_is_no_other_address() {
-        let settled = |ranges: &[&str], gateways: &[&str]| {
+    fn edges_are_allocated_if_there_is_no_other_address() {
+        let usable = |ranges: &[&str], gateways: &[&str]| {
             let ranges = ranges.iter().map(|text| range(text).unwrap()).collect();
             let mut set = RangeSet { ranges };
             let gateways: Vec<IpAddr> = gateways.iter().map(|ip| ip.parse().unwrap()).collect();
-            set.settle_edges(&gateways);
+            set.allow_edges_if_needed(&gateways);
             set.usable(&gateways)
         };
         let low = r#"{"subnet":"10.1.2.0/24","rangeStart":"10.1.2.0","rangeEnd":"10.1.2.1"}"#;
         let high = r#"{"subnet":"10.1.2.0/24","rangeStart":"10.1.2.255","rangeEnd":"10.1.2.255"}"#;
         let zero = r#"{"subnet":"fd00::/64","rangeStart":"fd00::","rangeEnd":"fd00::"}"#;
-        assert_eq!(settled(&[low], &["10.1.2.1"]), 1);
-        assert_eq!(settled(&[low, high], &["10.1.2.1"]), 2);
-        assert_eq!(settled(&[low, high], &["10.1.2.9"]), 1);
-        assert_eq!(settled(&[zero], &["fe80::1"]), 1);
-        assert_eq!(settled(&[zero], &["fd00::"]), 0);
+        assert_eq!(usable(&[low], &["10.1.2.1"]), 1);
+        assert_eq!(usable(&[low, high], &["10.1.2.1"]), 2);
+        assert_eq!(usable(&[low, high], &["10.1.2.9"]), 1);
+        assert_eq!(usable(&[zero], &["fe80::1"]), 1);
+        assert_eq!(usable(&[zero], &["fd00::"]), 0);
     }
 
     #[test]
@@ -444,7 +427,7 @@ mod tests {
         assert!(!low.overlaps(&range(r#"{"subnet":"fd00::/64"}"#).unwrap()));
     }
 
-    /// A range within one small subnet, and all its addresses one by one.
+    /// A range in a small subnet, and the set of its addresses.
     fn small(random: &mut TestRandom) -> (Range, BTreeSet<IpAddr>) {
         let (subnet, family) = random.choose(&[
             ("10.1.2.0/28", Family::V4),
@@ -467,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_agree_with_sets_of_their_addresses() {
+    fn random_ranges_match_a_model_of_address_sets() {
         let mut random = TestRandom(0xcafe);
         for _ in 0..3000 {
             let ((one, ours), (other, theirs)) = (small(&mut random), small(&mut random));
@@ -485,21 +468,21 @@ mod tests {
                 );
             }
             let gateways = [one.gateway(), other.gateway()];
-            let is_given =
+            let is_usable =
                 |address: &&IpAddr| !one.is_edge(**address) && !gateways.contains(address);
-            let given = ours.iter().filter(is_given).count();
+            let usable = ours.iter().filter(is_usable).count();
             assert_eq!(
                 one.usable(&gateways),
-                given as u128,
+                usable as u128,
                 "{one} without {gateways:?}"
             );
-            let place = serde_json::Value::Null;
+            let document = serde_json::Value::Null;
             let set = RangeSet::new(
                 vec![one.clone(), other.clone()],
-                &JsonCursor::root("t", &place),
+                &JsonCursor::root("t", &document),
             );
-            let fits = ours.is_disjoint(&theirs) && one.family() == other.family();
-            assert_eq!(set.is_ok(), fits, "{one} {other}");
+            let is_valid = ours.is_disjoint(&theirs) && one.family() == other.family();
+            assert_eq!(set.is_ok(), is_valid, "{one} {other}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Name service from a file in the format of resolv.conf(5).
+//! DNS settings in the format of resolv.conf(5).
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,22 +9,19 @@ use crate::cni::result::Dns;
 use crate::error::Error;
 use crate::kernel::files;
 
-/// A resolv.conf is a few lines.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Reads the file.
-///
 /// # Errors
-/// When it cannot be read or is larger than 1 MiB.
+/// If it cannot be read or is larger than 1 MiB.
 pub fn read(path: &Path) -> Result<Dns, Error> {
     let text = read_bounded(path).map_err(|cause| unreadable(path, &cause))?;
     Ok(parse(&text))
 }
 
-/// Whether it can be read, as far as a person has to repair that.
+/// Whether the file can be read. Only conditions that need a repair are reported.
 ///
 /// # Errors
-/// When it is missing, larger than 1 MiB or no file to read.
+/// If it does not exist, is larger than 1 MiB or not a regular file.
 pub fn status(path: &Path) -> Result<(), Error> {
     match read_bounded(path) {
         Err(cause) if files::needs_repair(&cause) => Err(unreadable(path, &cause)),
@@ -38,7 +35,7 @@ fn unreadable(path: &Path, cause: &io::Error) -> Error {
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {
-    // Opening a pipe would wait for its writer.
+    // Opening a FIFO blocks until it has a writer.
     if fs::metadata(path)?.file_type().is_fifo() {
         return Err(io::Error::other("it is a pipe"));
     }
@@ -54,7 +51,7 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// As the reference reads it: the last `domain` wins, everything else adds up.
+/// Like the Go plugin: the last `domain` wins, the other keywords accumulate.
 pub fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim) {
@@ -79,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keywords_are_read_and_everything_else_passed_by() {
+    fn unknown_keywords_are_ignored() {
         let text = "# nameserver 1.1.1.1\n ; x\n\nnameserver 10.0.0.2 ignored\r\n\tnameserver\tfd00::2\n\
                     domain a\ndomain\ndomain b\nsearch x y\nsearch z\noptions ndots:5\nsortlist q\nnameserver\n";
         let dns = parse(text);
@@ -91,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_by_name() {
+    fn errors_name_the_file() {
         for path in ["/nonexistent/resolv.conf", "/proc", "/dev/zero"] {
             let error = read(Path::new(path)).unwrap_err();
             assert!(error.msg.contains(path), "{error}");

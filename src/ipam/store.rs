@@ -1,8 +1,8 @@
-//! The directory of one network's leases, shared with the reference's host-local.
+//! The lease directory of a network, shared with the Go plugin host-local.
 //!
-//! `<ip>` holds `<container id>\r\n<interface>`, `last_reserved_ip.<set>` an address, `lock` is what every writer
-//! locks. `.gangplank.boot` holds the boot they are of ([`boot`]), `.gangplank.index` who has which ([`index`]). Knows
-//! nothing of ranges. Whatever else lies in the directory is not ours and is not touched.
+//! Files: `<address>` contains `<container ID>\r\n<interface>`; `last_reserved_ip.N` contains the last address reserved
+//! from range set N; `lock` is locked by all writers; `.gangplank.boot` identifies the boot in which the leases were
+//! made ([`boot`]); `.gangplank.index` lists all leases ([`index`]). Other files are not touched. Knows no ranges.
 
 mod boot;
 mod gc;
@@ -23,26 +23,25 @@ use std::time::Duration;
 use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Code, Error, Failures};
 use crate::ipam::lease_file::{LeaseOwner, read_owner_for, read_small};
-use crate::ipam::store::scan::{TEMP_FILE, address_named, is_absence, parse_cursor};
+use crate::ipam::store::index::Index;
+use crate::ipam::store::scan::{TEMP_FILE, address_named, is_not_found, parse_last_reserved};
 use crate::kernel::files;
 use crate::kernel::locks::{LockError, lock_within};
 use crate::kernel::retry::retry_on_eintr;
 
 pub use gc::is_kept;
-pub use holders::{Held, LeaseFile};
+pub use holders::{HeldLeases, LeaseFile, age};
 pub use lease_lock::LeaseLock;
 pub use leases::Leases;
 
-/// How long to wait for others. Who has the lock works for milliseconds.
+/// Writers hold the lock for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// What the files that hold the address reserved last begin with; the number of the range set follows.
-const CURSOR: &str = "last_reserved_ip.";
+/// Followed by the number of the range set.
+const LAST_RESERVED: &str = "last_reserved_ip.";
 
-/// What to do about a directory that cannot be written.
-const REMEDY: &str = "leases need a writable directory: see ipam.dataDir";
+const NOT_WRITABLE: &str = "leases need a writable directory: see ipam.dataDir";
 
-/// The leases of one network.
 #[derive(Clone, Debug)]
 pub struct Store {
     network: NetworkName,
@@ -54,7 +53,7 @@ impl Store {
         &self.network
     }
 
-    /// The store of a network below `data_dir`; nothing is created.
+    /// The store of a network in `data_dir`. Creates nothing.
     pub fn new(data_dir: &Path, network: &NetworkName) -> Store {
         Store {
             network: network.clone(),
@@ -62,26 +61,26 @@ impl Store {
         }
     }
 
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Whether leases could be written; nothing is.
+    /// Whether leases can be written. Writes nothing.
     ///
     /// # Errors
-    /// When they could not.
+    /// If not.
     pub fn writable(&self) -> Result<(), Error> {
-        files::check_writable(&self.directory).map_err(|why| {
+        files::check_writable(&self.directory).map_err(|cause| {
             let directory = self.directory.display();
-            Error::failed(format!("cannot write leases to {directory}: {why}")).details(REMEDY)
+            Error::failed(format!("cannot write leases to {directory}: {cause}"))
+                .details(NOT_WRITABLE)
         })
     }
 
-    /// Takes the lock, making the directory where it is missing.
+    /// Takes the lock; creates the directory if it does not exist.
     ///
     /// # Errors
-    /// Code 11 when another process keeps the lock, 999 when the directory cannot be made.
+    /// Code 11 if another process holds the lock for too long, 999 if the directory cannot be created.
     pub fn lock_or_create(&self) -> Result<Locked<'_>, Error> {
         if let Some(locked) = self.lock()? {
             return Ok(locked);
@@ -96,12 +95,12 @@ impl Store {
         })
     }
 
-    /// Takes the lock; `None` when there is no directory.
+    /// Takes the lock; `None` if the directory does not exist.
     ///
     /// # Errors
-    /// Code 11 when another process keeps the lock.
+    /// Code 11 if another process holds the lock for too long.
     pub fn lock(&self) -> Result<Option<Locked<'_>>, Error> {
-        // Writable, because NFS gives an exclusive lock on nothing else; the mode is the reference's.
+        // Opened for writing, because NFS requires it for an exclusive lock; the mode is that of the Go plugin.
         let opened = files::no_follow()
             .read(true)
             .write(true)
@@ -111,14 +110,14 @@ impl Store {
             .open(self.path("lock"));
         let file = match opened {
             Ok(file) => file,
-            Err(cause) if is_absence(&cause) => return Ok(None),
+            Err(cause) if is_not_found(&cause) => return Ok(None),
             Err(cause) => return Err(self.failed("open", "lock", &cause)),
         };
         let lock = self.lock_file(file, "lock")?;
-        // A restored backup may have replaced it while we waited: then others lock the new one.
+        // A restored backup may have replaced the file in the meantime: other processes lock the new one.
         let is_named = match (lock.metadata(), self.path("lock").symlink_metadata()) {
             (Ok(locked), Ok(named)) => (locked.dev(), locked.ino()) == (named.dev(), named.ino()),
-            (_, Err(cause)) => !is_absence(&cause),
+            (_, Err(cause)) => !is_not_found(&cause),
             _ => true,
         };
         if !is_named {
@@ -132,41 +131,36 @@ impl Store {
     }
 
     fn lock_file(&self, file: File, name: &str) -> Result<File, Error> {
-        lock_within(file, LOCK_LIMIT).map_err(|refused| {
+        lock_within(file, LOCK_LIMIT).map_err(|error| {
             let what = format!("cannot lock {}", self.path(name).display());
-            match refused {
+            match error {
                 LockError::Held { .. } => {
-                    Error::new(Code::TRY_AGAIN, refused.to_string()).context(what)
+                    Error::new(Code::TRY_AGAIN, error.to_string()).context(what)
                 }
-                LockError::Terminated(stopped) => Error::from(stopped).context(what),
+                LockError::Terminated(signal) => Error::from(signal).context(what),
                 LockError::Io(cause) => self.failed("lock", name, &cause),
             }
         })
     }
 
-    /// The addresses `who` holds, read without the lock.
+    /// The leases of an attachment, read without the lock.
     ///
     /// # Errors
-    /// When the directory cannot be read.
-    pub fn held(&self, attachment: &Attachment) -> Result<Held, Error> {
+    /// If the directory cannot be read.
+    pub fn held(&self, attachment: &Attachment) -> Result<HeldLeases, Error> {
         let mut leases = self.scan(attachment)?;
-        if leases.mine.is_empty() && leases.is_from_index() {
-            // Somebody may have written into a lease, which does not show in the index.
+        if leases.held.addresses.is_empty() && leases.is_from_index() {
+            // A lease may have been modified in place, which does not invalidate the index.
             leases = self.scan_files(attachment)?;
         }
-        Ok(Held {
-            addresses: leases.mine,
-            siblings: leases.siblings,
-            stale_temp_file: leases.temp_file,
-            unreadable: leases.unreadable,
-        })
+        Ok(leases.held)
     }
 
     fn entries(&self) -> Result<Vec<DirEntry>, Error> {
         let list = || fs::read_dir(&self.directory).and_then(Iterator::collect);
         let listed = retry_on_eintr(list);
         match listed {
-            Err(cause) if is_absence(&cause) => Ok(Vec::new()),
+            Err(cause) if is_not_found(&cause) => Ok(Vec::new()),
             listed => listed.map_err(|cause| self.failed("read", "", &cause)),
         }
     }
@@ -182,11 +176,13 @@ impl Store {
         };
         let error = Error::failed(format!("cannot {verb} {}: {cause}", path.display()));
         match cause.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => error.details(REMEDY),
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                error.details(NOT_WRITABLE)
+            }
             ErrorKind::StorageFull => {
                 error.details("its file system has no space or no inodes left: free some")
             }
-            ErrorKind::IsADirectory => error.details("no plugin makes a directory here: remove it"),
+            ErrorKind::IsADirectory => error.details("plugins create no directory here: remove it"),
             _ if files::is_link(cause) => {
                 error.details("it is a symbolic link, which is not followed here: remove it")
             }
@@ -195,7 +191,7 @@ impl Store {
     }
 }
 
-/// The store while nobody else changes it.
+/// The lease directory while this process holds its lock.
 #[derive(Debug)]
 pub struct Locked<'a> {
     store: &'a Store,
@@ -203,28 +199,18 @@ pub struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// What there is; see [`Store::scan`].
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn scan(&self, attachment: &Attachment) -> Result<Leases<'_>, Error> {
-        self.store.scan(attachment)
-    }
-
-    /// The address reserved last in the range set of that index. It is a hint: what cannot be read is none.
+    /// The last address reserved from a range set. It is a hint: unreadable content is ignored.
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
-        parse_cursor(&read_small(&self.store.path(&last_reserved_name(set))).ok()?)
+        parse_last_reserved(&read_small(&self.store.path(&last_reserved_name(set))).ok()?)
     }
 
-    /// Remembers the address reserved last.
-    ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn remember(&self, set: usize, address: IpAddr) -> Result<(), Error> {
+    /// If it cannot be written.
+    pub fn set_last_reserved(&self, set: usize, address: IpAddr) -> Result<(), Error> {
         self.replace(&last_reserved_name(set), &address.to_string(), |_| Ok(()))
     }
 
-    /// Puts a file in place of whatever has its name: whole or not at all. `finish` is done to it before.
+    /// Replaces a file atomically. `finish` runs before the rename.
     fn replace(
         &self,
         name: &str,
@@ -241,72 +227,68 @@ impl Locked<'_> {
             })
     }
 
-    /// Makes a lease: whole or not at all, and never over somebody's. A garbled file in its place is replaced.
+    /// Creates a lease atomically. Replaces an invalid lease, but no other.
     ///
     /// # Errors
-    /// When it cannot be written, or appeared meanwhile.
-    pub fn put(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
+    /// If it cannot be written or exists.
+    pub fn create_lease(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
         let name = address.to_string();
-        let (temp_file, place) = (self.store.path(TEMP_FILE), self.store.path(&name));
+        let (temp_file, path) = (self.store.path(TEMP_FILE), self.store.path(&name));
         let content = format!("{}\r\n{}", attachment.container, attachment.interface);
-        let name_it = || files::name_new(&temp_file, &place, content.as_bytes());
-        let made = self
-            .write_temp_file(&content)
-            .and_then(|_| match name_it() {
-                Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
-                    if read_owner_for(&place, attachment)? != LeaseOwner::Garbled {
-                        return Err(cause);
-                    }
-                    remove(&place)?;
-                    name_it()
+        let link = || files::name_new(&temp_file, &path, content.as_bytes());
+        let created = self.write_temp_file(&content).and_then(|_| match link() {
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
+                if read_owner_for(&path, attachment)? != LeaseOwner::Invalid {
+                    return Err(cause);
                 }
-                made => made,
-            });
-        // Kept, it would be a second name of the lease.
-        let cleared = remove(&temp_file);
-        made.map_err(|cause| self.store.failed("write the lease", &name, &cause))?;
-        cleared.map_err(|cause| {
-            let _ = remove(&place).and_then(|()| remove(&temp_file));
+                remove(&path)?;
+                link()
+            }
+            linked => linked,
+        });
+        // A remaining temporary file would be a hard link to the lease.
+        let removed = remove(&temp_file);
+        created.map_err(|cause| self.store.failed("write the lease", &name, &cause))?;
+        removed.map_err(|cause| {
+            let _ = remove(&path).and_then(|()| remove(&temp_file));
             self.store.failed("remove", TEMP_FILE, &cause)
         })
     }
 
-    /// Removes a lease that this very lock has made.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn take_back(&self, address: IpAddr) -> Result<(), Error> {
+    pub fn remove_lease(&self, address: IpAddr) -> Result<(), Error> {
         let name = address.to_string();
         remove(&self.store.path(&name)).map_err(|cause| self.store.failed("remove", &name, &cause))
     }
 
-    /// Removes what was found, as far as it still belongs to `who`, and what a crashed writer left.
+    /// Removes the leases that still belong to the attachment, and a stale temporary file.
     ///
     /// # Errors
-    /// When something cannot be read or removed; the rest is removed.
-    pub fn release(&self, held: &Held, attachment: &Attachment) -> Result<(), Error> {
+    /// If a file cannot be read or removed; the others are removed.
+    pub fn release(&self, held: &HeldLeases, attachment: &Attachment) -> Result<(), Error> {
         if let Some(unreadable) = &held.unreadable {
             return Err(unreadable.clone());
         }
-        let index = self.index();
+        let index = Index::load(self.store);
         let mut failures = Failures::default();
         for address in held.addresses() {
             failures.note(self.release_one(*address, attachment));
         }
-        if held.stale_temp_file {
+        if held.temp_file {
             failures.note(self.remove_temp_file());
         }
         failures.into_result()?;
-        self.index_removed(index, held.addresses());
+        let _ = index.map(|index| index.update(self.store, attachment, &[], held.addresses()));
         Ok(())
     }
 
     fn release_one(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
         let name = address.to_string();
         match read_owner_for(&self.store.path(&name), attachment) {
-            Ok(LeaseOwner::Mine | LeaseOwner::Containers) => self.take_back(address),
-            Ok(LeaseOwner::Siblings | LeaseOwner::Foreign | LeaseOwner::Garbled) => Ok(()),
-            Err(cause) if is_absence(&cause) => Ok(()),
+            Ok(LeaseOwner::Attachment | LeaseOwner::Container) => self.remove_lease(address),
+            Ok(LeaseOwner::OtherInterface | LeaseOwner::OtherContainer | LeaseOwner::Invalid) => {
+                Ok(())
+            }
+            Err(cause) if is_not_found(&cause) => Ok(()),
             Err(cause) => Err(self.store.failed("read", &name, &cause)),
         }
     }
@@ -319,7 +301,7 @@ impl Locked<'_> {
     fn write_temp_file(&self, content: &str) -> io::Result<File> {
         let path = self.store.path(TEMP_FILE);
         let mut file = match create_new(&path) {
-            // One that a crash left may be a second name of a lease: it is not to be written to.
+            // A stale temporary file may be a hard link to a lease: not written to.
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
                 remove(&path)?;
                 create_new(&path)?
@@ -337,7 +319,7 @@ impl Locked<'_> {
 }
 
 fn last_reserved_name(set: usize) -> String {
-    format!("{CURSOR}{set}")
+    format!("{LAST_RESERVED}{set}")
 }
 
 fn create_new(path: &Path) -> io::Result<File> {
@@ -348,15 +330,14 @@ fn create_new(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Removes a file; one that is gone already is fine.
+/// Removes a file, if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match retry_on_eintr(|| fs::remove_file(path)) {
-        Err(cause) if is_absence(&cause) => Ok(()),
+        Err(cause) if is_not_found(&cause) => Ok(()),
         outcome => outcome,
     }
 }
 
-/// The address that a file is named after.
 fn address_of(entry: &DirEntry) -> Option<IpAddr> {
     address_named(&entry.file_name())
 }

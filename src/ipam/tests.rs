@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory of a test's own, removed in the end.
+/// A temporary directory, removed on drop.
 pub(in crate::ipam) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -31,7 +31,7 @@ impl Scratch {
         fs::read_to_string(self.0.join(name)).unwrap()
     }
 
-    /// What a directory holds beside the memory of the boot and the index, sorted.
+    /// The files of a directory without boot record and index, sorted.
     pub fn names(&self, directory: &str) -> Vec<String> {
         let entries = fs::read_dir(self.0.join(directory)).unwrap();
         let mut names: Vec<String> = entries
@@ -66,7 +66,7 @@ fn parse(ipam: &str) -> Result<Option<Ipam>, Error> {
 }
 
 #[test]
-fn an_ipam_that_says_nothing_is_layer_2() {
+fn an_empty_ipam_is_a_layer_2_network() {
     for ipam in [
         "",
         r#","ipam":null"#,
@@ -81,8 +81,8 @@ fn an_ipam_that_says_nothing_is_layer_2() {
 }
 
 #[test]
-fn an_ipam_that_names_no_plugin_is_refused() {
-    for (ipam, says) in [
+fn an_ipam_without_existing_plugin_is_rejected() {
+    for (ipam, expected) in [
         (r#","ipam":5"#, "ipam is 5"),
         (r#","ipam":{"type":5}"#, "ipam.type is 5"),
         (
@@ -99,12 +99,12 @@ fn an_ipam_that_names_no_plugin_is_refused() {
     ] {
         let located = parse(ipam).and_then(|ipam| ipam.map_or(Ok(()), |ipam| ipam.locate()));
         let error = located.unwrap_err();
-        assert!(error.msg.contains(says), "{ipam}: {error}");
+        assert!(error.msg.contains(expected), "{ipam}: {error}");
     }
 }
 
 #[test]
-fn a_release_is_never_refused_for_what_only_an_add_needs() {
+fn a_release_ignores_keys_that_only_add_needs() {
     for ipam in [
         r#","ipam":{"type":"host-local"}"#,
         r#","ipam":{"type":"host-local","ranges":5,"routes":[null]},"args":7,"runtimeConfig":[]"#,
@@ -119,7 +119,7 @@ fn a_release_is_never_refused_for_what_only_an_add_needs() {
 }
 
 #[test]
-fn an_undo_frees_what_the_lease_names() {
+fn an_undo_releases_only_the_addresses_of_the_lease() {
     let scratch = Scratch::new();
     let dir = scratch.path().display();
     let ipam = format!(

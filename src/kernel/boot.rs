@@ -1,4 +1,4 @@
-//! Which boot of which machine this is. No clock is asked: it may be wrong, and it may be set.
+//! The identity of the running boot and of the machine. It does not depend on a clock, which may be wrong or set.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use sha2::{Digest, Sha512};
 
-/// Where the machine ID is: of systemd, else of D-Bus (machine-id(5)).
+/// The machine ID of systemd, or else of D-Bus (machine-id(5)).
 const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 
 /// The boot ID, different for each boot (random(4)); `None` if it cannot be read.
@@ -16,9 +16,10 @@ pub fn id() -> Option<String> {
     is_word(id).then(|| id.to_owned())
 }
 
-/// Identifies this machine across boots: a hash of its machine ID, its host name and, in a network namespace other than
-/// that of PID 1, of that namespace. Machines made from one image share the first, nodes on one kernel often the first
-/// two. It is a hash because a machine ID is confidential (machine-id(5)). `None` if the machine cannot be identified.
+/// Identifies this machine across boots: a hash of the machine ID, the host name and, outside the network namespace of
+/// PID 1, of the network namespace. Machines installed from one image have the same machine ID, and nodes in containers
+/// on one machine often the same host name as well. The machine ID is hashed because it is confidential
+/// (machine-id(5)). `None` if the machine cannot be identified.
 pub fn machine() -> Option<String> {
     let machine = MACHINE_IDS.into_iter().find_map(machine_id)?;
     let host = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
@@ -36,7 +37,7 @@ pub fn machine() -> Option<String> {
     )
 }
 
-/// During the first boot of an image it is "uninitialized" (machine-id(5)).
+/// `None` also for "uninitialized", the content during the first boot of an image (machine-id(5)).
 fn machine_id(path: &str) -> Option<String> {
     let id = fs::read_to_string(path).ok()?;
     let id = id.trim();
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_id_is_none() {
+    fn other_content_is_no_machine_id() {
         assert_eq!(machine_id("/proc/version"), None);
         assert_eq!(machine_id("/nonexistent"), None);
         assert!(!is_word("") && !is_word("a b"));

@@ -1,5 +1,5 @@
-//! What this process may do with files, and files where anybody may have put something else: a link there is not
-//! followed, a pipe not waited for.
+//! Files in directories where other users may have put something else: symbolic links are not followed, and opening a
+//! FIFO does not block.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Error, ErrorKind, Write};
@@ -12,33 +12,34 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::kernel::retry::retry_on_eintr;
 
-/// Whether files can be made in a directory, which is made itself where it is missing; also where that fails only for now.
+/// Checks that files can be created in a directory, which may have to be created first. A transient failure is not an
+/// error.
 ///
 /// # Errors
-/// Why not: the directory that would have to be written, and what the kernel says of it.
+/// The directory that is not writable, and the cause.
 pub fn check_writable(directory: &Path) -> Result<(), String> {
-    let refused = |place: &Path, cause: Error| Err(format!("{}: {cause}", place.display()));
-    for place in directory.ancestors() {
-        match access(place, AccessFlags::W_OK | AccessFlags::X_OK) {
-            Ok(()) if place.is_dir() => return Ok(()),
-            Ok(()) => return refused(place, ErrorKind::NotADirectory.into()),
+    let refused = |path: &Path, cause: Error| Err(format!("{}: {cause}", path.display()));
+    for path in directory.ancestors() {
+        match access(path, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Ok(()) if path.is_dir() => return Ok(()),
+            Ok(()) => return refused(path, ErrorKind::NotADirectory.into()),
             Err(errno) => match Error::from(errno) {
                 cause if cause.kind() == ErrorKind::NotFound => {
-                    if place.is_symlink() {
-                        return refused(place, Error::other("a symbolic link to nothing"));
+                    if path.is_symlink() {
+                        return refused(path, Error::other("a dangling symbolic link"));
                     }
                 }
-                cause if needs_repair(&cause) => return refused(place, cause),
+                cause if needs_repair(&cause) => return refused(path, cause),
                 _ => return Ok(()),
             },
         }
     }
-    // A relative path starts where we are, which is there.
+    // A relative path begins in the working directory, which exists.
     Ok(())
 }
 
-/// Whether a failure lasts until a person repairs the path or its permissions. A full disk, a lack of memory or of file
-/// descriptors, an interrupted call or a server that does not answer pass by themselves.
+/// Whether a failure persists until an administrator repairs the path or its permissions. A full disk, a lack of memory
+/// or file descriptors, an interrupted call and an unreachable server are transient.
 pub fn needs_repair(cause: &Error) -> bool {
     let Some(errno) = cause.raw_os_error().map(Errno::from_raw) else {
         return true;
@@ -57,26 +58,24 @@ pub fn needs_repair(cause: &Error) -> bool {
     )
 }
 
-/// Options that open only what is at the path itself; a symbolic link there is an error ([`is_link`]).
+/// Options to open a file; a symbolic link at the path is an error ([`is_link`]).
 pub fn no_follow() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
     options
 }
 
-/// Whether opening failed because there is a symbolic link (open(2), "O_NOFOLLOW").
+/// Whether opening failed because the path is a symbolic link (open(2), "O_NOFOLLOW").
 pub fn is_link(cause: &Error) -> bool {
     cause.raw_os_error() == Some(Errno::ELOOP as i32)
 }
 
-/// Gives a file its name, which no other file may have (EEXIST) and under which it appears whole; the name it has may stay
-/// behind. `content` is what it holds.
-///
-/// File systems of FAT, of some FUSE servers and of 9p have no hard links; then the file is renamed, and where the file
-/// system cannot do that without overwriting, it is written anew, and removed if that fails.
+/// Gives a file with this content a new name, under which it appears completely or not at all. The old name may remain.
+/// FAT, 9p and some FUSE file systems lack hard links: there the file is renamed. If the file system cannot rename
+/// without overwriting, the content is written to a new file, which is removed if that fails.
 ///
 /// # Errors
-/// When the name is taken, or the kernel refuses.
+/// EEXIST if the name is in use; those of link(2), renameat2(2) and open(2).
 pub fn name_new(file: &Path, name: &Path, content: &[u8]) -> io::Result<()> {
     let linked = retry_on_eintr(|| fs::hard_link(file, name));
     if !linked.as_ref().is_err_and(is_unsupported) {
@@ -106,7 +105,7 @@ pub fn name_new(file: &Path, name: &Path, content: &[u8]) -> io::Result<()> {
     })
 }
 
-/// The kernel's and file systems' answers to an operation that they do not have (link(2), rename(2)).
+/// The errors of an operation that the file system does not support (link(2), rename(2)).
 fn is_unsupported(cause: &Error) -> bool {
     let errno = Errno::from_raw(cause.raw_os_error().unwrap_or(0));
     matches!(
@@ -121,7 +120,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn a_directory_can_be_filled_when_it_or_what_is_above_it_can_be_written() {
+    fn a_directory_is_writable_if_it_or_its_closest_existing_parent_is() {
         let scratch = std::env::temp_dir();
         assert_eq!(check_writable(&scratch), Ok(()));
         assert_eq!(check_writable(&scratch.join("none/of/these")), Ok(()));
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_told_and_its_target_not_opened() {
+    fn a_symbolic_link_is_reported_and_not_followed() {
         let link = std::env::temp_dir().join(format!("gangplank-link-{}", std::process::id()));
         symlink("/etc/passwd", &link).unwrap();
         let refused = no_follow().read(true).open(&link).unwrap_err();

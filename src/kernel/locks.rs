@@ -1,4 +1,4 @@
-//! Locks on files (flock(2)): waited for with a bound, and who holds one.
+//! File locks (flock(2)) with a time limit, and the processes that hold them.
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
@@ -16,29 +16,23 @@ use crate::kernel::files;
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals::{self, Terminated};
 
-/// Why a lock was not had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process kept it all the time.
     #[error("it is held by {} for more than {} s", holder.as_deref().unwrap_or("another process"), limit.as_secs())]
     Held {
-        /// Its pid and name, if the kernel tells.
+        /// Its pid and name, if known.
         holder: Option<String>,
-        /// How long was waited.
         limit: Duration,
     },
-    /// We are to end.
     #[error(transparent)]
     Terminated(#[from] Terminated),
-    /// The kernel refused.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Opens a file to lock it; a symbolic link is not followed, and a FIFO not waited for.
-///
-/// It is opened for writing, because NFS gives an exclusive lock on nothing else (flock(2), "NFS details"). Where its
-/// mode does not permit that, it is opened for reading: other file systems need no more.
+/// Opens a file in order to lock it. A symbolic link is not followed, and a FIFO does not block.
+/// It is opened for writing because NFS requires that for an exclusive lock (flock(2), "NFS details"), or for reading
+/// if its mode does not permit writing, which is sufficient on other file systems.
 ///
 /// # Errors
 /// Those of open(2).
@@ -51,10 +45,10 @@ pub fn open_plain(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Takes the exclusive lock on a file; it is given back when the file is dropped.
+/// Acquires the exclusive lock on a file, which is released when the file is dropped.
 ///
 /// # Errors
-/// When it is not free within `limit`.
+/// [`LockError::Held`] if another process holds it for longer than `limit`.
 pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
     let attempt = || match file.try_lock() {
         Ok(()) => Ok(true),
@@ -66,13 +60,13 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
     }
     let metadata = file.metadata()?;
     let (sender, receiver) = mpsc::channel();
-    let (ended, ends) = io::pipe()?;
-    // The kernel wakes a blocked flock at once but knows no timeout, so another thread blocks. When nobody waits
-    // for its answer any more, the file comes back with the failed send, is dropped, and the lock is free.
+    let (ended, writer) = io::pipe()?;
+    // flock(2) has no timeout, so another thread blocks in it. After a timeout here, its send fails, which drops the
+    // file and releases the lock.
     thread::Builder::new().spawn(move || {
         let outcome = retry_on_eintr(|| file.lock()).map(|()| file);
         let _ = sender.send(outcome);
-        drop(ends);
+        drop(writer);
     })?;
     signals::wait_readable(ended.as_fd(), limit)?;
     match receiver.try_recv() {
@@ -88,9 +82,8 @@ pub fn lock_within(file: File, limit: Duration) -> Result<File, LockError> {
 }
 
 /// The process that holds the lock on a file, as `pid 123 (name)`.
-///
-/// `None` when nobody does, and on file systems that show another device to users than to /proc/locks (overlayfs,
-/// btrfs).
+/// `None` if no process holds it, and on file systems whose stat(2) has another device number than /proc/locks
+/// (overlayfs, btrfs).
 pub fn holder(file: &Metadata) -> Option<String> {
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let pid = find_holder(&locks, file)?;
@@ -101,7 +94,7 @@ pub fn holder(file: &Metadata) -> Option<String> {
     })
 }
 
-/// Lines are `1: FLOCK  ADVISORY  WRITE 1234 08:01:131090 0 EOF`; those of who waits have `->` behind the number
+/// A line is `1: FLOCK ADVISORY WRITE 1234 08:01:131090 0 EOF`, with `->` after the number if the process is waiting
 /// (proc_locks(5)).
 fn find_holder<'a>(locks: &'a str, file: &Metadata) -> Option<&'a str> {
     let (device, inode) = (file.dev(), file.ino());
@@ -136,17 +129,17 @@ mod tests {
         let LockError::Held { holder, .. } = error else {
             panic!("{error}")
         };
-        // Some file systems hide it; nothing else may be named.
-        let us = format!("pid {} (", std::process::id());
-        assert!(holder.is_none_or(|holder| holder.starts_with(&us)));
+        // Some file systems hide the holder; no other process may be named.
+        let own = format!("pid {} (", std::process::id());
+        assert!(holder.is_none_or(|holder| holder.starts_with(&own)));
         drop(first);
-        // Neither does the wait that was given up keep it.
+        // The wait that timed out does not acquire it later.
         lock_within(open(), Duration::from_secs(10)).unwrap();
         fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn a_lock_that_is_given_back_is_had_at_once() {
+    fn a_released_lock_is_acquired_at_once() {
         let (path, open) = lock_file("handed");
         let first = lock_within(open(), Duration::from_secs(10)).unwrap();
         let waiting = open();
@@ -157,8 +150,8 @@ mod tests {
         thread::sleep(Duration::from_millis(100));
         drop(first);
         let freed = Instant::now();
-        let had = waiter.join().unwrap();
-        assert!(had.saturating_duration_since(freed) < Duration::from_secs(5));
+        let acquired = waiter.join().unwrap();
+        assert!(acquired.saturating_duration_since(freed) < Duration::from_secs(5));
         fs::remove_file(path).unwrap();
     }
 }

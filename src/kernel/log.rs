@@ -1,7 +1,6 @@
-//! A file that tells what was done and how long it took, and the clocks for that. Off unless it was started: then nothing
-//! is timed, formatted or opened.
-//!
-//! Nothing here fails what it tells of: a line that cannot be written is lost.
+//! The log file (`logFile`): what was done and how long it took. Unless it is started, nothing is measured, formatted
+//! or opened.
+//! Logging never makes an operation fail: a line that cannot be written is lost.
 
 mod file;
 mod line;
@@ -17,22 +16,21 @@ pub use line::Line;
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// How much is told; each level tells what those before it tell.
+/// Each level includes the previous ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Operations that failed.
+    /// Failed operations.
     Error,
-    /// Operations.
+    /// Changing operations.
     Info,
-    /// Also those that only ask, and each step: messages to the kernel, other programs.
+    /// Also CHECK, STATUS and VERSION, transactions and programs.
     Debug,
 }
 
 impl Level {
-    /// All of them.
     pub const ALL: [Level; 3] = [Level::Error, Level::Info, Level::Debug];
 
-    /// As it is written in configurations and in the file.
+    /// The name in configurations and in the log file.
     pub fn as_str(self) -> &'static str {
         match self {
             Level::Error => "error",
@@ -48,11 +46,10 @@ struct Log {
     spans: Mutex<Vec<(&'static str, Duration)>>,
 }
 
-/// Starts it for the rest of the process, once.
+/// Starts logging for the rest of the process; later calls have no effect.
 ///
 /// # Errors
-/// When the file cannot be opened: there is a symbolic link, or something else that is no regular file, or the kernel
-/// refuses.
+/// If the file cannot be opened, or the path is a symbolic link or not a regular file.
 pub fn start(path: &Path, level: Level) -> io::Result<()> {
     let file = file::open(path)?;
     let _ = LOG.set(Log {
@@ -63,20 +60,19 @@ pub fn start(path: &Path, level: Level) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether things of that level are told.
 pub fn enabled(level: Level) -> bool {
     LOG.get().is_some_and(|log| level <= log.level)
 }
 
-/// Writes a line by one system call, so that those of processes that write at once do not mix.
+/// Writes a line with one system call, so that lines of concurrent processes do not mix.
 pub fn write(line: Line) {
     if let Some(log) = LOG.get() {
-        // A full disk is no reason to fail.
+        // A full disk must not make the operation fail.
         let _ = (&log.file).write(line.end().as_bytes());
     }
 }
 
-/// Does a part of an operation; its time counts under that name.
+/// Runs a part of an operation and adds its duration to the span of that name.
 pub fn timed_span<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     let Some(log) = LOG.get() else {
         return work();
@@ -87,18 +83,18 @@ pub fn timed_span<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// The spans so far with their times, in the order in which they began.
+/// The spans and their durations, in the order in which they began.
 pub fn spans() -> Vec<(&'static str, Duration)> {
     let spans = LOG.get().and_then(|log| log.spans.lock().ok());
     spans.map(|spans| spans.clone()).unwrap_or_default()
 }
 
-/// The time, where steps are told.
+/// The time, if steps are logged.
 pub fn step_start() -> Option<Instant> {
     enabled(Level::Debug).then(Instant::now)
 }
 
-/// Tells a step that began at a time of [`clock`].
+/// Logs a step that began at the time from [`step_start`].
 pub fn step(began: Option<Instant>, what: impl FnOnce() -> String) {
     if let Some(began) = began {
         let line = Line::new(Level::Debug).field("step", &what());

@@ -1,6 +1,7 @@
-//! The only place that knows the kernel: namespaces, netlink, sysctls and other programs.
-//!
-//! It speaks in the values of [`crate::net`]; what an errno means for the caller is a variant of its errors.
+//! Access to the kernel and to other programs: netlink, namespaces, sysctls, processes, locks, signals. No other module
+//! uses them directly.
+//! Values are those of [`crate::net`]. An errno that callers handle is a variant of an error type; nothing here depends
+//! on CNI.
 
 pub mod boot;
 pub mod files;

@@ -1,11 +1,11 @@
-//! Network address translation, of whichever part of the kernel.
+//! Network address translation, by iptables or nftables.
 
-/// Which port a translated connection gets.
+/// The source port of a translated connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PortAllocation {
-    /// Its own, unless that is taken.
+    /// The original port, unless it is in use.
     #[default]
     Preserve,
-    /// A random one, always.
+    /// A random port (NF_NAT_RANGE_PROTO_RANDOM_FULLY).
     Random,
 }

@@ -1,4 +1,4 @@
-//! Network namespaces: opened by path, recognised, entered for the length of a closure.
+//! Network namespaces, which are entered for the duration of a closure.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -15,44 +15,38 @@ use crate::kernel::retry::retry_on_eintr;
 /// The namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// How often it is tried to leave a namespace again.
-const RETURNS: usize = 10;
+/// The number of attempts to leave a namespace.
+const MAX_RETURNS: usize = 10;
 
-/// Why a path is no namespace to work in.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    /// There is nothing at the path.
     #[error("there is no such file")]
     Missing,
-    /// What is at the path is something else.
     #[error("it is not a network namespace")]
     NotANamespace,
-    /// It is the namespace of the plugin itself.
     #[error("it is the plugin's own network namespace")]
     Own,
-    /// The kernel refuses it.
     #[error("{0}")]
     Refused(#[from] io::Error),
 }
 
 impl NetnsError {
-    /// Whether the container's namespace is gone, so that nothing of it can be left inside.
+    /// Whether the namespace no longer exists, so that there is nothing to remove in it.
     pub fn is_gone(&self) -> bool {
         matches!(self, NetnsError::Missing | NetnsError::NotANamespace)
     }
 }
 
-/// Whether the namespace of the plugin itself may be worked in.
+/// Whether the plugin's own namespace is accepted as that of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnNetns {
-    /// Refuse it: nearly always it is a mistake of the caller, and the node's network would suffer.
+    /// It is refused: it is nearly always a mistake that would change the node's network.
     Refused,
     /// CNI_NETNS_OVERRIDE is set.
     Allowed,
 }
 
 impl OwnNetns {
-    /// What CNI_NETNS_OVERRIDE says.
     pub fn allowed(is_overridden: bool) -> OwnNetns {
         if is_overridden {
             OwnNetns::Allowed
@@ -62,7 +56,7 @@ impl OwnNetns {
     }
 }
 
-/// An open network namespace, and the one to come back to.
+/// An open network namespace, and the one to return to.
 #[derive(Debug)]
 pub struct Netns {
     file: File,
@@ -74,10 +68,10 @@ impl Netns {
     /// Opens the namespace at a path.
     ///
     /// # Errors
-    /// When the path holds no network namespace, or the plugin's own and that is refused.
+    /// If the path is not a network namespace, or it is the plugin's own and that is refused.
     pub fn open(path: impl AsRef<Path>, own: OwnNetns) -> Result<Netns, NetnsError> {
         let path = path.as_ref();
-        // Without O_NONBLOCK a FIFO at the path would hold us until somebody writes to it.
+        // Without O_NONBLOCK, opening a FIFO blocks.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -112,31 +106,31 @@ impl Netns {
         Netns::open(OWN, OwnNetns::Allowed)
     }
 
-    /// The path it was opened by.
+    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Runs a closure in the namespace. The thread is back in its own when this returns.
+    /// Runs a closure in the namespace, then returns the thread to its own.
     ///
     /// # Errors
-    /// When the namespace cannot be entered: it is of another kind, or that is not permitted.
+    /// If the namespace cannot be entered because it is of another kind or setns(2) is not permitted.
     pub fn inside<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
         let enter = || Ok(setns(&self.file, CloneFlags::CLONE_NEWNET)?);
         retry_on_eintr(enter).map_err(|cause| match cause.kind() {
-            // Of another kind (setns(2), EINVAL).
+            // EINVAL: a namespace of another kind (setns(2)).
             ErrorKind::InvalidInput => NetnsError::NotANamespace,
             _ => NetnsError::Refused(cause),
         })?;
         let done = work();
-        self.come_home();
+        self.return_home();
         Ok(done)
     }
 
-    /// A thread may always return to the namespace it came from, but the kernel needs memory for it.
-    fn come_home(&self) {
+    /// setns(2) to the original namespace can only fail for lack of memory.
+    fn return_home(&self) {
         let home = || setns(&self.home, CloneFlags::CLONE_NEWNET);
-        let mut tries = (1..RETURNS).map(|_| home());
+        let mut tries = (1..MAX_RETURNS).map(|_| home());
         if !tries.any(|returned| returned.is_ok()) {
             home().expect("a thread may return to the network namespace it came from");
         }
@@ -162,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_namespace_is_told_apart() {
+    fn other_paths_are_refused() {
         let open = |path: &str| Netns::open(path, OwnNetns::Refused).unwrap_err();
         assert!(matches!(open("/nonexistent/ns"), NetnsError::Missing));
         assert!(matches!(open("/proc/self/exe/ns"), NetnsError::Missing));

@@ -1,4 +1,4 @@
-//! Other programs: found in fixed places, run without a shell, never waited for without bound.
+//! Programs: found in PATH, run without a shell and with a time limit.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,16 +16,16 @@ use crate::kernel::log;
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals::{self, Terminated};
 
-/// How much fits into a fresh pipe without anybody reading (pipe(7), "Pipe capacity").
+/// The default capacity of a pipe, in bytes (pipe(7), "Pipe capacity").
 const PIPE_CAPACITY: usize = 64 << 10;
 
-/// How much a program may print, in bytes: an iptables-save of 200,000 rules fits.
+/// The longest stdout, in bytes: that of iptables-save with 200,000 rules is shorter.
 const MAX_STDOUT: usize = 32 << 20;
 
-/// How much of its complaints is kept, in bytes; the rest is read and dropped.
+/// The part of stderr that is kept, in bytes; the rest is discarded.
 const MAX_STDERR: usize = 1 << 20;
 
-/// Where system programs are when PATH does not lead to them: runtimes start plugins with a PATH of their own, or none.
+/// Directories searched after PATH: some runtimes start plugins with another PATH or none.
 const SYSTEM_DIRECTORIES: [&str; 6] = [
     "/usr/sbin",
     "/sbin",
@@ -35,21 +35,14 @@ const SYSTEM_DIRECTORIES: [&str; 6] = [
     "/usr/local/bin",
 ];
 
-/// The file of this very program, also when another one has its name meanwhile (proc_pid_exe(5)).
+/// The executable of this process, also after it was replaced by another file (proc_pid_exe(5)).
 pub const OWN: &str = "/proc/self/exe";
 
-/// Why a program gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// It could not be started.
     #[error("cannot run {program}: {cause}")]
-    NotStarted {
-        /// Its path.
-        program: PathBuf,
-        /// What the kernel says.
-        cause: io::Error,
-    },
-    /// Talking to it failed.
+    NotStarted { program: PathBuf, cause: io::Error },
+    /// Reading or writing a pipe failed.
     #[error("lost the connection to {program}: {cause}")]
     Broken {
         /// Its path.
@@ -57,63 +50,56 @@ pub enum ProcessError {
         /// What the kernel says.
         cause: io::Error,
     },
-    /// It printed without end and was killed.
     #[error("{program} printed more than {MAX_STDOUT} bytes and was killed")]
     TooMuch {
         /// Its path.
         program: PathBuf,
     },
-    /// It did not end in time and was killed.
     #[error("{program} did not end within {} s and was killed", limit.as_secs())]
     TimedOut {
         /// Its path.
         program: PathBuf,
-        /// The time it had.
         limit: Duration,
     },
-    /// We are to end, and it was killed.
+    /// This process received SIGTERM and killed the program.
     #[error("{stopped} while {program} ran, which was killed")]
     Terminated {
         /// Its path.
         program: PathBuf,
-        /// Why.
         stopped: Terminated,
     },
 }
 
-/// What a program that ended left behind.
+/// The result of a program that ended.
 #[derive(Debug)]
 pub struct Output {
-    /// How it ended.
     pub status: ExitStatus,
-    /// All it wrote to stdout.
     pub stdout: Vec<u8>,
-    /// What it wrote to stderr, or the first MiB of it.
+    /// The first MiB of stderr.
     pub stderr: Vec<u8>,
 }
 
 impl Output {
-    /// Passes on to our stderr what it said on its own: a delegate speaks through us.
+    /// Writes the program's stderr to that of this process, where a runtime expects the messages of a delegate.
     pub fn relay_stderr(&self) {
-        // Who closed our stderr does not want to know.
+        // A closed stderr is not an error.
         let _ = io::stderr().write_all(&self.stderr);
     }
 
-    /// What it said on stderr, or else how it ended, in one line.
+    /// stderr, or if it is empty the exit status, in one line.
     pub fn stderr_summary(&self) -> String {
-        let said = String::from_utf8_lossy(&self.stderr);
-        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-        if said.is_empty() {
+        let stderr = String::from_utf8_lossy(&self.stderr);
+        let summary = stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        if summary.is_empty() {
             self.status.to_string()
         } else {
-            said
+            summary
         }
     }
 }
 
-/// The program of that name in PATH, as the Go plugins find it: distributions that bundle a program put it there. Only when
-/// PATH has none, the one in the system's directories; a file that is not executable only when there is no other, so that
-/// the error says so.
+/// Finds a program in PATH, as the Go plugins do, because distributions that bundle programs set PATH; then in the
+/// system directories. A file that is not executable is returned only if there is no other, for the error message.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let absolute = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
@@ -124,13 +110,12 @@ pub fn find(name: &str) -> Option<PathBuf> {
     executable.or(files.first()).cloned()
 }
 
-/// Whether a path leads to a program.
 pub fn is_executable(path: &Path) -> bool {
     let metadata = path.metadata();
     metadata.is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
 }
 
-/// Lets the programs that we start from now on have a file open too, and so keep the lock on it.
+/// Makes programs started from now on inherit an open file, and so keep the lock on it.
 ///
 /// # Errors
 /// Those of fcntl(2).
@@ -138,9 +123,8 @@ pub fn inherit_fd(file: &File) -> io::Result<()> {
     retry_on_eintr(|| Ok(fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?)).map(drop)
 }
 
-/// A program that runs while we do something else.
-///
-/// Dropped before its end was awaited, it is left to run on: what it was told to do is one transaction.
+/// A program that runs concurrently.
+/// It continues to run if this is dropped: what it was started for is one transaction.
 #[derive(Debug)]
 pub struct Running {
     program: PathBuf,
@@ -150,18 +134,18 @@ pub struct Running {
     limit: Duration,
 }
 
-/// Input that did not fit into the pipe. It is written as the program reads it, without a thread: where none can be
-/// created (EAGAIN), the program must still get all of its input.
+/// Input that did not fit into the pipe. It is written as the program reads it, without a thread, because creating a
+/// thread can fail (EAGAIN).
 #[derive(Debug)]
 struct Input {
     pipe: ChildStdin,
     rest: Vec<u8>,
 }
 
-/// Starts a program with more environment variables than ours and the given stdin.
+/// Starts a program with these additional environment variables and this stdin.
 ///
 /// # Errors
-/// When it cannot be started or does not take its input.
+/// If it cannot be started or its input cannot be written.
 pub fn start(
     program: &Path,
     args: &[&str],
@@ -205,10 +189,10 @@ pub fn start(
 }
 
 impl Input {
-    /// Writes as much as the pipe takes; what is left, if anything.
+    /// Writes what fits into the pipe. Returns the rest, if any.
     fn begin(pipe: ChildStdin, input: &[u8]) -> io::Result<Option<Input>> {
         if input.len() >= PIPE_CAPACITY {
-            // Up to fs.pipe-max-size for users; a smaller pipe does too.
+            // Limited to fs.pipe-max-size without CAP_SYS_RESOURCE; a smaller pipe works as well.
             let wanted = i32::try_from(input.len() + PIPE_CAPACITY).unwrap_or(i32::MAX);
             let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(wanted));
             fcntl(
@@ -220,14 +204,14 @@ impl Input {
         Input { pipe, rest }.write_more()
     }
 
-    /// Goes on writing; what is left then, if anything.
+    /// Writes what fits. Returns the rest, if any.
     fn write_more(mut self) -> io::Result<Option<Input>> {
         while !self.rest.is_empty() {
             match self.pipe.write(&self.rest) {
                 Ok(written) => drop(self.rest.drain(..written)),
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Ok(Some(self)),
-                // A program may end without reading its input; its status will tell.
+                // A program may end without reading its input; its exit status shows whether it failed.
                 Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
                 Err(cause) => return Err(cause),
             }
@@ -236,10 +220,10 @@ impl Input {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program and waits for it to end.
 ///
 /// # Errors
-/// When it cannot be started or does not end within `limit`.
+/// If it cannot be started or does not end within `limit`.
 pub fn run(
     program: &Path,
     args: &[&str],
@@ -251,10 +235,10 @@ pub fn run(
 }
 
 impl Running {
-    /// Waits for its end.
+    /// Waits for the program to end.
     ///
     /// # Errors
-    /// When it does not end in time; it is killed then.
+    /// If it does not end in time; it is killed then.
     pub fn finish(mut self) -> Result<Output, ProcessError> {
         let mut stdout = self
             .child
@@ -275,7 +259,7 @@ impl Running {
             ];
             let ready = match self.wait_ready(fds) {
                 Ok(Waited::Ready(ready)) => ready,
-                Ok(Waited::TooLong) => {
+                Ok(Waited::TimedOut) => {
                     self.kill();
                     return Err(ProcessError::TimedOut {
                         program: self.program,
@@ -320,8 +304,8 @@ impl Running {
         })
     }
 
-    /// Waits until one of the outputs can be read or more input can be written. An output whose other end is closed would
-    /// wake us for ever (poll(2), "POLLHUP"): it must be `None`.
+    /// Waits until an output is readable or the input writable. A closed output must be `None`, because poll(2) would
+    /// return at once (POLLHUP).
     fn wait_ready(&self, outputs: [Option<BorrowedFd>; 2]) -> io::Result<Waited> {
         let input = self.input.as_ref().map(|input| input.pipe.as_fd());
         let [out, err] = outputs.map(|fd| fd.map(|fd| (fd, PollFlags::POLLIN)));
@@ -331,7 +315,7 @@ impl Running {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Waited::TooLong);
+                return Ok(Waited::TimedOut);
             }
             let wanted = all.into_iter().flatten();
             let mut polled: Vec<PollFd> = wanted.map(|(fd, on)| PollFd::new(fd, on)).collect();
@@ -342,8 +326,8 @@ impl Running {
                 Ok(_) => {}
             }
             let mut answers = polled.iter();
-            let ready = [0, 1, 2].map(|place| {
-                let answer = all[place].and_then(|_| answers.next());
+            let ready = [0, 1, 2].map(|position| {
+                let answer = all[position].and_then(|_| answers.next());
                 answer.and_then(PollFd::any).unwrap_or(false)
             });
             if ready.contains(&true) {
@@ -368,17 +352,14 @@ impl Running {
     }
 }
 
-/// How a wait for output ended.
 enum Waited {
-    /// stdout or stderr has some, or ended; stdin takes more.
+    /// stdout and stderr are readable or closed; stdin is writable.
     Ready([bool; 3]),
-    /// The time is over.
-    TooLong,
-    /// SIGTERM arrived.
+    TimedOut,
     Terminated(Terminated),
 }
 
-/// Reads what is there; false at the end of the stream.
+/// Reads the available data; `false` at the end of the stream.
 fn read_some(from: &mut impl Read, into: &mut Vec<u8>) -> io::Result<bool> {
     let mut buffer = [0; 4096];
     loop {
@@ -401,18 +382,18 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     #[test]
-    fn input_goes_in_and_both_outputs_come_back() {
+    fn input_is_written_and_both_outputs_are_read() {
         let sh = find("sh").unwrap();
-        let script = "cat; echo $WHO >&2; exit 3";
+        let script = "cat; echo $NAME >&2; exit 3";
         let big = vec![b'x'; 300_000];
-        let output = run(&sh, &["-c", script], &[("WHO", "me")], &big, LIMIT).unwrap();
+        let output = run(&sh, &["-c", script], &[("NAME", "me")], &big, LIMIT).unwrap();
         assert_eq!(output.stdout, big);
         assert_eq!(output.stderr_summary(), "me");
         assert_eq!(output.status.code(), Some(3));
     }
 
     #[test]
-    fn one_that_does_not_end_is_killed() {
+    fn a_program_that_does_not_end_is_killed() {
         let sleep = find("sleep").unwrap();
         let limit = Duration::from_millis(50);
         let error = run(&sleep, &["60"], &[], b"", limit).unwrap_err();
@@ -420,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_prints_without_end_is_killed_and_its_complaints_are_cut() {
+    fn a_program_that_prints_endlessly_is_killed_and_its_stderr_is_cut() {
         let sh = find("sh").unwrap();
         let error = run(&sh, &["-c", "cat /dev/zero"], &[], b"", LIMIT).unwrap_err();
         assert!(matches!(error, ProcessError::TooMuch { .. }), "{error}");
@@ -430,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_there_says_so() {
+    fn the_error_names_a_missing_program() {
         let error = run(Path::new("/nonexistent"), &[], &[], b"", LIMIT).unwrap_err();
         assert!(error.to_string().contains("/nonexistent"), "{error}");
         assert_eq!(find("no-such-program-anywhere"), None);

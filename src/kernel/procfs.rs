@@ -1,4 +1,4 @@
-//! Processes and the network namespaces that they or mounts keep, as far as /proc shows them.
+//! Processes, and the network namespaces of processes and mounts, from /proc.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -12,10 +12,10 @@ use nix::errno::Errno;
 
 use crate::kernel::retry::retry_on_eintr;
 
-/// The network namespaces of all processes and of all mounts of nsfs, one path each.
+/// One path for each network namespace of a process or an nsfs mount.
 ///
 /// # Errors
-/// When a process of the own user or the list of mounts cannot be read.
+/// If the mounts, or a process of the same user, cannot be read.
 pub fn network_namespaces() -> io::Result<Vec<PathBuf>> {
     let mut found = HashMap::new();
     for process in processes()? {
@@ -34,11 +34,11 @@ pub fn network_namespaces() -> io::Result<Vec<PathBuf>> {
     Ok(found.into_values().collect())
 }
 
-/// The values of a variable in the environments of other processes that have the mount or the network namespace in
-/// common with this one: others belong to another host on this machine.
+/// The values of an environment variable of other processes in the mount or network namespace of this one. Processes in
+/// neither belong to another node on this machine.
 ///
 /// # Errors
-/// When a process of the own user cannot be read.
+/// If a process of the same user cannot be read.
 pub fn environment_values(variable: &str) -> io::Result<HashSet<String>> {
     let prefix = format!("{variable}=");
     let own = std::process::id().to_string();
@@ -62,8 +62,8 @@ pub fn environment_values(variable: &str) -> io::Result<HashSet<String>> {
     Ok(values)
 }
 
-/// A plugin that works in a container's network namespace is still in the mount namespace of its host; one that a
-/// runtime starts in another mount namespace begins in the network namespace of the host. One that has ended is nowhere.
+/// A plugin that has entered a container's network namespace is still in the mount namespace of its host; one that a
+/// runtime starts in another mount namespace begins in the host's network namespace.
 fn is_on_this_host(process: &Path) -> bool {
     let is_same = |namespace: &str| {
         let of = |process: &Path| fs::read_link(process.join("ns").join(namespace));
@@ -85,8 +85,8 @@ fn processes() -> io::Result<Vec<DirEntry>> {
     Ok(entries.into_iter().filter(is_process).collect())
 }
 
-/// `None` for a process that has ended, and for one that the kernel hides because it is of another user or has
-/// capabilities that this one lacks (ptrace(2), "Ptrace access mode checking"): a runtime starts all plugins alike.
+/// `None` for a process that has ended, or is not accessible because it has another user or more capabilities
+/// (ptrace(2), "Ptrace access mode checking"): a runtime starts all plugins with the same ones.
 fn if_ours_to_see<T>(process: &DirEntry, read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
@@ -102,7 +102,7 @@ fn if_ours_to_see<T>(process: &DirEntry, read: io::Result<T>) -> io::Result<Opti
     }
 }
 
-/// The user of a process and its effective capabilities, a bit for each.
+/// The user of a process and its effective capabilities (capabilities(7)), as a bit mask.
 struct Rights {
     user: u32,
     capabilities: u64,
@@ -128,15 +128,15 @@ impl Rights {
 /// `36 35 0:4 net:[4026532281] /run/netns/a rw shared:7 - nsfs nsfs rw` (proc_pid_mountinfo(5)).
 fn parse_nsfs_mount(line: &[u8]) -> Option<(OsString, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ').skip(3);
-    let (root, place) = (fields.next()?, fields.next()?);
+    let (root, mount_point) = (fields.next()?, fields.next()?);
     if !root.starts_with(b"net:[") {
         return None;
     }
     let name = OsString::from_vec(root.to_vec());
-    Some((name, OsString::from_vec(unescape(place)).into()))
+    Some((name, OsString::from_vec(unescape(mount_point)).into()))
 }
 
-/// Space, tab, newline and backslash are written as `\` and three octal digits.
+/// Space, tab, newline and backslash are encoded as `\` and three octal digits.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -156,9 +156,9 @@ mod tests {
     #[test]
     fn mounts_of_network_namespaces_are_told_from_others() {
         let line = br"36 35 0:4 net:[4026532281] /run/netns/a\040b\134 rw shared:7 - nsfs nsfs rw";
-        let (name, place) = parse_nsfs_mount(line).unwrap();
+        let (name, mount_point) = parse_nsfs_mount(line).unwrap();
         assert_eq!(name, "net:[4026532281]");
-        assert_eq!(place, Path::new(r"/run/netns/a b\"));
+        assert_eq!(mount_point, Path::new(r"/run/netns/a b\"));
         for other in [
             &b"22 1 8:1 / / rw - ext4 /dev/sda1 rw"[..],
             b"37 35 0:4 mnt:[4026532290] /run/x rw - nsfs nsfs rw",

@@ -1,16 +1,16 @@
-//! Numbers nobody can guess, from the kernel.
+//! Random numbers from the kernel.
 
 use std::fs::File;
 use std::io::{self, Read};
 
 use crate::net::Mac;
 
-/// A MAC address for a bridge: unicast, locally administered, different on every node.
+/// A random MAC address: unicast, locally administered.
 ///
 /// # Errors
 /// When /dev/urandom cannot be read.
 pub fn mac() -> io::Result<Mac> {
-    bytes().map(|bytes| Mac::from_bytes(bytes).made_local())
+    bytes().map(|bytes| Mac::from_bytes(bytes).to_locally_administered())
 }
 
 /// A number for the name of a temporary file.

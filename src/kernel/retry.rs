@@ -1,12 +1,12 @@
-//! System calls that a signal has interrupted.
+//! System calls that a signal interrupts.
 
 use std::io::{self, ErrorKind};
 
-/// Tries again what a signal has interrupted (EINTR): SIGTERM is noticed elsewhere, and no other one concerns us. The
-/// standard library does so for reading, writing and opening files, and for little else.
+/// Retries on EINTR; SIGTERM is handled in [`super::signals`]. The standard library retries only some operations on
+/// files.
 ///
 /// # Errors
-/// Those of the attempt but that one.
+/// Those of the attempt other than EINTR.
 pub fn retry_on_eintr<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match attempt() {

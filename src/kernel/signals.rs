@@ -1,7 +1,6 @@
-//! SIGTERM: instead of ending the process between two steps, it is noticed where an ADD can turn back.
-//!
-//! A handler and a socket pair, not a blocked signal and a signalfd: programs we start would inherit the blocked signal
-//! (std leaves the mask as it is), while a handler ends with exec.
+//! SIGTERM: it does not end the process at any instruction but cancels an ADD at points where the ADD can be undone.
+//! It has a handler that writes to a socket pair. With a blocked signal and a signalfd, started programs would inherit
+//! the signal mask; a handler is reset by execve(2).
 
 use std::fs;
 use std::io;
@@ -20,21 +19,20 @@ use signal_hook::low_level::pipe;
 
 use crate::kernel::retry::retry_on_eintr;
 
-/// Readable once the signal arrived; it is never read.
+/// Readable after the signal; it is never read.
 static ARRIVED: OnceLock<UnixStream> = OnceLock::new();
 
-/// Whether what is being done is to be given up for it.
+/// Whether SIGTERM cancels the operation.
 static CANCELLATION_ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// SIGTERM arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("stopped by SIGTERM")]
+#[error("terminated by SIGTERM")]
 pub struct Terminated;
 
-/// From now on the signal ends nothing by itself: DEL and GC go on to their end, which is bounded.
+/// Installs the handler. Without [`enable_cancellation`] the signal has no effect: DEL and GC continue to their end.
 ///
 /// # Errors
-/// When it cannot be caught.
+/// If the handler cannot be installed.
 pub fn install_handlers() -> io::Result<()> {
     let reader = retry_on_eintr(|| {
         let (reader, writer) = UnixStream::pair()?;
@@ -42,20 +40,19 @@ pub fn install_handlers() -> io::Result<()> {
         Ok(reader)
     })?;
     let _ = ARRIVED.set(reader);
-    // A parent may have blocked them: SIGTERM for us, SIGALRM for the programs that we start, which inherit the mask
-    // (iptables ends its wait for the lock with it).
+    // The parent may have blocked SIGTERM and SIGALRM. Programs inherit the mask, and iptables ends its wait for the
+    // lock with SIGALRM.
     let mut needed = SigSet::empty();
     needed.add(Signal::SIGTERM);
     needed.add(Signal::SIGALRM);
     Ok(needed.thread_unblock()?)
 }
 
-/// Has the kernel keep the exit statuses of programs that we start. It keeps none while SIGCHLD is ignored, and a parent
-/// that ignores it leaves that to us (wait(2), "NOTES"). With a handler it is not ignored, neither by us nor by the
-/// programs.
+/// Makes the kernel keep the exit statuses of started programs, which it discards if the parent left SIGCHLD ignored
+/// (wait(2), "NOTES"). Installs a handler then; execve(2) resets it to the default for the programs.
 ///
 /// # Errors
-/// When no handler can be installed.
+/// If the handler cannot be installed.
 pub fn keep_exit_statuses() -> io::Result<()> {
     static ARE_KEPT: Mutex<bool> = Mutex::new(false);
     let mut are_kept = ARE_KEPT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,7 +65,7 @@ pub fn keep_exit_statuses() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a signal is ignored (proc_pid_status(5)); so it may be when the kernel does not tell.
+/// Whether a signal is ignored (proc_pid_status(5)); assumed if that cannot be read.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut lines = status.lines();
@@ -77,29 +74,29 @@ fn is_ignored(signal: Signal) -> bool {
     mask.is_none_or(|mask| mask >> (signal as i32 - 1) & 1 == 1)
 }
 
-/// From now on it ends waits and is found by [`check`].
+/// From now on SIGTERM ends waits, and [`check`] reports it.
 pub fn enable_cancellation() {
     CANCELLATION_ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Does something that is done to its end, however often the signal arrives: an undo.
+/// Runs a closure that SIGTERM does not cancel.
 pub fn uncancellable<T>(work: impl FnOnce() -> T) -> T {
-    let heeded = CANCELLATION_ENABLED.swap(false, Ordering::Relaxed);
+    let is_enabled = CANCELLATION_ENABLED.swap(false, Ordering::Relaxed);
     let done = work();
-    CANCELLATION_ENABLED.store(heeded, Ordering::Relaxed);
+    CANCELLATION_ENABLED.store(is_enabled, Ordering::Relaxed);
     done
 }
 
-/// What becomes readable when the signal arrives, while it is heeded.
+/// A file descriptor that becomes readable with the signal, if cancellation is enabled.
 pub fn wake() -> Option<BorrowedFd<'static>> {
-    let heeded = CANCELLATION_ENABLED.load(Ordering::Relaxed);
-    ARRIVED.get().filter(|_| heeded).map(AsFd::as_fd)
+    let is_enabled = CANCELLATION_ENABLED.load(Ordering::Relaxed);
+    ARRIVED.get().filter(|_| is_enabled).map(AsFd::as_fd)
 }
 
-/// Turns back if the signal arrived and is heeded.
+/// Checks for SIGTERM, if cancellation is enabled.
 ///
 /// # Errors
-/// When it did.
+/// [`Terminated`] after the signal.
 pub fn check() -> Result<(), Terminated> {
     let Some(wake) = wake() else { return Ok(()) };
     let mut polled = [PollFd::new(wake, PollFlags::POLLIN)];
@@ -109,7 +106,7 @@ pub fn check() -> Result<(), Terminated> {
     }
 }
 
-/// Waits until there is something to read, the signal arrives while it is heeded, or the time is over.
+/// Waits until the file descriptor is readable, the operation is cancelled or the time is over.
 ///
 /// # Errors
 /// Those of poll(2).

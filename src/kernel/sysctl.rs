@@ -1,31 +1,31 @@
-//! Kernel parameters of the calling thread's network namespace, under /proc/sys/net.
+//! Sysctls of the calling thread's network namespace (/proc/sys/net).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 
 use crate::net::{Family, IfName};
 
-/// A parameter of one interface.
+/// A sysctl of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
-    /// Take router advertisements (net.ipv6.conf.*.accept_ra).
+    /// net.ipv6.conf.*.accept_ra
     AcceptRa,
-    /// Detect duplicate addresses (net.ipv6.conf.*.accept_dad).
+    /// net.ipv6.conf.*.accept_dad
     AcceptDad,
-    /// Send a nonce with the detection (net.ipv6.conf.*.enhanced_dad, RFC 7527).
+    /// net.ipv6.conf.*.enhanced_dad (RFC 7527)
     EnhancedDad,
-    /// Whether IPv6 is off (net.ipv6.conf.*.disable_ipv6).
+    /// net.ipv6.conf.*.disable_ipv6
     DisableIpv6,
-    /// Keep addresses while the link is down (net.ipv6.conf.*.keep_addr_on_down).
+    /// net.ipv6.conf.*.keep_addr_on_down
     KeepAddrOnDown,
-    /// Announce addresses when the link comes up or changes its MAC (net.ipv4.conf.*.arp_notify).
+    /// net.ipv4.conf.*.arp_notify: announce addresses when the link comes up or changes its MAC address.
     ArpNotify,
-    /// The same for IPv6 neighbours (net.ipv6.conf.*.ndisc_notify).
+    /// net.ipv6.conf.*.ndisc_notify: the same for IPv6.
     NdiscNotify,
 }
 
 impl Parameter {
-    fn place(self) -> (&'static str, &'static str) {
+    fn family_and_key(self) -> (&'static str, &'static str) {
         match self {
             Parameter::AcceptRa => ("ipv6", "accept_ra"),
             Parameter::AcceptDad => ("ipv6", "accept_dad"),
@@ -37,32 +37,29 @@ impl Parameter {
         }
     }
 
-    /// Sets it for an interface.
-    ///
     /// # Errors
-    /// When the kernel has no such parameter (IPv6 compiled out, an old kernel) or does not permit it.
+    /// If the kernel lacks the sysctl (IPv6 is compiled out, an old kernel) or writing is not permitted.
     pub fn set(self, interface: &IfName, value: u8) -> io::Result<()> {
         write(&self.path(interface), value)
     }
 
-    /// Reads it for an interface.
     ///
     /// # Errors
-    /// When the kernel has no such parameter.
+    /// If the kernel lacks the sysctl.
     pub fn read(self, interface: &IfName) -> io::Result<String> {
         Ok(fs::read_to_string(self.path(interface))?.trim().to_owned())
     }
 
     fn path(self, interface: &IfName) -> String {
-        let (family, key) = self.place();
+        let (family, key) = self.family_and_key();
         format!("/proc/sys/net/{family}/conf/{interface}/{key}")
     }
 }
 
-/// Lets the host forward packets of a family. Written only where it is off: /proc/sys may be read-only.
+/// Enables IP forwarding. Written only if it is disabled, because /proc/sys may be read-only.
 ///
 /// # Errors
-/// When it is off and cannot be switched on; the message names the parameter.
+/// If it is disabled and cannot be enabled; the message names the sysctl.
 pub fn enable_forwarding(family: Family) -> io::Result<()> {
     if forwards(family)? {
         return Ok(());
@@ -71,10 +68,10 @@ pub fn enable_forwarding(family: Family) -> io::Result<()> {
     write(path, 1).map_err(|cause| named(path, cause))
 }
 
-/// Whether the host forwards packets of a family.
+/// Whether IP forwarding is enabled.
 ///
 /// # Errors
-/// When the kernel has no such parameter; the message names it.
+/// If the kernel lacks the sysctl; the message names it.
 pub fn forwards(family: Family) -> io::Result<bool> {
     let path = forwarding(family);
     let value = fs::read_to_string(path).map_err(|cause| named(path, cause))?;
@@ -92,7 +89,7 @@ fn named(path: &str, cause: io::Error) -> io::Error {
     io::Error::new(cause.kind(), format!("{path}: {cause}"))
 }
 
-/// Whether frames on bridges pass the rules of iptables; `None` where the kernel has no br_netfilter loaded.
+/// Whether bridged packets traverse iptables; `None` if br_netfilter is not loaded.
 pub fn bridge_calls_iptables() -> Option<bool> {
     let value = fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables").ok()?;
     Some(value.trim() == "1")

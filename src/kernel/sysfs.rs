@@ -1,14 +1,14 @@
-//! What only /sys tells of a link.
+//! Properties of links that only /sys has.
 
 use std::fs;
 
 use crate::net::Mac;
 
-/// The MAC address was set, and does not change by itself (NET_ADDR_SET, linux/netdevice.h).
+/// The MAC address was set by user space, so that a bridge keeps it (linux/netdevice.h).
 const NET_ADDR_SET: &str = "3";
 
-/// Whether the MAC address of a link was set. `None` where /sys does not tell: it may be missing, or mounted for another
-/// network namespace, which has no such link or another one of that name (sysfs(5)).
+/// Whether the MAC address of a link was set by user space. `None` if /sys is not mounted or shows another network
+/// namespace (sysfs(5)), recognised by ifindex and MAC address.
 pub fn is_mac_set(name: &str, index: u32, mac: Mac) -> Option<bool> {
     let read = |file: &str| {
         let text = fs::read_to_string(format!("/sys/class/net/{name}/{file}")).ok()?;

@@ -1,4 +1,4 @@
-//! The legacy variant of iptables, as far as the kernel tells of it without a program.
+//! The state of iptables-legacy that can be read without its programs.
 
 use std::fs;
 use std::io;
@@ -6,27 +6,25 @@ use std::io;
 use crate::kernel::locks::holder;
 use crate::net::Family;
 
-/// What the legacy programs lock while they change a table (XT_LOCK_NAME, iptables/xshared.h), unless the environment
-/// names another file.
+/// The lock file of iptables-legacy (XT_LOCK_NAME, iptables/xshared.h), unless XTABLES_LOCKFILE names another one.
 const LOCK: &str = "/run/xtables.lock";
 
-/// Who keeps the programs of the legacy variant waiting, as `pid 123 (name)`; `None` when nobody does.
+/// The process that holds the xtables lock, as `pid 123 (name)`.
 pub fn lock_holder() -> Option<String> {
     let file = std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| LOCK.into());
     holder(&fs::metadata(file).ok()?)
 }
 
-/// Whether the legacy variant has a table of that name in this namespace.
-///
-/// The lists are there once the variant was used (`xt_proto_init`, net/netfilter/x_tables.c).
+/// Whether iptables-legacy has this table in this network namespace.
+/// The kernel lists its tables once it is used (`xt_proto_init`, net/netfilter/x_tables.c).
 ///
 /// # Errors
-/// When the list cannot be read: then there may be one.
+/// If the list cannot be read, so that the table may exist.
 pub fn has_table(family: Family, table: &str) -> io::Result<bool> {
     Ok(tables(family)?.lines().any(|name| name == table))
 }
 
-/// Whether the legacy variant has any table in this namespace.
+/// Whether iptables-legacy has any table in this network namespace.
 ///
 /// # Errors
 /// As [`has_table`].
@@ -40,7 +38,7 @@ fn tables(family: Family) -> io::Result<String> {
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     match fs::read_to_string(list) {
-        // A kernel without the variant, or in which it was not used.
+        // The kernel lacks iptables-legacy, or it is not in use.
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(cause) => Err(io::Error::new(
             cause.kind(),

@@ -1,20 +1,23 @@
 //! Links between host and container, independent of what the host connects them to.
 
+pub mod container;
 pub mod namespace;
+pub mod plan;
+pub mod veth;
 mod veths;
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use crate::error::{Code, Error};
-use crate::kernel::netlink::{Link, Netlink, NetlinkError};
+use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError};
 use crate::kernel::random;
 use crate::net::{IfName, Mac};
 
 pub use veths::{Veth, veths};
 
-/// Time limit until a started port forwards frames. The kernel takes less than a millisecond, but on a node on which hundreds
-/// of namespaces are created and deleted, its rtnl lock is held for seconds.
+/// Time limit until a started port forwards frames. It usually takes less than a millisecond, but the rtnl lock can be
+/// held for seconds while hundreds of namespaces are created and deleted.
 pub(crate) const PORT_LIMIT: Duration = Duration::from_secs(10);
 
 /// An error that names operation, object and cause.
@@ -33,9 +36,21 @@ pub(crate) fn new_mac(link: impl Display) -> Result<Mac, Error> {
         .map_err(|cause| Error::failed(format!("cannot choose a MAC address for {link}: {cause}")))
 }
 
-/// A link that was just created.
-pub(crate) fn made(host: &Netlink, name: &IfName) -> Result<Link, Error> {
-    host.link(name)
-        .map_err(|cause| failed("look up", name, cause))?
+/// Looks up a link by name.
+pub(crate) fn look_up(netlink: &Netlink, name: &IfName) -> Result<Option<Link>, Error> {
+    let link = netlink.link(name);
+    link.map_err(|cause| failed("look up", name, cause))
+}
+
+/// The peer of a veth, if it is in the network namespace of `host`. An index alone does not identify it: each namespace
+/// has its own, so the peer must refer to the veth as well.
+pub(crate) fn peer_on_host(host: &Netlink, veth: &Link) -> Result<Option<Link>, NetlinkError> {
+    let peer = veth.peer.map_or(Ok(None), |index| host.link_at(index))?;
+    Ok(peer.filter(|peer| peer.kind == Kind::Veth && peer.peer == Some(veth.index)))
+}
+
+/// Looks up a link that was just created.
+pub(crate) fn created_link(host: &Netlink, name: &IfName) -> Result<Link, Error> {
+    look_up(host, name)?
         .ok_or_else(|| Error::failed(format!("{name} was deleted right after it was created")))
 }

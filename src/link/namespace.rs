@@ -1,10 +1,36 @@
 //! The container's network namespace, and the errors to report for it.
 
 use std::io;
+use std::rc::Rc;
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+
+/// The network namespaces that an attachment connects.
+pub struct AttachContext {
+    /// A socket in the host's namespace, shared with the undo stack.
+    pub host: Rc<Netlink>,
+    /// A socket in the container's namespace.
+    pub pod: Netlink,
+    pub netns: Netns,
+}
+
+impl AttachContext {
+    /// Opens the namespace at a path, and a socket in it and in the host's.
+    ///
+    /// # Errors
+    /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
+    /// opened.
+    pub fn open(path: &str, own_netns: OwnNetns) -> Result<AttachContext, Error> {
+        let netns = open(path, own_netns)?;
+        Ok(AttachContext {
+            host: Rc::new(host_netlink()?),
+            pod: netlink(&netns)?,
+            netns,
+        })
+    }
+}
 
 /// The error to report for the path in CNI_NETNS.
 pub fn error(path: &str, cause: NetnsError) -> Error {
@@ -31,7 +57,7 @@ pub fn error(path: &str, cause: NetnsError) -> Error {
 /// Opens the network namespace at the path in CNI_NETNS.
 ///
 /// # Errors
-/// When there is none, or when it is the plugin's own and that is not allowed.
+/// If there is none, or if it is the plugin's own and that is not allowed.
 pub fn open(path: &str, own_netns: OwnNetns) -> Result<Netns, Error> {
     Netns::open(path, own_netns).map_err(|cause| error(path, cause))
 }
@@ -39,7 +65,7 @@ pub fn open(path: &str, own_netns: OwnNetns) -> Result<Netns, Error> {
 /// Opens a netlink socket in the container's network namespace.
 ///
 /// # Errors
-/// When the namespace cannot be entered or no socket can be opened.
+/// If the namespace cannot be entered or no socket can be opened.
 pub fn netlink(netns: &Netns) -> Result<Netlink, Error> {
     let path = netns.path().to_string_lossy();
     Netlink::open_in(netns).map_err(|cause| error(&path, cause))
@@ -48,7 +74,7 @@ pub fn netlink(netns: &Netns) -> Result<Netlink, Error> {
 /// Opens a netlink socket in the host's network namespace.
 ///
 /// # Errors
-/// When no socket can be opened.
+/// If no socket can be opened.
 pub fn host_netlink() -> Result<Netlink, Error> {
     Netlink::open().map_err(|cause| Error::failed(format!("cannot open a netlink socket: {cause}")))
 }

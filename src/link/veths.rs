@@ -1,4 +1,4 @@
-//! The veth pairs between the host and other network namespaces, with the addresses of the other end.
+//! Veth pairs between the host and other network namespaces, with the addresses of the peers.
 
 use std::net::IpAddr;
 
@@ -8,17 +8,20 @@ use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError};
 pub struct Veth {
     /// The host end.
     pub host: Link,
-    /// The name of the other end; empty if it was deleted meanwhile.
+    /// The name of the peer; empty if it was deleted in the meantime.
     pub interface: String,
-    /// The addresses of the other end.
+    /// The addresses of the peer.
     pub addresses: Vec<IpAddr>,
 }
 
-/// All veth pairs whose other end has one of these addresses.
+/// All veth pairs whose peer has one of these addresses.
 ///
 /// # Errors
-/// When the kernel refuses a request.
-pub fn veths(host: &Netlink, wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Veth>, NetlinkError> {
+/// If the kernel refuses a request.
+pub fn veths(
+    host: &Netlink,
+    is_wanted: impl Fn(IpAddr) -> bool,
+) -> Result<Vec<Veth>, NetlinkError> {
     let mut links = host.cross_links()?;
     links.retain(|link| link.link.kind == Kind::Veth);
     links.sort_by_key(|link| link.netns);
@@ -31,7 +34,7 @@ pub fn veths(host: &Netlink, wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Veth
         for link in of_netns {
             let of_peer = addresses.iter().filter(|address| address.link == link.peer);
             let addresses: Vec<IpAddr> = of_peer.map(|it| it.cidr.address()).collect();
-            if addresses.iter().any(|address| wanted(*address)) {
+            if addresses.iter().any(|address| is_wanted(*address)) {
                 let peer = host.link_in(netns, link.peer)?;
                 found.push(Veth {
                     host: link.link.clone(),

@@ -1,4 +1,4 @@
-//! Routes as results have them, and as the kernel takes them.
+//! Routes in results and for the kernel.
 
 use std::net::IpAddr;
 
@@ -6,12 +6,11 @@ use serde::Serialize;
 
 use crate::net::Cidr;
 
-/// A route of a result (CNI spec 1.1, "routes"); in JSON it has the spec's keys.
+/// A route of a result (CNI spec 1.1, "routes").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Route {
-    /// Destination.
     pub dst: Cidr,
-    /// Next hop; absent means "the address's gateway, if there is one".
+    /// Next hop; if absent, the gateway of the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
     /// Path MTU in bytes.
@@ -31,27 +30,22 @@ pub struct Route {
     pub scope: Option<i64>,
 }
 
-/// The numbers of a route as the kernel takes them. A result has them as they were configured; those that the kernel has
-/// no room for the Go plugins cut off or leave out, and so do we.
+/// The attributes of a route as the kernel accepts them. A result contains them as configured; like the Go plugins,
+/// values out of the kernel's range are truncated or omitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouteNumbers {
+pub struct RouteAttributes {
     /// Path MTU in bytes.
     pub mtu: Option<u32>,
-    /// TCP maximum segment size in bytes.
     pub advmss: Option<u32>,
-    /// Metric.
     pub priority: Option<u32>,
-    /// Routing table.
     pub table: u32,
-    /// Scope.
     pub scope: u8,
 }
 
 impl Route {
-    /// The routing table of routes that name none (RT_TABLE_MAIN, linux/rtnetlink.h).
+    /// RT_TABLE_MAIN (linux/rtnetlink.h).
     pub const MAIN_TABLE: u32 = 254;
 
-    /// A plain route; the attributes are absent.
     pub fn new(dst: Cidr, gw: Option<IpAddr>) -> Route {
         Route {
             dst,
@@ -64,13 +58,12 @@ impl Route {
         }
     }
 
-    /// Its numbers as the kernel takes them.
-    pub fn numbers(&self) -> RouteNumbers {
+    pub fn attributes(&self) -> RouteAttributes {
         let positive = |number: Option<i64>| {
             let number = number.filter(|number| *number > 0)?;
             u32::try_from(number).ok()
         };
-        RouteNumbers {
+        RouteAttributes {
             mtu: positive(self.mtu),
             advmss: positive(self.advmss),
             priority: positive(self.priority),
@@ -79,9 +72,9 @@ impl Route {
         }
     }
 
-    /// Whether its destination is directly on the link (`scope` link or host), so that it has no next hop.
+    /// Whether the destination is directly reachable on the link (`scope` link or host), without a next hop.
     pub fn is_on_link(&self) -> bool {
-        self.numbers().scope >= 253
+        self.attributes().scope >= 253
     }
 }
 
@@ -90,9 +83,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_the_kernel_has_no_room_for_are_cut_off_or_left_out() {
+    fn values_out_of_range_are_truncated_or_omitted() {
         let plain = Route::new("10.9.0.0/16".parse().unwrap(), None);
-        let numbers = |number: i64| {
+        let parsed = |number: i64| {
             let route = Route {
                 mtu: Some(number),
                 priority: Some(number),
@@ -100,13 +93,18 @@ mod tests {
                 scope: Some(number),
                 ..plain.clone()
             };
-            let numbers = route.numbers();
-            (numbers.mtu, numbers.priority, numbers.table, numbers.scope)
+            let attributes = route.attributes();
+            (
+                attributes.mtu,
+                attributes.priority,
+                attributes.table,
+                attributes.scope,
+            )
         };
-        assert_eq!(numbers(5), (Some(5), Some(5), 5, 5));
-        assert_eq!(numbers(0), (None, None, Route::MAIN_TABLE, 0));
-        assert_eq!(numbers(-1), (None, None, Route::MAIN_TABLE, 255));
-        assert_eq!(numbers(256), (Some(256), Some(256), 256, 0));
-        assert_eq!(numbers(1 << 32), (None, None, Route::MAIN_TABLE, 0));
+        assert_eq!(parsed(5), (Some(5), Some(5), 5, 5));
+        assert_eq!(parsed(0), (None, None, Route::MAIN_TABLE, 0));
+        assert_eq!(parsed(-1), (None, None, Route::MAIN_TABLE, 255));
+        assert_eq!(parsed(256), (Some(256), Some(256), 256, 0));
+        assert_eq!(parsed(1 << 32), (None, None, Route::MAIN_TABLE, 0));
     }
 }

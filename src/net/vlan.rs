@@ -1,25 +1,22 @@
-//! VLANs of IEEE 802.1Q, as a bridge's port has them.
+//! VLANs (IEEE 802.1Q) of bridge ports.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// The number of a VLAN: 1 to 4094 (0 and 4095 are reserved, IEEE 802.1Q, table 9-2).
+/// 1 to 4094; 0 and 4095 are reserved (IEEE 802.1Q, table 9-2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VlanId(u16);
 
 impl VlanId {
-    /// The numbers there are.
-    pub const NUMBERS: RangeInclusive<u16> = 1..=4094;
+    pub const RANGE: RangeInclusive<u16> = 1..=4094;
 
-    /// The VLAN that ports of a bridge are in when nobody says otherwise (default_pvid, bridge(8)).
+    /// The default PVID of a bridge (default_pvid, bridge(8)).
     pub const DEFAULT: VlanId = VlanId(1);
 
-    /// The VLAN of that number, if it is one.
     pub fn new(number: u16) -> Option<VlanId> {
-        VlanId::NUMBERS.contains(&number).then_some(VlanId(number))
+        VlanId::RANGE.contains(&number).then_some(VlanId(number))
     }
 
-    /// The number.
     pub fn number(self) -> u16 {
         self.0
     }
@@ -31,15 +28,13 @@ impl fmt::Display for VlanId {
     }
 }
 
-/// A set of VLANs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct VlanSet([u64; 64]);
 
 impl VlanSet {
-    /// No VLAN.
     pub const EMPTY: VlanSet = VlanSet([0; 64]);
 
-    /// All VLANs from `first` to `last`; none when that is the smaller one.
+    /// All VLANs from `first` to `last`; empty if `last` is smaller.
     pub fn span(first: VlanId, last: VlanId) -> VlanSet {
         let mut set = VlanSet::EMPTY;
         for number in first.0..=last.0 {
@@ -48,39 +43,36 @@ impl VlanSet {
         set
     }
 
-    /// One VLAN.
     pub fn of(vlan: VlanId) -> VlanSet {
         VlanSet::span(vlan, vlan)
     }
 
-    /// Whether there is none in it.
     pub fn is_empty(&self) -> bool {
         *self == VlanSet::EMPTY
     }
 
-    /// Whether a VLAN is in it.
     pub fn contains(&self, vlan: VlanId) -> bool {
         self.0[usize::from(vlan.0 / 64)] >> (vlan.0 % 64) & 1 == 1
     }
 
-    /// What is in this set or in the other one.
-    pub fn or(mut self, other: VlanSet) -> VlanSet {
+    /// Union.
+    pub fn union(mut self, other: VlanSet) -> VlanSet {
         let words = self.0.iter_mut().zip(other.0);
         words.for_each(|(word, other)| *word |= other);
         self
     }
 
-    /// What is in this set and not in the other one.
-    pub fn minus(mut self, other: VlanSet) -> VlanSet {
+    /// Difference.
+    pub fn difference(mut self, other: VlanSet) -> VlanSet {
         let words = self.0.iter_mut().zip(other.0);
         words.for_each(|(word, other)| *word &= !other);
         self
     }
 
-    /// The set as few ranges as there can be: the first and the last of each, in order.
+    /// The maximal ranges, in ascending order.
     pub fn ranges(&self) -> Vec<(VlanId, VlanId)> {
         let mut ranges: Vec<(VlanId, VlanId)> = Vec::new();
-        for vlan in VlanId::NUMBERS
+        for vlan in VlanId::RANGE
             .map(VlanId)
             .filter(|vlan| self.contains(*vlan))
         {
@@ -114,38 +106,36 @@ impl fmt::Debug for VlanSet {
     }
 }
 
-/// The VLANs a port of a bridge is in (bridge(8), "bridge vlan").
+/// The VLANs of a bridge port (bridge(8), "bridge vlan").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortVlans {
-    /// Where frames go that come in without a tag.
+    /// VLAN of frames that arrive without a tag.
     pub pvid: Option<VlanId>,
-    /// Frames of these leave without a tag.
+    /// VLANs whose frames leave without a tag.
     pub untagged: VlanSet,
-    /// Frames of these leave with their tag. Shares nothing with `untagged`.
+    /// VLANs whose frames leave with a tag. Disjoint from `untagged`.
     pub tagged: VlanSet,
 }
 
 impl PortVlans {
-    /// A port that is in no VLAN.
     pub const NONE: PortVlans = PortVlans {
         pvid: None,
         untagged: VlanSet::EMPTY,
         tagged: VlanSet::EMPTY,
     };
 
-    /// Frames without a tag are in `native`, both ways; those of `tagged` keep their tag.
+    /// Untagged frames belong to `native`; `native` is removed from `tagged`.
     pub fn new(native: VlanId, tagged: VlanSet) -> PortVlans {
         let untagged = VlanSet::of(native);
         PortVlans {
             pvid: Some(native),
             untagged,
-            tagged: tagged.minus(untagged),
+            tagged: tagged.difference(untagged),
         }
     }
 
-    /// All VLANs the port is in.
     pub fn all(&self) -> VlanSet {
-        self.untagged.or(self.tagged)
+        self.untagged.union(self.tagged)
     }
 }
 
@@ -158,18 +148,18 @@ mod tests {
         numbers
             .into_iter()
             .map(vlan)
-            .fold(VlanSet::EMPTY, VlanSet::or)
+            .fold(VlanSet::EMPTY, VlanSet::union)
     }
 
     #[test]
-    fn the_reserved_numbers_are_no_vlans() {
+    fn reserved_numbers_are_rejected() {
         for (number, is_vlan) in [(0, false), (1, true), (4094, true), (4095, false)] {
             assert_eq!(VlanId::new(number).is_some(), is_vlan, "{number}");
         }
     }
 
     #[test]
-    fn neighbours_become_one_range() {
+    fn consecutive_vlans_are_displayed_as_a_range() {
         for (numbers, text) in [
             (vec![], ""),
             (vec![7], "7"),
@@ -183,18 +173,18 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_joined_and_taken_from_each_other() {
+    fn union_and_difference() {
         let (some, others) = (set(60..=70), set([64, 4000]));
-        assert_eq!(some.or(others).to_string(), "60-70,4000");
-        assert_eq!(some.minus(others).to_string(), "60-63,65-70");
-        assert!(some.minus(some).is_empty() && !some.is_empty());
+        assert_eq!(some.union(others).to_string(), "60-70,4000");
+        assert_eq!(some.difference(others).to_string(), "60-63,65-70");
+        assert!(some.difference(some).is_empty() && !some.is_empty());
         let vlan = |number| VlanId::new(number).unwrap();
         assert_eq!(VlanSet::span(vlan(60), vlan(70)), some);
         assert!(VlanSet::span(vlan(70), vlan(60)).is_empty());
     }
 
     #[test]
-    fn the_native_vlan_is_not_tagged_too() {
+    fn the_native_vlan_is_untagged() {
         let vlans = PortVlans::new(VlanId::DEFAULT, set([1, 2]));
         assert_eq!(vlans.tagged, set([2]));
         assert_eq!(vlans.all(), set([1, 2]));

@@ -14,7 +14,7 @@ use std::io;
 
 use crate::error::{Error, Failures};
 use crate::kernel::nftables::{
-    Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
+    Action, BaseChain, Batch, Hook, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
     TableFamily,
 };
 use crate::kernel::xtables;
@@ -37,7 +37,7 @@ const FEATURE: Feature = Feature {
 const FORWARD: BaseChain = BaseChain {
     name: "FORWARD",
     kind: "filter",
-    hook: HookPoint::Forward,
+    hook: Hook::Forward,
     priority: 0,
 };
 

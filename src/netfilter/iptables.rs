@@ -199,6 +199,9 @@ impl Iptables {
     }
 }
 
+/// The comment of iptables-nft-save in place of a table with rules that only nft(8) can list.
+const INCOMPATIBLE: &str = "is incompatible, use 'nft' tool";
+
 impl Saving {
     /// Waits for it to end; empty if the kernel has no such table.
     ///
@@ -214,7 +217,12 @@ impl Saving {
             }
             return Err(table_use.refusal("list", &output));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let listing = String::from_utf8_lossy(&output.stdout).into_owned();
+        // iptables-nft-save succeeds if it cannot express a rule, and prints a comment instead of the table.
+        if listing.contains(INCOMPATIBLE) {
+            return Err(table_use.incompatible());
+        }
+        Ok(listing)
     }
 }
 
@@ -245,6 +253,14 @@ impl Transaction {
 }
 
 impl TableUse {
+    fn incompatible(self) -> Error {
+        let TableUse { table, name } = self;
+        let msg = format!("{name}: cannot list the {table} table: iptables cannot read its rules");
+        Error::failed(msg).details(
+            "nft added rules or sets that iptables lacks: move them to a table of their own (nft list ruleset)",
+        )
+    }
+
     fn refusal(self, operation: &str, output: &Output) -> Error {
         let TableUse { table, name } = self;
         let stderr_summary = output.stderr_summary();

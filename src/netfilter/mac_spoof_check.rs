@@ -25,7 +25,7 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Code, Error};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::nftables::{
-    Action, BaseChain, Batch, HookPoint, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
+    Action, BaseChain, Batch, Hook, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
     TableFamily,
 };
 use crate::net::{IfName, Mac};
@@ -43,7 +43,7 @@ const TABLE: Table = Table {
 const PREROUTING: BaseChain = BaseChain {
     name: "PREROUTING",
     kind: "filter",
-    hook: HookPoint::Prerouting,
+    hook: Hook::Prerouting,
     priority: -300,
 };
 

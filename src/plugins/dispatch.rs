@@ -21,7 +21,6 @@ use crate::kernel::signals;
 use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::log_record::{self, Record, Settings};
 use crate::plugins::plugin::Plugin;
-
 use crate::undo::Undo;
 
 /// The release of the Go plugins with which these plugins are compatible. Clients require a release: Nomad 0.4.0 of bridge
@@ -37,7 +36,6 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry of a plugin under a name.
     pub const fn new<P: Plugin>(name: &'static str) -> Entry {
         Entry {
             name,
@@ -46,7 +44,6 @@ impl Entry {
         }
     }
 
-    /// The name by which a configuration and argv[0] call it.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -66,15 +63,15 @@ pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
         eprintln!("CNI protocol versions supported: {}", Version::list());
         return ExitCode::SUCCESS;
     }
-    if let Err(why) = Settings::of_environment(env).and_then(start_log) {
-        warn(&why);
+    if let Err(cause) = Settings::of_environment(env).and_then(start_log) {
+        warn(&cause);
     }
     let mut call = Call {
         env,
         version: Version::NEWEST,
         record: Record::new(plugin.name, plugin.keys, env),
     };
-    let outcome = call.answer(plugin, stdin);
+    let outcome = call.execute(plugin, stdin);
     let code = match &outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error, call.version),
@@ -88,14 +85,14 @@ fn start_log(settings: Option<Settings>) -> Result<(), String> {
 }
 
 /// Reports that the log cannot be written. The call continues.
-fn warn(why: &str) {
-    let _ = writeln!(io::stderr(), "gangplank: {why}");
+fn warn(cause: &str) {
+    let _ = writeln!(io::stderr(), "gangplank: {cause}");
 }
 
 /// Reports a panic.
-pub fn report_internal_error(what: &str) {
-    let error = Error::new(Code::PLUGIN, format!("internal error: {what}"))
-        .details("this is a fault of gangplank; run DEL to clean up, and please report it");
+pub fn report_internal_error(cause: &str) {
+    let error = Error::new(Code::PLUGIN, format!("internal error: {cause}"))
+        .details("this is a bug in gangplank; run DEL to clean up, and please report it");
     fail(&error, Version::NEWEST);
     log_record::write_fatal(&error);
 }
@@ -111,7 +108,7 @@ pub fn fail(error: &Error, version: Version) -> ExitCode {
         #[serde(skip_serializing_if = "str::is_empty")]
         details: &'a str,
     }
-    // There is nobody to report a failure of this write to.
+    // A failure of this write cannot be reported.
     let _ = print(&pretty(&Document {
         version: version.as_str(),
         code: error.code.0,
@@ -135,7 +132,7 @@ struct Call<'e> {
 }
 
 impl Call<'_> {
-    fn answer(&mut self, plugin: Entry, stdin: impl Read) -> Result<(), Error> {
+    fn execute(&mut self, plugin: Entry, stdin: impl Read) -> Result<(), Error> {
         let invocation = Invocation::parse(self.env)?;
         let command = invocation.command();
         let Invocation {
@@ -200,7 +197,7 @@ impl Call<'_> {
         {
             match settings.start() {
                 Ok(()) => self.record.configuration(&conf.bytes),
-                Err(why) => warn(&why),
+                Err(cause) => warn(&cause),
             }
         }
         if log::enabled(Level::Error) {

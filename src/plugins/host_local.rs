@@ -30,7 +30,7 @@ impl Plugin for HostLocalPlugin {
     }
 
     fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
-        refuse_own_netns(&target.netns, self.own_netns)?;
+        reject_own_netns(&target.netns, self.own_netns)?;
         let lease = log::timed_span("ipam", || self.host_local.reserve(&target.attachment))?;
         let held = lease.held();
         undo.push(move || self.host_local.store().release(&target.attachment, &held));
@@ -39,7 +39,7 @@ impl Plugin for HostLocalPlugin {
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
         if let Some(netns) = &target.netns {
-            refuse_own_netns(netns, OwnNetns::allowed(request.own_netns_allowed))?;
+            reject_own_netns(netns, OwnNetns::allowed(request.own_netns_allowed))?;
         }
         let store = Store::of(&request.conf)?;
         log::timed_span("ipam", || {
@@ -48,7 +48,7 @@ impl Plugin for HostLocalPlugin {
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
-        refuse_own_netns(&target.netns, self.own_netns)?;
+        reject_own_netns(&target.netns, self.own_netns)?;
         log::timed_span("ipam", || self.host_local.check(&target.attachment))
     }
 
@@ -65,8 +65,8 @@ impl Plugin for HostLocalPlugin {
     }
 }
 
-/// host-local does not enter the namespace: any path but the plugin's own namespace is accepted.
-fn refuse_own_netns(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
+/// host-local does not enter the namespace: any path except that of the plugin's own namespace is accepted.
+fn reject_own_netns(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
     match Netns::open(path, own_netns) {
         Err(own @ NetnsError::Own) => Err(namespace::error(path, own)),
         _ => Ok(()),

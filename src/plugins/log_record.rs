@@ -41,7 +41,7 @@ impl Settings {
             })
         });
         let level = level.transpose()?.unwrap_or(Level::Info);
-        let Some(text) = root.filled_text("logFile")? else {
+        let Some(text) = root.non_empty_text("logFile")? else {
             return Ok(None);
         };
         let path = path_of(text).ok_or_else(|| {
@@ -54,7 +54,7 @@ impl Settings {
     /// Reads `GANGPLANK_LOG`.
     ///
     /// # Errors
-    /// When its value is invalid.
+    /// If its value is invalid.
     pub fn of_environment(env: &Environment) -> Result<Option<Settings>, String> {
         let Some(text) = env.var(VARIABLE) else {
             return Ok(None);
@@ -66,7 +66,7 @@ impl Settings {
         match (level, path_of(path)) {
             (Some(level), Some(path)) => Ok(Some(Settings { path, level })),
             _ => Err(format!(
-                "{VARIABLE} is {text:?}, but it must be an absolute path, or \"error:\", \"info:\" or \"debug:\" and one"
+                "{VARIABLE} is {text:?}, but it must be an absolute path, optionally after \"error:\", \"info:\" or \"debug:\""
             )),
         }
     }
@@ -74,7 +74,7 @@ impl Settings {
     /// Opens the log.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// If the file cannot be opened.
     pub fn start(&self) -> Result<(), String> {
         let started = log::start(&self.path, self.level);
         started.map_err(|cause| format!("cannot log to {}: {cause}", self.path.display()))
@@ -87,8 +87,8 @@ fn level_of(text: &str) -> Option<Level> {
 
 fn path_of(text: &str) -> Option<PathBuf> {
     let path = PathBuf::from(text);
-    let is_one = path.is_absolute() && path.file_name().is_some() && !text.contains('\0');
-    is_one.then_some(path)
+    let is_valid = path.is_absolute() && path.file_name().is_some() && !text.contains('\0');
+    is_valid.then_some(path)
 }
 
 /// The record of one call.
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_is_a_path_behind_a_level_if_any() {
+    fn the_variable_is_a_path_with_an_optional_level() {
         assert_eq!(
             of_environment("/a.log"),
             Ok(settings("/a.log", Level::Info))
@@ -247,8 +247,8 @@ mod tests {
             Ok(settings("/a:b", Level::Debug))
         );
         assert_eq!(of_environment(""), Ok(None));
-        for wrong in ["a.log", "warn:/a.log", "debug:", "debug:a", ":/a"] {
-            assert!(of_environment(wrong).unwrap_err().contains(wrong));
+        for invalid in ["a.log", "warn:/a.log", "debug:", "debug:a", ":/a"] {
+            assert!(of_environment(invalid).unwrap_err().contains(invalid));
         }
     }
 }

@@ -35,10 +35,10 @@ impl Plugin for Loopback {
         let addresses = pod
             .addresses(link.index)
             .map_err(|cause| failed("list addresses of", cause))?;
-        if let Some(foreign) = addresses.iter().find(|a| !a.cidr.address().is_loopback()) {
+        if let Some(other) = addresses.iter().find(|a| !a.cidr.address().is_loopback()) {
             let msg = format!(
                 "lo in {netns} has the address {}, which is not a loopback address",
-                foreign.cidr
+                other.cidr
             );
             return Err(Error::failed(msg).details("remove it from the container's namespace"));
         }

@@ -19,14 +19,13 @@ macro_rules! registry {
     ($($name:literal => $module:ident::$plugin:ident,)*) => {
         $(pub mod $module;)*
 
-        /// The names of all plugins.
         pub const NAMES: &[&str] = &[$($name),*];
 
         const ENTRIES: &[Entry] = &[$(Entry::new::<$module::$plugin>($name)),*];
     };
 }
 
-/// The plugin of that name, which may have a prefix ending in `-`: BuildKit installs plugins as `buildkit-cni-bridge`,
+/// The plugin of a name. The name may have a prefix ending in `-`: BuildKit installs plugins as `buildkit-cni-bridge`,
 /// KubeVirt as `cnv-bridge`.
 pub fn named(name: &str) -> Option<Entry> {
     let is_named = |plugin: &&Entry| {
@@ -45,13 +44,10 @@ registry! {
 /// The name of the operator's command line.
 const COMMAND_LINE: &str = "gangplank";
 
-/// What the binary is, by the name it is called by.
+/// The program to run, by `argv[0]`.
 pub enum Program {
-    /// A plugin.
     Plugin(Entry),
-    /// The operator's command line.
     CommandLine,
-    /// A name that is neither.
     Unknown,
 }
 
@@ -71,9 +67,9 @@ impl Program {
     }
 }
 
-/// Refuses to be the program of a name, as a CNI error if a runtime called it. Guessing would have, for example,
-/// `bridge.orig` or `portmap` attach a second interface.
-pub fn refuse_name(name: &str, env: &Environment) -> ExitCode {
+/// Rejects an unknown program name, as a CNI error if a runtime called it. With a default plugin, for example
+/// `bridge.orig` or `portmap` would attach a second interface.
+pub fn reject_name(name: &str, env: &Environment) -> ExitCode {
     let plugins = NAMES.join(", ");
     let msg = format!("{name:?} is not the name of a plugin: this program has {plugins}");
     let error = Error::new(Code::INVALID_ENVIRONMENT, msg).details(

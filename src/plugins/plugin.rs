@@ -1,4 +1,4 @@
-//! What every plugin implements.
+//! The trait that every plugin implements.
 
 use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
@@ -15,24 +15,24 @@ pub trait Plugin: Sized {
     /// Parses a request for ADD, CHECK or STATUS. Changes nothing.
     ///
     /// # Errors
-    /// When a key or variable is invalid; the error names it.
+    /// If a key or variable is invalid; the error names it.
     fn parse(request: &Request) -> Result<Self, Error>;
 
     /// Attaches a container. Every effect pushes its inverse, so that the dispatcher can undo it when a later step fails
     /// or the result cannot be written.
     ///
     /// # Errors
-    /// When a step fails.
+    /// If a step fails.
     fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error>;
 
     /// Detaches a container, as far as it is attached. Reads only the keys that name its resources, so that a key that
     /// became invalid since the ADD does not prevent the removal.
     ///
     /// # Errors
-    /// When something could not be removed; a resource that does not exist any more counts as removed.
+    /// If something could not be removed; a resource that does not exist any more counts as removed.
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error>;
 
-    /// Compares an attachment with what its ADD made.
+    /// Compares an attachment with its configuration and prevResult.
     ///
     /// # Errors
     /// The first difference.
@@ -43,12 +43,12 @@ pub trait Plugin: Sized {
     /// Removes resources that belong to no valid attachment (`cni.dev/valid-attachments`).
     ///
     /// # Errors
-    /// When something could not be removed, after everything else was tried.
+    /// If something could not be removed, after everything else was tried.
     fn gc(_request: &Request) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Reports conditions that make every ADD fail until a person repairs them.
+    /// Reports conditions that make every ADD fail until they are repaired.
     ///
     /// # Errors
     /// Code 50.

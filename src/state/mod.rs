@@ -8,14 +8,14 @@ use std::fmt;
 use crate::kernel::netlink::{Kind, Link, PortFlags, VlanFiltering};
 use crate::net::Cidr;
 
-/// What a configuration asks of its bridge.
+/// The bridge that a configuration requires.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DesiredBridge {
     pub promiscuous: bool,
     pub filters_vlans: bool,
 }
 
-/// How a bridge differs from what is desired.
+/// A difference between a bridge and its desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BridgeDifference {
     Missing,
@@ -27,7 +27,7 @@ pub enum BridgeDifference {
 }
 
 impl DesiredBridge {
-    /// The differences of the interface that has the bridge's name.
+    /// The differences of the interface with the bridge's name.
     pub fn differences(&self, observed: Option<&Link>) -> Vec<BridgeDifference> {
         let Some(bridge) = observed else {
             return vec![BridgeDifference::Missing];
@@ -57,13 +57,13 @@ pub fn missing_addresses(desired: &[Cidr], observed: &[Cidr]) -> Vec<Cidr> {
     desired.iter().filter(is_missing).copied().collect()
 }
 
-/// How the host's end of a veth pair differs from a port of the bridge.
+/// A difference between the host end of a veth pair and a port of the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortDifference {
-    /// It is not a port of the bridge.
+    /// Not a port of the bridge.
     Detached,
     Down,
-    /// It has other flags than these.
+    /// The flags differ from these.
     Flags(PortFlags),
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::crowd::Fill;
+use crate::existing_pods::Fill;
 use crate::support::{Node, Pod};
 use crate::timed::Call;
 
@@ -19,7 +19,7 @@ pub struct Case {
     /// What a crowd has beside leases, where the plugins are ours and where they are the others.
     pub fills: [&'static [Fill]; 2],
     /// How many pods are on the node.
-    pub crowds: [usize; 3],
+    pub pod_counts: [usize; 3],
     config: fn() -> Value,
 }
 
@@ -43,7 +43,7 @@ pub fn all() -> Vec<Case> {
         plugin: "bridge",
         iptables: None,
         fills: [&[], &[]],
-        crowds: [0, 500, 4000],
+        pod_counts: [0, 500, 4000],
         config,
     };
     vec![
@@ -85,7 +85,7 @@ pub fn all() -> Vec<Case> {
         },
         Case {
             plugin: "host-local",
-            crowds: [0, 1000, 10_000],
+            pod_counts: [0, 1000, 10_000],
             ..case("host-local", || bridge(json!({}), v4()))
         },
     ]
@@ -123,7 +123,7 @@ impl Case {
     /// Makes a fresh node what the case needs.
     pub fn prepare(&self, node: &Node) {
         if let Some(variant) = self.iptables {
-            node.lay_iptables(variant);
+            node.use_iptables_variant(variant);
         }
     }
 

@@ -18,7 +18,7 @@ const CONNECTIONS: usize = 1000;
 const ROUNDS: usize = 9;
 
 /// A pod on a node, masqueraded, and a listener beyond the node.
-struct Scene {
+struct ConnectionTest {
     case: &'static str,
     pods: usize,
     side: Side,
@@ -30,9 +30,9 @@ struct Scene {
 pub fn measure(cases: &[Case]) -> Vec<impl fmt::Display + use<>> {
     let backends = ["masquerade-iptables-nft", "masquerade-nftables"];
     let of_backend = |case: &&Case| backends.contains(&case.name);
-    let mut scenes: Vec<Scene> = Vec::new();
+    let mut scenes: Vec<ConnectionTest> = Vec::new();
     for case in cases.iter().filter(of_backend) {
-        scenes.extend([1, 4000].map(|pods| Scene::new(case, pods)));
+        scenes.extend([1, 4000].map(|pods| ConnectionTest::new(case, pods)));
     }
     for _ in 0..ROUNDS {
         for scene in &mut scenes {
@@ -43,8 +43,8 @@ pub fn measure(cases: &[Case]) -> Vec<impl fmt::Display + use<>> {
     scenes
 }
 
-impl Scene {
-    fn new(case: &Case, pods: usize) -> Scene {
+impl ConnectionTest {
+    fn new(case: &Case, pods: usize) -> ConnectionTest {
         let mut side = Side::new(case, None, pods - 1, 1);
         side.call("ADD", 0, crate::timed::call);
         let outside = Node::new("outside");
@@ -52,7 +52,7 @@ impl Scene {
         side.node.run("ip addr add 172.18.0.5/24 dev eth0");
         outside.run("ip addr add 172.18.0.9/24 dev eth0");
         assert_eq!(side.pods[0].seen_as(&outside, "172.18.0.9"), "172.18.0.5");
-        Scene {
+        ConnectionTest {
             case: case.name,
             pods,
             side,
@@ -86,7 +86,7 @@ fn accept(listener: &TcpListener) -> io::Result<()> {
     listener.accept().map(drop)
 }
 
-impl fmt::Display for Scene {
+impl fmt::Display for ConnectionTest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rates = self.rates.clone();
         rates.sort_by(f64::total_cmp);

@@ -4,20 +4,20 @@
 
 use gangplank_test_support as support;
 
+mod baseline;
 mod cases;
 mod connections;
-mod crowd;
-mod figures;
-mod floor;
+mod existing_pods;
 mod memory;
+mod report;
 mod timed;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cases::{Case, Setting};
-use crowd::Fill;
-use figures::Row;
+use existing_pods::Fill;
+use report::Row;
 use support::{Node, Pod};
 use timed::Call;
 
@@ -42,8 +42,8 @@ struct Options {
 }
 
 fn main() {
-    if let Ok(verb) = std::env::var(floor::WORD) {
-        return floor::run(&verb);
+    if let Ok(verb) = std::env::var(baseline::WORD) {
+        return baseline::run(&verb);
     }
     let options = parse(std::env::args().skip(1)).unwrap_or_else(|wrong| {
         eprintln!("{wrong}\n\n{HELP}");
@@ -52,7 +52,7 @@ fn main() {
     if !support::require(&["iptables", "nft", "strace"]) {
         std::process::exit(1);
     }
-    println!("{}\n", figures::machine(&options.against));
+    println!("{}\n", report::machine(&options.against));
     println!("{}", Row::HEADER);
     let mut rows = Vec::new();
     let mut show = |row: Row| {
@@ -61,7 +61,7 @@ fn main() {
     };
     let cases = cases::all();
     for case in cases.iter().filter(|case| options.wants(case.name)) {
-        for pods in options.pods.as_deref().unwrap_or(&case.crowds) {
+        for pods in options.pods.as_deref().unwrap_or(&case.pod_counts) {
             measure(case, *pods, &options)
                 .into_iter()
                 .for_each(&mut show);
@@ -72,7 +72,7 @@ fn main() {
         .find(|case| case.name == "gateway")
         .expect("it is a case");
     if options.wants("floor") {
-        measure_floor(gateway, &options)
+        measure_baseline(gateway, &options)
             .into_iter()
             .for_each(&mut show);
     }
@@ -98,7 +98,7 @@ fn main() {
         }
     }
     if !rows.is_empty() {
-        println!("\n{}\n{}", figures::summary(&rows), figures::chart(&rows));
+        println!("\n{}\n{}", report::summary(&rows), report::chart(&rows));
     }
 }
 
@@ -168,7 +168,7 @@ impl Side {
             let call = side.setting.command("ADD", &first, None);
             timed::call(&side.node, &call);
         }
-        crowd::gather(&side.node, crowd, fills);
+        existing_pods::gather(&side.node, crowd, fills);
         side
     }
 
@@ -216,7 +216,7 @@ fn measure(case: &Case, crowd: usize, options: &Options) -> Vec<Row> {
 }
 
 /// Ours against bare netlink messages.
-fn measure_floor(case: &Case, options: &Options) -> Vec<Row> {
+fn measure_baseline(case: &Case, options: &Options) -> Vec<Row> {
     let mut ours = Side::new(case, None, 0, options.runs + 1);
     let mut bare = Side::new(case, None, 0, options.runs + 1);
     // Makes the bridge.
@@ -226,7 +226,7 @@ fn measure_floor(case: &Case, options: &Options) -> Vec<Row> {
         for index in 0..=options.runs {
             let mine = ours.call(verb, index, timed::call);
             if index > 0 {
-                let call = floor::command(verb, &bare.pods[index], index);
+                let call = baseline::command(verb, &bare.pods[index], index);
                 row.push((mine, timed::call(&bare.node, &call).0));
             }
         }

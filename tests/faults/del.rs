@@ -3,8 +3,8 @@
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 
-use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
-use crate::support::{needs, worse_in_go};
+use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
+use crate::support::{requires, skip_for_go};
 
 const DUAL: Kind = Kind {
     rules: Rules::Iptables,
@@ -17,36 +17,36 @@ const LEGACY: Kind = Kind {
     ..DUAL
 };
 
-fn attached(kind: Kind) -> Scene {
-    let scene = Scene::new(kind);
-    scene.call("ADD", &scene.pod).run().ok();
-    scene
+fn attached(kind: Kind) -> Fixture {
+    let fixture = Fixture::new(kind);
+    fixture.call("ADD", &fixture.pod).run().ok();
+    fixture
 }
 
 #[track_caller]
-fn nothing_is_left(scene: &Scene, what: &str) {
-    let left = difference(&scene.empty, &scene.standing());
+fn nothing_is_left(fixture: &Fixture, what: &str) {
+    let left = difference(&fixture.empty, &fixture.state());
     assert_eq!(left, [""; 0], "{what}");
 }
 
 #[test]
 fn a_namespace_that_was_unmounted_but_lives_on_loses_its_link_too() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("D4c: it is an error for ever") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("D4c: it is an error for ever") {
         return;
     }
     for is_removed in [false, true] {
-        let scene = attached(DUAL);
-        let path = scene.pod.path.as_str();
-        scene.node.inside(|| {
+        let fixture = attached(DUAL);
+        let path = fixture.pod.path.as_str();
+        fixture.node.inside(|| {
             umount2(path, MntFlags::MNT_DETACH).unwrap();
             if is_removed {
                 std::fs::remove_file(path).unwrap();
             }
         });
-        assert!(scene.pod.link("eth0").is_some());
-        scene.call("DEL", &scene.pod).run().ok();
-        nothing_is_left(&scene, "a namespace without a path");
+        assert!(fixture.pod.link("eth0").is_some());
+        fixture.call("DEL", &fixture.pod).run().ok();
+        nothing_is_left(&fixture, "a namespace without a path");
     }
 }
 
@@ -88,103 +88,103 @@ fn changed(config: &Value) -> Vec<Value> {
 
 #[test]
 fn a_configuration_that_changed_since_the_add_does_not_matter() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it needs what it was configured with") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it needs what it was configured with") {
         return;
     }
-    let scene = Scene::new(DUAL);
-    for config in changed(&scene.config()) {
-        scene.call("ADD", &scene.pod).run().ok();
-        let call = scene.node.network(config.clone()).call("DEL", &scene.pod);
+    let fixture = Fixture::new(DUAL);
+    for config in changed(&fixture.config()) {
+        fixture.call("ADD", &fixture.pod).run().ok();
+        let call = fixture
+            .node
+            .network(config.clone())
+            .call("DEL", &fixture.pod);
         let answer = call.run();
         assert_eq!(answer.code, Some(0), "{config} {answer:?}");
-        nothing_is_left(&scene, &config.to_string());
+        nothing_is_left(&fixture, &config.to_string());
     }
 }
 
 #[test]
 fn a_program_that_fails_in_one_family_keeps_the_lease_until_it_works_again() {
-    needs!("iptables-legacy", "ip6tables-legacy");
-    if worse_in_go("it releases the address first") {
+    requires!("iptables-legacy", "ip6tables-legacy");
+    if skip_for_go("it releases the address first") {
         return;
     }
     // What iptables-nft holds is removed without a program.
     for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
-        let scene = attached(LEGACY);
-        let full = scene.standing();
-        scene.before_iptables(&format!(
+        let fixture = attached(LEGACY);
+        let full = fixture.state();
+        fixture.before_iptables(&format!(
             "[ $name = {program} ] && echo it rains >&2 && exit 4"
         ));
-        let call = scene.call("DEL", &scene.pod);
-        let refusal = call.run().refused();
-        assert!(refusal.text().contains("it rains"), "{refusal:?}");
+        let call = fixture.call("DEL", &fixture.pod);
+        let error = call.run().error();
+        assert!(error.text().contains("it rains"), "{error:?}");
         let leases = |facts: &[String]| {
             facts
                 .iter()
                 .filter(|fact| fact.starts_with("a lease"))
                 .count()
         };
-        assert_eq!(leases(&scene.standing()), leases(&full));
-        scene.node.unbind(scene.iptables());
+        assert_eq!(leases(&fixture.state()), leases(&full));
+        fixture.node.unbind(fixture.iptables());
         call.run().ok();
-        nothing_is_left(&scene, program);
+        nothing_is_left(&fixture, program);
     }
 }
 
 #[test]
 fn when_iptables_is_not_installed_any_more_it_is_missed_only_by_who_has_rules() {
-    needs!("iptables-legacy", "ip6tables-legacy");
-    if worse_in_go("D18") {
+    requires!("iptables-legacy", "ip6tables-legacy");
+    if skip_for_go("D18") {
         return;
     }
-    let scene = attached(LEGACY);
+    let fixture = attached(LEGACY);
     // What is no regular file is no program.
-    scene.node.bind("/dev/null", "/usr/sbin/iptables");
-    scene.node.bind("/dev/null", scene.iptables());
-    let call = scene.call("DEL", &scene.pod);
-    let refusal = call.run().refused();
-    assert!(
-        refusal.text().contains("tables-legacy-restore"),
-        "{refusal:?}"
-    );
-    scene.call("DEL", &scene.other).run().ok();
-    scene.node.unbind("/usr/sbin/iptables");
-    scene.node.unbind(scene.iptables());
+    fixture.node.bind("/dev/null", "/usr/sbin/iptables");
+    fixture.node.bind("/dev/null", fixture.iptables());
+    let call = fixture.call("DEL", &fixture.pod);
+    let error = call.run().error();
+    assert!(error.text().contains("tables-legacy-restore"), "{error:?}");
+    fixture.call("DEL", &fixture.other).run().ok();
+    fixture.node.unbind("/usr/sbin/iptables");
+    fixture.node.unbind(fixture.iptables());
     call.run().ok();
-    nothing_is_left(&scene, "iptables was missing");
+    nothing_is_left(&fixture, "iptables was missing");
 }
 
 #[test]
 fn a_directory_of_leases_that_is_gone_holds_none() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it fails") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it fails") {
         return;
     }
-    let scene = attached(DUAL);
-    scene.node.run("rm -r /var/lib/cni/networks");
-    scene.call("DEL", &scene.pod).run().ok();
-    let mut left = difference(&scene.empty, &scene.standing());
+    let fixture = attached(DUAL);
+    fixture.node.run("rm -r /var/lib/cni/networks");
+    fixture.call("DEL", &fixture.pod).run().ok();
+    let mut left = difference(&fixture.empty, &fixture.state());
     left.retain(|fact| !fact.contains("/var/lib/cni"));
     assert_eq!(left, [""; 0]);
-    scene.call("ADD", &scene.pod).run().ok();
+    fixture.call("ADD", &fixture.pod).run().ok();
 }
 
 #[test]
 fn a_directory_of_leases_that_cannot_be_written_is_an_error_that_says_so() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it says less") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it says less") {
         return;
     }
-    let scene = attached(DUAL);
+    let fixture = attached(DUAL);
     let dir = "/var/lib/cni/networks/small";
-    scene.node.run(&format!("mount --bind {dir} {dir}"));
-    scene.node.run(&format!("mount -o remount,ro,bind {dir}"));
-    let call = scene.call("DEL", &scene.pod);
-    let refusal = call.run().refused();
+    fixture.node.run(&format!("mount --bind {dir} {dir}"));
+    fixture.node.run(&format!("mount -o remount,ro,bind {dir}"));
+    let call = fixture.call("DEL", &fixture.pod);
+    let error = call.run().error();
     for word in [dir, "writable", "Read-only"] {
-        assert!(refusal.text().contains(word), "{word}: {refusal:?}");
+        assert!(error.text().contains(word), "{word}: {error:?}");
     }
-    scene.node.run(&format!("umount {dir}"));
+    fixture.node.run(&format!("umount {dir}"));
     call.run().ok();
-    nothing_is_left(&scene, "the directory can be written again");
+    nothing_is_left(&fixture, "the directory can be written again");
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::aftermath::{left, succeeded, wrong_with_next};
 use crate::findings::{Findings, chosen};
-use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
-use crate::support::{Answer, needs, reference, worse_in_go};
+use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
+use crate::recovery::{left, succeeded, wrong_with_next};
+use crate::support::{Answer, requires, skip_for_go, testing_go};
 use crate::trace::{Fault, Step, disturbed, injected_line, steps};
 
 /// What a full disk, a dying one, limits, a security module, a busy kernel and a signal do to system calls.
@@ -50,25 +50,25 @@ fn wrong_refusal(answer: &Answer) -> Vec<String> {
 }
 
 /// What is wrong after an ADD in which a system call failed.
-fn wrong_after(scene: &Scene, answer: &Answer) -> Vec<String> {
+fn wrong_after(fixture: &Fixture, answer: &Answer) -> Vec<String> {
     let mut wrong = Vec::new();
     if answer.code == Some(0) {
-        let mut wanting = difference(&scene.full, &scene.standing());
+        let mut wanting = difference(&fixture.full, &fixture.state());
         wanting.retain(|fact| !is_unrecorded_boot(fact));
         wrong.extend(wanting);
         if let Some(result) = succeeded("ADD", answer, &mut wrong) {
-            succeeded("CHECK", &scene.check(&scene.pod, &result), &mut wrong);
+            succeeded("CHECK", &fixture.check(&fixture.pod, &result), &mut wrong);
         }
-        succeeded("DEL", &scene.call("DEL", &scene.pod).run(), &mut wrong);
+        succeeded("DEL", &fixture.call("DEL", &fixture.pod).run(), &mut wrong);
     } else {
         wrong.extend(wrong_refusal(answer));
     }
-    let mut left = left(scene);
+    let mut left = left(fixture);
     let is_unrecorded = left.iter().any(|fact| is_unrecorded_boot(fact));
     left.retain(|fact| !is_unrecorded_boot(fact));
     wrong.extend(left);
-    if !scene.kind.used || !wrong.is_empty() || is_unrecorded {
-        wrong.extend(wrong_with_next(scene));
+    if !fixture.kind.used || !wrong.is_empty() || is_unrecorded {
+        wrong.extend(wrong_with_next(fixture));
     }
     wrong
 }
@@ -81,9 +81,9 @@ fn is_unrecorded_boot(fact: &str) -> bool {
 /// Has one system call of `every` fail in an ADD, with one errno after the other. What a signal has interrupted (EINTR)
 /// is to be tried again; but for close(2), which closes all the same, and strace does not let it.
 fn fail_add(what: &str, kind: Kind, every: usize) {
-    let mut scene = Scene::new(kind);
-    let steps = own(&steps(&scene, &scene.call("ADD", &scene.pod)));
-    scene.call("DEL", &scene.pod).run().ok();
+    let mut fixture = Fixture::new(kind);
+    let steps = own(&steps(&fixture, &fixture.call("ADD", &fixture.pod)));
+    fixture.call("DEL", &fixture.pod).run().ok();
     let mut findings = Findings::of(what, steps.len());
     let mut messages = BTreeSet::new();
     let rounds: Vec<(Step, &str)> = steps
@@ -92,28 +92,28 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
         .collect();
     for (step, errno) in chosen(&rounds, every) {
         if !kind.used {
-            scene = Scene::bare_like(&scene);
+            fixture = Fixture::bare_like(&fixture);
         }
-        let call = scene.call("ADD", &scene.pod);
-        let answer = disturbed(&scene, &call, step, Fault::Failing(errno));
-        let Some(line) = injected_line(&scene) else {
+        let call = fixture.call("ADD", &fixture.pod);
+        let answer = disturbed(&fixture, &call, step, Fault::Failing(errno));
+        let Some(line) = injected_line(&fixture) else {
             // This time it did with fewer calls.
-            scene.call("DEL", &scene.pod).run().ok();
+            fixture.call("DEL", &fixture.pod).run().ok();
             continue;
         };
         // The Go runtime gives up where it could not start up: no word about the plugin.
-        if reference().is_some() && answer.stderr.contains("fatal error: ") {
-            scene = Scene::new(kind);
+        if testing_go() && answer.stderr.contains("fatal error: ") {
+            fixture = Fixture::new(kind);
             continue;
         }
         let said: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
         messages.insert(format!("{} {}  <= {line}", said["msg"], said["details"]));
-        let mut wrong = wrong_after(&scene, &answer);
+        let mut wrong = wrong_after(&fixture, &answer);
         if *errno == "EINTR" && answer.code != Some(0) && step.name != "close" {
             wrong.push(format!("it was not tried again: {}", answer.stdout));
         }
         if findings.note(&format!("{step}: {line}"), &wrong) {
-            scene = Scene::new(kind);
+            fixture = Fixture::new(kind);
         }
     }
     if std::env::var_os("GANGPLANK_FAULTS_TELL").is_some() {
@@ -124,14 +124,14 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
 
 #[test]
 fn an_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
-    needs!("strace", "nft", "iptables", "ip6tables");
+    requires!("strace", "nft", "iptables", "ip6tables");
     fail_add("ADD with a failing system call", PLAIN, 8);
 }
 
 #[test]
 fn an_add_with_nftables_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
-    needs!("strace", "nft", "iptables", "ip6tables");
-    if worse_in_go("Debian's knows no nftables") {
+    requires!("strace", "nft", "iptables", "ip6tables");
+    if skip_for_go("Debian's knows no nftables") {
         return;
     }
     let kind = Kind {
@@ -148,7 +148,7 @@ fn an_add_with_nftables_in_which_any_system_call_fails_succeeds_or_leaves_nothin
 
 #[test]
 fn a_first_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing_of_the_pod() {
-    needs!("strace", "nft", "iptables", "ip6tables");
+    requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
         rules: Rules::Iptables,
@@ -164,7 +164,7 @@ fn a_first_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing_of_the_
 
 #[test]
 fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
-    needs!("strace", "nft", "iptables", "ip6tables");
+    requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
         rules: Rules::Iptables,
@@ -179,7 +179,7 @@ fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing()
 
 #[test]
 fn when_a_program_that_was_started_is_killed_an_add_succeeds_or_leaves_nothing() {
-    needs!("nft", "iptables", "ip6tables");
+    requires!("nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
         rules: Rules::Iptables,
@@ -188,12 +188,12 @@ fn when_a_program_that_was_started_is_killed_an_add_succeeds_or_leaves_nothing()
     // Before its work, and after it: the kernel has the rules then, and nobody says so.
     for when in ["", "/run/xtables $name \"$@\"; "] {
         for program in ["iptables-restore", "ip6tables-restore"] {
-            let scene = Scene::new(kind);
-            scene.before_iptables(&format!(
+            let fixture = Fixture::new(kind);
+            fixture.before_iptables(&format!(
                 "[ $name = {program} ] && mkdir /run/once 2>/dev/null && {{ {when}kill -9 $$; }}"
             ));
-            let answer = scene.call("ADD", &scene.pod).run();
-            let wrong = wrong_after(&scene, &answer);
+            let answer = fixture.call("ADD", &fixture.pod).run();
+            let wrong = wrong_after(&fixture, &answer);
             assert!(wrong.is_empty(), "{program}: {wrong:?} {answer:?}");
         }
     }

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
-use crate::support::{reference, say};
+use crate::support::{say, testing_go};
 
 /// The file that gets a line of figures for each kind of disturbance, fields apart by tabs; `tests/faults/run` makes a
 /// table of it.
@@ -68,7 +68,7 @@ impl Findings {
             let line = format!("{what}\t{calls}\t{rounds}\t{}\n", bad.len());
             table.write_all(line.as_bytes()).unwrap();
         }
-        if reference().is_some() {
+        if testing_go() {
             println!("{figure}\n   {}", bad.join("\n   "));
             return;
         }

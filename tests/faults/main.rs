@@ -7,13 +7,13 @@
 
 use gangplank_test_support as support;
 
-mod aftermath;
-mod crowd;
+mod concurrency;
 mod del;
 mod errors;
 mod findings;
+mod fixture;
 mod kill;
-mod scene;
+mod recovery;
 mod term;
 mod trace;
 mod waits;

@@ -4,57 +4,57 @@ use std::fs::File;
 
 use serde_json::json;
 
-use crate::aftermath::wrong_after_add;
 use crate::findings::{Findings, chosen};
-use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
-use crate::support::{Answer, Call, Node, needs, worse_in_go};
+use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
+use crate::recovery::wrong_after_add;
+use crate::support::{Answer, Call, Node, requires, skip_for_go};
 use crate::trace::{Fault, disturbed, last_lines, steps};
 
 /// What is wrong with the answer of an ADD that got the signal.
-fn wrong_answer(scene: &Scene, answer: &Answer) -> Vec<String> {
+fn wrong_answer(fixture: &Fixture, answer: &Answer) -> Vec<String> {
     match answer.code {
         Some(0) => Vec::new(),
         Some(1) => {
-            let refusal = answer.refused();
-            let mut wrong = difference(&scene.empty, &scene.standing());
-            if refusal.code != 11 || !refusal.msg.contains("SIGTERM") {
-                wrong.push(format!("it says {refusal:?}"));
+            let error = answer.error();
+            let mut wrong = difference(&fixture.empty, &fixture.state());
+            if error.code != 11 || !error.msg.contains("SIGTERM") {
+                wrong.push(format!("it says {error:?}"));
             }
             wrong
         }
         // It came while the process started, or read its configuration.
-        _ if answer.stdout.is_empty() => difference(&scene.empty, &scene.standing()),
+        _ if answer.stdout.is_empty() => difference(&fixture.empty, &fixture.state()),
         _ => vec![format!("{answer:?}")],
     }
 }
 
 fn terminate(verb: &str, kind: Kind, every: usize) {
-    let mut scene = Scene::new(kind);
-    let prepare = |scene: &Scene| {
+    let mut fixture = Fixture::new(kind);
+    let prepare = |fixture: &Fixture| {
         if verb == "DEL" {
-            scene.call("ADD", &scene.pod).run().ok();
+            fixture.call("ADD", &fixture.pod).run().ok();
         }
     };
-    prepare(&scene);
-    let steps = steps(&scene, &scene.call(verb, &scene.pod));
-    scene.call("DEL", &scene.pod).run().ok();
+    prepare(&fixture);
+    let steps = steps(&fixture, &fixture.call(verb, &fixture.pod));
+    fixture.call("DEL", &fixture.pod).run().ok();
     let mut findings = Findings::of(&format!("{verb} terminated"), steps.len());
     for step in chosen(&steps, every) {
-        prepare(&scene);
-        let call = scene.call(verb, &scene.pod);
-        let answer = disturbed(&scene, &call, step, Fault::Terminated);
-        let round = format!("{step}: {}", last_lines(&scene));
+        prepare(&fixture);
+        let call = fixture.call(verb, &fixture.pod);
+        let answer = disturbed(&fixture, &call, step, Fault::Terminated);
+        let round = format!("{step}: {}", last_lines(&fixture));
         let mut wrong = match verb {
-            "ADD" => wrong_answer(&scene, &answer),
+            "ADD" => wrong_answer(&fixture, &answer),
             _ if answer.code == Some(1) => vec![format!("{answer:?}")],
             _ => Vec::new(),
         };
         if verb == "ADD" && answer.code == Some(0) || answer.code.is_none_or(|code| code > 1) {
-            wrong.extend(wrong_after_add(&scene));
+            wrong.extend(wrong_after_add(&fixture));
         }
-        wrong.extend(difference(&scene.empty, &scene.standing()));
+        wrong.extend(difference(&fixture.empty, &fixture.state()));
         if findings.note(&round, &wrong) {
-            scene = Scene::new(kind);
+            fixture = Fixture::new(kind);
         }
     }
     findings.finish();
@@ -62,7 +62,7 @@ fn terminate(verb: &str, kind: Kind, every: usize) {
 
 #[test]
 fn an_add_terminated_at_any_step_turns_back() {
-    needs!("strace", "nft", "iptables", "ip6tables");
+    requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         rules: Rules::Iptables,
         ..PLAIN
@@ -72,7 +72,7 @@ fn an_add_terminated_at_any_step_turns_back() {
 
 #[test]
 fn a_del_terminated_at_any_step_goes_on_to_its_end() {
-    needs!("strace", "nft", "iptables", "ip6tables");
+    requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         rules: Rules::Iptables,
         ..PLAIN
@@ -81,7 +81,7 @@ fn a_del_terminated_at_any_step_goes_on_to_its_end() {
 }
 
 /// A call that gets the signal so many seconds after its start, more than once.
-fn terminated_after(scene: &Scene, call: &Call, seconds: &[&str]) -> Answer {
+fn terminated_after(fixture: &Fixture, call: &Call, seconds: &[&str]) -> Answer {
     let kills: Vec<String> = seconds
         .iter()
         .map(|seconds| format!("sleep {seconds}; kill -TERM $pid"))
@@ -90,92 +90,92 @@ fn terminated_after(scene: &Scene, call: &Call, seconds: &[&str]) -> Answer {
         "exec 3<&0\n\"$@\" <&3 &\npid=$!\n{}\nwait $pid\n",
         kills.join("\n")
     );
-    scene.node.write("/run/terminate", &script);
+    fixture.node.write("/run/terminate", &script);
     call.clone().under("timeout 50 sh /run/terminate").run()
 }
 
 #[track_caller]
-fn turned_back(scene: &Scene, answer: &Answer) {
-    let refusal = answer.refused();
-    assert_eq!(refusal.code, 11, "{refusal:?}");
-    assert!(refusal.msg.contains("SIGTERM"), "{refusal:?}");
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+fn turned_back(fixture: &Fixture, answer: &Answer) {
+    let error = answer.error();
+    assert_eq!(error.code, 11, "{error:?}");
+    assert!(error.msg.contains("SIGTERM"), "{error:?}");
+    assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
 }
 
 #[test]
 fn an_add_that_waits_for_the_lock_of_the_leases_turns_back() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it ends without a document") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it ends without a document") {
         return;
     }
-    let scene = Scene::new(PLAIN);
+    let fixture = Fixture::new(PLAIN);
     let path = "/var/lib/cni/networks/small/lock";
-    let lock = scene.node.inside(|| File::open(path).unwrap());
+    let lock = fixture.node.inside(|| File::open(path).unwrap());
     lock.lock().unwrap();
-    let answer = terminated_after(&scene, &scene.call("ADD", &scene.pod), &["0.5"]);
-    turned_back(&scene, &answer);
+    let answer = terminated_after(&fixture, &fixture.call("ADD", &fixture.pod), &["0.5"]);
+    turned_back(&fixture, &answer);
     drop(lock);
-    scene.call("ADD", &scene.pod).run().ok();
+    fixture.call("ADD", &fixture.pod).run().ok();
 }
 
 #[test]
 fn an_add_that_waits_for_iptables_turns_back_and_nothing_stops_its_undo() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it ends without a document") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it ends without a document") {
         return;
     }
-    let scene = Scene::new(Kind {
+    let fixture = Fixture::new(Kind {
         rules: Rules::Iptables,
         ..PLAIN
     });
-    scene.slow_iptables("20", "1.5");
-    let call = scene.call("ADD", &scene.pod);
-    let answer = terminated_after(&scene, &call, &["0.7", "0.7", "0.3"]);
-    turned_back(&scene, &answer);
+    fixture.slow_iptables("20", "1.5");
+    let call = fixture.call("ADD", &fixture.pod);
+    let answer = terminated_after(&fixture, &call, &["0.7", "0.7", "0.3"]);
+    turned_back(&fixture, &answer);
 }
 
 #[test]
 fn a_del_that_waits_for_iptables_goes_on_to_its_end() {
-    needs!("iptables-legacy", "ip6tables-legacy");
-    if worse_in_go("it ends without a document") {
+    requires!("iptables-legacy", "ip6tables-legacy");
+    if skip_for_go("it ends without a document") {
         return;
     }
-    let scene = Scene::new(Kind {
+    let fixture = Fixture::new(Kind {
         rules: Rules::Legacy,
         ..PLAIN
     });
-    scene.call("ADD", &scene.pod).run().ok();
-    scene.slow_iptables("1.5", "0");
-    let call = scene.call("DEL", &scene.pod);
+    fixture.call("ADD", &fixture.pod).run().ok();
+    fixture.slow_iptables("1.5", "0");
+    let call = fixture.call("DEL", &fixture.pod);
     let began = std::time::Instant::now();
-    terminated_after(&scene, &call, &["0.5", "0.5"]).ok();
+    terminated_after(&fixture, &call, &["0.5", "0.5"]).ok();
     assert!(began.elapsed() > std::time::Duration::from_millis(1500));
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+    assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
 }
 
 #[test]
 fn an_ipam_plugin_that_was_waited_for_is_asked_to_take_back_what_it_gave() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it ends without a document") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it ends without a document") {
         return;
     }
-    let scene = Scene::new(PLAIN);
+    let fixture = Fixture::new(PLAIN);
     let file = format!("{}/slow", Node::BIN);
-    scene.node.write(
+    fixture.node.write(
         &file,
         "#!/bin/sh\n\
          echo $CNI_COMMAND >>/run/asked\n\
          grep -E 'Sig(Blk|Ign)' /proc/self/status >>/run/signals\n\
          [ $CNI_COMMAND = DEL ] || exec sleep 30\n",
     );
-    scene.node.run(&format!("chmod 755 {file}"));
-    let mut config = scene.config();
+    fixture.node.run(&format!("chmod 755 {file}"));
+    let mut config = fixture.config();
     config["ipam"] = json!({ "type": "slow" });
-    let call = scene.node.network(config).call("ADD", &scene.pod);
-    turned_back(&scene, &terminated_after(&scene, &call, &["0.7"]));
-    assert_eq!(scene.node.read("/run/asked"), "ADD\nDEL\n");
+    let call = fixture.node.network(config).call("ADD", &fixture.pod);
+    turned_back(&fixture, &terminated_after(&fixture, &call, &["0.7"]));
+    assert_eq!(fixture.node.read("/run/asked"), "ADD\nDEL\n");
     // It does not inherit what we do about signals.
-    for line in scene.node.read("/run/signals").lines() {
+    for line in fixture.node.read("/run/signals").lines() {
         let (what, set) = line.split_once(':').unwrap();
         let set = u64::from_str_radix(set.trim(), 16).unwrap();
         let terminate = 1 << (15 - 1);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use crate::scene::Scene;
+use crate::fixture::Fixture;
 use crate::support::{Answer, Call};
 
 /// Where strace writes what it saw, on the node.
@@ -40,7 +40,7 @@ pub enum Fault {
 }
 
 /// Makes a call that is disturbed at a step.
-pub fn disturbed(scene: &Scene, call: &Call, step: &Step, fault: Fault) -> Answer {
+pub fn disturbed(fixture: &Fixture, call: &Call, step: &Step, fault: Fault) -> Answer {
     let what = match fault {
         Fault::Killed => "signal=KILL".to_owned(),
         Fault::Terminated => "signal=TERM".to_owned(),
@@ -50,14 +50,14 @@ pub fn disturbed(scene: &Scene, call: &Call, step: &Step, fault: Fault) -> Answe
         name, occurrence, ..
     } = step;
     let inject = format!("--inject={name}:{what}:when={occurrence}");
-    scene.node.inside(|| drop(std::fs::remove_file(LOG)));
+    fixture.node.inside(|| drop(std::fs::remove_file(LOG)));
     call.clone()
         .under(&format!("{LIMIT} strace -o {LOG} {inject}"))
         .run()
 }
 
 /// The system calls of an uncancellable call.
-pub fn steps(scene: &Scene, call: &Call) -> Vec<Step> {
+pub fn steps(fixture: &Fixture, call: &Call) -> Vec<Step> {
     let uncancellable = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
     uncancellable.run().ok();
     let mut seen: HashMap<String, usize> = HashMap::new();
@@ -73,14 +73,14 @@ pub fn steps(scene: &Scene, call: &Call) -> Vec<Step> {
             line: line.to_owned(),
         })
     };
-    let log = scene.node.read(LOG);
+    let log = fixture.node.read(LOG);
     let calls = log.lines().filter(|line| !line.starts_with(['-', '+']));
     calls.filter_map(&mut step).collect()
 }
 
 /// The last lines of the log of the last disturbed call.
-pub fn last_lines(scene: &Scene) -> String {
-    let log = scene.node.read(LOG);
+pub fn last_lines(fixture: &Fixture) -> String {
+    let log = fixture.node.read(LOG);
     let lines: Vec<&str> = log
         .lines()
         .filter(|line| !line.starts_with("+++"))
@@ -91,8 +91,8 @@ pub fn last_lines(scene: &Scene) -> String {
 }
 
 /// The line of the call that failed on purpose; `None` when no call was disturbed.
-pub fn injected_line(scene: &Scene) -> Option<String> {
-    let log = scene.node.read(LOG);
+pub fn injected_line(fixture: &Fixture) -> Option<String> {
+    let log = fixture.node.read(LOG);
     let line = log.lines().find(|line| line.contains("(INJECTED)"))?;
     Some(line.chars().take(200).collect())
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::scene::{Kind, PLAIN, Rules, Scene, difference};
-use crate::support::{Call, Node, Refusal, needs, worse_in_go};
+use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
+use crate::support::{Call, CniError, Node, requires, skip_for_go};
 use crate::trace::steps;
 
 const LEGACY: Kind = Kind {
@@ -20,88 +20,88 @@ const MASQUERADED: Kind = Kind {
     ..PLAIN
 };
 
-/// The refusal of a call that waits for somebody, who is named in it, for less than so many seconds.
+/// The error of a call that waits for somebody, who is named in it, for less than so many seconds.
 #[track_caller]
-fn waited(call: &Call, seconds: u64, who: &str) -> Refusal {
+fn waited(call: &Call, seconds: u64, who: &str) -> CniError {
     let began = Instant::now();
-    let refusal = call.run().refused();
-    assert_eq!(refusal.code, 11, "{refusal:?}");
-    assert!(refusal.text().contains(who), "{who}: {refusal:?}");
+    let error = call.run().error();
+    assert_eq!(error.code, 11, "{error:?}");
+    assert!(error.text().contains(who), "{who}: {error:?}");
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(seconds), "{took:?}: {refusal:?}");
-    refusal
+    assert!(took < Duration::from_secs(seconds), "{took:?}: {error:?}");
+    error
 }
 
-/// Locks a file on the scene's node as we do, and names us as errors name a holder.
-fn hold(scene: &Scene, path: &str) -> (File, String) {
+/// Locks a file on the fixture's node as we do, and names us as errors name a holder.
+fn hold(fixture: &Fixture, path: &str) -> (File, String) {
     let open = || File::options().create(true).append(true).open(path);
-    let file = scene.node.inside(open).unwrap();
+    let file = fixture.node.inside(open).unwrap();
     file.lock().unwrap();
     (file, format!("pid {} (", std::process::id()))
 }
 
 #[test]
 fn for_the_lock_of_the_leases() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it waits for ever") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it waits for ever") {
         return;
     }
-    let scene = Scene::new(MASQUERADED);
+    let fixture = Fixture::new(MASQUERADED);
     let path = "/var/lib/cni/networks/small/lock";
-    let (lock, us) = hold(&scene, path);
-    let add = scene.call("ADD", &scene.pod);
-    let refusal = waited(&add, 20, &us);
-    assert!(refusal.text().contains(path), "{refusal:?}");
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+    let (lock, us) = hold(&fixture, path);
+    let add = fixture.call("ADD", &fixture.pod);
+    let error = waited(&add, 20, &us);
+    assert!(error.text().contains(path), "{error:?}");
+    assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
     drop(lock);
     add.run().ok();
-    let (lock, us) = hold(&scene, path);
-    let del = scene.call("DEL", &scene.pod);
+    let (lock, us) = hold(&fixture, path);
+    let del = fixture.call("DEL", &fixture.pod);
     waited(&del, 20, &us);
     drop(lock);
     del.run().ok();
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+    assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
 }
 
 #[test]
 fn for_the_lock_of_iptables() {
-    needs!("iptables-legacy", "ip6tables-legacy");
-    if worse_in_go("it waits for ever") {
+    requires!("iptables-legacy", "ip6tables-legacy");
+    if skip_for_go("it waits for ever") {
         return;
     }
-    let scene = Scene::new(LEGACY);
-    let (lock, us) = hold(&scene, "/run/xtables.lock");
-    let add = scene.call("ADD", &scene.pod);
+    let fixture = Fixture::new(LEGACY);
+    let (lock, us) = hold(&fixture, "/run/xtables.lock");
+    let add = fixture.call("ADD", &fixture.pod);
     // The ADD waits once, its undo once more.
     waited(&add, 60, &us);
     drop(lock);
-    let del = scene.call("DEL", &scene.pod);
+    let del = fixture.call("DEL", &fixture.pod);
     del.run().ok();
     add.run().ok();
-    let (lock, us) = hold(&scene, "/run/xtables.lock");
+    let (lock, us) = hold(&fixture, "/run/xtables.lock");
     waited(&del, 40, &us);
     drop(lock);
     del.run().ok();
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+    assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
 }
 
 #[test]
 fn for_iptables_itself() {
-    needs!(
+    requires!(
         "nft",
         "iptables",
         "ip6tables",
         "iptables-legacy",
         "ip6tables-legacy"
     );
-    if worse_in_go("it waits for ever") {
+    if skip_for_go("it waits for ever") {
         return;
     }
-    let (scene, legacy) = (Scene::new(MASQUERADED), Scene::new(LEGACY));
+    let (fixture, legacy) = (Fixture::new(MASQUERADED), Fixture::new(LEGACY));
     legacy.call("ADD", &legacy.other).run().ok();
-    scene.before_iptables("[ $name = iptables-restore ] && exec sleep 100");
+    fixture.before_iptables("[ $name = iptables-restore ] && exec sleep 100");
     legacy.before_iptables("[ $name = iptables-legacy-restore ] && exec sleep 100");
-    let add = scene.call("ADD", &scene.pod);
+    let add = fixture.call("ADD", &fixture.pod);
     // A DEL runs it only where the legacy variant holds the rules.
     let del = legacy.call("DEL", &legacy.other);
     std::thread::scope(|scope| {
@@ -110,47 +110,50 @@ fn for_iptables_itself() {
         waited(&del, 50, "iptables-legacy-restore did not end within 30 s");
         added.join().unwrap();
     });
-    for scene in [&scene, &legacy] {
-        scene.node.unbind(scene.iptables());
-        for pod in [&scene.pod, &scene.other] {
-            scene.call("DEL", pod).run().ok();
+    for fixture in [&fixture, &legacy] {
+        fixture.node.unbind(fixture.iptables());
+        for pod in [&fixture.pod, &fixture.other] {
+            fixture.call("DEL", pod).run().ok();
         }
-        assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+        assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
     }
-    scene.call("ADD", &scene.pod).run().ok();
+    fixture.call("ADD", &fixture.pod).run().ok();
 }
 
 #[test]
 fn for_an_ipam_plugin() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it waits for ever") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it waits for ever") {
         return;
     }
-    let scene = Scene::new(PLAIN);
+    let fixture = Fixture::new(PLAIN);
     let file = format!("{}/slow", Node::BIN);
     let script = "#!/bin/sh\n[ $CNI_COMMAND = DEL ] || exec sleep 100\n";
-    scene.node.write(&file, script);
-    scene.node.run(&format!("chmod 755 {file}"));
-    let mut config = scene.config();
+    fixture.node.write(&file, script);
+    fixture.node.run(&format!("chmod 755 {file}"));
+    let mut config = fixture.config();
     config["ipam"] = json!({ "type": "slow" });
-    let add = scene.node.network(config).call("ADD", &scene.pod);
+    let add = fixture.node.network(config).call("ADD", &fixture.pod);
     waited(&add, 80, "/slow did not end within 60 s");
-    assert_eq!(difference(&scene.empty, &scene.standing()), [""; 0]);
+    assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
 }
 
 #[test]
 fn who_closes_its_stderr_and_works_on_is_waited_for_asleep() {
-    needs!("strace", "nft", "iptables", "ip6tables");
-    let scene = Scene::new(PLAIN);
+    requires!("strace", "nft", "iptables", "ip6tables");
+    let fixture = Fixture::new(PLAIN);
     let file = format!("{}/quiet", Node::BIN);
-    scene.node.write(
+    fixture.node.write(
         &file,
         "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\nexec 2>&-\nsleep 1\n\
          echo '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.77.0.9/24\"}]}'\n",
     );
-    scene.node.run(&format!("chmod 755 {file}"));
-    let mut config = scene.config();
+    fixture.node.run(&format!("chmod 755 {file}"));
+    let mut config = fixture.config();
     config["ipam"] = json!({ "type": "quiet" });
-    let steps = steps(&scene, &scene.node.network(config).call("ADD", &scene.pod));
+    let steps = steps(
+        &fixture,
+        &fixture.node.network(config).call("ADD", &fixture.pod),
+    );
     assert!(steps.len() < 1000, "{} system calls", steps.len());
 }

@@ -1,4 +1,4 @@
-//! Bridges, links and addresses that others made.
+//! Bridges, links and addresses that an administrator or another tool created.
 
 use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -12,15 +12,15 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
-use crate::party::{Attachment, BOTH, Party, node, ready};
-use crate::support::{Node, Pod, needs, small_network, wire, worse_in_go};
+use crate::implementation::{Attachment, BOTH, Implementation, node, ready};
+use crate::support::{Node, Pod, requires, skip_for_go, small_network, wire};
 
 /// A bridge without addresses: no gateway, no IPAM.
 fn layer_2() -> Value {
     json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" })
 }
 
-fn attach<'n>(node: &'n Node, pod: &'n Pod, config: &Value, by: Party) -> Attachment<'n> {
+fn attach<'n>(node: &'n Node, pod: &'n Pod, config: &Value, by: Implementation) -> Attachment<'n> {
     let mut attachment = Attachment::new(node, pod, config);
     attachment.try_add(by).ok();
     attachment
@@ -39,7 +39,7 @@ fn host_link(attachment: &Attachment) -> String {
 
 /// Sends a router advertisement from a pod (RFC 4861, section 4.2): a default router for half an hour.
 fn advertise(pod: &Pod) {
-    // The source is the link-local address, which comes with the carrier.
+    // The source is the link-local address, which is assigned once there is a carrier.
     let has_address = (0..100).any(|_| {
         std::thread::sleep(Duration::from_millis(20));
         let usable = pod.run("ip -6 addr show dev eth0 scope link -tentative");
@@ -56,7 +56,8 @@ fn advertise(pod: &Pod) {
             SockProtocol::IcmpV6,
         )
         .unwrap();
-        // Type and code, the checksum that the kernel fills in, hop limit, flags, lifetime in seconds, two timers.
+        // Type, code, checksum (computed by the kernel), hop limit, flags, lifetime in seconds, reachable time,
+        // retransmission timer.
         let mut packet = [0; 16];
         packet[0] = 134;
         packet[4] = 64;
@@ -85,7 +86,7 @@ fn has_default_route(node: &Node) -> bool {
 }
 
 #[test]
-fn the_host_takes_no_default_route_from_a_pod_on_an_existing_bridge() {
+fn the_host_ignores_router_advertisements_of_pods_on_an_existing_bridge() {
     if !ready(&[]) {
         return;
     }
@@ -101,7 +102,7 @@ fn the_host_takes_no_default_route_from_a_pod_on_an_existing_bridge() {
             assert!(!has_default_route(&node), "{by:?} {accepted}");
             let port = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", host_link(&attached));
             assert_eq!(node.read(&port), "0\n", "{by:?}");
-            // The packet is one that gives a host a route.
+            // With accept_ra=1 the same advertisement adds a route.
             node.run("sysctl -qw net.ipv6.conf.br0.accept_ra=1");
             advertise(&pod);
             assert!(has_default_route(&node));
@@ -110,7 +111,7 @@ fn the_host_takes_no_default_route_from_a_pod_on_an_existing_bridge() {
 }
 
 #[test]
-fn every_add_refuses_router_advertisements_again() {
+fn every_add_disables_accept_ra_on_the_bridge() {
     if !ready(&[]) {
         return;
     }
@@ -118,7 +119,7 @@ fn every_add_refuses_router_advertisements_again() {
         let node = node();
         let (a, b) = (node.pod("a"), node.pod("b"));
         attach(&node, &a, &small_network(), by);
-        // As an ADD that is killed before it writes the parameter leaves it; or sysctl --system.
+        // The state after `sysctl --system`, or after an ADD that was killed before it wrote the parameter.
         node.run("sysctl -qw net.ipv6.conf.br0.accept_ra=1");
         attach(&node, &b, &small_network(), by);
         advertise(&a);
@@ -127,9 +128,9 @@ fn every_add_refuses_router_advertisements_again() {
 }
 
 #[test]
-fn a_bridge_known_by_an_alternative_name_refuses_router_advertisements() {
-    needs!();
-    if worse_in_go("it writes to the parameter of the alternative name, which does not exist") {
+fn accept_ra_is_disabled_on_a_bridge_given_by_its_alternative_name() {
+    requires!();
+    if skip_for_go("it writes to the parameter of the alternative name, which does not exist") {
         return;
     }
     let node = Node::new("node");
@@ -143,10 +144,10 @@ fn a_bridge_known_by_an_alternative_name_refuses_router_advertisements() {
     assert_eq!(node.addresses("lan"), ["10.77.0.1/24"]);
 }
 
-/// Pings an address from one place every 20 ms while something is done; how many packets had no answer.
-fn lost_while(from: &Pod, address: &str, work: impl FnOnce() + Send) -> u64 {
+/// Pings an address every 20 ms while `work` runs. Returns the number of echo requests without a reply.
+fn pings_lost_while(from: &Pod, address: &str, work: impl FnOnce() + Send) -> u64 {
     let ping = format!("ping -n -i 0.02 -W 1 -w 60 {address}");
-    let pinging = from.inside(|| {
+    let ping_process = from.inside(|| {
         crate::support::command(&ping)
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -155,9 +156,9 @@ fn lost_while(from: &Pod, address: &str, work: impl FnOnce() + Send) -> u64 {
     std::thread::sleep(Duration::from_millis(200));
     work();
     std::thread::sleep(Duration::from_millis(200));
-    let id = pinging.id();
+    let id = ping_process.id();
     from.run(&format!("kill -INT {id}"));
-    let output = pinging.wait_with_output().unwrap();
+    let output = ping_process.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let summary = text
         .lines()
@@ -168,12 +169,12 @@ fn lost_while(from: &Pod, address: &str, work: impl FnOnce() + Send) -> u64 {
         .filter_map(|word| word.parse::<u64>().ok());
     let (sent, received) = (numbers.next().unwrap(), numbers.next().unwrap());
     assert!(sent > 20, "{summary}");
-    // The last one may be on its way.
+    // The last request may still be in flight.
     (sent - received).saturating_sub(1)
 }
 
-/// Fourteen pods come, and go in another order; the bridge's MAC address is looked at after each step.
-fn crowd_keeps_mac(node: &Node, config: &Value, by: Party, expected: &str) {
+/// Adds fourteen pods and deletes them in another order. Checks the bridge's MAC address after each step.
+fn bridge_mac_stays(node: &Node, config: &Value, by: Implementation, expected: &str) {
     let pods: Vec<Pod> = (0..14).map(|at| node.pod(&format!("pod{at}"))).collect();
     let mut attachments: Vec<Attachment> = Vec::new();
     for pod in &pods {
@@ -196,7 +197,7 @@ fn crowd_keeps_mac(node: &Node, config: &Value, by: Party, expected: &str) {
 }
 
 #[test]
-fn a_bridge_of_an_administrator_keeps_its_mac_address_and_pods_reach_their_gateway_all_the_time() {
+fn an_existing_bridge_keeps_its_mac_address_and_pods_reach_the_gateway_without_interruption() {
     if !ready(&["ping"]) {
         return;
     }
@@ -211,9 +212,9 @@ fn a_bridge_of_an_administrator_keeps_its_mac_address_and_pods_reach_their_gatew
             let expected = mac(&node, "br0");
             let watcher = node.pod("watcher");
             attach(&node, &watcher, &small_network(), by);
-            let work = || crowd_keeps_mac(&node, &small_network(), by, &expected);
+            let work = || bridge_mac_stays(&node, &small_network(), by, &expected);
             assert_eq!(
-                lost_while(&watcher, "10.77.0.1", work),
+                pings_lost_while(&watcher, "10.77.0.1", work),
                 0,
                 "{by:?}: {bridge}"
             );
@@ -223,24 +224,29 @@ fn a_bridge_of_an_administrator_keeps_its_mac_address_and_pods_reach_their_gatew
 
 #[test]
 fn a_flat_layer_2_bridge_keeps_the_mac_address_of_its_uplink() {
-    needs!("ping");
-    if worse_in_go("without a gateway the bridge's MAC address follows its ports'") {
+    requires!("ping");
+    if skip_for_go("without a gateway the bridge's MAC address follows its ports'") {
         return;
     }
     let (node, outside) = (Node::new("node"), Node::new("outside"));
     wire(&node, "up0", &outside, "eth0");
-    // The highest of all, so that each pod's port would take the bridge from it.
+    // A bridge without a fixed address takes the lowest MAC address of its ports, so each new port would change it.
     node.run_all("ip link set up0 address fe:ff:ff:ff:ff:01\nip link add br0 type bridge\nip link set up0 master br0\nip addr add 192.0.2.1/24 dev br0\nip link set br0 up");
     outside.run("ip addr add 192.0.2.2/24 dev eth0");
     outside.reaches("192.0.2.1");
-    crowd_keeps_mac(&node, &layer_2(), Party::Ours, "fe:ff:ff:ff:ff:01");
+    bridge_mac_stays(
+        &node,
+        &layer_2(),
+        Implementation::Gangplank,
+        "fe:ff:ff:ff:ff:01",
+    );
     outside.reaches("192.0.2.1");
 }
 
 #[test]
-fn a_bridge_that_lost_all_ports_gets_one_mac_address_and_keeps_it() {
-    needs!();
-    if worse_in_go("it sets the zeros that the bridge shows") {
+fn a_bridge_that_lost_all_ports_gets_a_mac_address_and_keeps_it() {
+    requires!();
+    if skip_for_go("it sets the all-zero address that the kernel reports") {
         return;
     }
     let node = Node::new("node");
@@ -250,13 +256,18 @@ fn a_bridge_that_lost_all_ports_gets_one_mac_address_and_keeps_it() {
     node.network(small_network()).add(&first);
     let expected = mac(&node, "br0");
     assert_ne!(expected, "00:00:00:00:00:00");
-    crowd_keeps_mac(&node, &small_network(), Party::Ours, &expected);
+    bridge_mac_stays(
+        &node,
+        &small_network(),
+        Implementation::Gangplank,
+        &expected,
+    );
 }
 
 #[test]
-fn first_adds_at_once_agree_on_the_mac_address() {
-    needs!();
-    if worse_in_go("one of them sets what it saw before the other's port joined") {
+fn concurrent_first_adds_report_the_same_bridge_mac_address() {
+    requires!();
+    if skip_for_go("an ADD sets the address that it read before another port was added") {
         return;
     }
     for bridge in ["", "ip link add br0 type bridge"] {
@@ -264,7 +275,7 @@ fn first_adds_at_once_agree_on_the_mac_address() {
         node.run_all(bridge);
         let pods: Vec<Pod> = (0..4).map(|at| node.pod(&format!("pod{at}"))).collect();
         let network = node.network(small_network());
-        let told: Vec<Value> = std::thread::scope(|scope| {
+        let results: Vec<Value> = std::thread::scope(|scope| {
             let adds: Vec<_> = pods
                 .iter()
                 .map(|pod| scope.spawn(|| network.add(pod)))
@@ -272,16 +283,17 @@ fn first_adds_at_once_agree_on_the_mac_address() {
             adds.into_iter().map(|add| add.join().unwrap()).collect()
         });
         let expected = mac(&node, "br0");
-        for result in told {
+        for result in results {
             assert_eq!(result["interfaces"][0]["mac"], expected, "{bridge:?}");
         }
     }
 }
 
 #[test]
-fn an_add_leaves_the_neighbours_of_a_bridge_with_a_fixed_mac_address_alone() {
-    needs!("ping");
-    // Of an administrator who gave the bridge the MAC address of its port only /sys tells that it is fixed.
+fn add_keeps_the_neighbour_entries_of_a_bridge_with_a_fixed_mac_address() {
+    requires!("ping");
+    // In the last case the fixed MAC address equals that of a port, so only addr_assign_type in /sys shows that it is
+    // fixed.
     for prepare in [
         "",
         "ip link add br0 address 02:00:00:00:00:07 type bridge",
@@ -306,7 +318,7 @@ fn an_add_leaves_the_neighbours_of_a_bridge_with_a_fixed_mac_address_alone() {
     }
 }
 
-/// Whose interface DEL may delete: pods in a namespace that has the same interface name or path.
+/// Two networks that attach the same interface name.
 fn networks(version: &str) -> [Value; 2] {
     let mut one = small_network();
     one["cniVersion"] = version.into();
@@ -316,7 +328,7 @@ fn networks(version: &str) -> [Value; 2] {
 }
 
 #[test]
-fn del_of_an_add_that_failed_leaves_the_interface_of_the_network_before_it() {
+fn del_after_a_failed_add_keeps_the_interface_of_the_other_network() {
     if !ready(&["ping"]) {
         return;
     }
@@ -332,13 +344,12 @@ fn del_of_an_add_that_failed_leaves_the_interface_of_the_network_before_it() {
                 let pod = node.pod("a");
                 let first = attach(&node, &pod, &one, by);
                 let mut second = Attachment::new(&node, &pod, &other);
-                assert_ne!(second.try_add(Party::Ours).code, Some(0));
+                assert_ne!(second.try_add(Implementation::Gangplank).code, Some(0));
                 for _ in 0..2 {
-                    second.del(Party::Ours).ok();
+                    second.del(Implementation::Gangplank).ok();
                 }
                 pod.reaches("10.77.0.1");
-                // And its own DEL still takes it away.
-                first.del(Party::Ours).ok();
+                first.del(Implementation::Gangplank).ok();
                 assert!(pod.link("eth0").is_none(), "{version} {by:?} {same_bridge}");
             }
         }
@@ -346,26 +357,26 @@ fn del_of_an_add_that_failed_leaves_the_interface_of_the_network_before_it() {
 }
 
 #[test]
-fn a_repeated_del_leaves_the_pod_that_has_the_path_now() {
+fn a_repeated_del_keeps_the_interface_of_the_pod_that_now_has_the_netns_path() {
     if !ready(&["ping"]) {
         return;
     }
     for version in ["0.3.1", "1.0.0"] {
         for (made_before, made_now) in [
-            (Party::Ours, Party::Ours),
-            (Party::Ours, Party::Reference),
-            (Party::Reference, Party::Reference),
+            (Implementation::Gangplank, Implementation::Gangplank),
+            (Implementation::Gangplank, Implementation::Go),
+            (Implementation::Go, Implementation::Go),
         ] {
             let node = node();
             let [config, _] = networks(version);
             let pod = node.pod("a");
-            let gone = attach(&node, &pod, &config, made_before);
-            gone.del(Party::Ours).ok();
-            let mut passed_on = config.clone();
+            let first = attach(&node, &pod, &config, made_before);
+            first.del(Implementation::Gangplank).ok();
+            let mut repeated_config = config.clone();
             if version != "0.3.1" {
-                passed_on["prevResult"] = gone.result.clone();
+                repeated_config["prevResult"] = first.result.clone();
             }
-            drop(gone);
+            drop(first);
             let path = pod.path.clone();
             pod.end();
             let next = node.pod("a");
@@ -373,19 +384,25 @@ fn a_repeated_del_leaves_the_pod_that_has_the_path_now() {
             let mut attached = Attachment::new(&node, &next, &config);
             let add = attached.call(made_now, "ADD").container("b").run();
             attached.result = add.ok();
-            let again = Party::Ours.call_for(&node, &passed_on).verb("DEL");
+            let again = Implementation::Gangplank
+                .call_for(&node, &repeated_config)
+                .verb("DEL");
             again.container("a").netns(&path).ifname("eth0").run().ok();
             let what = format!("{version} {made_before:?} {made_now:?}");
             assert!(next.link("eth0").is_some(), "{what}");
             next.reaches("10.77.0.1");
-            attached.call(Party::Ours, "DEL").container("b").run().ok();
+            attached
+                .call(Implementation::Gangplank, "DEL")
+                .container("b")
+                .run()
+                .ok();
             assert!(next.link("eth0").is_none(), "{what}");
         }
     }
 }
 
 #[test]
-fn del_takes_the_interface_of_a_go_pod_whatever_the_runtime_remembers() {
+fn del_removes_the_interface_of_a_go_pod_with_and_without_prev_result() {
     if !ready(&[]) {
         return;
     }
@@ -393,16 +410,16 @@ fn del_takes_the_interface_of_a_go_pod_whatever_the_runtime_remembers() {
     for version in ["0.3.1", "1.0.0"] {
         flat["cniVersion"] = version.into();
         for config in [&networks(version)[0], &flat] {
-            for remembers in [false, true] {
+            for has_prev_result in [false, true] {
                 let node = node();
                 let pod = node.pod("a");
-                let mut attachment = attach(&node, &pod, config, Party::Reference);
+                let mut attachment = attach(&node, &pod, config, Implementation::Go);
                 let port = host_link(&attachment);
-                if !remembers {
+                if !has_prev_result {
                     attachment.result = Value::Null;
                 }
-                attachment.del(Party::Ours).ok();
-                let what = format!("{version} {config} {remembers}");
+                attachment.del(Implementation::Gangplank).ok();
+                let what = format!("{version} {config} {has_prev_result}");
                 assert!(
                     pod.link("eth0").is_none() && node.link(&port).is_none(),
                     "{what}"
@@ -413,12 +430,12 @@ fn del_takes_the_interface_of_a_go_pod_whatever_the_runtime_remembers() {
 }
 
 #[test]
-fn del_finds_its_interface_when_an_administrator_has_renamed_the_port() {
+fn del_removes_the_link_if_its_host_end_was_renamed() {
     if !ready(&[]) {
         return;
     }
     for by in BOTH {
-        for (bridge, remembers) in [("br0", true), ("br0", false), ("renamed", true)] {
+        for (bridge, has_prev_result) in [("br0", true), ("br0", false), ("renamed", true)] {
             let node = node();
             let pod = node.pod("a");
             let mut attachment = attach(&node, &pod, &small_network(), by);
@@ -431,30 +448,33 @@ fn del_finds_its_interface_when_an_administrator_has_renamed_the_port() {
                     "ip link set br0 down\nip link set br0 name {bridge} up"
                 ));
             }
-            if !remembers {
+            if !has_prev_result {
                 attachment.result = Value::Null;
             }
-            attachment.del(Party::Ours).ok();
-            assert!(node.link("web0").is_none(), "{by:?} {bridge} {remembers}");
+            attachment.del(Implementation::Gangplank).ok();
+            assert!(
+                node.link("web0").is_none(),
+                "{by:?} {bridge} {has_prev_result}"
+            );
         }
     }
 }
 
 #[test]
-fn del_takes_the_link_of_a_go_pod_that_has_renamed_its_interface() {
+fn del_removes_the_link_of_a_go_pod_if_its_interface_was_renamed() {
     if !ready(&[]) {
         return;
     }
     let node = node();
     let pod = node.pod("a");
-    let attachment = attach(&node, &pod, &small_network(), Party::Reference);
+    let attachment = attach(&node, &pod, &small_network(), Implementation::Go);
     pod.run_all("ip link set eth0 down\nip link set eth0 name net0 up");
-    attachment.del(Party::Ours).ok();
+    attachment.del(Implementation::Gangplank).ok();
     assert!(pod.link("net0").is_none() && node.link(&host_link(&attachment)).is_none());
 }
 
 #[test]
-fn del_leaves_an_interface_of_another_kind_or_of_another_tool() {
+fn del_keeps_an_interface_of_another_type_or_tool() {
     if !ready(&[]) {
         return;
     }
@@ -469,23 +489,27 @@ fn del_leaves_an_interface_of_another_kind_or_of_another_tool() {
         pod.run_all(link);
         assert_ne!(
             Attachment::new(&node, &pod, &config)
-                .try_add(Party::Ours)
+                .try_add(Implementation::Gangplank)
                 .code,
             Some(0)
         );
-        Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
+        Attachment::new(&node, &pod, &config)
+            .del(Implementation::Gangplank)
+            .ok();
         assert!(pod.link("eth0").is_some(), "{link}");
         pod.end();
     }
-    // The other end on the host, but on no bridge of this network's.
+    // A veth pair whose host end is on no bridge.
     let pod = node.pod("a");
     node.run("ip link add x0 type veth peer name eth0 netns a");
-    Attachment::new(&node, &pod, &config).del(Party::Ours).ok();
+    Attachment::new(&node, &pod, &config)
+        .del(Implementation::Gangplank)
+        .ok();
     assert!(pod.link("eth0").is_some());
 }
 
 #[test]
-fn bridges_that_are_down_or_have_stp_or_ports_and_vlans_of_others_serve_pods() {
+fn add_works_on_bridges_that_are_down_or_have_stp_or_other_ports() {
     if !ready(&["ping"]) {
         return;
     }
@@ -504,7 +528,7 @@ fn bridges_that_are_down_or_have_stp_or_ports_and_vlans_of_others_serve_pods() {
             let before = port(&node);
             let pod = node.pod("a");
             let attachment = attach(&node, &pod, &small_network(), by);
-            // STP lets frames pass after twice the forward delay.
+            // A port forwards frames after twice the forward delay.
             std::thread::sleep(Duration::from_secs(
                 u64::from(bridge.contains("stp_state")) * 5,
             ));
@@ -517,13 +541,13 @@ fn bridges_that_are_down_or_have_stp_or_ports_and_vlans_of_others_serve_pods() {
 }
 
 #[test]
-fn an_ipv6_gateway_is_no_trouble_where_rules_route_what_the_host_sends() {
+fn an_ipv6_gateway_works_with_policy_routing_for_locally_sent_packets() {
     if !ready(&["ping"]) {
         return;
     }
     for by in BOTH {
         let node = node();
-        // As a VPN does it: what comes in is looked up as always, and what the host sends is not.
+        // As VPN clients configure it: received packets use the local table first, packets sent by the host do not.
         node.run_all(
             "ip -6 rule add pref 200 table local\nip -6 rule add pref 100 iif lo table 100\nip -6 rule del pref 0\nip -6 route add unreachable default table 100",
         );
@@ -542,9 +566,9 @@ fn an_ipv6_gateway_is_no_trouble_where_rules_route_what_the_host_sends() {
 }
 
 #[test]
-fn a_kernel_that_filters_no_dumps_is_good_enough() {
-    needs!("strace", "ping");
-    if worse_in_go("it is not ours to trace") {
+fn plugins_work_on_a_kernel_without_strict_dump_filtering() {
+    requires!("strace", "ping");
+    if skip_for_go("the test traces gangplank") {
         return;
     }
     // Before 4.20 there is no NETLINK_GET_STRICT_CHK.
@@ -562,16 +586,20 @@ fn a_kernel_that_filters_no_dumps_is_good_enough() {
     let result = network.call("ADD", &pod).under(old_kernel).run().ok();
     assert!(node.read("/run/trace").contains("INJECTED"));
     assert_eq!(node.addresses("br0"), ["10.77.0.1/24", "fd77::1/64"]);
-    // Addresses and routes of other interfaces are not taken for the pod's own.
+    // Addresses and routes of other interfaces do not satisfy CHECK.
     pod.run_all("ip link add x0 type veth peer name x1\nip addr add 10.99.0.1/24 dev x0\nip link set x0 up\nip link set x1 up");
-    let told = network.with("prevResult", result);
-    told.call("CHECK", &pod).under(old_kernel).run().ok();
+    let with_result = network.with("prevResult", result);
+    with_result.call("CHECK", &pod).under(old_kernel).run().ok();
     pod.run("ip addr del 10.77.0.2/24 dev eth0");
     pod.run("ip addr add 10.77.0.2/24 dev x0");
-    told.call("CHECK", &pod).under(old_kernel).run().refused();
-    // The first socket: the one of nf_tables has another option.
+    with_result
+        .call("CHECK", &pod)
+        .under(old_kernel)
+        .run()
+        .error();
+    // Only for the first socket: the nf_tables socket sets another option.
     let first = format!("{old_kernel}:when=1");
-    told.call("DEL", &pod).under(&first).run().ok();
+    with_result.call("DEL", &pod).under(&first).run().ok();
     assert!(pod.link("eth0").is_none());
     let loopback = node.network(json!({ "cniVersion": "1.0.0", "name": "lo", "type": "loopback" }));
     for verb in ["ADD", "DEL"] {
@@ -581,7 +609,7 @@ fn a_kernel_that_filters_no_dumps_is_good_enough() {
 }
 
 #[test]
-fn a_bridge_has_its_link_local_address_though_the_pods_interface_stays_down() {
+fn a_bridge_gets_its_link_local_address_if_the_pod_interface_stays_down() {
     if !ready(&[]) {
         return;
     }

@@ -1,7 +1,6 @@
-//! Configurations that the Go plugins accept.
-//!
-//! Whatever they accept ours accept too, with the same result. Configurations are generated, each is given to the Go
-//! plugin and to ours on one node, and where they differ, the smallest configuration that shows it is printed.
+//! Configurations that the Go plugins accept: gangplank accepts them too, with the same result. Generated
+//! configurations are passed to the Go plugin and to gangplank on one node. If the results differ, the smallest
+//! configuration that shows the difference is printed.
 
 mod cases;
 mod document;
@@ -15,22 +14,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use crate::party::Party::{self, Ours, Reference};
+use crate::implementation::Implementation::{self, Gangplank, Go};
 use crate::support::{Answer, Call, Node, Pod, go_plugins, require, say};
 use document::Json;
 use generate::Case;
 use test_random::TestRandom;
 
-/// How many configurations are tried; `GANGPLANK_CONFIGURATIONS` sets another number.
+/// Number of generated configurations, unless `GANGPLANK_CONFIGURATIONS` is set.
 const CASES: usize = 1000;
 
-/// The first number of the generator; `GANGPLANK_SEED` sets another one.
+/// Seed of the generator, unless `GANGPLANK_SEED` is set.
 const SEED: u64 = 0x5eed;
 
-/// What ours refuse though the Go plugins accept it: what the refusal says, and what the migration guide says of it.
-const REFUSED: &[(&str, &str)] = &[
+/// Configurations that gangplank rejects and the Go plugins accept: text of the error, and heading in the migration
+/// guide.
+const REJECTED_BY_GANGPLANK: &[(&str, &str)] = &[
     (
-        "dst is missing, but a route needs a destination",
+        "dst is missing, but a route requires a destination",
         "A route without a destination",
     ),
     (
@@ -44,8 +44,8 @@ const REFUSED: &[(&str, &str)] = &[
     ),
 ];
 
-/// Keys that Go plugins before cniVersion 1.1.0 do not have, so that they accept every value.
-const YOUNG: &[&str] = &[
+/// Errors about keys that Go plugins before cniVersion 1.1.0 do not know, and whose values they therefore do not check.
+const UNCHECKED_BY_OLD_GO: &[&str] = &[
     ".mtu is",
     ".advmss is",
     ".priority is",
@@ -57,34 +57,34 @@ const YOUNG: &[&str] = &[
     "preserveDefaultVlan is",
 ];
 
-/// A node for configurations: what an ADD made there is removed before the next one.
-struct Ground {
+/// A node on which each ADD is del before the next one.
+struct Fixture {
     node: Node,
     pod: Pod,
     /// Whether the Go plugins are of a release before cniVersion 1.1.0.
     is_old: bool,
 }
 
-impl Ground {
-    fn new() -> Ground {
-        let node = crate::party::node();
+impl Fixture {
+    fn new() -> Fixture {
+        let node = crate::implementation::node();
         let pod = node.pod("pod");
         node.run("mkdir /run/work");
         node.write(
             "/run/resolv.conf",
             "nameserver 10.0.0.53\nsearch a.example b.example\noptions ndots:2\n",
         );
-        let version = Reference.call(&node, "host-local").verb("VERSION").run();
+        let version = Go.call(&node, "host-local").verb("VERSION").run();
         let is_old = !version.stdout.contains("1.1.0");
-        Ground { node, pod, is_old }
+        Fixture { node, pod, is_old }
     }
 
-    fn call<'n>(&'n self, by: Party, verb: &str, case: &Case) -> Call<'n> {
+    fn call<'n>(&'n self, by: Implementation, verb: &str, case: &Case) -> Call<'n> {
         let call = by
             .call(&self.node, case.plugin)
             .verb(verb)
             .pod(&self.pod)
-            // A dataDir may be relative.
+            // dataDir may be a relative path.
             .under("env -C /run/work")
             .stdin(case.config.render());
         match &case.args {
@@ -93,11 +93,11 @@ impl Ground {
         }
     }
 
-    /// The answer to an ADD, of which nothing is left.
-    fn add(&mut self, by: Party, case: &Case) -> Answer {
+    /// Runs ADD, then removes all it created.
+    fn add(&mut self, by: Implementation, case: &Case) -> Answer {
         let answer = self.call(by, "ADD", case).run();
         if case.plugin == "bridge" {
-            self.sweep(by, case);
+            self.remove_all(by, case);
         }
         self.node.inside(|| {
             for directory in ["/var/lib/cni/networks", "/run/leases", "/run/work"] {
@@ -108,8 +108,8 @@ impl Ground {
         answer
     }
 
-    fn sweep(&mut self, by: Party, case: &Case) {
-        let undone = self.call(by, "DEL", case).run();
+    fn remove_all(&mut self, by: Implementation, case: &Case) {
+        let del = self.call(by, "DEL", case).run();
         let links = self.node.run("ip -o link");
         let mut links = links.lines().filter_map(|line| line.split(": ").nth(1));
         let bridges: Vec<String> = links
@@ -120,30 +120,33 @@ impl Ground {
         for bridge in &bridges {
             self.node.try_run(&format!("ip link del {bridge}"));
         }
-        // A DEL that failed has left who knows what.
-        if undone.code != Some(0) || self.pod.link("eth0").is_some() {
+        // After a failed DEL the state of the node is unknown: start with a new one.
+        if del.code != Some(0) || self.pod.link("eth0").is_some() {
             let is_old = self.is_old;
-            *self = Ground {
+            *self = Fixture {
                 is_old,
-                ..Ground::new()
+                ..Fixture::new()
             };
         }
     }
 
-    /// How the answers differ where the Go plugin succeeds and ours should too.
+    /// Compares the results of both implementations if the Go plugin succeeds.
     fn difference(&mut self, case: &Case) -> Outcome {
-        let theirs = self.add(Reference, case);
+        let theirs = self.add(Go, case);
         if theirs.code != Some(0) {
-            return Outcome::Refused;
+            return Outcome::Rejected;
         }
-        let ours = self.add(Ours, case);
+        let ours = self.add(Gangplank, case);
         if ours.code != Some(0) {
-            let said = ours.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-            let is_known = |(refusal, _): &&(&str, &str)| said.contains(refusal);
-            let is_young = self.is_old && YOUNG.iter().any(|key| said.contains(key));
-            return match REFUSED.iter().any(|known| is_known(&known)) || is_young {
-                true => Outcome::Excepted,
-                false => Outcome::Differs(said),
+            let message = ours.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+            let is_known = |(error, _): &&(&str, &str)| message.contains(error);
+            let is_unchecked_by_go =
+                self.is_old && UNCHECKED_BY_OLD_GO.iter().any(|key| message.contains(key));
+            return match REJECTED_BY_GANGPLANK.iter().any(|known| is_known(&known))
+                || is_unchecked_by_go
+            {
+                true => Outcome::KnownException,
+                false => Outcome::Differs(message),
             };
         }
         let (theirs, ours) = (self.comparable(&theirs.ok(), None), {
@@ -152,17 +155,20 @@ impl Ground {
         });
         match theirs == ours {
             true => Outcome::Same,
-            false if has_edge(&theirs) || has_gateway(&theirs) => Outcome::Excepted,
+            false if has_network_or_broadcast_address(&theirs) || has_gateway(&theirs) => {
+                Outcome::KnownException
+            }
             false => Outcome::Differs(format!("{ours} instead of {theirs}")),
         }
     }
 
-    /// A result without what is random, what the chain before is passed on of, and what old Go plugins do not have.
+    /// A result without random values, without the items taken from prevResult, and without the keys that old Go
+    /// plugins do not know.
     fn comparable(&self, result: &Value, theirs: Option<&Value>) -> Value {
         let mut result = result.clone();
-        rounded(&mut result);
+        round_numbers(&mut result);
         if let Some(theirs) = theirs {
-            without_previous(&mut result, theirs);
+            remove_previous(&mut result, theirs);
         }
         for (at, interface) in list(&mut result, "interfaces").iter_mut().enumerate() {
             interface["mac"] = "*".into();
@@ -182,12 +188,11 @@ impl Ground {
     }
 }
 
-/// What came of a case.
 #[derive(Clone, Debug, PartialEq)]
 enum Outcome {
-    Refused,
+    Rejected,
     Same,
-    Excepted,
+    KnownException,
     Differs(String),
 }
 
@@ -198,18 +203,18 @@ fn list<'v>(value: &'v mut Value, key: &str) -> &'v mut [Value] {
         .map_or(&mut [], |list| list.as_mut_slice())
 }
 
-/// Makes each number the nearest floating-point one: the Go library does so on the way to newer shapes of a result.
-fn rounded(value: &mut Value) {
+/// Converts numbers to floating point, as the Go library does when it converts a result to a newer version.
+fn round_numbers(value: &mut Value) {
     match value {
         Value::Number(number) => *value = number.as_f64().into(),
-        Value::Array(items) => items.iter_mut().for_each(rounded),
-        Value::Object(entries) => entries.values_mut().for_each(rounded),
+        Value::Array(items) => items.iter_mut().for_each(round_numbers),
+        Value::Object(entries) => entries.values_mut().for_each(round_numbers),
         _ => {}
     }
 }
 
-/// Takes what was in prevResult from the front of our result's lists: the Go plugin's ADD drops it.
-fn without_previous(ours: &mut Value, theirs: &Value) {
+/// Removes the items of prevResult, which come first in gangplank's lists: the Go plugin's ADD drops them.
+fn remove_previous(ours: &mut Value, theirs: &Value) {
     let count = |value: &Value, key: &str| value[key].as_array().map_or(0, Vec::len);
     let shift = count(ours, "interfaces").saturating_sub(count(theirs, "interfaces"));
     for key in ["interfaces", "ips", "routes"] {
@@ -228,7 +233,7 @@ fn without_previous(ours: &mut Value, theirs: &Value) {
     }
 }
 
-/// Whether an address of a result is the gateway of another one: we do not give these.
+/// Whether an address of a result is the gateway of another one. Gangplank does not allocate those.
 fn has_gateway(result: &Value) -> bool {
     let ips = || result["ips"].as_array().into_iter().flatten();
     let gateways: Vec<&str> = ips().filter_map(|ip| ip["gateway"].as_str()).collect();
@@ -238,8 +243,8 @@ fn has_gateway(result: &Value) -> bool {
     })
 }
 
-/// Whether an address of a result is the network or broadcast address of its subnet: we give these last.
-fn has_edge(result: &Value) -> bool {
+/// Whether an address of a result is the network or broadcast address of its subnet. Gangplank allocates those last.
+fn has_network_or_broadcast_address(result: &Value) -> bool {
     let ips = result["ips"].as_array().into_iter().flatten();
     let of_lists = ips.filter_map(|ip| ip["address"].as_str());
     let of_blocks = ["ip4", "ip6"]
@@ -253,11 +258,11 @@ fn has_edge(result: &Value) -> bool {
     })
 }
 
-/// The smallest case that differs still.
-fn minimised(ground: &mut Ground, case: &Case) -> (Case, String) {
+/// The smallest case that still shows a difference.
+fn minimize(fixture: &mut Fixture, case: &Case) -> (Case, String) {
     let mut smallest = case.clone();
-    let Outcome::Differs(mut how) = ground.difference(case) else {
-        return (smallest, "it did not differ a second time".to_owned());
+    let Outcome::Differs(mut how) = fixture.difference(case) else {
+        return (smallest, "not reproducible".to_owned());
     };
     'again: loop {
         let without_args = smallest.args.is_some().then(|| Case {
@@ -273,7 +278,7 @@ fn minimised(ground: &mut Ground, case: &Case) -> (Case, String) {
                 ..smallest.clone()
             });
         for smaller in without_args.into_iter().chain(smaller) {
-            if let Outcome::Differs(still) = ground.difference(&smaller) {
+            if let Outcome::Differs(still) = fixture.difference(&smaller) {
                 (smallest, how) = (smaller, still);
                 continue 'again;
             }
@@ -289,13 +294,13 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     })
 }
 
-/// Tries generated configurations; the counts of what was refused, the same, excepted.
+/// Compares generated configurations. Returns how many were rejected, had the same result, and are known exceptions.
 fn compare(plugins: &[&'static str], cases: usize) -> [usize; 3] {
     let seed = number("GANGPLANK_SEED", SEED);
     let next = AtomicUsize::new(0);
     let (counts, failures) = (Mutex::new([0; 3]), Mutex::new(Vec::new()));
     let work = || {
-        let mut ground = Ground::new();
+        let mut fixture = Fixture::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             if at >= cases || failures.lock().unwrap().len() >= 20 {
@@ -304,12 +309,12 @@ fn compare(plugins: &[&'static str], cases: usize) -> [usize; 3] {
             let mut random =
                 TestRandom((seed ^ (at as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
             let case = generate::case(&mut random, plugins);
-            let outcome = match ground.difference(&case) {
-                Outcome::Refused => 0,
+            let outcome = match fixture.difference(&case) {
+                Outcome::Rejected => 0,
                 Outcome::Same => 1,
-                Outcome::Excepted => 2,
+                Outcome::KnownException => 2,
                 Outcome::Differs(_) => {
-                    let (smallest, how) = minimised(&mut ground, &case);
+                    let (smallest, how) = minimize(&mut fixture, &case);
                     let args = smallest.args.as_deref().unwrap_or_default();
                     let config = smallest.config.render();
                     let config: String = config.chars().take(600).collect();
@@ -338,39 +343,39 @@ fn compare(plugins: &[&'static str], cases: usize) -> [usize; 3] {
     counts.into_inner().unwrap()
 }
 
-fn compared(plugins: &[&'static str], cases: usize) {
+fn compare_generated(plugins: &[&'static str], cases: usize) {
     let cases = number("GANGPLANK_CONFIGURATIONS", cases as u64) as usize;
-    let [refused, same, excepted] = compare(plugins, cases);
-    let place = go_plugins();
+    let [rejected, same, exceptions] = compare(plugins, cases);
+    let directory = go_plugins();
     say(&format!(
-        "{cases} configurations for {} and {plugins:?}: {refused} refused by both or by it alone, {same} the same, {excepted} excepted",
-        place.display()
+        "{cases} configurations compared with {}, {plugins:?}: {rejected} rejected by the Go plugin, {same} with the same result, {exceptions} known exceptions",
+        directory.display()
     ));
-    // Else the generator makes what nobody uses.
+    // Otherwise the generator produces too few valid configurations.
     assert!(same * 6 >= cases, "only {same} of {cases} were accepted");
 }
 
 #[test]
-fn the_migration_guide_lists_what_is_refused() {
+fn the_migration_guide_lists_the_rejected_configurations() {
     let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/.github/docs/migration.md");
     let guide = std::fs::read_to_string(guide).unwrap();
-    for (_, phrase) in REFUSED {
+    for (_, phrase) in REJECTED_BY_GANGPLANK {
         assert!(guide.contains(phrase), "{phrase}");
     }
 }
 
 #[test]
-fn what_the_go_plugin_host_local_accepts_ours_accepts_with_the_same_result() {
+fn host_local_accepts_what_the_go_plugin_accepts_with_the_same_result() {
     if !require(&["cni:host-local"]) {
         return;
     }
-    compared(&["host-local"], CASES);
+    compare_generated(&["host-local"], CASES);
 }
 
 #[test]
-fn what_the_go_plugin_bridge_accepts_ours_accepts_with_the_same_result() {
+fn bridge_accepts_what_the_go_plugin_accepts_with_the_same_result() {
     if !require(&["cni:bridge", "cni:host-local", "iptables", "nft"]) {
         return;
     }
-    compared(&["bridge"], CASES / 5);
+    compare_generated(&["bridge"], CASES / 5);
 }

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::party::Party::{self, Ours, Reference};
-use crate::party::{node, ready};
-use crate::support::{Answer, Network, Node, needs, small_network};
+use crate::implementation::Implementation::{self, Gangplank, Go};
+use crate::implementation::{node, ready};
+use crate::support::{Answer, Network, Node, requires, small_network};
 
 const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 
@@ -43,7 +43,7 @@ fn version_for_nerdctl(answer: &Answer, plugin: &str) -> Option<[u32; 3]> {
 
 #[test]
 fn clients_find_the_go_release_in_what_a_plugin_says_of_itself() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let own = concat!("v1.9.1+gangplank.", env!("CARGO_PKG_VERSION"));
     for plugin in PLUGINS {
@@ -66,7 +66,7 @@ fn what_a_plugin_says_of_itself_has_the_lines_of_the_go_plugin() {
     }
     let node = node();
     for plugin in PLUGINS {
-        let call = |party: Party| {
+        let call = |party: Implementation| {
             let call = party
                 .call(&node, plugin)
                 .stdin("junk")
@@ -85,7 +85,7 @@ fn what_a_plugin_says_of_itself_has_the_lines_of_the_go_plugin() {
             assert_eq!(lines.len(), 2, "{lines:?}");
             lines[1].clone()
         };
-        let (ours, theirs) = (call(Ours), call(Reference));
+        let (ours, theirs) = (call(Gangplank), call(Go));
         // Debian's plugins are older.
         assert!(ours.starts_with(&theirs), "{ours} and {theirs}");
     }
@@ -102,7 +102,7 @@ fn name(node: &Node, name: &str) {
 
 #[test]
 fn a_name_with_a_prefix_is_the_plugin() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     for (program, plugin) in [
         ("buildkit-cni-bridge", "bridge"),
@@ -139,11 +139,11 @@ fn plugins_that_buildkit_and_kubevirt_installed_under_their_names_attach_and_det
     if !ready(&["ping"]) {
         return;
     }
-    for party in [Ours, Reference] {
+    for party in [Gangplank, Go] {
         let node = Node::new("node");
         let file = |plugin: &str| match party {
-            Ours => crate::support::binary(),
-            Reference => crate::support::go_plugins().join(plugin),
+            Gangplank => crate::support::binary(),
+            Go => crate::support::go_plugins().join(plugin),
         };
         for (program, plugin) in [
             ("buildkit-cni-bridge", "bridge"),
@@ -179,7 +179,7 @@ fn plugins_that_buildkit_and_kubevirt_installed_under_their_names_attach_and_det
 
 #[test]
 fn a_name_that_is_no_plugin_is_refused_and_nothing_is_touched() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     for program in [
@@ -202,17 +202,10 @@ fn a_name_that_is_no_plugin_is_refused_and_nothing_is_touched() {
         let mut config = small_network();
         config["type"] = program.into();
         for verb in ["ADD", "DEL", "VERSION", "STATUS"] {
-            let refusal = node
-                .network(config.clone())
-                .call(verb, &pod)
-                .run()
-                .refused();
-            assert_eq!(refusal.code, 4, "{program} {verb}: {refusal:?}");
+            let error = node.network(config.clone()).call(verb, &pod).run().error();
+            assert_eq!(error.code, 4, "{program} {verb}: {error:?}");
             for word in [program, "bridge, host-local, loopback"] {
-                assert!(
-                    refusal.text().contains(word),
-                    "{program} {verb}: {refusal:?}"
-                );
+                assert!(error.text().contains(word), "{program} {verb}: {error:?}");
             }
         }
         let answer = about(&node, program);
@@ -240,7 +233,7 @@ fn version_of_failed(answer: &Answer) -> Option<&str> {
 
 #[test]
 fn gangplank_itself_is_bridge_for_a_runtime() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     name(&node, "gangplank");
     let mut config = small_network();

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::party::{self, Attachment, BOTH, Party};
+use crate::implementation::{self, Attachment, BOTH, Implementation};
 use crate::support::{
-    Answer, Footprint, Network, Node, Pod, binary, leases, needs, say, small_network,
+    Answer, Network, Node, NodeState, Pod, binary, leases, requires, say, small_network,
 };
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -44,7 +44,7 @@ fn lease(node: &Node, config: &Value, verb: &str, container: &str) -> Result<Str
             .as_str()
             .unwrap_or_default()
             .to_owned()),
-        _ => Err(answer.refused().text()),
+        _ => Err(answer.error().text()),
     }
 }
 
@@ -74,9 +74,9 @@ fn fix(node: &Node, config: &Value) -> Answer {
 
 #[test]
 fn pods_that_live_keep_leases_and_links_under_another_boot_id() {
-    needs!("ping", "cni:bridge", "cni:host-local");
+    requires!("ping", "cni:bridge", "cni:host-local");
     for by in BOTH {
-        let node = party::node();
+        let node = implementation::node();
         let config = dual_stack();
         // Both pods are there after an ADD of ours, which records the boot.
         node.network(config.clone()).add(&node.pod("first"));
@@ -85,13 +85,13 @@ fn pods_that_live_keep_leases_and_links_under_another_boot_id() {
             let _ = Attachment::new(&node, pod, &config).try_add(by).ok();
         }
         other_boot(&node, SECOND);
-        let before = Footprint::of_pods(&node);
+        let before = NodeState::of_pods(&node);
         let _ = fix(&node, &config);
-        assert_eq!(Footprint::of_pods(&node).links, before.links, "{by:?}");
-        assert_eq!(Footprint::of_pods(&node).files, before.files, "{by:?}");
+        assert_eq!(NodeState::of_pods(&node).links, before.links, "{by:?}");
+        assert_eq!(NodeState::of_pods(&node).files, before.files, "{by:?}");
         let _ = Attachment::new(&node, &c, &config).try_add(by).ok();
         assert_eq!(leases(&node, "small").len(), 8, "{by:?}");
-        a.settle();
+        a.wait_for_dad();
         a.reaches("10.77.0.4");
         a.reaches("fd00:77::4");
         c.reaches("10.77.0.4");
@@ -107,7 +107,7 @@ fn pods_that_live_keep_leases_and_links_under_another_boot_id() {
 
 #[test]
 fn pods_whose_namespaces_are_in_another_mount_namespace_keep_their_leases() {
-    needs!("ping", "unshare");
+    requires!("ping", "unshare");
     let node = Node::new("node");
     let network = node.network(dual_stack());
     let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
@@ -126,7 +126,7 @@ fn pods_whose_namespaces_are_in_another_mount_namespace_keep_their_leases() {
 
 #[test]
 fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let network = node.network(dual_stack());
     let (a, b) = (node.pod("a"), node.pod("b"));
@@ -146,7 +146,7 @@ fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
 
 #[test]
 fn pods_with_an_interface_based_on_one_of_the_hosts_keep_their_leases() {
-    needs!("ping", "cni:macvlan");
+    requires!("ping", "cni:macvlan");
     let node = Node::new("node");
     node.run_all(
         "ip link add eth9 type veth peer name far9\nip link set eth9 up\nip link set far9 up",
@@ -179,7 +179,7 @@ fn pods_with_an_interface_based_on_one_of_the_hosts_keep_their_leases() {
 
 #[test]
 fn a_lease_for_which_a_plugin_is_at_work_stays() {
-    needs!("sleep", "env");
+    requires!("sleep", "env");
     let node = Node::new("node");
     let config = host_local(None);
     for container in ["working", "idle"] {
@@ -204,7 +204,7 @@ fn a_lease_for_which_a_plugin_is_at_work_stays() {
 
 #[test]
 fn a_lease_of_an_add_that_could_not_read_the_boot_id_stays() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = host_local(None);
     lease(&node, &config, "ADD", "a").unwrap();
@@ -242,7 +242,7 @@ impl Drop for Shared {
 
 #[test]
 fn nodes_that_share_a_directory_keep_each_others_leases() {
-    needs!("ping");
+    requires!("ping");
     for (name, machine) in [
         ("same-id", None),
         ("other-id", Some("0123456789abcdef0123456789abcdef")),
@@ -304,7 +304,7 @@ fn locks_through_readers(node: &Node, trace: &str) -> (usize, Vec<String>) {
 
 #[test]
 fn exclusive_locks_are_taken_through_descriptors_opened_for_writing() {
-    needs!("strace", "iptables", "ip6tables");
+    requires!("strace", "iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = dual_stack();
     config["cniVersion"] = "1.1.0".into();
@@ -342,7 +342,7 @@ fn exclusive_locks_are_taken_through_descriptors_opened_for_writing() {
 
 #[test]
 fn del_fails_while_a_lease_cannot_be_read_and_keeps_the_rest() {
-    needs!("strace");
+    requires!("strace");
     for plugin in ["bridge", "host-local"] {
         let node = Node::new("node");
         let mut config = dual_stack();
@@ -359,11 +359,8 @@ fn del_fails_while_a_lease_cannot_be_read_and_keeps_the_rest() {
             "read:error=EIO",
         ] {
             let under = format!("strace -o /run/trace -P {lease} -e inject={fault}");
-            let refusal = network.call("DEL", &pod).under(&under).run().refused();
-            assert!(
-                refusal.text().contains(&lease),
-                "{plugin} {fault}: {refusal:?}"
-            );
+            let error = network.call("DEL", &pod).under(&under).run().error();
+            assert!(error.text().contains(&lease), "{plugin} {fault}: {error:?}");
             assert_eq!(leases(&node, "small").len(), 2, "{plugin} {fault}");
         }
         network.del(&pod);
@@ -374,7 +371,7 @@ fn del_fails_while_a_lease_cannot_be_read_and_keeps_the_rest() {
 
 #[test]
 fn what_is_not_a_lease_though_it_has_the_name_of_one_stops_nothing() {
-    needs!("mkfifo");
+    requires!("mkfifo");
     let node = Node::new("node");
     let network = node.network(dual_stack());
     let pod = node.pod("a");
@@ -425,8 +422,8 @@ fn gc(node: &Node, config: &Value, keep: &[(&Pod, &str)]) -> Answer {
 
 #[test]
 fn gc_deletes_the_link_of_a_stale_attachment_of_the_go_plugin_before_its_lease() {
-    needs!("ping", "cni:bridge", "cni:host-local");
-    let node = party::node();
+    requires!("ping", "cni:bridge", "cni:host-local");
+    let node = implementation::node();
     let config = dual_stack();
     let (kept, stale) = (node.pod("kept"), node.pod("stale"));
     for (pod, ifname) in [
@@ -436,7 +433,7 @@ fn gc_deletes_the_link_of_a_stale_attachment_of_the_go_plugin_before_its_lease()
         (&stale, "lan0"),
     ] {
         let mut attachment = Attachment::new(&node, pod, &config).named(ifname);
-        let _ = attachment.try_add(Party::Reference).ok();
+        let _ = attachment.try_add(Implementation::Go).ok();
     }
     gc(&node, &config, &[(&kept, "eth0")]).ok();
     assert_eq!(leases(&node, "small").len(), 2);
@@ -454,21 +451,21 @@ fn gc_deletes_the_link_of_a_stale_attachment_of_the_go_plugin_before_its_lease()
 
 #[test]
 fn gc_keeps_the_lease_of_an_address_on_a_link_that_may_be_another_networks() {
-    needs!("ping", "cni:bridge", "cni:host-local");
-    let node = party::node();
+    requires!("ping", "cni:bridge", "cni:host-local");
+    let node = implementation::node();
     let config = dual_stack();
     let mut other = config.clone();
     other["name"] = "other".into();
     let pod = node.pod("theirs");
     let mut attachment = Attachment::new(&node, &pod, &other);
-    let _ = attachment.try_add(Party::Reference).ok();
+    let _ = attachment.try_add(Implementation::Go).ok();
     // The lease of a container that is gone, of the same address on the same bridge.
     node.run(&format!("mkdir -p {LEASES}/small"));
     node.write(&format!("{LEASES}/small/10.77.0.2"), "gone\r\neth0");
     node.write(&format!("{LEASES}/small/10.77.0.9"), "gone\r\neth0");
-    let refusal = gc(&node, &config, &[]).refused();
+    let error = gc(&node, &config, &[]).error();
     for word in ["10.77.0.2", "gone", "network beside this one"] {
-        assert!(refusal.text().contains(word), "{refusal:?}");
+        assert!(error.text().contains(word), "{error:?}");
     }
     assert!(
         node.lease("small", "10.77.0.2").is_some() && node.lease("small", "10.77.0.9").is_none()
@@ -478,23 +475,20 @@ fn gc_keeps_the_lease_of_an_address_on_a_link_that_may_be_another_networks() {
     node.run(&format!("rm -r {LEASES}/other"));
     let mut renamed = config.clone();
     renamed["bridge"] = "br1".into();
-    let refusal = gc(&node, &renamed, &[]).refused();
-    assert!(
-        refusal.text().contains("no port of bridge br1"),
-        "{refusal:?}"
-    );
+    let error = gc(&node, &renamed, &[]).error();
+    assert!(error.text().contains("no port of bridge br1"), "{error:?}");
     pod.reaches("10.77.0.1");
     // host-local by itself deletes no links.
     let mut alone = config;
     alone["type"] = "host-local".into();
-    let refusal = gc(&node, &alone, &[]).refused();
-    assert!(refusal.text().contains("10.77.0.2"), "{refusal:?}");
+    let error = gc(&node, &alone, &[]).error();
+    assert!(error.text().contains("10.77.0.2"), "{error:?}");
     assert!(node.lease("small", "10.77.0.2").is_some());
 }
 
 #[test]
 fn a_backup_restored_over_a_live_directory_is_no_index() {
-    needs!("tar", "cp");
+    requires!("tar", "cp");
     let restores = [
         "tar -C /run/backup -cf /run/b.tar lan && tar -C /var/lib/cni/networks -xpf /run/b.tar",
         "cp -a /run/backup/lan/. /var/lib/cni/networks/lan/",
@@ -505,10 +499,10 @@ fn a_backup_restored_over_a_live_directory_is_no_index() {
     for by in BOTH {
         for restore in restores {
             // The Go plugin has no index.
-            if by == Party::Reference && restore.contains(".gangplank.index") {
+            if by == Implementation::Go && restore.contains(".gangplank.index") {
                 continue;
             }
-            let node = party::node();
+            let node = implementation::node();
             let config = host_local(None);
             let call = |verb: &str, container: &str| {
                 let call = by.call(&node, "host-local").verb(verb).container(container);
@@ -554,9 +548,9 @@ fn a_backup_restored_over_a_live_directory_is_no_index() {
 
 #[test]
 fn a_del_in_a_namespace_that_belongs_to_another_pod_removes_its_own_rules_alone() {
-    needs!("iptables", "ip6tables", "cni:static");
+    requires!("iptables", "ip6tables", "cni:static");
     let node = Node::new("node");
-    node.lay_iptables("xtables-nft-multi");
+    node.use_iptables_variant("xtables-nft-multi");
     node.install("static");
     let config = |address: &str| {
         let mut config = small_network();
@@ -596,7 +590,7 @@ fn a_del_in_a_namespace_that_belongs_to_another_pod_removes_its_own_rules_alone(
 
 #[test]
 fn leases_are_made_where_there_are_no_hard_links() {
-    needs!("strace");
+    requires!("strace");
     let node = Node::new("node");
     let network = node.network(dual_stack());
     let add = |pod: &Pod, refused: &[&str]| {
@@ -641,8 +635,8 @@ fn leases_are_made_where_there_are_no_hard_links() {
     );
     let _ = config.call("ADD", &pod).under(&no_links).run().ok();
     assert_eq!(node.lease("small", "10.77.0.20").unwrap(), "z\r\neth0");
-    let before = Footprint::of_pods(&node);
-    let refusal = add(&node.pod("y"), &["link,linkat:error=ENOSPC"]).refused();
-    assert!(refusal.text().contains("lease"), "{refusal:?}");
-    assert_eq!(Footprint::of_pods(&node).files, before.files);
+    let before = NodeState::of_pods(&node);
+    let error = add(&node.pod("y"), &["link,linkat:error=ENOSPC"]).error();
+    assert!(error.text().contains("lease"), "{error:?}");
+    assert_eq!(NodeState::of_pods(&node).files, before.files);
 }

@@ -2,16 +2,13 @@
 //! made before a plugin is called. Each test creates the foreign state first; where the Go plugins handle the case, the
 //! same test runs on them.
 
-#[allow(dead_code)]
-#[path = "../reference/party.rs"]
-mod party;
-use gangplank_test_support as support;
+use gangplank_test_support::{self as support, implementation};
 
 mod bridges;
 mod configurations;
 mod identity;
 mod leases;
-mod mac_check;
+mod mac_spoof_check;
 mod random;
 mod rules;
 mod rules_observed;

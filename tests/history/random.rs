@@ -37,7 +37,7 @@ use action::{Action, parse_sequence, print_sequence};
 use history::Finding;
 use minimise::{minimise, violations};
 
-use crate::party::{IPTABLES, ready};
+use crate::implementation::{IPTABLES, ready};
 use crate::support::say;
 
 /// The length of one history: long enough to meet its own leftovers, short enough to be minimised.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::party::Party::{Ours, Reference};
-use crate::party::{Attachment, BOTH, IPTABLES, Party, node, ready};
+use crate::implementation::Implementation::{Gangplank, Go};
+use crate::implementation::{Attachment, BOTH, IPTABLES, Implementation, node, ready};
 use crate::support::{Answer, Call, Node, chain_of, leases, small_network};
 
 /// What an administrator has in the legacy tables, before and behind where rules of pods go.
@@ -87,18 +87,18 @@ fn a_legacy_chain_that_an_older_configuration_left_goes_or_keeps_the_lease() {
     let pod = node.pod("a");
     let mut attachment = Attachment::new(&node, &pod, &masqueraded());
     attachment.config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
-    node.lay_iptables("xtables-legacy-multi");
-    attachment.try_add(Ours).ok();
+    node.use_iptables_variant("xtables-legacy-multi");
+    attachment.try_add(Gangplank).ok();
     unlay(&node);
     assert_eq!(all_rules(&node).len(), before.len() + 8);
     attachment.config["ipMasq"] = false.into();
     let lock = lock_legacy(&node);
-    let refusal = attachment.del(Ours).refused();
-    assert_eq!(refusal.code, 11, "{refusal:?}");
-    assert!(refusal.text().contains("lock"), "{refusal:?}");
+    let error = attachment.del(Gangplank).error();
+    assert_eq!(error.code, 11, "{error:?}");
+    assert!(error.text().contains("lock"), "{error:?}");
     assert_eq!(leases(&node, "small").len(), 2);
     drop(lock);
-    attachment.del(Ours).ok();
+    attachment.del(Gangplank).ok();
     assert_eq!(all_rules(&node), before);
     assert_eq!(leases(&node, "small").len(), 0);
 }
@@ -112,13 +112,13 @@ pub fn unlay(node: &Node) {
 fn add_under<'n>(
     node: &'n Node,
     pod: &'n crate::support::Pod,
-    (by, variant): (Party, &str),
+    (by, variant): (Implementation, &str),
 ) -> Attachment<'n> {
     let mut attachment = Attachment::new(node, pod, &masqueraded());
     attachment.config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
     let is_legacy = variant == "legacy";
     if is_legacy {
-        node.lay_iptables("xtables-legacy-multi");
+        node.use_iptables_variant("xtables-legacy-multi");
     }
     attachment.try_add(by).ok();
     if is_legacy {
@@ -143,10 +143,10 @@ fn rules_of_either_variant_go_when_the_other_one_is_the_default() {
             assert_eq!(all_rules(&node).len(), before.len() + 8);
             let is_legacy = then == "legacy";
             if is_legacy {
-                node.lay_iptables("xtables-legacy-multi");
+                node.use_iptables_variant("xtables-legacy-multi");
             }
-            attachment.check(Ours).ok();
-            attachment.del(Ours).ok();
+            attachment.check(Gangplank).ok();
+            attachment.del(Gangplank).ok();
             if is_legacy {
                 unlay(&node);
             }
@@ -165,7 +165,7 @@ fn gc_removes_stale_chains_of_both_variants_and_keeps_those_of_valid_attachments
     node.run_all(FOREIGN);
     let names = ["legacy-gone", "nft-gone", "legacy-kept", "nft-kept"];
     let pods = names.map(|name| node.pod(name));
-    for (pod, by) in pods.iter().zip([Reference, Reference, Ours, Ours]) {
+    for (pod, by) in pods.iter().zip([Go, Go, Gangplank, Gangplank]) {
         let variant = pod.id().split('-').next().unwrap();
         add_under(&node, pod, (by, variant));
     }
@@ -215,7 +215,7 @@ fn the_iptables_that_comes_first_in_path_is_used_also_when_distributions_bundle_
             .filter(|rule| rule.starts_with("iptables-legacy "));
         assert_eq!((legacy.count(), rules.len()), (4, 4), "{by:?}: {rules:#?}");
         // The runtime's own PATH may be another one later.
-        attachment.del(Ours).ok();
+        attachment.del(Gangplank).ok();
         assert_eq!(all_rules(&node), [""; 0]);
     }
 }
@@ -253,9 +253,9 @@ fn rules_of_iptables_nft_go_also_when_iptables_was_uninstalled() {
             config["cni.dev/valid-attachments"] = json!([{ "containerID": "b", "ifname": "eth0" }]);
             match verb {
                 "GC" => node.cni("bridge").verb("GC").config(&config).run().ok(),
-                _ => gone.del(Ours).ok(),
+                _ => gone.del(Gangplank).ok(),
             };
-            kept.check(Ours).ok();
+            kept.check(Gangplank).ok();
             node.unbind("/usr/sbin/xtables-nft-multi");
             node.unbind("/usr/sbin/xtables-legacy-multi");
             assert_eq!(all_rules(&node), expected, "{by:?} {verb}");
@@ -270,24 +270,24 @@ fn legacy_rules_without_a_legacy_program_keep_the_lease_and_are_named() {
     }
     let node = node();
     let pod = node.pod("a");
-    let attachment = add_under(&node, &pod, (Ours, "legacy"));
+    let attachment = add_under(&node, &pod, (Gangplank, "legacy"));
     uninstall(&node, "legacy");
-    let refusal = attachment.del(Ours).refused();
+    let error = attachment.del(Gangplank).error();
     assert!(
-        refusal.text().contains("iptables-legacy-restore"),
-        "{refusal:?}"
+        error.text().contains("iptables-legacy-restore"),
+        "{error:?}"
     );
     assert_eq!(leases(&node, "small").len(), 2);
     // A pod with rules in nf_tables, and one without, have none to look for there.
     let other = node.pod("b");
     let mut found = Attachment::new(&node, &other, &masqueraded());
-    found.try_add(Ours).ok();
-    found.del(Ours).ok();
+    found.try_add(Gangplank).ok();
+    found.del(Gangplank).ok();
     let mut plain = Attachment::new(&node, &other, &small_network());
-    plain.try_add(Ours).ok();
-    plain.del(Ours).ok();
+    plain.try_add(Gangplank).ok();
+    plain.del(Gangplank).ok();
     node.unbind("/usr/sbin/xtables-legacy-multi");
-    attachment.del(Ours).ok();
+    attachment.del(Gangplank).ok();
     assert_eq!(all_rules(&node), [""; 0]);
     assert_eq!(leases(&node, "small").len(), 0);
 }
@@ -302,7 +302,7 @@ fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_
     node.run("iptables -t nat -A ADMIN -s 192.0.2.1 -j MASQUERADE");
     let before = all_rules(&node);
     let pod = node.pod("a");
-    let attachment = add_under(&node, &pod, (Reference, "nft"));
+    let attachment = add_under(&node, &pod, (Go, "nft"));
     let chain = chain_of("small", "a");
     node.run(&format!(
         "iptables -t nat -I ADMIN 1 -m comment --comment mine -j {chain}"
@@ -313,6 +313,36 @@ fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_
     node.run("sh /run/restore");
     let jumps = |rule: &&String| rule.contains(&format!("-j {chain}"));
     assert!(all_rules(&node).iter().filter(jumps).count() >= 3);
-    attachment.del(Ours).ok();
+    attachment.del(Gangplank).ok();
     assert_eq!(all_rules(&node), before);
+}
+
+#[test]
+fn an_add_names_the_table_that_iptables_cannot_read() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    let pod = node.pod("a");
+    let attachment = add_under(&node, &pod, (Gangplank, "nft"));
+    // iptables has no match for it, and does not list the table from now on.
+    node.run("nft add rule ip nat POSTROUTING numgen random mod 2 0 counter");
+    let before = leases(&node, "small");
+    let mut second = Attachment::new(&node, &pod, &masqueraded());
+    second.ifname = "eth1";
+    let refusal = second.try_add(Gangplank).error();
+    let text = refusal.text();
+    assert!(
+        text.contains("cannot list the nat table") && text.contains("nft"),
+        "{text}"
+    );
+    assert_eq!(leases(&node, "small"), before);
+    // What needs no listing still works.
+    attachment.check(Gangplank).ok();
+    let other = node.pod("b");
+    let mut third = Attachment::new(&node, &other, &masqueraded());
+    third.try_add(Gangplank).ok();
+    third.del(Gangplank).ok();
+    attachment.del(Gangplank).ok();
+    assert!(!node.run("nft list ruleset").contains("CNI-"));
 }

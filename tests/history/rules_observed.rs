@@ -1,15 +1,16 @@
-//! Rules that cannot be observed, transactions that are large, and what a parent process leaves to a plugin.
+//! Rules that cannot be listed, large transactions, and attributes inherited from the parent process.
 
 use serde_json::{Value, json};
 
-use crate::party::Party::Ours;
-use crate::party::{Attachment, BOTH, IPTABLES, node, ready};
+use crate::implementation::Implementation::Gangplank;
+use crate::implementation::{Attachment, BOTH, IPTABLES, node, ready};
 use crate::rules::{FOREIGN, all_rules, masqueraded};
-use crate::support::{Node, leases, needs};
+use crate::support::{Node, leases, requires};
 
 const LOG: &str = "/run/trace";
 
-/// How many-th call of that name is the first one from the line with a text on, in the run that was traced.
+/// The number of the first system call `name` at or after the line that contains `text`, as `when=` of strace counts
+/// it.
 fn occurrence(node: &Node, name: &str, text: &str) -> usize {
     let log = node.read(LOG);
     let before = log.lines().take_while(|line| !line.contains(text));
@@ -19,25 +20,25 @@ fn occurrence(node: &Node, name: &str, text: &str) -> usize {
 }
 
 #[test]
-fn del_keeps_the_lease_when_the_kernel_cannot_be_asked_for_rules() {
+fn del_keeps_the_lease_if_the_rules_cannot_be_listed() {
     if !ready(IPTABLES) {
         return;
     }
-    needs!("strace");
+    requires!("strace");
     let node = node();
     let pod = node.pod("a");
     let mut attachment = Attachment::new(&node, &pod, &masqueraded());
     let traced = |attachment: &Attachment| {
         attachment
-            .call(Ours, "DEL")
+            .call(Gangplank, "DEL")
             .under(&format!("strace -o {LOG}"))
             .run()
             .ok()
     };
-    // The lists exist once the variant was used.
+    // The kernel creates these files when the legacy tables are first used.
     node.run_all(FOREIGN);
     node.run("ip6tables-legacy -t nat -L");
-    attachment.try_add(Ours).ok();
+    attachment.try_add(Gangplank).ok();
     traced(&attachment);
     let socket = occurrence(&node, "socket", "NETLINK_NETFILTER");
     let mut faults = vec![];
@@ -55,34 +56,31 @@ fn del_keeps_the_lease_when_the_kernel_cannot_be_asked_for_rules() {
     let list = occurrence(&node, "openat", "net/ip_tables_names");
     for fault in faults {
         let before = all_rules(&node).len();
-        attachment.try_add(Ours).ok();
-        let disturbed = format!("strace -o {LOG} {fault}");
-        let refusal = attachment
-            .call(Ours, "DEL")
-            .under(&disturbed)
+        attachment.try_add(Gangplank).ok();
+        let with_fault = format!("strace -o {LOG} {fault}");
+        let error = attachment
+            .call(Gangplank, "DEL")
+            .under(&with_fault)
             .run()
-            .refused();
-        assert!(
-            refusal.text().contains("masquerade:"),
-            "{fault}: {refusal:?}"
-        );
+            .error();
+        assert!(error.text().contains("masquerade:"), "{fault}: {error:?}");
         assert_eq!(leases(&node, "small").len(), 1, "{fault}");
-        attachment.del(Ours).ok();
+        attachment.del(Gangplank).ok();
         assert_eq!(all_rules(&node).len(), before, "{fault}");
     }
-    // A kernel without nfnetlink, or without the legacy variant, has no rules there.
+    // A kernel without nfnetlink or without the legacy tables has no rules there.
     for absent in [
         format!("--inject=socket:error=EPROTONOSUPPORT:when={socket}"),
         format!("--inject=openat:error=ENOENT:when={list}"),
     ] {
         attachment.config["ipMasq"] = false.into();
-        attachment.try_add(Ours).ok();
+        attachment.try_add(Gangplank).ok();
         let without = format!("strace -o {LOG} {absent}");
-        attachment.call(Ours, "DEL").under(&without).run().ok();
+        attachment.call(Gangplank, "DEL").under(&without).run().ok();
     }
 }
 
-/// As many destinations as are documented to be the most.
+/// The documented maximum number of destinations.
 fn many_destinations(family: &str) -> Value {
     let network = |n: usize| match family {
         "IPv4" => format!("100.{}.{}.0/25", 64 + n / 256, n % 256),
@@ -102,39 +100,44 @@ fn large(family: &str, backend: &str) -> Value {
 }
 
 #[test]
-fn a_thousand_destinations_that_keep_their_address_fit_into_an_add_of_either_backend() {
+fn an_add_with_1024_non_masquerade_cidrs_works_with_both_backends() {
     if !ready(IPTABLES) {
         return;
     }
-    needs!("strace", "nft");
+    requires!("strace", "nft");
     for family in ["IPv4", "IPv6"] {
         for backend in ["nftables", "iptables"] {
             let node = node();
             let pod = node.pod("a");
             let mut attachment = Attachment::new(&node, &pod, &large(family, backend));
             let call = attachment
-                .call(Ours, "ADD")
+                .call(Gangplank, "ADD")
                 .under("strace -f -e trace=sendto -e raw=sendto -o /run/trace");
             attachment.result = call.run().ok();
-            // In a user namespace the send buffer cannot be enlarged as needed.
+            // In a user namespace SO_SNDBUFFORCE is not permitted, so the request must fit into the default send
+            // buffer.
             assert!(!node.read(LOG).contains("EMSGSIZE"), "{family} {backend}");
-            attachment.check(Ours).ok();
+            attachment.check(Gangplank).ok();
             let ruleset = node.run("nft list ruleset");
             let rules = ruleset
                 .lines()
                 .filter(|line| line.contains("/25") || line.contains("/49"));
             assert_eq!(rules.count(), 1024, "{family} {backend}");
-            // Another policy replaces all of them.
+            // An ADD with another policy replaces all of them.
             if backend == "nftables" {
                 let other = node.pod("b");
                 let mut changed = Attachment::new(&node, &other, &attachment.config);
                 changed.config["nonMasqueradeCIDRs"] = json!(["192.0.2.0/25"]);
-                changed.try_add(Ours).ok();
-                changed.del(Ours).ok();
+                changed.try_add(Gangplank).ok();
+                changed.del(Gangplank).ok();
             }
-            attachment.del(Ours).ok();
-            let left = node.run("nft list ruleset");
-            assert!(!left.contains("/25") && !left.contains("/49") && !left.contains("CNI-"));
+            attachment.del(Gangplank).ok();
+            let remaining = node.run("nft list ruleset");
+            assert!(
+                !remaining.contains("/25")
+                    && !remaining.contains("/49")
+                    && !remaining.contains("CNI-")
+            );
         }
     }
 }
@@ -151,9 +154,9 @@ fn gc_removes_any_number_of_stale_elements() {
         config["ipMasqBackend"] = "nftables".into();
         config["ipam"]["subnet"] = "10.77.0.0/16".into();
         let mut attachment = Attachment::new(&node, &kept, &config);
-        attachment.try_add(Ours).ok();
-        let own = node.run("nft list map inet gangplank pods4");
-        let comment = own.split("comment \"").nth(1).unwrap();
+        attachment.try_add(Gangplank).ok();
+        let own_map = node.run("nft list map inet gangplank pods4");
+        let comment = own_map.split("comment \"").nth(1).unwrap();
         let network = comment.split('-').next().unwrap();
         let elements: Vec<String> = (0..count)
             .map(|n| {
@@ -171,14 +174,14 @@ fn gc_removes_any_number_of_stale_elements() {
         config["cniVersion"] = "1.1.0".into();
         config["cni.dev/valid-attachments"] = json!([{ "containerID": "kept", "ifname": "eth0" }]);
         node.cni("bridge").verb("GC").config(&config).run().ok();
-        let left = node.run("nft list map inet gangplank pods4");
-        assert_eq!(left.matches("comment").count(), 1, "{count}");
-        attachment.check(Ours).ok();
+        let remaining = node.run("nft list map inet gangplank pods4");
+        assert_eq!(remaining.matches("comment").count(), 1, "{count}");
+        attachment.check(Gangplank).ok();
     }
 }
 
 #[test]
-fn a_parent_that_ignores_sigchld_changes_nothing() {
+fn plugins_work_if_the_parent_ignores_sigchld() {
     if !ready(IPTABLES) {
         return;
     }
@@ -194,8 +197,8 @@ fn a_parent_that_ignores_sigchld_changes_nothing() {
         call(&attachment, "CHECK").ok();
         call(&attachment, "DEL").ok();
         assert_eq!(all_rules(&node), [""; 0], "{by:?}");
-        // A delegate is a program too; the Go plugin finds this one under no other name.
-        if by == Ours {
+        // An external IPAM plugin is a child process too. The Go plugin does not find it under this name.
+        if by == Gangplank {
             let mut delegated = Attachment::new(&node, &pod, &masqueraded());
             delegated.config["ipam"]["type"] = "go-host-local".into();
             delegated.result = call(&delegated, "ADD").ok();
@@ -206,22 +209,29 @@ fn a_parent_that_ignores_sigchld_changes_nothing() {
 }
 
 #[test]
-fn a_large_script_for_iptables_needs_no_thread() {
+fn a_large_iptables_script_is_written_without_a_thread() {
     if !ready(IPTABLES) {
         return;
     }
-    needs!("strace");
+    requires!("strace");
     let node = node();
     let pod = node.pod("a");
     let mut attachment = Attachment::new(&node, &pod, &large("IPv4", "iptables"));
-    // The first one becomes iptables-restore.
-    let starved = "strace --inject=clone,clone3:error=EAGAIN:when=2+ -o /run/trace";
-    let answer = attachment.call(Ours, "ADD").under(starved).run();
+    // The first clone starts iptables-restore.
+    let without_threads = "strace --inject=clone,clone3:error=EAGAIN:when=2+ -o /run/trace";
+    let answer = attachment
+        .call(Gangplank, "ADD")
+        .under(without_threads)
+        .run();
     attachment.result = answer.ok();
-    attachment.check(Ours).ok();
-    // Nor does a DEL: it does the same without one.
-    let starved = "strace --inject=clone,clone3:error=EAGAIN -o /run/trace";
-    attachment.call(Ours, "DEL").under(starved).run().ok();
+    attachment.check(Gangplank).ok();
+    // DEL starts no child process.
+    let without_threads = "strace --inject=clone,clone3:error=EAGAIN -o /run/trace";
+    attachment
+        .call(Gangplank, "DEL")
+        .under(without_threads)
+        .run()
+        .ok();
     assert_eq!(all_rules(&node), [""; 0]);
     assert_eq!(leases(&node, "small").len(), 0);
 }

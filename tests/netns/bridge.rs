@@ -4,7 +4,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, needs, reference, small_network, wire, worse_in_go};
+mod chained;
+mod interface_options;
+mod neighbour_caches;
+mod uplink;
+mod vlan;
+
+use crate::support::{Network, Node, requires, skip_for_go, small_network, testing_go, wire};
 
 fn dual_stack() -> Value {
     json!({
@@ -22,7 +28,7 @@ fn dual_stack() -> Value {
 
 #[test]
 fn a_network_without_ipam_joins_the_pod_to_the_segment_and_gives_it_no_address() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let network = node.network(json!({
         "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0",
@@ -45,8 +51,8 @@ fn a_network_without_ipam_joins_the_pod_to_the_segment_and_gives_it_no_address()
 
 #[test]
 fn the_first_pod_on_a_new_bridge_is_reached_over_ipv6_at_once() {
-    needs!();
-    if worse_in_go(
+    requires!();
+    if skip_for_go(
         "its bridge looks for no neighbour until its own address is settled, seconds later",
     ) {
         return;
@@ -55,8 +61,8 @@ fn the_first_pod_on_a_new_bridge_is_reached_over_ipv6_at_once() {
     wire(&node, "up0", &world, "up0");
     node.run("ip addr add fd00:5::1/64 dev up0");
     world.run_all("ip addr add fd00:5::2/64 dev up0\nip route add fd00:77::/64 via fd00:5::1");
-    node.settle();
-    world.settle();
+    node.wait_for_dad();
+    world.wait_for_dad();
     let pod = node.pod("a");
     let before = Instant::now();
     let result = node.network(dual_stack()).add(&pod);
@@ -72,7 +78,7 @@ fn the_first_pod_on_a_new_bridge_is_reached_over_ipv6_at_once() {
 
 #[test]
 fn the_default_bridge_is_cni0_and_an_existing_bridge_is_joined() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let mut config = small_network();
     config.as_object_mut().unwrap().remove("bridge");
@@ -94,22 +100,22 @@ fn the_default_bridge_is_cni0_and_an_existing_bridge_is_joined() {
 
 #[test]
 fn a_link_of_the_bridges_name_that_is_no_bridge_is_left_alone() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     node.run("ip link add br0 type veth peer name other");
     let pod = node.pod("a");
-    let refusal = node
+    let error = node
         .network(small_network())
         .call("ADD", &pod)
         .run()
-        .refused();
-    assert!(refusal.text().contains("br0"), "{refusal:?}");
+        .error();
+    assert!(error.text().contains("br0"), "{error:?}");
     assert!(pod.link("eth0").is_none());
 }
 
 #[test]
 fn a_gateway_makes_the_host_a_router_and_says_so_in_the_result() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let a = node.pod("a");
     assert_eq!(node.read("/proc/sys/net/ipv4/ip_forward"), "0\n");
@@ -127,7 +133,7 @@ fn a_gateway_makes_the_host_a_router_and_says_so_in_the_result() {
 
 #[test]
 fn a_default_gateway_adds_the_default_route_of_each_family() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let a = node.pod("a");
     let result = node.network(dual_stack()).add(&a);
@@ -147,7 +153,7 @@ fn a_default_gateway_adds_the_default_route_of_each_family() {
 
 #[test]
 fn a_default_route_that_ipam_gives_is_not_added_twice() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let mut config = dual_stack();
     config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0", "gw": "10.77.0.200" }]);
@@ -160,7 +166,7 @@ fn a_default_route_that_ipam_gives_is_not_added_twice() {
             { "dst": "::/0", "gw": "fd00:77::1" },
         ])
     );
-    if worse_in_go("D7: a default route without a next hop makes it fail") {
+    if skip_for_go("D7: a default route without a next hop makes it fail") {
         return;
     }
     config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
@@ -173,7 +179,7 @@ fn a_default_route_that_ipam_gives_is_not_added_twice() {
 
 #[test]
 fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let network = node.network(dual_stack());
     let (a, b) = (node.pod("a"), node.pod("b"));
@@ -182,7 +188,7 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
     // Until the kernel has made this route, packets to the address are dropped, though it is not called tentative.
     let local = b.run("ip -6 route show table local");
     assert!(local.contains("local fd00:77::3 dev eth0"), "{local}");
-    let once = |place: &crate::support::Place, to: &str| {
+    let once = |place: &crate::support::Namespace, to: &str| {
         place.run(&format!("ping -n -c 1 -W 1 {to}"));
     };
     once(&b, "fd00:77::2");
@@ -192,7 +198,7 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
     }
     let tentative = a.run("ip -6 addr show dev eth0 scope global tentative");
     assert_eq!(tentative, "", "nothing waits for duplicate detection");
-    if worse_in_go("D20: the gateway on the bridge is tentative for a second") {
+    if skip_for_go("D20: the gateway on the bridge is tentative for a second") {
         return;
     }
     let c = node.pod("c");
@@ -207,17 +213,17 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
 
 #[test]
 fn a_foreign_address_on_the_bridge_is_refused_unless_it_may_be_replaced() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     node.run("ip link add br0 type bridge");
     node.run("ip addr add 10.99.0.1/16 dev br0");
     let network = node.network(small_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
-    let refusal = network.call("ADD", &a).run().refused();
+    let error = network.call("ADD", &a).run().error();
     for word in ["br0", "10.99.0.1/16"] {
         assert!(
-            refusal.text().contains(word) || reference().is_some(),
-            "{word}: {refusal:?}"
+            error.text().contains(word) || testing_go(),
+            "{word}: {error:?}"
         );
     }
     assert_eq!(node.addresses("br0"), ["10.99.0.1/16"]);
@@ -227,7 +233,7 @@ fn a_foreign_address_on_the_bridge_is_refused_unless_it_may_be_replaced() {
 
 #[test]
 fn the_mtu_is_that_of_the_pod_of_the_bridge_and_of_the_port() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let a = node.pod("a");
     let result = node.network(small_network()).with("mtu", 1400).add(&a);
@@ -246,7 +252,7 @@ fn the_mtu_is_that_of_the_pod_of_the_bridge_and_of_the_port() {
 
 #[test]
 fn hairpin_mode_is_a_flag_of_the_port_and_off_unless_asked_for() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     for (name, on) in [("a", true), ("b", false)] {
         let pod = node.pod(name);
@@ -265,7 +271,7 @@ fn hairpin_mode_is_a_flag_of_the_port_and_off_unless_asked_for() {
 
 #[test]
 fn a_frame_comes_back_to_its_own_port_only_in_hairpin_mode() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     for (name, on) in [("a", true), ("b", false)] {
         let pod = node.pod(name);
@@ -292,7 +298,7 @@ fn a_frame_comes_back_to_its_own_port_only_in_hairpin_mode() {
 
 #[test]
 fn promiscuous_mode_is_a_flag_of_the_bridge() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let a = node.pod("a");
     node.network(small_network()).add(&a);
@@ -307,7 +313,7 @@ fn promiscuous_mode_is_a_flag_of_the_bridge() {
 
 #[test]
 fn the_bridges_mac_does_not_change_when_ports_come_and_go() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let network = node.network(small_network());
     let a = node.pod("a");
@@ -320,7 +326,7 @@ fn the_bridges_mac_does_not_change_when_ports_come_and_go() {
     network.del(&a);
     network.del(&low);
     assert_eq!(node.link("br0").unwrap()["address"], mac);
-    if worse_in_go("D6: without a gateway the MAC follows the lowest port") {
+    if skip_for_go("D6: without a gateway the MAC follows the lowest port") {
         return;
     }
     let network = network
@@ -338,8 +344,8 @@ fn the_bridges_mac_does_not_change_when_ports_come_and_go() {
 
 #[test]
 fn a_gateway_comes_to_a_bridge_that_was_used_without_one() {
-    needs!("ping");
-    if worse_in_go("D5: it then writes a MAC of zeros and fails") {
+    requires!("ping");
+    if skip_for_go("D5: it then writes a MAC of zeros and fails") {
         return;
     }
     let node = Node::new("node");
@@ -354,7 +360,7 @@ fn a_gateway_comes_to_a_bridge_that_was_used_without_one() {
 
 #[test]
 fn two_interfaces_of_one_container_are_independent() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let (pod, peer) = (node.pod("a"), node.pod("b"));
     let network = node.network(small_network());
@@ -381,18 +387,18 @@ fn two_interfaces_of_one_container_are_independent() {
 
 #[test]
 fn a_repeated_add_is_refused_and_does_no_harm() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let pod = node.pod("a");
     let network = node.network(small_network());
     let result = network.add(&pod);
-    let before = crate::support::Footprint::of_pods(&node);
-    let refusal = network.call("ADD", &pod).run().refused();
+    let before = crate::support::NodeState::of_pods(&node);
+    let error = network.call("ADD", &pod).run().error();
     assert!(
-        refusal.text().contains("eth0") || refusal.text().contains('a'),
-        "{refusal:?}"
+        error.text().contains("eth0") || error.text().contains('a'),
+        "{error:?}"
     );
-    assert_eq!(crate::support::Footprint::of_pods(&node), before);
+    assert_eq!(crate::support::NodeState::of_pods(&node), before);
     node.reaches(&Network::address(&result));
     network.check(&pod, &result).ok();
 }

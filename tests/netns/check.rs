@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, Pod, Refusal, needs, reference, small_network, worse_in_go};
+use crate::support::{
+    CniError, Network, Node, Pod, requires, skip_for_go, small_network, testing_go,
+};
 
 fn config() -> Value {
     let mut config = small_network();
@@ -15,32 +17,32 @@ fn config() -> Value {
 
 /// What a CHECK says after `damage` was done to a pod that a CHECK had confirmed.
 #[track_caller]
-fn refusal_after(damage: impl FnOnce(&Node, &Pod, &Value)) -> Refusal {
+fn refusal_after(damage: impl FnOnce(&Node, &Pod, &Value)) -> CniError {
     let node = Node::new("node");
     let network = node.network(config());
     let pod = node.pod("a");
     let result = network.add(&pod);
     network.check(&pod, &result).ok();
     damage(&node, &pod, &result);
-    network.check(&pod, &result).refused()
+    network.check(&pod, &result).error()
 }
 
-/// Fails unless the refusal names these; the reference's words are its own.
+/// Fails unless the error names these; the reference's words are its own.
 #[track_caller]
-fn names(refusal: &Refusal, words: &[&str]) {
+fn names(error: &CniError, words: &[&str]) {
     for word in words {
         assert!(
-            refusal.text().contains(word) || reference().is_some(),
-            "{word:?} in {refusal:?}"
+            error.text().contains(word) || testing_go(),
+            "{word:?} in {error:?}"
         );
     }
 }
 
 #[test]
 fn every_version_that_has_check_confirms_an_add() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     for version in ["0.4.0", "1.0.0", "1.1.0"] {
-        if reference().is_some() && version == "1.1.0" {
+        if testing_go() && version == "1.1.0" {
             continue;
         }
         let node = Node::new("node");
@@ -60,8 +62,8 @@ fn every_version_that_has_check_confirms_an_add() {
 
 #[test]
 fn a_layer_2_network_is_confirmed() {
-    needs!();
-    if worse_in_go("D8: it never is") {
+    requires!();
+    if skip_for_go("D8: it never is") {
         return;
     }
     let node = Node::new("node");
@@ -72,13 +74,13 @@ fn a_layer_2_network_is_confirmed() {
     let result = network.add(&pod);
     network.check(&pod, &result).ok();
     pod.run("ip link del eth0");
-    network.check(&pod, &result).refused();
+    network.check(&pod, &result).error();
 }
 
 #[test]
 fn a_pod_without_a_gateway_is_confirmed_when_others_have_come() {
-    needs!();
-    if worse_in_go("D6: the bridge's MAC has changed by then") {
+    requires!();
+    if skip_for_go("D6: the bridge's MAC has changed by then") {
         return;
     }
     let node = Node::new("node");
@@ -93,8 +95,8 @@ fn a_pod_without_a_gateway_is_confirmed_when_others_have_come() {
 
 #[test]
 fn a_route_that_does_not_say_its_next_hop_is_confirmed() {
-    needs!();
-    if worse_in_go("it misses every route but the default one that has no `gw`") {
+    requires!();
+    if skip_for_go("it misses every route but the default one that has no `gw`") {
         return;
     }
     let node = Node::new("node");
@@ -108,8 +110,8 @@ fn a_route_that_does_not_say_its_next_hop_is_confirmed() {
 
 #[test]
 fn routes_in_a_table_of_their_own_are_confirmed_and_missed() {
-    needs!();
-    if worse_in_go("D8b: only the main table is searched; Debian's ignores `table`") {
+    requires!();
+    if skip_for_go("D8b: only the main table is searched; Debian's ignores `table`") {
         return;
     }
     let node = Node::new("node");
@@ -120,101 +122,101 @@ fn routes_in_a_table_of_their_own_are_confirmed_and_missed() {
     let result = network.add(&pod);
     network.check(&pod, &result).ok();
     pod.run("ip route del 203.0.113.0/24 table 100");
-    let refusal = network.check(&pod, &result).refused();
-    names(&refusal, &["203.0.113.0/24"]);
+    let error = network.check(&pod, &result).error();
+    names(&error, &["203.0.113.0/24"]);
 }
 
 #[test]
 fn an_address_that_went_is_named() {
-    needs!();
-    let refusal = refusal_after(|_, pod, _| {
+    requires!();
+    let error = refusal_after(|_, pod, _| {
         pod.run("ip addr del 10.77.0.2/24 dev eth0");
     });
-    names(&refusal, &["10.77.0.2/24", "eth0"]);
-    let refusal = refusal_after(|_, pod, _| {
+    names(&error, &["10.77.0.2/24", "eth0"]);
+    let error = refusal_after(|_, pod, _| {
         pod.run("ip addr del fd00:77::2/64 dev eth0");
     });
-    names(&refusal, &["fd00:77::2/64"]);
+    names(&error, &["fd00:77::2/64"]);
 }
 
 #[test]
 fn a_route_that_went_is_named() {
-    needs!();
-    let refusal = refusal_after(|_, pod, _| {
+    requires!();
+    let error = refusal_after(|_, pod, _| {
         pod.run("ip route del 192.0.2.0/24");
     });
-    names(&refusal, &["192.0.2.0/24"]);
-    let refusal = refusal_after(|_, pod, _| {
+    names(&error, &["192.0.2.0/24"]);
+    let error = refusal_after(|_, pod, _| {
         pod.run("ip -6 route del default");
     });
-    names(&refusal, &["::/0"]);
+    names(&error, &["::/0"]);
 }
 
 #[test]
 fn an_interface_that_went_from_the_pod_is_named() {
-    needs!();
-    let refusal = refusal_after(|_, pod, _| {
+    requires!();
+    let error = refusal_after(|_, pod, _| {
         pod.run("ip link del eth0");
     });
-    names(&refusal, &["eth0"]);
+    names(&error, &["eth0"]);
 }
 
 #[test]
 fn an_interface_with_another_mac_is_named() {
-    needs!();
-    let refusal = refusal_after(|_, pod, _| {
+    requires!();
+    let error = refusal_after(|_, pod, _| {
         pod.run("ip link set eth0 address 02:00:00:00:00:99");
     });
-    names(&refusal, &["eth0", "02:00:00:00:00:99"]);
+    names(&error, &["eth0", "02:00:00:00:00:99"]);
 }
 
 #[test]
 fn a_port_that_left_the_bridge_is_named() {
-    needs!();
-    let refusal = refusal_after(|node, _, result| {
+    requires!();
+    let error = refusal_after(|node, _, result| {
         let host = Network::host_link(result);
         node.run(&format!("ip link set {host} nomaster"));
     });
-    names(&refusal, &["veth", "br0"]);
+    names(&error, &["veth", "br0"]);
 }
 
 #[test]
 fn a_bridge_that_went_is_named() {
-    needs!();
-    let refusal = refusal_after(|node, _, _| {
+    requires!();
+    let error = refusal_after(|node, _, _| {
         node.run("ip link del br0");
     });
-    names(&refusal, &["br0"]);
+    names(&error, &["br0"]);
 }
 
 #[test]
 fn a_lease_that_went_is_named() {
-    needs!();
-    let refusal = refusal_after(|node, _, _| {
+    requires!();
+    let error = refusal_after(|node, _, _| {
         for address in ["10.77.0.2", "fd00:77::2"] {
             node.run(&format!("rm /var/lib/cni/networks/small/{address}"));
         }
     });
-    names(&refusal, &["small"]);
+    names(&error, &["small"]);
 }
 
 #[test]
 fn a_link_that_is_down_is_named() {
-    needs!();
-    if worse_in_go("it does not look at the state of links") {
+    requires!();
+    if skip_for_go("it does not look at the state of links") {
         return;
     }
-    let refusal = refusal_after(|node, _, result| {
+    let error = refusal_after(|node, _, result| {
         let host = Network::host_link(result);
         node.run(&format!("ip link set {host} down"));
     });
-    names(&refusal, &["veth", "down"]);
+    names(&error, &["veth", "down"]);
 }
 
 #[test]
 fn masquerade_that_went_is_named() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("it does not look at the rules") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("it does not look at the rules") {
         return;
     }
     let node = Node::new("node");
@@ -223,18 +225,18 @@ fn masquerade_that_went_is_named() {
     let result = network.add(&pod);
     network.check(&pod, &result).ok();
     node.run("iptables -t nat -F POSTROUTING");
-    let refusal = network.check(&pod, &result).refused();
-    names(&refusal, &["10.77.0.2"]);
+    let error = network.check(&pod, &result).error();
+    names(&error, &["10.77.0.2"]);
 }
 
 #[test]
 fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
-    needs!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
-    if worse_in_go("it does not look at the rules") {
+    requires!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
+    if skip_for_go("it does not look at the rules") {
         return;
     }
     let node = Node::new("node");
-    node.install_reference("bridge");
+    node.install_go_plugin("bridge");
     let network = node.network(config()).with("ipMasq", true);
     let pod = node.pod("a");
     let result = network.with("type", "go-bridge").add(&pod);
@@ -244,8 +246,8 @@ fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
         for rule in ["1", "2"] {
             let listed = node.run(&format!("{program}-save -t nat"));
             node.run(&format!("{program} -t nat -D {chain} {rule}"));
-            let refusal = network.check(&pod, &result).refused();
-            names(&refusal, &[address, &chain]);
+            let error = network.check(&pod, &result).error();
+            names(&error, &[address, &chain]);
             node.write("/run/nat", &listed);
             node.run(&format!("{program}-restore /run/nat"));
             network.check(&pod, &result).ok();
@@ -255,8 +257,8 @@ fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
 
 #[test]
 fn rules_that_are_nearly_the_same_do_not_count() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("it does not look at the rules") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("it does not look at the rules") {
         return;
     }
     let changes = [
@@ -272,7 +274,7 @@ fn rules_that_are_nearly_the_same_do_not_count() {
     ];
     for variant in ["xtables-nft-multi", "xtables-legacy-multi"] {
         let node = Node::new("node");
-        node.lay_iptables(variant);
+        node.use_iptables_variant(variant);
         let mut config = small_network();
         config["ipMasq"] = true.into();
         let network = node.network(config);
@@ -286,8 +288,8 @@ fn rules_that_are_nearly_the_same_do_not_count() {
         for (right, wrong) in changes {
             assert!(listed.contains(right), "{right} in {listed}");
             restore(&listed.replace(right, wrong));
-            let refusal = network.check(&pod, &result).refused();
-            names(&refusal, &["10.77.0.2"]);
+            let error = network.check(&pod, &result).error();
+            names(&error, &["10.77.0.2"]);
             restore(&listed);
             network.check(&pod, &result).ok();
         }
@@ -296,7 +298,7 @@ fn rules_that_are_nearly_the_same_do_not_count() {
 
 #[test]
 fn a_namespace_that_went_is_named() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let network = node.network(config());
     let pod = node.pod("a");
@@ -305,42 +307,42 @@ fn a_namespace_that_went_is_named() {
         .with("prevResult", result.clone())
         .call("CHECK", &pod);
     pod.end();
-    names(&call.run().refused(), &["/run/netns/a"]);
+    names(&call.run().error(), &["/run/netns/a"]);
 }
 
 #[test]
 fn check_needs_a_previous_result_that_is_about_this_pod() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let network = node.network(config());
     let (a, b) = (node.pod("a"), node.pod("b"));
     let at_a = network.add(&a);
     network.add(&b);
-    let refusal = network.call("CHECK", &a).run().refused();
-    names(&refusal, &["prevResult"]);
-    network.check(&b, &at_a).refused();
+    let error = network.call("CHECK", &a).run().error();
+    names(&error, &["prevResult"]);
+    network.check(&b, &at_a).error();
     let mut other = at_a.clone();
     other["ips"][0]["address"] = "10.77.0.200/24".into();
-    let refusal = network.check(&a, &other).refused();
-    names(&refusal, &["10.77.0.200/24"]);
+    let error = network.check(&a, &other).error();
+    names(&error, &["10.77.0.200/24"]);
 }
 
 #[test]
 fn check_changes_nothing() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let network = node.network(config());
     let pod = node.pod("a");
     let result = network.add(&pod);
-    let before = crate::support::Footprint::of(&node);
+    let before = crate::support::NodeState::of(&node);
     network.check(&pod, &result).ok();
-    assert_eq!(crate::support::Footprint::of(&node), before);
+    assert_eq!(crate::support::NodeState::of(&node), before);
 }
 
 #[test]
 fn flags_of_the_port_that_were_changed_are_reported() {
-    needs!();
-    if worse_in_go("it does not compare the flags of the port") {
+    requires!();
+    if skip_for_go("it does not compare the flags of the port") {
         return;
     }
     for (key, flag) in [("hairpinMode", "hairpin"), ("portIsolation", "isolated")] {
@@ -351,7 +353,7 @@ fn flags_of_the_port_that_were_changed_are_reported() {
         network.check(&pod, &result).ok();
         let port = result["interfaces"][1]["name"].as_str().unwrap();
         node.run(&format!("ip link set {port} type bridge_slave {flag} off"));
-        let refusal = network.check(&pod, &result).refused();
-        names(&refusal, &[port, flag]);
+        let error = network.check(&pod, &result).error();
+        names(&error, &[port, flag]);
     }
 }

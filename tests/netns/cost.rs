@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Call, Node, needs, small_network, worse_in_go};
+use crate::support::{Call, Node, requires, skip_for_go, small_network};
 
 /// Messages of route netlink that an ADD may send.
 const MESSAGES: usize = 12;
@@ -64,8 +64,8 @@ fn dual() -> Value {
 
 #[test]
 fn each_further_pod_costs_few_messages_and_system_calls() {
-    needs!("strace");
-    if worse_in_go("it makes thousands of system calls") {
+    requires!("strace");
+    if skip_for_go("it makes thousands of system calls") {
         return;
     }
     let node = Node::new("node");
@@ -89,8 +89,8 @@ fn each_further_pod_costs_few_messages_and_system_calls() {
 
 #[test]
 fn ten_thousand_leases_cost_no_more_system_calls() {
-    needs!("strace");
-    if worse_in_go("it opens each of them") {
+    requires!("strace");
+    if skip_for_go("it opens each of them") {
         return;
     }
     let node = Node::new("node");
@@ -120,18 +120,18 @@ fn ten_thousand_leases_cost_no_more_system_calls() {
 
 #[test]
 fn one_program_a_family_changes_iptables_and_none_where_netlink_does() {
-    needs!("iptables", "ip6tables", "strace");
-    if worse_in_go("it runs one for each rule") {
+    requires!("iptables", "ip6tables", "strace");
+    if skip_for_go("it runs one for each rule") {
         return;
     }
     for (ranges, families) in [(v4(), 1), (dual(), 2)] {
         let node = Node::new("node");
-        node.lay_iptables("xtables-nft-multi");
+        node.use_iptables_variant("xtables-nft-multi");
         let config = masqueraded("iptables", ranges.clone());
         assert_eq!(programs(&node, config), [families, 0, 0]);
         // What the kernel has of the legacy variant only the program can tell.
         let node = Node::new("node");
-        node.lay_iptables("xtables-legacy-multi");
+        node.use_iptables_variant("xtables-legacy-multi");
         let config = masqueraded("iptables", ranges);
         assert_eq!(programs(&node, config), [families; 3]);
     }
@@ -139,8 +139,8 @@ fn one_program_a_family_changes_iptables_and_none_where_netlink_does() {
 
 #[test]
 fn nftables_needs_no_program() {
-    needs!("strace");
-    if worse_in_go("Debian's version has no nftables backend") {
+    requires!("strace");
+    if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Footprint, Network, Node, Pod, needs, small_network, worse_in_go};
+use crate::support::{Network, Node, NodeState, Pod, requires, skip_for_go, small_network};
 
 fn dual_masqueraded() -> Value {
     let mut config = small_network();
@@ -13,29 +13,29 @@ fn dual_masqueraded() -> Value {
 }
 
 /// A node with a neighbour whose attachment must outlive everything, and a pod that is attached.
-struct Scene {
+struct Fixture {
     node: Node,
-    before: Footprint,
+    before: NodeState,
     neighbour: Pod,
     pod: Pod,
     result: Value,
 }
 
-impl Scene {
-    fn new() -> Scene {
+impl Fixture {
+    fn new() -> Fixture {
         let node = Node::new("node");
         let network = node.network(dual_masqueraded());
         let neighbour = node.pod("neighbour");
         let at = network.add(&neighbour);
         assert_eq!(Network::address(&at), "10.77.0.2");
-        let before = Footprint::of_pods(&node);
+        let before = NodeState::of_pods(&node);
         let pod = node.pod("victim");
         let result = network.add(&pod);
-        let during = Footprint::of_pods(&node);
+        let during = NodeState::of_pods(&node);
         assert_eq!(during.links.len(), before.links.len() + 1);
         assert_eq!(during.rules.len(), before.rules.len() + 8);
         assert_eq!(during.files.len(), before.files.len() + 2);
-        Scene {
+        Fixture {
             node,
             before,
             neighbour,
@@ -52,12 +52,12 @@ impl Scene {
     fn nothing_is_left(&self) {
         // A veth whose peer's namespace ended goes a moment later.
         for _ in 0..100 {
-            if Footprint::of_pods(&self.node).links == self.before.links {
+            if NodeState::of_pods(&self.node).links == self.before.links {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        assert_eq!(Footprint::of_pods(&self.node), self.before);
+        assert_eq!(NodeState::of_pods(&self.node), self.before);
         self.node.reaches("10.77.0.2");
         self.neighbour.reaches("10.77.0.1");
     }
@@ -65,25 +65,25 @@ impl Scene {
 
 #[test]
 fn del_takes_everything_and_doing_it_again_is_no_error() {
-    needs!("ping", "iptables", "ip6tables");
-    let scene = Scene::new();
-    scene.network().del(&scene.pod);
-    assert!(scene.pod.link("eth0").is_none());
-    scene.nothing_is_left();
-    scene.network().del(&scene.pod);
-    scene.nothing_is_left();
+    requires!("ping", "iptables", "ip6tables");
+    let fixture = Fixture::new();
+    fixture.network().del(&fixture.pod);
+    assert!(fixture.pod.link("eth0").is_none());
+    fixture.nothing_is_left();
+    fixture.network().del(&fixture.pod);
+    fixture.nothing_is_left();
     // And the pod can come back.
-    scene.network().add(&scene.pod);
+    fixture.network().add(&fixture.pod);
 }
 
 #[test]
 fn del_without_an_add_is_no_error() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let pod = node.pod("a");
-    let before = Footprint::of_pods(&node);
+    let before = NodeState::of_pods(&node);
     node.network(dual_masqueraded()).del(&pod);
-    assert_eq!(Footprint::of_pods(&node), before);
+    assert_eq!(NodeState::of_pods(&node), before);
     node.network(json!({ "cniVersion": "0.3.1", "name": "flat", "type": "bridge" }))
         .del(&pod);
     assert!(node.link("br0").is_none());
@@ -91,105 +91,105 @@ fn del_without_an_add_is_no_error() {
 
 #[test]
 fn del_with_an_empty_netns_takes_everything() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D1: the rules stay for ever") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D1: the rules stay for ever") {
         return;
     }
-    let scene = Scene::new();
-    let call = scene.network().call("DEL", &scene.pod).netns("");
+    let fixture = Fixture::new();
+    let call = fixture.network().call("DEL", &fixture.pod).netns("");
     call.run().ok();
-    scene.nothing_is_left();
+    fixture.nothing_is_left();
     call.run().ok();
-    scene.nothing_is_left();
+    fixture.nothing_is_left();
 }
 
 #[test]
 fn del_without_a_netns_takes_everything() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D1: the rules stay for ever") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D1: the rules stay for ever") {
         return;
     }
-    let scene = Scene::new();
-    scene.network().call_for("DEL", "victim").run().ok();
-    scene.nothing_is_left();
+    let fixture = Fixture::new();
+    fixture.network().call_for("DEL", "victim").run().ok();
+    fixture.nothing_is_left();
 }
 
 #[test]
 fn del_after_the_namespace_has_gone_takes_everything() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D1: the rules stay for ever") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D1: the rules stay for ever") {
         return;
     }
-    let Scene {
+    let Fixture {
         node,
         before,
         neighbour,
         pod,
         result,
-    } = Scene::new();
+    } = Fixture::new();
     let call = node.network(dual_masqueraded()).call("DEL", &pod);
     pod.end();
     call.run().ok();
     let pod = node.pod("another");
-    let scene = Scene {
+    let fixture = Fixture {
         node,
         before,
         neighbour,
         pod,
         result,
     };
-    scene.nothing_is_left();
+    fixture.nothing_is_left();
 }
 
 #[test]
 fn del_with_a_path_that_is_no_namespace_takes_everything() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D4c: it is an error for ever, and the address is never freed") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D4c: it is an error for ever, and the address is never freed") {
         return;
     }
     for path in ["/run/netns/plain", "/run"] {
-        let scene = Scene::new();
-        scene.node.write("/run/netns/plain", "");
-        let call = scene.network().call("DEL", &scene.pod);
+        let fixture = Fixture::new();
+        fixture.node.write("/run/netns/plain", "");
+        let call = fixture.network().call("DEL", &fixture.pod);
         call.netns(path).run().ok();
-        scene.nothing_is_left();
+        fixture.nothing_is_left();
     }
 }
 
 #[test]
 fn del_after_the_interface_has_gone_takes_everything() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D1: the rules stay for ever") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D1: the rules stay for ever") {
         return;
     }
-    let scene = Scene::new();
-    scene.pod.run("ip link del eth0");
-    scene.network().del(&scene.pod);
-    scene.nothing_is_left();
-    let scene = Scene::new();
-    let host = Network::host_link(&scene.result);
-    scene.node.run(&format!("ip link del {host}"));
-    scene.network().del(&scene.pod);
-    scene.nothing_is_left();
+    let fixture = Fixture::new();
+    fixture.pod.run("ip link del eth0");
+    fixture.network().del(&fixture.pod);
+    fixture.nothing_is_left();
+    let fixture = Fixture::new();
+    let host = Network::host_link(&fixture.result);
+    fixture.node.run(&format!("ip link del {host}"));
+    fixture.network().del(&fixture.pod);
+    fixture.nothing_is_left();
 }
 
 #[test]
 fn del_after_the_pod_changed_its_address_takes_everything() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D4: it deletes the rules of the wrong address, and fails") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D4: it deletes the rules of the wrong address, and fails") {
         return;
     }
-    let scene = Scene::new();
-    scene.pod.run("ip addr flush dev eth0");
-    scene.pod.run("ip addr add 10.77.0.99/24 dev eth0");
-    scene.network().del(&scene.pod);
-    scene.nothing_is_left();
+    let fixture = Fixture::new();
+    fixture.pod.run("ip addr flush dev eth0");
+    fixture.pod.run("ip addr add 10.77.0.99/24 dev eth0");
+    fixture.network().del(&fixture.pod);
+    fixture.nothing_is_left();
 }
 
 #[test]
 fn del_does_not_depend_on_a_previous_result() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("a previous result of another type is an error; D1") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("a previous result of another type is an error; D1") {
         return;
     }
     let prevs = [
@@ -202,28 +202,28 @@ fn del_does_not_depend_on_a_previous_result() {
         json!({ "ips": "none" }),
     ];
     for prev in prevs {
-        let scene = Scene::new();
-        let network = scene.network().with("prevResult", prev.clone());
-        let call = network.call("DEL", &scene.pod);
+        let fixture = Fixture::new();
+        let network = fixture.network().with("prevResult", prev.clone());
+        let call = network.call("DEL", &fixture.pod);
         call.run().ok();
         call.netns("").run().ok();
-        scene.nothing_is_left();
+        fixture.nothing_is_left();
     }
-    let scene = Scene::new();
-    let network = scene.network().with("prevResult", scene.result.clone());
-    network.del(&scene.pod);
-    scene.nothing_is_left();
+    let fixture = Fixture::new();
+    let network = fixture.network().with("prevResult", fixture.result.clone());
+    network.del(&fixture.pod);
+    fixture.nothing_is_left();
 }
 
 #[test]
 fn without_a_namespace_only_a_port_of_the_networks_bridge_is_taken_for_the_references_link() {
-    needs!("cni:bridge", "cni:host-local");
-    if worse_in_go("it removes nothing without a namespace") {
+    requires!("cni:bridge", "cni:host-local");
+    if skip_for_go("it removes nothing without a namespace") {
         return;
     }
     let node = Node::new("node");
-    node.install_reference("bridge");
-    node.install_reference("host-local");
+    node.install_go_plugin("bridge");
+    node.install_go_plugin("host-local");
     let (pod, network) = (node.pod("a"), node.network(small_network()));
     let mut result = network.with("type", "go-bridge").add(&pod);
     // What another plugin of the chain has made, and one that is a port of somebody's bridge.
@@ -245,7 +245,7 @@ fn without_a_namespace_only_a_port_of_the_networks_bridge_is_taken_for_the_refer
 
 #[test]
 fn del_of_one_containers_interface_leaves_the_pods_others() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let network = node.network(small_network());
     let pod = node.pod("a");
@@ -259,7 +259,7 @@ fn del_of_one_containers_interface_leaves_the_pods_others() {
 
 #[test]
 fn the_bridge_and_its_address_stay() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let network = node.network(small_network());
     let pod = node.pod("a");

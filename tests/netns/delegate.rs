@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Footprint, Network, Node, needs, reference, small_network, worse_in_go};
+use crate::support::{Network, Node, NodeState, requires, skip_for_go, small_network, testing_go};
 
 fn with_ipam(ipam: Value) -> Value {
     let mut config = small_network();
@@ -18,7 +18,7 @@ fn script(node: &Node, path: &str, text: &str) {
 
 #[test]
 fn static_gives_the_address_that_the_configuration_says() {
-    needs!("ping", "cni:static");
+    requires!("ping", "cni:static");
     let node = Node::new("node");
     node.install("static");
     let network = node.network(with_ipam(json!({
@@ -36,7 +36,7 @@ fn static_gives_the_address_that_the_configuration_says() {
     assert_eq!(node.addresses("br0"), ["10.77.0.1/24", "fd00:77::1/64"]);
     assert_eq!(result["ips"][1]["gateway"], "fd00:77::1");
     assert!(pod.run("ip route").contains("default via 10.77.0.1"));
-    if reference().is_none() {
+    if !testing_go() {
         assert_eq!(result["dns"], json!({ "nameservers": ["10.0.0.53"] }));
     }
     node.reaches("10.77.0.55");
@@ -47,7 +47,7 @@ fn static_gives_the_address_that_the_configuration_says() {
 
 #[test]
 fn a_delegate_gets_the_same_bytes_and_the_same_environment() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let path = format!("{}/spy", Node::BIN);
     script(
@@ -90,7 +90,7 @@ fn a_delegate_gets_the_same_bytes_and_the_same_environment() {
 
 #[test]
 fn an_answer_of_an_older_version_is_understood() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let path = format!("{}/old", Node::BIN);
     script(
@@ -108,7 +108,7 @@ fn an_answer_of_an_older_version_is_understood() {
 
 #[test]
 fn the_first_directory_of_cni_path_that_has_the_plugin_counts() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     node.run("mkdir -p /run/first /run/second /run/second/dir");
     let answer = |address: &str| {
@@ -130,20 +130,20 @@ fn the_first_directory_of_cni_path_that_has_the_plugin_counts() {
 
 #[test]
 fn a_delegate_that_is_missing_is_refused_with_the_path_that_was_searched() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     let network = node.network(with_ipam(json!({ "type": "absent" })));
-    let refusal = network.call("ADD", &pod).run().refused();
+    let error = network.call("ADD", &pod).run().error();
     for word in ["absent", Node::BIN] {
-        assert!(refusal.text().contains(word), "{word}: {refusal:?}");
+        assert!(error.text().contains(word), "{word}: {error:?}");
     }
-    assert!(pod.link("eth0").is_none() || reference().is_some());
+    assert!(pod.link("eth0").is_none() || testing_go());
 }
 
 #[test]
 fn a_delegates_refusal_is_passed_on_word_for_word() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let path = format!("{}/no", Node::BIN);
     script(
@@ -153,16 +153,16 @@ fn a_delegates_refusal_is_passed_on_word_for_word() {
     );
     let pod = node.pod("a");
     let network = node.network(with_ipam(json!({ "type": "no" })));
-    let refusal = network.call("ADD", &pod).run().refused();
-    assert_eq!(refusal.code, 111);
-    assert!(refusal.msg.contains("none left"));
-    assert!(refusal.details.contains("ask later"));
+    let error = network.call("ADD", &pod).run().error();
+    assert_eq!(error.code, 111);
+    assert!(error.msg.contains("none left"));
+    assert!(error.details.contains("ask later"));
 }
 
 #[test]
 fn a_second_add_is_refused_before_it_asks_and_takes_nothing_from_the_first_one() {
-    needs!("nft", "iptables", "ip6tables");
-    if worse_in_go("it asks the delegate to take back the first one's address") {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("it asks the delegate to take back the first one's address") {
         return;
     }
     for backend in ["iptables", "nftables"] {
@@ -179,18 +179,18 @@ fn a_second_add_is_refused_before_it_asks_and_takes_nothing_from_the_first_one()
         config["ipMasqBackend"] = backend.into();
         let network = node.network(config);
         let result = network.add(&pod);
-        let before = Footprint::of(&node);
-        let refusal = network.call("ADD", &pod).run().refused();
+        let before = NodeState::of(&node);
+        let error = network.call("ADD", &pod).run().error();
         for word in ["eth0", "already exists", "run DEL"] {
-            assert!(refusal.text().contains(word), "{word}: {refusal:?}");
+            assert!(error.text().contains(word), "{word}: {error:?}");
         }
         // Nor under another name in the pod, nor in another namespace: the host's end is this attachment's.
         pod.run_all("ip link set eth0 down\nip link set eth0 name old0");
-        let refusal = network.call("ADD", &pod).run().refused();
-        assert!(refusal.text().contains("on the host"), "{refusal:?}");
+        let error = network.call("ADD", &pod).run().error();
+        assert!(error.text().contains("on the host"), "{error:?}");
         pod.run_all("ip link set old0 name eth0\nip link set eth0 up");
         assert_eq!(node.read("/run/asked"), "ADD\n", "{backend}");
-        assert_eq!(Footprint::of(&node), before, "{backend}");
+        assert_eq!(NodeState::of(&node), before, "{backend}");
         network.check(&pod, &result).ok();
         network.del(&pod);
     }

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, Place, Pod, binary, needs, small_network, wire, worse_in_go};
+use crate::support::{
+    Namespace, Network, Node, Pod, binary, requires, skip_for_go, small_network, wire,
+};
 
 const WHY: &str = "it does not know this key: the plugin firewall does this there";
 
@@ -24,7 +26,7 @@ fn networks(node: &Node) -> [Network<'_>; 2] {
 /// A node whose FORWARD drops, and a host outside that knows the way back.
 fn place(variant: &str) -> (Node, Node) {
     let (node, outside) = (Node::new("node"), Node::new("outside"));
-    node.lay_iptables(variant);
+    node.use_iptables_variant(variant);
     wire(&node, "up0", &outside, "up0");
     node.run_all("ip addr add 172.18.0.5/24 dev up0\nip addr add fd18::5/64 dev up0 nodad");
     outside.run_all(
@@ -37,8 +39,8 @@ fn place(variant: &str) -> (Node, Node) {
 
 /// Whether packets pass from one pod to another on the other bridge, and between it and the host outside.
 fn passes(node: &Node, pods: &[Pod; 2], outside: &Node) -> bool {
-    node.settle();
-    outside.settle();
+    node.wait_for_dad();
+    outside.wait_for_dad();
     let ways = [
         (&*pods[0], "10.71.0.2"),
         (&*pods[0], "fd00:71::2"),
@@ -47,7 +49,7 @@ fn passes(node: &Node, pods: &[Pod; 2], outside: &Node) -> bool {
         (&**outside, "10.70.0.2"),
         (&**outside, "fd00:70::2"),
     ];
-    let ping = |(from, to): &(&Place, &str)| from.ping(to).is_some();
+    let ping = |(from, to): &(&Namespace, &str)| from.ping(to).is_some();
     let passed: Vec<bool> = std::thread::scope(|scope| {
         let pings = ways.iter().map(|way| scope.spawn(move || ping(way)));
         let pings: Vec<_> = pings.collect();
@@ -113,8 +115,8 @@ fn packets_pass_and_the_rules_go_with_the_last_pod(variant: &str) {
 
 #[test]
 fn packets_pass_a_policy_of_iptables_nft() {
-    needs!("iptables", "ip6tables", "ping");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables", "ping");
+    if skip_for_go(WHY) {
         return;
     }
     packets_pass_and_the_rules_go_with_the_last_pod("xtables-nft-multi");
@@ -122,14 +124,14 @@ fn packets_pass_a_policy_of_iptables_nft() {
 
 #[test]
 fn packets_pass_a_policy_of_the_legacy_iptables() {
-    needs!(
+    requires!(
         "iptables",
         "ip6tables",
         "iptables-legacy",
         "ip6tables-legacy",
         "ping"
     );
-    if worse_in_go(WHY) {
+    if skip_for_go(WHY) {
         return;
     }
     packets_pass_and_the_rules_go_with_the_last_pod("xtables-legacy-multi");
@@ -137,8 +139,8 @@ fn packets_pass_a_policy_of_the_legacy_iptables() {
 
 #[test]
 fn rules_that_drop_later_in_the_chain_do_not_matter_and_no_program_is_run() {
-    needs!("iptables", "ip6tables", "ping");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables", "ping");
+    if skip_for_go(WHY) {
         return;
     }
     let (node, outside) = place("xtables-nft-multi");
@@ -162,8 +164,8 @@ fn rules_that_drop_later_in_the_chain_do_not_matter_and_no_program_is_run() {
 
 #[test]
 fn on_a_node_without_a_filter_table_the_rules_wait_for_a_policy() {
-    needs!("iptables", "ip6tables", "nft");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables", "nft");
+    if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
@@ -179,8 +181,8 @@ fn on_a_node_without_a_filter_table_the_rules_wait_for_a_policy() {
 
 #[test]
 fn a_key_that_is_gone_from_the_configuration_keeps_no_rules() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables");
+    if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
@@ -207,8 +209,8 @@ fn a_key_that_is_gone_from_the_configuration_keeps_no_rules() {
 
 #[test]
 fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables");
+    if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
@@ -223,8 +225,8 @@ fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
         "iptables -D GANGPLANK-br0 -o br0 -j ACCEPT",
     ] {
         node.run(spoiled);
-        let refusal = network.check(&a, &result).refused();
-        assert!(refusal.text().contains("GANGPLANK-br0"), "{refusal:?}");
+        let error = network.check(&a, &result).error();
+        assert!(error.text().contains("GANGPLANK-br0"), "{error:?}");
         network.add(&b);
         let mended = filters(&node);
         let sorted = |text: &str| {
@@ -243,8 +245,8 @@ fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
 
 #[test]
 fn reconcile_brings_back_the_rules_in_forward_and_the_masquerading_as_it_was_asked_for() {
-    needs!("iptables", "ip6tables", "nft");
-    if worse_in_go("it has no such command") {
+    requires!("iptables", "ip6tables", "nft");
+    if skip_for_go("it has no such command") {
         return;
     }
     let node = Node::new("node");
@@ -282,23 +284,23 @@ fn reconcile_brings_back_the_rules_in_forward_and_the_masquerading_as_it_was_ask
 
 #[test]
 fn a_failed_add_leaves_no_rules() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables");
+    if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
     let [network, _] = networks(&node);
     let pod = node.pod("a");
     pod.run("ip link add eth0 type veth peer name other");
-    let refusal = network.call("ADD", &pod).run().refused();
-    assert!(refusal.text().contains("eth0"), "{refusal:?}");
+    let error = network.call("ADD", &pod).run().error();
+    assert!(error.text().contains("eth0"), "{error:?}");
     assert_eq!(filters(&node), "");
 }
 
 #[test]
 fn pods_that_come_and_go_at_once_have_the_rules_while_there_are_any() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go(WHY) {
+    requires!("iptables", "ip6tables");
+    if skip_for_go(WHY) {
         return;
     }
     for variant in ["xtables-nft-multi", "xtables-legacy-multi"] {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Footprint, Network, Node, Pod, leases, needs, small_network, worse_in_go,
+    Answer, Network, Node, NodeState, Pod, leases, requires, skip_for_go, small_network,
 };
 
 fn masqueraded() -> Value {
@@ -27,21 +27,21 @@ fn gc(node: &Node, config: &Value, keep: &[&Pod]) -> Answer {
 
 #[test]
 fn pods_that_went_without_del_leave_nothing_and_the_others_stay() {
-    needs!("ping", "iptables", "ip6tables");
-    if worse_in_go("D4d: it collects nothing") {
+    requires!("ping", "iptables", "ip6tables");
+    if skip_for_go("D4d: it collects nothing") {
         return;
     }
     let node = Node::new("node");
     let network = node.network(masqueraded());
     let kept = node.pod("kept");
     let result = network.add(&kept);
-    let before = Footprint::of_pods(&node);
+    let before = NodeState::of_pods(&node);
     let (gone, second) = (node.pod("gone"), node.pod("second"));
     network.add(&gone);
     network.add(&second);
     gone.end();
     assert_eq!(gc(&node, &network.config, &[&kept]).ok(), Value::Null);
-    assert_eq!(Footprint::of_pods(&node), before);
+    assert_eq!(NodeState::of_pods(&node), before);
     network.check(&kept, &result).ok();
     kept.reaches("10.77.0.1");
     // Once more finds nothing to do; and an empty list keeps nothing.
@@ -54,8 +54,8 @@ fn pods_that_went_without_del_leave_nothing_and_the_others_stay() {
 
 #[test]
 fn another_network_on_the_same_bridge_is_left_alone() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D4d: it collects nothing") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D4d: it collects nothing") {
         return;
     }
     let node = Node::new("node");
@@ -65,23 +65,23 @@ fn another_network_on_the_same_bridge_is_left_alone() {
     other["isGateway"] = false.into();
     let pod = node.pod("a");
     node.network(other.clone()).add(&pod);
-    let before = Footprint::of_pods(&node);
+    let before = NodeState::of_pods(&node);
     let second = node.pod("b");
     network.add(&second);
     gc(&node, &network.config, &[]).ok();
-    assert_eq!(Footprint::of_pods(&node).rules, before.rules);
-    assert_eq!(Footprint::of_pods(&node).links, before.links);
+    assert_eq!(NodeState::of_pods(&node).rules, before.rules);
+    assert_eq!(NodeState::of_pods(&node).links, before.links);
     assert_eq!(leases(&node, "small2").len(), 2);
 }
 
 #[test]
 fn what_the_reference_made_is_collected_too() {
-    needs!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
-    if worse_in_go("D4d: it collects nothing") {
+    requires!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
+    if skip_for_go("D4d: it collects nothing") {
         return;
     }
     let node = Node::new("node");
-    node.install_reference("bridge");
+    node.install_go_plugin("bridge");
     let mut old = masqueraded();
     old["cniVersion"] = "1.0.0".into();
     old["type"] = "go-bridge".into();
@@ -100,14 +100,14 @@ fn what_the_reference_made_is_collected_too() {
 
 #[test]
 fn a_list_that_is_missing_or_wrong_deletes_nothing() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D4d: it does not look at the list") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D4d: it does not look at the list") {
         return;
     }
     let node = Node::new("node");
     let network = node.network(masqueraded());
     network.add(&node.pod("a"));
-    let before = Footprint::of(&node);
+    let before = NodeState::of(&node);
     for plugin in ["bridge", "host-local"] {
         let call = |config: &Value| node.cni(plugin).verb("GC").config(config).run();
         // `cnitool gc` calls so, and libcni says null for an empty list.
@@ -115,23 +115,23 @@ fn a_list_that_is_missing_or_wrong_deletes_nothing() {
         let key = "cni.dev/valid-attachments";
         call(&network.with(key, Value::Null).config).ok();
         let wrong = json!([{ "containerID": 5, "ifname": "eth0" }]);
-        let refusal = call(&network.with(key, wrong).config).refused();
-        assert_eq!(refusal.code, 6);
-        assert!(refusal.msg.contains(key), "{refusal:?}");
+        let error = call(&network.with(key, wrong).config).error();
+        assert_eq!(error.code, 6);
+        assert!(error.msg.contains(key), "{error:?}");
     }
-    let refusal = network
+    let error = network
         .with("cniVersion", "1.0.0")
         .call_for("GC", "x")
         .run()
-        .refused();
-    assert_eq!(refusal.code, 1);
-    assert_eq!(Footprint::of(&node), before);
+        .error();
+    assert_eq!(error.code, 1);
+    assert_eq!(NodeState::of(&node), before);
 }
 
 #[test]
 fn host_local_frees_leases_of_every_writer() {
-    needs!();
-    if worse_in_go("D4d: it collects nothing") {
+    requires!();
+    if skip_for_go("D4d: it collects nothing") {
         return;
     }
     let node = Node::new("node");
@@ -166,8 +166,8 @@ fn host_local_frees_leases_of_every_writer() {
 
 #[test]
 fn a_delegate_collects_with_the_same_bytes_and_its_error_is_ours() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D4d: it does not forward GC") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D4d: it does not forward GC") {
         return;
     }
     let node = Node::new("node");
@@ -189,14 +189,14 @@ fn a_delegate_collects_with_the_same_bytes_and_its_error_is_ours() {
         &spy,
         "#!/bin/sh\necho '{\"code\": 123, \"msg\": \"no server\"}'; exit 1\n",
     );
-    let refusal = node.cni("bridge").verb("GC").stdin(text).run().refused();
-    assert_eq!((refusal.code, refusal.msg.as_str()), (123, "no server"));
+    let error = node.cni("bridge").verb("GC").stdin(text).run().error();
+    assert_eq!((error.code, error.msg.as_str()), (123, "no server"));
 }
 
 #[test]
 fn twenty_collections_amid_forty_adds_disturb_nobody() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D4d: it collects nothing") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D4d: it collects nothing") {
         return;
     }
     let node = Node::new("node");

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Call, Node, leases, needs, reference, worse_in_go};
+mod coexistence;
+
+use crate::support::{Answer, Call, Node, leases, requires, skip_for_go, testing_go};
 
 /// A network that only `host-local` sees, when it is called as a plugin of its own.
 fn network(ipam: Value) -> Value {
@@ -39,7 +41,7 @@ fn addresses(answer: &Answer) -> Vec<String> {
 
 #[test]
 fn a_subnet_gives_its_first_free_address_behind_the_gateway() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.2.0/24", "routes": [{ "dst": "0.0.0.0/0" }] }));
     let result = add(&node, "a", &config).ok();
@@ -54,7 +56,7 @@ fn a_subnet_gives_its_first_free_address_behind_the_gateway() {
 
 #[test]
 fn every_way_to_write_a_range_gives_its_addresses() {
-    needs!();
+    requires!();
     let cases = [
         (
             json!({ "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.50", "rangeEnd": "10.1.0.51", "gateway": "10.1.0.254" }),
@@ -91,7 +93,7 @@ fn every_way_to_write_a_range_gives_its_addresses() {
 
 #[test]
 fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let mut config = network(json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }]] }));
     config["runtimeConfig"] = json!({ "ipRanges": [[{ "subnet": "10.5.0.0/24" }]] });
@@ -106,7 +108,7 @@ fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
 
 #[test]
 fn an_address_is_asked_for_in_three_ways() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(
         json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00:1::/64" }]] }),
@@ -136,7 +138,7 @@ fn an_address_is_asked_for_in_three_ways() {
 
 #[test]
 fn an_address_that_cannot_be_had_is_refused_by_name_and_nothing_is_leased() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(
         json!({ "ranges": [[{ "subnet": "fd00:1::/64" }], [{ "subnet": "10.1.0.0/24" }]] }),
@@ -147,15 +149,15 @@ fn an_address_that_cannot_be_had_is_refused_by_name_and_nothing_is_leased() {
         let answer = call(&node, "ADD", "b", &config)
             .args(&format!("IP={wish}"))
             .run();
-        let refusal = answer.refused();
-        assert!(refusal.text().contains(wish), "{wish}: {refusal:?}");
+        let error = answer.error();
+        assert!(error.text().contains(wish), "{wish}: {error:?}");
         assert_eq!(leases(&node, "lan"), before, "{wish}");
     }
 }
 
 #[test]
 fn a_lease_is_a_file_that_names_its_holder() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(
         json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd00:1::/64" }]] }),
@@ -166,7 +168,7 @@ fn a_lease_is_a_file_that_names_its_holder() {
         .iter()
         .map(|(path, bytes)| (path.rsplit('/').next().unwrap(), bytes.as_slice()))
         .collect();
-    files.retain(|(name, _)| reference().is_some() || !name.starts_with('.') && *name != "boot_id");
+    files.retain(|(name, _)| testing_go() || !name.starts_with('.') && *name != "boot_id");
     let expected: [(&str, &[u8]); 5] = [
         ("10.1.0.2", b"c1\r\neth0"),
         ("fd00:1::2", b"c1\r\neth0"),
@@ -180,7 +182,7 @@ fn a_lease_is_a_file_that_names_its_holder() {
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
     let parse = |name: &&&str| name.parse::<IpAddr>().is_ok();
     assert_eq!(names.iter().filter(parse).count(), 2, "{names:?}");
-    if reference().is_none() {
+    if !testing_go() {
         let modes =
             node.run("stat -c %a /var/lib/cni/networks/lan /var/lib/cni/networks/lan/10.1.0.2");
         assert_eq!(modes, "755\n600\n");
@@ -189,7 +191,7 @@ fn a_lease_is_a_file_that_names_its_holder() {
 
 #[test]
 fn the_data_directory_is_where_the_configuration_says() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24", "dataDir": "/run/my/leases" }));
     add(&node, "a", &config).ok();
@@ -205,7 +207,7 @@ fn the_data_directory_is_where_the_configuration_says() {
 
 #[test]
 fn a_released_address_waits_until_the_round_comes_back_to_it() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/29" }));
     let next = |name: &str| addresses(&add(&node, name, &config)).remove(0);
@@ -216,30 +218,30 @@ fn a_released_address_waits_until_the_round_comes_back_to_it() {
     assert_eq!(next("d"), "10.1.0.5/29");
     assert_eq!(next("e"), "10.1.0.6/29");
     assert_eq!(next("f"), "10.1.0.2/29");
-    let refusal = add(&node, "g", &config).refused();
-    assert!(refusal.text().contains("10.1.0."), "{refusal:?}");
+    let error = add(&node, "g", &config).error();
+    assert!(error.text().contains("10.1.0."), "{error:?}");
     assert_eq!(leases(&node, "lan").len(), 5);
 }
 
 #[test]
 fn an_exhausted_set_frees_what_the_sets_before_it_gave() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(
         json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "10.2.0.0/30" }]] }),
     );
     add(&node, "a", &config).ok();
-    add(&node, "b", &config).refused();
+    add(&node, "b", &config).error();
     assert_eq!(leases(&node, "lan").len(), 2);
 }
 
 #[test]
 fn a_second_add_of_one_attachment_is_refused_and_its_lease_stays() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
     add(&node, "a", &config).ok();
-    add(&node, "a", &config).refused();
+    add(&node, "a", &config).error();
     assert_eq!(node.lease("lan", "10.1.0.2").unwrap(), "a\r\neth0");
     assert_eq!(leases(&node, "lan").len(), 1);
     // Another interface of the same container is another attachment.
@@ -249,7 +251,7 @@ fn a_second_add_of_one_attachment_is_refused_and_its_lease_stays() {
 
 #[test]
 fn del_frees_the_attachment_alone_twice_and_without_add() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
     call(&node, "DEL", "never", &config).run().ok();
@@ -270,7 +272,7 @@ fn del_frees_the_attachment_alone_twice_and_without_add() {
 
 #[test]
 fn leases_that_older_plugins_wrote_are_known() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
     let dir = "/var/lib/cni/networks/lan";
@@ -281,16 +283,16 @@ fn leases_that_older_plugins_wrote_are_known() {
     assert_eq!(addresses(&add(&node, "a", &config)), ["10.1.0.4/24"]);
     for name in ["old", "new"] {
         call(&node, "CHECK", name, &config).run().ok();
-        add(&node, name, &config).refused();
+        add(&node, name, &config).error();
         call(&node, "DEL", name, &config).run().ok();
-        call(&node, "CHECK", name, &config).run().refused();
+        call(&node, "CHECK", name, &config).run().error();
     }
     assert_eq!(leases(&node, "lan").len(), 1);
 }
 
 #[test]
 fn resolv_conf_becomes_the_dns_of_the_result() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     node.write(
         "/run/resolv.conf",
@@ -309,14 +311,14 @@ fn resolv_conf_becomes_the_dns_of_the_result() {
         })
     );
     let config = network(json!({ "subnet": "10.1.0.0/24", "resolvConf": "/run/absent.conf" }));
-    let refusal = add(&node, "b", &config).refused();
-    assert!(refusal.text().contains("/run/absent.conf"), "{refusal:?}");
+    let error = add(&node, "b", &config).error();
+    assert!(error.text().contains("/run/absent.conf"), "{error:?}");
     assert_eq!(leases(&node, "lan").len(), 1);
 }
 
 #[test]
 fn twenty_processes_at_once_get_twenty_addresses() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
     let given: Vec<String> = std::thread::scope(|scope| {
@@ -336,14 +338,14 @@ fn twenty_processes_at_once_get_twenty_addresses() {
 
 #[test]
 fn its_own_namespace_is_refused_unless_that_is_allowed() {
-    needs!();
-    if worse_in_go("Debian's version does not look") {
+    requires!();
+    if skip_for_go("Debian's version does not look") {
         return;
     }
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
     let own = call(&node, "ADD", "a", &config).netns("/proc/self/ns/net");
-    assert_eq!(own.run().refused().code, 8);
+    assert_eq!(own.run().error().code, 8);
     assert_eq!(leases(&node, "lan").len(), 0);
     own.env("CNI_NETNS_OVERRIDE", "True").run().ok();
     assert_eq!(leases(&node, "lan").len(), 1);
@@ -351,8 +353,8 @@ fn its_own_namespace_is_refused_unless_that_is_allowed() {
 
 #[test]
 fn a_lock_held_too_long_is_a_reason_to_try_again_later_and_says_who_holds_it() {
-    needs!();
-    if worse_in_go("it waits for ever") {
+    requires!();
+    if skip_for_go("it waits for ever") {
         return;
     }
     let node = Node::new("node");
@@ -361,11 +363,11 @@ fn a_lock_held_too_long_is_a_reason_to_try_again_later_and_says_who_holds_it() {
     let path = "/var/lib/cni/networks/lan/lock";
     let file = node.inside(|| std::fs::File::open(path)).unwrap();
     let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
-    let refusal = add(&node, "b", &config).refused();
-    assert_eq!(refusal.code, 11);
-    assert!(refusal.text().contains(path), "{refusal:?}");
+    let error = add(&node, "b", &config).error();
+    assert_eq!(error.code, 11);
+    assert!(error.text().contains(path), "{error:?}");
     let holder = std::process::id().to_string();
-    assert!(refusal.text().contains(&holder), "{refusal:?}");
+    assert!(error.text().contains(&holder), "{error:?}");
     drop(lock);
     add(&node, "b", &config).ok();
 }

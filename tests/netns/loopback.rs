@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Node, Pod, needs, reference, worse_in_go};
+use crate::support::{Node, Pod, requires, skip_for_go, testing_go};
 
 fn config(version: &str) -> Value {
     json!({ "cniVersion": version, "name": "lo", "type": "loopback" })
@@ -18,7 +18,7 @@ fn is_up(pod: &Pod) -> bool {
 
 #[test]
 fn add_sets_the_loopback_interface_up_and_tells_its_addresses() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let pod = node.pod("a");
     pod.does_not_reach("127.0.0.1");
@@ -40,13 +40,13 @@ fn add_sets_the_loopback_interface_up_and_tells_its_addresses() {
 
 #[test]
 fn dockershim_calls_it_with_0_2_0_and_eth0() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     let result = node.network(config("0.2.0")).add(&pod);
     assert!(is_up(&pod));
     assert_eq!(result["cniVersion"], "0.2.0");
-    if worse_in_go("D11: the shape is that of 1.x") {
+    if skip_for_go("D11: the shape is that of 1.x") {
         return;
     }
     assert_eq!(result["ip4"], json!({ "ip": "127.0.0.1/8" }));
@@ -55,8 +55,8 @@ fn dockershim_calls_it_with_0_2_0_and_eth0() {
 
 #[test]
 fn every_version_is_answered_in_its_own_shape() {
-    needs!();
-    if worse_in_go("D11: the shape is that of 1.x") {
+    requires!();
+    if skip_for_go("D11: the shape is that of 1.x") {
         return;
     }
     let node = Node::new("node");
@@ -75,7 +75,7 @@ fn every_version_is_answered_in_its_own_shape() {
 
 #[test]
 fn a_previous_result_is_passed_on() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     let prev = json!({
@@ -93,23 +93,20 @@ fn a_previous_result_is_passed_on() {
 
 #[test]
 fn check_tells_when_it_is_down() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     let network = node.network(config("1.0.0"));
     let result = network.add(&pod);
     network.check(&pod, &result).ok();
     pod.run("ip link set lo down");
-    let refusal = network.check(&pod, &result).refused();
-    assert!(
-        refusal.text().contains("lo") || reference().is_some(),
-        "{refusal:?}"
-    );
+    let error = network.check(&pod, &result).error();
+    assert!(error.text().contains("lo") || testing_go(), "{error:?}");
 }
 
 #[test]
 fn del_succeeds_however_often_and_without_a_namespace() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     let network = node.network(config("0.3.1"));
@@ -124,7 +121,7 @@ fn del_succeeds_however_often_and_without_a_namespace() {
         .netns("/run/netns/gone")
         .run()
         .ok();
-    if worse_in_go("a path that is no namespace is an error for ever") {
+    if skip_for_go("a path that is no namespace is an error for ever") {
         return;
     }
     node.write("/run/netns/plain", "");
@@ -137,11 +134,11 @@ fn del_succeeds_however_often_and_without_a_namespace() {
 
 #[test]
 fn add_without_a_namespace_is_refused() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let call = node.network(config("1.0.0")).call_for("ADD", "a");
-    let refusal = call.clone().netns("/run/netns/gone").run().refused();
-    assert!(refusal.text().contains("/run/netns/gone"), "{refusal:?}");
-    let refusal = call.run().refused();
-    assert!(refusal.text().contains("CNI_NETNS"), "{refusal:?}");
+    let error = call.clone().netns("/run/netns/gone").run().error();
+    assert!(error.text().contains("/run/netns/gone"), "{error:?}");
+    let error = call.run().error();
+    assert!(error.text().contains("CNI_NETNS"), "{error:?}");
 }

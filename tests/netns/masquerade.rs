@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+mod nftables;
+mod policy;
+
 use crate::support::{
-    Footprint, Network, Node, Pod, chain_of, needs, reference, small_network, wire, worse_in_go,
+    Network, Node, NodeState, Pod, chain_of, requires, skip_for_go, small_network, testing_go, wire,
 };
 
 fn masqueraded() -> Value {
@@ -61,7 +64,7 @@ fn uplink(node: &Node) -> Node {
 
 /// Waits for the gateway where it is the reference that set it up: there it is tentative for a second or two.
 fn wait_for_gateway(node: &Node) {
-    while reference().is_some() && !node.run("ip -6 addr show dev br0 tentative").is_empty() {
+    while testing_go() && !node.run("ip -6 addr show dev br0 tentative").is_empty() {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -73,7 +76,7 @@ fn is_masqueraded(pod: &Pod, outside: &Node) {
 
 #[test]
 fn the_rules_of_both_families_are_those_of_the_reference() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let network = node.network(masqueraded());
     let pods = ["spec-ctr-0001", "spec-ctr-0002", "other"];
@@ -92,7 +95,7 @@ fn the_rules_of_both_families_are_those_of_the_reference() {
 
 #[test]
 fn packets_of_both_families_leave_with_the_hosts_address() {
-    needs!("ping", "iptables", "ip6tables");
+    requires!("ping", "iptables", "ip6tables");
     let node = Node::new("node");
     let outside = uplink(&node);
     let network = node.network(masqueraded());
@@ -111,7 +114,7 @@ fn packets_of_both_families_leave_with_the_hosts_address() {
 
 #[test]
 fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
-    needs!(
+    requires!(
         "iptables",
         "ip6tables",
         "iptables-legacy",
@@ -130,7 +133,7 @@ fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
     let version = node.run("iptables --version");
     assert!(version.contains("legacy"), "{version}");
     let outside = uplink(&node);
-    let before = Footprint::of_pods(&node);
+    let before = NodeState::of_pods(&node);
     let network = node.network(masqueraded());
     let a = node.pod("a");
     network.add(&a);
@@ -142,12 +145,12 @@ fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
     wait_for_gateway(&node);
     is_masqueraded(&a, &outside);
     network.del(&a);
-    assert_eq!(Footprint::of_pods(&node).rules, before.rules);
+    assert_eq!(NodeState::of_pods(&node).rules, before.rules);
 }
 
 #[test]
 fn rules_of_others_stay_as_they_are() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     node.run("iptables -t nat -N CNI-aaaaaaaaaaaaaaaaaaaaaaaa");
     node.run("iptables -t nat -A POSTROUTING -s 10.77.0.0/16 -o eth7 -j MASQUERADE");
@@ -169,7 +172,7 @@ fn rules_of_others_stay_as_they_are() {
 
 #[test]
 fn one_family_has_rules_in_that_family_alone() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
     config["ipam"] = json!({ "type": "host-local", "subnet": "fd00:77::/64" });
@@ -184,7 +187,7 @@ fn one_family_has_rules_in_that_family_alone() {
 
 #[test]
 fn forty_adds_and_dels_at_once_leave_what_they_should() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let network = node.network(masqueraded());
     let pods: Vec<Pod> = (0..20).map(|n| node.pod(&format!("c{n}"))).collect();
@@ -207,8 +210,8 @@ fn forty_adds_and_dels_at_once_leave_what_they_should() {
 
 #[test]
 fn two_interfaces_of_a_container_on_one_network_do_not_take_each_others_rules() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D2: DEL of the first flushes the chain of both and fails") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D2: DEL of the first flushes the chain of both and fails") {
         return;
     }
     let node = Node::new("node");
@@ -231,8 +234,8 @@ fn two_interfaces_of_a_container_on_one_network_do_not_take_each_others_rules() 
 
 #[test]
 fn one_process_installs_the_rules_of_a_family_and_none_removes_them() {
-    needs!("iptables", "ip6tables", "nft");
-    if worse_in_go("it runs twelve for ADD and ten for DEL") {
+    requires!("iptables", "ip6tables", "nft");
+    if skip_for_go("it runs twelve for ADD and ten for DEL") {
         return;
     }
     let node = Node::new("node");

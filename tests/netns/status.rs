@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Footprint, Node, Refusal, needs, small_network, worse_in_go};
+use crate::support::{CniError, Node, NodeState, requires, skip_for_go, small_network};
 
 fn config() -> Value {
     let mut config = small_network();
@@ -17,27 +17,27 @@ fn status(node: &Node, config: &Value) -> crate::support::Answer {
     node.cni(plugin).verb("STATUS").config(config).run()
 }
 
-/// The refusal of a STATUS with code 50; without masquerading, so that it needs nothing else.
+/// The error of a STATUS with code 50; without masquerading, so that it needs nothing else.
 #[track_caller]
-fn unavailable(node: &Node, config: &Value) -> Refusal {
-    let refusal = status(node, config).refused();
-    assert_eq!(refusal.code, 50, "{refusal:?}");
-    refusal
+fn unavailable(node: &Node, config: &Value) -> CniError {
+    let error = status(node, config).error();
+    assert_eq!(error.code, 50, "{error:?}");
+    error
 }
 
 #[test]
 fn a_network_that_works_says_nothing_and_nothing_is_touched() {
-    needs!("iptables", "ip6tables", "strace");
+    requires!("iptables", "ip6tables", "strace");
     let node = Node::new("node");
-    let before = Footprint::of(&node);
+    let before = NodeState::of(&node);
     assert_eq!(status(&node, &config()).ok(), Value::Null);
-    assert_eq!(Footprint::of(&node), before);
-    if worse_in_go("it runs host-local, which makes its directory") {
+    assert_eq!(NodeState::of(&node), before);
+    if skip_for_go("it runs host-local, which makes its directory") {
         return;
     }
     // In use it is no different: no process, no lock, no write.
     node.network(config()).add(&node.pod("a"));
-    let before = Footprint::of(&node);
+    let before = NodeState::of(&node);
     node.write("/run/conf", &config().to_string());
     node.write(
         "/run/traced",
@@ -54,12 +54,12 @@ fn a_network_that_works_says_nothing_and_nothing_is_touched() {
     ] {
         assert!(!trace.contains(call), "{call} in {trace}");
     }
-    assert_eq!(Footprint::of(&node), before);
+    assert_eq!(NodeState::of(&node), before);
 }
 
 #[test]
 fn an_exhausted_range_is_not_reported_for_it_would_take_the_node_down() {
-    needs!();
+    requires!();
     for plugin in ["bridge", "host-local"] {
         let node = Node::new("node");
         let mut config = config();
@@ -70,19 +70,16 @@ fn an_exhausted_range_is_not_reported_for_it_would_take_the_node_down() {
         ]});
         let older = node.network(config.clone()).with("cniVersion", "1.0.0");
         older.add(&node.pod("a"));
-        let refusal = older.call("ADD", &node.pod("b")).run().refused();
-        assert!(
-            refusal.msg.contains("no IP addresses available"),
-            "{refusal:?}"
-        );
+        let error = older.call("ADD", &node.pod("b")).run().error();
+        assert!(error.msg.contains("no IP addresses available"), "{error:?}");
         status(&node, &config).ok();
     }
 }
 
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
-    needs!();
-    if worse_in_go("D4d: it does not look") {
+    requires!();
+    if skip_for_go("D4d: it does not look") {
         return;
     }
     let node = Node::new("node");
@@ -91,26 +88,26 @@ fn a_directory_that_cannot_be_written_is_named() {
     config["ipMasq"] = false.into();
     for directory in ["/run/ro", "/run/ro/deep/down", "/proc/version"] {
         config["ipam"]["dataDir"] = directory.into();
-        let refusal = unavailable(&node, &config);
-        assert!(refusal.text().contains(directory), "{refusal:?}");
+        let error = unavailable(&node, &config);
+        assert!(error.text().contains(directory), "{error:?}");
     }
     config["ipam"]["dataDir"] = "/run/deep/down".into();
     status(&node, &config).ok();
     config["ipam"]["resolvConf"] = "/run/resolv.conf".into();
-    let refusal = unavailable(&node, &config);
-    assert!(refusal.text().contains("/run/resolv.conf"), "{refusal:?}");
+    let error = unavailable(&node, &config);
+    assert!(error.text().contains("/run/resolv.conf"), "{error:?}");
     node.write("/run/resolv.conf", "nameserver 10.0.0.1\n");
     status(&node, &config).ok();
     node.run("ln -s /run/nowhere /run/dangling");
     config["ipam"]["dataDir"] = "/run/dangling".into();
-    let refusal = unavailable(&node, &config);
-    assert!(refusal.text().contains("/run/dangling"), "{refusal:?}");
+    let error = unavailable(&node, &config);
+    assert!(error.text().contains("/run/dangling"), "{error:?}");
 }
 
 #[test]
 fn what_passes_by_itself_is_not_reported() {
-    needs!("strace", "flock");
-    if worse_in_go("D4d: it does not look") {
+    requires!("strace", "flock");
+    if skip_for_go("D4d: it does not look") {
         return;
     }
     let node = Node::new("node");
@@ -137,8 +134,8 @@ fn what_passes_by_itself_is_not_reported() {
         injected("openat", "/run/resolv.conf", errno).ok();
     }
     for errno in ["EACCES", "EROFS"] {
-        let refusal = injected("access,faccessat,faccessat2", directory, errno).refused();
-        assert_eq!(refusal.code, 50, "{refusal:?}");
+        let error = injected("access,faccessat,faccessat2", directory, errno).error();
+        assert_eq!(error.code, 50, "{error:?}");
     }
     // A lock that somebody holds, and a full disk.
     node.run_all("mkdir /run/full\nmount -t tmpfs -o size=4k tmpfs /run/full");
@@ -157,8 +154,8 @@ fn what_passes_by_itself_is_not_reported() {
 
 #[test]
 fn a_configuration_that_add_would_refuse_is_refused_with_its_own_code() {
-    needs!();
-    if worse_in_go("it decodes the JSON and no more") {
+    requires!();
+    if skip_for_go("it decodes the JSON and no more") {
         return;
     }
     let node = Node::new("node");
@@ -170,14 +167,14 @@ fn a_configuration_that_add_would_refuse_is_refused_with_its_own_code() {
     ] {
         let mut config = config();
         config[key] = value;
-        assert_eq!(status(&node, &config).refused().code, code, "{key}");
+        assert_eq!(status(&node, &config).error().code, code, "{key}");
     }
 }
 
 #[test]
 fn masquerading_needs_the_programs_of_the_ranges_families() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("it does not look") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("it does not look") {
         return;
     }
     let node = Node::new("node");
@@ -187,24 +184,24 @@ fn masquerading_needs_the_programs_of_the_ranges_families() {
     status(&node, &config()).ok();
     let mut config = config();
     config["ipMasqBackend"] = "iptables".into();
-    let refusal = unavailable(&node, &config);
-    assert!(refusal.text().contains("iptables-restore"), "{refusal:?}");
+    let error = unavailable(&node, &config);
+    assert!(error.text().contains("iptables-restore"), "{error:?}");
     node.run("touch /run/sbin/iptables-restore /run/sbin/iptables-save");
-    let refusal = unavailable(&node, &config);
-    assert!(refusal.text().contains("ip6tables-restore"), "{refusal:?}");
+    let error = unavailable(&node, &config);
+    assert!(error.text().contains("ip6tables-restore"), "{error:?}");
     config["ipam"]["ranges"] = json!([]);
     status(&node, &config).ok();
 }
 
 #[test]
 fn a_delegate_answers_for_itself() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = config();
     config["ipam"] = json!({ "type": "spy" });
-    if !worse_in_go("999") {
-        let refusal = unavailable(&node, &config);
-        assert!(refusal.text().contains("spy"), "{refusal:?}");
+    if !skip_for_go("999") {
+        let error = unavailable(&node, &config);
+        assert!(error.text().contains("spy"), "{error:?}");
     }
     let spy = format!("{}/spy", Node::BIN);
     node.write(&spy, "#!/bin/sh\necho $CNI_COMMAND > /run/verb\n");
@@ -215,18 +212,18 @@ fn a_delegate_answers_for_itself() {
         &spy,
         "#!/bin/sh\necho '{\"code\": 51, \"msg\": \"few left\"}'; exit 1\n",
     );
-    let refusal = status(&node, &config).refused();
-    assert_eq!((refusal.code, refusal.msg.as_str()), (51, "few left"));
+    let error = status(&node, &config).error();
+    assert_eq!((error.code, error.msg.as_str()), (51, "few left"));
     node.write(&spy, "#!/bin/sh\nexit 3\n");
-    if !worse_in_go("0") {
+    if !skip_for_go("0") {
         unavailable(&node, &config);
     }
 }
 
 #[test]
 fn a_delegate_that_does_not_know_status_is_asked_for_its_versions() {
-    needs!("cni:static");
-    if worse_in_go("it takes the node down") {
+    requires!("cni:static");
+    if skip_for_go("it takes the node down") {
         return;
     }
     let node = Node::new("node");
@@ -252,10 +249,10 @@ fn a_delegate_that_does_not_know_status_is_asked_for_its_versions() {
         "echo usage",
     ] {
         answer(r#""1.0.0","1.1.0""#, unknown).ok();
-        let refusal = answer(r#""0.4.0","1.0.0""#, unknown).refused();
-        assert_eq!(refusal.code, 50);
+        let error = answer(r#""0.4.0","1.0.0""#, unknown).error();
+        assert_eq!(error.code, 50);
         for word in ["1.0.0", "1.1.0", "lower cniVersion"] {
-            assert!(refusal.text().contains(word), "{refusal:?}");
+            assert!(error.text().contains(word), "{error:?}");
         }
     }
     // Debian's, whose ADD refuses 1.1.0 too.

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Footprint, Network, Node, Pod, Refusal, leases, needs, reference, small_network, worse_in_go,
+    CniError, Network, Node, NodeState, Pod, leases, requires, skip_for_go, small_network,
+    testing_go,
 };
 
 fn masqueraded() -> Value {
@@ -14,7 +15,7 @@ fn masqueraded() -> Value {
 
 /// Fails an ADD of `config` in a node where another pod is at work, and proves that nothing came of it. The
 /// same ADD by `repaired` succeeds then.
-fn undone(node: &Node, config: Value, repaired: &dyn Fn(&Node) -> Value) -> Refusal {
+fn undone(node: &Node, config: Value, repaired: &dyn Fn(&Node) -> Value) -> CniError {
     let neighbour = node.pod("neighbour");
     node.network(small_network()).add(&neighbour);
     let pod = node.pod("victim");
@@ -26,37 +27,33 @@ fn fails_without_trace(
     config: &Value,
     pod: &Pod,
     repaired: &dyn Fn(&Node) -> Value,
-) -> Refusal {
-    let before = Footprint::of_pods(node);
+) -> CniError {
+    let before = NodeState::of_pods(node);
     let in_pod = pod.run("ip -o link") + &pod.run("ip -o addr");
-    let refusal = node
-        .network(config.clone())
-        .call("ADD", pod)
-        .run()
-        .refused();
-    if reference().is_none() {
-        let after = Footprint::of_pods(node);
-        assert_eq!(after.links, before.links, "{refusal:?}");
-        assert_eq!(after.rules, before.rules, "{refusal:?}");
-        assert_eq!(after.files, before.files, "{refusal:?}");
+    let error = node.network(config.clone()).call("ADD", pod).run().error();
+    if !testing_go() {
+        let after = NodeState::of_pods(node);
+        assert_eq!(after.links, before.links, "{error:?}");
+        assert_eq!(after.rules, before.rules, "{error:?}");
+        assert_eq!(after.files, before.files, "{error:?}");
         assert_eq!(pod.run("ip -o link") + &pod.run("ip -o addr"), in_pod);
         let config = repaired(node);
         let result = node.network(config).add(pod);
         assert_eq!(result["interfaces"][2]["name"], "eth0");
     }
-    refusal
+    error
 }
 
 #[test]
 fn when_the_pool_is_empty() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
     config["name"] = "tiny".into();
     config["bridge"] = "br1".into();
     config["ipam"]["subnet"] = "10.66.0.0/30".into();
     node.network(config.clone()).add(&node.pod("only"));
-    let refusal = undone(&node, config, &|node| {
+    let error = undone(&node, config, &|node| {
         let mut config = masqueraded();
         config["name"] = "tiny".into();
         config["bridge"] = "br1".into();
@@ -67,12 +64,12 @@ fn when_the_pool_is_empty() {
             .ok();
         config
     });
-    assert!(refusal.text().contains("10.66.0."), "{refusal:?}");
+    assert!(error.text().contains("10.66.0."), "{error:?}");
 }
 
 #[test]
 fn when_a_later_range_set_is_empty() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let mut config = small_network();
     config["name"] = "tiny".into();
@@ -85,77 +82,71 @@ fn when_a_later_range_set_is_empty() {
 
 #[test]
 fn when_the_bridge_has_another_address() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
     config["name"] = "clash".into();
     config["ipam"]["subnet"] = "10.66.0.0/24".into();
-    let refusal = undone(&node, config.clone(), &|_| {
+    let error = undone(&node, config.clone(), &|_| {
         let mut config = config.clone();
         config["forceAddress"] = true.into();
         config
     });
     for word in ["br0", "10.77.0.1/24"] {
-        assert!(
-            refusal.text().contains(word) || reference().is_some(),
-            "{refusal:?}"
-        );
+        assert!(error.text().contains(word) || testing_go(), "{error:?}");
     }
 }
 
 #[test]
 fn when_the_bridges_name_belongs_to_another_kind_of_link() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     node.run("ip link add taken type veth peer name other");
     let mut config = masqueraded();
     config["bridge"] = "taken".into();
-    let refusal = undone(&node, config, &|_| masqueraded());
-    assert!(refusal.text().contains("taken"), "{refusal:?}");
+    let error = undone(&node, config, &|_| masqueraded());
+    assert!(error.text().contains("taken"), "{error:?}");
 }
 
 #[test]
 fn when_a_routes_next_hop_cannot_be_reached() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
     config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.99.99.99" }]);
-    let refusal = undone(&node, config, &|_| masqueraded());
+    let error = undone(&node, config, &|_| masqueraded());
     for word in ["192.0.2.0/24", "10.99.99.99"] {
         assert!(
-            refusal.text().contains(word) || reference().is_some(),
-            "{word}: {refusal:?}"
+            error.text().contains(word) || testing_go(),
+            "{word}: {error:?}"
         );
     }
 }
 
 #[test]
 fn when_the_interfaces_name_is_taken_in_the_pod() {
-    needs!("iptables", "ip6tables");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let pod = node.pod("victim");
     pod.run("ip link add eth0 type veth peer name other");
     let neighbour = node.pod("neighbour");
     node.network(small_network()).add(&neighbour);
-    let refusal = fails_without_trace(&node, &masqueraded(), &pod, &|_| {
+    let error = fails_without_trace(&node, &masqueraded(), &pod, &|_| {
         pod.run("ip link del eth0");
         masqueraded()
     });
-    assert!(refusal.text().contains("eth0"), "{refusal:?}");
-    assert_eq!(
-        leases(&node, "small").len(),
-        2 - usize::from(reference().is_some())
-    );
+    assert!(error.text().contains("eth0"), "{error:?}");
+    assert_eq!(leases(&node, "small").len(), 2 - usize::from(testing_go()));
 }
 
 #[test]
 fn when_the_address_is_not_free() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let mut config = small_network();
     config["args"] = json!({ "cni": { "ips": ["10.77.0.2"] } });
-    let refusal = undone(&node, config, &|_| small_network());
-    assert!(refusal.text().contains("10.77.0.2"), "{refusal:?}");
+    let error = undone(&node, config, &|_| small_network());
+    assert!(error.text().contains("10.77.0.2"), "{error:?}");
 }
 
 /// Makes one of the iptables programs fail on this node. All of them are links to one file, which tells by the
@@ -172,39 +163,39 @@ fn break_program(node: &Node, program: &str, complaint: &str) {
 
 #[test]
 fn when_iptables_restore_fails() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D3: the veth stays, and it has no single program that could fail") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D3: the veth stays, and it has no single program that could fail") {
         return;
     }
     let node = Node::new("node");
     break_program(&node, "iptables-restore", "it rains");
-    let refusal = undone(&node, masqueraded(), &|node| {
+    let error = undone(&node, masqueraded(), &|node| {
         node.unbind("/usr/sbin/iptables-restore");
         masqueraded()
     });
-    assert!(refusal.text().contains("it rains"), "{refusal:?}");
+    assert!(error.text().contains("it rains"), "{error:?}");
 }
 
 #[test]
 fn when_only_the_second_familys_rules_fail() {
-    needs!("iptables", "ip6tables");
-    if worse_in_go("D18: the rules of the first family stay") {
+    requires!("iptables", "ip6tables");
+    if skip_for_go("D18: the rules of the first family stay") {
         return;
     }
     let node = Node::new("node");
     let mut config = masqueraded();
     config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
     break_program(&node, "ip6tables-restore", "no v6 here");
-    let refusal = undone(&node, config.clone(), &|node| {
+    let error = undone(&node, config.clone(), &|node| {
         node.unbind("/usr/sbin/ip6tables-restore");
         config.clone()
     });
-    assert!(refusal.text().contains("no v6 here"), "{refusal:?}");
+    assert!(error.text().contains("no v6 here"), "{error:?}");
 }
 
 #[test]
 fn when_the_ipam_plugin_fails_or_is_missing_or_talks_nonsense() {
-    needs!();
+    requires!();
     let node = Node::new("node");
     let scripts = [
         (
@@ -225,32 +216,29 @@ fn when_the_ipam_plugin_fails_or_is_missing_or_talks_nonsense() {
         let mut config = masqueraded();
         config["ipam"] = json!({ "type": name });
         let pod = node.pod(&format!("pod-{name}"));
-        let refusal = fails_without_trace(&node, &config, &pod, &|_| small_network());
-        assert!(
-            refusal.text().contains(word) || reference().is_some(),
-            "{refusal:?}"
-        );
+        let error = fails_without_trace(&node, &config, &pod, &|_| small_network());
+        assert!(error.text().contains(word) || testing_go(), "{error:?}");
         if name == "fails" {
-            assert_eq!(refusal.code, 123, "a delegate's code is passed on");
+            assert_eq!(error.code, 123, "a delegate's code is passed on");
         }
     }
     let mut config = small_network();
     config["ipam"] = json!({ "type": "absent" });
     let pod = node.pod("victim");
-    let refusal = fails_without_trace(&node, &config, &pod, &|_| small_network());
-    assert!(refusal.text().contains("absent"), "{refusal:?}");
-    assert!(refusal.text().contains(Node::BIN), "{refusal:?}");
+    let error = fails_without_trace(&node, &config, &pod, &|_| small_network());
+    assert!(error.text().contains("absent"), "{error:?}");
+    assert!(error.text().contains(Node::BIN), "{error:?}");
 }
 
 #[test]
 fn when_the_first_pod_of_a_network_fails_the_next_one_still_works() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let mut config = small_network();
     config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.99.99.99" }]);
     let pod = node.pod("a");
-    node.network(config).call("ADD", &pod).run().refused();
-    if worse_in_go("D3: the interface stays in the pod") {
+    node.network(config).call("ADD", &pod).run().error();
+    if skip_for_go("D3: the interface stays in the pod") {
         return;
     }
     let result = node.network(small_network()).add(&pod);

@@ -1,6 +1,6 @@
 //! The walkthroughs of the documentation: each takes its configuration from a file under `examples/`.
 
-use crate::support::{Footprint, Network, Node, Pod, chain_of, example, needs, wire};
+use crate::support::{Network, Node, NodeState, Pod, chain_of, example, requires, wire};
 
 /// A pod that is attached, and its address.
 fn attached(node: &Node, network: &Network, name: &str) -> (Pod, String) {
@@ -21,7 +21,7 @@ fn node_with_nic(name: &str) -> (Node, Node) {
 
 #[test]
 fn one_node_bare_pods_ping_each_other_and_the_host_has_no_part_in_it() {
-    needs!("ping");
+    requires!("ping");
     let node = Node::new("node");
     let network = node.network_from(&example("1-one-node/1-bare.conf"));
     let (a, at_a) = attached(&node, &network, "a");
@@ -36,7 +36,7 @@ fn one_node_bare_pods_ping_each_other_and_the_host_has_no_part_in_it() {
 
 #[test]
 fn one_node_with_a_gateway_the_host_pings_the_pod() {
-    needs!("ping");
+    requires!("ping");
     let (node, _outside) = node_with_nic("node");
     let network = node.network_from(&example("1-one-node/2-gateway.conf"));
     let (a, at_a) = attached(&node, &network, "a");
@@ -51,7 +51,7 @@ fn one_node_with_a_gateway_the_host_pings_the_pod() {
 
 #[test]
 fn one_node_with_a_default_route_the_pod_pings_the_hosts_other_address() {
-    needs!("ping");
+    requires!("ping");
     let (node, _outside) = node_with_nic("node");
     let network = node.network_from(&example("1-one-node/3-route.conf"));
     let (a, at_a) = attached(&node, &network, "a");
@@ -69,9 +69,9 @@ fn one_node_with_a_default_route_the_pod_pings_the_hosts_other_address() {
 
 #[test]
 fn one_node_with_masquerade_the_world_sees_the_hosts_address() {
-    needs!("ping", "iptables", "ip6tables");
+    requires!("ping", "iptables", "ip6tables");
     let (node, outside) = node_with_nic("node");
-    let before = Footprint::of_pods(&node);
+    let before = NodeState::of_pods(&node);
     let network = node.network_from(&example("1-one-node/4-masquerade.conf"));
     let (a, at_a) = attached(&node, &network, "a");
     let (b, at_b) = attached(&node, &network, "b");
@@ -115,8 +115,8 @@ fn one_node_with_masquerade_the_world_sees_the_hosts_address() {
     node.run("ip link del mink8s0");
     let forwarding = "1\n".to_owned();
     assert_eq!(
-        Footprint::of_pods(&node),
-        Footprint {
+        NodeState::of_pods(&node),
+        NodeState {
             forwarding,
             ..before
         }
@@ -125,7 +125,7 @@ fn one_node_with_masquerade_the_world_sees_the_hosts_address() {
 
 #[test]
 fn two_nodes_route_between_their_subnets() {
-    needs!("ping");
+    requires!("ping");
     let (one, two) = (Node::new("node1"), Node::new("node2"));
     wire(&one, "eth0", &two, "eth0");
     one.run_all("ip addr add 172.18.0.5/24 dev eth0\nip route add 10.12.2.0/24 via 172.18.0.6");
@@ -150,7 +150,7 @@ fn two_nodes_route_between_their_subnets() {
 
 #[test]
 fn flat_layer_2_pods_of_two_nodes_share_the_segment_with_an_outside_machine() {
-    needs!("ping");
+    requires!("ping");
     let names = ["node1", "node2", "outside"];
     let [one, two, outside] = names.map(Node::new);
     let switch = Node::new("switch");
@@ -195,7 +195,7 @@ fn flat_layer_2_pods_of_two_nodes_share_the_segment_with_an_outside_machine() {
 
 #[test]
 fn kubenet_every_pod_is_reached_from_every_pod_and_every_host() {
-    needs!("ping");
+    requires!("ping");
     let nodes = ["node1", "node2", "node3"].map(Node::new);
     let switch = Node::new("switch");
     switch.run_all("ip link add lan type bridge\nip link set lan up");

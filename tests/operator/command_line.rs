@@ -1,7 +1,7 @@
 //! The command line itself: help, misuse, completions and the manual page.
 
-use crate::site::Site;
-use crate::support::{PATH, needs, say};
+use crate::fixture::Fixture;
+use crate::support::{PATH, requires, say};
 
 const COMMANDS: [&str; 9] = [
     "status",
@@ -22,36 +22,38 @@ fn has(program: &str) -> bool {
 
 #[test]
 fn each_command_explains_itself() {
-    needs!();
-    let site = Site::new();
-    let help = site.gangplank("--help");
+    requires!();
+    let fixture = Fixture::new();
+    let help = fixture.gangplank("--help");
     for command in COMMANDS {
         assert!(
-            help.said().contains(&format!("  {command}")),
+            help.success().contains(&format!("  {command}")),
             "{command}: {help:?}"
         );
-        let own = site.gangplank(&format!("{command} --help"));
+        let own = fixture.gangplank(&format!("{command} --help"));
         assert!(
-            own.said().contains(&format!("Usage: gangplank {command}")),
+            own.success()
+                .contains(&format!("Usage: gangplank {command}")),
             "{own:?}"
         );
         assert_eq!(
-            site.gangplank(&format!("help {command}")).said(),
+            fixture.gangplank(&format!("help {command}")).success(),
             own.stdout
         );
     }
     assert!(help.stdout.contains("Exit status: 0 done"), "{help:?}");
     assert!(
-        site.gangplank("--version")
-            .said()
+        fixture
+            .gangplank("--version")
+            .success()
             .starts_with("gangplank 0.")
     );
 }
 
 #[test]
 fn misuse_is_said_on_stderr_with_status_2() {
-    needs!();
-    let site = Site::new();
+    requires!();
+    let fixture = Fixture::new();
     for line in [
         "",
         "bogus",
@@ -68,7 +70,7 @@ fn misuse_is_said_on_stderr_with_status_2() {
         "install a b",
         "status --color blue",
     ] {
-        let answer = site.gangplank(line);
+        let answer = fixture.gangplank(line);
         assert_eq!(
             (answer.code, &*answer.stdout),
             (Some(2), ""),
@@ -79,19 +81,19 @@ fn misuse_is_said_on_stderr_with_status_2() {
             "{line}: {answer:?}"
         );
     }
-    let near = site.gangplank("staus");
+    let near = fixture.gangplank("staus");
     assert_eq!(near.code, Some(2));
 }
 
 #[test]
 fn completions_are_understood_by_their_shells() {
-    needs!("bash");
-    let site = Site::new();
+    requires!("bash");
+    let fixture = Fixture::new();
     for shell in ["bash", "zsh", "fish"] {
-        let script = site.gangplank(&format!("completions {shell}"));
-        site.write(&format!("/run/{shell}"), script.said());
+        let script = fixture.gangplank(&format!("completions {shell}"));
+        fixture.write(&format!("/run/{shell}"), script.success());
         if has(shell) {
-            site.run(&format!("{shell} -n /run/{shell}"));
+            fixture.run(&format!("{shell} -n /run/{shell}"));
         } else {
             say(&format!("{shell} is not there to read its completions"));
         }
@@ -99,18 +101,18 @@ fn completions_are_understood_by_their_shells() {
             assert!(script.stdout.contains(command), "{shell}: {command}");
         }
     }
-    site.write("/run/try", "source /run/bash; COMP_WORDS=(gangplank do); COMP_CWORD=1; _gangplank gangplank do gangplank; echo ${COMPREPLY[@]}\n");
-    assert_eq!(site.run("bash /run/try"), "doctor\n");
-    site.write("/run/try", "source /run/bash; COMP_WORDS=(gangplank doctor --f); COMP_CWORD=2; _gangplank gangplank --f doctor; echo ${COMPREPLY[@]}\n");
-    assert_eq!(site.run("bash /run/try"), "--fix\n");
+    fixture.write("/run/try", "source /run/bash; COMP_WORDS=(gangplank do); COMP_CWORD=1; _gangplank gangplank do gangplank; echo ${COMPREPLY[@]}\n");
+    assert_eq!(fixture.run("bash /run/try"), "doctor\n");
+    fixture.write("/run/try", "source /run/bash; COMP_WORDS=(gangplank doctor --f); COMP_CWORD=2; _gangplank gangplank --f doctor; echo ${COMPREPLY[@]}\n");
+    assert_eq!(fixture.run("bash /run/try"), "--fix\n");
 }
 
 #[test]
 fn the_manual_page_can_be_read() {
-    needs!();
-    let site = Site::new();
-    let page = site.gangplank("man");
-    site.write("/run/gangplank.1", page.said());
+    requires!();
+    let fixture = Fixture::new();
+    let page = fixture.gangplank("man");
+    fixture.write("/run/gangplank.1", page.success());
     for command in COMMANDS {
         assert!(
             page.stdout
@@ -122,11 +124,11 @@ fn the_manual_page_can_be_read() {
         say("man and groff are not there to render the page");
         return;
     }
-    site.write(
+    fixture.write(
         "/run/render",
         "LC_ALL=C.UTF-8 MANWIDTH=80 man --warnings -l /run/gangplank.1 2>&1 | cat\n",
     );
-    let text = site.run("bash /run/render");
+    let text = fixture.run("bash /run/render");
     assert!(
         text.contains("doctor") && text.contains("Repair what is safe to repair"),
         "{text}"

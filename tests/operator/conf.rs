@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::site::Site;
-use crate::support::{Node, needs, wire};
+use crate::fixture::Fixture;
+use crate::support::{Node, requires, wire};
 
 /// The plugin of a list with what a runtime adds, for a call.
 fn request(list: &Value) -> Value {
@@ -14,23 +14,23 @@ fn request(list: &Value) -> Value {
 }
 
 /// A node with an uplink of that MTU.
-fn uplinked(mtu: u32) -> (Site, Node) {
-    let site = Site::new();
+fn uplinked(mtu: u32) -> (Fixture, Node) {
+    let fixture = Fixture::new();
     let outside = Node::new("outside");
-    wire(&site, "up0", &outside, "eth0");
-    site.run_all(&format!(
+    wire(&fixture, "up0", &outside, "eth0");
+    fixture.run_all(&format!(
         "ip link set up0 mtu {mtu}\nip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2\nip route add 10.8.0.0/16 via 192.0.2.3"
     ));
     outside.run("ip addr add 192.0.2.2/24 dev eth0");
-    (site, outside)
+    (fixture, outside)
 }
 
 #[test]
 fn what_it_prints_both_plugins_take() {
-    needs!("ping", "iptables", "cni:bridge", "cni:host-local");
-    let (site, _outside) = uplinked(1400);
+    requires!("ping", "iptables", "cni:bridge", "cni:host-local");
+    let (fixture, _outside) = uplinked(1400);
     let flags = "--name kube --bridge kube0 --overhead 50 --non-masquerade 10.0.0.0/8";
-    let list = site
+    let list = fixture
         .gangplank(&format!("conf 10.44.3.0/24 fd44:3::/64 {flags}"))
         .ok();
     assert_eq!(list["name"], "kube");
@@ -39,10 +39,10 @@ fn what_it_prints_both_plugins_take() {
     assert_eq!(plugin["nonMasqueradeCIDRs"], json!(["10.0.0.0/8"]));
     assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
     let config = request(&list);
-    site.configure("10-kube.conflist", &config);
-    let (ours, theirs) = (site.pod("ours"), site.pod("theirs"));
-    site.run_pod(&site.network(config.clone()), &ours);
-    site.run_pod(&site.go(&config), &theirs);
+    fixture.configure("10-kube.conflist", &config);
+    let (ours, theirs) = (fixture.pod("ours"), fixture.pod("theirs"));
+    fixture.run_pod(&fixture.network(config.clone()), &ours);
+    fixture.run_pod(&fixture.go(&config), &theirs);
     for pod in [&ours, &theirs] {
         assert_eq!(pod.link("eth0").unwrap()["mtu"], 1350);
         pod.reaches("10.44.3.1");
@@ -50,20 +50,20 @@ fn what_it_prints_both_plugins_take() {
         pod.reaches("192.0.2.2");
     }
     // Through a Service, a pod reaches itself.
-    assert!(site.run("bridge -d link").matches("hairpin on").count() == 2);
+    assert!(fixture.run("bridge -d link").matches("hairpin on").count() == 2);
     // Go does not know of destinations that are left alone; `reconcile` makes up for it.
-    let health = || site.status("--json").ok()[0]["pods"][1]["health"].clone();
+    let health = || fixture.status("--json").ok()[0]["pods"][1]["health"].clone();
     assert_eq!(health(), json!(["not masqueraded as configured"]));
-    site.reconcile("").said();
+    fixture.reconcile("").success();
     assert_eq!(health(), json!([]));
 }
 
 #[test]
 fn a_kubernetes_node_tells_its_ranges() {
-    needs!();
-    let (site, _outside) = uplinked(9000);
+    requires!();
+    let (fixture, _outside) = uplinked(9000);
     let ranges = |text: &str| {
-        site.gangplank_reading("conf", text).ok()["plugins"][0]["ipam"]["ranges"].clone()
+        fixture.gangplank_reading("conf", text).ok()["plugins"][0]["ipam"]["ranges"].clone()
     };
     let node = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd10:1::/64"] } });
     assert_eq!(
@@ -80,16 +80,16 @@ fn a_kubernetes_node_tells_its_ranges() {
         ranges(&list.to_string()),
         json!([[{ "subnet": "10.244.1.0/24" }]])
     );
-    let answer = site.gangplank_reading("conf", &node.to_string()).ok();
+    let answer = fixture.gangplank_reading("conf", &node.to_string()).ok();
     assert_eq!(answer["plugins"][0]["mtu"], 9000);
     assert_eq!(
         answer["plugins"][0]["ipam"]["routes"],
         json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }])
     );
     let bare = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": {} });
-    let said = site.gangplank_reading("conf", &bare.to_string());
+    let said = fixture.gangplank_reading("conf", &bare.to_string());
     assert!(
-        said.complaint().contains("node a has no spec.podCIDRs")
+        said.failure().contains("node a has no spec.podCIDRs")
             && said.stderr.contains("--allocate-node-cidrs"),
         "{said:?}"
     );
@@ -97,17 +97,21 @@ fn a_kubernetes_node_tells_its_ranges() {
         { "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24" } },
         { "metadata": { "name": "b" }, "spec": { "podCIDR": "10.244.2.0/24" } },
     ] });
-    let said = site.gangplank_reading("conf", &two.to_string());
-    assert!(said.complaint().contains("2 nodes"), "{said:?}");
-    let said = site.gangplank_reading("conf", "");
-    assert!(said.complaint().contains("empty"), "{said:?}");
+    let said = fixture.gangplank_reading("conf", &two.to_string());
+    assert!(said.failure().contains("2 nodes"), "{said:?}");
+    let said = fixture.gangplank_reading("conf", "");
+    assert!(said.failure().contains("empty"), "{said:?}");
 }
 
 #[test]
 fn flags_do_what_they_say() {
-    needs!();
-    let (site, _outside) = uplinked(1500);
-    let of = |words: &str| site.gangplank(&format!("conf 10.44.3.0/24 {words}")).ok();
+    requires!();
+    let (fixture, _outside) = uplinked(1500);
+    let of = |words: &str| {
+        fixture
+            .gangplank(&format!("conf 10.44.3.0/24 {words}"))
+            .ok()
+    };
     assert_eq!(of("--mtu 1280")["plugins"][0]["mtu"], 1280);
     assert_eq!(of("--no-masquerade")["plugins"][0]["ipMasq"], false);
     assert_eq!(of("--cni-version 0.4.0")["cniVersion"], "0.4.0");
@@ -117,7 +121,7 @@ fn flags_do_what_they_say() {
         json!({ "type": "portmap", "capabilities": { "portMappings": true } })
     );
     // Without a way to the world there is nothing to go by.
-    let lone = Site::new();
+    let lone = Fixture::new();
     assert_eq!(
         lone.gangplank("conf 10.44.3.0/24").ok()["plugins"][0].get("mtu"),
         None
@@ -126,8 +130,8 @@ fn flags_do_what_they_say() {
 
 #[test]
 fn what_no_plugin_would_take_is_refused() {
-    needs!();
-    let (site, _outside) = uplinked(1500);
+    requires!();
+    let (fixture, _outside) = uplinked(1500);
     for (words, wanted) in [
         ("10.44.3.0/24 10.45.0.0/24", "both IPv4"),
         ("fd44::/64 fd45::/64", "both IPv6"),
@@ -146,11 +150,11 @@ fn what_no_plugin_would_take_is_refused() {
         ("10.44.3.0/32", "10.44.3.0/32"),
         ("10.44.3.0/31", "10.44.3.0/31"),
     ] {
-        let answer = site.gangplank(&format!("conf {words} -o /run/out.conflist"));
+        let answer = fixture.gangplank(&format!("conf {words} -o /run/out.conflist"));
         assert!(matches!(answer.code, Some(1 | 2)), "{words}: {answer:?}");
         assert!(answer.stderr.contains(wanted), "{words}: {answer:?}");
         assert!(
-            site.try_run("ls /run/out.conflist").status.code() != Some(0),
+            fixture.try_run("ls /run/out.conflist").status.code() != Some(0),
             "{words}"
         );
     }
@@ -161,7 +165,7 @@ fn what_no_plugin_would_take_is_refused() {
         "10.44.3.0/24 --mtu x",
         "--bogus",
     ] {
-        let answer = site.gangplank(&format!("conf {words}"));
+        let answer = fixture.gangplank(&format!("conf {words}"));
         assert_eq!(
             (answer.code, &*answer.stdout),
             (Some(2), ""),
@@ -172,69 +176,72 @@ fn what_no_plugin_would_take_is_refused() {
 
 #[test]
 fn a_network_that_runs_already_can_be_described_again() {
-    needs!();
-    let (site, _outside) = uplinked(1500);
-    let list = site.gangplank("conf 10.44.3.0/24").ok();
-    let pod = site.pod("a");
-    site.network(request(&list)).add(&pod);
-    assert_eq!(site.gangplank("conf 10.44.3.0/24").ok(), list);
-    let other = site.gangplank("conf 10.44.3.0/24 --bridge other0");
-    assert!(other.complaint().contains("dev cni0"), "{other:?}");
+    requires!();
+    let (fixture, _outside) = uplinked(1500);
+    let list = fixture.gangplank("conf 10.44.3.0/24").ok();
+    let pod = fixture.pod("a");
+    fixture.network(request(&list)).add(&pod);
+    assert_eq!(fixture.gangplank("conf 10.44.3.0/24").ok(), list);
+    let other = fixture.gangplank("conf 10.44.3.0/24 --bridge other0");
+    assert!(other.failure().contains("dev cni0"), "{other:?}");
 }
 
 #[test]
 fn a_file_is_written_whole_or_not_at_all() {
-    needs!();
-    let (site, _outside) = uplinked(1500);
-    site.run("mkdir /run/out");
+    requires!();
+    let (fixture, _outside) = uplinked(1500);
+    fixture.run("mkdir /run/out");
     let line = "conf 10.44.3.0/24 --output /run/out/10-pods.conflist";
     assert_eq!(
-        site.gangplank(line).said(),
+        fixture.gangplank(line).success(),
         "/run/out/10-pods.conflist: written\n"
     );
-    let written = site.read("/run/out/10-pods.conflist");
-    assert_eq!(written, site.gangplank("conf 10.44.3.0/24").said());
-    assert_eq!(site.run("ls -A /run/out"), "10-pods.conflist\n");
-    site.run_all("mkdir /run/small\nmount -t tmpfs -o size=4k,nr_inodes=3 tmpfs /run/small");
-    site.write("/run/small/10-pods.conflist", &"x".repeat(4096));
-    let full = site.gangplank("conf 10.44.3.0/24 -o /run/small/10-pods.conflist");
-    assert!(full.complaint().contains("No space left"), "{full:?}");
-    assert_eq!(site.read("/run/small/10-pods.conflist"), "x".repeat(4096));
-    assert_eq!(site.run("ls -A /run/small"), "10-pods.conflist\n");
-    let none = site.gangplank("conf 10.44.3.0/24 -o /run/none/10-pods.conflist");
+    let written = fixture.read("/run/out/10-pods.conflist");
+    assert_eq!(written, fixture.gangplank("conf 10.44.3.0/24").success());
+    assert_eq!(fixture.run("ls -A /run/out"), "10-pods.conflist\n");
+    fixture.run_all("mkdir /run/small\nmount -t tmpfs -o size=4k,nr_inodes=3 tmpfs /run/small");
+    fixture.write("/run/small/10-pods.conflist", &"x".repeat(4096));
+    let full = fixture.gangplank("conf 10.44.3.0/24 -o /run/small/10-pods.conflist");
+    assert!(full.failure().contains("No space left"), "{full:?}");
+    assert_eq!(
+        fixture.read("/run/small/10-pods.conflist"),
+        "x".repeat(4096)
+    );
+    assert_eq!(fixture.run("ls -A /run/small"), "10-pods.conflist\n");
+    let none = fixture.gangplank("conf 10.44.3.0/24 -o /run/none/10-pods.conflist");
     assert!(
-        none.complaint()
+        none.failure()
             .contains("cannot write /run/none/10-pods.conflist"),
         "{none:?}"
     );
-    site.run("mkdir /run/out/there");
-    let there = site.gangplank("conf 10.44.3.0/24 -o /run/out/there");
-    assert!(there.complaint().contains("/run/out/there"), "{there:?}");
-    assert_eq!(site.run("ls -A /run/out"), "10-pods.conflist\nthere\n");
+    fixture.run("mkdir /run/out/there");
+    let there = fixture.gangplank("conf 10.44.3.0/24 -o /run/out/there");
+    assert!(there.failure().contains("/run/out/there"), "{there:?}");
+    assert_eq!(fixture.run("ls -A /run/out"), "10-pods.conflist\nthere\n");
 }
 
 #[test]
 fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
-    needs!("cni:portmap");
-    let (site, _outside) = uplinked(1500);
+    requires!("cni:portmap");
+    let (fixture, _outside) = uplinked(1500);
     let bin = "/run/chain";
-    site.run_all(&format!(
+    fixture.run_all(&format!(
         "mkdir {bin}\ncp -L {} {bin}/bridge",
         crate::support::binary().display()
     ));
-    site.run(&format!(
+    fixture.run(&format!(
         "cp -L {} {bin}/portmap",
         crate::support::plugin_file("portmap").display()
     ));
     let conf = |flags: &str| {
-        site.gangplank(&format!(
+        fixture.gangplank(&format!(
             "conf 10.44.3.0/24 --portmap --cni-path {bin} {flags}"
         ))
     };
     // Debian's portmap is of a release before cniVersion 1.1.0, and does not know STATUS.
     let answer = conf("--cni-version 1.1.0");
     assert_eq!(answer.ok()["cniVersion"], "1.1.0");
-    let is_old = !site
+    let is_old = !fixture
         .under(&format!("env CNI_COMMAND=VERSION {bin}/portmap"))
         .stdout
         .contains("1.1.0");
@@ -251,9 +258,9 @@ fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
     assert_eq!(conf("").stderr, "", "1.0.0 has no STATUS");
     // One that supports the version, but not the verb.
     let script = "case $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}';; *) echo '{\"code\":4,\"msg\":\"unknown CNI_COMMAND\"}'; exit 1;; esac\n";
-    site.run(&format!("rm {bin}/portmap"));
-    site.write(&format!("{bin}/portmap"), &format!("#!/bin/sh\n{script}"));
-    site.run(&format!("chmod 755 {bin}/portmap"));
+    fixture.run(&format!("rm {bin}/portmap"));
+    fixture.write(&format!("{bin}/portmap"), &format!("#!/bin/sh\n{script}"));
+    fixture.run(&format!("chmod 755 {bin}/portmap"));
     let answer = conf("--cni-version 1.1.0");
     for word in [
         "answers STATUS with an error",
@@ -263,29 +270,29 @@ fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
         assert!(answer.stderr.contains(word), "{word}: {answer:?}");
     }
     // One that hangs is not waited for without end, and one that is not there is not asked.
-    site.write(&format!("{bin}/portmap"), "#!/bin/sh\nexec sleep 60\n");
+    fixture.write(&format!("{bin}/portmap"), "#!/bin/sh\nexec sleep 60\n");
     let answer = conf("--cni-version 1.1.0");
     assert!(
         answer.stderr.contains("did not end within 5 s"),
         "{answer:?}"
     );
-    site.run(&format!("rm {bin}/portmap"));
+    fixture.run(&format!("rm {bin}/portmap"));
     assert_eq!(conf("--cni-version 1.1.0").stderr, "");
 }
 
 #[test]
 fn the_output_is_written_aside_under_a_name_that_cannot_be_foreseen() {
-    needs!("strace");
-    let (site, _outside) = uplinked(1500);
-    site.write("/run/victim", "precious");
-    site.run_all("mkdir -m 777 /run/out\nln -s /run/victim /run/out/10-pods.gangplank-new\nln -s /run/victim /run/out/10-pods.conflist");
+    requires!("strace");
+    let (fixture, _outside) = uplinked(1500);
+    fixture.write("/run/victim", "precious");
+    fixture.run_all("mkdir -m 777 /run/out\nln -s /run/victim /run/out/10-pods.gangplank-new\nln -s /run/victim /run/out/10-pods.conflist");
     let line = "conf 10.44.3.0/24 --output /run/out/10-pods.conflist";
-    let answer = site.under(&format!("strace -f -o /run/trace BINARY {line}"));
+    let answer = fixture.under(&format!("strace -f -o /run/trace BINARY {line}"));
     assert_eq!(answer.code, Some(0), "{answer:?}");
-    assert_eq!(site.read("/run/victim"), "precious");
-    let file = site.run("stat -c %F-%a /run/out/10-pods.conflist");
+    assert_eq!(fixture.read("/run/victim"), "precious");
+    let file = fixture.run("stat -c %F-%a /run/out/10-pods.conflist");
     assert_eq!(file, "regular file-644\n");
-    let trace = site.read("/run/trace");
+    let trace = fixture.read("/run/trace");
     let opened = |trace: &str| {
         let lines = trace
             .lines()
@@ -299,12 +306,15 @@ fn the_output_is_written_aside_under_a_name_that_cannot_be_foreseen() {
         synced < trace.find("rename").expect("and renamed"),
         "{trace}"
     );
-    let answer = site.under(&format!("strace -f -o /run/trace BINARY {line}"));
+    let answer = fixture.under(&format!("strace -f -o /run/trace BINARY {line}"));
     assert_eq!(answer.code, Some(0), "{answer:?}");
     let name = |line: &str| line.split('"').nth(1).unwrap().to_owned();
-    assert_ne!(name(&opened(&site.read("/run/trace"))[0]), name(&first[0]));
+    assert_ne!(
+        name(&opened(&fixture.read("/run/trace"))[0]),
+        name(&first[0])
+    );
     assert_eq!(
-        site.run("ls -A /run/out"),
+        fixture.run("ls -A /run/out"),
         "10-pods.conflist\n10-pods.gangplank-new\n"
     );
 }

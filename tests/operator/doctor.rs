@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::site::{CACHE, CONF, LEASES, Site, doctors_places};
-use crate::support::{Network, Node, binary, needs, small_network, wire};
+use crate::fixture::{CACHE, CONF, Fixture, LEASES, doctors_places};
+use crate::support::{Network, Node, binary, requires, small_network, wire};
 
 fn masquerading() -> Value {
     let mut config = small_network();
@@ -21,97 +21,97 @@ fn dual() -> Value {
 }
 
 /// A node with one pod of a network; the name of its link.
-fn populated(config: &Value) -> (Site, crate::support::Pod, String) {
-    let site = Site::with(config);
-    let pod = site.pod("a");
-    let result = site.run_pod(&site.network(config.clone()), &pod);
-    (site, pod, Network::host_link(&result))
+fn populated(config: &Value) -> (Fixture, crate::support::Pod, String) {
+    let fixture = Fixture::with(config);
+    let pod = fixture.pod("a");
+    let result = fixture.run_pod(&fixture.network(config.clone()), &pod);
+    (fixture, pod, Network::host_link(&result))
 }
 
 #[test]
 fn a_healthy_node_has_nothing_whoever_made_its_pods() {
-    needs!("iptables", "nft", "cni:bridge", "cni:host-local");
+    requires!("iptables", "nft", "cni:bridge", "cni:host-local");
     for backend in ["iptables", "nftables"] {
         let mut config = dual();
         config["ipMasqBackend"] = backend.into();
         config["macspoofchk"] = true.into();
-        let site = Site::with(&config);
-        site.is_healthy();
-        let pods = ["ours", "kept", "theirs", "bare"].map(|name| site.pod(name));
-        let network = site.network(config.clone());
+        let fixture = Fixture::with(&config);
+        fixture.is_healthy();
+        let pods = ["ours", "kept", "theirs", "bare"].map(|name| fixture.pod(name));
+        let network = fixture.network(config.clone());
         network.add(&pods[0]);
-        site.run_pod(&network, &pods[1]);
+        fixture.run_pod(&network, &pods[1]);
         // Backends of Go that both write into one table would be in each other's way.
         if backend == "iptables" {
-            site.run_pod(&site.go(&config), &pods[2]);
-            site.go(&config).add(&pods[3]);
+            fixture.run_pod(&fixture.go(&config), &pods[2]);
+            fixture.go(&config).add(&pods[3]);
         }
-        site.is_healthy();
-        let text = site.doctor("");
-        assert_eq!(text.said(), "ok: nothing found\n");
-        assert!(site.fix().all.is_empty());
+        fixture.is_healthy();
+        let text = fixture.doctor("");
+        assert_eq!(text.success(), "ok: nothing found\n");
+        assert!(fixture.fix().all.is_empty());
     }
 }
 
 #[test]
 fn pods_that_come_and_go_meanwhile_are_no_finding() {
-    needs!("iptables");
+    requires!("iptables");
     let config = masquerading();
-    let site = Site::with(&config);
-    let network = site.network(config);
-    let still = site.pod("still");
-    site.run_pod(&network, &still);
+    let fixture = Fixture::with(&config);
+    let network = fixture.network(config);
+    let still = fixture.pod("still");
+    fixture.run_pod(&network, &still);
     std::thread::scope(|scope| {
         for worker in 0..3 {
-            let (network, site) = (&network, &site);
+            let (network, fixture) = (&network, &fixture);
             scope.spawn(move || {
                 for turn in 0..12 {
-                    let pod = site.pod(&format!("p{worker}-{turn}"));
+                    let pod = fixture.pod(&format!("p{worker}-{turn}"));
                     network.add(&pod);
                     // As old as those of pods that run for long.
-                    site.run(&format!("find {LEASES}/small -name 10.* -exec touch --no-create --date=-1hour {{}} +"));
+                    fixture.run(&format!("find {LEASES}/small -name 10.* -exec touch --no-create --date=-1hour {{}} +"));
                     network.del(&pod);
                 }
             });
         }
         for at in 0..8 {
             let findings = if at % 2 == 0 {
-                site.findings()
+                fixture.findings()
             } else {
-                site.fix()
+                fixture.fix()
             };
             assert!(findings.all.is_empty(), "{:#?}", findings.all);
         }
     });
-    site.is_healthy();
+    fixture.is_healthy();
 }
 
 #[test]
 fn leases_of_pods_that_are_gone_are_found() {
-    needs!("cni:bridge", "cni:host-local");
+    requires!("cni:bridge", "cni:host-local");
     let config = small_network();
-    let site = Site::with(&config);
-    let network = site.network(config.clone());
-    let gone = site.pod("gone");
+    let fixture = Fixture::with(&config);
+    let network = fixture.network(config.clone());
+    let gone = fixture.pod("gone");
     network.add(&gone);
     gone.end();
     // The one end of a veth takes the other with it, but not at once.
     let mut left = 50;
-    while site.run("ip link").contains("veth") && left > 0 {
+    while fixture.run("ip link").contains("veth") && left > 0 {
         std::thread::sleep(std::time::Duration::from_millis(20));
         left -= 1;
     }
     // It may be an ADD at work.
-    site.is_healthy();
-    site.age("small", "10.77.0.2");
-    let findings = site.findings();
+    fixture.is_healthy();
+    fixture.age("small", "10.77.0.2");
+    let findings = fixture.findings();
     assert_eq!(findings.ids(), ["stale-lease"]);
     let stale = findings.the("stale-lease");
     assert!(
         stale.contains("10.77.0.2") && stale.contains("gone") && stale.contains("60 min"),
         "{stale}"
     );
-    let text = site.doctor("");
+    let text = fixture.doctor("");
     assert_eq!(text.code, Some(3));
     assert!(
         text.stdout.contains("(or gangplank doctor --fix)"),
@@ -121,28 +121,28 @@ fn leases_of_pods_that_are_gone_are_found() {
 
 #[test]
 fn links_without_a_lease_are_found_with_and_without_a_runtimes_memory() {
-    needs!();
-    let (site, _pod, veth) = populated(&small_network());
-    site.run(&format!("rm {LEASES}/small/10.77.0.2"));
-    let found = site.findings();
+    requires!();
+    let (fixture, _pod, veth) = populated(&small_network());
+    fixture.run(&format!("rm {LEASES}/small/10.77.0.2"));
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["link-without-lease"]);
     assert!(found.the("link-without-lease").contains(&veth));
     assert!(found.the("link-without-lease").contains("shop/a-0"));
-    site.run(&format!("rm {CACHE}/small-a-eth0"));
-    let found = site.findings();
+    fixture.run(&format!("rm {CACHE}/small-a-eth0"));
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["link-without-lease"]);
     assert!(found.the("link-without-lease").contains(&veth));
 }
 
 #[test]
 fn empty_and_garbled_leases_are_found() {
-    needs!();
-    let (site, _pod, _) = populated(&small_network());
-    site.write(&format!("{LEASES}/small/10.77.0.8"), "");
-    site.write(&format!("{LEASES}/small/10.77.0.9"), "\0\0\0\0");
+    requires!();
+    let (fixture, _pod, _) = populated(&small_network());
+    fixture.write(&format!("{LEASES}/small/10.77.0.8"), "");
+    fixture.write(&format!("{LEASES}/small/10.77.0.9"), "\0\0\0\0");
     // These are no leases.
-    site.write(&format!("{LEASES}/small/notes.txt"), "mine");
-    let found = site.findings();
+    fixture.write(&format!("{LEASES}/small/notes.txt"), "mine");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["garbled-lease"], "{found:#?}");
     let found = found.the("garbled-lease");
     assert!(
@@ -155,34 +155,34 @@ fn empty_and_garbled_leases_are_found() {
 
 #[test]
 fn ranges_that_are_used_up_are_found() {
-    needs!();
+    requires!();
     let mut config = small_network();
     config["ipam"]["subnet"] = "10.77.0.0/28".into();
-    let site = Site::with(&config);
-    let network = site.network(config);
-    let pods: Vec<_> = (0..13).map(|at| site.pod(&format!("p{at}"))).collect();
+    let fixture = Fixture::with(&config);
+    let network = fixture.network(config);
+    let pods: Vec<_> = (0..13).map(|at| fixture.pod(&format!("p{at}"))).collect();
     for pod in &pods[..11] {
         network.add(pod);
     }
-    site.is_healthy();
+    fixture.is_healthy();
     network.add(&pods[11]);
-    let found = site.findings();
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["range-nearly-full"]);
     assert!(found.the("range-nearly-full").contains("12 of 13"));
     network.add(&pods[12]);
-    assert_eq!(site.findings().ids(), ["range-full"]);
+    assert_eq!(fixture.findings().ids(), ["range-full"]);
 }
 
 #[test]
 fn ranges_of_two_networks_that_overlap_are_found() {
-    needs!();
-    let site = Site::with(&small_network());
+    requires!();
+    let fixture = Fixture::with(&small_network());
     let mut other = small_network();
     other["name"] = "other".into();
     other["bridge"] = "br1".into();
     other["ipam"]["subnet"] = "10.77.0.128/25".into();
-    site.configure("20-other.conflist", &other);
-    let found = site.findings();
+    fixture.configure("20-other.conflist", &other);
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["overlapping-ranges"]);
     let found = found.the("overlapping-ranges");
     assert!(
@@ -193,20 +193,20 @@ fn ranges_of_two_networks_that_overlap_are_found() {
 
 #[test]
 fn leases_of_a_network_that_is_not_configured_are_found() {
-    needs!();
-    let (site, _pod, _) = populated(&small_network());
-    site.run(&format!(
+    requires!();
+    let (fixture, _pod, _) = populated(&small_network());
+    fixture.run(&format!(
         "mv {CONF}/10-net.conflist {CONF}/10-net.conflist.off"
     ));
-    let found = site.findings();
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["unknown-network"]);
     assert!(found.the("unknown-network").contains("/small: 10.77.0.2"));
 }
 
 #[test]
 fn configurations_that_no_runtime_can_use_are_found() {
-    needs!();
-    let site = Site::new();
+    requires!();
+    let fixture = Fixture::new();
     for (file, text, wanted) in [
         ("1.conf", "{", "not JSON"),
         ("2.conf", "[]", "not a JSON object"),
@@ -238,56 +238,56 @@ fn configurations_that_no_runtime_can_use_are_found() {
             "no object",
         ),
     ] {
-        site.write(&format!("{CONF}/{file}"), text);
-        let found = site.findings();
+        fixture.write(&format!("{CONF}/{file}"), text);
+        let found = fixture.findings();
         assert_eq!(found.ids(), ["unusable-configuration"], "{text}");
         let found = found.the("unusable-configuration");
         assert!(found.contains(wanted) && found.contains(file), "{found}");
-        site.run(&format!("rm {CONF}/{file}"));
+        fixture.run(&format!("rm {CONF}/{file}"));
     }
     // Runtimes read no other files.
-    site.write(&format!("{CONF}/notes.txt"), "{");
-    site.write(&format!("{CONF}/old.conflist.bak"), "{");
-    site.is_healthy();
+    fixture.write(&format!("{CONF}/notes.txt"), "{");
+    fixture.write(&format!("{CONF}/old.conflist.bak"), "{");
+    fixture.is_healthy();
 }
 
 #[test]
 fn a_name_given_twice_and_plugins_that_are_missing_are_found() {
-    needs!();
-    let site = Site::with(&small_network());
+    requires!();
+    let fixture = Fixture::with(&small_network());
     let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
-    site.configure_list("20-again.conflist", &[&small_network(), &portmap]);
-    let found = site.findings();
+    fixture.configure_list("20-again.conflist", &[&small_network(), &portmap]);
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["plugin-missing", "same-name"], "{found:#?}");
     assert!(found.the("plugin-missing").contains("portmap"));
     assert!(found.the("same-name").contains("20-again.conflist"));
-    site.run(&format!("rm {CONF}/20-again.conflist"));
-    site.run(&format!("rm {}/host-local", Node::BIN));
+    fixture.run(&format!("rm {CONF}/20-again.conflist"));
+    fixture.run(&format!("rm {}/host-local", Node::BIN));
     let mut delegating = small_network();
     delegating["ipam"] = json!({ "type": "dhcp" });
-    site.configure("10-net.conflist", &delegating);
-    let found = site.findings();
+    fixture.configure("10-net.conflist", &delegating);
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["plugin-missing"], "{found:#?}");
     assert!(found.the("plugin-missing").contains("dhcp"));
 }
 
 #[test]
 fn plugins_that_are_not_this_program_are_found() {
-    needs!("cni:bridge");
-    let site = Site::with(&small_network());
-    site.run_all(&format!(
+    requires!("cni:bridge");
+    let fixture = Fixture::with(&small_network());
+    fixture.run_all(&format!(
         "mkdir /run/bin\ncp /usr/lib/cni/bridge /run/bin/bridge\ncp -L {} /run/bin/host-local",
         binary().display()
     ));
-    site.write(
+    fixture.write(
         "/run/bin/loopback",
         "#!/bin/sh\necho 'CNI plugin loopback (gangplank 0.0.1)' >&2\n",
     );
-    site.run("chmod 755 /run/bin/loopback");
+    fixture.run("chmod 755 /run/bin/loopback");
     let flags = format!(
         "--json --cni-path /run/none:/run/bin --conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE}"
     );
-    let answer = site.gangplank(&format!("doctor {flags}"));
+    let answer = fixture.gangplank(&format!("doctor {flags}"));
     assert_eq!(answer.code, Some(3), "{answer:?}");
     let found: Value = serde_json::from_str(&answer.stdout).unwrap();
     let ids: Vec<&str> = found
@@ -311,13 +311,13 @@ fn plugins_that_are_not_this_program_are_found() {
     let line = format!(
         "env CNI_PATH=/run/bin BINARY doctor --conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE}"
     );
-    let answer = site.under(&line);
+    let answer = fixture.under(&line);
     assert!(answer.stdout.contains("[plugin-foreign]"), "{answer:?}");
 }
 
 #[test]
 fn what_others_took_from_living_pods_is_found() {
-    needs!("iptables", "nft");
+    requires!("iptables", "nft");
     let mut config = dual();
     config["macspoofchk"] = true.into();
     let mut promiscuous = config.clone();
@@ -343,14 +343,14 @@ fn what_others_took_from_living_pods_is_found() {
             vec!["forwarding-off"],
         ),
     ] {
-        let (site, _pod, veth) = populated(if harm.contains("promisc") {
+        let (fixture, _pod, veth) = populated(if harm.contains("promisc") {
             &promiscuous
         } else {
             &config
         });
-        site.is_healthy();
-        site.run(&harm.replace("VETH", &veth));
-        let found = site.findings();
+        fixture.is_healthy();
+        fixture.run(&harm.replace("VETH", &veth));
+        let found = fixture.findings();
         let mut found = found.ids();
         // Taking the only port or the bridge down takes the pod's carrier too, and IPv6 addresses go with a link that is down.
         found.retain(|id| ids.contains(id) || *id != "gateway-address");
@@ -360,55 +360,55 @@ fn what_others_took_from_living_pods_is_found() {
 
 #[test]
 fn a_pod_whose_own_end_is_down_is_found() {
-    needs!();
-    let (site, pod, veth) = populated(&small_network());
+    requires!();
+    let (fixture, pod, veth) = populated(&small_network());
     pod.run("ip link set eth0 down");
     // The kernel settles the port's carrier when it is asked for that one (rtnl_getlink), and else in a moment.
-    site.link(&veth);
-    let found = site.findings();
+    fixture.link(&veth);
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["pod-link-down"]);
     assert!(found.the("pod-link-down").contains("shop/a-0"));
-    assert_eq!(site.fix().ids(), ["pod-link-down"]);
+    assert_eq!(fixture.fix().ids(), ["pod-link-down"]);
 }
 
 #[test]
 fn a_bridge_with_another_address_and_a_link_in_its_place_are_found() {
-    needs!();
-    let site = Site::with(&small_network());
-    site.run_all(
+    requires!();
+    let fixture = Fixture::with(&small_network());
+    fixture.run_all(
         "ip link add br0 type bridge\nip link set br0 up\nip addr add 10.9.9.1/24 dev br0",
     );
-    let found = site.findings();
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["bridge-address"]);
     let found = found.the("bridge-address");
     assert!(
         found.contains("10.9.9.1/24") && found.contains("10.77.0.1/24"),
         "{found}"
     );
-    site.run_all("ip link del br0\nip link add br0 type veth peer name other");
-    assert_eq!(site.findings().ids(), ["not-a-bridge"]);
-    assert_eq!(site.fix().ids(), ["not-a-bridge"]);
+    fixture.run_all("ip link del br0\nip link add br0 type veth peer name other");
+    assert_eq!(fixture.findings().ids(), ["not-a-bridge"]);
+    assert_eq!(fixture.fix().ids(), ["not-a-bridge"]);
 }
 
 #[test]
 fn mtus_at_odds_are_found() {
-    needs!();
+    requires!();
     let mut config = small_network();
     config["mtu"] = 1400.into();
-    let (site, _pod, veth) = populated(&config);
+    let (fixture, _pod, veth) = populated(&config);
     let outside = Node::new("outside");
-    wire(&site, "up0", &outside, "eth0");
-    site.run_all("ip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2");
-    site.is_healthy();
-    site.run("ip link set up0 mtu 1300");
-    let found = site.findings();
+    wire(&fixture, "up0", &outside, "eth0");
+    fixture.run_all("ip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2");
+    fixture.is_healthy();
+    fixture.run("ip link set up0 mtu 1300");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["mtu-uplink"]);
     assert!(found.the("mtu-uplink").contains("1300") && found.the("mtu-uplink").contains("up0"));
-    site.run("ip link set up0 mtu 1500");
-    let other = site.pod("b");
-    site.run_pod(&site.network(config), &other);
-    site.run(&format!("ip link set {veth} mtu 1450"));
-    let found = site.findings();
+    fixture.run("ip link set up0 mtu 1500");
+    let other = fixture.pod("b");
+    fixture.run_pod(&fixture.network(config), &other);
+    fixture.run(&format!("ip link set {veth} mtu 1450"));
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["mtu-differs"], "{found:#?}");
     let found = found.the("mtu-differs");
     assert!(
@@ -419,92 +419,95 @@ fn mtus_at_odds_are_found() {
 
 #[test]
 fn masquerading_of_pods_that_are_gone_is_found_whoever_made_it() {
-    needs!("iptables", "nft", "cni:bridge", "cni:host-local");
+    requires!("iptables", "nft", "cni:bridge", "cni:host-local");
     for (backend, go) in [("iptables", true), ("iptables", false), ("nftables", false)] {
         let mut config = masquerading();
         config["ipMasqBackend"] = backend.into();
-        let site = Site::with(&config);
-        let pod = site.pod("gone");
+        let fixture = Fixture::with(&config);
+        let pod = fixture.pod("gone");
         let network = match go {
-            true => site.go(&config),
-            false => site.network(config.clone()),
+            true => fixture.go(&config),
+            false => fixture.network(config.clone()),
         };
         let veth = Network::host_link(&network.add(&pod));
-        site.run_all(&format!("ip link del {veth}\nrm {LEASES}/small/10.77.0.2"));
-        let found = site.findings();
+        fixture.run_all(&format!("ip link del {veth}\nrm {LEASES}/small/10.77.0.2"));
+        let found = fixture.findings();
         assert_eq!(found.ids(), ["masquerade-left-over"], "{backend} {go}");
         assert!(found.the("masquerade-left-over").contains("gone"));
-        let status = site.status("--json").ok();
+        let status = fixture.status("--json").ok();
         assert_eq!(status[0]["masquerade"], json!([backend]), "{go}");
     }
 }
 
 #[test]
 fn forwarding_that_is_off_or_dropped_is_found() {
-    needs!("iptables");
-    let site = Site::with(&dual());
-    site.run_all("sysctl -qw net.ipv4.ip_forward=0\nsysctl -qw net.ipv6.conf.all.forwarding=0");
-    assert_eq!(site.findings().ids(), ["forwarding-off", "forwarding-off"]);
-    site.run_all("sysctl -qw net.ipv4.ip_forward=1\nsysctl -qw net.ipv6.conf.all.forwarding=1");
-    site.is_healthy();
-    site.run("iptables -P FORWARD DROP");
-    let found = site.findings();
+    requires!("iptables");
+    let fixture = Fixture::with(&dual());
+    fixture.run_all("sysctl -qw net.ipv4.ip_forward=0\nsysctl -qw net.ipv6.conf.all.forwarding=0");
+    assert_eq!(
+        fixture.findings().ids(),
+        ["forwarding-off", "forwarding-off"]
+    );
+    fixture.run_all("sysctl -qw net.ipv4.ip_forward=1\nsysctl -qw net.ipv6.conf.all.forwarding=1");
+    fixture.is_healthy();
+    fixture.run("iptables -P FORWARD DROP");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["forward-drop"]);
     assert!(
         found
             .the("forward-drop")
             .contains("policy of FORWARD is DROP")
     );
-    site.run_all("iptables -A FORWARD -i br0 -j ACCEPT\niptables -A FORWARD -o br0 -j ACCEPT");
-    site.is_healthy();
-    site.run("ip6tables -I FORWARD -i br0 -j REJECT");
-    let found = site.findings();
+    fixture.run_all("iptables -A FORWARD -i br0 -j ACCEPT\niptables -A FORWARD -o br0 -j ACCEPT");
+    fixture.is_healthy();
+    fixture.run("ip6tables -I FORWARD -i br0 -j REJECT");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["forward-drop"]);
     assert!(found.the("forward-drop").contains("IPv6"), "{found:#?}");
 }
 
 #[test]
 fn answers_that_forward_would_drop_are_found() {
-    needs!("iptables");
-    let site = Site::with(&small_network());
-    site.run_all("iptables -P FORWARD DROP\niptables -A FORWARD -i br0 -j ACCEPT");
-    let found = site.findings();
+    requires!("iptables");
+    let fixture = Fixture::with(&small_network());
+    fixture.run_all("iptables -P FORWARD DROP\niptables -A FORWARD -i br0 -j ACCEPT");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["forward-drop"], "{found:#?}");
-    site.run("iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
-    site.is_healthy();
+    fixture.run("iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
+    fixture.is_healthy();
 }
 
 #[test]
 fn a_default_route_in_danger_is_found() {
-    needs!();
-    let site = Site::with(&dual());
+    requires!();
+    let fixture = Fixture::with(&dual());
     let outside = Node::new("outside");
-    wire(&site, "up0", &outside, "eth0");
-    site.run("ip -6 addr add 2001:db8::2/64 dev up0 nodad");
-    site.run("ip -6 route add default via 2001:db8::1 dev up0 proto ra");
-    let found = site.findings();
+    wire(&fixture, "up0", &outside, "eth0");
+    fixture.run("ip -6 addr add 2001:db8::2/64 dev up0 nodad");
+    fixture.run("ip -6 route add default via 2001:db8::1 dev up0 proto ra");
+    let found = fixture.findings();
     assert!(found.ids().contains(&"advertised-route"), "{found:#?}");
     assert!(found.the("advertised-route").contains("up0"));
-    site.run("sysctl -qw net.ipv6.conf.up0.accept_ra=2");
-    assert!(!site.findings().ids().contains(&"advertised-route"));
+    fixture.run("sysctl -qw net.ipv6.conf.up0.accept_ra=2");
+    assert!(!fixture.findings().ids().contains(&"advertised-route"));
 }
 
 #[test]
 fn kube_proxy_without_bridge_netfilter_and_both_kinds_of_iptables_are_found() {
-    needs!("iptables-legacy", "iptables-nft");
-    let site = Site::with(&small_network());
-    site.is_healthy();
-    site.run("iptables-nft -t nat -N KUBE-SERVICES");
+    requires!("iptables-legacy", "iptables-nft");
+    let fixture = Fixture::with(&small_network());
+    fixture.is_healthy();
+    fixture.run("iptables-nft -t nat -N KUBE-SERVICES");
     let has = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
     if has {
-        site.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
+        fixture.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
     }
-    site.lay_iptables("xtables-nft-multi");
-    let found = site.findings();
+    fixture.use_iptables_variant("xtables-nft-multi");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["bridge-netfilter"], "{found:#?}");
-    site.run_all("iptables-nft -t nat -X KUBE-SERVICES\niptables-nft -t nat -A POSTROUTING -s 192.0.2.1 -j ACCEPT");
-    site.run("iptables-legacy -t nat -A POSTROUTING -s 192.0.2.2 -j ACCEPT");
-    let found = site.findings();
+    fixture.run_all("iptables-nft -t nat -X KUBE-SERVICES\niptables-nft -t nat -A POSTROUTING -s 192.0.2.1 -j ACCEPT");
+    fixture.run("iptables-legacy -t nat -A POSTROUTING -s 192.0.2.2 -j ACCEPT");
+    let found = fixture.findings();
     assert_eq!(found.ids(), ["two-iptables"], "{found:#?}");
     let found = found.the("two-iptables");
     assert!(
@@ -515,38 +518,38 @@ fn kube_proxy_without_bridge_netfilter_and_both_kinds_of_iptables_are_found() {
 
 #[test]
 fn a_node_without_iptables_is_examined_all_the_same() {
-    needs!();
+    requires!();
     let mut config = masquerading();
     config["ipMasqBackend"] = "nftables".into();
-    let site = Site::with(&config);
+    let fixture = Fixture::with(&config);
     // This node has nothing there.
-    site.run("mount -t tmpfs tmpfs /usr/sbin");
-    let pod = site.pod("a");
-    site.run_pod(&site.network(config), &pod);
-    site.is_healthy();
+    fixture.run("mount -t tmpfs tmpfs /usr/sbin");
+    let pod = fixture.pod("a");
+    fixture.run_pod(&fixture.network(config), &pod);
+    fixture.is_healthy();
     assert_eq!(
-        site.status("--json").ok()[0]["masquerade"],
+        fixture.status("--json").ok()[0]["masquerade"],
         json!(["nftables"])
     );
 }
 
 #[test]
 fn ipv6_alone_and_a_directory_of_many_leases_are_no_finding() {
-    needs!();
+    requires!();
     let mut config = masquerading();
     config["ipam"] = json!({ "type": "host-local", "subnet": "fd77::/64" });
-    let (site, _pod, _) = populated(&config);
-    site.is_healthy();
-    let status = site.status("--json").ok();
+    let (fixture, _pod, _) = populated(&config);
+    fixture.is_healthy();
+    let status = fixture.status("--json").ok();
     assert_eq!(
         status[0]["ranges"][0]["size"], "18446744073709551614",
         "{status}"
     );
     // Ten thousand files, all young.
-    site.write("/run/many", &format!("cd {LEASES}/small && for i in $(seq 2 9999); do printf 'c%s\\r\\neth0' $i >fd77::1:$i; done\n"));
-    site.run("bash /run/many");
+    fixture.write("/run/many", &format!("cd {LEASES}/small && for i in $(seq 2 9999); do printf 'c%s\\r\\neth0' $i >fd77::1:$i; done\n"));
+    fixture.run("bash /run/many");
     let start = std::time::Instant::now();
-    let status = site.under(&format!(
+    let status = fixture.under(&format!(
         "timeout 60 BINARY doctor --json {}",
         doctors_places()
     ));
@@ -562,23 +565,22 @@ fn ipv6_alone_and_a_directory_of_many_leases_are_no_finding() {
 
 #[test]
 fn somebody_who_may_not_look_is_told_so() {
-    needs!("setpriv");
-    let (site, _pod, _) = populated(&small_network());
-    site.run_all(&format!(
+    requires!("setpriv");
+    let (fixture, _pod, _) = populated(&small_network());
+    fixture.run_all(&format!(
         "cp -L {} /run/gangplank\nchmod 755 /run/gangplank",
         binary().display()
     ));
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all /run/gangplank";
-    let answer = site.under(&format!("{user} doctor {}", doctors_places()));
+    let answer = fixture.under(&format!("{user} doctor {}", doctors_places()));
     assert!(
-        answer.complaint().contains("Permission denied")
-            && answer.stderr.contains("run it as root"),
+        answer.failure().contains("Permission denied") && answer.stderr.contains("run it as root"),
         "{answer:?}"
     );
     // Without a lease there is nothing that it may not read but rules.
-    site.run(&format!("rm -r {LEASES}/small"));
+    fixture.run(&format!("rm -r {LEASES}/small"));
     for flag in ["", "--fix"] {
-        let answer = site.under(&format!("{user} doctor {flag} {}", doctors_places()));
+        let answer = fixture.under(&format!("{user} doctor {flag} {}", doctors_places()));
         assert_eq!(answer.code, Some(3), "{answer:?}");
         assert!(
             answer.stdout.contains("[not-seen]") && answer.stdout.contains("run it as root"),
@@ -589,28 +591,28 @@ fn somebody_who_may_not_look_is_told_so() {
 
 #[test]
 fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
-    needs!("cni:portmap", "cni:tuning");
+    requires!("cni:portmap", "cni:tuning");
     let mut config = small_network();
     config["cniVersion"] = "1.1.0".into();
-    let site = Site::new();
+    let fixture = Fixture::new();
     let bin = "/run/chain";
-    site.run_all(&format!(
+    fixture.run_all(&format!(
         "mkdir {bin}\ncp -L {} {bin}/bridge",
         crate::support::binary().display()
     ));
     let script = "case $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"1.1.0\"]}';; *) cat >/run/asked; echo '{\"code\":50,\"msg\":\"no firewall\"}'; exit 1;; esac\n";
-    site.write(&format!("{bin}/tuning"), &format!("#!/bin/sh\n{script}"));
-    site.write(&format!("{bin}/portmap"), "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}';; *) echo 'missing containerID' >&2; exit 1;; esac\n");
-    site.run(&format!("chmod 755 {bin}/tuning {bin}/portmap"));
+    fixture.write(&format!("{bin}/tuning"), &format!("#!/bin/sh\n{script}"));
+    fixture.write(&format!("{bin}/portmap"), "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}';; *) echo 'missing containerID' >&2; exit 1;; esac\n");
+    fixture.run(&format!("chmod 755 {bin}/tuning {bin}/portmap"));
     let chained = |kind: &str| json!({ "type": kind });
     let found = |config: &Value| -> Vec<Value> {
-        site.configure_list(
+        fixture.configure_list(
             "10-net.conflist",
             &[config, &chained("portmap"), &chained("tuning")],
         );
         let places =
             format!("--conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE} --cni-path {bin}");
-        let answer = site.gangplank(&format!("doctor --json {places}"));
+        let answer = fixture.gangplank(&format!("doctor --json {places}"));
         let found: Value = serde_json::from_str(&answer.stdout).unwrap();
         let found = found.as_array().unwrap().iter();
         found
@@ -648,7 +650,7 @@ fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
         }
     }
     // It was asked as a runtime asks it.
-    let asked: Value = serde_json::from_str(&site.read("/run/asked")).unwrap();
+    let asked: Value = serde_json::from_str(&fixture.read("/run/asked")).unwrap();
     assert_eq!(
         asked,
         json!({ "type": "tuning", "name": "small", "cniVersion": "1.1.0" })
@@ -671,7 +673,7 @@ fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
 
 #[test]
 fn keys_that_work_but_not_as_they_seem_are_named() {
-    needs!();
+    requires!();
     let mut config = small_network();
     config["mtu"] = json!(-1);
     config["ipMasqBackend"] = "ipvs".into();
@@ -682,8 +684,8 @@ fn keys_that_work_but_not_as_they_seem_are_named() {
     ], "routes": [
         { "dst": "fd09::7/64" }, { "dst": "fd09::7/64" }, { "dst": "10.9.0.0/16", "mtu": -5, "scope": 256 },
     ]});
-    let site = Site::with(&config);
-    let answer = site.gangplank(&format!(
+    let fixture = Fixture::with(&config);
+    let answer = fixture.gangplank(&format!(
         "doctor --json --conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE} --cni-path {}",
         Node::BIN
     ));

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::site::{CACHE, CONF, LEASES, Site};
-use crate::support::{Footprint, Network, Node, needs, small_network, wire};
+use crate::fixture::{CACHE, CONF, Fixture, LEASES};
+use crate::support::{Network, Node, NodeState, requires, small_network, wire};
 
 fn masquerading() -> Value {
     let mut config = small_network();
@@ -13,39 +13,39 @@ fn masquerading() -> Value {
 
 #[test]
 fn leases_and_rules_of_the_dead_go_and_those_of_the_living_stay() {
-    needs!("ping", "iptables", "cni:bridge", "cni:host-local");
+    requires!("ping", "iptables", "cni:bridge", "cni:host-local");
     for backend in ["iptables", "nftables"] {
         let mut config = masquerading();
         config["ipMasqBackend"] = backend.into();
-        let site = Site::with(&config);
-        let network = site.network(config.clone());
-        let pods = ["ours", "go-kept", "go-bare"].map(|name| site.pod(name));
+        let fixture = Fixture::with(&config);
+        let network = fixture.network(config.clone());
+        let pods = ["ours", "go-kept", "go-bare"].map(|name| fixture.pod(name));
         network.add(&pods[0]);
         if backend == "iptables" {
-            site.run_pod(&site.go(&config), &pods[1]);
-            site.go(&config).add(&pods[2]);
+            fixture.run_pod(&fixture.go(&config), &pods[1]);
+            fixture.go(&config).add(&pods[2]);
         }
-        let living = Footprint::of_pods(&site);
-        let dead = site.pod("dead");
+        let living = NodeState::of_pods(&fixture);
+        let dead = fixture.pod("dead");
         let result = network.add(&dead);
-        site.run(&format!("ip link del {}", Network::host_link(&result)));
+        fixture.run(&format!("ip link del {}", Network::host_link(&result)));
         let address = Network::address(&result);
-        site.age("small", &address);
+        fixture.age("small", &address);
         for lease in living.files.keys() {
-            site.run(&format!("touch --no-create --date=-1hour {lease}"));
+            fixture.run(&format!("touch --no-create --date=-1hour {lease}"));
         }
-        site.write(&format!("{LEASES}/small/10.77.0.99"), "");
+        fixture.write(&format!("{LEASES}/small/10.77.0.99"), "");
         // Without the memory of Go's pod its link may be any.
-        let found = site.findings();
-        let fixed = site.fix();
+        let found = fixture.findings();
+        let fixed = fixture.fix();
         if backend == "nftables" {
             assert_eq!(found.ids(), ["garbled-lease", "stale-lease"]);
             assert!(fixed.all.iter().all(|it| it["fixed"] == true), "{fixed:#?}");
-            site.is_healthy();
-            assert_eq!(Footprint::of_pods(&site), living);
+            fixture.is_healthy();
+            assert_eq!(NodeState::of_pods(&fixture), living);
         } else {
             assert_eq!(found.ids(), ["garbled-lease"]);
-            assert!(site.lease("small", &address).is_some());
+            assert!(fixture.lease("small", &address).is_some());
         }
         for pod in pods.iter().filter(|pod| pod.link("eth0").is_some()) {
             assert_eq!(pod.reaches("10.77.0.1"), 64);
@@ -55,7 +55,7 @@ fn leases_and_rules_of_the_dead_go_and_those_of_the_living_stay() {
 
 #[test]
 fn a_living_pod_of_go_keeps_its_lease_whatever_became_of_its_port_and_bridge() {
-    needs!("iptables", "cni:bridge", "cni:host-local");
+    requires!("iptables", "cni:bridge", "cni:host-local");
     let config = masquerading();
     for harm in [
         "ip link set VETH nomaster",
@@ -64,40 +64,40 @@ fn a_living_pod_of_go_keeps_its_lease_whatever_became_of_its_port_and_bridge() {
         "ip link set VETH down",
     ] {
         for memory in ["none", "garbled", "old", "whole"] {
-            let site = Site::with(&config);
-            let pod = site.pod("go");
-            let go = site.go(&config);
+            let fixture = Fixture::with(&config);
+            let pod = fixture.pod("go");
+            let go = fixture.go(&config);
             let mut result = go.add(&pod);
             let veth = Network::host_link(&result);
             match memory {
                 "none" => {}
-                "garbled" => site.remember(&go, &pod, &json!("what?")),
+                "garbled" => fixture.remember(&go, &pod, &json!("what?")),
                 // Results of CNI 0.2.0 tell no interfaces.
-                "old" => site.remember(
+                "old" => fixture.remember(
                     &go,
                     &pod,
                     &json!({ "cniVersion": "0.2.0", "ip4": { "ip": "10.77.0.2/24" } }),
                 ),
                 _ => {
                     result["cniVersion"] = "1.0.0".into();
-                    site.remember(&go, &pod, &result);
+                    fixture.remember(&go, &pod, &result);
                 }
             }
-            site.age("small", "10.77.0.2");
-            site.run(&harm.replace("VETH", &veth));
-            let fixed = site.fix();
+            fixture.age("small", "10.77.0.2");
+            fixture.run(&harm.replace("VETH", &veth));
+            let fixed = fixture.fix();
             if harm == "ip link del br0" && memory != "whole" {
                 fixed.the("bridge-missing");
             }
             assert!(
-                site.lease("small", "10.77.0.2").is_some(),
+                fixture.lease("small", "10.77.0.2").is_some(),
                 "{harm}, {memory}: {fixed:#?}"
             );
             assert!(
                 !fixed.ids().contains(&"stale-lease"),
                 "{harm}, {memory}: {fixed:#?}"
             );
-            let chains = site.nat("iptables");
+            let chains = fixture.nat("iptables");
             assert!(
                 chains.iter().any(|rule| rule.contains("MASQUERADE")),
                 "{harm}, {memory}: {chains:?}"
@@ -108,58 +108,58 @@ fn a_living_pod_of_go_keeps_its_lease_whatever_became_of_its_port_and_bridge() {
 
 #[test]
 fn a_pod_that_lost_its_link_but_lives_keeps_its_lease() {
-    needs!();
+    requires!();
     let config = small_network();
-    let site = Site::with(&config);
-    let pod = site.pod("a");
-    let result = site.run_pod(&site.network(config), &pod);
-    site.run(&format!("ip link del {}", Network::host_link(&result)));
-    site.age("small", "10.77.0.2");
-    let fixed = site.fix();
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("a");
+    let result = fixture.run_pod(&fixture.network(config), &pod);
+    fixture.run(&format!("ip link del {}", Network::host_link(&result)));
+    fixture.age("small", "10.77.0.2");
+    let fixed = fixture.fix();
     assert_eq!(fixed.ids(), ["stale-lease"]);
     assert_eq!(fixed.all[0]["fixable"], false);
     assert!(fixed.the("stale-lease").contains("restart the pod"));
-    assert!(site.lease("small", "10.77.0.2").is_some());
+    assert!(fixture.lease("small", "10.77.0.2").is_some());
 }
 
 #[test]
 fn a_name_that_two_networks_share_is_reason_to_free_nothing() {
-    needs!();
+    requires!();
     let config = small_network();
-    let site = Site::with(&config);
+    let fixture = Fixture::with(&config);
     let other =
         json!({ "cniVersion": "1.0.0", "name": "small", "type": "ptp", "ipam": config["ipam"] });
-    site.configure("20-ptp.conflist", &other);
+    fixture.configure("20-ptp.conflist", &other);
     // A pod of the other plugin, of whose links nobody here knows.
-    site.run(&format!("mkdir -p {LEASES}/small"));
-    site.write(&format!("{LEASES}/small/10.77.0.5"), "other\r\neth0");
-    site.age("small", "10.77.0.5");
-    let fixed = site.fix();
+    fixture.run(&format!("mkdir -p {LEASES}/small"));
+    fixture.write(&format!("{LEASES}/small/10.77.0.5"), "other\r\neth0");
+    fixture.age("small", "10.77.0.5");
+    let fixed = fixture.fix();
     assert!(fixed.ids().contains(&"same-name"), "{fixed:#?}");
-    assert!(site.lease("small", "10.77.0.5").is_some(), "{fixed:#?}");
+    assert!(fixture.lease("small", "10.77.0.5").is_some(), "{fixed:#?}");
 }
 
 #[test]
 fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
-    needs!("iptables", "nft", "cni:bridge", "cni:host-local");
+    requires!("iptables", "nft", "cni:bridge", "cni:host-local");
     for (backend, go) in [("iptables", true), ("iptables", false), ("nftables", false)] {
         let mut config = masquerading();
         config["ipMasqBackend"] = backend.into();
-        let site = Site::with(&config);
-        let (stays, goes) = (site.pod("stays"), site.pod("goes"));
+        let fixture = Fixture::with(&config);
+        let (stays, goes) = (fixture.pod("stays"), fixture.pod("goes"));
         let network = if go {
-            site.go(&config)
+            fixture.go(&config)
         } else {
-            site.network(config.clone())
+            fixture.network(config.clone())
         };
-        site.run_pod(&network, &stays);
-        let rules = site.run("nft list ruleset");
+        fixture.run_pod(&network, &stays);
+        let rules = fixture.run("nft list ruleset");
         let result = network.add(&goes);
-        site.run(&format!("ip link del {}", Network::host_link(&result)));
-        site.run(&format!("rm {LEASES}/small/{}", Network::address(&result)));
-        let fixed = site.fix();
+        fixture.run(&format!("ip link del {}", Network::host_link(&result)));
+        fixture.run(&format!("rm {LEASES}/small/{}", Network::address(&result)));
+        let fixed = fixture.fix();
         assert_eq!(fixed.ids(), ["masquerade-left-over"], "{backend} {go}");
-        site.is_healthy();
+        fixture.is_healthy();
         let handles = |text: String| {
             text.lines()
                 .filter(|line| !line.contains("packets"))
@@ -167,7 +167,7 @@ fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(
-            handles(site.run("nft list ruleset")),
+            handles(fixture.run("nft list ruleset")),
             handles(rules),
             "{backend} {go}"
         );
@@ -176,9 +176,9 @@ fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
 
 #[test]
 fn masquerading_of_a_network_whose_leases_are_elsewhere_stays() {
-    needs!("iptables", "nft");
+    requires!("iptables", "nft");
     for backend in ["iptables", "nftables"] {
-        let site = Site::with(&small_network());
+        let fixture = Fixture::with(&small_network());
         // As flannel does it: the plugin that a configuration names calls bridge with leases in a place of its own.
         let mut config = masquerading();
         config["name"] = "cbr0".into();
@@ -186,36 +186,36 @@ fn masquerading_of_a_network_whose_leases_are_elsewhere_stays() {
         config["ipam"]["dataDir"] = "/run/elsewhere".into();
         config["ipam"]["subnet"] = "10.78.0.0/24".into();
         config["bridge"] = "br9".into();
-        let pod = site.pod("lives");
-        site.network(config.clone()).add(&pod);
+        let pod = fixture.pod("lives");
+        fixture.network(config.clone()).add(&pod);
         config["type"] = "flannel".into();
         for is_named in [false, true] {
             if is_named {
-                site.configure("20-flannel.conflist", &config);
+                fixture.configure("20-flannel.conflist", &config);
             }
-            let before = Footprint::of(&site);
-            let fixed = site.fix();
+            let before = NodeState::of(&fixture);
+            let fixed = fixture.fix();
             assert!(
                 fixed
                     .the("masquerade-left-over")
                     .contains("no leases of that network"),
                 "{backend}: {fixed:#?}"
             );
-            assert_eq!(Footprint::of(&site), before, "{backend}");
+            assert_eq!(NodeState::of(&fixture), before, "{backend}");
         }
     }
 }
 
 #[test]
 fn rules_of_a_newer_go_plugin_are_seen_and_those_of_the_dead_go() {
-    needs!("nft");
+    requires!("nft");
     let mut config = masquerading();
     config["ipMasqBackend"] = "nftables".into();
-    let site = Site::with(&config);
-    let pod = site.pod("stays");
-    site.run_pod(&site.network(config), &pod);
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("stays");
+    fixture.run_pod(&fixture.network(config), &pod);
     // As version 1.6 and later writes them: one rule for each address, its comment begins with two hashes.
-    let told = site.run("nft list map inet gangplank pods4");
+    let told = fixture.run("nft list map inet gangplank pods4");
     let comment = told.split('"').nth(1).unwrap();
     let of = |container: &str, address: &str| {
         let comment = match container {
@@ -232,41 +232,41 @@ fn rules_of_a_newer_go_plugin_are_seen_and_those_of_the_dead_go() {
         of("stays", "10.77.0.2"),
         of("gone", "10.77.0.9")
     );
-    site.write("/run/go.nft", &chain);
-    site.run_all("nft -f /run/go.nft\nnft delete table inet gangplank");
-    let fixed = site.fix();
+    fixture.write("/run/go.nft", &chain);
+    fixture.run_all("nft -f /run/go.nft\nnft delete table inet gangplank");
+    let fixed = fixture.fix();
     assert_eq!(fixed.ids(), ["masquerade-left-over"], "{fixed:#?}");
     assert!(
         fixed.the("masquerade-left-over").contains("container gone"),
         "{fixed:#?}"
     );
-    site.is_healthy();
-    let left = site.run("nft list table inet cni_plugins_masquerade");
+    fixture.is_healthy();
+    let left = fixture.run("nft list table inet cni_plugins_masquerade");
     assert!(
         left.contains("10.77.0.2") && !left.contains("10.77.0.9"),
         "{left}"
     );
     assert_eq!(
-        site.status("--json").ok()[0]["masquerade"],
+        fixture.status("--json").ok()[0]["masquerade"],
         json!(["nftables"])
     );
 }
 
 #[test]
 fn what_others_took_comes_back() {
-    needs!("ping", "iptables", "nft");
+    requires!("ping", "iptables", "nft");
     let mut config = masquerading();
     config["macspoofchk"] = true.into();
     config["hairpinMode"] = true.into();
-    let site = Site::with(&config);
-    let (a, b) = (site.pod("a"), site.pod("b"));
-    let network = site.network(config);
-    let veth = Network::host_link(&site.run_pod(&network, &a));
-    let to = Network::address(&site.run_pod(&network, &b));
-    site.run_all(&format!(
+    let fixture = Fixture::with(&config);
+    let (a, b) = (fixture.pod("a"), fixture.pod("b"));
+    let network = fixture.network(config);
+    let veth = Network::host_link(&fixture.run_pod(&network, &a));
+    let to = Network::address(&fixture.run_pod(&network, &b));
+    fixture.run_all(&format!(
         "ip addr flush dev br0\nip link set {veth} nomaster\niptables -t nat -F\nnft flush table bridge nat\nsysctl -qw net.ipv4.ip_forward=0"
     ));
-    let fixed = site.fix();
+    let fixed = fixture.fix();
     let ids = fixed.ids();
     for id in [
         "forwarding-off",
@@ -278,91 +278,94 @@ fn what_others_took_comes_back() {
         assert!(ids.contains(&id), "{id}: {ids:?}");
     }
     assert!(fixed.all.iter().all(|it| it["fixed"] == true), "{fixed:#?}");
-    site.is_healthy();
+    fixture.is_healthy();
     a.reaches(&to);
     a.reaches("10.77.0.1");
 }
 
 #[test]
 fn the_default_route_is_kept_from_vanishing() {
-    needs!();
+    requires!();
     let mut config = small_network();
     config["ipam"]["subnet"] = "fd77::/64".into();
-    let site = Site::with(&config);
+    let fixture = Fixture::with(&config);
     let outside = Node::new("outside");
-    wire(&site, "up0", &outside, "eth0");
-    site.run_all(
+    wire(&fixture, "up0", &outside, "eth0");
+    fixture.run_all(
         "sysctl -qw net.ipv6.conf.all.forwarding=0\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra",
     );
-    let fixed = site.fix();
+    let fixed = fixture.fix();
     assert_eq!(fixed.ids(), ["advertised-route", "forwarding-off"]);
-    assert_eq!(site.read("/proc/sys/net/ipv6/conf/up0/accept_ra"), "2\n");
-    assert_eq!(site.read("/proc/sys/net/ipv6/conf/all/forwarding"), "1\n");
-    site.is_healthy();
+    assert_eq!(fixture.read("/proc/sys/net/ipv6/conf/up0/accept_ra"), "2\n");
+    assert_eq!(
+        fixture.read("/proc/sys/net/ipv6/conf/all/forwarding"),
+        "1\n"
+    );
+    fixture.is_healthy();
 }
 
 #[test]
 fn advertisements_that_a_network_manager_handles_stay_out_of_the_kernel() {
-    needs!();
+    requires!();
     let mut config = small_network();
     config["ipam"]["subnet"] = "fd77::/64".into();
     for accepted in [0, 2] {
-        let site = Site::with(&config);
+        let fixture = Fixture::with(&config);
         let outside = Node::new("outside");
-        wire(&site, "up0", &outside, "eth0");
-        site.run_all(&format!(
+        wire(&fixture, "up0", &outside, "eth0");
+        fixture.run_all(&format!(
             "sysctl -qw net.ipv6.conf.up0.accept_ra={accepted}\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra"
         ));
         let parameter = "/proc/sys/net/ipv6/conf/up0/accept_ra";
-        assert_eq!(site.fix().ids(), Vec::<&str>::new());
-        assert_eq!(site.read(parameter), format!("{accepted}\n"));
+        assert_eq!(fixture.fix().ids(), Vec::<&str>::new());
+        assert_eq!(fixture.read(parameter), format!("{accepted}\n"));
         // Nor does an ADD of an IPv6 pod touch it.
-        site.network(config.clone()).add(&site.pod("a"));
-        assert_eq!(site.read(parameter), format!("{accepted}\n"));
+        fixture.network(config.clone()).add(&fixture.pod("a"));
+        assert_eq!(fixture.read(parameter), format!("{accepted}\n"));
     }
 }
 
 #[test]
 fn a_default_route_that_a_pod_advertised_is_shown() {
-    needs!("iptables");
+    requires!("iptables");
     let config = small_network();
-    let site = Site::with(&config);
-    let pod = site.pod("a");
-    site.run_pod(&site.network(config), &pod);
-    site.run("ip -6 route add default via fe80::1 dev br0 proto ra");
-    let fixed = site.fix();
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("a");
+    fixture.run_pod(&fixture.network(config), &pod);
+    fixture.run("ip -6 route add default via fe80::1 dev br0 proto ra");
+    let fixed = fixture.fix();
     assert_eq!(fixed.ids(), ["route-from-pod"]);
     assert!(
         fixed
             .the("route-from-pod")
             .contains("ip -6 route del default dev br0")
     );
-    site.run("ip -6 route del default dev br0 proto ra");
-    site.is_healthy();
+    fixture.run("ip -6 route del default dev br0 proto ra");
+    fixture.is_healthy();
 }
 
 #[test]
 fn what_is_not_safe_is_left_to_the_operator() {
-    needs!("iptables");
-    let site = Site::with(&small_network());
+    requires!("iptables");
+    let fixture = Fixture::with(&small_network());
     let mut other = small_network();
     other["name"] = "other".into();
     other["bridge"] = "br1".into();
-    site.configure("20-other.conflist", &other);
-    site.write(&format!("{CONF}/30-half.conf"), "{");
-    site.run_all(
+    fixture.configure("20-other.conflist", &other);
+    fixture.write(&format!("{CONF}/30-half.conf"), "{");
+    fixture.run_all(
         "ip link add br0 type bridge\nip addr add 10.9.9.1/24 dev br0\niptables -P FORWARD DROP",
     );
-    site.run(&format!("mkdir -p {LEASES}/unknown"));
-    site.write(&format!("{LEASES}/unknown/10.5.0.2"), "x\r\neth0");
-    site.age("unknown", "10.5.0.2");
+    fixture.run(&format!("mkdir -p {LEASES}/unknown"));
+    fixture.write(&format!("{LEASES}/unknown/10.5.0.2"), "x\r\neth0");
+    fixture.age("unknown", "10.5.0.2");
     let before = (
-        Footprint::of(&site),
-        site.files(CONF),
-        site.files(CACHE),
-        site.run("iptables -S"),
+        NodeState::of(&fixture),
+        fixture.files(CONF),
+        fixture.files(CACHE),
+        fixture.run("iptables -S"),
     );
-    let fixed = site.fix();
+    let fixed = fixture.fix();
     assert!(
         fixed
             .all
@@ -372,10 +375,10 @@ fn what_is_not_safe_is_left_to_the_operator() {
     );
     assert!(fixed.all.len() >= 5, "{fixed:#?}");
     let after = (
-        Footprint::of(&site),
-        site.files(CONF),
-        site.files(CACHE),
-        site.run("iptables -S"),
+        NodeState::of(&fixture),
+        fixture.files(CONF),
+        fixture.files(CACHE),
+        fixture.run("iptables -S"),
     );
     assert_eq!(before, after);
 }

@@ -1,94 +1,98 @@
 //! `gangplank install` and `uninstall`.
 
-use crate::site::Site;
-use crate::support::{binary, needs};
+use crate::fixture::Fixture;
+use crate::support::{binary, requires};
 
 const BIN: &str = "/run/opt/bin";
 const NAMES: [&str; 3] = ["bridge", "host-local", "loopback"];
 
 /// A node with the binary of its own, and the plugins of Go in a directory.
-fn with_go() -> Site {
-    let site = Site::new();
-    site.run_all(&format!(
+fn with_go() -> Fixture {
+    let fixture = Fixture::new();
+    fixture.run_all(&format!(
         "mkdir -p {BIN}\ncp -L {} /run/gangplank",
         binary().display()
     ));
     for name in NAMES {
-        site.run(&format!("cp /usr/lib/cni/{name} {BIN}/{name}"));
+        fixture.run(&format!("cp /usr/lib/cni/{name} {BIN}/{name}"));
     }
-    site.run(&format!("cp /usr/lib/cni/portmap {BIN}/portmap"));
-    site
+    fixture.run(&format!("cp /usr/lib/cni/portmap {BIN}/portmap"));
+    fixture
 }
 
-fn is_same(site: &Site, one: &str, other: &str) -> bool {
-    site.try_run(&format!("cmp -s {one} {other}"))
+fn is_same(fixture: &Fixture, one: &str, other: &str) -> bool {
+    fixture
+        .try_run(&format!("cmp -s {one} {other}"))
         .status
         .success()
 }
 
-fn installed(site: &Site) -> Vec<bool> {
+fn installed(fixture: &Fixture) -> Vec<bool> {
     NAMES
         .iter()
-        .map(|name| is_same(site, &format!("{BIN}/{name}"), "/run/gangplank"))
+        .map(|name| is_same(fixture, &format!("{BIN}/{name}"), "/run/gangplank"))
         .collect()
 }
 
 #[test]
 fn the_plugins_of_go_are_kept_and_come_back() {
-    needs!("cni:bridge", "cni:portmap");
-    let site = with_go();
-    let before = site.files(BIN);
-    let said = site.under(&format!("/run/gangplank install {BIN}"));
+    requires!("cni:bridge", "cni:portmap");
+    let fixture = with_go();
+    let before = fixture.files(BIN);
+    let said = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(
-        said.said().contains("CNI bridge plugin") && said.stdout.contains("is kept as bridge.orig"),
+        said.success().contains("CNI bridge plugin")
+            && said.stdout.contains("is kept as bridge.orig"),
         "{said:?}"
     );
-    assert_eq!(installed(&site), [true; 3]);
+    assert_eq!(installed(&fixture), [true; 3]);
     for name in NAMES {
         assert!(
             is_same(
-                &site,
+                &fixture,
                 &format!("{BIN}/{name}.orig"),
                 &format!("/usr/lib/cni/{name}")
             ),
             "{name}"
         );
-        assert_eq!(site.run(&format!("stat -c %a {BIN}/{name}")), "755\n");
+        assert_eq!(fixture.run(&format!("stat -c %a {BIN}/{name}")), "755\n");
     }
     // It says what it is under its new name.
-    let about = site.under(&format!("env CNI_COMMAND=VERSION {BIN}/bridge"));
+    let about = fixture.under(&format!("env CNI_COMMAND=VERSION {BIN}/bridge"));
     assert_eq!(about.code, Some(0), "{about:?}");
     // A second time nothing is lost.
-    let again = site.under(&format!("/run/gangplank install {BIN}"));
-    assert!(!again.said().contains("kept"), "{again:?}");
+    let again = fixture.under(&format!("/run/gangplank install {BIN}"));
+    assert!(!again.success().contains("kept"), "{again:?}");
     assert!(is_same(
-        &site,
+        &fixture,
         &format!("{BIN}/bridge.orig"),
         "/usr/lib/cni/bridge"
     ));
-    let back = site.under(&format!("/run/gangplank uninstall {BIN}"));
-    assert_eq!(back.said().matches("is back").count(), 3, "{back:?}");
-    assert_eq!(site.files(BIN), before);
+    let back = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
+    assert_eq!(back.success().matches("is back").count(), 3, "{back:?}");
+    assert_eq!(fixture.files(BIN), before);
     // And a second uninstall touches nothing of Go's.
-    let again = site.under(&format!("/run/gangplank uninstall {BIN}"));
-    assert_eq!(again.said().matches("and stays").count(), 3, "{again:?}");
-    assert_eq!(site.files(BIN), before);
+    let again = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
+    assert_eq!(again.success().matches("and stays").count(), 3, "{again:?}");
+    assert_eq!(fixture.files(BIN), before);
 }
 
 #[test]
 fn an_older_gangplank_is_replaced_and_what_it_kept_is_kept_on() {
-    needs!("cni:bridge", "cni:portmap");
-    let site = with_go();
-    site.under(&format!("/run/gangplank install {BIN}")).said();
+    requires!("cni:bridge", "cni:portmap");
+    let fixture = with_go();
+    fixture
+        .under(&format!("/run/gangplank install {BIN}"))
+        .success();
     // Another build: the same program with something behind it.
-    site.write("/run/more", &format!("for f in bridge host-local loopback; do cp {BIN}/$f /run/old && echo x >>/run/old && mv /run/old {BIN}/$f; done\n"));
-    site.run("bash /run/more");
-    assert_eq!(installed(&site), [false; 3]);
-    let said = site.under(&format!("/run/gangplank install {BIN}"));
-    assert!(!said.said().contains("kept"), "{said:?}");
-    assert_eq!(installed(&site), [true; 3]);
+    fixture.write("/run/more", &format!("for f in bridge host-local loopback; do cp {BIN}/$f /run/old && echo x >>/run/old && mv /run/old {BIN}/$f; done\n"));
+    fixture.run("bash /run/more");
+    assert_eq!(installed(&fixture), [false; 3]);
+    let said = fixture.under(&format!("/run/gangplank install {BIN}"));
+    assert!(!said.success().contains("kept"), "{said:?}");
+    assert_eq!(installed(&fixture), [true; 3]);
     assert!(is_same(
-        &site,
+        &fixture,
         &format!("{BIN}/bridge.orig"),
         "/usr/lib/cni/bridge"
     ));
@@ -96,66 +100,83 @@ fn an_older_gangplank_is_replaced_and_what_it_kept_is_kept_on() {
 
 #[test]
 fn a_foreign_program_that_came_later_is_kept_in_its_turn() {
-    needs!("cni:bridge", "cni:portmap");
-    let site = with_go();
-    site.under(&format!("/run/gangplank install {BIN}")).said();
-    site.write("/run/newer", "#!/bin/sh\necho CNI bridge plugin v9 >&2\n");
-    site.run_all(&format!(
+    requires!("cni:bridge", "cni:portmap");
+    let fixture = with_go();
+    fixture
+        .under(&format!("/run/gangplank install {BIN}"))
+        .success();
+    fixture.write("/run/newer", "#!/bin/sh\necho CNI bridge plugin v9 >&2\n");
+    fixture.run_all(&format!(
         "chmod 755 /run/newer\ncp --remove-destination /run/newer {BIN}/bridge"
     ));
-    let stays = site.under(&format!("/run/gangplank uninstall {BIN}"));
+    let stays = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
     assert!(
         stays
-            .said()
+            .success()
             .contains("is not gangplank but \"CNI bridge plugin v9\", and stays"),
         "{stays:?}"
     );
-    assert!(is_same(&site, &format!("{BIN}/bridge"), "/run/newer"));
-    let said = site.under(&format!("/run/gangplank install {BIN}"));
+    assert!(is_same(&fixture, &format!("{BIN}/bridge"), "/run/newer"));
+    let said = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(
-        said.said()
+        said.success()
             .contains("CNI bridge plugin v9 is kept as bridge.orig"),
         "{said:?}"
     );
-    assert!(is_same(&site, &format!("{BIN}/bridge.orig"), "/run/newer"));
-    site.under(&format!("/run/gangplank uninstall {BIN}"))
-        .said();
-    assert!(is_same(&site, &format!("{BIN}/bridge"), "/run/newer"));
+    assert!(is_same(
+        &fixture,
+        &format!("{BIN}/bridge.orig"),
+        "/run/newer"
+    ));
+    fixture
+        .under(&format!("/run/gangplank uninstall {BIN}"))
+        .success();
+    assert!(is_same(&fixture, &format!("{BIN}/bridge"), "/run/newer"));
 }
 
 #[test]
 fn where_nothing_was_nothing_stays() {
-    needs!();
-    let site = Site::new();
-    let said = site.gangplank("install /run/new/cni/bin");
-    assert_eq!(said.said().lines().count(), 3);
+    requires!();
+    let fixture = Fixture::new();
+    let said = fixture.gangplank("install /run/new/cni/bin");
+    assert_eq!(said.success().lines().count(), 3);
     assert_eq!(
-        site.run("ls -A /run/new/cni/bin"),
+        fixture.run("ls -A /run/new/cni/bin"),
         "bridge\nhost-local\nloopback\n"
     );
-    let back = site.gangplank("uninstall /run/new/cni/bin");
+    let back = fixture.gangplank("uninstall /run/new/cni/bin");
     assert_eq!(
-        back.said().matches("nothing had been there before").count(),
+        back.success()
+            .matches("nothing had been there before")
+            .count(),
         3,
         "{back:?}"
     );
-    assert_eq!(site.run("ls -A /run/new/cni/bin"), "");
-    let again = site.gangplank("uninstall /run/new/cni/bin");
-    assert_eq!(again.said().matches("is not there").count(), 3, "{again:?}");
-    let never = site.gangplank("uninstall /run/never");
-    assert_eq!(never.said().matches("is not there").count(), 3, "{never:?}");
-    assert!(!site.try_run("ls /run/never").status.success());
+    assert_eq!(fixture.run("ls -A /run/new/cni/bin"), "");
+    let again = fixture.gangplank("uninstall /run/new/cni/bin");
+    assert_eq!(
+        again.success().matches("is not there").count(),
+        3,
+        "{again:?}"
+    );
+    let never = fixture.gangplank("uninstall /run/never");
+    assert_eq!(
+        never.success().matches("is not there").count(),
+        3,
+        "{never:?}"
+    );
+    assert!(!fixture.try_run("ls /run/never").status.success());
 }
 
 #[test]
 fn an_installed_binary_installs_and_removes_itself() {
-    needs!();
-    let site = Site::new();
-    site.run_all(&format!(
+    requires!();
+    let fixture = Fixture::new();
+    fixture.run_all(&format!(
         "mkdir -p {BIN}\ncp -L {} {BIN}/gangplank",
         binary().display()
     ));
-    site.write(
+    fixture.write(
         "/run/self",
         &format!("exec -a gangplank {BIN}/$1 $2 {BIN}\n"),
     );
@@ -165,10 +186,14 @@ fn an_installed_binary_installs_and_removes_itself() {
         ("host-local", "install"),
         ("bridge", "uninstall"),
     ] {
-        let said = site.under(&format!("bash /run/self {program} {verb}"));
-        assert_eq!(said.said().lines().count(), 3, "{program} {verb}: {said:?}");
+        let said = fixture.under(&format!("bash /run/self {program} {verb}"));
+        assert_eq!(
+            said.success().lines().count(),
+            3,
+            "{program} {verb}: {said:?}"
+        );
         assert!(!said.stdout.contains("orig"), "{said:?}");
-        let names = site.run(&format!("ls -A {BIN}"));
+        let names = fixture.run(&format!("ls -A {BIN}"));
         let wanted = if verb == "install" {
             "bridge\ngangplank\nhost-local\nloopback\n"
         } else {
@@ -180,52 +205,55 @@ fn an_installed_binary_installs_and_removes_itself() {
 
 #[test]
 fn links_and_what_is_no_program_are_kept_too() {
-    needs!("cni:bridge", "cni:portmap");
-    let site = with_go();
-    site.run_all(&format!("ln -sf /usr/lib/cni/bridge {BIN}/bridge\nln -sf /nowhere {BIN}/loopback\nrm {BIN}/host-local"));
-    site.write(&format!("{BIN}/host-local"), "not a program");
-    site.under(&format!("/run/gangplank install {BIN}")).said();
-    assert_eq!(installed(&site), [true; 3]);
+    requires!("cni:bridge", "cni:portmap");
+    let fixture = with_go();
+    fixture.run_all(&format!("ln -sf /usr/lib/cni/bridge {BIN}/bridge\nln -sf /nowhere {BIN}/loopback\nrm {BIN}/host-local"));
+    fixture.write(&format!("{BIN}/host-local"), "not a program");
+    fixture
+        .under(&format!("/run/gangplank install {BIN}"))
+        .success();
+    assert_eq!(installed(&fixture), [true; 3]);
     assert!(is_same(
-        &site,
+        &fixture,
         "/usr/lib/cni/bridge",
         &format!("{BIN}/bridge.orig")
     ));
-    site.under(&format!("/run/gangplank uninstall {BIN}"))
-        .said();
+    fixture
+        .under(&format!("/run/gangplank uninstall {BIN}"))
+        .success();
     assert_eq!(
-        site.run(&format!("readlink {BIN}/bridge {BIN}/loopback")),
+        fixture.run(&format!("readlink {BIN}/bridge {BIN}/loopback")),
         "/usr/lib/cni/bridge\n/nowhere\n"
     );
-    assert_eq!(site.read(&format!("{BIN}/host-local")), "not a program");
+    assert_eq!(fixture.read(&format!("{BIN}/host-local")), "not a program");
 }
 
 #[test]
 fn a_directory_that_cannot_be_written_is_left_as_it_was() {
-    needs!("cni:bridge", "cni:portmap");
-    let site = with_go();
-    let before = site.files(BIN);
-    site.run_all(&format!(
+    requires!("cni:bridge", "cni:portmap");
+    let fixture = with_go();
+    let before = fixture.files(BIN);
+    fixture.run_all(&format!(
         "mount --bind {BIN} {BIN}\nmount -o remount,bind,ro {BIN}"
     ));
-    let refused = site.under(&format!("/run/gangplank install {BIN}"));
+    let refused = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(
-        refused.complaint().contains(BIN) && refused.stderr.contains("Read-only file system"),
+        refused.failure().contains(BIN) && refused.stderr.contains("Read-only file system"),
         "{refused:?}"
     );
     assert!(
         !refused.stderr.contains("as root"),
         "it is not the user's fault: {refused:?}"
     );
-    assert_eq!(site.files(BIN), before);
-    let file = site.gangplank("install /run/gangplank");
-    assert!(file.complaint().contains("/run/gangplank"), "{file:?}");
+    assert_eq!(fixture.files(BIN), before);
+    let file = fixture.gangplank("install /run/gangplank");
+    assert!(file.failure().contains("/run/gangplank"), "{file:?}");
 }
 
 #[test]
 fn a_wrapper_that_says_it_is_gangplank_is_kept_and_not_run_to_find_out() {
-    needs!();
-    let site = Site::new();
+    requires!();
+    let fixture = Fixture::new();
     let wrapper = "#!/bin/sh\ntouch /run/ran-with-$CNI_COMMAND\necho 'CNI bridge plugin v1.9.1+gangplank.0.1.0 (gangplank)' >&2\nexec /run/gangplank-real \"$@\"\n";
     let mark = "\u{1}gangplank-build\u{2}0.1.0\u{3}";
     for content in [
@@ -233,33 +261,37 @@ fn a_wrapper_that_says_it_is_gangplank_is_kept_and_not_run_to_find_out() {
         format!("{wrapper}# {mark}\n"),
         mark.to_owned(),
     ] {
-        site.run_all(&format!("rm -rf {BIN}\nmkdir -p {BIN}"));
-        site.write(&format!("{BIN}/bridge"), &content);
-        site.run(&format!("chmod 755 {BIN}/bridge"));
-        let said = site.gangplank(&format!("install {BIN}"));
-        assert!(said.said().contains("is kept as bridge.orig"), "{said:?}");
-        assert_eq!(site.read(&format!("{BIN}/bridge.orig")), content);
-        let back = site.gangplank(&format!("uninstall {BIN}"));
-        assert!(back.said().contains("bridge.orig is back"), "{back:?}");
-        assert_eq!(site.read(&format!("{BIN}/bridge")), content);
-        let stays = site.gangplank(&format!("uninstall {BIN}"));
-        assert!(stays.said().contains("and stays"), "{stays:?}");
+        fixture.run_all(&format!("rm -rf {BIN}\nmkdir -p {BIN}"));
+        fixture.write(&format!("{BIN}/bridge"), &content);
+        fixture.run(&format!("chmod 755 {BIN}/bridge"));
+        let said = fixture.gangplank(&format!("install {BIN}"));
+        assert!(
+            said.success().contains("is kept as bridge.orig"),
+            "{said:?}"
+        );
+        assert_eq!(fixture.read(&format!("{BIN}/bridge.orig")), content);
+        let back = fixture.gangplank(&format!("uninstall {BIN}"));
+        assert!(back.success().contains("bridge.orig is back"), "{back:?}");
+        assert_eq!(fixture.read(&format!("{BIN}/bridge")), content);
+        let stays = fixture.gangplank(&format!("uninstall {BIN}"));
+        assert!(stays.success().contains("and stays"), "{stays:?}");
     }
     // It is asked what it is for the message, without a command.
-    assert!(site.run("ls /run").contains("ran-with-\n"));
+    assert!(fixture.run("ls /run").contains("ran-with-\n"));
 }
 
 #[test]
 fn what_is_kept_already_is_not_lost_to_what_comes_later() {
-    needs!("cni:bridge", "cni:portmap");
-    let site = with_go();
+    requires!("cni:bridge", "cni:portmap");
+    let fixture = with_go();
     let put = |text: &str| {
-        site.write("/run/newer", text);
-        site.run(&format!("cp --remove-destination /run/newer {BIN}/bridge"));
+        fixture.write("/run/newer", text);
+        fixture.run(&format!("cp --remove-destination /run/newer {BIN}/bridge"));
     };
     let install = || {
-        site.under(&format!("/run/gangplank install {BIN}"))
-            .said()
+        fixture
+            .under(&format!("/run/gangplank install {BIN}"))
+            .success()
             .to_owned()
     };
     install();
@@ -271,17 +303,20 @@ fn what_is_kept_already_is_not_lost_to_what_comes_later() {
     put("#!/bin/sh\n# third\n");
     assert!(!install().contains("of before"));
     let orig = |suffix: &str| format!("{BIN}/bridge.orig{suffix}");
-    assert!(is_same(&site, &orig(".1"), "/usr/lib/cni/bridge"));
-    assert!(site.read(&orig(".2")).contains("second") && site.read(&orig("")).contains("third"));
-    site.under(&format!("/run/gangplank uninstall {BIN}"))
-        .said();
-    assert!(site.read(&format!("{BIN}/bridge")).contains("third"));
+    assert!(is_same(&fixture, &orig(".1"), "/usr/lib/cni/bridge"));
+    assert!(
+        fixture.read(&orig(".2")).contains("second") && fixture.read(&orig("")).contains("third")
+    );
+    fixture
+        .under(&format!("/run/gangplank uninstall {BIN}"))
+        .success();
+    assert!(fixture.read(&format!("{BIN}/bridge")).contains("third"));
 }
 
 /// Runs the installer as the DaemonSet's container does: as root with these capabilities and no others.
-fn install_with(site: &Site, capabilities: &str) -> crate::support::Answer {
+fn install_with(fixture: &Fixture, capabilities: &str) -> crate::support::Answer {
     let sets = ["--bounding-set", "--inh-caps"].map(|set| format!("{set} {capabilities}"));
-    site.under(&format!(
+    fixture.under(&format!(
         "setpriv {} --no-new-privs /run/gangplank install {BIN}",
         sets.join(" ")
     ))
@@ -289,7 +324,7 @@ fn install_with(site: &Site, capabilities: &str) -> crate::support::Answer {
 
 #[test]
 fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
-    needs!("cni:bridge", "cni:portmap", "setpriv");
+    requires!("cni:bridge", "cni:portmap", "setpriv");
     let manifest = crate::support::example("install/daemonset.yaml");
     let lines: Vec<&str> = manifest.lines().map(str::trim).collect();
     assert!(lines.contains(&r#"drop: ["ALL"]"#), "{manifest}");
@@ -298,11 +333,11 @@ fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
         "{manifest}"
     );
     // As kubespray leaves it: directory and programs belong to the user kube.
-    let site = with_go();
-    site.run_all(&format!("chown -R 997:997 {BIN}\nchmod 755 {BIN}"));
-    let before = site.files(BIN);
-    let refused = install_with(&site, "-all");
-    let said = refused.complaint();
+    let fixture = with_go();
+    fixture.run_all(&format!("chown -R 997:997 {BIN}\nchmod 755 {BIN}"));
+    let before = fixture.files(BIN);
+    let refused = install_with(&fixture, "-all");
+    let said = refused.failure();
     for word in [
         "Permission denied",
         BIN,
@@ -312,18 +347,18 @@ fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
     ] {
         assert!(said.contains(word), "{word}: {refused:?}");
     }
-    assert_eq!(site.files(BIN), before);
+    assert_eq!(fixture.files(BIN), before);
     for program in NAMES {
         // It has the sticky bit on some systems, and the programs another owner still.
-        site.run_all(&format!(
+        fixture.run_all(&format!(
             "chown 996:996 {BIN}/{program}\nchmod 4750 {BIN}/{program}\nchmod 1775 {BIN}"
         ));
     }
-    let said = install_with(&site, "-all,+dac_override,+fowner");
-    assert_eq!(said.said().matches("is kept as").count(), 3, "{said:?}");
-    assert_eq!(installed(&site), [true; 3]);
+    let said = install_with(&fixture, "-all,+dac_override,+fowner");
+    assert_eq!(said.success().matches("is kept as").count(), 3, "{said:?}");
+    assert_eq!(installed(&fixture), [true; 3]);
     assert!(is_same(
-        &site,
+        &fixture,
         &format!("{BIN}/bridge.orig"),
         "/usr/lib/cni/bridge"
     ));
@@ -331,14 +366,14 @@ fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
 
 #[test]
 fn a_link_in_the_place_of_the_staged_file_is_not_followed() {
-    needs!();
-    let site = Site::new();
-    site.run_all(&format!("mkdir -p {BIN}\nln -s /run/victim {BIN}/.gangplank.new\nln -s /run/victim {BIN}/.bridge.new"));
-    site.write("/run/victim", "precious");
-    site.gangplank(&format!("install {BIN}")).said();
-    assert_eq!(site.read("/run/victim"), "precious");
+    requires!();
+    let fixture = Fixture::new();
+    fixture.run_all(&format!("mkdir -p {BIN}\nln -s /run/victim {BIN}/.gangplank.new\nln -s /run/victim {BIN}/.bridge.new"));
+    fixture.write("/run/victim", "precious");
+    fixture.gangplank(&format!("install {BIN}")).success();
+    assert_eq!(fixture.read("/run/victim"), "precious");
     assert_eq!(
-        site.run(&format!("ls -A {BIN}")),
+        fixture.run(&format!("ls -A {BIN}")),
         "bridge\nhost-local\nloopback\n"
     );
 }

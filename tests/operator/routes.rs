@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use crate::site::Site;
-use crate::support::{Answer, needs, small_network, wire};
+use crate::fixture::Fixture;
+use crate::support::{Answer, requires, small_network, wire};
 
 /// Three nodes on one network: 192.0.2.11, .12 and .13, the second and third joined by a bridge on the first.
 struct Cluster {
-    nodes: Vec<Site>,
+    nodes: Vec<Fixture>,
 }
 
 impl Cluster {
     fn new() -> Cluster {
-        let nodes: Vec<Site> = (0..3).map(|_| Site::new()).collect();
+        let nodes: Vec<Fixture> = (0..3).map(|_| Fixture::new()).collect();
         for node in &nodes {
             // Neighbours are asked for from link-local addresses, which otherwise take a second to be there.
             node.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
@@ -79,18 +79,18 @@ fn three() -> String {
 
 #[test]
 fn pods_of_different_nodes_reach_each_other() {
-    needs!("ping");
+    requires!("ping");
     let cluster = Cluster::new();
     let mut pods = Vec::new();
-    for (at, site) in cluster.nodes.iter().enumerate() {
+    for (at, fixture) in cluster.nodes.iter().enumerate() {
         let number = at + 1;
         let mut config = small_network();
         config["isDefaultGateway"] = true.into();
         config["ipam"] = json!({ "type": "host-local", "ranges": [
             [{ "subnet": format!("10.244.{number}.0/24") }], [{ "subnet": format!("fd10:{number}::/64") }],
         ] });
-        let pod = site.pod("a");
-        site.network(config).add(&pod);
+        let pod = fixture.pod("a");
+        fixture.network(config).add(&pod);
         pods.push(pod);
     }
     pods[0].does_not_reach("10.244.3.2");
@@ -110,7 +110,7 @@ fn pods_of_different_nodes_reach_each_other() {
 
 #[test]
 fn routes_are_added_replaced_and_removed_and_others_stay() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     cluster.nodes[0].run_all(
         "ip route add 10.9.0.0/16 via 192.0.2.12 proto static\nip route add 10.244.9.0/24 via 192.0.2.13\nip route add blackhole 10.10.0.0/16\n\
@@ -119,19 +119,19 @@ fn routes_are_added_replaced_and_removed_and_others_stay() {
     let others = cluster.table(0, "others");
     let dry = cluster.routes(0, "--dry-run", &three());
     assert!(
-        dry.said()
+        dry.success()
             .contains("add     10.244.2.0/24 via 192.0.2.12  node n2"),
         "{dry:?}"
     );
     assert!(
-        dry.said()
+        dry.success()
             .ends_with("4 would be changed, 0 right already, 0 failed\n"),
         "{dry:?}"
     );
     assert_eq!(cluster.table(0, "ours"), [""; 0]);
     let done = cluster.routes(0, "", &three());
     assert!(
-        done.said()
+        done.success()
             .ends_with("4 changed, 0 right already, 0 failed\n"),
         "{done:?}"
     );
@@ -146,7 +146,7 @@ fn routes_are_added_replaced_and_removed_and_others_stay() {
         ]
     );
     let again = cluster.routes(0, "", &three());
-    assert_eq!(again.said(), "0 changed, 4 right already, 0 failed\n");
+    assert_eq!(again.success(), "0 changed, 4 right already, 0 failed\n");
     // The nodes swap their ranges, and one has a new one.
     let swapped = list(&[
         node(1, &["10.244.1.0/24"]),
@@ -175,14 +175,14 @@ fn routes_are_added_replaced_and_removed_and_others_stay() {
         ]
     );
     assert_eq!(
-        cluster.routes(0, "", &swapped).said(),
+        cluster.routes(0, "", &swapped).success(),
         "0 changed, 4 right already, 0 failed\n"
     );
     let alone = list(&[node(1, &["10.244.1.0/24"])]);
     assert!(
         cluster
             .routes(0, "", &alone)
-            .said()
+            .success()
             .ends_with("4 changed, 0 right already, 0 failed\n")
     );
     assert_eq!(cluster.table(0, "ours"), [""; 0]);
@@ -196,7 +196,7 @@ fn routes_are_added_replaced_and_removed_and_others_stay() {
 
 #[test]
 fn a_metric_is_given_changed_and_taken_away() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     for (words, wanted) in [
         (
@@ -211,7 +211,7 @@ fn a_metric_is_given_changed_and_taken_away() {
     ] {
         let done = cluster.routes(2, words, &three());
         assert!(
-            done.said()
+            done.success()
                 .ends_with("4 changed, 0 right already, 0 failed\n"),
             "{done:?}"
         );
@@ -219,7 +219,7 @@ fn a_metric_is_given_changed_and_taken_away() {
         assert_eq!(table.len(), 4, "{table:?}");
         assert!(table.contains(&wanted.to_owned()), "{table:?}");
         assert_eq!(
-            cluster.routes(2, words, &three()).said(),
+            cluster.routes(2, words, &three()).success(),
             "0 changed, 4 right already, 0 failed\n"
         );
     }
@@ -227,12 +227,12 @@ fn a_metric_is_given_changed_and_taken_away() {
 
 #[test]
 fn lines_do_as_well_as_kubernetes() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     let text = "# our three\n192.0.2.11 10.244.1.0/24\n192.0.2.12 10.244.2.0/24 # the second\n\n192.0.2.13\t10.244.3.0/24\n192.0.2.13 10.244.4.0/24\nfd00::13 fd10:3::/64\n";
     let done = cluster.routes(0, "", text);
     assert!(
-        done.said()
+        done.success()
             .ends_with("4 changed, 0 right already, 0 failed\n"),
         "{done:?}"
     );
@@ -243,7 +243,7 @@ fn lines_do_as_well_as_kubernetes() {
         "192.0.2.11 10.244.1.0/24\n192.0.2.12 10.244.2.0/24\r\n",
     );
     assert!(
-        all.said()
+        all.success()
             .ends_with("2 changed, 0 right already, 0 failed\n"),
         "{all:?}"
     );
@@ -251,7 +251,7 @@ fn lines_do_as_well_as_kubernetes() {
 
 #[test]
 fn this_node_is_found_by_its_address_or_told_by_name() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     let answer = cluster.routes(1, "--json --dry-run", &three()).ok();
     assert_eq!(answer["node"], "n2");
@@ -262,21 +262,21 @@ fn this_node_is_found_by_its_address_or_told_by_name() {
     let answer = cluster.routes(1, "--node n9", &three());
     assert!(
         answer
-            .complaint()
+            .failure()
             .contains("no node is named \"n9\" (the list has n1, n2, n3"),
         "{answer:?}"
     );
     let strangers = list(&[node(4, &["10.244.4.0/24"])]);
     let answer = cluster.routes(1, "", &strangers);
-    assert!(answer.complaint().contains("--node NAME"), "{answer:?}");
+    assert!(answer.failure().contains("--node NAME"), "{answer:?}");
     assert_eq!(cluster.table(1, "ours"), [""; 0]);
 }
 
 #[test]
 fn a_range_of_two_nodes_is_refused_by_both_names_before_anything_changes() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
-    cluster.routes(0, "", &three()).said();
+    cluster.routes(0, "", &three()).success();
     let before = cluster.table(0, "ours");
     for (two, three, wanted) in [
         (
@@ -307,7 +307,7 @@ fn a_range_of_two_nodes_is_refused_by_both_names_before_anything_changes() {
         ]);
         let answer = cluster.routes(0, "", &text);
         for word in wanted {
-            assert!(answer.complaint().contains(word), "{answer:?}");
+            assert!(answer.failure().contains(word), "{answer:?}");
         }
         assert_eq!(cluster.table(0, "ours"), before);
     }
@@ -318,7 +318,7 @@ fn a_range_of_two_nodes_is_refused_by_both_names_before_anything_changes() {
         "",
         &list(&[node(1, &[]), node(2, &["10.244.2.0/24"]), twin]),
     );
-    assert!(answer.complaint().contains("192.0.2.12"), "{answer:?}");
+    assert!(answer.failure().contains("192.0.2.12"), "{answer:?}");
     for text in [
         "",
         "{}",
@@ -328,14 +328,14 @@ fn a_range_of_two_nodes_is_refused_by_both_names_before_anything_changes() {
         "[1]",
     ] {
         let answer = cluster.routes(0, "", text);
-        assert!(!answer.complaint().is_empty(), "{text}");
+        assert!(!answer.failure().is_empty(), "{text}");
         assert_eq!(cluster.table(0, "ours"), before, "{text}");
     }
 }
 
 #[test]
 fn a_next_hop_beyond_a_router_is_explained_and_the_others_are_reached() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     cluster.nodes[0].run("ip route add 198.51.100.0/24 via 192.0.2.13");
     let text = "192.0.2.11 10.244.1.0/24\n198.51.100.7 10.244.7.0/24\n192.0.2.12 10.244.2.0/24\n203.0.113.9 10.244.9.0/24\n";
@@ -354,7 +354,7 @@ fn a_next_hop_beyond_a_router_is_explained_and_the_others_are_reached() {
 
 #[test]
 fn somebody_elses_route_to_the_same_pods_stays() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     cluster.nodes[0].run_all("ip route add 10.244.2.0/24 via 192.0.2.12 proto static\nip route add 10.244.3.0/24 via 192.0.2.12 proto static");
     let others = cluster.table(0, "others");
@@ -372,7 +372,7 @@ fn somebody_elses_route_to_the_same_pods_stays() {
 
 #[test]
 fn what_somebody_else_refuses_packets_by_stays() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     let node = &cluster.nodes[0];
     let others = || {
@@ -393,7 +393,7 @@ fn what_somebody_else_refuses_packets_by_stays() {
 
 #[test]
 fn a_change_of_metric_that_was_cut_short_ends_with_the_new_one() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     for (metric, wanted) in [("70", " metric 70"), ("0", "")] {
         cluster.nodes[0].run_all("ip route flush proto 71\nip route add 10.244.2.0/24 via 192.0.2.12 proto 71\nip route add 10.244.2.0/24 via 192.0.2.12 proto 71 metric 70");
@@ -410,7 +410,7 @@ fn a_change_of_metric_that_was_cut_short_ends_with_the_new_one() {
 
 #[test]
 fn a_node_without_an_address_of_the_family_or_without_ranges_is_no_reason_to_stop() {
-    needs!();
+    requires!();
     let cluster = Cluster::new();
     let mut two = node(2, &["10.244.2.0/24", "fd10:2::/64"]);
     two["status"]["addresses"].as_array_mut().unwrap().pop();

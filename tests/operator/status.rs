@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::site::{CACHE, CONF, LEASES, Site, places};
-use crate::support::{Network, binary, chain_of, needs, small_network};
+use crate::fixture::{CACHE, CONF, Fixture, LEASES, places};
+use crate::support::{Network, binary, chain_of, requires, small_network};
 
 fn dual() -> Value {
     let mut config = small_network();
@@ -23,17 +23,17 @@ fn line<'a>(text: &'a str, words: &str) -> &'a str {
 
 #[test]
 fn our_pods_and_those_of_go_are_shown_alike() {
-    needs!("ping", "iptables", "cni:bridge", "cni:host-local");
+    requires!("ping", "iptables", "cni:bridge", "cni:host-local");
     let config = dual();
-    let site = Site::with(&config);
-    let (ours, theirs) = (site.pod("ours"), site.pod("theirs"));
-    let network = site.network(config.clone());
-    site.run_pod(&network, &ours);
-    let go = site.go(&config);
-    let result = site.run_pod(&go, &theirs);
+    let fixture = Fixture::with(&config);
+    let (ours, theirs) = (fixture.pod("ours"), fixture.pod("theirs"));
+    let network = fixture.network(config.clone());
+    fixture.run_pod(&network, &ours);
+    let go = fixture.go(&config);
+    let result = fixture.run_pod(&go, &theirs);
     ours.reaches("10.77.0.1");
     theirs.reaches("10.77.0.1");
-    let status = site.status("--json").ok();
+    let status = fixture.status("--json").ok();
     let [net] = &status.as_array().unwrap()[..] else {
         panic!("{status}")
     };
@@ -59,8 +59,8 @@ fn our_pods_and_those_of_go_are_shown_alike() {
         assert_eq!(shown["health"], json!([]));
     }
     assert_eq!(net["pods"][1]["veth"], Network::host_link(&result));
-    let text = site.status("");
-    let text = text.said();
+    let text = fixture.status("");
+    let text = text.success();
     assert!(line(text, "small").contains("10-net.conflist"), "{text}");
     assert!(
         line(text, "  bridge").contains("br0 up, 10.77.0.1/24 fd77::1/64, MTU 1500, 2 ports"),
@@ -73,25 +73,25 @@ fn our_pods_and_those_of_go_are_shown_alike() {
 
 #[test]
 fn traffic_is_counted_as_the_pod_sees_it() {
-    needs!("ping");
+    requires!("ping");
     let config = small_network();
-    let site = Site::with(&config);
-    let network = site.network(config);
-    let (a, b) = (site.pod("a"), site.pod("b"));
+    let fixture = Fixture::with(&config);
+    let network = fixture.network(config);
+    let (a, b) = (fixture.pod("a"), fixture.pod("b"));
     network.add(&a);
     let to = Network::address(&network.add(&b));
-    let counted = |site: &Site| {
-        let status = site.status("--json").ok();
+    let counted = |fixture: &Fixture| {
+        let status = fixture.status("--json").ok();
         let pod = &status[0]["pods"][0];
         ["sentBytes", "receivedBytes"].map(|key| pod[key].as_u64().unwrap())
     };
-    let before = counted(&site);
+    let before = counted(&fixture);
     // Nobody listens there: what comes back is short.
     let socket = a.socket("0.0.0.0".parse().unwrap()).unwrap();
     for _ in 0..20 {
         let _ = socket.send_to(&[0; 1400], (&*to, 9));
     }
-    let after = counted(&site);
+    let after = counted(&fixture);
     let [sent, received] = [after[0] - before[0], after[1] - before[1]];
     assert!(sent >= 20 * 1400, "{sent}");
     assert!(received < sent / 2, "{received} of {sent}");
@@ -99,26 +99,26 @@ fn traffic_is_counted_as_the_pod_sees_it() {
 
 #[test]
 fn what_ails_a_pod_is_said_in_words() {
-    needs!("iptables");
+    requires!("iptables");
     let mut config = small_network();
     config["ipMasq"] = true.into();
-    let site = Site::with(&config);
-    let network = site.network(config);
+    let fixture = Fixture::with(&config);
+    let network = fixture.network(config);
     let names = ["down", "loose", "bare", "large", "gone", "lost"];
-    let pods = names.map(|name| site.pod(name));
+    let pods = names.map(|name| fixture.pod(name));
     let veths: Vec<String> = pods
         .iter()
-        .map(|pod| Network::host_link(&site.run_pod(&network, pod)))
+        .map(|pod| Network::host_link(&fixture.run_pod(&network, pod)))
         .collect();
-    site.run(&format!("ip link set {} down", veths[0]));
-    site.run(&format!("ip link set {} nomaster", veths[1]));
+    fixture.run(&format!("ip link set {} down", veths[0]));
+    fixture.run(&format!("ip link set {} nomaster", veths[1]));
     let chain = chain_of("small", "bare");
-    site.run(&format!("iptables -t nat -F {chain}"));
+    fixture.run(&format!("iptables -t nat -F {chain}"));
     // A bridge is as wide as its narrowest port.
-    site.run(&format!("ip link set {} mtu 1600", veths[3]));
-    site.run(&format!("ip link del {}", veths[4]));
-    site.run(&format!("rm {LEASES}/small/10.77.0.7"));
-    let status = site.status("--json").ok();
+    fixture.run(&format!("ip link set {} mtu 1600", veths[3]));
+    fixture.run(&format!("ip link del {}", veths[4]));
+    fixture.run(&format!("rm {LEASES}/small/10.77.0.7"));
+    let status = fixture.status("--json").ok();
     let health = |name: &str| {
         let pods = status[0]["pods"].as_array().unwrap();
         pods.iter().find(|pod| pod["container"] == name).unwrap()["health"].clone()
@@ -129,21 +129,21 @@ fn what_ails_a_pod_is_said_in_words() {
     assert_eq!(health("large"), json!(["other MTU"]));
     assert_eq!(health("gone"), json!(["no link"]));
     assert_eq!(health("lost"), json!(["no lease"]));
-    let text = site.status("small");
+    let text = fixture.status("small");
     assert!(
-        line(text.said(), "shop/gone-0").ends_with("no link"),
+        line(text.success(), "shop/gone-0").ends_with("no link"),
         "{text:?}"
     );
 }
 
 #[test]
 fn a_pod_of_go_that_nobody_remembers_is_not_called_sick() {
-    needs!("cni:bridge", "cni:host-local");
+    requires!("cni:bridge", "cni:host-local");
     let config = small_network();
-    let site = Site::with(&config);
-    let pod = site.pod("quiet");
-    site.go(&config).add(&pod);
-    let status = site.status("--json").ok();
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("quiet");
+    fixture.go(&config).add(&pod);
+    let status = fixture.status("--json").ok();
     let shown = &status[0]["pods"][0];
     assert_eq!(shown["health"], json!(["link unknown"]), "{status}");
     assert_eq!(shown["addresses"], json!(["10.77.0.2/24"]));
@@ -152,16 +152,17 @@ fn a_pod_of_go_that_nobody_remembers_is_not_called_sick() {
 
 #[test]
 fn colours_come_only_when_they_are_asked_for() {
-    needs!("script");
+    requires!("script");
     let config = small_network();
-    let site = Site::with(&config);
-    let pod = site.pod("a");
-    site.network(config).add(&pod);
-    assert!(!site.status("").said().contains('\x1b'));
-    assert!(!site.status("--color never").said().contains('\x1b'));
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("a");
+    fixture.network(config).add(&pod);
+    assert!(!fixture.status("").success().contains('\x1b'));
+    assert!(!fixture.status("--color never").success().contains('\x1b'));
     assert!(
-        site.status("--color always")
-            .said()
+        fixture
+            .status("--color always")
+            .success()
             .contains("\x1b[32mup\x1b[0m")
     );
     // On a terminal, unless NO_COLOR is set.
@@ -172,12 +173,12 @@ fn colours_come_only_when_they_are_asked_for() {
     ] {
         let program = binary();
         let look = format!("env {set} {} status {}", program.display(), places());
-        site.write(
+        fixture.write(
             "/run/look",
             &format!("script --quiet --return --command '{look}' /dev/null\n"),
         );
         assert_eq!(
-            site.run("bash /run/look").contains('\x1b'),
+            fixture.run("bash /run/look").contains('\x1b'),
             coloured,
             "{set}"
         );
@@ -186,33 +187,33 @@ fn colours_come_only_when_they_are_asked_for() {
 
 #[test]
 fn the_mac_of_a_pod_that_no_runtime_remembers_is_what_the_bridge_learned() {
-    needs!("ping");
+    requires!("ping");
     let config = small_network();
-    let site = Site::with(&config);
-    let network = site.network(config);
-    let pods = ["a", "b"].map(|name| site.pod(name));
+    let fixture = Fixture::with(&config);
+    let network = fixture.network(config);
+    let pods = ["a", "b"].map(|name| fixture.pod(name));
     for pod in &pods {
         network.add(pod);
         pod.reaches("10.77.0.1");
     }
-    let status = site.status("--json").ok();
+    let status = fixture.status("--json").ok();
     for (at, pod) in pods.iter().enumerate() {
         assert_eq!(
             status[0]["pods"][at]["mac"],
             pod.link("eth0").unwrap()["address"]
         );
     }
-    site.run("bridge fdb flush dev br0");
-    let status = site.status("--json").ok();
+    fixture.run("bridge fdb flush dev br0");
+    let status = fixture.status("--json").ok();
     assert_eq!(status[0]["pods"][0].get("mac"), None, "{status}");
 }
 
 #[test]
 fn a_network_that_is_not_there_is_an_error() {
-    needs!();
-    let site = Site::with(&small_network());
-    let complaint = site.status("nope");
-    let complaint = complaint.complaint();
+    requires!();
+    let fixture = Fixture::with(&small_network());
+    let complaint = fixture.status("nope");
+    let complaint = complaint.failure();
     assert!(
         complaint.contains("\"nope\"") && complaint.contains("there are: small"),
         "{complaint}"
@@ -221,32 +222,32 @@ fn a_network_that_is_not_there_is_an_error() {
 
 #[test]
 fn a_node_without_anything_is_shown_as_such() {
-    needs!();
-    let site = Site::new();
+    requires!();
+    let fixture = Fixture::new();
     assert_eq!(
-        site.status("").said(),
+        fixture.status("").success(),
         format!("no network with a bridge in {CONF}\n")
     );
-    assert_eq!(site.status("--json").ok(), json!([]));
+    assert_eq!(fixture.status("--json").ok(), json!([]));
     let none = "status --conf-dir /run/none --data-dir /run/none --cache-dir /run/none";
     assert_eq!(
-        site.gangplank(none).said(),
+        fixture.gangplank(none).success(),
         "no network with a bridge in /run/none\n"
     );
-    assert_eq!(site.reconcile("").said(), "nothing to restore\n");
+    assert_eq!(fixture.reconcile("").success(), "nothing to restore\n");
 }
 
 #[test]
 fn what_kubelet_remembers_is_found_without_being_told_where() {
-    needs!();
+    requires!();
     let config = small_network();
     for place in ["results", "cache/results"] {
-        let site = Site::with(&config);
-        let pod = site.pod("a");
-        site.run_pod(&site.network(config.clone()), &pod);
-        site.run(&format!("mkdir -p /var/lib/cni/{place}"));
-        site.run(&format!("cp -r {CACHE}/. /var/lib/cni/{place}"));
-        let status = site
+        let fixture = Fixture::with(&config);
+        let pod = fixture.pod("a");
+        fixture.run_pod(&fixture.network(config.clone()), &pod);
+        fixture.run(&format!("mkdir -p /var/lib/cni/{place}"));
+        fixture.run(&format!("cp -r {CACHE}/. /var/lib/cni/{place}"));
+        let status = fixture
             .gangplank(&format!("status --json --conf-dir {CONF}"))
             .ok();
         assert_eq!(
@@ -258,20 +259,20 @@ fn what_kubelet_remembers_is_found_without_being_told_where() {
 
 #[test]
 fn networks_without_addresses_and_with_addresses_of_others_are_shown() {
-    needs!("cni:static");
-    let site = Site::new();
+    requires!("cni:static");
+    let fixture = Fixture::new();
     let flat = json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br1" });
-    site.configure("20-flat.conflist", &flat);
+    fixture.configure("20-flat.conflist", &flat);
     let mut fixed = small_network();
     fixed["ipam"] = json!({ "type": "static", "addresses": [{ "address": "10.77.0.9/24" }] });
-    site.configure("30-fixed.conflist", &fixed);
-    site.install("static");
-    let (a, b) = (site.pod("a"), site.pod("b"));
-    let layer2 = site.network(flat);
-    site.run_pod(&layer2, &a);
-    let given = site.network(fixed);
-    site.run_pod(&given, &b);
-    let status = site.status("--json").ok();
+    fixture.configure("30-fixed.conflist", &fixed);
+    fixture.install("static");
+    let (a, b) = (fixture.pod("a"), fixture.pod("b"));
+    let layer2 = fixture.network(flat);
+    fixture.run_pod(&layer2, &a);
+    let given = fixture.network(fixed);
+    fixture.run_pod(&given, &b);
+    let status = fixture.status("--json").ok();
     assert_eq!(status[0]["pods"][0]["name"], "shop/a-0", "{status}");
     assert_eq!(status[0]["pods"][0]["health"], json!([]), "{status}");
     assert_eq!(status[0]["bridge"]["addresses"], json!([]));
@@ -282,21 +283,21 @@ fn networks_without_addresses_and_with_addresses_of_others_are_shown() {
         json!(["10.77.0.9/24"]),
         "{status}"
     );
-    let text = site.status("small");
+    let text = fixture.status("small");
     assert!(
-        line(text.said(), "addresses").contains("from static"),
+        line(text.success(), "addresses").contains("from static"),
         "{text:?}"
     );
 }
 
 #[test]
 fn garbage_in_the_cache_and_among_the_configurations_hides_nothing() {
-    needs!();
+    requires!();
     let config = small_network();
-    let site = Site::with(&config);
-    let pod = site.pod("a");
-    let network = site.network(config);
-    site.run_pod(&network, &pod);
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("a");
+    let network = fixture.network(config);
+    fixture.run_pod(&network, &pod);
     for (name, text) in [
         ("empty", ""),
         ("half", "{\"kind\": \"cniCacheV1\", \"cont"),
@@ -315,39 +316,39 @@ fn garbage_in_the_cache_and_among_the_configurations_hides_nothing() {
             "{\"kind\": \"cniCacheV1\", \"containerId\": \"b\", \"ifName\": \"eth0\", \"networkName\": \"other\", \"cniArgs\": [[\"K8S_POD_NAME\"], 3, null], \"result\": 7}",
         ),
     ] {
-        site.write(&format!("{CACHE}/{name}"), text);
+        fixture.write(&format!("{CACHE}/{name}"), text);
     }
-    site.run(&format!(
+    fixture.run(&format!(
         "mkdir {CACHE}/directory {CONF}/50-directory.conflist"
     ));
-    site.run(&format!("mkfifo {CACHE}/fifo {CONF}/60-fifo.conf"));
-    site.run(&format!("ln -s /nowhere {CONF}/70-dangling.conf"));
-    site.write(&format!("{CONF}/80-half.conf"), "{\"name\": ");
-    let answer = site.under(&format!("timeout 20 BINARY status {}", places()));
-    let text = answer.said();
+    fixture.run(&format!("mkfifo {CACHE}/fifo {CONF}/60-fifo.conf"));
+    fixture.run(&format!("ln -s /nowhere {CONF}/70-dangling.conf"));
+    fixture.write(&format!("{CONF}/80-half.conf"), "{\"name\": ");
+    let answer = fixture.under(&format!("timeout 20 BINARY status {}", places()));
+    let text = answer.success();
     assert!(line(text, "shop/a-0").ends_with("ok"), "{text}");
     assert!(line(text, "unusable").contains("80-half.conf"), "{text}");
 }
 
 #[test]
 fn two_networks_on_one_bridge_keep_their_pods_apart() {
-    needs!();
-    let site = Site::new();
+    requires!();
+    let fixture = Fixture::new();
     let mut other = small_network();
     other["name"] = "other".into();
     other["ipam"]["subnet"] = "10.78.0.0/24".into();
-    site.configure("10-small.conflist", &small_network());
-    site.configure("20-other.conflist", &other);
-    let (a, b) = (site.pod("a"), site.pod("b"));
+    fixture.configure("10-small.conflist", &small_network());
+    fixture.configure("20-other.conflist", &other);
+    let (a, b) = (fixture.pod("a"), fixture.pod("b"));
     let (one, two) = (
-        site.network(small_network()),
-        site.network(other).with("forceAddress", false),
+        fixture.network(small_network()),
+        fixture.network(other).with("forceAddress", false),
     );
-    site.run_pod(&one, &a);
+    fixture.run_pod(&one, &a);
     // The bridge has the address of the other subnet.
     let refused = two.call("ADD", &b).run();
     let is_refused = refused.code == Some(1);
-    let status = site.status("--json").ok();
+    let status = fixture.status("--json").ok();
     assert_eq!(status[0]["pods"].as_array().unwrap().len(), 1, "{status}");
     assert_eq!(
         status[1]["pods"].as_array().unwrap().len(),
@@ -358,36 +359,36 @@ fn two_networks_on_one_bridge_keep_their_pods_apart() {
 
 #[test]
 fn an_ordinary_user_is_told_what_cannot_be_seen() {
-    needs!("setpriv");
+    requires!("setpriv");
     let config = small_network();
-    let site = Site::with(&config);
-    let pod = site.pod("a");
-    site.network(config).add(&pod);
-    site.run(&format!("cp -L {} /run/gangplank", binary().display()));
-    site.run("chmod 755 /run/gangplank");
+    let fixture = Fixture::with(&config);
+    let pod = fixture.pod("a");
+    fixture.network(config).add(&pod);
+    fixture.run(&format!("cp -L {} /run/gangplank", binary().display()));
+    fixture.run("chmod 755 /run/gangplank");
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all /run/gangplank";
-    let answer = site.under(&format!("{user} status {}", places()));
+    let answer = fixture.under(&format!("{user} status {}", places()));
     assert!(
-        answer.complaint().contains("10.77.0.2: Permission denied")
+        answer.failure().contains("10.77.0.2: Permission denied")
             && answer.stderr.contains("run it as root"),
         "{answer:?}"
     );
-    site.run(&format!("rm {LEASES}/small/10.77.0.2"));
-    let answer = site.under(&format!("{user} status {}", places()));
-    assert!(answer.said().contains("not seen"), "{answer:?}");
-    site.run(&format!("chmod 700 {CONF}"));
-    let answer = site.under(&format!("{user} status {}", places()));
+    fixture.run(&format!("rm {LEASES}/small/10.77.0.2"));
+    let answer = fixture.under(&format!("{user} status {}", places()));
+    assert!(answer.success().contains("not seen"), "{answer:?}");
+    fixture.run(&format!("chmod 700 {CONF}"));
+    let answer = fixture.under(&format!("{user} status {}", places()));
     assert!(
-        answer.complaint().contains(&format!("cannot read {CONF}")),
+        answer.failure().contains(&format!("cannot read {CONF}")),
         "{answer:?}"
     );
 }
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    needs!();
-    let site = Site::with(&small_network());
-    site.write(
+    requires!();
+    let fixture = Fixture::with(&small_network());
+    fixture.write(
         "/run/pipe",
         &format!(
             "set -o pipefail\n{} status {} | true\n",
@@ -395,12 +396,12 @@ fn a_reader_that_leaves_early_is_no_failure() {
             places()
         ),
     );
-    site.run("bash /run/pipe");
-    site.write(
+    fixture.run("bash /run/pipe");
+    fixture.write(
         "/run/full",
         &format!("{} man >/dev/full\n", binary().display()),
     );
-    let output = site.try_run("bash /run/full");
+    let output = fixture.try_run("bash /run/full");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write to stdout"));
 }

@@ -1,9 +1,9 @@
 //! What is wrong is refused before anything is touched, with the field and the value.
 
-use crate::rows::{Row, rows};
-use crate::support::{Answer, Footprint, Network, Node, Pod, needs, reference, say};
+use crate::invalid_inputs::{InvalidInput, invalid_inputs};
+use crate::support::{Answer, Network, Node, NodeState, Pod, requires, say, testing_go};
 
-impl Row {
+impl InvalidInput {
     fn run(&self, node: &Node, pod: &Pod) -> Answer {
         let mut call = node.cni(self.plugin).verb("ADD").pod(pod);
         call = match &self.raw {
@@ -44,23 +44,23 @@ impl Row {
 
 #[test]
 fn every_wrong_input_is_refused_and_nothing_is_touched() {
-    needs!("iptables", "ip6tables");
-    if reference().is_some() {
+    requires!("iptables", "ip6tables");
+    if testing_go() {
         return every_wrong_input_is_wrong_to_the_reference_too();
     }
     let node = Node::new("node");
     node.write("/run/plain", "");
     let pod = node.pod("pod");
-    let before = Footprint::of(&node);
+    let before = NodeState::of(&node);
     let in_pod = pod.run("ip -o link");
     let mut wrong = Vec::new();
-    let rows = rows();
+    let rows = invalid_inputs();
     for row in &rows {
         let answer = row.run(&node, &pod);
         if let Err(why) = row.verdict(&answer) {
             wrong.push(format!("{}: {why}", row.name));
         }
-        let after = Footprint::of(&node);
+        let after = NodeState::of(&node);
         if after != before || pod.run("ip -o link") != in_pod {
             wrong.push(format!("{}: something was touched: {after:?}", row.name));
             break;
@@ -74,7 +74,7 @@ fn every_wrong_input_is_refused_and_nothing_is_touched() {
         wrong.join("\n")
     );
     // What the rows change is right as it stands.
-    let network = node.network(Row::right());
+    let network = node.network(InvalidInput::right());
     let result = network.add(&pod);
     node.reaches(&Network::address(&result));
 }
@@ -82,7 +82,7 @@ fn every_wrong_input_is_refused_and_nothing_is_touched() {
 /// The reference refuses the same inputs, except where a row says otherwise: so each of them is really wrong.
 fn every_wrong_input_is_wrong_to_the_reference_too() {
     let mut wrong = Vec::new();
-    for row in rows() {
+    for row in invalid_inputs() {
         let node = Node::new("node");
         node.write("/run/plain", "");
         let pod = node.pod("pod");
@@ -97,7 +97,7 @@ fn every_wrong_input_is_wrong_to_the_reference_too() {
 
 #[test]
 fn the_table_is_as_long_as_it_should_be_and_its_names_differ() {
-    let rows = rows();
+    let rows = invalid_inputs();
     assert!(rows.len() >= 70, "{}", rows.len());
     let names: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.name).collect();
     assert_eq!(names.len(), rows.len());

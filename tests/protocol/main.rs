@@ -3,7 +3,7 @@
 use gangplank_test_support as support;
 
 mod bad_input;
-mod rows;
+mod invalid_inputs;
 mod values;
 
 use std::io::Write;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
-use support::{Answer, binary, plugin_file, reference, worse_in_go};
+use support::{Answer, binary, plugin_file, skip_for_go, testing_go};
 
 const VERSIONS: [&str; 7] = [
     "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
@@ -21,7 +21,7 @@ const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 
 /// Versions of what runs: Debian's plugins are older.
 fn versions() -> &'static [&'static str] {
-    if reference().is_some() {
+    if testing_go() {
         &VERSIONS[..6]
     } else {
         &VERSIONS
@@ -76,7 +76,7 @@ fn without_a_command_a_plugin_says_what_it_is_on_stderr() {
             about.starts_with(&format!("CNI {plugin} plugin ")),
             "{about}"
         );
-        assert!(about.contains(env!("CARGO_PKG_VERSION")) || reference().is_some());
+        assert!(about.contains(env!("CARGO_PKG_VERSION")) || testing_go());
         let all = versions().join(", ");
         assert_eq!(supported, format!("CNI protocol versions supported: {all}"));
     }
@@ -96,7 +96,7 @@ fn version_is_answered_in_one_line_whatever_is_on_stdin() {
             ];
             let answer = call(plugin, &[], &env, stdin);
             assert_eq!(answer.code, Some(0), "{answer:?}");
-            if reference().is_none() {
+            if !testing_go() {
                 assert_eq!(answer.stdout, expected);
             } else {
                 let document = answer.ok();
@@ -125,14 +125,14 @@ fn check_comes_with_0_4_0() {
         for version in versions() {
             let answer = call(plugin, &[], &env_of("CHECK"), &config(version));
             let too_old = *version < "0.4.0";
-            let code = answer.refused().code;
+            let code = answer.error().code;
             assert_eq!(code == 1, too_old, "{plugin} {version}: {answer:?}");
         }
         for version in ["0.5.0", "9.9.9", "1.1", "x"] {
-            let refusal = call(plugin, &[], &env_of("CHECK"), &config(version)).refused();
-            if reference().is_none() {
-                assert_eq!(refusal.code, 1, "{version}");
-                assert!(refusal.text().contains(version), "{refusal:?}");
+            let error = call(plugin, &[], &env_of("CHECK"), &config(version)).error();
+            if !testing_go() {
+                assert_eq!(error.code, 1, "{version}");
+                assert!(error.text().contains(version), "{error:?}");
             }
         }
     }
@@ -140,7 +140,7 @@ fn check_comes_with_0_4_0() {
 
 #[test]
 fn gc_and_status_come_with_1_1_0() {
-    if worse_in_go("Debian's version knows neither") {
+    if skip_for_go("Debian's version knows neither") {
         return;
     }
     for plugin in PLUGINS {
@@ -148,7 +148,7 @@ fn gc_and_status_come_with_1_1_0() {
             for version in VERSIONS {
                 let answer = call(plugin, &[], &env_of(verb), &config(version));
                 // What the verbs then miss in so small a configuration is another matter.
-                let too_old = answer.code != Some(0) && answer.refused().code == 1;
+                let too_old = answer.code != Some(0) && answer.error().code == 1;
                 assert_eq!(too_old, version != "1.1.0", "{plugin} {verb} {version}");
             }
             let junk = [
@@ -158,7 +158,7 @@ fn gc_and_status_come_with_1_1_0() {
             ];
             let answer = call(plugin, &[], &junk, &config("1.1.0"));
             assert!(
-                answer.code == Some(0) || answer.refused().code != 4,
+                answer.code == Some(0) || answer.error().code != 4,
                 "{answer:?}"
             );
         }
@@ -176,22 +176,22 @@ fn all_missing_variables_are_named_at_once_in_order() {
     ];
     for plugin in PLUGINS {
         for (verb, missing) in cases {
-            if reference().is_some() && ["GC", "STATUS"].contains(&verb) {
+            if testing_go() && ["GC", "STATUS"].contains(&verb) {
                 continue;
             }
             let command = ("CNI_COMMAND", verb);
             for env in [&[command][..], &[command, ("CNI_CONTAINERID", "")]] {
-                let refusal = call(plugin, &[], env, &config("1.0.0")).refused();
-                assert_eq!(refusal.code, 4);
-                assert!(refusal.msg.contains(missing), "{refusal:?}");
+                let error = call(plugin, &[], env, &config("1.0.0")).error();
+                assert_eq!(error.code, 4);
+                assert!(error.msg.contains(missing), "{error:?}");
             }
         }
         // A malformed one is told first.
         let env = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "a/b")];
-        let refusal = call(plugin, &[], &env, &config("1.0.0")).refused();
-        assert_eq!(refusal.code, 4);
-        let told = refusal.text().contains("a/b");
-        assert!(told || reference().is_some(), "{refusal:?}");
+        let error = call(plugin, &[], &env, &config("1.0.0")).error();
+        assert_eq!(error.code, 4);
+        let told = error.text().contains("a/b");
+        assert!(told || testing_go(), "{error:?}");
     }
 }
 
@@ -199,14 +199,14 @@ fn all_missing_variables_are_named_at_once_in_order() {
 fn an_error_is_one_document_on_stdout_and_nothing_else() {
     for plugin in PLUGINS {
         let answer = call(plugin, &[], &env_of("ADD"), "{");
-        let refusal = answer.refused();
-        assert_eq!(refusal.code, 6);
+        let error = answer.error();
+        assert_eq!(error.code, 6);
         assert!(answer.stdout.starts_with("{\n    \""), "{}", answer.stdout);
         let place = |key: &str| answer.stdout.find(&format!("\n    \"{key}\": "));
         assert!(place("code").unwrap() < place("msg").unwrap());
         if let Some(details) = place("details") {
             assert!(place("msg").unwrap() < details);
-            assert!(!refusal.details.is_empty());
+            assert!(!error.details.is_empty());
         }
     }
 }
@@ -219,9 +219,9 @@ fn the_name_it_is_called_by_makes_the_plugin() {
     .to_string();
     let said = |plugin| {
         let answer = call(plugin, &[], &env_of("ADD"), &conf);
-        answer.refused().text()
+        answer.error().text()
     };
-    if reference().is_none() {
+    if !testing_go() {
         assert!(said("bridge").contains("mtu"), "{}", said("bridge"));
         assert!(said("loopback").contains("/nonexistent/netns"));
     }
@@ -234,18 +234,18 @@ fn the_name_it_is_called_by_makes_the_plugin() {
 
 #[test]
 fn gangplank_with_a_command_is_bridge() {
-    if worse_in_go("there is no such thing") {
+    if skip_for_go("there is no such thing") {
         return;
     }
     let version = gangplank(&[], &[("CNI_COMMAND", "VERSION")]);
     assert!(version.stdout.starts_with("{\"cniVersion\":\"1.1.0\""));
-    let missing = gangplank(&[], &[("CNI_COMMAND", "ADD")]).refused();
+    let missing = gangplank(&[], &[("CNI_COMMAND", "ADD")]).error();
     assert_eq!(missing.code, 4);
 }
 
 #[test]
 fn the_operators_command_line_explains_itself() {
-    if worse_in_go("there is no such thing") {
+    if skip_for_go("there is no such thing") {
         return;
     }
     for arguments in [&["--help"][..], &["-h"], &["help"], &[]] {
@@ -273,7 +273,7 @@ fn the_operators_command_line_explains_itself() {
 
 #[test]
 fn install_puts_the_binary_under_its_plugin_names() {
-    if worse_in_go("there is no such thing") {
+    if skip_for_go("there is no such thing") {
         return;
     }
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("installed/bin");
@@ -317,7 +317,7 @@ fn a_reader_that_went_away_does_not_make_it_crash() {
     drop(child.stdout.take());
     let status = child.wait().unwrap();
     use std::os::unix::process::ExitStatusExt;
-    if reference().is_none() {
+    if !testing_go() {
         assert_eq!(status.signal(), None, "{status}");
     }
 }

@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use crate::rows::Row;
+use crate::invalid_inputs::InvalidInput;
 
-fn bad(name: &'static str, words: &[&'static str]) -> Row {
-    Row::new(name, &[7], words)
+fn bad(name: &'static str, words: &[&'static str]) -> InvalidInput {
+    InvalidInput::new(name, &[7], words)
 }
 
-pub fn of_the_bridge() -> Vec<Row> {
+pub fn of_the_bridge() -> Vec<InvalidInput> {
     let mac = |what, mac: &'static str| {
         bad(what, &["mac", mac]).set("/runtimeConfig", json!({ "mac": mac }))
     };
-    let mut without_type = bad("ipam without a type", &["ipam", "type"]).but_not_to_go();
+    let mut without_type = bad("ipam without a type", &["ipam", "type"]).accepted_by_go();
     let ipam = without_type.config["ipam"].as_object_mut().unwrap();
     ipam.remove("type");
     vec![
@@ -23,7 +23,7 @@ pub fn of_the_bridge() -> Vec<Row> {
         bad("a bridge name with a slash", &["bridge", "a/b"]).set("/bridge", "a/b".into()),
         bad("a bridge name with a NUL", &["bridge"])
             .set("/bridge", "a\0b".into())
-            .but_not_to_go(),
+            .accepted_by_go(),
         bad("an MTU too small for IPv4", &["mtu", "67"]).set("/mtu", json!(67)),
         bad("an MTU above what a veth takes", &["mtu", "65536"]).set("/mtu", json!(65536)),
         bad("a VLAN below zero", &["vlan", "-1"]).set("/vlan", json!(-1)),
@@ -37,14 +37,14 @@ pub fn of_the_bridge() -> Vec<Row> {
         )
         .set("/ipMasqBackend", "pf".into())
         .set("/ipMasq", true.into())
-        .but_not_to_go(),
+        .accepted_by_go(),
         mac("a MAC that is none", "zz"),
         mac("a MAC of eight bytes", "02:00:00:00:00:00:00:01"),
         mac("a multicast MAC", "01:00:5e:00:00:01"),
         mac("a MAC of zeros", "00:00:00:00:00:00"),
         bad("a MAC in args.cni that is none", &["mac", "02:00"])
             .set("/args", json!({ "cni": { "mac": "02:00" } })),
-        Row::new("an IPAM plugin that is missing", &[4, 7, 999], &["dhcpd"])
+        InvalidInput::new("an IPAM plugin that is missing", &[4, 7, 999], &["dhcpd"])
             .set("/ipam", json!({ "type": "dhcpd" })),
         bad("an IPAM plugin with a slash", &["ipam.type", "../bin/sh"])
             .set("/ipam", json!({ "type": "../bin/sh" })),
@@ -52,9 +52,9 @@ pub fn of_the_bridge() -> Vec<Row> {
 }
 
 /// Those of keys that the reference passes by, but for the MTU.
-pub fn of_our_own_keys() -> Vec<Row> {
+pub fn of_our_own_keys() -> Vec<InvalidInput> {
     let own = |what, words: &[&'static str], path, value: Value| {
-        bad(what, words).set(path, value).but_not_to_go()
+        bad(what, words).set(path, value).accepted_by_go()
     };
     let kept =
         |what, words: &[&'static str], list: Value| own(what, words, "/nonMasqueradeCIDRs", list);
@@ -159,7 +159,7 @@ pub fn of_our_own_keys() -> Vec<Row> {
     ]
 }
 
-pub fn of_ranges() -> Vec<Row> {
+pub fn of_ranges() -> Vec<InvalidInput> {
     let sets = |what, words: &[&'static str], ranges: Value| {
         bad(what, words).set("/ipam", json!({ "type": "host-local", "ranges": ranges }))
     };
@@ -257,9 +257,9 @@ pub fn of_ranges() -> Vec<Row> {
     ]
 }
 
-pub fn of_requests() -> Vec<Row> {
+pub fn of_requests() -> Vec<InvalidInput> {
     let by_args = |what, words: &[&'static str], args: &'static str| {
-        Row::new(what, &[4, 7], words).var("CNI_ARGS", args)
+        InvalidInput::new(what, &[4, 7], words).var("CNI_ARGS", args)
     };
     let by_cni = |what, words: &[&'static str], ips: Value| {
         bad(what, words).set("/args", json!({ "cni": { "ips": ips } }))
@@ -311,7 +311,7 @@ pub fn of_requests() -> Vec<Row> {
             &["10.1.2.6"],
             json!(["10.1.2.5", "10.1.2.6"]),
         ),
-        Row::new(
+        InvalidInput::new(
             "a resolv.conf that is missing",
             &[5, 7, 999],
             &["/run/no-resolv.conf"],
@@ -323,7 +323,7 @@ pub fn of_requests() -> Vec<Row> {
     ]
 }
 
-pub fn of_routes() -> Vec<Row> {
+pub fn of_routes() -> Vec<InvalidInput> {
     let route = |what, words: &[&'static str], route: Value| {
         bad(what, words).set("/ipam/routes", json!([route]))
     };

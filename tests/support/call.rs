@@ -128,7 +128,7 @@ pub struct Answer {
 
 /// An error document.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct CniError {
     /// The CNI error code.
     pub code: u64,
     /// The message.
@@ -137,7 +137,7 @@ pub struct Refusal {
     pub details: String,
 }
 
-impl Refusal {
+impl CniError {
     /// Message and details, for searching.
     pub fn text(&self) -> String {
         format!("{} {}", self.msg, self.details)
@@ -166,7 +166,7 @@ impl Answer {
 
     /// Fails unless the call was refused with exactly one error document on stdout.
     #[track_caller]
-    pub fn refused(&self) -> Refusal {
+    pub fn error(&self) -> CniError {
         assert_eq!(
             self.code,
             Some(1),
@@ -186,7 +186,7 @@ impl Answer {
         }
         let msg = document["msg"].as_str().unwrap_or_default().to_owned();
         assert!(!msg.is_empty(), "an error without a message: {self:?}");
-        Refusal {
+        CniError {
             code: document["code"]
                 .as_u64()
                 .unwrap_or_else(|| panic!("an error without a code: {self:?}")),
@@ -200,14 +200,14 @@ impl Answer {
 impl Answer {
     /// Fails unless the command succeeded and wrote nothing to stderr; its stdout.
     #[track_caller]
-    pub fn said(&self) -> &str {
+    pub fn success(&self) -> &str {
         assert_eq!((self.code, &*self.stderr), (Some(0), ""), "{self:?}");
         &self.stdout
     }
 
     /// Fails unless the command failed and wrote nothing to stdout; its stderr.
     #[track_caller]
-    pub fn complaint(&self) -> &str {
+    pub fn failure(&self) -> &str {
         assert_eq!((self.code, &*self.stdout), (Some(1), ""), "{self:?}");
         assert!(self.stderr.starts_with("gangplank: "), "{self:?}");
         &self.stderr

@@ -5,19 +5,20 @@
 //! plugins.
 
 mod call;
-pub mod ground;
+pub mod implementation;
+pub mod namespace;
 mod node;
-mod place;
-mod witness;
+mod probes;
+mod snapshot;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub use call::{Answer, Call, Network, Refusal, small_network};
+pub use call::{Answer, Call, CniError, Network, small_network};
 pub use node::{Node, Pod, wire};
-pub use place::{Ping, Place};
-pub use witness::{Footprint, chain_of, leases};
+pub use probes::{Namespace, Ping};
+pub use snapshot::{NodeState, chain_of, leases};
 
 /// The directories of Debian's programs; the PATH of an unprivileged user lacks some of them.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -28,13 +29,18 @@ pub fn go_plugins() -> PathBuf {
 }
 
 /// The directory of the plugins that are tested instead of gangplank's.
-pub fn reference() -> Option<PathBuf> {
+fn plugins_under_test() -> Option<PathBuf> {
     std::env::var_os("GANGPLANK_TEST_PLUGINS").map(PathBuf::from)
 }
 
-/// Whether the Go plugins are tested, which are known to fail this test (`why`); the test then returns.
-pub fn worse_in_go(why: &str) -> bool {
-    let skipped = reference().is_some();
+/// Whether other plugins than gangplank's are tested: the Go plugins.
+pub fn testing_go() -> bool {
+    plugins_under_test().is_some()
+}
+
+/// Whether the running test must return because the Go plugins are tested, which are known to fail it (`why`).
+pub fn skip_for_go(why: &str) -> bool {
+    let skipped = testing_go();
     if skipped {
         say(&format!("skipped for the Go plugins: {why}"));
     }
@@ -60,7 +66,7 @@ pub fn binary() -> PathBuf {
 
 /// The file of a plugin under test. Plugins that gangplank does not have are those of Debian's package.
 pub fn plugin_file(plugin: &str) -> PathBuf {
-    match (plugin, reference()) {
+    match (plugin, plugins_under_test()) {
         ("bridge" | "host-local" | "loopback", None) => binary(),
         ("bridge" | "host-local" | "loopback", Some(dir)) => dir.join(plugin),
         _ => go_plugins().join(plugin),
@@ -97,7 +103,7 @@ pub fn require(programs: &[&str]) -> bool {
 
 /// Returns from a test that cannot run on this machine.
 #[macro_export]
-macro_rules! needs {
+macro_rules! requires {
     ($($program:literal),*) => {
         if !$crate::require(&[$($program),*]) {
             return;

@@ -10,30 +10,30 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
-use super::ground::{self, Place, apart};
+use super::namespace::{self, Namespace, on_own_thread};
 use super::{Call, Network, go_plugins, plugin_file};
 
 /// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
 pub struct Node {
-    place: Place,
+    namespace: Namespace,
 }
 
 impl Deref for Node {
-    type Target = Place;
+    type Target = Namespace;
 
-    fn deref(&self) -> &Place {
-        &self.place
+    fn deref(&self) -> &Namespace {
+        &self.namespace
     }
 }
 
 impl Node {
     /// Where a node has its plugins.
-    pub const BIN: &str = ground::BIN;
+    pub const BIN: &str = namespace::BIN;
 
     /// A host with nothing but a loopback interface, which is up.
     pub fn new(name: &str) -> Node {
-        let place = Place::host(name).unwrap();
-        let node = Node { place };
+        let namespace = Namespace::host(name).unwrap();
+        let node = Node { namespace };
         node.run("ip link set lo up");
         for plugin in ["bridge", "host-local", "loopback"] {
             node.install(plugin);
@@ -47,7 +47,7 @@ impl Node {
     }
 
     /// Puts a plugin of the reference beside ours; it is then called `go-NAME`.
-    pub fn install_reference(&self, plugin: &str) {
+    pub fn install_go_plugin(&self, plugin: &str) {
         let file = go_plugins().join(plugin);
         self.link_plugin(&file, &format!("go-{plugin}"));
     }
@@ -75,7 +75,7 @@ impl Node {
     }
 
     /// Makes one of the two variants, `xtables-nft-multi` or `xtables-legacy-multi`, this node's iptables.
-    pub fn lay_iptables(&self, variant: &str) {
+    pub fn use_iptables_variant(&self, variant: &str) {
         // Of the programs' names only argv[0] counts, so one file may be the one of all of them.
         let variant = format!("/usr/sbin/{variant}");
         let programs = ["iptables", "ip6tables"].map(|name| format!("/usr/sbin/{name}"));
@@ -97,9 +97,9 @@ impl Node {
 
     /// A pod on this node: a network namespace at /run/netns/NAME, as `ip netns add` makes it.
     pub fn pod(&self, name: &str) -> Pod {
-        let place = self.place.pod(name).unwrap();
-        let path = place.netns_path();
-        Pod { place, path }
+        let namespace = self.namespace.pod(name).unwrap();
+        let path = namespace.netns_path();
+        Pod { namespace, path }
     }
 
     /// Waits until the kernel has deleted the links of namespaces that have ended, which takes it a while.
@@ -131,16 +131,16 @@ impl Node {
 
 /// A pod. Its interfaces are those that plugins made, and a loopback interface that is down.
 pub struct Pod {
-    place: Place,
+    namespace: Namespace,
     /// CNI_NETNS.
     pub path: String,
 }
 
 impl Deref for Pod {
-    type Target = Place;
+    type Target = Namespace;
 
-    fn deref(&self) -> &Place {
-        &self.place
+    fn deref(&self) -> &Namespace {
+        &self.namespace
     }
 }
 
@@ -152,10 +152,10 @@ impl Pod {
 
     /// Ends the pod: its namespace goes, with the path to it.
     pub fn end(self) {
-        let Pod { place, path } = self;
-        let host = place.mntns.clone();
-        drop(place);
-        apart(|| {
+        let Pod { namespace, path } = self;
+        let host = namespace.mntns.clone();
+        drop(namespace);
+        on_own_thread(|| {
             unshare(CloneFlags::CLONE_FS).unwrap();
             setns(&*host, CloneFlags::CLONE_NEWNS).unwrap();
             umount2(path.as_str(), MntFlags::MNT_DETACH).unwrap();

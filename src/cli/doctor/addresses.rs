@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{Network, Node, Pod, Problem, RangeUsage};
-use crate::ipam::lease_file::age;
+use crate::ipam::store::age;
 use crate::net::Cidr;
 
 /// A lease younger than this may belong to an ADD in progress.
 const ADD_LIMIT: Duration = Duration::from_secs(60);
 
-/// From this usage on, in percent, a range is nearly full.
+/// A range with this usage in percent is nearly full.
 const NEARLY_FULL: u128 = 90;
 
 /// The maximum number of names in one piece of evidence.
@@ -22,7 +22,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
             findings.extend(stale_lease(node, pod, at));
             findings.extend(link_without_lease(node, network, pod));
         }
-        findings.extend(garbled_leases(network, at));
+        findings.extend(invalid_leases(network, at));
         findings.extend(shared_leases(network));
         findings.extend(full_range(network));
     }
@@ -47,9 +47,9 @@ fn stale_lease(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
     let age = format!("the lease is {} old", age(since));
     let detach = Fix::Detach(at, pod.attachment.clone());
     if pod.problems.contains(&Problem::LeaseBeforeBoot) {
-        let cause = format!("{held} of an earlier boot: DEL was not called");
+        let cause = format!("{held} from an earlier boot: DEL was not called");
         let finding = Finding::new(Id::StaleLease, cause).warning().evidence(age);
-        let remedy = "none is needed: the next ADD on this network frees it";
+        let remedy = "none: the next ADD on this network releases it";
         return Some(finding.remedy(remedy).fix(detach));
     }
     let is_old = |since: SystemTime| since.elapsed().is_ok_and(|age| age > ADD_LIMIT);
@@ -59,12 +59,12 @@ fn stale_lease(node: &Node, pod: &Pod, at: usize) -> Option<Finding> {
     let cause = format!("{held}, which has no link on this host: DEL was not called");
     let finding = Finding::new(Id::StaleLease, cause).evidence(age);
     if pod.has_netns {
-        // Its link is gone, but its namespace exists: it may use the address in another way.
+        // The link was deleted, but the namespace exists: the container may use the address in another way.
         let evidence = "the runtime has a cached result of the container, and its namespace exists";
         return Some(finding.evidence(evidence).remedy("restart the pod"));
     }
     let finding = finding.remedy("call DEL for the container, or remove the lease file");
-    // Another configuration of the same name may be of a plugin other than bridge, whose pods have other links.
+    // Another configuration of the same name may use a plugin other than bridge, whose pods have other links.
     Some(match node.lists_named(network.name().as_str()) > 1 {
         true => finding,
         false => finding.fix(detach),
@@ -84,31 +84,31 @@ fn link_without_lease(node: &Node, network: &Network, pod: &Pod) -> Option<Findi
     Some(
         Finding::new(Id::LinkWithoutLease, cause)
             .evidence(format!("no lease in {}", store.directory().display()))
-            .remedy("restart the pod, so that it gets an address of its own"),
+            .remedy("restart the pod, so that it gets a leased address"),
     )
 }
 
-fn garbled_leases(network: &Network, at: usize) -> Option<Finding> {
-    let garbled = network.leases.iter().filter(|lease| lease.owner.is_none());
-    let names: Vec<String> = garbled.map(|lease| lease.address.to_string()).collect();
+fn invalid_leases(network: &Network, at: usize) -> Option<Finding> {
+    let invalid = network.leases.iter().filter(|lease| lease.owner.is_none());
+    let names: Vec<String> = invalid.map(|lease| lease.address.to_string()).collect();
     if names.is_empty() {
         return None;
     }
     let store = network.configured.host_local.as_ref()?.store();
     let cause = format!(
-        "{} lease files of network {network} are empty or garbled, after a crash or on a full disk",
+        "{} lease files of network {network} are empty or garbled, because of a crash or a full disk",
         names.len()
     );
     Some(
         Finding::new(Id::GarbledLease, cause)
             .evidence(format!("{}: {}", store.directory().display(), join(&names)))
             .remedy("remove these files; the Go plugin treats the addresses as used, gangplank assigns them")
-            .fix(Fix::ClearGarbled(at)),
+            .fix(Fix::RemoveInvalidLeases(at)),
     )
 }
 
-/// Leases of several machines in one directory. Those of other machines cannot be distinguished from those from before a
-/// boot, so that none is removed.
+/// Several machines lease from one directory. Leases of another machine cannot be distinguished from leases from before
+/// a boot, so none is removed.
 fn shared_leases(network: &Network) -> Option<Finding> {
     let store = network.configured.host_local.as_ref()?.store();
     if !store.is_shared() {
@@ -116,11 +116,11 @@ fn shared_leases(network: &Network) -> Option<Finding> {
     }
     let directory = store.directory().display();
     let cause = format!(
-        "several machines have made leases of network {network} in one directory, so none is freed after a boot"
+        "several machines share the lease directory of network {network}, so a reboot releases no leases"
     );
     Some(
         Finding::new(Id::SharedLeases, cause)
-            .evidence(format!("{directory}/.gangplank.boot names them"))
+            .evidence(format!("{directory}/.gangplank.boot lists them"))
             .remedy(format!(
                 "give each machine its own dataDir; if only the name or the ID of this machine has changed, remove {directory}/.gangplank.boot"
             )),
@@ -174,7 +174,7 @@ fn unknown_networks(node: &Node) -> impl Iterator<Item = Finding> {
         let addresses: Vec<String> = addresses.collect();
         let directory = store.directory().display();
         let cause = format!(
-            "{} leases are of a network without a configuration",
+            "{} leases belong to a network without a configuration",
             leases.len()
         );
         Finding::new(Id::UnknownNetwork, cause)
@@ -185,7 +185,7 @@ fn unknown_networks(node: &Node) -> impl Iterator<Item = Finding> {
     })
 }
 
-/// The first [`MAX_NAMES`] names, and how many more there are.
+/// Joins the first [`MAX_NAMES`] names and counts the others.
 pub fn join(names: &[String]) -> String {
     match names.len() {
         0..=MAX_NAMES => names.join(", "),

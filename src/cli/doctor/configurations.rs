@@ -23,7 +23,7 @@ pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
 /// The cause and the remedy.
 type Questionable = (String, &'static str);
 
-/// What the Go plugins accept, and therefore gangplank, although its effect may not be the intended one.
+/// Values that the Go plugins and gangplank accept, but whose effect is probably not intended.
 fn questionable_keys(configured: &Configured) -> impl Iterator<Item = Finding> {
     let mut found = root_keys(&configured.conf.root());
     if let Some(host_local) = &configured.host_local {
@@ -70,7 +70,7 @@ fn range_keys(range: &Range) -> Vec<Questionable> {
             "pods need a route to it; IPv6 gateways can be link-local, such as fe80::1",
         ));
     }
-    if range.gives_edges() {
+    if range.allocates_edges() {
         found.push((
             format!(
                 "range {range} has no address but the network or broadcast address of its subnet"

@@ -83,8 +83,8 @@ fn missing_plugins(
     }
 }
 
-/// A file with the name of one of our plugins that is another program or version: two implementations may work on the same
-/// pods.
+/// A file with the name of a plugin of this binary that is another program or version: two implementations may manage
+/// the same pods.
 fn other_program(file: PathBuf) -> Option<Finding> {
     let (id, what, evidence) = match identify(&file) {
         Identity::Absent | Identity::This => return None,

@@ -101,16 +101,16 @@ pub struct Finding {
 /// A repair that interrupts no pod. A number is the index of a network in [`crate::cli::node::Node::networks`].
 #[derive(Clone, Debug)]
 pub enum Fix {
-    /// Detaches the attachment as a DEL without a namespace does.
+    /// Like a DEL without a namespace.
     Detach(usize, Attachment),
-    /// Removes lease files that name no container.
-    ClearGarbled(usize),
+    /// Removes lease files that name no owner.
+    RemoveInvalidLeases(usize),
     /// Removes these masquerade entries.
-    Unmasquerade(NetworkName, Vec<MasqueradeEntry>),
+    RemoveMasquerade(NetworkName, Vec<MasqueradeEntry>),
     Reconcile(usize, Box<Repair>),
     EnableForwarding(Family),
-    /// Sets `accept_ra` of an interface to 2: router advertisements are accepted on a forwarding host as well.
-    AcceptAdvertisements(IfName),
+    /// Sets `accept_ra` of an interface to 2: router advertisements are accepted although the host forwards.
+    AcceptRouterAdvertisements(IfName),
 }
 
 impl Finding {

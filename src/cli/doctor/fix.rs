@@ -10,7 +10,7 @@ use crate::kernel::sysctl::Parameter;
 use crate::netfilter::masquerade;
 use crate::plugins::bridge;
 
-/// Applies a repair. `cni_path` is where an IPAM plugin is looked for that must release an address.
+/// `cni_path` is searched for IPAM plugins that release addresses.
 pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
     match fix {
         Fix::Detach(at, attachment) => {
@@ -18,15 +18,15 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
             let conf = &node.networks[*at].configured.conf;
             bridge::detach(conf, &cni_path, attachment, Ok(None))
         }
-        Fix::ClearGarbled(at) => match &node.networks[*at].configured.host_local {
-            Some(host_local) => host_local.store().clear_garbled().map(drop),
+        Fix::RemoveInvalidLeases(at) => match &node.networks[*at].configured.host_local {
+            Some(host_local) => host_local.store().remove_invalid().map(drop),
             None => Ok(()),
         },
-        Fix::Unmasquerade(network, entries) => masquerade::remove_left_over(network, entries),
+        Fix::RemoveMasquerade(network, entries) => masquerade::remove_left_over(network, entries),
         Fix::Reconcile(at, repair) => reconcile::apply(repair, node, &node.networks[*at]),
         Fix::EnableForwarding(family) => bridge::forward(*family),
-        Fix::AcceptAdvertisements(interface) => {
-            // A network manager may have set it to 0 meanwhile, and handle router advertisements itself.
+        Fix::AcceptRouterAdvertisements(interface) => {
+            // A network manager may have set it to 0 in the meantime, and handle router advertisements itself.
             if Parameter::AcceptRa.read(interface).ok().as_deref() != Some("1") {
                 return Ok(());
             }

@@ -11,7 +11,7 @@ const RTPROT_RA: u8 = 9;
 
 pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     for network in &node.networks {
-        // With running pods it is an error; see `links`.
+        // With running pods it is an error, which `links` reports.
         if !network.has_gateway() || !network.pods.is_empty() {
             continue;
         }
@@ -34,7 +34,7 @@ fn forwarding_off(network: &Network, family: Family) -> Finding {
             Family::V4 => "net.ipv4.ip_forward is 0",
             Family::V6 => "net.ipv6.conf.all.forwarding is 0",
         })
-        .remedy("none is needed: the next ADD enables it")
+        .remedy("none: the next ADD enables it")
         .fix(Fix::EnableForwarding(family))
 }
 
@@ -72,7 +72,7 @@ fn advertised_route(node: &Node) -> Option<Finding> {
             .remedy(format!(
                 "sysctl -w net.ipv6.conf.{name}.accept_ra=2, and in /etc/sysctl.d"
             ))
-            .fix(Fix::AcceptAdvertisements(name)),
+            .fix(Fix::AcceptRouterAdvertisements(name)),
     )
 }
 

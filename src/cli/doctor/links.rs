@@ -3,7 +3,7 @@
 use crate::cli::doctor::addresses::{join, join_addresses};
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{Network, Node, Pod, Problem};
-use crate::cli::reconcile::{self, PortElsewhere};
+use crate::cli::reconcile::{self, MisplacedPort};
 use crate::kernel::netlink::{Kind, Link, PortFlags};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::reconcile::Repair;
@@ -18,11 +18,11 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         }
         let conflict = address_conflict(node, network);
         let mut repairs = repairs(node, network, at);
-        // The gateway's address cannot be added while another one is in its place.
+        // The gateway address cannot be added while there is a conflicting one.
         repairs.retain(|it| conflict.is_none() || it.id != Id::GatewayAddress);
         findings.extend(conflict);
         findings.extend(missing_bridge(node, network));
-        findings.extend(ports_elsewhere(node, network));
+        findings.extend(ports_on_other_bridges(node, network));
         findings.extend(port_flags(node, network));
         findings.extend(repairs);
         let pods = network.pods.iter();
@@ -65,11 +65,11 @@ fn missing_bridge(node: &Node, network: &Network) -> Option<Finding> {
     )
 }
 
-/// Ports of pods are on another bridge. The pods work there, so that they are not moved.
-fn ports_elsewhere(node: &Node, network: &Network) -> Option<Finding> {
-    let found = reconcile::ports_elsewhere(node, network);
+/// Ports of pods are on another bridge. They are not moved, because the pods work there.
+fn ports_on_other_bridges(node: &Node, network: &Network) -> Option<Finding> {
+    let found = reconcile::ports_on_other_bridges(node, network);
     let other = &found.first()?.master.name;
-    let ports = found.iter().map(|PortElsewhere { pod, port, master }| {
+    let ports = found.iter().map(|MisplacedPort { pod, port, master }| {
         let (port, kind, master) = (&port.name, &master.kind, &master.name);
         format!("{pod}: {port} is on {kind} {master}")
     });
@@ -97,7 +97,7 @@ fn port_flags(node: &Node, network: &Network) -> Option<Finding> {
     });
     let ports: Vec<String> = ports.collect();
     let cause = format!(
-        "ports of network {network} have other flags than hairpinMode and portIsolation, because the configuration has changed since ADD"
+        "ports of network {network} do not have the flags of hairpinMode and portIsolation: the configuration has changed since ADD"
     );
     (!ports.is_empty()).then(|| {
         Finding::new(Id::PortFlags, cause)
@@ -111,15 +111,15 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
     let link = node
         .gateway_link(network)
         .filter(|_| network.has_gateway())?;
-    let present = node.addresses_of(link);
+    let observed = node.addresses_of(link);
     let gateways: Vec<Cidr> = network
         .ranges()
         .map(|range| range.with_prefix(range.gateway()))
         .collect();
     let is_v4 = |cidr: &&Cidr| cidr.family() == Family::V4;
     let mut missing = gateways.iter().filter(is_v4);
-    missing.find(|gateway| !present.contains(gateway))?;
-    let mut others = present.iter().filter(is_v4);
+    missing.find(|gateway| !observed.contains(gateway))?;
+    let mut others = observed.iter().filter(is_v4);
     let other = others.find(|cidr| !gateways.contains(cidr))?;
     let name = &link.name;
     let cause = format!(
@@ -129,7 +129,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
     let ports: Vec<String> = node.ports(link).map(Link::display_name).collect();
     Some(
         Finding::new(Id::BridgeAddress, cause)
-            .evidence(format!("{name} has {}", join_addresses(&present)))
+            .evidence(format!("{name} has {}", join_addresses(&observed)))
             .evidence(match ports.is_empty() {
                 true => format!("{name} has no ports"),
                 false => format!("its ports are {}", join(&ports)),
@@ -138,7 +138,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
     )
 }
 
-/// What `gangplank reconcile` would restore.
+/// The repairs of `gangplank reconcile`.
 fn repairs(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
     let repairs = match reconcile::repairs(node, network) {
         Ok(repairs) => repairs,
@@ -171,7 +171,7 @@ fn repairs(node: &Node, network: &Network, at: usize) -> Vec<Finding> {
 
 fn repair_evidence(node: &Node, network: &Network, repair: &Repair) -> String {
     let bridge = &network.configured.bridge.bridge;
-    match (repair.of(), node.bridge(network)) {
+    match (repair.attachment(), node.bridge(network)) {
         (Some(live), _) => format!(
             "{} has {} on {}",
             live.attachment,
@@ -187,14 +187,14 @@ fn repair_evidence(node: &Node, network: &Network, repair: &Repair) -> String {
     }
 }
 
-/// The host's end of a veth pair is up, and the pod's end is down: nothing on the host can be repaired.
+/// The host end of a veth pair is up and the container end is down, which cannot be repaired on the host.
 fn pod_link_down(node: &Node, network: &Network, pod: &Pod) -> Option<Finding> {
     let link = node.link_of(pod)?;
     if !link.is_up || !pod.problems.contains(&Problem::LinkDown) {
         return None;
     }
     let cause = format!(
-        "{pod} of network {network} has a link that forwards no packets: the pod's end is down"
+        "{pod} of network {network} has a link that forwards no packets: the container end is down"
     );
     Some(
         Finding::new(Id::PodLinkDown, cause)
@@ -250,7 +250,7 @@ fn uplink_mtu(node: &Node, network: &Network) -> Option<Finding> {
     )
 }
 
-/// Ports with a name as gangplank derives it that belong to no known pod: links without a lease or a cached result.
+/// Ports with a derived name that belong to no known pod: links without a lease or a cached result.
 fn unknown_ports(node: &Node, network: &Network) -> Option<Finding> {
     let ports = node.unknown_ports(network);
     let veths = ports.filter(|it| it.kind == Kind::Veth && IfName::is_derived_veth(&it.name));

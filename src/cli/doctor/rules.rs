@@ -21,7 +21,7 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
                 .remedy("run it as root; if it is, repair or reinstall iptables"),
         );
     }
-    left_over_masquerading(node, findings);
+    stale_masquerading(node, findings);
     findings.extend(two_iptables());
     findings.extend(bridge_netfilter(node));
     for family in Family::BOTH {
@@ -35,8 +35,8 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Masquerading of containers that do not exist any more.
-fn left_over_masquerading(node: &Node, findings: &mut Vec<Finding>) {
+/// Masquerading of containers that no longer exist.
+fn stale_masquerading(node: &Node, findings: &mut Vec<Finding>) {
     let mut left_over: BTreeMap<String, Vec<MasqueradeEntry>> = BTreeMap::new();
     for entry in node.inventory.entries() {
         let Ok(network) = entry.network.parse() else {
@@ -49,7 +49,8 @@ fn left_over_masquerading(node: &Node, findings: &mut Vec<Finding>) {
     }
     for (name, entries) in left_over {
         let Ok(network) = name.parse() else { continue };
-        let cause = format!("network {name} has masquerading rules of containers that are gone");
+        let cause =
+            format!("network {name} has masquerading rules of containers that no longer exist");
         let names: Vec<String> = entries.iter().map(MasqueradeEntry::to_string).collect();
         let finding = Finding::new(Id::MasqueradeLeftOver, cause).evidence(join(&names));
         findings.push(match has_leases(node, &name) {
@@ -57,16 +58,16 @@ fn left_over_masquerading(node: &Node, findings: &mut Vec<Finding>) {
                 .remedy(
                     "remove them; the Go plugin leaves them when DEL is called without a namespace",
                 )
-                .fix(Fix::Unmasquerade(network, entries)),
-            // Cached results alone are no proof: they may be in another directory, and an ADD in progress has none yet.
+                .fix(Fix::RemoveMasquerade(network, entries)),
+            // Cached results prove nothing: they may be in another directory, and an ADD in progress has none yet.
             false => finding
-                .evidence("no leases of that network are known here: its containers may be running")
+                .evidence("no leases of this network are known on this node: its containers may be running")
                 .remedy("remove them if none of these containers is running"),
         });
     }
 }
 
-/// Whether each network of that name has leases, so that they name all its attachments.
+/// Whether the leases of all networks of this name list all attachments.
 fn has_leases(node: &Node, name: &str) -> bool {
     let with_leases = node
         .networks_named(name)
@@ -77,7 +78,7 @@ fn has_leases(node: &Node, name: &str) -> bool {
     }
 }
 
-/// All attachments of the networks of that name that may still exist.
+/// All attachments to networks of this name that may still exist.
 fn valid_attachments(node: &Node, name: &str) -> ValidAttachments {
     let pods = node.networks_named(name).flat_map(|it| &it.pods);
     let cached = node.cache.iter().filter(|it| it.network.as_str() == name);

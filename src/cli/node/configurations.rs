@@ -10,8 +10,8 @@ use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::error::Error;
 use crate::ipam::HostLocal;
+use crate::link::plan::check_routes;
 use crate::plugins::bridge::config::BridgeConfig;
-use crate::plugins::bridge::plan::check_routes;
 
 /// The configuration of a network whose pods are ports of a bridge.
 #[derive(Debug)]

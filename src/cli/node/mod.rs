@@ -46,7 +46,7 @@ pub struct Node {
     pub addresses: Vec<Address>,
     /// The default routes.
     pub uplinks: Vec<RouteEntry>,
-    /// The families of which the host forwards no packets. A family that the kernel does not support is not among them.
+    /// The address families that the host does not forward, except for those that the kernel does not support.
     pub not_forwarded: Vec<Family>,
     pub inventory: Inventory,
     /// A socket in the host's network namespace.
@@ -59,21 +59,21 @@ pub struct Node {
 pub struct Network {
     pub configured: Configured,
     pub leases: Vec<LeaseFile>,
-    /// The addresses whose leases are from before the boot, which the next ADD removes.
+    /// The addresses whose leases are from before the boot and that the next ADD releases.
     pub from_before_boot: HashSet<IpAddr>,
     pub pods: Vec<Pod>,
-    /// The link that has the bridge's name. It need not be a bridge.
+    /// The link with the bridge's name, not necessarily a bridge.
     bridge: Option<usize>,
-    /// The link that has the gateways' addresses: the bridge, or for pods in a VLAN an interface beside it.
+    /// The link with the gateway addresses: the bridge or, for pods in a VLAN, an interface in that VLAN.
     gateway_link: Option<usize>,
 }
 
-/// How many addresses of a set of ranges are in use.
+/// The usage of a range set.
 #[derive(Serialize)]
 pub struct RangeUsage {
     pub range: String,
     pub used: usize,
-    /// A string in JSON: an IPv6 range has more addresses than a JSON number can count.
+    /// A string in JSON, because the size of an IPv6 range exceeds the range of JSON numbers.
     #[serde(serialize_with = "serialize_as_string")]
     pub size: u128,
 }
@@ -86,7 +86,7 @@ impl Node {
     /// Reads the state of the node.
     ///
     /// # Errors
-    /// When a directory or the kernel cannot be read: an incomplete state would lead to wrong findings.
+    /// If a directory or the kernel cannot be read: an incomplete state would lead to wrong findings.
     pub fn observe(paths: &Paths) -> Result<Node, Error> {
         let unreadable = |what: &str| {
             let what = format!("cannot list this machine's {what}");
@@ -157,7 +157,7 @@ impl Node {
         Ok(orphaned)
     }
 
-    /// The network of that name, or all networks.
+    /// The networks of this name, or all networks.
     pub fn select(&self, name: Option<&str>) -> Result<Vec<&Network>, Error> {
         let Some(name) = name else {
             return Ok(self.networks.iter().collect());
@@ -177,7 +177,7 @@ impl Node {
             .filter(move |network| network.name().as_str() == name)
     }
 
-    /// How many configurations have that name, with or without a bridge.
+    /// The number of configurations of this name, with or without a bridge.
     pub fn lists_named(&self, name: &str) -> usize {
         let named = self.lists.iter().filter(|(list, _)| list.name == name);
         named.count()
@@ -189,7 +189,7 @@ impl Node {
         live.as_ref().is_none_or(|live| live.has_address(address))
     }
 
-    /// The link of that name, which may be an alternative one (ip-link(8), "property add").
+    /// The link with this name or alternative name (ip-link(8), "property add").
     fn position(&self, name: &str) -> Option<usize> {
         let by_name = self.links.iter().position(|link| link.name == name);
         by_name.or_else(|| {
@@ -206,7 +206,7 @@ impl Node {
         self.links.get(network.gateway_link?)
     }
 
-    /// The pod's end of the veth pair on the host.
+    /// The host end of the pod's veth pair.
     pub fn link_of(&self, pod: &Pod) -> Option<&Link> {
         self.links.get(pod.link?)
     }
@@ -257,7 +257,7 @@ impl Network {
         &self.configured.conf.name
     }
 
-    /// Whether the bridge has an address, so that the host routes for the pods.
+    /// Whether the bridge has a gateway address.
     pub fn has_gateway(&self) -> bool {
         self.configured.bridge.gateway != Gateway::None
     }

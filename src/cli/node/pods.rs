@@ -13,7 +13,6 @@ use crate::kernel::netlink::{Kind, Link, Netlink};
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::{Cidr, Mac};
 use crate::netfilter::masquerade::Masquerade;
-use crate::plugins::bridge::plan::host_interface;
 use crate::state::{self, PortDifference};
 
 /// A pod's attachment to a network.
@@ -28,11 +27,11 @@ pub struct Pod {
     pub cached_gateways: Vec<Cidr>,
     /// When its first lease was written.
     pub since: Option<SystemTime>,
-    /// Whether its ADD may be older than the configuration's file.
+    /// Whether the configuration may have changed since its ADD.
     pub is_outdated: bool,
-    /// Its end on the host, as an index in [`Node::links`].
+    /// The host end of its veth pair, as an index in [`Node::links`].
     pub link: Option<usize>,
-    /// The MAC address of the interface in the pod, as the kernel or else the cached result has it.
+    /// The MAC address of the interface in the pod, from the kernel or else from the cached result.
     pub mac: Option<String>,
     /// Whether its network namespace, known from the cached result, still exists.
     pub has_netns: bool,
@@ -51,21 +50,21 @@ impl fmt::Display for Pod {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// It has a lease and no link.
+    /// A lease, but no link.
     NoLink,
-    /// It has a lease, and may have a link whose name cannot be derived.
+    /// A lease, and possibly a link whose name cannot be derived.
     LinkUnknown,
-    /// It has a link and no lease.
+    /// A link, but no lease.
     NoLease,
-    /// Its lease is from before the boot: its address may be reassigned.
+    /// The lease is from before the boot: its address may be reassigned.
     LeaseBeforeBoot,
-    /// Its link is down or has no carrier.
+    /// The link is down or has no carrier.
     LinkDown,
-    /// Its link is not a port of the network's bridge.
+    /// The link is not a port of the network's bridge.
     NotOnBridge,
-    /// One of its addresses is not masqueraded as configured.
+    /// An address is not masqueraded as configured.
     NotMasqueraded,
-    /// The MTU of its link differs from the bridge's.
+    /// The MTU of the link differs from the bridge's.
     OtherMtu,
 }
 
@@ -86,7 +85,7 @@ impl Problem {
 
 /// The pods of a network, in the order of their containers' IDs.
 pub fn observe(node: &Node, network: &Network) -> Vec<Pod> {
-    let mut found: BTreeMap<Attachment, Found> = BTreeMap::new();
+    let mut found: BTreeMap<Attachment, Traces> = BTreeMap::new();
     for lease in &network.leases {
         if let Some(attachment) = lease.attachment() {
             let entry = found.entry(attachment).or_default();
@@ -106,14 +105,14 @@ pub fn observe(node: &Node, network: &Network) -> Vec<Pod> {
 
 /// The traces of an attachment.
 #[derive(Default)]
-struct Found<'n> {
+struct Traces<'n> {
     leased: Vec<IpAddr>,
     since: Option<SystemTime>,
     cached: Option<&'n CachedResult>,
 }
 
-fn observe_pod(node: &Node, network: &Network, attachment: Attachment, found: Found) -> Pod {
-    let Found {
+fn observe_pod(node: &Node, network: &Network, attachment: Attachment, found: Traces) -> Pod {
+    let Traces {
         leased,
         since,
         cached,
@@ -155,14 +154,14 @@ fn is_outdated(network: &Network, added: Option<SystemTime>) -> bool {
     times.is_none_or(|(added, changed)| added < changed)
 }
 
-/// The pod's end on the host: the link with the derived name, or else with a name from the cached result.
+/// The host end: the link with the derived name, or else one with a name from the cached result.
 fn position(
     node: &Node,
     network: &Network,
     attachment: &Attachment,
     cached: Option<&CachedResult>,
 ) -> Option<usize> {
-    let derived = host_interface(network.name(), attachment);
+    let derived = attachment.host_interface(network.name());
     let cached = cached.into_iter().flat_map(|it| cached_links(network, it));
     let find = |name: &str| {
         let is_it = |link: &Link| link.name == name && link.kind == Kind::Veth;
@@ -182,13 +181,13 @@ fn cached_links<'n>(
     cached.host_interfaces().filter(move |name| *name != bridge)
 }
 
-/// The MAC address of an interface in a pod: the present one, or else the one in the cached result.
+/// The MAC address of an interface in a pod: the current one, or else the one in the cached result.
 fn mac_of(cached: &Interface, netns: Option<&Netns>) -> Option<String> {
-    let present = || -> Option<Mac> {
+    let current = || -> Option<Mac> {
         let pod = Netlink::open_in(netns?).ok()?;
         pod.link(&cached.name.parse().ok()?).ok()??.mac
     };
-    let mac = present().map_or_else(|| cached.mac.clone(), |mac| mac.to_string());
+    let mac = current().map_or_else(|| cached.mac.clone(), |mac| mac.to_string());
     Some(mac).filter(|mac| !mac.is_empty())
 }
 
@@ -252,7 +251,7 @@ fn is_masqueraded(node: &Node, network: &Network, pod: &Pod) -> bool {
         return true;
     };
     let masquerade = Masquerade::of(network.name(), &pod.attachment);
-    // The rules name the subnet. It is unknown if no range has the address any more and no result is cached.
+    // The rules contain the subnet. It is unknown if no range contains the address any more and no result is cached.
     let is_known =
         |it: &&Cidr| network.configured.host_local.is_none() || **it != Cidr::host(it.address());
     let known: Vec<Cidr> = pod.addresses.iter().filter(is_known).copied().collect();
@@ -265,13 +264,13 @@ fn is_masqueraded(node: &Node, network: &Network, pod: &Pod) -> bool {
 fn may_have_link(node: &Node, network: &Network, pod: &Pod, cached: Option<&CachedResult>) -> bool {
     let is_cached = cached.is_some_and(|it| cached_links(network, it).next().is_some());
     let mut addresses = pod.addresses.iter();
-    // The link may also have been renamed, or be of another plugin.
+    // The link may also have been renamed, or created by another plugin.
     (!is_cached && has_uncached_go_veth(node))
         || addresses.any(|it| node.may_be_in_use(it.address()))
 }
 
-/// Whether there is a veth with a name as the Go plugin assigns them, "veth" and eight digits, that is in no cached result.
-/// It may be on any bridge, because the configuration may have named another one before, or on none.
+/// Whether there is a veth with a name of the form that the Go plugin uses, "veth" and eight digits, that is in no
+/// cached result. It may be on any bridge, because the configuration may have changed, or on none.
 fn has_uncached_go_veth(node: &Node) -> bool {
     let is_cached = |name: &str| {
         let mut cached = node.cache.iter().flat_map(CachedResult::host_interfaces);

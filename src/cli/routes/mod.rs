@@ -41,7 +41,7 @@ struct AppliedChange {
     was: Option<IpAddr>,
 }
 
-/// Changes the routes to match the list of nodes. The exit status is 1 if there can be no route to the pods of a node.
+/// Changes the routes to match the list of nodes. The exit status is 1 if a node's pods cannot have a route.
 ///
 /// # Errors
 /// Those of [`parse_list`]; when this machine's node is ambiguous; when routes cannot be listed. Nothing is changed then.
@@ -76,14 +76,14 @@ pub fn routes(args: &RoutesArgs, stdin: &str) -> Result<Answer, Error> {
         });
         match applied {
             Ok(()) => report.changes.push(change.into()),
-            Err(why) => report.failures.push(why),
+            Err(failure) => report.failures.push(failure),
         }
     }
     let status = u8::from(!report.failures.is_empty());
     Ok(Answer::report(&report, args.format, text).with_status(status))
 }
 
-/// Refuses a next hop that is not on a network to which this machine is connected.
+/// Rejects a next hop that is not on a network to which this machine is connected.
 fn check_next_hop(host: &Netlink, change: &RouteChange) -> Result<(), String> {
     let (RouteChange::Add(wanted) | RouteChange::Replace(wanted, _)) = change else {
         return Ok(());
@@ -126,7 +126,7 @@ fn apply(host: &Netlink, change: &RouteChange) -> Result<(), String> {
         }
     };
     applied.map_err(|cause| {
-        // Only unicast routes are listed: a blackhole route is discovered here.
+        // Only unicast routes are listed: a conflicting blackhole route shows up here.
         let hint = match cause {
             NetlinkError::Exists => ", and is not ours: see ip route show type blackhole",
             _ => "",

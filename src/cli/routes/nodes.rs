@@ -9,11 +9,10 @@ use crate::net::{Cidr, ParseError, ip_to_bits, parse_ip};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterNode {
-    /// Its address, if the list consists of lines.
+    /// `metadata.name`, or the address if stdin consists of lines.
     pub name: String,
-    /// Its addresses inside the cluster. The first one of each family is used.
+    /// Addresses of type InternalIP. The first one of each family is used.
     pub addresses: Vec<IpAddr>,
-    /// The ranges of its pods.
     pub ranges: Vec<Cidr>,
 }
 
@@ -83,7 +82,7 @@ pub fn parse_list(text: &str) -> Result<Vec<ClusterNode>, Error> {
     Ok(nodes)
 }
 
-/// Parses what [`parse_list`] does, or a single Node.
+/// Like [`parse_list`], but accepts a single Node.
 pub fn parse(text: &str) -> Result<Vec<ClusterNode>, Error> {
     parse_any(text).map(|(nodes, _)| nodes)
 }
@@ -186,7 +185,7 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(Code::INVALID_CONFIG, what)
 }
 
-/// Refuses two nodes with the same address or overlapping ranges.
+/// Rejects nodes with the same address or overlapping ranges.
 fn check_overlap(nodes: &[ClusterNode]) -> Result<(), Error> {
     let mut addresses: Vec<(IpAddr, &str)> = Vec::new();
     let mut ranges: Vec<(Cidr, &str)> = Vec::new();
@@ -217,12 +216,12 @@ fn check_overlap(nodes: &[ClusterNode]) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn refusal(text: &str) -> String {
+    fn error(text: &str) -> String {
         parse(text).unwrap_err().to_string()
     }
 
     #[test]
-    fn a_list_of_kubectl_is_read() {
+    fn the_output_of_kubectl_is_parsed() {
         let nodes = parse(
             r#"{"apiVersion": "v1", "kind": "List", "items": [
                 {"kind": "Node", "metadata": {"name": "a", "labels": {"x": "y"}},
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read() {
+    fn lines_are_parsed() {
         let nodes = parse(
             "# two nodes\n192.168.0.1  10.1.0.0/24 # a\n\n192.168.0.2\t10.1.1.7/24\n192.168.0.1 fd00::/64\n",
         );
@@ -267,23 +266,23 @@ mod tests {
     }
 
     #[test]
-    fn overlaps_are_refused_and_name_both_nodes() {
-        let overlap = refusal("1.1.1.1 10.0.0.0/8\n1.1.1.2 11.0.0.0/24\n1.1.1.3 10.2.0.0/24\n");
+    fn errors_of_overlapping_ranges_name_both_nodes() {
+        let overlap = error("1.1.1.1 10.0.0.0/8\n1.1.1.2 11.0.0.0/24\n1.1.1.3 10.2.0.0/24\n");
         assert!(
             overlap.contains("1.1.1.1 and 1.1.1.3 overlap: 10.0.0.0/8 and 10.2.0.0/24"),
             "{overlap}"
         );
-        let twice = refusal("1.1.1.1 10.0.0.0/24\n1.1.1.2 10.0.0.0/24\n");
+        let twice = error("1.1.1.1 10.0.0.0/24\n1.1.1.2 10.0.0.0/24\n");
         assert!(twice.contains("1.1.1.1 and 1.1.1.2"), "{twice}");
-        // What lies between does not hide it.
-        let hidden = refusal("1.1.1.1 10.0.0.0/8\n1.1.1.2 10.1.0.0/24\n1.1.1.3 10.2.0.0/24\n");
+        // An intermediate range does not hide the overlap.
+        let hidden = error("1.1.1.1 10.0.0.0/8\n1.1.1.2 10.1.0.0/24\n1.1.1.3 10.2.0.0/24\n");
         assert!(hidden.contains("overlap"), "{hidden}");
         let node = |name: &str| {
             format!(
                 r#"{{"metadata": {{"name": "{name}"}}, "status": {{"addresses": [{{"type": "InternalIP", "address": "1.1.1.1"}}]}}}}"#
             )
         };
-        let same = refusal(&format!(r#"{{"items": [{}, {}]}}"#, node("a"), node("b")));
+        let same = error(&format!(r#"{{"items": [{}, {}]}}"#, node("a"), node("b")));
         assert!(
             same.contains("nodes a and b both have the address 1.1.1.1"),
             "{same}"
@@ -291,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn other_input_is_refused() {
+    fn other_input_is_rejected() {
         for (text, wanted) in [
             ("", "empty"),
             ("{\"items\": []}", "empty"),
@@ -305,7 +304,7 @@ mod tests {
             ("10.0.0.1 x/24\n", "line 1"),
             ("error: no server\n", "line 1"),
         ] {
-            let refused = refusal(text);
+            let refused = error(text);
             assert!(refused.contains(wanted), "{text}: {refused}");
         }
     }

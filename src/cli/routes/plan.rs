@@ -24,9 +24,9 @@ pub struct NodeRoute {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteChange {
     Add(NodeRoute),
-    /// The present route, of our protocol, has another next hop or metric.
+    /// The existing route, of our protocol, has another next hop or metric.
     Replace(NodeRoute, Route),
-    /// The present route, of our protocol, leads to no node.
+    /// The existing route, of our protocol, belongs to no node.
     Remove(Route),
 }
 
@@ -36,12 +36,11 @@ pub struct RoutePlan {
     pub changes: Vec<RouteChange>,
     /// Destinations whose route is up to date.
     pub kept: Vec<Cidr>,
-    /// Why there can be no route to some nodes.
+    /// Reasons why pods of a node cannot have a route.
     pub refused: Vec<String>,
 }
 
-/// The node that is this machine: the one of that name, or the one with a local address. `None` if a list of lines does not
-/// contain it.
+/// This machine's node: by name, or by a local address. `None` if a list of lines does not contain it.
 pub fn own_node<'a>(
     nodes: &'a [ClusterNode],
     name: Option<&str>,
@@ -73,7 +72,7 @@ pub fn own_node<'a>(
     Err(invalid(what).details("name the node of this machine: --node NAME"))
 }
 
-/// The routes to the pods of all other nodes, and why there can be none to some of them.
+/// The routes to the pods of all other nodes, and the reasons why some are impossible.
 pub fn wanted_routes(
     nodes: &[ClusterNode],
     own: Option<&ClusterNode>,
@@ -105,11 +104,11 @@ pub fn wanted_routes(
     (wanted, refused)
 }
 
-/// Compares the wanted routes with the present ones.
-pub fn plan(wanted: Vec<NodeRoute>, present: &[RouteEntry]) -> RoutePlan {
+/// Compares the wanted routes with the existing ones.
+pub fn plan(wanted: Vec<NodeRoute>, observed: &[RouteEntry]) -> RoutePlan {
     let mut plan = RoutePlan::default();
     let is_main = |route: &&RouteEntry| route.table == Route::MAIN_TABLE;
-    let (ours, others): (Vec<&RouteEntry>, Vec<&RouteEntry>) = present
+    let (ours, others): (Vec<&RouteEntry>, Vec<&RouteEntry>) = observed
         .iter()
         .filter(is_main)
         .partition(|route| route.protocol == PROTOCOL);
@@ -148,8 +147,8 @@ pub fn plan(wanted: Vec<NodeRoute>, present: &[RouteEntry]) -> RoutePlan {
     plan
 }
 
-fn is_same(present: &RouteEntry, wanted: &Route) -> bool {
-    present.gw == wanted.gw && present.priority == metric_of(wanted)
+fn is_same(observed: &RouteEntry, wanted: &Route) -> bool {
+    observed.gw == wanted.gw && observed.priority == metric_of(wanted)
 }
 
 /// The metric that the kernel reports for a route.
@@ -158,7 +157,7 @@ pub fn metric_of(wanted: &Route) -> u32 {
         Family::V4 => 0,
         Family::V6 => IP6_RT_PRIO_USER,
     };
-    wanted.numbers().priority.unwrap_or(default)
+    wanted.attributes().priority.unwrap_or(default)
 }
 
 fn as_route(entry: &RouteEntry) -> Route {
@@ -183,7 +182,7 @@ fn conflict(wanted: &NodeRoute, other: &RouteEntry) -> String {
     )
 }
 
-/// What makes routes of a protocol number, with its name in iproute2.
+/// The program that creates routes of a protocol number, with its name in iproute2.
 fn protocol_name(protocol: u8) -> String {
     let name = match protocol {
         2 => "the kernel",
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_routes_of_others_are_kept_or_named() {
+    fn routes_of_other_programs_are_kept_or_reported() {
         let nodes = parse(LIST).unwrap();
         let (wanted, _) = wanted_routes(&nodes, Some(&nodes[0]), 0);
         let present = [
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_metrics_the_wanted_one_stays() {
+    fn the_route_with_the_configured_metric_is_kept() {
         let nodes = parse("192.168.0.2 10.1.1.0/24\n").unwrap();
         let (wanted, _) = wanted_routes(&nodes, None, 100);
         let with = |gw: &str, metric: u32| {
@@ -272,7 +271,7 @@ mod tests {
             entry
         };
         let (right, old) = (with("192.168.0.2", 100), with("192.168.0.2", 0));
-        let plan = |present: &[RouteEntry]| plan(wanted.clone(), present);
+        let plan = |observed: &[RouteEntry]| plan(wanted.clone(), observed);
         let kept = plan(&[old.clone(), right]);
         assert_eq!(kept.kept, [wanted[0].route.dst]);
         assert_eq!(kept.changes, [RouteChange::Remove(as_route(&old))]);
@@ -310,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_an_address_of_the_family_is_named() {
+    fn a_node_without_an_address_of_the_family_is_reported() {
         let nodes = parse("192.168.0.2 fd00::/64\n").unwrap();
         let (routes, refused) = wanted_routes(&nodes, None, 5);
         assert_eq!(routes, []);

@@ -1,4 +1,4 @@
-//! Escapes of JSON strings that stand for no character.
+//! Unpaired surrogates in the escapes of JSON strings.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -9,12 +9,12 @@ const LOW: RangeInclusive<u16> = 0xdc00..=0xdfff;
 /// The length of `\uXXXX`.
 const LENGTH: usize = 6;
 
-/// A document in which each half of a surrogate pair that lacks the other one is U+FFFD. What is no escape stays as it is.
+/// Replaces each unpaired surrogate with U+FFFD.
 pub fn without_lone_surrogates(text: Cow<'_, str>) -> Cow<'_, str> {
     let mut replaced = String::new();
     let mut copied = 0;
     let mut at = 0;
-    // A backslash is only legal in a string, and with the next character is one escape.
+    // In valid JSON a backslash occurs only in strings, where it starts an escape sequence.
     while let Some(next) = text[at..].find('\\') {
         at += next;
         let length = match (unit(&text, at), unit(&text, at + LENGTH)) {
@@ -36,7 +36,7 @@ pub fn without_lone_surrogates(text: Cow<'_, str>) -> Cow<'_, str> {
     Cow::Owned(replaced)
 }
 
-/// The UTF-16 code unit of the escape at that place, if there is one.
+/// The UTF-16 code unit of an escape at this position.
 fn unit(text: &str, at: usize) -> Option<u16> {
     let digits = text.get(at..at + LENGTH)?.strip_prefix("\\u")?;
     let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());

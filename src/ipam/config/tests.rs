@@ -12,7 +12,7 @@ fn sets(config: &Config) -> Vec<String> {
 }
 
 #[test]
-fn the_number_of_a_set_is_its_place_in_one_list() {
+fn range_sets_are_numbered_in_one_list() {
     let ipam = r#"{"ranges":[[{"subnet":"10.3.0.0/24"},{"subnet":"10.4.0.0/24"}],[{"subnet":"fd00::/64"}]],
                        "subnet":"10.2.0.0/24","rangeEnd":"10.2.0.9","gateway":"10.2.0.8"}"#;
     let runtime = r#","runtimeConfig":{"ipRanges":[[{"subnet":"10.1.0.0/24"}]]}"#;
@@ -34,17 +34,17 @@ fn the_number_of_a_set_is_its_place_in_one_list() {
 }
 
 #[test]
-fn addresses_are_asked_for_in_three_places() {
+fn addresses_are_requested_by_three_keys() {
     let ipam = r#"{"ranges":[[{"subnet":"10.1.0.0/24"}],[{"subnet":"10.2.0.0/24"}],[{"subnet":"fd00::/64"}]]}"#;
     let more = r#","args":{"cni":{"ips":["fd00::7/64","10.1.0.9"]}},"runtimeConfig":{"ips":["10.2.0.9/24","fd00:0::7"]}"#;
     let config = parse_with(ipam, more, "IP=10.1.0.9/8").unwrap();
-    let asked: Vec<_> = config.pools.iter().map(|pool| pool.requested).collect();
-    let wanted = ["10.1.0.9", "10.2.0.9", "fd00::7"].map(|ip| ip.parse().ok());
-    assert_eq!(asked, wanted);
+    let requested: Vec<_> = config.pools.iter().map(|pool| pool.requested).collect();
+    let expected = ["10.1.0.9", "10.2.0.9", "fd00::7"].map(|ip| ip.parse().ok());
+    assert_eq!(requested, expected);
 }
 
 #[test]
-fn routes_and_paths_are_kept() {
+fn routes_and_paths_are_parsed() {
     let ipam = r#"{"subnet":"10.1.0.0/24","resolvConf":"/etc/resolv.conf","routes":[
             {"dst":"0.0.0.0/0"},{"dst":"0.0.0.0/0","priority":5},{"dst":"0.0.0.0/0","table":7},{"dst":"::/0","gw":"fd00::1"}]}"#;
     let config = parse_with(ipam, "", "").unwrap();
@@ -53,7 +53,7 @@ fn routes_and_paths_are_kept() {
 }
 
 #[test]
-fn routes_are_passed_on_as_they_are() {
+fn routes_are_not_modified() {
     let ipam = r#"{"subnet":"10.1.0.0/24","routes":[{"dst":"10.9.0.1/8","mtu":-5,"scope":256,"table":-1},
             {"dst":"10.9.0.1/8","gw":"fd00::1"},{"dst":"10.9.0.1/8","gw":"fd00::1"},{"dst":"fd00::1/64","mtu":0}]}"#;
     let config = parse_with(ipam, "", "").unwrap();
@@ -65,10 +65,10 @@ fn routes_are_passed_on_as_they_are() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_before_anything_is_touched() {
+fn invalid_configurations_are_rejected() {
     let good = r#"{"subnet":"10.1.0.0/24"}"#;
     let two = r#"{"ranges":[[{"subnet":"10.1.0.0/24"}],[{"subnet":"10.1.0.0/25"}]]}"#;
-    for (ipam, more, args, code, says) in [
+    for (ipam, more, args, code, expected) in [
         ("null", "", "", 7, "ipam is missing"),
         ("5", "", "", 6, "ipam is 5"),
         ("{}", "", "", 7, "ipam.ranges is missing"),
@@ -179,7 +179,7 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
             "",
             "IP=10.1.0.7,10.1.0.8",
             4,
-            "10.1.0.7 is asked for as well",
+            "10.1.0.7 is requested as well",
         ),
         (
             good,
@@ -226,13 +226,13 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
         ),
     ] {
         let error = parse_with(ipam, more, args).unwrap_err();
-        assert!(error.msg.contains(says), "{ipam}{more}: {error}");
+        assert!(error.msg.contains(expected), "{ipam}{more}: {error}");
         assert_eq!(error.code.0, code, "{ipam}{more}: {error}");
     }
 }
 
 #[test]
-fn an_old_result_has_room_for_one_address_per_family() {
+fn versions_before_0_3_allow_one_address_per_family() {
     let parse = |version: &str| {
         let text = format!(
             r#"{{"cniVersion":"{version}","name":"net","ipam":{{"ranges":
@@ -249,7 +249,7 @@ fn an_old_result_has_room_for_one_address_per_family() {
 }
 
 #[test]
-fn a_name_that_is_no_file_name_is_refused() {
+fn a_network_name_longer_than_a_file_name_is_rejected() {
     let text = format!(
         r#"{{"name":"{}","ipam":{{"subnet":"10.1.0.0/24"}}}}"#,
         "n".repeat(256)
@@ -260,7 +260,7 @@ fn a_name_that_is_no_file_name_is_refused() {
 }
 
 #[test]
-fn lists_that_would_take_long_are_refused_by_their_length() {
+fn long_lists_are_rejected() {
     let subnet = |i: usize| {
         format!(
             r#"{{"subnet":"10.{}.{}.{}/30"}}"#,
@@ -278,7 +278,7 @@ fn lists_that_would_take_long_are_refused_by_their_length() {
         many(&subnet, 3000),
         many(&|i| subnet(i + 3000), 3000)
     );
-    for (ipam, says) in [
+    for (ipam, expected) in [
         (
             format!(r#"{{"ranges":[[{}]]}}"#, many(&subnet, 5000)),
             "ranges[0] is a list of 5000",
@@ -296,6 +296,6 @@ fn lists_that_would_take_long_are_refused_by_their_length() {
         ),
     ] {
         let error = parse_with(&ipam, "", "").unwrap_err();
-        assert!(error.msg.contains(says), "{}", error.msg);
+        assert!(error.msg.contains(expected), "{}", error.msg);
     }
 }

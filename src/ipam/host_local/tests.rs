@@ -18,7 +18,7 @@ fn plugin(scratch: &Scratch, ranges: &str, args: &str) -> HostLocal {
     HostLocal::parse(&conf, &Args::parse(args).unwrap()).unwrap()
 }
 
-fn given(host_local: &HostLocal, container: &str) -> Result<Vec<String>, Error> {
+fn reserve(host_local: &HostLocal, container: &str) -> Result<Vec<String>, Error> {
     let lease = host_local.reserve(&attachment_of(container, "eth0"))?;
     let text = |ip: &IpConfig| format!("{} via {}", ip.address, ip.gateway.unwrap());
     Ok(lease.ips.iter().map(text).collect())
@@ -33,28 +33,28 @@ fn release(host_local: &HostLocal, container: &str) {
 const SMALL: &str = r#"[[{"subnet":"10.1.0.0/29","rangeEnd":"10.1.0.4"}]]"#;
 
 #[test]
-fn addresses_go_round_and_each_is_given_back_by_its_owner_only() {
+fn allocation_is_round_robin_and_only_the_owner_releases() {
     let scratch = Scratch::new();
     let pool = plugin(&scratch, SMALL, "");
-    assert_eq!(given(&pool, "a").unwrap(), ["10.1.0.2/29 via 10.1.0.1"]);
-    assert_eq!(given(&pool, "b").unwrap(), ["10.1.0.3/29 via 10.1.0.1"]);
+    assert_eq!(reserve(&pool, "a").unwrap(), ["10.1.0.2/29 via 10.1.0.1"]);
+    assert_eq!(reserve(&pool, "b").unwrap(), ["10.1.0.3/29 via 10.1.0.1"]);
     release(&pool, "a");
     release(&pool, "a");
     release(&pool, "never");
-    assert_eq!(given(&pool, "c").unwrap(), ["10.1.0.4/29 via 10.1.0.1"]);
-    assert_eq!(given(&pool, "d").unwrap(), ["10.1.0.2/29 via 10.1.0.1"]);
+    assert_eq!(reserve(&pool, "c").unwrap(), ["10.1.0.4/29 via 10.1.0.1"]);
+    assert_eq!(reserve(&pool, "d").unwrap(), ["10.1.0.2/29 via 10.1.0.1"]);
     assert_eq!(scratch.read("net/last_reserved_ip.0"), "10.1.0.2");
     assert_eq!(scratch.read("net/10.1.0.3"), "b\r\neth0");
 }
 
 #[test]
-fn an_exhausted_set_names_the_ranges_and_who_holds_them_longest() {
+fn the_error_of_an_exhausted_set_names_the_oldest_holders() {
     let scratch = Scratch::new();
     let pool = plugin(&scratch, SMALL, "");
     for container in ["a", "b", "c"] {
-        given(&pool, container).unwrap();
+        reserve(&pool, container).unwrap();
     }
-    let error = given(&pool, "d").unwrap_err();
+    let error = reserve(&pool, "d").unwrap_err();
     assert_eq!(error.code, Code::PLUGIN);
     assert!(
         error
@@ -72,11 +72,11 @@ fn an_exhausted_set_names_the_ranges_and_who_holds_them_longest() {
 }
 
 #[test]
-fn a_second_reservation_is_refused_and_keeps_the_first() {
+fn a_second_reservation_is_rejected_and_keeps_the_first() {
     let scratch = Scratch::new();
-    given(&plugin(&scratch, SMALL, ""), "a").unwrap();
+    reserve(&plugin(&scratch, SMALL, ""), "a").unwrap();
     for args in ["", "IP=10.1.0.4"] {
-        let error = given(&plugin(&scratch, SMALL, args), "a").unwrap_err();
+        let error = reserve(&plugin(&scratch, SMALL, args), "a").unwrap_err();
         assert!(error.msg.contains("already holds 10.1.0.2"), "{error}");
         assert_eq!(error.details, "run DEL first");
     }
@@ -87,11 +87,14 @@ fn a_second_reservation_is_refused_and_keeps_the_first() {
 }
 
 #[test]
-fn a_requested_address_moves_the_turn_and_is_not_given_twice() {
+fn a_requested_address_becomes_the_last_reserved_one() {
     let scratch = Scratch::new();
-    let asking = plugin(&scratch, SMALL, "IP=10.1.0.3");
-    assert_eq!(given(&asking, "a").unwrap(), ["10.1.0.3/29 via 10.1.0.1"]);
-    let error = given(&asking, "b").unwrap_err();
+    let requesting = plugin(&scratch, SMALL, "IP=10.1.0.3");
+    assert_eq!(
+        reserve(&requesting, "a").unwrap(),
+        ["10.1.0.3/29 via 10.1.0.1"]
+    );
+    let error = reserve(&requesting, "b").unwrap_err();
     assert!(
         error
             .msg
@@ -100,29 +103,29 @@ fn a_requested_address_moves_the_turn_and_is_not_given_twice() {
     );
     assert!(error.details.contains("container a"), "{error}");
     let plain = plugin(&scratch, SMALL, "");
-    assert_eq!(given(&plain, "b").unwrap(), ["10.1.0.4/29 via 10.1.0.1"]);
+    assert_eq!(reserve(&plain, "b").unwrap(), ["10.1.0.4/29 via 10.1.0.1"]);
 }
 
 #[test]
-fn a_failure_in_a_later_set_leaves_nothing_and_no_older_lease_goes() {
+fn a_failure_in_a_later_set_leaves_nothing_and_keeps_older_leases() {
     let scratch = Scratch::new();
     let one = r#"[[{"subnet":"10.2.0.0/24"}]]"#;
-    given(&plugin(&scratch, one, ""), "a").unwrap();
+    reserve(&plugin(&scratch, one, ""), "a").unwrap();
     let two = r#"[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00::/126","rangeEnd":"fd00::2"}]]"#;
     let both = plugin(&scratch, two, "");
-    given(&both, "b").unwrap();
-    assert!(given(&both, "a").is_err());
+    reserve(&both, "b").unwrap();
+    assert!(reserve(&both, "a").is_err());
     assert_eq!(scratch.read("net/10.2.0.2"), "a\r\neth0");
     assert!(!scratch.names("net").contains(&"10.1.0.3".to_owned()));
 }
 
 #[test]
-fn a_write_that_fails_half_way_is_undone() {
+fn a_partial_write_is_undone() {
     let scratch = Scratch::new();
-    // The hint of the second set cannot be written over a directory.
+    // A directory cannot be replaced by a file.
     scratch.write("net/last_reserved_ip.1/x", "");
     let two = r#"[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00::/64"}]]"#;
-    let error = given(&plugin(&scratch, two, ""), "a").unwrap_err();
+    let error = reserve(&plugin(&scratch, two, ""), "a").unwrap_err();
     assert!(error.msg.contains("last_reserved_ip.1"), "{error}");
     let left = ["last_reserved_ip.0", "last_reserved_ip.1", "lock"];
     let names = scratch.names("net");
@@ -133,13 +136,13 @@ fn a_write_that_fails_half_way_is_undone() {
 }
 
 #[test]
-fn the_gateway_of_one_range_is_not_given_from_another() {
+fn the_gateway_of_one_range_is_not_allocated_from_another() {
     let scratch = Scratch::new();
     let ranges = r#"[[{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.10","rangeEnd":"10.1.0.20","gateway":"10.1.0.200"}],
                      [{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.200","rangeEnd":"10.1.0.210","gateway":"10.1.0.10"}]]"#;
     let pool = plugin(&scratch, ranges, "");
     let expected = ["10.1.0.11/24 via 10.1.0.200", "10.1.0.201/24 via 10.1.0.10"];
-    assert_eq!(given(&pool, "a").unwrap(), expected);
+    assert_eq!(reserve(&pool, "a").unwrap(), expected);
 }
 
 #[test]
@@ -147,7 +150,7 @@ fn the_flat_layer_2_network_of_the_walkthrough_works() {
     let scratch = Scratch::new();
     let ranges = r#"[[{"subnet":"10.10.0.0/16","rangeStart":"10.10.1.1","rangeEnd":"10.10.1.101","gateway":"10.10.1.0"}]]"#;
     let pool = plugin(&scratch, ranges, "");
-    assert_eq!(given(&pool, "a").unwrap(), ["10.10.1.1/16 via 10.10.1.0"]);
+    assert_eq!(reserve(&pool, "a").unwrap(), ["10.10.1.1/16 via 10.10.1.0"]);
 }
 
 #[test]
@@ -168,11 +171,11 @@ fn releasing_and_checking_create_nothing_and_need_no_valid_ranges() {
 }
 
 #[test]
-fn a_release_takes_only_what_is_still_the_attachments() {
+fn a_release_removes_only_leases_that_still_belong_to_the_attachment() {
     let scratch = Scratch::new();
     let pool = plugin(&scratch, SMALL, "");
     let attachment = attachment_of("a", "eth0");
-    given(&pool, "a").unwrap();
+    reserve(&pool, "a").unwrap();
     let held = pool.store.held(&attachment).unwrap();
     pool.check(&attachment).unwrap();
     scratch.write("net/10.1.0.2", "b\r\neth0");
@@ -181,7 +184,7 @@ fn a_release_takes_only_what_is_still_the_attachments() {
 }
 
 #[test]
-fn an_unreadable_resolv_conf_is_refused_before_the_store_is_touched() {
+fn an_unreadable_resolv_conf_is_reported_before_anything_is_created() {
     let scratch = Scratch::new();
     let dir = scratch.path().join("missing");
     let text = format!(
@@ -196,7 +199,7 @@ fn an_unreadable_resolv_conf_is_refused_before_the_store_is_touched() {
 }
 
 #[test]
-fn twenty_at_once_get_twenty_addresses_or_a_clear_no() {
+fn concurrent_reservations_get_different_addresses() {
     let scratch = Scratch::new();
     let ranges = r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.151"}],[{"subnet":"fd00::/64"}]]"#;
     let pool = plugin(&scratch, ranges, "");
@@ -207,10 +210,10 @@ fn twenty_at_once_get_twenty_addresses_or_a_clear_no() {
             scope.spawn(move || {
                 for round in 0..10 {
                     let container = format!("c{worker}-{round}");
-                    match given(pool, &container) {
+                    match reserve(pool, &container) {
                         Ok(addresses) => {
                             for address in addresses {
-                                assert!(seen.lock().unwrap().insert(address), "given twice");
+                                assert!(seen.lock().unwrap().insert(address), "allocated twice");
                             }
                         }
                         Err(error) => {
@@ -226,61 +229,61 @@ fn twenty_at_once_get_twenty_addresses_or_a_clear_no() {
     assert_eq!(scratch.names("net").len(), 303);
 }
 
-/// The same requests on two directories, in one of which there is never an index: nobody can tell the difference.
+/// The same requests on two directories, one of them without an index.
 #[test]
-fn with_and_without_an_index_the_answers_are_the_same() {
+fn results_with_and_without_an_index_are_equal() {
     let (with, without) = (Scratch::new(), Scratch::new());
     let ranges = r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.140"}]]"#;
     let pools = [plugin(&with, ranges, ""), plugin(&without, ranges, "")];
-    let (mut seed, mut believed) = (7_u64, 0);
+    let (mut seed, mut indexed_rounds) = (7_u64, 0);
     for round in 0..1200 {
         seed = seed
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
         let container = format!("c{}", (seed >> 33) % 180);
         if round % 50 == 49 {
-            // Another plugin is at work; half of the time it leaves a torn lease.
+            // Another plugin creates a lease; every second one is empty.
             let lease = format!("net/10.1.0.{}", 2 + (seed >> 40) % 138);
             let content = if round % 100 == 49 {
                 ""
             } else {
-                "reference\r\neth0"
+                "other\r\neth0"
             };
             for scratch in [&with, &without] {
-                // It creates leases and removes them; it never writes into one.
+                // It creates and removes leases; it does not modify them in place.
                 let _ = std::fs::remove_file(scratch.path().join(&lease));
                 scratch.write(&lease, content);
             }
         }
         let _ = std::fs::remove_file(without.path().join("net/.gangplank.index"));
-        believed += usize::from(with.path().join("net/.gangplank.index").exists());
-        let answers = pools.each_ref().map(|pool| match (seed >> 60) % 3 {
+        indexed_rounds += usize::from(with.path().join("net/.gangplank.index").exists());
+        let results = pools.each_ref().map(|pool| match (seed >> 60) % 3 {
             0 => {
                 release(pool, &container);
                 Ok(Vec::new())
             }
-            _ => given(pool, &container).map_err(|error| error.msg),
+            _ => reserve(pool, &container).map_err(|error| error.msg),
         });
-        let [one, other] = answers;
+        let [one, other] = results;
         let path = |scratch: &Scratch| scratch.path().display().to_string();
-        let plain = |answer: Result<Vec<String>, String>, scratch: &Scratch| {
-            answer.map_err(|msg| msg.replace(&path(scratch), ""))
+        let without_path = |result: Result<Vec<String>, String>, scratch: &Scratch| {
+            result.map_err(|msg| msg.replace(&path(scratch), ""))
         };
         assert_eq!(
-            plain(one, &with),
-            plain(other, &without),
+            without_path(one, &with),
+            without_path(other, &without),
             "round {round}, {container}"
         );
         assert_eq!(with.names("net"), without.names("net"), "round {round}");
     }
     assert!(
-        believed > 300,
-        "there was an index in {believed} rounds only"
+        indexed_rounds > 300,
+        "only {indexed_rounds} rounds had an index"
     );
 }
 
 #[test]
-fn many_adds_and_dels_agree_with_a_map_of_who_has_what() {
+fn random_adds_and_dels_match_a_model() {
     let scratch = Scratch::new();
     let ranges = r#"[[{"subnet":"10.1.0.0/29"}],[{"subnet":"fd00::/125","rangeEnd":"fd00::4"},{"subnet":"fd01::/126"}]]"#;
     let pool = plugin(&scratch, ranges, "");
@@ -302,35 +305,38 @@ fn many_adds_and_dels_agree_with_a_map_of_who_has_what() {
             pool.store.release(&attachment, &held).unwrap();
             continue;
         }
-        let may = !model.contains_key(&attachment) && model.len() < SMALLEST;
+        let can_reserve = !model.contains_key(&attachment) && model.len() < SMALLEST;
         match pool.reserve(&attachment) {
             Ok(lease) => {
-                assert!(may, "{attachment} was given {lease:?} with {model:?}");
+                assert!(
+                    can_reserve,
+                    "{attachment} was given {lease:?} with {model:?}"
+                );
                 let given: BTreeSet<IpAddr> =
                     lease.ips.iter().map(|ip| ip.address.address()).collect();
                 assert!(given.len() == 2 && model.values().all(|held| held.is_disjoint(&given)));
                 model.insert(attachment, given);
             }
-            Err(error) => assert!(!may, "{attachment} was refused: {error}"),
+            Err(error) => assert!(!can_reserve, "{attachment} was refused: {error}"),
         }
     }
     assert!(!model.is_empty());
 }
 
-/// The files of a directory that are somebody's, with their content.
-fn somebodys(directory: &Path, attachment: &Attachment) -> Vec<(PathBuf, Vec<u8>)> {
+/// The lease files that have an owner, with their content.
+fn owned_files(directory: &Path, attachment: &Attachment) -> Vec<(PathBuf, Vec<u8>)> {
     let leases = fs::read_dir(directory).unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         path.file_name()?.to_str()?.parse::<IpAddr>().ok()?;
         let is_file = fs::symlink_metadata(&path).unwrap().is_file();
         let content = fs::read(&path).ok().filter(|_| is_file)?;
-        (owner_for(&content, attachment) != LeaseOwner::Garbled).then_some((path, content))
+        (owner_for(&content, attachment) != LeaseOwner::Invalid).then_some((path, content))
     });
     leases.collect()
 }
 
-/// Puts anything into a network's directory: files with any content, links out of it, directories.
-fn stale_temp_file(random: &mut TestRandom, directory: &Path, outside: &Path) {
+/// Creates random entries in a network's directory: files, symbolic links, directories.
+fn add_random_entries(random: &mut TestRandom, directory: &Path, outside: &Path) {
     const NAMES: [&str; 12] = [
         "10.1.0.2",
         "10.1.0.3",
@@ -353,13 +359,13 @@ fn stale_temp_file(random: &mut TestRandom, directory: &Path, outside: &Path) {
         "c1\r\nnet1",
         "c2\r\neth0",
         "10.1.0.4",
-        // A boot that is recorded and over is the business of the tests of that file.
+        // Reboots are tested in boot.rs.
         "boot \nmachine x\n",
         "gangplank leases \n 10.1.0.2 c1 eth0\n",
     ];
     for _ in 0..random.below(8) {
         let path = directory.join(random.choose(&NAMES));
-        // What is there already stays.
+        // Existing entries are kept.
         let _ = match random.below(8) {
             0 => std::os::unix::fs::symlink(outside, path),
             1 => fs::create_dir(path),
@@ -370,7 +376,7 @@ fn stale_temp_file(random: &mut TestRandom, directory: &Path, outside: &Path) {
 }
 
 #[test]
-fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_touched() {
+fn random_directory_entries_never_cost_a_lease_or_a_file_outside() {
     const TWO: &str = r#"[[{"subnet":"10.1.0.0/29"}],
         [{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}]]"#;
     let mut random = TestRandom(0xd1ce);
@@ -380,14 +386,14 @@ fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_
         let (pool, directory) = (plugin(&scratch, TWO, ""), scratch.path().join("net"));
         scratch.write("outside", "outside");
         fs::create_dir(&directory).unwrap();
-        stale_temp_file(&mut random, &directory, &scratch.path().join("outside"));
-        let before = somebodys(&directory, &attachment);
+        add_random_entries(&mut random, &directory, &scratch.path().join("outside"));
+        let before = owned_files(&directory, &attachment);
         let reserved = pool.reserve(&attachment);
         assert_eq!(scratch.read("outside"), "outside", "a link was followed");
-        let theirs = |(_, content): &&(PathBuf, Vec<u8>)| {
+        let of_others = |(_, content): &&(PathBuf, Vec<u8>)| {
             !matches!(
                 owner_for(content, &attachment),
-                LeaseOwner::Mine | LeaseOwner::Containers
+                LeaseOwner::Attachment | LeaseOwner::Container
             )
         };
         if let Ok(lease) = reserved {
@@ -398,20 +404,24 @@ fn in_a_directory_with_any_files_nobody_loses_an_address_and_nothing_outside_is_
                 assert_eq!(fs::read(path).unwrap(), b"c1\r\neth0");
             }
             pool.check(&attachment).unwrap();
-            // A directory in place of what a crash may leave is the only thing that cannot be cleared.
+            // A directory with the name of the temporary file cannot be removed.
             let released = pool
                 .store
                 .release(&attachment, &pool.store.held(&attachment).unwrap());
             assert!(released.is_ok() || directory.join(".gangplank.new").is_dir());
         } else {
             assert_eq!(
-                somebodys(&directory, &attachment),
+                owned_files(&directory, &attachment),
                 before,
-                "a refusal changes nothing"
+                "an error changes nothing"
             );
         }
-        for (path, content) in before.iter().filter(theirs) {
-            assert_eq!(fs::read(path).unwrap(), *content, "{path:?} is somebody's");
+        for (path, content) in before.iter().filter(of_others) {
+            assert_eq!(
+                fs::read(path).unwrap(),
+                *content,
+                "{path:?} has another owner"
+            );
         }
     }
     assert!(given > 100, "{given}");

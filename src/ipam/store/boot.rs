@@ -1,9 +1,9 @@
-//! Leases from before a boot of the machine are given up, for its containers are gone.
+//! Releases leases from before a reboot, because their containers are gone.
 //!
-//! The directory records the boot ID and the machine, by its first ADD. At the first ADD after a boot, those leases go
-//! whose attachment does not live any more ([`LiveAttachments`]). The leases of a directory without a record are kept,
-//! for the Go plugins may have written them at any time; so are all leases if another machine was recorded, whose
-//! containers cannot be seen from here, and if boot, machine or attachments cannot be told.
+//! The first ADD records boot ID and machine ID in the directory. The first ADD after a reboot releases the leases
+//! whose attachment no longer exists ([`LiveAttachments`]). All leases are kept if there is no record, because the Go
+//! plugins may have written them at any time; if another machine is recorded, because its containers are not visible;
+//! and if boot, machine or attachments cannot be determined.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,36 +20,33 @@ use crate::kernel::files;
 use crate::kernel::locks;
 use crate::kernel::log;
 
-/// The file that holds the record.
 const RECORD: &str = ".gangplank.boot";
 
-/// What its lines begin with. There is a space in it, so the file never looks like the lease of a container.
+/// Line prefixes. Because of the space, the file is not mistaken for a lease.
 const BOOT: &str = "boot ";
 const MACHINE: &str = "machine ";
 
-/// Stands for a machine that could not be identified.
 const UNKNOWN_MACHINE: &str = "unknown";
 
-/// The boot in which the leases were made, and all machines that made any.
+/// The boot in which the leases were made, and all machines that made leases.
 #[derive(Debug, PartialEq, Eq)]
 struct Record {
     boot: String,
-    /// Empty in records of old versions: then it was this one.
+    /// Empty in records of old versions, which means this machine.
     machines: Vec<String>,
 }
 
-/// What a record says to this boot of this machine.
+/// The record compared with the current boot and machine.
 #[derive(Debug, PartialEq, Eq)]
-enum Epoch {
-    /// Nothing is recorded.
+enum BootState {
     Unrecorded,
-    /// It is the boot recorded, or the directory is shared with other machines, this one among them.
-    Recorded,
-    /// Another machine uses the directory too.
-    Shared(Record),
-    /// It is a later boot of the machine recorded.
-    Later,
-    /// The boot cannot be told.
+    /// The current boot is recorded, or the directory is shared and lists this machine.
+    Current,
+    /// The directory is used by another machine, too. Contains the new record.
+    NewMachine(Record),
+    /// The recorded machine has rebooted.
+    Rebooted,
+    /// The boot cannot be determined.
     Unknown,
 }
 
@@ -68,65 +65,65 @@ impl Record {
         format!("{BOOT}{}\n{}", self.boot, machines.collect::<String>())
     }
 
-    fn epoch(self, boot: Option<&str>, machine: impl FnOnce() -> String) -> Epoch {
+    fn boot_state(self, boot: Option<&str>, machine: impl FnOnce() -> String) -> BootState {
         if boot == Some(&*self.boot) {
-            return Epoch::Recorded;
+            return BootState::Current;
         }
         let machine = machine();
-        let is_this = self.machines.contains(&machine);
+        let lists_this = self.machines.contains(&machine);
         match self.machines.len() {
-            2.. if is_this => Epoch::Recorded,
-            1.. if !is_this => Epoch::Shared(Record {
+            2.. if lists_this => BootState::Current,
+            1.. if !lists_this => BootState::NewMachine(Record {
                 machines: [self.machines, vec![machine]].concat(),
                 ..self
             }),
-            _ if machine == UNKNOWN_MACHINE => Epoch::Unknown,
-            _ if boot.is_none() => Epoch::Unknown,
-            _ => Epoch::Later,
+            _ if machine == UNKNOWN_MACHINE => BootState::Unknown,
+            _ if boot.is_none() => BootState::Unknown,
+            _ => BootState::Rebooted,
         }
     }
 }
 
 impl Store {
-    /// The addresses whose leases the next ADD gives up, for they are from before the boot and their attachments do not
-    /// live. Reads one small file where it is the boot recorded.
+    /// The addresses that the next ADD releases because they are from before the boot and their attachments no longer
+    /// exist. Reads one small file if the boot is recorded.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// If the directory cannot be read.
     pub fn from_before_boot(&self) -> Result<HashSet<IpAddr>, Error> {
-        match self.epoch()? {
-            Epoch::Later => Ok(self.dead(None)?.unwrap_or_default()),
+        match self.boot_state()? {
+            BootState::Rebooted => Ok(self.stale(None)?.unwrap_or_default()),
             _ => Ok(HashSet::new()),
         }
     }
 
-    /// Whether several machines have made leases here, so that none is given up after a boot.
+    /// Whether several machines share the directory, so that a boot releases no leases.
     pub fn is_shared(&self) -> bool {
         let record = read_small(&self.path(RECORD)).ok();
         let record = record.and_then(|content| Record::parse(&content));
         record.is_some_and(|record| record.machines.len() > 1)
     }
 
-    fn epoch(&self) -> Result<Epoch, Error> {
+    fn boot_state(&self) -> Result<BootState, Error> {
         let content = match read_small(&self.path(RECORD)) {
             Ok(content) => content,
-            // A link is replaced by a record, and not followed.
+            // A symbolic link is replaced by a record, not followed.
             Err(cause) if cause.kind() == ErrorKind::NotFound || files::is_link(&cause) => {
-                return Ok(Epoch::Unrecorded);
+                return Ok(BootState::Unrecorded);
             }
-            // It may say that other machines use the directory.
+            // The record may list other machines.
             Err(cause) => return Err(self.failed("read", RECORD, &cause)),
         };
         let machine = || boot::machine().unwrap_or_else(|| UNKNOWN_MACHINE.to_owned());
         Ok(match Record::parse(&content) {
-            Some(record) => record.epoch(boot::id().as_deref(), machine),
-            None => Epoch::Unrecorded,
+            Some(record) => record.boot_state(boot::id().as_deref(), machine),
+            None => BootState::Unrecorded,
         })
     }
 
-    /// The addresses whose leases belong to no living attachment; `None` if that cannot be told. The container that is
-    /// being added has a process at work for it, but its leases from before the boot are no less dead.
-    fn dead(&self, adding: Option<&ContainerId>) -> Result<Option<HashSet<IpAddr>>, Error> {
+    /// The addresses whose leases belong to no existing attachment; `None` if that cannot be determined. The plugin
+    /// that is running for `adding` is not a trace of its older leases.
+    fn stale(&self, adding: Option<&ContainerId>) -> Result<Option<HashSet<IpAddr>>, Error> {
         let leases = self.all_readable()?;
         if leases.is_empty() {
             return Ok(Some(HashSet::new()));
@@ -134,26 +131,28 @@ impl Store {
         let began = log::step_start();
         let mut live = match LiveAttachments::observe() {
             Ok(live) => live,
-            Err(unknown) => {
-                log::step(began, || unknown.to_string());
+            Err(error) => {
+                log::step(began, || error.to_string());
                 return Ok(None);
             }
         };
         if let Some(container) = adding {
-            live = live.without_work_for(container);
+            live = live.without_plugins_of(container);
         }
-        let is_dead = |address: IpAddr, owner: &Option<(ContainerId, String)>| {
+        let is_stale = |address: IpAddr, owner: &Option<(ContainerId, String)>| {
             let owner = owner.as_ref();
             !owner.map_or_else(
                 || live.has_address(address),
                 |owner| live.has(&self.network, owner, address),
             ) && !self.is_locked(address)
         };
-        let dead = leases.iter().filter(|it| is_dead(it.address, &it.owner));
-        Ok(Some(dead.map(|lease| lease.address).collect()))
+        let stale = leases
+            .iter()
+            .filter(|lease| is_stale(lease.address, &lease.owner));
+        Ok(Some(stale.map(|lease| lease.address).collect()))
     }
 
-    /// Whether a process holds the lock on a lease; also if that cannot be told.
+    /// Whether a process locks a lease; also true if that cannot be determined.
     fn is_locked(&self, address: IpAddr) -> bool {
         let opened = locks::open_plain(&self.path(&address.to_string()));
         !opened.is_ok_and(|file| file.try_lock().is_ok())
@@ -161,23 +160,23 @@ impl Store {
 }
 
 impl Locked<'_> {
-    /// Gives up the leases from before the boot, and records the boot.
+    /// Releases the leases from before the boot, and records the boot.
     ///
     /// # Errors
-    /// When a file cannot be removed or written.
-    pub fn enter_boot(&self, adding: &ContainerId) -> Result<(), Error> {
-        match self.store.epoch()? {
-            Epoch::Recorded => return Ok(()),
-            Epoch::Shared(record) => return self.record(&record),
-            Epoch::Unrecorded => {}
-            Epoch::Unknown => return self.forget_boot(),
-            Epoch::Later => match self.store.dead(Some(adding))? {
-                Some(dead) => {
-                    for address in dead {
-                        self.take_back(address)?;
+    /// If a file cannot be removed or written.
+    pub fn update_boot_record(&self, adding: &ContainerId) -> Result<(), Error> {
+        match self.store.boot_state()? {
+            BootState::Current => return Ok(()),
+            BootState::NewMachine(record) => return self.record(&record),
+            BootState::Unrecorded => {}
+            BootState::Unknown => return self.remove_record(),
+            BootState::Rebooted => match self.store.stale(Some(adding))? {
+                Some(stale) => {
+                    for address in stale {
+                        self.remove_lease(address)?;
                     }
                 }
-                // A later ADD may see them.
+                // A later ADD tries again.
                 None => return Ok(()),
             },
         }
@@ -190,14 +189,13 @@ impl Locked<'_> {
         }
     }
 
-    /// The lease that is about to be made is of a boot that nobody knows: a later ADD must not take it for one from
-    /// before the boot that is recorded.
-    fn forget_boot(&self) -> Result<(), Error> {
+    /// The next lease belongs to an unknown boot: without a record, no ADD releases it as older than the boot.
+    fn remove_record(&self) -> Result<(), Error> {
         let removed = remove(&self.store.path(RECORD));
         removed.map_err(|cause| self.store.failed("remove", RECORD, &cause))
     }
 
-    /// Once for each boot. Torn by a crash it would be no record, and the leases of this boot would stay.
+    /// Synced, because a truncated record would keep the leases of this boot. Happens once per boot.
     fn record(&self, record: &Record) -> Result<(), Error> {
         self.replace(RECORD, &record.text(), File::sync_all)
     }
@@ -212,12 +210,12 @@ mod tests {
         Store::new(scratch.path(), &"net".parse().unwrap())
     }
 
-    fn enter(scratch: &Scratch) -> Vec<String> {
+    fn update(scratch: &Scratch) -> Vec<String> {
         let store = store(scratch);
         let from_before_boot = store.from_before_boot().unwrap();
         let locked = store.lock_or_create().unwrap();
         let before = scratch.names("net").len();
-        locked.enter_boot(&"new".parse().unwrap()).unwrap();
+        locked.update_boot_record(&"new".parse().unwrap()).unwrap();
         assert_eq!(before - scratch.names("net").len(), from_before_boot.len());
         assert!(store.from_before_boot().unwrap().is_empty());
         let mut names = scratch.names("net");
@@ -230,19 +228,19 @@ mod tests {
     }
 
     #[test]
-    fn the_leases_of_a_directory_without_a_record_stay() {
+    fn leases_without_a_boot_record_are_kept() {
         let scratch = Scratch::new();
         scratch.write("net/10.1.0.2", "c1\r\neth0");
-        assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        assert_eq!(update(&scratch), ["10.1.0.2"]);
         scratch.write("net/.gangplank.boot", "\0\0");
-        assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        assert_eq!(update(&scratch), ["10.1.0.2"]);
         let recorded = scratch.read("net/.gangplank.boot");
         let (boot, machine) = (boot::id().unwrap(), this_machine());
         assert_eq!(recorded, format!("boot {boot}\nmachine {machine}\n"));
     }
 
     #[test]
-    fn leases_without_living_attachments_do_not_outlive_a_boot() {
+    fn a_reboot_releases_leases_without_existing_attachment() {
         let machine = format!("machine {}\n", this_machine());
         for of_machine in ["", machine.as_str()] {
             let scratch = Scratch::new();
@@ -253,52 +251,64 @@ mod tests {
             let held = store(&scratch)
                 .lock_leases(&["10.1.0.3".parse().unwrap()])
                 .unwrap();
-            assert_eq!(enter(&scratch), ["10.1.0.3", "notes"]);
+            assert_eq!(update(&scratch), ["10.1.0.3", "notes"]);
             drop(held);
-            assert_eq!(enter(&scratch), ["10.1.0.3", "notes"]);
+            assert_eq!(update(&scratch), ["10.1.0.3", "notes"]);
         }
     }
 
     #[test]
-    fn leases_of_a_directory_that_machines_share_stay() {
+    fn leases_of_a_shared_directory_are_kept() {
         let scratch = Scratch::new();
         scratch.write("net/10.1.0.2", "c1\r\neth0");
         scratch.write("net/.gangplank.boot", "boot 1-2-3\nmachine other\n");
-        assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        assert_eq!(update(&scratch), ["10.1.0.2"]);
         let expected = format!("boot 1-2-3\nmachine other\nmachine {}\n", this_machine());
         assert_eq!(scratch.read("net/.gangplank.boot"), expected);
         assert!(store(&scratch).is_shared());
-        assert_eq!(enter(&scratch), ["10.1.0.2"]);
+        assert_eq!(update(&scratch), ["10.1.0.2"]);
         assert_eq!(scratch.read("net/.gangplank.boot"), expected);
     }
 
     #[test]
-    fn what_cannot_be_told_is_not_decided() {
+    fn without_boot_or_machine_id_no_lease_is_released() {
         let record = |machines: &[&str]| Record {
             boot: "1".to_owned(),
             machines: machines.iter().map(|it| (*it).to_owned()).collect(),
         };
         let unknown = || UNKNOWN_MACHINE.to_owned();
         let this = || "a".to_owned();
-        assert_eq!(record(&["a"]).epoch(Some("1"), unknown), Epoch::Recorded);
-        assert_eq!(record(&["a"]).epoch(Some("2"), this), Epoch::Later);
-        assert_eq!(record(&[]).epoch(Some("2"), this), Epoch::Later);
-        assert_eq!(record(&["a"]).epoch(None, this), Epoch::Unknown);
-        assert_eq!(record(&[]).epoch(Some("2"), unknown), Epoch::Unknown);
-        let shared = Epoch::Shared(record(&["a", UNKNOWN_MACHINE]));
-        assert_eq!(record(&["a"]).epoch(Some("2"), unknown), shared);
-        assert_eq!(record(&["a", "b"]).epoch(None, this), Epoch::Recorded);
-        let shared = Epoch::Shared(record(&["b", "a"]));
-        assert_eq!(record(&["b"]).epoch(None, this), shared);
+        assert_eq!(
+            record(&["a"]).boot_state(Some("1"), unknown),
+            BootState::Current
+        );
+        assert_eq!(
+            record(&["a"]).boot_state(Some("2"), this),
+            BootState::Rebooted
+        );
+        assert_eq!(record(&[]).boot_state(Some("2"), this), BootState::Rebooted);
+        assert_eq!(record(&["a"]).boot_state(None, this), BootState::Unknown);
+        assert_eq!(
+            record(&[]).boot_state(Some("2"), unknown),
+            BootState::Unknown
+        );
+        let expected = BootState::NewMachine(record(&["a", UNKNOWN_MACHINE]));
+        assert_eq!(record(&["a"]).boot_state(Some("2"), unknown), expected);
+        assert_eq!(
+            record(&["a", "b"]).boot_state(None, this),
+            BootState::Current
+        );
+        let expected = BootState::NewMachine(record(&["b", "a"]));
+        assert_eq!(record(&["b"]).boot_state(None, this), expected);
     }
 
     #[test]
-    fn the_record_of_a_boot_is_nobodys_lease() {
+    fn a_boot_record_is_not_a_lease() {
         let scratch = Scratch::new();
         scratch.write("net/.gangplank.boot", "boot c1\n");
         let store = store(&scratch);
         let leases = store.scan(&attachment_of("c1", "eth0")).unwrap();
-        assert!(leases.mine.is_empty());
+        assert!(leases.held.addresses.is_empty());
         assert!("boot c1".parse::<ContainerId>().is_err());
     }
 }

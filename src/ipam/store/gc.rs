@@ -1,37 +1,35 @@
-//! What of the directory is nobody's: leases whose attachment is gone, and what crashes have left.
+//! Stale leases.
 
-use std::collections::HashSet;
 use std::fs::DirEntry;
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
 use crate::cni::names::ContainerId;
-use crate::error::{Error, Failures};
-use crate::ipam::lease_file::{parse_owner, read_small};
-use crate::ipam::store::{LeaseFile, Locked, Store, address_of, is_absence};
+use crate::error::Error;
+use crate::ipam::lease_file::parse_owner;
+use crate::ipam::store::{LeaseFile, Store, address_of, is_not_found};
 
 impl Store {
-    /// The leases of valid attachments, and those of others. Read without the lock; those that cannot be read, and those
-    /// that name nobody, are not among them.
+    /// The leases of valid and of other attachments. Read without the lock; leases that are unreadable or name no owner
+    /// are in neither list.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// If the directory cannot be read.
     pub fn by_validity(
         &self,
         valid: &ValidAttachments,
     ) -> Result<(Vec<LeaseFile>, Vec<LeaseFile>), Error> {
         let leases = self.all_readable()?.into_iter();
-        let named = leases.filter(|lease| lease.owner.is_some());
-        let is_of_valid = |lease: &LeaseFile| {
+        let with_owner = leases.filter(|lease| lease.owner.is_some());
+        let has_valid_owner = |lease: &LeaseFile| {
             let owner = lease.owner.as_ref();
             owner.is_some_and(|owner| is_valid(owner, valid))
         };
-        Ok(named.partition(is_of_valid))
+        Ok(with_owner.partition(has_valid_owner))
     }
 
-    /// Whether a directory beside this one, of another network, has a file that is named after an address; also if that
-    /// cannot be told.
-    pub fn has_neighbour(&self, address: IpAddr) -> bool {
+    /// Whether another network's directory has a lease of this address; also true if it cannot be read.
+    pub fn is_leased_elsewhere(&self, address: IpAddr) -> bool {
         let Some(Ok(networks)) = self.directory.parent().map(std::fs::read_dir) else {
             return true;
         };
@@ -41,65 +39,26 @@ impl Store {
             network.map_or(true, |network| {
                 let lease = network.path().join(&name).symlink_metadata();
                 let is_other = Some(&*network.file_name()) != own;
-                is_other && !lease.is_err_and(|cause| is_absence(&cause))
+                is_other && !lease.is_err_and(|cause| is_not_found(&cause))
             })
         })
     }
 
     pub(super) fn lease_files(&self) -> Result<impl Iterator<Item = (DirEntry, IpAddr)>, Error> {
         let entries = self.entries()?.into_iter();
-        // What cannot be told from a file shows when it is read.
+        // A file of unknown type is rejected when it is read.
         let is_other = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| !kind.is_file());
         let files = entries.filter(move |entry| !is_other(entry));
         Ok(files.filter_map(|entry| address_of(&entry).map(|address| (entry, address))))
     }
 }
 
-impl Locked<'_> {
-    /// Removes the files that are named after an address but name nobody. Tells the addresses.
-    ///
-    /// # Errors
-    /// When one cannot be read or removed.
-    pub fn clear_garbled(&self) -> Result<Vec<IpAddr>, Error> {
-        let all = self.store.all()?.into_iter();
-        let garbled = all.filter(|lease| lease.owner.is_none());
-        garbled
-            .map(|lease| self.take_back(lease.address).map(|()| lease.address))
-            .collect()
-    }
-
-    /// Removes all leases that no valid attachment holds, whoever wrote them, but for those of the addresses `in_use`, and
-    /// what crashed writers left.
-    ///
-    /// # Errors
-    /// When something could not be read or removed; all else is removed.
-    pub fn gc(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
-        let mut failures = Failures::default();
-        for (entry, address) in self.store.lease_files()? {
-            match read_small(&entry.path()) {
-                Ok(content) if is_kept(&content, valid) || in_use.contains(&address) => {}
-                Ok(_) => {
-                    failures.note(self.take_back(address));
-                }
-                Err(cause) if is_absence(&cause) => {}
-                // It may well be somebody's.
-                Err(cause) => {
-                    let name = address.to_string();
-                    failures.note::<()>(Err(self.store.failed("read", &name, &cause)));
-                }
-            }
-        }
-        failures.note(self.remove_temp_file());
-        failures.into_result()
-    }
-}
-
-/// Whether GC leaves a lease with that content where it is.
+/// Whether a lease with this content has a valid owner.
 pub fn is_kept(content: &[u8], valid: &ValidAttachments) -> bool {
     parse_owner(content).is_some_and(|owner| is_valid(&owner, valid))
 }
 
-/// A lease of the legacy form, without an interface, may be of any interface of its container.
+/// A legacy lease, without an interface, is valid if any interface of its container is.
 fn is_valid((container, interface): &(ContainerId, String), valid: &ValidAttachments) -> bool {
     match interface.trim() {
         "" => valid.has_container(container),
@@ -111,9 +70,10 @@ fn is_valid((container, interface): &(ContainerId, String), valid: &ValidAttachm
 mod tests {
     use super::*;
     use crate::ipam::tests::{Scratch, attachment_of};
+    use std::collections::HashSet;
 
     #[test]
-    fn only_what_valid_attachments_hold_stays() {
+    fn gc_keeps_the_leases_of_valid_attachments() {
         let scratch = Scratch::new();
         for (name, content) in [
             ("10.1.0.2", "a\r\neth0"),
@@ -138,9 +98,7 @@ mod tests {
         assert_eq!(stale, ["10.1.0.3", "10.1.0.5", "fd00::2"]);
         assert_eq!(of_valid.len(), 2);
         let in_use = HashSet::from(["fd00::2".parse().unwrap()]);
-        let locked = store.lock().unwrap().unwrap();
-        locked.gc(&valid, &in_use).unwrap();
-        drop(locked);
+        store.gc(&valid, &in_use).unwrap();
         let left = [
             "10.1.0.2",
             "10.1.0.4",

@@ -1,11 +1,10 @@
-//! Who has which address, in one file: with it neither an ADD nor a DEL opens the other leases.
+//! The index: all leases in one file, so that ADD and DEL need not open the lease files.
 //!
-//! It is a hint and never the truth. Whoever writes it under the lock, as the last thing, sets the directory's time of
-//! modification to one that no clock shows any more, and notes it in the first line. Every lease that anybody makes or
-//! removes sets that time anew. So the index is believed exactly while both are the same; the Go plugin, which knows
-//! nothing of it, cannot make it lie. A backup restores that time together with the index, but never the time of the
-//! directory's last status change (utimensat(2)), which is noted too. In a small directory reading the leases costs less,
-//! and there is none.
+//! The index is only a cache. Each update, under the lock, ends by setting the directory's mtime to a time in the past
+//! and recording it in the first line. Creating or removing a lease changes the mtime, also if the Go plugin does it;
+//! the index is valid exactly while recorded and actual mtime are equal. A restored backup has the recorded mtime, but
+//! not the recorded ctime, which cannot be set (utimensat(2)). Small directories have no index, because reading their
+//! leases is faster.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -18,79 +17,78 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha512};
 
 use crate::cni::names::Attachment;
-use crate::ipam::store::scan::{Owned, UNKNOWN};
+use crate::ipam::store::scan::{OwnedAddress, UNKNOWN};
 use crate::ipam::store::{Store, create_new, remove};
 use crate::kernel::files;
 use crate::net::parse_ip;
 
 const FILE: &str = ".gangplank.index";
 
-/// From how many leases on it is kept: each lease costs three system calls to read, the index ten.
-const WORTHWHILE: usize = 8;
+/// Minimum number of leases: reading a lease takes three system calls, using the index ten.
+const MIN_LEASES: usize = 8;
 
-/// What is longer is not believed: a hundred thousand leases fit.
+/// Longer files are ignored; 100,000 leases fit.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The index as it was read, believed at that moment. A line is ` ADDRESS CONTAINER INTERFACE`, the container as a short
-/// hash, for all of it is read each time; it begins with `-` instead of the space when the lease is gone.
+/// A valid index. A line is ` ADDRESS CONTAINER INTERFACE`, with a hash of the container ID to keep the file short. `-`
+/// instead of the leading space marks a removed lease.
 #[derive(Debug)]
 pub struct Index {
     text: String,
 }
 
-/// What the index says about an attachment.
+/// The indexed leases of an attachment.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Claims {
-    /// Its leases.
-    pub mine: Vec<IpAddr>,
-    /// Leases that name the container only.
+pub struct IndexedLeases {
+    pub of_attachment: Vec<IpAddr>,
+    /// Legacy leases, without an interface.
     pub of_container: Vec<IpAddr>,
-    /// Whether other interfaces of the container have any.
-    pub siblings: bool,
+    /// Other interfaces of the container have leases.
+    pub other_interfaces: bool,
 }
 
 impl Index {
-    /// Reads the index; `None` when there is none or the directory has changed since it was written.
+    /// `None` if there is no index or the directory has changed since it was written.
     pub fn load(store: &Store) -> Option<Index> {
         let file = files::no_follow().read(true).open(store.path(FILE)).ok()?;
         let length = file.metadata().ok()?.len().min(MAX_BYTES);
         let mut text = vec![0; usize::try_from(length).ok()?];
         file.read_exact_at(&mut text, 0).ok()?;
         let text = String::from_utf8(text).ok()?;
-        // Asked behind the reading: who changes leases meanwhile changes the time first.
+        // Read after the index: a concurrent writer of leases changes the directory first.
         let directory = fs::metadata(store.directory()).ok()?;
         Index::validate(text, directory.modified().ok()?, ctime(&directory))
     }
 
-    /// Takes a text for the index of a directory that was changed last at that time; `None` when it is not.
-    pub fn validate(text: String, modified: SystemTime, changed: Changed) -> Option<Index> {
+    /// `None` if the text is not the index of a directory with these times.
+    pub fn validate(text: String, modified: SystemTime, ctime: Ctime) -> Option<Index> {
         let is_whole = (text.len() as u64) < MAX_BYTES;
-        (is_whole && text.starts_with(&header(modified, changed)?)).then_some(Index { text })
+        (is_whole && text.starts_with(&header(modified, ctime)?)).then_some(Index { text })
     }
 
-    /// What it says about an attachment.
-    pub fn claims(&self, attachment: &Attachment) -> Claims {
-        let mut claims = Claims::default();
-        let key = key_of(attachment.container.as_str());
-        let named = format!(" {key} ");
-        // Who is new is in no line, and that is seen sooner than where one would be.
+    pub fn leases_of(&self, attachment: &Attachment) -> IndexedLeases {
+        let mut leases = IndexedLeases::default();
+        let hash = container_hash(attachment.container.as_str());
+        let named = format!(" {hash} ");
+        // New containers are in no line; a substring search is the fastest test.
         if !self.text.contains(&named) {
-            return claims;
+            return leases;
         }
         for (at, _) in self.text.match_indices(&named) {
             match self.line_around(at) {
-                Some((address, container, interface)) if container == key => match interface {
-                    "" => claims.of_container.push(address),
-                    _ if interface == attachment.interface.as_str() => claims.mine.push(address),
-                    _ => claims.siblings = true,
+                Some((address, container, interface)) if container == hash => match interface {
+                    "" => leases.of_container.push(address),
+                    _ if interface == attachment.interface.as_str() => {
+                        leases.of_attachment.push(address)
+                    }
+                    _ => leases.other_interfaces = true,
                 },
                 _ => {}
             }
         }
-        claims
+        leases
     }
 
-    /// All addresses that somebody has.
     pub fn addresses(&self) -> HashSet<IpAddr> {
         self.text
             .lines()
@@ -106,17 +104,19 @@ impl Index {
         parse_line(&self.text[start..start + length])
     }
 
-    /// Writes what has changed. Where that does not pay the index goes; it is made again when it is worthwhile.
-    pub fn amend(
+    /// Adds leases of the attachment, marks removed ones. Deletes an index of mostly removed lines; it is rebuilt when
+    /// needed.
+    pub fn update(
         &self,
         store: &Store,
-        added: &[(IpAddr, Attachment)],
+        attachment: &Attachment,
+        added: &[IpAddr],
         removed: &[IpAddr],
     ) -> io::Result<()> {
         let path = store.path(FILE);
         if !removed.is_empty() {
-            let dead = self.text.matches("\n-").count() + removed.len();
-            if dead > WORTHWHILE && dead * 2 > self.text.lines().count() {
+            let removed_lines = self.text.matches("\n-").count() + removed.len();
+            if removed_lines > MIN_LEASES && removed_lines * 2 > self.text.lines().count() {
                 return remove(&path);
             }
         }
@@ -127,7 +127,7 @@ impl Index {
             }
         }
         let mut lines = String::new();
-        for (address, attachment) in added {
+        for address in added {
             push_line(
                 &mut lines,
                 *address,
@@ -136,52 +136,50 @@ impl Index {
             );
         }
         file.write_all_at(lines.as_bytes(), self.text.len() as u64)?;
-        stamp(store, &file)
+        set_times(store, &file)
     }
 }
 
-/// Makes an index of all leases; not of few.
-pub(super) fn build(store: &Store, leases: &[Owned]) -> io::Result<()> {
-    if leases.len() < WORTHWHILE {
+/// Writes an index of all leases, unless there are few.
+pub(super) fn build(store: &Store, leases: &[OwnedAddress]) -> io::Result<()> {
+    if leases.len() < MIN_LEASES {
         return Ok(());
     }
     let text = text_of(leases, UNIX_EPOCH, (0, 0));
     remove(&store.path(FILE))?;
     let file = create_new(&store.path(FILE))?;
     file.write_all_at(text.as_bytes(), 0)?;
-    stamp(store, &file)
+    set_times(store, &file)
 }
 
-/// The index of these leases in a directory with these times.
-pub fn text_of(leases: &[Owned], modified: SystemTime, changed: Changed) -> String {
-    let mut text = header(modified, changed).unwrap_or_default();
+pub fn text_of(leases: &[OwnedAddress], modified: SystemTime, ctime: Ctime) -> String {
+    let mut text = header(modified, ctime).unwrap_or_default();
     for lease in leases {
         push_line(&mut text, lease.address, &lease.container, &lease.interface);
     }
     text
 }
 
-/// Makes the index believed: writing into an existing file does not change the times of its directory.
-fn stamp(store: &Store, index: &File) -> io::Result<()> {
-    // A second ago: nobody's clock shows that again, so nobody else sets it.
+/// Validates the index. Writing to an existing file does not change the directory's times.
+fn set_times(store: &Store, index: &File) -> io::Result<()> {
+    // A time in the past: no later change sets the same one.
     let time = SystemTime::now() - Duration::from_secs(1);
     let directory = File::open(store.directory())?;
     directory.set_modified(time)?;
-    let changed = ctime(&directory.metadata()?);
-    let header = header(time, changed);
-    let header = header.ok_or_else(|| io::Error::other("the clock stands before 1970"))?;
+    let header = header(time, ctime(&directory.metadata()?));
+    let header = header.ok_or_else(|| io::Error::other("the clock is before 1970"))?;
     index.write_all_at(header.as_bytes(), 0)
 }
 
-/// The time of the last status change, in seconds and nanoseconds.
-type Changed = (i64, i64);
+/// Seconds and nanoseconds.
+type Ctime = (i64, i64);
 
-fn ctime(directory: &Metadata) -> Changed {
+fn ctime(directory: &Metadata) -> Ctime {
     (directory.ctime(), directory.ctime_nsec())
 }
 
-/// The first line, of the same length for all times.
-fn header(modified: SystemTime, (seconds, nanoseconds): Changed) -> Option<String> {
+/// The first line, of constant length.
+fn header(modified: SystemTime, (seconds, nanoseconds): Ctime) -> Option<String> {
     let since = modified.duration_since(UNIX_EPOCH).ok()?;
     Some(format!(
         "gangplank leases {:020}.{:09} {seconds:020}.{nanoseconds:09}\n",
@@ -191,18 +189,18 @@ fn header(modified: SystemTime, (seconds, nanoseconds): Changed) -> Option<Strin
 }
 
 fn push_line(text: &mut String, address: IpAddr, container: &str, interface: &str) {
-    // White space would end a field, and no interface that can be asked for has any.
+    // White space separates fields; CNI_IFNAME contains none.
     let interface = if interface.contains(char::is_whitespace) {
         UNKNOWN
     } else {
         interface
     };
-    let key = key_of(container);
-    let _ = writeln!(text, " {address} {key} {interface}");
+    let hash = container_hash(container);
+    let _ = writeln!(text, " {address} {hash} {interface}");
 }
 
-/// What stands for a container. Two with the same one would only cost time: each lease that a line claims is looked at.
-fn key_of(container: &str) -> String {
+/// A hash of the container ID. A collision costs only time: each indexed lease is verified.
+fn container_hash(container: &str) -> String {
     if container == UNKNOWN {
         return UNKNOWN.to_owned();
     }
@@ -211,7 +209,7 @@ fn key_of(container: &str) -> String {
     digits.collect()
 }
 
-/// The fields of a line whose lease is still there.
+/// The fields of a line that is not marked as removed.
 fn parse_line(line: &str) -> Option<(IpAddr, &str, &str)> {
     let mut fields = line.strip_prefix(' ')?.split(' ');
     let address = parse_ip(fields.next()?).ok()?;
@@ -229,19 +227,19 @@ mod tests {
             .unwrap()
     }
 
-    fn lease(n: usize) -> Owned {
-        Owned {
+    fn lease(n: usize) -> OwnedAddress {
+        OwnedAddress {
             address: ip(n),
             container: format!("c{n}"),
             interface: "eth0".to_owned(),
         }
     }
 
-    /// A directory with as many leases as it takes, and its index.
+    /// A directory with enough leases for an index.
     fn indexed(scratch: &Scratch) -> Store {
         let store = Store::new(scratch.path(), &"net".parse().unwrap());
         fs::create_dir_all(store.directory()).unwrap();
-        let leases: Vec<Owned> = (0..WORTHWHILE).map(lease).collect();
+        let leases: Vec<OwnedAddress> = (0..MIN_LEASES).map(lease).collect();
         for lease in &leases {
             let content = format!("{}\r\n{}", lease.container, lease.interface);
             fs::write(store.path(&lease.address.to_string()), content).unwrap();
@@ -251,57 +249,64 @@ mod tests {
     }
 
     #[test]
-    fn it_is_believed_until_anybody_changes_a_lease() {
+    fn the_index_is_valid_until_a_lease_is_created_or_removed() {
         let scratch = Scratch::new();
         let store = indexed(&scratch);
         let index = Index::load(&store).unwrap();
-        assert_eq!(index.addresses().len(), WORTHWHILE);
-        assert_eq!(index.claims(&attachment_of("c7", "eth0")).mine, [ip(7)]);
-        assert!(index.claims(&attachment_of("c7", "eth1")).siblings);
-        assert_eq!(index.claims(&attachment_of("7", "eth0")), Claims::default());
+        assert_eq!(index.addresses().len(), MIN_LEASES);
+        assert_eq!(
+            index.leases_of(&attachment_of("c7", "eth0")).of_attachment,
+            [ip(7)]
+        );
+        assert!(
+            index
+                .leases_of(&attachment_of("c7", "eth1"))
+                .other_interfaces
+        );
+        assert_eq!(
+            index.leases_of(&attachment_of("7", "eth0")),
+            IndexedLeases::default()
+        );
         fs::remove_file(store.path("10.1.0.7")).unwrap();
         assert!(Index::load(&store).is_none());
     }
 
     #[test]
-    fn what_is_amended_is_believed_again() {
+    fn an_updated_index_is_valid() {
         let scratch = Scratch::new();
         let store = indexed(&scratch);
         let index = Index::load(&store).unwrap();
         let new = attachment_of("10.1.0.9", "eth0");
         fs::remove_file(store.path("10.1.0.7")).unwrap();
-        index
-            .amend(&store, &[(ip(100), new.clone())], &[ip(7)])
-            .unwrap();
+        index.update(&store, &new, &[ip(100)], &[ip(7)]).unwrap();
         let index = Index::load(&store).unwrap();
         assert_eq!(
-            index.claims(&attachment_of("c7", "eth0")),
-            Claims::default()
+            index.leases_of(&attachment_of("c7", "eth0")),
+            IndexedLeases::default()
         );
-        // A container may be called like an address.
-        assert_eq!(index.claims(&new).mine, [ip(100)]);
+        // A container ID may look like an address.
+        assert_eq!(index.leases_of(&new).of_attachment, [ip(100)]);
         assert!(index.addresses().contains(&ip(100)) && !index.addresses().contains(&ip(7)));
     }
 
     #[test]
-    fn one_that_is_mostly_dead_goes() {
+    fn an_index_of_mostly_removed_leases_is_deleted() {
         let scratch = Scratch::new();
         let store = indexed(&scratch);
-        for n in 0..WORTHWHILE {
+        let other = attachment_of("x", "y");
+        for n in 0..MIN_LEASES {
             let index = Index::load(&store).unwrap();
-            index
-                .amend(&store, &[(ip(n), attachment_of("x", "y"))], &[ip(n)])
-                .unwrap();
+            index.update(&store, &other, &[ip(n)], &[ip(n)]).unwrap();
         }
         Index::load(&store)
             .unwrap()
-            .amend(&store, &[], &[ip(0)])
+            .update(&store, &other, &[], &[ip(0)])
             .unwrap();
         assert!(!store.path(FILE).exists());
     }
 
     #[test]
-    fn an_index_behind_a_link_is_none() {
+    fn a_symbolic_link_to_an_index_is_not_followed() {
         let scratch = Scratch::new();
         let store = indexed(&scratch);
         let outside = scratch.path().join("outside");
@@ -315,12 +320,16 @@ mod tests {
         fs::write(&outside, &text).unwrap();
         assert!(Index::load(&store).is_none());
         let index = Index { text: text.clone() };
-        assert!(index.amend(&store, &[], &[ip(1)]).is_err());
+        assert!(
+            index
+                .update(&store, &attachment_of("x", "y"), &[], &[ip(1)])
+                .is_err()
+        );
         assert_eq!(fs::read_to_string(&outside).unwrap(), text);
     }
 
     #[test]
-    fn few_leases_have_none() {
+    fn few_leases_are_not_indexed() {
         let scratch = Scratch::new();
         let store = Store::new(scratch.path(), &"net".parse().unwrap());
         fs::create_dir_all(store.directory()).unwrap();

@@ -1,4 +1,4 @@
-//! Releasing leases: for DEL and GC, which need only the directory, not the ranges.
+//! Releases leases for DEL and GC, which need only the directory, not the ranges.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -9,53 +9,72 @@ use crate::cni::conf::NetConf;
 use crate::cni::names::Attachment;
 use crate::error::{Error, Failures};
 use crate::ipam::config::DEFAULT_DATA_DIR;
+use crate::ipam::lease_file::read_small;
 use crate::ipam::live::LiveAttachments;
-use crate::ipam::store::{Held, LeaseFile, Store};
+use crate::ipam::store::{HeldLeases, LeaseFile, Store, is_kept, is_not_found};
 
 impl Store {
-    /// The leases of a configuration. Reads only the network's name and `ipam.dataDir`, so that DEL releases addresses
-    /// also if another key became invalid since the ADD.
+    /// The lease directory of a configuration. Reads only the network's name and `ipam.dataDir`, so that DEL releases
+    /// addresses even if another key became invalid since the ADD.
     ///
     /// # Errors
-    /// Code 6 when `ipam` or `dataDir` has the wrong type.
+    /// Code 6 if `ipam` or `dataDir` has the wrong type.
     pub fn of(conf: &NetConf) -> Result<Store, Error> {
         let ipam = conf.root().object("ipam")?;
-        let data_dir = ipam.map(|ipam| ipam.filled_text("dataDir")).transpose()?;
+        let data_dir = ipam
+            .map(|ipam| ipam.non_empty_text("dataDir"))
+            .transpose()?;
         let data_dir = PathBuf::from(data_dir.flatten().unwrap_or(DEFAULT_DATA_DIR));
         Ok(Store::new(&data_dir, &conf.name))
     }
 
-    /// Releases the found addresses that the attachment still holds. Creates nothing.
+    /// Releases those addresses that the attachment still holds. Creates nothing.
     ///
     /// # Errors
-    /// Code 11 when another process holds the lock; 999 when a file cannot be removed.
-    pub fn release(&self, attachment: &Attachment, held: &Held) -> Result<(), Error> {
+    /// Code 11 if another process holds the lock; 999 if a file cannot be removed.
+    pub fn release(&self, attachment: &Attachment, held: &HeldLeases) -> Result<(), Error> {
         if held.is_empty() {
             return Ok(());
         }
-        let Some(locked) = self.lock()? else {
-            return Ok(());
-        };
-        locked.release(held, attachment)
-    }
-
-    /// Releases all addresses that no valid attachment holds, also those that the Go plugin reserved, except those
-    /// `in_use`. Creates nothing.
-    ///
-    /// # Errors
-    /// Code 11 when another process holds the lock; 999 when a file cannot be read or removed.
-    pub fn gc(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
         match self.lock()? {
-            Some(locked) => locked.gc(valid, in_use),
+            Some(locked) => locked.release(held, attachment),
             None => Ok(()),
         }
     }
 
-    /// As [`Store::gc`], for host-local as a plugin of its own, which deletes no links: an address that a container still
-    /// has is not released.
+    /// Releases all addresses that no valid attachment holds, including those reserved by the Go plugin, except those
+    /// `in_use`, and a stale temporary file.
     ///
     /// # Errors
-    /// As [`Store::gc`]; when an address is not released.
+    /// Code 11 if another process holds the lock; 999 when a file cannot be read or removed.
+    pub fn gc(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
+        let Some(locked) = self.lock()? else {
+            return Ok(());
+        };
+        let mut failures = Failures::default();
+        for (entry, address) in self.lease_files()? {
+            match read_small(&entry.path()) {
+                Ok(content) if is_kept(&content, valid) || in_use.contains(&address) => {}
+                Ok(_) => {
+                    failures.note(locked.remove_lease(address));
+                }
+                Err(cause) if is_not_found(&cause) => {}
+                // An unreadable lease may belong to any container.
+                Err(cause) => {
+                    let name = address.to_string();
+                    failures.note::<()>(Err(self.failed("read", &name, &cause)));
+                }
+            }
+        }
+        failures.note(locked.remove_temp_file());
+        failures.into_result()
+    }
+
+    /// Like [`Store::gc`], for the plugin host-local, which deletes no links: an address that an interface still has is
+    /// not released.
+    ///
+    /// # Errors
+    /// Like [`Store::gc`]; if an address is not released.
     pub fn gc_without_links(&self, valid: &ValidAttachments) -> Result<(), Error> {
         let (_, stale) = self.by_validity(valid)?;
         let mut failures = Failures::default();
@@ -79,14 +98,20 @@ impl Store {
         failures.into_result()
     }
 
-    /// Removes the files that are named after an address and name no attachment. Returns the addresses.
+    /// Removes lease files without an owner. Returns their addresses.
     ///
     /// # Errors
-    /// Code 11 when another process holds the lock; 999 when a file cannot be read or removed.
-    pub fn clear_garbled(&self) -> Result<Vec<IpAddr>, Error> {
-        match self.lock()? {
-            Some(locked) => locked.clear_garbled(),
-            None => Ok(Vec::new()),
-        }
+    /// Code 11 if another process holds the lock; 999 when a file cannot be read or removed.
+    pub fn remove_invalid(&self) -> Result<Vec<IpAddr>, Error> {
+        let Some(locked) = self.lock()? else {
+            return Ok(Vec::new());
+        };
+        let invalid = self
+            .all()?
+            .into_iter()
+            .filter(|lease| lease.owner.is_none());
+        invalid
+            .map(|lease| locked.remove_lease(lease.address).map(|()| lease.address))
+            .collect()
     }
 }

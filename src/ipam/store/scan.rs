@@ -1,5 +1,4 @@
-//! What the files of a directory say, worked out of names and contents alone: who has which address, and which are
-//! nobody's. Reads no file itself.
+//! Leases by names and contents of the files in a directory. Reads no files itself.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -11,40 +10,39 @@ use crate::ipam::lease_file::{LeaseOwner, owner_for, parse_owner};
 use crate::kernel::files;
 use crate::net::parse_ip;
 
-/// Where a file is written before it gets its name. One name is enough for all writers: it is used under the lock.
+/// Files are written under this name, then renamed. One name is enough: it is used under the lock.
 pub const TEMP_FILE: &str = ".gangplank.new";
 
-/// Stands for what is not an owner of the usual form; no container and no interface is called that.
+/// Replaces an unknown owner; not a valid container ID or interface name.
 pub const UNKNOWN: &str = "/";
 
-/// An address that is somebody's.
+/// An address that cannot be allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owned {
+pub struct OwnedAddress {
     /// The address.
     pub address: IpAddr,
-    /// Whose it is, as far as that is known ([`UNKNOWN`]).
+    /// [`UNKNOWN`] if the lease is unreadable.
     pub container: String,
-    /// Its interface; empty in the legacy form of a lease.
+    /// Empty in the legacy format.
     pub interface: String,
 }
 
-/// What a directory holds, as far as an attachment is concerned.
+/// The leases in a directory, and those of one attachment among them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LeaseScan {
-    /// The addresses of the attachment.
-    pub mine: Vec<IpAddr>,
-    /// Whether another interface of its container has an address.
-    pub siblings: bool,
-    /// Whether a writer crashed, or one is at work.
+    pub of_attachment: Vec<IpAddr>,
+    /// Another interface of the container has an address.
+    pub other_interfaces: bool,
+    /// A writer crashed, or is running.
     pub temp_file: bool,
-    /// All that nobody else can be given.
-    pub owned: Vec<Owned>,
+    /// All addresses that cannot be allocated.
+    pub owned: Vec<OwnedAddress>,
     /// The first lease that could not be read, and why.
     pub unreadable: Option<(IpAddr, String)>,
 }
 
 impl LeaseScan {
-    /// Of the names in a directory, each with how to read what it holds. Only leases are read.
+    /// From file names and functions that read the files. Only leases are read.
     pub fn of<N, R>(files: impl IntoIterator<Item = (N, R)>, attachment: &Attachment) -> LeaseScan
     where
         N: AsRef<OsStr>,
@@ -60,18 +58,18 @@ impl LeaseScan {
             let owner = match read() {
                 Ok(content) => {
                     match owner_for(&content, attachment) {
-                        LeaseOwner::Mine => scan.mine.push(address),
-                        LeaseOwner::Containers => of_container.push(address),
-                        LeaseOwner::Siblings => scan.siblings = true,
-                        LeaseOwner::Foreign => {}
-                        LeaseOwner::Garbled => continue,
+                        LeaseOwner::Attachment => scan.of_attachment.push(address),
+                        LeaseOwner::Container => of_container.push(address),
+                        LeaseOwner::OtherInterface => scan.other_interfaces = true,
+                        LeaseOwner::OtherContainer => {}
+                        LeaseOwner::Invalid => continue,
                     }
                     parse_owner(&content)
                 }
-                Err(cause) if is_absence(&cause) => continue,
-                // What cannot be read may well be somebody's.
+                Err(cause) if is_not_found(&cause) => continue,
+                // An unreadable lease may belong to any container.
                 Err(cause) => {
-                    if !is_no_lease(&cause) {
+                    if !is_not_a_lease(&cause) {
                         scan.unreadable.get_or_insert((address, cause.to_string()));
                     }
                     None
@@ -81,34 +79,33 @@ impl LeaseScan {
             let (container, interface) = owner.map_or_else(unknown, |(container, interface)| {
                 (container.to_string(), interface)
             });
-            scan.owned.push(Owned {
+            scan.owned.push(OwnedAddress {
                 address,
                 container,
                 interface,
             });
         }
-        if scan.mine.is_empty() {
-            scan.mine = of_container;
+        if scan.of_attachment.is_empty() {
+            scan.of_attachment = of_container;
         }
         scan
     }
 
-    /// The addresses that are somebody's.
     pub fn taken(&self) -> HashSet<IpAddr> {
         self.owned.iter().map(|owned| owned.address).collect()
     }
 }
 
-/// The error that stands for a directory, a symbolic link or the like, which no plugin makes.
-pub fn no_lease() -> io::Error {
+/// The error for a directory or special file, which plugins do not create.
+pub fn not_a_lease() -> io::Error {
     io::Error::from(io::ErrorKind::IsADirectory)
 }
 
-fn is_no_lease(cause: &io::Error) -> bool {
+fn is_not_a_lease(cause: &io::Error) -> bool {
     cause.kind() == io::ErrorKind::IsADirectory || files::is_link(cause)
 }
 
-/// The address that a file is named after, in canonical text.
+/// The address that a file is named after, if the name is its canonical form.
 pub fn address_named(name: &OsStr) -> Option<IpAddr> {
     let name = name.to_str()?;
     parse_ip(name)
@@ -116,20 +113,18 @@ pub fn address_named(name: &OsStr) -> Option<IpAddr> {
         .filter(|address| address.to_string() == name)
 }
 
-/// The address that a cursor holds. It is a hint: what is anything else is none.
-pub fn parse_cursor(content: &[u8]) -> Option<IpAddr> {
+/// The address in a `last_reserved_ip.N` file. It is a hint: invalid content is ignored.
+pub fn parse_last_reserved(content: &[u8]) -> Option<IpAddr> {
     parse_ip(std::str::from_utf8(content).ok()?).ok()
 }
 
-/// Whether the error proves that nothing of that name exists: no such file (ENOENT), a file where the path needs a
-/// directory (ENOTDIR), a name longer than any file's (ENAMETOOLONG), or one with a NUL byte, of which the kernel is not
-/// asked. Anything else, EINVAL among it, says nothing about the file.
-pub fn is_absence(cause: &io::Error) -> bool {
+/// Whether the error proves that the file does not exist: ENOENT, ENOTDIR, ENAMETOOLONG, or a name with a NUL byte,
+/// which is not passed to the kernel. Other errors, including EINVAL, prove nothing.
+pub fn is_not_found(cause: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
     match cause.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename => {
-            true
-        }
-        io::ErrorKind::InvalidInput => cause.raw_os_error().is_none(),
+        NotFound | NotADirectory | InvalidFilename => true,
+        InvalidInput => cause.raw_os_error().is_none(),
         _ => false,
     }
 }

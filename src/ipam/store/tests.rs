@@ -11,14 +11,14 @@ fn store(scratch: &Scratch) -> Store {
 }
 
 #[test]
-fn files_are_those_of_the_reference() {
+fn files_are_those_of_the_go_plugin() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let attachment = attachment_of("c1", "eth0");
     let locked = store.lock_or_create().unwrap();
-    locked.put(ip("10.1.0.2"), &attachment).unwrap();
-    locked.put(ip("fd00:0::2"), &attachment).unwrap();
-    locked.remember(1, ip("fd00::2")).unwrap();
+    locked.create_lease(ip("10.1.0.2"), &attachment).unwrap();
+    locked.create_lease(ip("fd00:0::2"), &attachment).unwrap();
+    locked.set_last_reserved(1, ip("fd00::2")).unwrap();
     drop(locked);
     let file = |name: &str| {
         let path = scratch.path().join("net").join(name);
@@ -34,7 +34,7 @@ fn files_are_those_of_the_reference() {
 }
 
 #[test]
-fn legacy_files_are_the_containers_only_when_none_is_exactly_its() {
+fn legacy_leases_count_only_if_the_attachment_has_no_other() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let attachment = attachment_of("c1", "eth0");
@@ -53,11 +53,11 @@ fn legacy_files_are_the_containers_only_when_none_is_exactly_its() {
 }
 
 #[test]
-fn what_is_not_a_lease_is_not_touched() {
+fn other_files_are_not_touched() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let attachment = attachment_of("c1", "eth0");
-    let foreign = [
+    let other_files = [
         "notes",
         "010.1.0.2",
         "10.1.0.0/24x",
@@ -65,52 +65,54 @@ fn what_is_not_a_lease_is_not_touched() {
         "::ffff:10.1.0.7",
         "lock",
     ];
-    for name in foreign {
+    for name in other_files {
         scratch.write(&format!("net/{}", name.replace('/', "_")), "c1\r\neth0");
     }
     scratch.write("net/10.1.0.9/10.1.0.8", "c1\r\neth0");
     std::os::unix::fs::symlink("notes", scratch.path().join("net/10.1.0.10")).unwrap();
     let before = scratch.names("net");
     let leases = store.scan(&attachment).unwrap();
-    assert_eq!(leases.mine, [] as [IpAddr; 0]);
-    // Their names are in the way all the same.
+    assert_eq!(leases.held.addresses, [] as [IpAddr; 0]);
+    // Their addresses cannot be allocated.
     let taken = |address| leases.is_taken(ip(address));
     assert!(taken("10.1.0.9") && taken("10.1.0.10") && !taken("10.1.0.7"));
-    let all = Held::exactly(vec![ip("10.1.0.7"), ip("10.1.0.2")]);
+    let all = HeldLeases::of(vec![ip("10.1.0.7"), ip("10.1.0.2")]);
     let locked = store.lock().unwrap().unwrap();
     locked.release(&all, &attachment).unwrap();
     assert_eq!(scratch.names("net"), before);
 }
 
 #[test]
-fn a_garbled_lease_is_replaced_and_a_good_one_never() {
+fn only_invalid_leases_are_replaced() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let attachment = attachment_of("c1", "eth0");
     scratch.write("net/10.1.0.2", "");
     scratch.write("net/10.1.0.3", "c2\r\neth0");
     let locked = store.lock_or_create().unwrap();
-    let leases = locked.scan(&attachment).unwrap();
+    let leases = store.scan(&attachment).unwrap();
     assert!(leases.is_taken(ip("10.1.0.3")) && !leases.is_taken(ip("10.1.0.2")));
-    locked.put(ip("10.1.0.2"), &attachment).unwrap();
+    locked.create_lease(ip("10.1.0.2"), &attachment).unwrap();
     assert_eq!(scratch.read("net/10.1.0.2"), "c1\r\neth0");
-    let error = locked.put(ip("10.1.0.3"), &attachment).unwrap_err();
+    let error = locked
+        .create_lease(ip("10.1.0.3"), &attachment)
+        .unwrap_err();
     assert!(error.msg.contains("10.1.0.3"), "{error}");
     assert_eq!(scratch.read("net/10.1.0.3"), "c2\r\neth0");
     assert!(!scratch.path().join("net").join(TEMP_FILE).exists());
 }
 
 #[test]
-fn what_a_crash_left_aside_is_not_written_through() {
+fn a_stale_temporary_file_is_not_written_to() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let (dead, attachment) = (attachment_of("dead", "eth0"), attachment_of("c1", "eth0"));
     scratch.write("net/10.1.0.2", "dead\r\neth0");
     let net = scratch.path().join("net");
-    // Killed between giving the lease its name and taking away the other.
+    // Killed between creating the hard link and removing the temporary file.
     fs::hard_link(net.join("10.1.0.2"), net.join(TEMP_FILE)).unwrap();
     let locked = store.lock_or_create().unwrap();
-    locked.put(ip("10.1.0.3"), &attachment).unwrap();
+    locked.create_lease(ip("10.1.0.3"), &attachment).unwrap();
     drop(locked);
     assert_eq!(scratch.read("net/10.1.0.2"), "dead\r\neth0");
     assert!(!net.join(TEMP_FILE).exists());
@@ -132,17 +134,17 @@ fn reading_creates_nothing() {
     assert!(store.held(&attachment).unwrap().is_empty());
     assert!(store.lock().unwrap().is_none());
     assert!(!scratch.path().join("net").exists());
-    // Neither where there can be no directory.
-    let nowhere = Store::new(Path::new("/dev/null/x"), &"net".parse().unwrap());
-    assert!(nowhere.held(&attachment).unwrap().is_empty());
-    assert!(nowhere.lock().unwrap().is_none());
-    assert!(nowhere.lock_or_create().is_err());
+    // Also if the directory cannot be created.
+    let impossible = Store::new(Path::new("/dev/null/x"), &"net".parse().unwrap());
+    assert!(impossible.held(&attachment).unwrap().is_empty());
+    assert!(impossible.lock().unwrap().is_none());
+    assert!(impossible.lock_or_create().is_err());
     let long = Store::new(scratch.path(), &"n".repeat(256).parse().unwrap());
     assert!(long.held(&attachment).unwrap().is_empty());
 }
 
 #[test]
-fn a_hint_that_is_garbled_is_none() {
+fn an_invalid_last_reserved_address_is_ignored() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let locked = store.lock_or_create().unwrap();
@@ -159,13 +161,13 @@ fn a_hint_that_is_garbled_is_none() {
 }
 
 #[test]
-fn long_container_ids_are_read_whole() {
+fn long_container_ids_are_read_completely() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let id = "x".repeat(5000);
     let attachment = attachment_of(&id, "eth0");
     let locked = store.lock_or_create().unwrap();
-    locked.put(ip("10.1.0.2"), &attachment).unwrap();
+    locked.create_lease(ip("10.1.0.2"), &attachment).unwrap();
     assert_eq!(
         store.held(&attachment).unwrap().addresses(),
         [ip("10.1.0.2")]
@@ -173,7 +175,7 @@ fn long_container_ids_are_read_whole() {
 }
 
 #[test]
-fn links_in_the_directory_are_not_followed() {
+fn symbolic_links_are_not_followed() {
     let scratch = Scratch::new();
     let store = store(&scratch);
     let attachment = attachment_of("c1", "eth0");
@@ -187,16 +189,16 @@ fn links_in_the_directory_are_not_followed() {
         link(name);
     }
     let locked = store.lock_or_create().unwrap();
-    let leases = locked.scan(&attachment).unwrap();
-    assert!(leases.mine.is_empty() && leases.is_taken(ip("10.1.0.2")));
+    let leases = store.scan(&attachment).unwrap();
+    assert!(leases.held.addresses.is_empty() && leases.is_taken(ip("10.1.0.2")));
     assert_eq!(locked.last_reserved(0), None);
-    assert!(locked.put(ip("10.1.0.2"), &attachment).is_err());
+    assert!(locked.create_lease(ip("10.1.0.2"), &attachment).is_err());
     locked
-        .release(&Held::exactly(vec![ip("10.1.0.2")]), &attachment)
+        .release(&HeldLeases::of(vec![ip("10.1.0.2")]), &attachment)
         .unwrap();
     link(TEMP_FILE);
-    locked.put(ip("10.1.0.3"), &attachment).unwrap();
-    locked.remember(0, ip("10.1.0.3")).unwrap();
+    locked.create_lease(ip("10.1.0.3"), &attachment).unwrap();
+    locked.set_last_reserved(0, ip("10.1.0.3")).unwrap();
     drop(locked);
     assert_eq!(scratch.read("outside"), "c1\r\neth0");
     assert_eq!(scratch.read("net/last_reserved_ip.0"), "10.1.0.3");

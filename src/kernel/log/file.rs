@@ -1,4 +1,4 @@
-//! The file: opened once, only ever appended to, put aside when it is large.
+//! The log file: opened once, appended to, and renamed when it is large.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -8,15 +8,15 @@ use std::path::Path;
 
 use crate::kernel::files;
 
-/// From this size on the file is renamed to `NAME.1`, in place of the one before, and begun anew.
+/// From this size on, in bytes, the file is renamed to `NAME.1`, which replaces the previous one.
 pub const MAX_BYTES: u64 = 10 << 20;
 
-/// Opens a file, made with mode 0600 where it is missing.
+/// Opens the file, or creates it with mode 0600.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let file = open_now(path)?;
     match file.metadata()?.len() < MAX_BYTES {
         true => Ok(file),
-        false => Ok(turn(path, file)),
+        false => Ok(rotate(path, file)),
     }
 }
 
@@ -35,20 +35,20 @@ fn open_now(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Puts a full file aside. Of many processes that find it full one has its lock and sees it still in its place; the others
-/// find the new one, or write a last line into the old one.
-fn turn(path: &Path, full: File) -> File {
+/// Renames a full file. Of several processes only the one renames it that gets its lock while it still has its name;
+/// the others open the new file or append a last line to the old one.
+fn rotate(path: &Path, full: File) -> File {
     if full.try_lock().is_ok() && is_at(path, &full) {
-        let mut aside = OsString::from(path);
-        aside.push(".1");
-        let _ = fs::rename(path, aside);
+        let mut rotated = OsString::from(path);
+        rotated.push(".1");
+        let _ = fs::rename(path, rotated);
     }
     open_now(path).unwrap_or(full)
 }
 
 fn is_at(path: &Path, file: &File) -> bool {
     match (fs::symlink_metadata(path), file.metadata()) {
-        (Ok(there), Ok(here)) => (there.dev(), there.ino()) == (here.dev(), here.ino()),
+        (Ok(named), Ok(open)) => (named.dev(), named.ino()) == (open.dev(), open.ino()),
         _ => false,
     }
 }
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_is_the_owners_alone_and_links_are_not_followed() {
+    fn a_new_file_is_private_and_symbolic_links_are_not_followed() {
         let dir = scratch("links");
         let path = dir.join("log");
         open(&path).unwrap();
@@ -80,8 +80,8 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_find_it_full_one_puts_it_aside_and_no_line_is_lost() {
-        let dir = scratch("turn");
+    fn a_full_file_is_renamed_once_and_no_line_is_lost() {
+        let dir = scratch("rotate");
         let path = dir.join("log");
         let full = File::create(&path).unwrap();
         full.set_len(MAX_BYTES).unwrap();
@@ -94,10 +94,13 @@ mod tests {
                 });
             }
         });
-        let aside = fs::read(dir.join("log.1")).unwrap();
+        let rotated = fs::read(dir.join("log.1")).unwrap();
         let now = fs::read(&path).unwrap();
-        assert!(aside.len() as u64 >= MAX_BYTES, "the old one stays whole");
-        let late = (aside.len() as u64 - MAX_BYTES) as usize;
+        assert!(
+            rotated.len() as u64 >= MAX_BYTES,
+            "the old file is complete"
+        );
+        let late = (rotated.len() as u64 - MAX_BYTES) as usize;
         assert_eq!(late + now.len(), 16 * 50 * 5);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
         fs::remove_dir_all(dir).unwrap();

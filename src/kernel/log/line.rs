@@ -1,27 +1,26 @@
-//! One line in logfmt: `key=value key="a longer value"`, readable as it is and by programs.
+//! A line in logfmt: `key=value key="a longer value"`.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Level;
 
-/// How much of a value is written, in bytes.
+/// The longest value, in bytes; the rest is cut.
 const MAX_VALUE: usize = 8 << 10;
 
-/// A line that is being written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line(String);
 
 impl Line {
-    /// One that begins with the time, its level and the process.
+    /// A line with time, level and pid.
     pub fn new(level: Level) -> Line {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = utc(now.unwrap_or_default());
+        // A clock before 1970 is a panic in the crate.
+        let now = humantime::format_rfc3339_millis(SystemTime::now().max(UNIX_EPOCH));
         let pid = std::process::id();
         Line(format!("time={now} level={} pid={pid}", level.as_str()))
     }
 
-    /// The line with another field. Whoever has what a key is for says nothing with an empty value, so it is left out.
+    /// Appends a field, unless its value is empty.
     pub fn field(mut self, key: &str, value: &str) -> Line {
         if value.is_empty() {
             return self;
@@ -49,43 +48,17 @@ impl Line {
         self
     }
 
-    /// The line with a time in milliseconds.
+    /// Appends a duration in milliseconds.
     pub fn milliseconds(mut self, key: &str, time: Duration) -> Line {
         let millis = time.as_secs() * 1000 + u64::from(time.subsec_millis());
         let _ = write!(self.0, " {key}={millis}.{:03}", time.subsec_micros() % 1000);
         self
     }
 
-    /// The whole line.
     pub(super) fn end(mut self) -> String {
         self.0.push('\n');
         self.0
     }
-}
-
-/// A time as RFC 3339 writes it, in UTC with milliseconds.
-fn utc(since: Duration) -> String {
-    let (day, second) = (since.as_secs() / 86400, since.as_secs() % 86400);
-    let (year, month, day) = date(day);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let millis = since.subsec_millis();
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-/// The date of a day that is counted from 1970 on. Years are counted from March on here, so that the leap day is the last
-/// one; 400 of them have 146,097 days, and five months from March on have 153.
-fn date(day: u64) -> (u64, u64, u64) {
-    let day = day + 719_468;
-    let (era, day) = (day / 146_097, day % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, later) = match month {
-        0..10 => (month + 3, 0),
-        _ => (month - 9, 1),
-    };
-    (era * 400 + year + later, month, day)
 }
 
 #[cfg(test)]
@@ -93,22 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_709_251_200, "2024-03-01T00:00:00.000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(utc(Duration::from_secs(seconds)), expected);
-        }
-        assert!(utc(Duration::from_millis(7)).ends_with("00.007Z"));
-    }
-
-    #[test]
-    fn values_stay_on_their_line_and_within_their_quotes() {
+    fn values_are_escaped_and_cut() {
         let line = Line(String::new())
             .field("a", "10.1.2.3/24,fd00::2/64")
             .field("b", "two \"words\"\\\n\u{1b}[2J")

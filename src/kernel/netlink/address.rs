@@ -18,22 +18,19 @@ use crate::net::{Cidr, Family};
 /// Duplicate address detection for an IPv6 address (RFC 4862, section 5.4); IPv4 has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detection {
-    /// The address is usable at once: IPAM made sure that it is unique.
+    /// The address is usable at once: IPAM ensures that it is unique.
     Skipped,
-    /// The address is tentative first.
     Performed,
 }
 
-/// An address of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// The address with its prefix length.
     pub cidr: Cidr,
-    /// The index of its link.
+    /// The index of the link.
     pub link: u32,
-    /// Not yet usable: duplicate address detection runs.
+    /// Duplicate address detection is in progress.
     pub is_tentative: bool,
-    /// Another host has it: duplicate address detection failed.
+    /// Duplicate address detection found another host with it.
     pub is_duplicate: bool,
 }
 
@@ -63,7 +60,6 @@ impl Netlink {
         Address::list(&self.dump(&message)?)
     }
 
-    /// Adds an address to a link.
     ///
     /// # Errors
     /// [`NetlinkError::Exists`] when the link has it already.
@@ -89,7 +85,7 @@ impl Netlink {
     /// Waits until duplicate address detection is over for all addresses of a link in `netns`.
     ///
     /// # Errors
-    /// [`NetlinkError::Duplicate`] when a neighbour has one of them, [`NetlinkError::TimedOut`] when it does not end.
+    /// [`NetlinkError::Duplicate`] if another host has one of them, [`NetlinkError::TimedOut`].
     pub fn wait_unique(
         &self,
         index: u32,
@@ -108,7 +104,6 @@ impl Netlink {
         })
     }
 
-    /// Removes an address from a link.
     ///
     /// # Errors
     /// [`NetlinkError::NotFound`] when the link does not have it.

@@ -18,11 +18,10 @@ use crate::kernel::netns::{Netns, NetnsError};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals;
 
-/// How often a dump is started again because something changed while it ran.
+/// The number of attempts at a dump that is interrupted by changes.
 const DUMP_ATTEMPTS: usize = 10;
 
-/// How long at most to wait for an event before probing without one: if the kernel sent none, that is a delay and no
-/// failure.
+/// The longest wait for an event before the next probe, so that a missing event causes only a delay.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A route netlink socket in one network namespace, whichever namespace the thread is in.
@@ -93,12 +92,11 @@ impl Netlink {
 
     /// Probes, and again at each event of the multicast groups (RTMGRP_*), until `probe` finds something or the time is
     /// over.
-    ///
-    /// `place` is the socket's network namespace if it is not the thread's.
+    /// `netns` is the socket's network namespace if it is not the thread's.
     pub(super) fn until<T>(
         &self,
         groups: i32,
-        place: Option<&Netns>,
+        netns: Option<&Netns>,
         limit: Duration,
         probe: impl Fn() -> Result<Option<T>, NetlinkError>,
     ) -> Result<T, NetlinkError> {
@@ -106,7 +104,7 @@ impl Netlink {
             return Ok(found);
         }
         let deadline = Instant::now() + limit;
-        let events = subscribe(groups, place)?;
+        let events = subscribe(groups, netns)?;
         loop {
             if let Some(found) = probe()? {
                 return Ok(found);
@@ -122,7 +120,7 @@ impl Netlink {
         }
     }
 
-    /// Sends a request, hands over the answers, and logs it.
+    /// Sends a request, calls `each` with the answers, and logs the request.
     fn request(
         &self,
         message_type: u16,
@@ -185,7 +183,7 @@ fn decode<M: Message>(message: &RawMessage) -> Result<M, NetlinkError> {
     answer.flatten().ok_or(NetlinkError::Unreadable)
 }
 
-/// The code at the end of an answer: zero or a negative errno.
+/// The error of an answer: 0 or a negative errno.
 fn end(code: i32) -> Result<Progress, NetlinkError> {
     match code {
         0 => Ok(Progress::Done),
@@ -193,9 +191,9 @@ fn end(code: i32) -> Result<Progress, NetlinkError> {
     }
 }
 
-fn subscribe(groups: i32, place: Option<&Netns>) -> Result<NetlinkSocket, NetlinkError> {
+fn subscribe(groups: i32, netns: Option<&Netns>) -> Result<NetlinkSocket, NetlinkError> {
     let subscribe = || NetlinkSocket::open(NETLINK_ROUTE, groups.cast_unsigned());
-    let subscribed = match place {
+    let subscribed = match netns {
         Some(netns) => netns.inside(subscribe).map_err(io::Error::other).flatten(),
         None => subscribe(),
     };

@@ -1,4 +1,4 @@
-//! What the kernel refused, as far as callers tell refusals apart.
+//! Errors of route netlink; those that callers handle are variants.
 
 use nix::errno::Errno;
 
@@ -6,47 +6,40 @@ use crate::kernel::netlink_socket::{ANSWER_LIMIT, ReceiveError};
 use crate::kernel::signals::Terminated;
 use crate::net::Cidr;
 
-/// Why the kernel did not do or answer what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetlinkError {
-    /// ENODEV, ENOENT, EADDRNOTAVAIL, ESRCH: what was named is not there.
+    /// ENODEV, ENOENT, EADDRNOTAVAIL, ESRCH.
     #[error("{}", .0.desc())]
     NotFound(Errno),
-    /// EEXIST: the name or value is taken.
+    /// EEXIST.
     #[error("it exists already")]
     Exists,
-    /// ENETUNREACH, EHOSTUNREACH: no connected network leads to the next hop.
+    /// ENETUNREACH, EHOSTUNREACH.
     #[error("the next hop is not on a connected network")]
     Unreachable,
     /// EPERM, EACCES.
     #[error("not permitted: CAP_NET_ADMIN in that network namespace is needed")]
     Denied,
-    /// EOPNOTSUPP: a part of the kernel is missing.
+    /// EOPNOTSUPP.
     #[error("this kernel does not support it")]
     Unsupported,
-    /// Any other errno.
     #[error("{}", .0.desc())]
     Refused(Errno),
-    /// The connection to the kernel broke: whether it did what it was asked is not known.
-    #[error("the connection to the kernel broke")]
+    /// The socket failed; whether the kernel processed the request is unknown.
+    #[error("the netlink socket failed")]
     Lost,
-    /// SIGTERM ended a wait.
     #[error(transparent)]
     Terminated(#[from] Terminated),
-    /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
-    /// The kernel answered something else than was asked for.
-    #[error("the kernel's answer cannot be read")]
+    #[error("the kernel's answer cannot be parsed")]
     Unreadable,
-    /// What was waited for did not happen.
-    #[error("it did not happen in time")]
+    #[error("timed out")]
     TimedOut,
-    /// A duplicate address was detected.
     #[error("another host on the network has {0}")]
     Duplicate(Cidr),
-    /// A dump was interrupted by changes again and again.
-    #[error("it changed too often to be listed")]
+    /// NLM_F_DUMP_INTR at each attempt.
+    #[error("kept changing during the dump")]
     Unsteady,
 }
 

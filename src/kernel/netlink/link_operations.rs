@@ -20,34 +20,31 @@ use crate::net::{IfName, Mac};
 /// A bridge to be created; it is down, so that its parameters can be set before it has addresses.
 #[derive(Clone, Debug)]
 pub struct NewBridge<'a> {
-    /// Its name.
     pub name: &'a IfName,
-    /// Its MAC address. With one it has no carrier until a port has (`br_stp_change_bridge_id`,
-    /// net/bridge/br_stp_if.c); without one the kernel's choice follows the ports'.
+    /// With a MAC address the bridge has no carrier until a port has (`br_stp_change_bridge_id`,
+    /// net/bridge/br_stp_if.c). Without one, the kernel takes that of a port, and changes it when ports are added or
+    /// removed.
     pub mac: Option<Mac>,
-    /// Its MTU in bytes; the kernel's default when absent.
+    /// In bytes; the kernel's default if `None`.
     pub mtu: Option<u32>,
-    /// Whether to enable VLAN filtering.
     pub filters_vlans: bool,
 }
 
-/// A veth pair to be created: one end a port of a bridge, the other in the container.
+/// A veth pair to be created: a bridge port and the container end.
 #[derive(Clone, Debug)]
 pub struct NewVeth<'a> {
-    /// The name of the port.
     pub port: &'a IfName,
-    /// The index of the bridge.
-    pub bridge: u32,
-    /// The name of the other end.
+    /// The index of the bridge of which the port becomes a port; none if `None`.
+    pub bridge: Option<u32>,
+    /// The name of the container end.
     pub end: &'a IfName,
-    /// The MAC address of the other end.
+    /// The MAC address of the container end.
     pub mac: Mac,
-    /// The MTU of both ends in bytes; the kernel's default when absent.
+    /// The MTU of both ends, in bytes; the kernel's default if `None`.
     pub mtu: Option<u32>,
 }
 
 impl Netlink {
-    /// The link of that name.
     ///
     /// # Errors
     /// When the kernel refuses the request; `None` when there is no such link.
@@ -55,7 +52,6 @@ impl Netlink {
         self.fetch_link(named(name))
     }
 
-    /// The link with that index.
     ///
     /// # Errors
     /// As [`Netlink::link`].
@@ -68,7 +64,6 @@ impl Netlink {
         Ok(not_found_as_none(self.fetch(&message))?.map(Link::from))
     }
 
-    /// The ports of a bridge.
     ///
     /// # Errors
     /// As [`Netlink::link`].
@@ -92,7 +87,6 @@ impl Netlink {
         Ok(answers.into_iter().map(Link::from).collect())
     }
 
-    /// Creates a bridge.
     ///
     /// # Errors
     /// [`NetlinkError::Exists`] when the name is taken, [`NetlinkError::Unsupported`] when this kernel has no bridges
@@ -135,7 +129,8 @@ impl Netlink {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end))),
         ];
         let mut port = named(veth.port);
-        port.attributes.push(LinkAttribute::Controller(veth.bridge));
+        port.attributes
+            .extend(veth.bridge.map(LinkAttribute::Controller));
         port.attributes.extend(mtu());
         port.attributes.push(LinkAttribute::LinkInfo(info));
         self.change(RTM_NEWLINK, &port, NLM_F_CREATE | NLM_F_EXCL)
@@ -167,7 +162,6 @@ impl Netlink {
         self.change(RTM_NEWLINK, &message, 0)
     }
 
-    /// Sets a link up.
     ///
     /// # Errors
     /// When there is no such link.
@@ -186,7 +180,6 @@ impl Netlink {
         })
     }
 
-    /// Sets a link down.
     ///
     /// # Errors
     /// When there is no such link.
@@ -263,7 +256,7 @@ fn mac(mac: Mac) -> LinkAttribute {
     LinkAttribute::Address(mac.bytes().to_vec())
 }
 
-/// The kernel leaves out IFLA_STATS64 and IFLA_INET6_STATS.
+/// RTEXT_FILTER_SKIP_STATS: the kernel omits IFLA_STATS64 and IFLA_INET6_STATS.
 fn without_counters() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }

@@ -1,4 +1,4 @@
-//! Links as the kernel describes them: interfaces, bridges and their ports.
+//! Links: interfaces, bridges and their ports.
 
 use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
@@ -11,11 +11,9 @@ use crate::net::{Mac, VlanId};
 /// The kind of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A bridge.
     Bridge,
-    /// One end of a veth pair.
     Veth,
-    /// Another kind, by the kernel's name; "device" for hardware and loopback, which have none.
+    /// IFLA_INFO_KIND; "device" for hardware and loopback, which have none.
     Other(String),
 }
 
@@ -29,36 +27,31 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// A link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its index in its network namespace.
     pub index: u32,
-    /// Its name.
     pub name: String,
-    /// Its alias; empty when it has none.
+    /// Empty if the link has none.
     pub alias: String,
-    /// Its kind.
     pub kind: Kind,
-    /// Its MAC address; `None` when it has none of six bytes.
+    /// `None` if the link has no address of six bytes.
     pub mac: Option<Mac>,
-    /// Its MTU in bytes.
+    /// In bytes.
     pub mtu: u32,
-    /// Whether it is set up (IFF_UP).
+    /// IFF_UP.
     pub is_up: bool,
-    /// Whether it passes packets now (operstate up).
+    /// Whether the operational state is up.
     pub is_running: bool,
-    /// Whether a user set it to promiscuous mode (IFF_PROMISC); a packet capture does not set the flag.
+    /// IFF_PROMISC, which a packet capture does not set.
     pub is_promiscuous: bool,
-    /// The index of the bridge it is a port of.
+    /// The index of the bridge of which the link is a port.
     pub master: Option<u32>,
     /// The index of the other end of a veth pair, in the network namespace of that end.
     pub peer: Option<u32>,
-    /// The VLAN filtering of a bridge.
     pub filtering: VlanFiltering,
-    /// The flags of a bridge port.
+    /// `None` if the link is not a bridge port.
     pub port: Option<PortFlags>,
-    /// Its counters, when they were requested.
+    /// If counters were requested.
     pub traffic: Option<Traffic>,
 }
 
@@ -86,9 +79,9 @@ impl From<Stats64> for Traffic {
 /// Flags of a bridge port (bridge(8), "bridge link set").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortFlags {
-    /// A frame may leave by the port it came in.
+    /// Frames may be sent to the port from which they were received.
     pub hairpin: bool,
-    /// No frames between this port and other isolated ones.
+    /// No frames are forwarded between isolated ports.
     pub isolated: bool,
 }
 
@@ -134,7 +127,7 @@ impl VlanFiltering {
 }
 
 impl Link {
-    /// Its name and its alias, which says whose interface it is when it is one of ours.
+    /// Name and alias; the alias of a host end names its attachment.
     pub fn display_name(&self) -> String {
         match self.alias.as_str() {
             "" => self.name.clone(),

@@ -109,7 +109,7 @@ impl Message for RouteMessage {
             kind,
             ..
         } = message.header;
-        // The type of an encapsulation is not decoded: nobody here reads RTA_ENCAP.
+        // The type of an encapsulation is not decoded: RTA_ENCAP is not used.
         let context = (address_family, kind, RouteLwEnCapType::None);
         message.attributes = attributes(bytes, &message.header, |nla| {
             RouteAttribute::parse_with_param(nla, context).ok()

@@ -13,7 +13,7 @@ use super::connection::Netlink;
 use super::error::NetlinkError;
 use super::message::{Message, address_family};
 use crate::kernel::netns::Netns;
-use crate::net::{Cidr, Family, Route, RouteNumbers};
+use crate::net::{Cidr, Family, Route, RouteAttributes};
 
 /// Which routes to list.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +72,7 @@ impl Netlink {
         self.change(RTM_NEWROUTE, &message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// The same, in place of the one with the same destination and metric, whoever made that.
+    /// As [`Netlink::put_route`], but replaces a route with the same destination and metric, of any protocol.
     ///
     /// # Errors
     /// [`NetlinkError::Unreachable`] when the next hop is not on a connected network.
@@ -166,13 +166,13 @@ impl Netlink {
 
 /// The message that adds or deletes a route.
 fn message(route: &Route, protocol: RouteProtocol) -> RouteMessage {
-    let RouteNumbers {
+    let RouteAttributes {
         mtu,
         advmss,
         priority,
         table,
         scope,
-    } = route.numbers();
+    } = route.attributes();
     let mut message = RouteMessage::default();
     let header = &mut message.header;
     header.address_family = address_family(route.dst.family());

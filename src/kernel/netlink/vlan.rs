@@ -102,7 +102,7 @@ fn read(message: &LinkMessage, vlans: &mut PortVlans) {
             true => &mut vlans.untagged,
             false => &mut vlans.tagged,
         };
-        *set = set.or(VlanSet::span(first, vlan));
+        *set = set.union(VlanSet::span(first, vlan));
         if flags.contains(BridgeVlanInfoFlags::Pvid) {
             vlans.pvid = Some(vlan);
         }
@@ -119,7 +119,7 @@ mod tests {
     fn vlans(native: u16, tagged: &[u16]) -> PortVlans {
         let vlan = |number: u16| VlanId::new(number).unwrap();
         let tagged = tagged.iter().map(|number| VlanSet::of(vlan(*number)));
-        PortVlans::new(vlan(native), tagged.fold(VlanSet::EMPTY, VlanSet::or))
+        PortVlans::new(vlan(native), tagged.fold(VlanSet::EMPTY, VlanSet::union))
     }
 
     /// What the kernel and this module make of the entries of a port.

@@ -1,135 +1,109 @@
-//! Rules as iptables-nft writes them: matches of its own or of xtables, a counter, a target.
+//! Rules as iptables-nft encodes them: matches of nf_tables or xtables, a counter, a target.
 //!
-//! They are only recognised here, to check or remove them, never written. Another version of iptables may write the same rule otherwise; what
-//! is not recognised must be asked of the program.
+//! They are recognised in order to check or remove them without a program, but never added. Versions of iptables may
+//! encode the same rule differently: a rule that is not recognised must be looked up with the programs.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
-use super::attribute::{Attributes, dig, each, find, text};
-use super::expression::{
-    ACCEPT, EQUAL, EXPRESSION_DATA, EXPRESSION_NAME, JUMP, LIST_ELEMENT, UNEQUAL, compare_network,
-    expression, immediate, verdict,
-};
-use super::rule::RuleEntry;
+use super::attribute::{Attributes, attributes, get_path, get_str};
+use super::expression::{Expressions, destination_offset, source_offset};
+use super::rule::{RuleEntry, name_of};
+use super::uapi::*;
 use crate::net::{Cidr, Family};
 
-/// The size of a comment (struct xt_comment_info, linux/netfilter/xt_comment.h).
+/// The size of struct xt_comment_info (linux/netfilter/xt_comment.h), in bytes.
 const COMMENT_SIZE: usize = 256;
 
-/// What a match or target holds (enum nft_match_attributes; nft_target_attributes has the same numbers).
-const MATCH_NAME: u16 = 1;
-const MATCH_INFO: u16 = 3;
-
-/// A rule of iptables: one address to match, a comment, a target.
+/// A rule of iptables with one address, a comment and a target without options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompatRule {
-    /// Which address of a packet.
     pub field: Field,
-    /// Where it must lie.
     pub network: Cidr,
-    /// What the rule says of itself, at most 255 bytes.
+    /// At most 255 bytes.
     pub comment: String,
-    /// What happens then.
     pub target: Target,
 }
 
-/// An address of a packet.
+/// The address that a rule compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    /// The source.
     Source,
-    /// The destination.
     Destination,
-    /// The destination, which must lie elsewhere.
+    /// The destination, inverted.
     NotDestination,
 }
 
-/// What a rule of iptables does with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Nothing more in this table.
     Accept,
-    /// On in another chain.
     Chain(String),
-    /// Under the host's address, with any port.
+    /// Without options.
     Masquerade,
 }
 
 impl CompatRule {
-    /// Whether one of these is what iptables-nft makes of the rule.
+    /// Whether one of the rules is this one, as iptables-nft encodes it.
     pub fn is_among<'a>(&self, entries: impl Iterator<Item = &'a RuleEntry>) -> bool {
         let wanted = self.expressions();
-        // The target tells nearly all others apart.
-        let (_, target) = each(wanted.as_bytes()).last().unwrap_or_default();
-        let mut alike = entries.filter(|entry| entry.expressions().ends_with(target));
-        alike.any(|entry| without_counter(entry) == wanted)
+        // The target differs in nearly all other rules.
+        let (_, target) = attributes(wanted.as_bytes()).last().unwrap_or_default();
+        let is_counter = |expression: &&[u8]| name_of(expression) == Some("counter");
+        entries
+            .filter(|entry| entry.ends_with(target))
+            .map(|entry| entry.expressions().filter(|it| !is_counter(it)))
+            .any(|kept| kept.fold(Expressions::default(), Expressions::push_encoded) == wanted)
     }
 
-    fn expressions(&self) -> Attributes {
-        // Paths in struct iphdr (linux/ip.h) and struct ipv6hdr (linux/ipv6.h).
-        let start = match (self.field, self.network.address()) {
-            (Field::Source, IpAddr::V4(_)) => 12,
-            (Field::Source, IpAddr::V6(_)) => 8,
-            (_, IpAddr::V4(_)) => 16,
-            (_, IpAddr::V6(_)) => 24,
+    fn expressions(&self) -> Expressions {
+        let family = self.network.family();
+        let (offset, operation) = match self.field {
+            Field::Source => (source_offset(family), NFT_CMP_EQ),
+            Field::Destination => (destination_offset(family), NFT_CMP_EQ),
+            Field::NotDestination => (destination_offset(family), NFT_CMP_NEQ),
         };
-        let operation = match self.field {
-            Field::NotDestination => UNEQUAL,
-            Field::Source | Field::Destination => EQUAL,
-        };
-        let matched = compare_network(Attributes::default(), start, self.network, operation);
         let mut comment = self.comment.as_bytes().to_vec();
         comment.resize(COMMENT_SIZE, 0);
-        let said = extension(matched, "match", "comment", &comment);
+        let matches = Attributes::default()
+            .put_strz(NFTA_MATCH_NAME, "comment")
+            .put_be32(NFTA_MATCH_REV, 0)
+            .put(NFTA_MATCH_INFO, &comment);
+        let matched = Expressions::default()
+            .network(offset, operation, self.network)
+            .push("match", matches);
         match &self.target {
-            Target::Accept => immediate(said, verdict(ACCEPT, None)),
-            Target::Chain(name) => immediate(said, verdict(JUMP, Some(name))),
+            Target::Accept => matched.verdict(NF_ACCEPT, None),
+            Target::Chain(name) => matched.verdict(NFT_JUMP, Some(name)),
             Target::Masquerade => {
-                let range = any_port(self.network.family());
-                extension(said, "target", "MASQUERADE", &range)
+                let target = Attributes::default()
+                    .put_strz(NFTA_TARGET_NAME, "MASQUERADE")
+                    .put_be32(NFTA_TARGET_REV, 0)
+                    .put(NFTA_TARGET_INFO, &masquerade_info(family));
+                matched.push("target", target)
             }
         }
     }
 }
 
-/// The comment of a rule of iptables: that of its match, or of its user data, where a restore by nft(8) puts it.
+/// The comment of a rule of iptables: of its comment match, or of its user data after a restore with nft(8).
 pub fn comment(entry: &RuleEntry) -> Cow<'_, str> {
-    let mut expressions = each(entry.expressions()).map(|(_, expression)| expression);
-    let in_match = expressions.find_map(|expression| {
-        let name = dig(expression, &[EXPRESSION_DATA, MATCH_NAME]).and_then(text);
-        let is_comment = find(expression, EXPRESSION_NAME).and_then(text) == Some("match")
-            && name == Some("comment");
-        dig(expression, &[EXPRESSION_DATA, MATCH_INFO]).filter(|_| is_comment)
-    });
-    match in_match.and_then(|info| info.split(|byte| *byte == 0).next()) {
+    let is_comment = |expression: &&[u8]| {
+        let data = get_path(expression, &[NFTA_EXPR_DATA]).unwrap_or_default();
+        name_of(expression) == Some("match") && get_str(data, NFTA_MATCH_NAME) == Some("comment")
+    };
+    let in_match = entry
+        .expressions()
+        .find(is_comment)
+        .and_then(|expression| get_path(expression, &[NFTA_EXPR_DATA, NFTA_MATCH_INFO]))
+        .and_then(|info| info.split(|byte| *byte == 0).next());
+    match in_match {
         Some(comment) => String::from_utf8_lossy(comment),
         None => Cow::Borrowed(&entry.comment),
     }
 }
 
-/// The expressions of a rule but for the counter of packets, which shows what was counted.
-fn without_counter(entry: &RuleEntry) -> Attributes {
-    let is_counter =
-        |expression: &[u8]| find(expression, EXPRESSION_NAME).and_then(text) == Some("counter");
-    let kept = each(entry.expressions()).filter(|(_, expression)| !is_counter(expression));
-    let add =
-        |so_far: Attributes, (_, expression): (u16, &[u8])| so_far.bytes(LIST_ELEMENT, expression);
-    kept.fold(Attributes::default(), add)
-}
-
-/// A match or target of xtables: name, revision and its own data (enum nft_match_attributes, nft_target_attributes).
-fn extension(so_far: Attributes, kind: &str, name: &str, info: &[u8]) -> Attributes {
-    let data = Attributes::default()
-        .text(MATCH_NAME, name)
-        .number(2, 0)
-        .bytes(MATCH_INFO, info);
-    expression(so_far, kind, data)
-}
-
-/// How masquerading says that it changes no ports: one range without bounds in IPv4 (struct
-/// nf_nat_ipv4_multi_range_compat, in whole words), no bounds in IPv6 (struct nf_nat_range, linux/netfilter/nf_nat.h).
-fn any_port(family: Family) -> Vec<u8> {
+/// The data of the target MASQUERADE without options: for IPv4 one empty range (struct
+/// nf_nat_ipv4_multi_range_compat), for IPv6 an empty struct nf_nat_range (linux/netfilter/nf_nat.h).
+fn masquerade_info(family: Family) -> Vec<u8> {
     match family {
         Family::V4 => [&1_u32.to_ne_bytes()[..], &[0; 20]].concat(),
         Family::V6 => vec![0; 40],

@@ -3,84 +3,62 @@
 use std::net::IpAddr;
 
 use super::Table;
-use super::attribute::{Attributes, dig, each, find, ip, text};
+use super::attribute::{Attributes, as_ip, as_str, attributes, get, get_path, ip_bytes};
 use super::comment::{comment_of, userdata};
-use super::expression::{GOTO, verdict};
+use super::expression::{data_value, verdict};
+use super::uapi::*;
 
-/// What a message about elements holds (enum nft_set_elem_list_attributes), and a list of anything (nft_list_attributes).
-const LIST_TABLE: u16 = 1;
-const LIST_SET: u16 = 2;
-const LIST_ELEMENTS: u16 = 3;
-const LIST_ELEMENT: u16 = 1;
-
-/// What an element holds (enum nft_set_elem_attributes).
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_DATA: u16 = 2;
-const ELEMENT_USERDATA: u16 = 6;
-
-/// What data holds (enum nft_data_attributes), and a verdict (nft_verdict_attributes).
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CHAIN: u16 = 2;
-
-/// An element of a map: packets of an address go on in a chain.
+/// An element of a map: packets with this address continue in the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
-    /// Which address.
     pub address: IpAddr,
-    /// Which chain.
     pub chain: String,
-    /// What the element says of itself.
     pub comment: String,
 }
 
 impl Element {
     pub(super) fn attributes(&self) -> Attributes {
         key(self.address)
-            .nest(ELEMENT_DATA, verdict(GOTO, Some(&self.chain)))
-            .bytes(ELEMENT_USERDATA, &userdata(&self.comment))
+            .put_nested(NFTA_SET_ELEM_DATA, verdict(NFT_GOTO, Some(&self.chain)))
+            .put(NFTA_SET_ELEM_USERDATA, &userdata(&self.comment))
     }
 }
 
-/// What names an element.
+/// The attributes that identify an element.
 pub(super) fn key(address: IpAddr) -> Attributes {
-    let value = Attributes::default();
-    let value = match address {
-        IpAddr::V4(address) => value.bytes(DATA_VALUE, &address.octets()),
-        IpAddr::V6(address) => value.bytes(DATA_VALUE, &address.octets()),
-    };
-    Attributes::default().nest(ELEMENT_KEY, value)
+    Attributes::default().put_nested(NFTA_SET_ELEM_KEY, data_value(&ip_bytes(address)))
 }
 
-/// What names a map.
+/// The attributes that identify a map.
 pub(super) fn map(table: Table, name: &str) -> Attributes {
     Attributes::default()
-        .text(LIST_TABLE, table.name)
-        .text(LIST_SET, name)
+        .put_strz(NFTA_SET_ELEM_LIST_TABLE, table.name)
+        .put_strz(NFTA_SET_ELEM_LIST_SET, name)
 }
 
-/// What names elements of a map.
+/// A list of elements of a map.
 pub(super) fn list<'a>(
     table: Table,
     name: &str,
     elements: impl Iterator<Item = &'a Attributes>,
 ) -> Attributes {
     let list = elements.fold(Attributes::default(), |list, element| {
-        list.bytes(LIST_ELEMENT, element.as_bytes())
+        list.put(NFTA_LIST_ELEM, element.as_bytes())
     });
-    map(table, name).nest(LIST_ELEMENTS, list)
+    map(table, name).put_nested(NFTA_SET_ELEM_LIST_ELEMENTS, list)
 }
 
-/// The elements of an answer; what is not an address that leads to a chain is left out.
+/// The elements of an answer, without those that are not an address with a chain.
 pub fn parse(answer: &[u8]) -> Vec<Element> {
-    let elements = find(answer, LIST_ELEMENTS).unwrap_or_default();
-    each(elements)
+    let elements = get(answer, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    attributes(elements)
         .filter_map(|(_, element)| {
-            let chain = dig(element, &[ELEMENT_DATA, DATA_VERDICT, VERDICT_CHAIN])?;
+            let address = get_path(element, &[NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE])?;
+            let chain = [NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN];
             Some(Element {
-                address: ip(dig(element, &[ELEMENT_KEY, DATA_VALUE])?)?,
-                chain: text(chain)?.to_owned(),
-                comment: comment_of(find(element, ELEMENT_USERDATA).unwrap_or_default()),
+                address: as_ip(address)?,
+                chain: as_str(get_path(element, &chain)?)?.to_owned(),
+                comment: comment_of(get(element, NFTA_SET_ELEM_USERDATA).unwrap_or_default()),
             })
         })
         .collect()
@@ -92,7 +70,7 @@ mod tests {
     use crate::kernel::nftables::TableFamily;
 
     #[test]
-    fn an_element_is_read_as_it_was_written() {
+    fn an_element_is_parsed_as_it_was_encoded() {
         let table = Table {
             family: TableFamily::Inet,
             name: "t",
@@ -101,7 +79,7 @@ mod tests {
             let element = Element {
                 address: address.parse().unwrap(),
                 chain: "net-a".to_owned(),
-                comment: "whose it is".to_owned(),
+                comment: "its attachment".to_owned(),
             };
             let message = list(table, "m", [element.attributes()].iter());
             assert_eq!(parse(message.as_bytes()), [element]);

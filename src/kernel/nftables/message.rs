@@ -1,83 +1,57 @@
-//! The messages of nf_tables: what they are called, and how they stand in a datagram.
+//! Messages of nf_tables and nfnetlink.
 
 use netlink_packet_core::{Emitable, NetlinkHeader};
 
 use super::Table;
 use super::attribute::Attributes;
+use super::uapi::*;
 
-/// The subsystem in the upper byte of a message's type (NFNL_SUBSYS_NFTABLES, linux/netfilter/nfnetlink.h).
-pub(super) const SUBSYSTEM: u16 = 10;
+/// The length of struct nfgenmsg (linux/netfilter/nfnetlink.h), in bytes.
+pub(super) const NFGENMSG_LEN: usize = 4;
 
-/// The family of messages that are about none (NFPROTO_UNSPEC, linux/netfilter.h).
-pub(super) const NO_FAMILY: u8 = 0;
-
-/// The length of `struct nfgenmsg` (linux/netfilter/nfnetlink.h).
-pub(super) const HEADER_SIZE: usize = 4;
-
-/// What a message asks for (enum nf_tables_msg_types).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-#[allow(missing_docs)]
-pub(super) enum Verb {
-    NewTable = 0,
-    GetTable = 1,
-    DelTable = 2,
-    NewChain = 3,
-    GetChain = 4,
-    DelChain = 5,
-    NewRule = 6,
-    GetRule = 7,
-    DelRule = 8,
-    NewSet = 9,
-    NewElements = 12,
-    GetElements = 13,
-    DelElements = 14,
-    GetGeneration = 16,
-}
-
-/// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
-    kind: u16,
+    message_type: u16,
     family: u8,
-    resource: u16,
+    resource_id: u16,
     attributes: Attributes,
 }
 
 impl Message {
-    pub fn new(verb: Verb, table: Table, attributes: Attributes) -> Message {
+    /// A message of nf_tables (NFT_MSG_*).
+    pub fn new(message_type: u16, table: Table, attributes: Attributes) -> Message {
         Message {
-            kind: SUBSYSTEM << 8 | verb as u16,
-            family: table.family.number(),
-            resource: 0,
+            message_type: NFNL_SUBSYS_NFTABLES << 8 | message_type,
+            family: table.family.nfproto(),
+            resource_id: 0,
             attributes,
         }
     }
 
-    /// A message of nfnetlink itself, about a subsystem.
-    pub fn control(kind: u16, attributes: Attributes) -> Message {
+    /// The beginning or end of a batch for nf_tables (NFNL_MSG_BATCH_*).
+    pub fn batch(message_type: u16, attributes: Attributes) -> Message {
         Message {
-            kind,
-            family: NO_FAMILY,
-            resource: SUBSYSTEM,
+            message_type,
+            family: NFPROTO_UNSPEC,
+            resource_id: NFNL_SUBSYS_NFTABLES,
             attributes,
         }
     }
 
-    /// Adds it to a datagram.
-    pub fn write(&self, datagram: &mut Vec<u8>, flags: u16, sequence: u32) {
+    /// Appends the encoded message to a datagram.
+    pub fn emit(&self, datagram: &mut Vec<u8>, flags: u16, sequence_number: u32) {
         let attributes = self.attributes.as_bytes();
         let mut header = NetlinkHeader::default();
-        header.message_type = self.kind;
+        header.message_type = self.message_type;
         header.flags = flags;
-        header.sequence_number = sequence;
-        header.length = (header.buffer_len() + HEADER_SIZE + attributes.len()) as u32;
+        header.sequence_number = sequence_number;
+        header.length = (header.buffer_len() + NFGENMSG_LEN + attributes.len()) as u32;
         let start = datagram.len();
         datagram.resize(start + header.buffer_len(), 0);
         header.emit(&mut datagram[start..]);
-        // struct nfgenmsg: family, version (NFNETLINK_V0), resource.
-        datagram.extend([self.family, 0]);
-        datagram.extend(self.resource.to_be_bytes());
+        // struct nfgenmsg: nfgen_family, version, res_id.
+        datagram.extend([self.family, NFNETLINK_V0]);
+        datagram.extend(self.resource_id.to_be_bytes());
         datagram.extend(attributes);
     }
 }

@@ -1,7 +1,5 @@
-//! The netlink of nf_tables, blocking: transactions and questions, on a socket in the thread's own namespace.
-//!
-//! The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c; numbers without a source are those of
-//! linux/netfilter/nf_tables.h. No program is run, and what was asked is answered before the call returns.
+//! nf_tables over a blocking netlink socket in the thread's network namespace: transactions and queries, without a
+//! program. The kernel's side is net/netfilter/nfnetlink.c and nf_tables_api.c.
 
 mod attribute;
 mod batch;
@@ -12,6 +10,7 @@ mod expression;
 mod message;
 mod rule;
 mod socket;
+mod uapi;
 
 use std::io;
 use std::net::IpAddr;
@@ -23,64 +22,53 @@ use crate::kernel::log;
 use crate::kernel::netlink_socket::ANSWER_LIMIT;
 use crate::net::Family;
 
-use attribute::{Attributes, find, number};
-pub use batch::{BaseChain, Batch, HookPoint};
+use attribute::{Attributes, get_be32};
+pub use batch::{BaseChain, Batch, Hook};
 pub use compat::{CompatRule, Field, Target, comment};
 pub use element::Element;
-use message::{Message, Verb};
-pub use rule::{Action, Listed, Match, Rule, RuleEntry};
+use expression::nfproto;
+use message::Message;
+use rule::rules_of;
+pub use rule::{Action, Encoded, Match, Rule, RuleEntry};
 use socket::Socket;
+use uapi::*;
 
-/// How long a change is tried again because somebody else was faster.
+/// How long a change is retried if other processes keep changing the ruleset.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
 
-/// How often a list is asked for that others change at the same time.
-const LISTINGS: u32 = 10;
+/// The number of attempts at a dump that is interrupted by changes.
+const MAX_DUMPS: u32 = 10;
 
-/// Attributes of tables, chains and the ruleset that are asked for (enum nft_table_attributes, nft_chain_attributes and
-/// nft_gen_attributes).
-const TABLE_NAME: u16 = 1;
-const TABLE_USE: u16 = 3;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_USE: u16 = 6;
-const GENERATION_ID: u16 = 1;
-
-/// What the kernel refused, as far as callers tell refusals apart.
+/// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NftablesError {
-    /// ENOENT: what was named is not there.
+    /// A query was answered with ENOENT.
     #[error("it does not exist")]
     NotFound,
-    /// EEXIST.
     #[error("it exists already")]
     Exists,
-    /// EBUSY: it is referred to.
     #[error("it is in use")]
     Busy,
-    /// ERESTART, EINTR: somebody else changed the ruleset meanwhile.
-    #[error("others change the ruleset all the time")]
+    /// ERESTART or NLM_F_DUMP_INTR: another process changed the ruleset meanwhile.
+    #[error("the ruleset is being changed concurrently")]
     Changed,
     /// EPERM, EACCES.
     #[error(
         "not permitted: CAP_NET_ADMIN is needed, or another process owns the table (flags owner)"
     )]
     Denied,
-    /// EMSGSIZE: larger than the socket's send buffer, which could not be enlarged.
+    /// EMSGSIZE: the send buffer of the socket is too small and cannot be enlarged.
     #[error("a transaction of {0} bytes exceeds the send buffer: raise net.core.wmem_max")]
     TooLarge(usize),
-    /// The kernel has no nf_tables, or not this part of it.
-    #[error("this kernel has no nf_tables, or not all that is needed of it ({})", .0.desc())]
+    /// The kernel lacks nf_tables or a part of it.
+    #[error("this kernel has no nf_tables, or lacks a part of it that is needed ({})", .0.desc())]
     Unsupported(Errno),
-    /// Any other errno.
     #[error("{}", .0.desc())]
     Refused(Errno),
-    /// The kernel did not answer.
     #[error("the kernel did not answer within {} s", ANSWER_LIMIT.as_secs())]
     NoAnswer,
-    /// The kernel answered something else.
-    #[error("the kernel's answer is not understood")]
-    Garbled,
+    #[error("the kernel's answer cannot be parsed")]
+    Malformed,
 }
 
 impl NftablesError {
@@ -91,7 +79,7 @@ impl NftablesError {
             Errno::EBUSY => NftablesError::Busy,
             Errno::ERESTART | Errno::EINTR => NftablesError::Changed,
             Errno::EPERM | Errno::EACCES => NftablesError::Denied,
-            // EINVAL is nfnetlink's word for a subsystem that is not there.
+            // nfnetlink answers EINVAL if the subsystem is not registered.
             Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL => {
                 NftablesError::Unsupported(errno)
             }
@@ -101,7 +89,7 @@ impl NftablesError {
 }
 
 impl From<io::Error> for NftablesError {
-    /// An error of a system call: what the kernel's answers mean by the same numbers does not apply.
+    /// The error of a system call, where the same error numbers mean something else than in an answer.
     fn from(cause: io::Error) -> NftablesError {
         match Errno::from_raw(cause.raw_os_error().unwrap_or(0)) {
             errno @ (Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => {
@@ -113,7 +101,7 @@ impl From<io::Error> for NftablesError {
     }
 }
 
-/// Makes "there is no such thing" an absence instead of an error; a kernel without nf_tables has nothing.
+/// `None` if the object does not exist or the kernel lacks nf_tables.
 pub fn not_found_as_none<T>(outcome: Result<T, NftablesError>) -> Result<Option<T>, NftablesError> {
     match outcome {
         Err(NftablesError::NotFound | NftablesError::Unsupported(_)) => Ok(None),
@@ -121,66 +109,56 @@ pub fn not_found_as_none<T>(outcome: Result<T, NftablesError>) -> Result<Option<
     }
 }
 
-/// What packets a table sees.
+/// The family of a table (nft(8), ADDRESS FAMILIES).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableFamily {
-    /// IPv4 and IPv6.
     Inet,
-    /// One family.
     Ip(Family),
-    /// Frames on a bridge.
     Bridge,
 }
 
 impl TableFamily {
-    /// The kernel's number (enum in linux/netfilter.h).
-    fn number(self) -> u8 {
+    fn nfproto(self) -> u8 {
         match self {
-            TableFamily::Inet => 1,
-            TableFamily::Ip(Family::V4) => 2,
-            TableFamily::Ip(Family::V6) => 10,
-            TableFamily::Bridge => 7,
+            TableFamily::Inet => NFPROTO_INET,
+            TableFamily::Ip(family) => nfproto(family),
+            TableFamily::Bridge => NFPROTO_BRIDGE,
         }
     }
 }
 
-/// A table, by what identifies it.
+/// The identity of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// What it sees.
     pub family: TableFamily,
-    /// Its name.
     pub name: &'static str,
 }
 
-/// How often a table or chain is referred to: a table by its chains and sets, a chain by its rules and the jumps to it.
-pub type Uses = u32;
-
-/// The number of a ruleset; each transaction makes another one.
+/// The generation of the ruleset, which each transaction increments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation(u32);
 
-/// nf_tables in the namespace in which it was opened.
+/// nf_tables of the network namespace in which it was opened.
 pub struct Nftables {
     socket: Socket,
 }
 
 impl Nftables {
-    /// Opens a socket in the thread's own namespace.
+    /// Opens a socket in the thread's network namespace.
     ///
     /// # Errors
-    /// When the kernel has no nfnetlink or no socket can be had.
+    /// If the kernel lacks nfnetlink or the socket cannot be created.
     pub fn open() -> Result<Nftables, NftablesError> {
         Ok(Nftables {
             socket: Socket::open()?,
         })
     }
 
-    /// Reads, plans and changes, and starts again whenever somebody else changed the ruleset in between; whether there
-    /// was anything to change.
+    /// Applies the batch that `plan` derives from the ruleset, and starts again if another process changed the ruleset
+    /// meanwhile. Returns whether the batch had messages.
     ///
     /// # Errors
-    /// The plan's, or the kernel's when it refuses the change.
+    /// Those of `plan`, and if the kernel refuses the batch.
     pub fn change(
         &self,
         plan: &dyn Fn() -> Result<Batch, NftablesError>,
@@ -194,8 +172,8 @@ impl Nftables {
                     let began = log::step_start();
                     let changed = self.socket.commit(batch, generation);
                     log::step(began, || match &changed {
-                        Ok(()) => "a transaction of nftables".to_owned(),
-                        Err(error) => format!("a transaction of nftables: {error}"),
+                        Ok(()) => "nftables transaction".to_owned(),
+                        Err(error) => format!("nftables transaction: {error}"),
                     });
                     changed.map(|()| true)
                 }
@@ -215,59 +193,61 @@ impl Nftables {
             family: TableFamily::Inet,
             name: "",
         };
-        let request = Message::new(Verb::GetGeneration, any, Attributes::default());
+        let request = Message::new(NFT_MSG_GETGEN, any, Attributes::default());
         let answer = self.socket.fetch(request)?;
-        let id = find(&answer, GENERATION_ID).and_then(number);
-        id.map(Generation).ok_or(NftablesError::Garbled)
+        let id = get_be32(&answer, NFTA_GEN_ID);
+        id.map(Generation).ok_or(NftablesError::Malformed)
     }
 
-    /// How often a table is referred to; `None` when there is none of that name.
+    /// The use count of a table: the number of its chains and sets. `None` if the table does not exist.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
-    pub fn table(&self, table: Table) -> Result<Option<Uses>, NftablesError> {
-        let named = Attributes::default().text(TABLE_NAME, table.name);
-        self.uses(Message::new(Verb::GetTable, table, named), TABLE_USE)
+    /// If the kernel refuses the query.
+    pub fn table(&self, table: Table) -> Result<Option<u32>, NftablesError> {
+        let name = Attributes::default().put_strz(NFTA_TABLE_NAME, table.name);
+        let request = Message::new(NFT_MSG_GETTABLE, table, name);
+        self.use_count(request, NFTA_TABLE_USE)
     }
 
-    fn uses(&self, request: Message, attribute: u16) -> Result<Option<Uses>, NftablesError> {
+    /// The use count of a chain: the number of its rules, and of the rules and elements that refer to it. `None` if the
+    /// chain does not exist.
+    ///
+    /// # Errors
+    /// If the kernel refuses the query.
+    pub fn chain(&self, table: Table, name: &str) -> Result<Option<u32>, NftablesError> {
+        let request = Message::new(NFT_MSG_GETCHAIN, table, batch::chain(table, name));
+        self.use_count(request, NFTA_CHAIN_USE)
+    }
+
+    fn use_count(&self, request: Message, attribute: u16) -> Result<Option<u32>, NftablesError> {
         let Some(answer) = not_found_as_none(self.socket.fetch(request))? else {
             return Ok(None);
         };
-        let uses = find(&answer, attribute).and_then(number);
-        uses.map(Some).ok_or(NftablesError::Garbled)
+        let count = get_be32(&answer, attribute);
+        count.map(Some).ok_or(NftablesError::Malformed)
     }
 
-    /// How often a chain is referred to; `None` when there is none of that name.
+    /// The rules of a chain or of all chains of a table, in order; empty if table or chain do not exist.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
-    pub fn chain(&self, table: Table, name: &str) -> Result<Option<Uses>, NftablesError> {
-        let request = Message::new(Verb::GetChain, table, batch::chain(table, name));
-        self.uses(request, CHAIN_USE)
-    }
-
-    /// The rules of one chain, or of all chains of a table, in order; none where there is no such table or chain.
-    ///
-    /// # Errors
-    /// When the kernel refuses to tell; [`NftablesError::Changed`] when they changed meanwhile.
+    /// If the kernel refuses the query; [`NftablesError::Changed`] if the rules kept changing during the dump.
     pub fn rules(
         &self,
         table: Table,
         chain: Option<&str>,
     ) -> Result<Vec<RuleEntry>, NftablesError> {
-        let request = Message::new(Verb::GetRule, table, rule::place(table, chain));
+        let request = Message::new(NFT_MSG_GETRULE, table, rules_of(table, chain));
         self.list(&request, |rules, answer| {
             rules.extend(RuleEntry::parse(answer))
         })
     }
 
-    /// The elements of a map from addresses to chains; none where there is no such map.
+    /// The elements of a map from addresses to chains; empty if the map does not exist.
     ///
     /// # Errors
     /// As [`Nftables::rules`].
     pub fn elements(&self, table: Table, map: &str) -> Result<Vec<Element>, NftablesError> {
-        let request = Message::new(Verb::GetElements, table, element::map(table, map));
+        let request = Message::new(NFT_MSG_GETSETELEM, table, element::map(table, map));
         let mut elements = self.list(&request, |elements: &mut Vec<Element>, answer| {
             elements.extend(element::parse(answer))
         })?;
@@ -278,13 +258,13 @@ impl Nftables {
         Ok(elements)
     }
 
-    /// All things of a kind, listed again when the ruleset changed meanwhile.
+    /// Dumps objects, again if the ruleset changed during the dump.
     fn list<T>(
         &self,
         request: &Message,
         take: impl Fn(&mut Vec<T>, &[u8]),
     ) -> Result<Vec<T>, NftablesError> {
-        for _ in 0..LISTINGS {
+        for _ in 0..MAX_DUMPS {
             let mut list = Vec::new();
             match self.socket.dump(request, |answer| take(&mut list, answer)) {
                 Err(NftablesError::Changed) => {}
@@ -294,10 +274,10 @@ impl Nftables {
         Err(NftablesError::Changed)
     }
 
-    /// The element of an address in a map from addresses to chains.
+    /// The element with an address in a map from addresses to chains; `None` if it does not exist.
     ///
     /// # Errors
-    /// When the kernel refuses to tell; that there is none is `None`.
+    /// If the kernel refuses the query.
     pub fn element(
         &self,
         table: Table,
@@ -305,7 +285,7 @@ impl Nftables {
         address: IpAddr,
     ) -> Result<Option<Element>, NftablesError> {
         let wanted = element::list(table, map, [element::key(address)].iter());
-        let request = Message::new(Verb::GetElements, table, wanted);
+        let request = Message::new(NFT_MSG_GETSETELEM, table, wanted);
         let answer = not_found_as_none(self.socket.fetch(request))?;
         Ok(answer.and_then(|answer| element::parse(&answer).into_iter().next()))
     }

@@ -1,4 +1,4 @@
-//! Requests and answers as datagrams.
+//! Requests to nf_tables and their answers.
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkPayload,
@@ -9,7 +9,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
 
 use super::batch::Batch;
-use super::message::{HEADER_SIZE, Message};
+use super::message::{Message, NFGENMSG_LEN};
 use super::{Generation, NftablesError};
 use crate::kernel::netlink_socket::{NetlinkSocket, Progress, RawMessage, ReceiveError};
 use crate::kernel::retry::retry_on_eintr;
@@ -19,24 +19,24 @@ pub(super) struct Socket(NetlinkSocket);
 
 /// The attributes of an answer, which follow `struct nfgenmsg`.
 fn attributes(message: &RawMessage) -> &[u8] {
-    message.body.get(HEADER_SIZE..).unwrap_or_default()
+    message.body.get(NFGENMSG_LEN..).unwrap_or_default()
 }
 
 impl Socket {
     pub fn open() -> Result<Socket, NftablesError> {
         let socket = NetlinkSocket::open(NETLINK_NETFILTER, 0)?;
-        // Without this an error quotes the whole message it refuses.
+        // Otherwise an error contains the whole refused message.
         retry_on_eintr(|| socket.socket().set_cap_ack(true))?;
         Ok(Socket(socket))
     }
 
-    /// Asks for one thing; the attributes of the answer.
+    /// Sends a query for one object and returns the attributes of the answer.
     pub fn fetch(&self, request: Message) -> Result<Vec<u8>, NftablesError> {
         let request = self.ask(&request, NLM_F_REQUEST)?;
         let mut found = None;
         self.answers(1, request, |_, payload| {
             match payload {
-                NetlinkPayload::Error(error) => refusal(error.raw_code())?,
+                NetlinkPayload::Error(error) => result(error.raw_code())?,
                 NetlinkPayload::InnerMessage(message) => {
                     found = Some(attributes(&message).to_vec())
                 }
@@ -44,13 +44,13 @@ impl Socket {
             }
             Ok(Progress::Done)
         })?;
-        found.ok_or(NftablesError::Garbled)
+        found.ok_or(NftablesError::Malformed)
     }
 
-    /// Asks for all things of a kind; hands over the attributes of each.
+    /// Dumps objects and calls `each` with the attributes of each answer.
     ///
     /// # Errors
-    /// [`NftablesError::Changed`] when the ruleset changed meanwhile: what was handed over is of no use then.
+    /// [`NftablesError::Changed`] if the ruleset changed during the dump, which makes it unusable.
     pub fn dump(
         &self,
         request: &Message,
@@ -61,9 +61,9 @@ impl Socket {
         self.answers(1, request, |header, payload| {
             is_steady &= header.flags & NLM_F_DUMP_INTR == 0;
             match payload {
-                NetlinkPayload::Error(error) => refusal(error.raw_code())?,
+                NetlinkPayload::Error(error) => result(error.raw_code())?,
                 NetlinkPayload::Done(done) => {
-                    refusal(done.code)?;
+                    result(done.code)?;
                     return Ok(Progress::Done);
                 }
                 NetlinkPayload::InnerMessage(message) => each(attributes(&message)),
@@ -77,37 +77,37 @@ impl Socket {
         }
     }
 
-    /// Carries out a transaction, unless the ruleset is no longer that of the generation.
+    /// Commits a batch; refused with [`NftablesError::Changed`] if the ruleset has another generation.
     pub fn commit(&self, batch: Batch, generation: Generation) -> Result<(), NftablesError> {
-        let count = batch.size();
+        let count = batch.message_count();
         let first = self.0.next_sequence_number(count);
         self.send_large(&batch.into_bytes(generation, first))?;
-        // Refusals come first, and only the last message of the batch asks to be acknowledged (nfnetlink_rcv_batch,
-        // net/netfilter/nfnetlink.c): the first answer says how all of it ended.
+        // Errors precede the acknowledgement, which only the last change requests (nfnetlink_rcv_batch,
+        // net/netfilter/nfnetlink.c), so that the first answer is the result of the batch.
         self.answers(count, first, |_, payload| {
             match payload {
-                // Nothing was done: callers must not take it for an object that does not exist.
-                NetlinkPayload::Error(error) => match refusal(error.raw_code()) {
+                // Nothing was changed: callers must not take it for an object that does not exist.
+                NetlinkPayload::Error(error) => match result(error.raw_code()) {
                     Err(NftablesError::NotFound) => {
                         return Err(NftablesError::Refused(Errno::ENOENT));
                     }
                     outcome => outcome?,
                 },
-                _ => return Err(NftablesError::Garbled),
+                _ => return Err(NftablesError::Malformed),
             }
             Ok(Progress::Done)
         })
     }
 
-    /// Sends a datagram, in a larger send buffer if it needs one: by default it takes some 208 KiB
-    /// (net.core.wmem_default), or else EMSGSIZE (`netlink_sendmsg`, net/netlink/af_netlink.c).
+    /// Sends a datagram, after EMSGSIZE (`netlink_sendmsg`, net/netlink/af_netlink.c) with a larger send buffer. The
+    /// default is 208 KiB (net.core.wmem_default).
     fn send_large(&self, datagram: &[u8]) -> Result<(), NftablesError> {
         let size = datagram.len();
         match self.0.send(datagram) {
             Err(ReceiveError::NotSent(Errno::EMSGSIZE)) => {}
             sent => return Ok(sent?),
         }
-        // Without CAP_NET_ADMIN in the first user namespace, net.core.wmem_max bounds it.
+        // Without CAP_NET_ADMIN in the initial user namespace, net.core.wmem_max is the limit.
         let socket = self.0.socket();
         if setsockopt(socket, SndBufForce, &size).is_err() {
             setsockopt(socket, SndBuf, &size).map_err(NftablesError::Refused)?;
@@ -121,7 +121,7 @@ impl Socket {
     fn ask(&self, request: &Message, flags: u16) -> Result<u32, NftablesError> {
         let number = self.0.next_sequence_number(1);
         let mut datagram = Vec::new();
-        request.write(&mut datagram, flags, number);
+        request.emit(&mut datagram, flags, number);
         self.0.send(&datagram)?;
         Ok(number)
     }
@@ -143,13 +143,13 @@ impl From<ReceiveError> for NftablesError {
                 NftablesError::Refused(errno)
             }
             ReceiveError::TimedOut => NftablesError::NoAnswer,
-            ReceiveError::Malformed => NftablesError::Garbled,
+            ReceiveError::Malformed => NftablesError::Malformed,
         }
     }
 }
 
-/// The kernel's code: zero or a negative errno.
-fn refusal(code: i32) -> Result<(), NftablesError> {
+/// The error of an answer: 0 or a negative errno.
+fn result(code: i32) -> Result<(), NftablesError> {
     match code {
         0 => Ok(()),
         code => Err(NftablesError::of(Errno::from_raw(-code))),

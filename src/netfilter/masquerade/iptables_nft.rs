@@ -116,8 +116,8 @@ pub fn plan_removal(
     if nftables.chain(table, chain)?.is_none() {
         return Ok(());
     }
-    let place = (search == Search::Postrouting).then_some("POSTROUTING");
-    let (mut is_used, rules) = (false, nftables.rules(table, place)?);
+    let only = (search == Search::Postrouting).then_some("POSTROUTING");
+    let (mut is_used, rules) = (false, nftables.rules(table, only)?);
     for jump in rules.iter().filter(|rule| rule.target() == Some(chain)) {
         let is_from = |addresses: &[IpAddr]| {
             let source = jump.source(family);

@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use crate::cni::names::NetworkName;
 use crate::error::Error;
 use crate::kernel::nftables::{
-    Action, BaseChain, Batch, Element, HookPoint, Nftables, NftablesError, Rule, RuleEntry, Table,
+    Action, BaseChain, Batch, Element, Hook, Nftables, NftablesError, Rule, RuleEntry, Table,
     TableFamily,
 };
 use crate::net::{Cidr, Family};
@@ -49,7 +49,7 @@ const TABLE: Table = Table {
 const POSTROUTING: BaseChain = BaseChain {
     name: "postrouting",
     kind: "nat",
-    hook: HookPoint::Postrouting,
+    hook: Hook::Postrouting,
     priority: 100,
 };
 
@@ -121,7 +121,7 @@ pub fn install(
                 return Ok(());
             }
         }
-        Err(NftablesError::Garbled)
+        Err(NftablesError::Malformed)
     })
 }
 
@@ -307,7 +307,7 @@ fn map_of(family: Family) -> &'static str {
 }
 
 fn base_rules() -> [Rule; 2] {
-    Family::BOTH.map(|family| Rule::new(vec![], Action::BySource(family, map_of(family))))
+    Family::BOTH.map(|family| Rule::new(vec![], Action::SourceMap(family, map_of(family))))
 }
 
 fn holds(present: &[RuleEntry], chain: &str, rule: &Rule) -> bool {

@@ -79,7 +79,7 @@ fn parse_backend(root: &JsonCursor) -> Result<Option<Backend>, Error> {
 /// Whether addresses will be masqueraded: `ipMasq` is set, and IPAM is configured.
 fn has_masquerading(root: &JsonCursor) -> Result<bool, Error> {
     let ipam = root.object("ipam")?;
-    let plugin = ipam.map(|ipam| ipam.filled_text("type")).transpose()?;
+    let plugin = ipam.map(|ipam| ipam.non_empty_text("type")).transpose()?;
     Ok(plugin.flatten().is_some() && root.bool("ipMasq")? == Some(true))
 }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_by_its_place_and_value() {
-        for (text, place, code) in [
+        for (text, path, code) in [
             (
                 r#"{"nonMasqueradeCIDRs": "10.0.0.0/8"}"#,
                 "nonMasqueradeCIDRs is",
@@ -218,7 +218,7 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert!(
-                error.msg.contains(place) && error.code.0 == code,
+                error.msg.contains(path) && error.code.0 == code,
                 "{text}: {error:?}"
             );
         }

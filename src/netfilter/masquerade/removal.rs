@@ -113,8 +113,8 @@ impl Masquerade {
         for family in Family::BOTH {
             let has_table = removing.failures.note(legacy_table(family));
             if has_table == Some(true) {
-                let is_elsewhere = chains.contains(&family);
-                removing.start_legacy(family, evidence, is_elsewhere);
+                let is_on_other_bridge = chains.contains(&family);
+                removing.start_legacy(family, evidence, is_on_other_bridge);
             }
         }
         removing
@@ -199,7 +199,7 @@ impl Removing {
         }
     }
 
-    fn start_legacy(&mut self, family: Family, evidence: Evidence, is_elsewhere: bool) {
+    fn start_legacy(&mut self, family: Family, evidence: Evidence, is_on_other_bridge: bool) {
         let Some(iptables) = Iptables::nat(Variant::Legacy, family) else {
             if evidence == Evidence::Configured && !self.target.addresses_of(family).is_empty() {
                 self.unseen = self.unseen.or(Some(family));
@@ -208,7 +208,7 @@ impl Removing {
         };
         let own = self.target.addresses_of(family);
         let started = match evidence {
-            Evidence::Configured | Evidence::Started if !is_elsewhere && !own.is_empty() => {
+            Evidence::Configured | Evidence::Started if !is_on_other_bridge && !own.is_empty() => {
                 let script = self.target.masquerade.chain.destroy(&own);
                 iptables.start(&script).map(Legacy::Removal)
             }

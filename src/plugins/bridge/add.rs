@@ -1,82 +1,50 @@
 //! Applies a plan: bridge, veth pair, addresses and routes. The gateway is in `gateway.rs`.
 
-use std::rc::Rc;
-use std::time::Duration;
-
 use crate::error::Error;
-use crate::kernel::netlink::{
-    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, not_found_as_none,
-};
-use crate::kernel::netns::{Netns, OwnNetns};
+use crate::kernel::netlink::Link;
 use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
-use crate::net::{Cidr, Family, IfName};
+use crate::link::container::{self, ContainerOptions};
+use crate::link::namespace::AttachContext;
+use crate::link::{PORT_LIMIT, created_link, failed};
+use crate::net::Family;
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::link::namespace;
 use crate::plugins::bridge::gateway;
-use crate::link::{PORT_LIMIT, failed, made};
 use crate::plugins::bridge::plan::{ObservedLinks, Plan};
 use crate::plugins::bridge::vlan_ports;
 use crate::undo::Undo;
 
-/// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
-const DETECTION_LIMIT: Duration = Duration::from_secs(10);
-
-/// The remedy for a route that the kernel refuses.
-const UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
-    a route to what is on the link itself has \"scope\": 253 and no next hop";
-
-/// The network namespaces that an attachment connects.
-pub struct AttachContext {
-    /// A socket in the host's namespace, shared with the undo stack.
-    pub host: Rc<Netlink>,
-    /// A socket in the container's namespace.
-    pub pod: Netlink,
-    pub netns: Netns,
-}
-
-impl AttachContext {
-    /// Opens the namespace at a path, and a socket in it and in the host's.
-    ///
-    /// # Errors
-    /// When there is no namespace at the path, or it is the plugin's own and that is not allowed; when no socket can be
-    /// opened.
-    pub fn open(path: &str, own_netns: OwnNetns) -> Result<AttachContext, Error> {
-        let netns = namespace::open(path, own_netns)?;
-        Ok(AttachContext {
-            host: Rc::new(namespace::host_netlink()?),
-            pod: namespace::netlink(&netns)?,
-            netns,
-        })
-    }
-}
-
 /// Creates the bridge, if it does not exist, and the link. Pushes the inverse of each effect.
 ///
 /// # Errors
-/// When the kernel refuses a step; the message names operation, object and cause.
+/// If the kernel refuses a step; the message names operation, object and cause.
 pub fn attach(
     plan: &Plan,
     config: &BridgeConfig,
     context: &AttachContext,
     undo: &mut Undo,
 ) -> Result<ObservedLinks, Error> {
-    let bridge = ensure_bridge(&context.host, config, plan.mtu)?;
+    let veth = &plan.veth;
+    let bridge = ensure_bridge(&context.host, config, veth.mtu)?;
     let gateway = gateway::ensure(&context.host, &bridge, &plan.gateways, config)?;
     signals::check()?;
-    let host_end = create_veth(plan, config, context, &bridge, undo)?;
-    let container = host_end
+    veth.create(context, Some(bridge.index), undo)?;
+    let host_end = start_port(plan, config, context, &bridge, undo)?;
+    let index = host_end
         .peer
-        .ok_or_else(|| Error::failed(format!("{} has no other end in the container", plan.host)))?;
+        .ok_or_else(|| Error::failed(format!("{} has no peer in the container", veth.host)))?;
     signals::check()?;
-    configure_container(plan, config, context, container)?;
-    let host_mac = host_end.mac;
+    let options = ContainerOptions {
+        detect_duplicates: config.detect_duplicates,
+        leave_down: config.leave_down,
+    };
+    container::configure(veth, options, context, index)?;
     if !config.leave_down {
         context
             .host
-            .wait_running(&plan.host, PORT_LIMIT)
-            .map_err(|cause| failed("bring up port", &plan.host, cause))?;
+            .wait_running(&veth.host, PORT_LIMIT)
+            .map_err(|cause| failed("bring up port", &veth.host, cause))?;
     }
     // RTM_GETLINK makes the kernel update the bridge's carrier (rtnl_getlink, net/core/rtnetlink.c); until then the first
     // packets from the host are dropped.
@@ -86,244 +54,56 @@ pub fn attach(
         .ok()
         .flatten()
         .unwrap_or(bridge);
-    if !plan.lease.ips.is_empty() {
-        let gateway = gateway.as_ref().unwrap_or(&bridge);
-        await_delivery(plan, context, container, gateway)?;
-        announce(plan, context, container)?;
+    if !veth.addresses.is_empty() {
+        container::wait_delivered(veth, context, index)?;
+        wait_gateways_delivered(plan, context, gateway.as_ref().unwrap_or(&bridge))?;
+        container::announce(veth, context, index)?;
     }
     Ok(ObservedLinks {
         bridge_mac: bridge.mac,
-        host_mac,
+        host_mac: host_end.mac,
         gateway_mac: gateway.and_then(|gateway| gateway.mac),
     })
 }
 
-/// Waits until packets to the IPv6 addresses are delivered; those to IPv4 addresses are at once.
-fn await_delivery(
+/// Waits until packets to the IPv6 addresses of the gateway are delivered; those to IPv4 addresses are at once.
+fn wait_gateways_delivered(
     plan: &Plan,
     context: &AttachContext,
-    end: u32,
     gateway: &Link,
 ) -> Result<(), Error> {
-    let is_v6 = |cidr: &Cidr| cidr.family() == Family::V6;
-    let container = plan.container.as_str();
-    let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, (link, name)| {
-        let delivered = netlink.wait_delivered((link, cidr.address()), netns, PORT_LIMIT);
-        delivered.map_err(|cause| failed(&format!("make {cidr} take packets on"), name, cause))
-    };
-    for cidr in plan.addresses().into_iter().filter(is_v6) {
-        wait(&context.pod, Some(&context.netns), cidr, (end, container))?;
-    }
-    for cidr in plan.gateways.iter().copied().filter(is_v6) {
-        wait(&context.host, None, cidr, (gateway.index, &gateway.name))?;
+    let gateways = plan.gateways.iter();
+    for cidr in gateways.filter(|cidr| cidr.family() == Family::V6) {
+        let address = (gateway.index, cidr.address());
+        let delivered = context.host.wait_delivered(address, None, PORT_LIMIT);
+        let operation = format!("wait until packets to {cidr} are delivered on");
+        delivered.map_err(|cause| failed(&operation, &gateway.name, cause))?;
     }
     Ok(())
 }
 
-/// Announces the addresses, which another MAC address may have had a moment ago. Setting the MAC address, also to its
-/// current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
-/// NETDEV_CHANGEADDR). The announcements that the kernel sent when the link came up are lost, because the port did not
-/// forward yet.
-fn announce(plan: &Plan, context: &AttachContext, link: u32) -> Result<(), Error> {
-    let announced = context.pod.set_mac(link, plan.mac);
-    announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
-}
-
-/// Creates the veth pair and starts its host end as a port of the bridge.
-fn create_veth(
+/// Starts the host end as a port of the bridge.
+fn start_port(
     plan: &Plan,
     config: &BridgeConfig,
     context: &AttachContext,
     bridge: &Link,
     undo: &mut Undo,
 ) -> Result<Link, Error> {
-    let host = &context.host;
-    let veth = NewVeth {
-        port: &plan.host,
-        bridge: bridge.index,
-        end: &plan.container,
-        mac: plan.mac,
-        mtu: plan.mtu,
-    };
-    let created = host.create_veth(&veth, Some(&context.netns));
-    // Undo deletes a pair that was or may have been created here, and none that existed before.
-    if matches!(
-        created,
-        Ok(()) | Err(NetlinkError::Lost | NetlinkError::NoAnswer)
-    ) {
-        let name = plan.host.clone();
-        let host = host.clone();
-        undo.push(move || delete_made(&host, &name));
-    }
-    created.map_err(|cause| {
-        let operation = format!("create {} in the container and", plan.container);
-        let error = failed(&operation, &plan.host, cause);
-        match cause {
-            NetlinkError::Exists => taken(&plan.host, &plan.container, context).unwrap_or(error),
-            _ => error,
-        }
-    })?;
+    let (host, veth) = (&context.host, &plan.veth);
     // After the link exists, and before the first frame can pass.
     if let Some(spoof_check) = &plan.spoof_check {
         let owned = spoof_check.clone();
         let socket = host.clone();
         undo.push(move || owned.remove(&socket));
-        spoof_check.install(&plan.host, plan.mac, host)?;
+        spoof_check.install(&veth.host, veth.mac, host)?;
     }
-    let _ = Parameter::AcceptRa.set(&plan.host, 0);
+    let _ = Parameter::AcceptRa.set(&veth.host, 0);
     // While the port is down, so that no frame passes in another VLAN.
     if let Some(vlans) = &config.vlans {
-        vlan_ports::join_container_port(host, &plan.host, bridge, vlans)?;
+        vlan_ports::join_container_port(host, &veth.host, bridge, vlans)?;
     }
-    host.start_port(&plan.host, config.port_flags(), &plan.alias)
-        .map_err(|cause| failed("start port", &plan.host, cause))?;
-    made(host, &plan.host)
-}
-
-/// Deletes a link through a new socket if one can be opened: the current one may be broken.
-fn delete_made(host: &Netlink, name: &IfName) -> Result<(), Error> {
-    let fresh = Netlink::open();
-    let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
-    match not_found_as_none(deleted) {
-        Ok(_) => Ok(()),
-        Err(cause) => Err(failed("delete", name, cause)),
-    }
-}
-
-/// Rejects an attachment whose interface names exist already, before anything is changed. Other IPAM plugins do not
-/// distinguish two ADDs of one attachment, so the undo of the second would release the addresses of the first.
-///
-/// # Errors
-/// When one of the names exists; the message names its owner.
-pub fn require_free(
-    host: &IfName,
-    container: &IfName,
-    context: &AttachContext,
-) -> Result<(), Error> {
-    taken(host, container, context).map_or(Ok(()), Err)
-}
-
-/// The error if one of the two names exists.
-fn taken(host: &IfName, container: &IfName, context: &AttachContext) -> Option<Error> {
-    let again = "an attachment is added once; run DEL before another ADD";
-    if let Ok(Some(link)) = context.pod.link(container) {
-        let path = context.netns.path().display();
-        let kind = &link.kind;
-        let msg = format!("interface {container} already exists in {path}: it is a {kind}");
-        return Some(
-            Error::failed(msg)
-                .details(whose(&link, context))
-                .details(again),
-        );
-    }
-    let link = context.host.link(host).ok().flatten()?;
-    let msg = format!(
-        "interface {} already exists on the host",
-        link.display_name()
-    );
-    Some(Error::failed(msg).details(format!("it belongs to this attachment; {again}")))
-}
-
-/// The owner of a container's interface, by the alias of its peer on the host.
-fn whose(link: &Link, context: &AttachContext) -> String {
-    let other = link.peer.and_then(|index| context.host.link_at(index).ok());
-    let ours = |other: &Link| other.kind == Kind::Veth && other.peer == Some(link.index);
-    match other.flatten().filter(ours) {
-        Some(other) => format!("its other end on the host is {}", other.display_name()),
-        None => "no other end of it is on the host: something else made it".to_owned(),
-    }
-}
-
-/// Sets the sysctls, addresses and routes of the container's end, and brings it up.
-fn configure_container(
-    plan: &Plan,
-    config: &BridgeConfig,
-    context: &AttachContext,
-    link: u32,
-) -> Result<(), Error> {
-    let (pod, name) = (&context.pod, &plan.container);
-    if !plan.lease.ips.is_empty() {
-        prepare(plan, config, &context.netns)?;
-    }
-    let detection = match config.detect_duplicates {
-        true => Detection::Performed,
-        false => Detection::Skipped,
-    };
-    for address in plan.addresses() {
-        pod.add_address(link, address, detection)
-            .map_err(|cause| failed(&format!("add address {address} to"), name, cause))?;
-    }
-    if !config.leave_down {
-        pod.set_up(link)
-            .map_err(|cause| failed("bring up", name, cause))?;
-    }
-    if config.detect_duplicates && plan.addresses().iter().any(|a| a.family() == Family::V6) {
-        let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
-        unique.map_err(|cause| {
-            failed(
-                "make sure that no neighbour has the addresses of",
-                name,
-                cause,
-            )
-        })?;
-    }
-    for route in &plan.routes {
-        let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
-        let operation = format!("add route {}{gw} over", route.dst);
-        pod.add_route(link, route).map_err(|cause| {
-            let error = failed(&operation, name, cause);
-            match cause {
-                NetlinkError::Unreachable => error.details(UNREACHABLE),
-                _ => error,
-            }
-        })?;
-    }
-    Ok(())
-}
-
-/// Sets the sysctls that must be in place before the container's end comes up.
-fn prepare(plan: &Plan, config: &BridgeConfig, netns: &Netns) -> Result<(), Error> {
-    let name = &plan.container;
-    let has_v6 = plan
-        .lease
-        .ips
-        .iter()
-        .any(|ip| ip.address.family() == Family::V6);
-    let settings = || {
-        // Absent without IPv6. Addresses come from IPAM only, not from router advertisements.
-        let _ = Parameter::AcceptRa.set(name, 0);
-        let dad = u8::from(config.detect_duplicates);
-        if config.detect_duplicates {
-            let _ = Parameter::EnhancedDad.set(name, 1);
-        }
-        let _ = Parameter::AcceptDad.set(name, dad);
-        let _ = Parameter::ArpNotify.set(name, 1);
-        if has_v6 {
-            let _ = Parameter::NdiscNotify.set(name, 1);
-            let _ = Parameter::KeepAddrOnDown.set(name, 1);
-            enable_ipv6(name)
-        } else {
-            Ok(())
-        }
-    };
-    netns
-        .inside(settings)
-        .map_err(|cause| namespace::error(&netns.path().to_string_lossy(), cause))?
-}
-
-fn enable_ipv6(name: &IfName) -> Result<(), Error> {
-    let loopback: IfName = "lo".parse().expect("it is a name");
-    for link in [&loopback, name] {
-        let is_off = Parameter::DisableIpv6
-            .read(link)
-            .is_ok_and(|value| value != "0");
-        if is_off {
-            Parameter::DisableIpv6.set(link, 0).map_err(|cause| {
-                Error::failed(format!(
-                    "cannot enable IPv6 on {link} in the container: {cause}"
-                ))
-            })?;
-        }
-    }
-    Ok(())
+    host.start_port(&veth.host, config.port_flags(), &veth.alias)
+        .map_err(|cause| failed("start port", &veth.host, cause))?;
+    created_link(host, &veth.host)
 }

@@ -1,18 +1,18 @@
-//! CHECK: compares prevResult and configuration with the kernel, as far as the attachment needs it to work.
+//! CHECK: compares prevResult and configuration with the state of the kernel, as far as the attachment depends on it.
 
 use crate::cni::environment::Target;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, PortFlags, RouteEntry, RouteQuery};
-use crate::net::{Cidr, Family, IfName, Route, RouteNumbers};
+use crate::link::namespace::AttachContext;
+use crate::link::{failed, look_up, peer_on_host};
+use crate::net::{Cidr, Family, IfName, Route, RouteAttributes};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
-use crate::plugins::bridge::add::AttachContext;
-use crate::state::{self, BridgeDifference, PortDifference};
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
-use crate::link::failed;
 use crate::plugins::bridge::{Bridge, forward_accept, vlan_ports};
+use crate::state::{self, BridgeDifference, PortDifference};
 
 /// The desired state of an attachment.
 pub struct Expected {
@@ -25,10 +25,10 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Derives it from a request with a prevResult.
+    /// From a request with a prevResult.
     ///
     /// # Errors
-    /// Code 7 when there is no prevResult or it does not list the container's interface.
+    /// Code 7 if there is no prevResult, or it does not list the container's interface.
     pub fn new(request: &Bridge, target: &Target) -> Result<Expected, Error> {
         let Target { attachment, netns } = target;
         let config = request.config.clone();
@@ -37,13 +37,13 @@ impl Expected {
             Error::new(Code::INVALID_CONFIG, msg)
                 .details("the runtime must pass the result of the ADD")
         })?;
-        let is_ours = |interface: &&Interface| {
+        let is_container = |interface: &&Interface| {
             interface.name == attachment.interface.as_str() && interface.sandbox == *netns
         };
         let container = result
             .interfaces
             .iter()
-            .find(is_ours)
+            .find(is_container)
             .cloned()
             .ok_or_else(|| {
                 let wanted = format!("none of them is {} in {netns}", attachment.interface);
@@ -65,19 +65,18 @@ impl Expected {
 
     /// The addresses of the container's interface: those with its index, or if there are none, those without an index.
     fn addresses(&self) -> impl Iterator<Item = &IpConfig> {
-        let ours = self
+        let index = self
             .result
             .interfaces
             .iter()
             .position(|interface| *interface == self.container);
         let ips = &self.result.ips;
-        let wanted = ours.filter(|_| ips.iter().any(|ip| ip.interface == ours));
+        let wanted = index.filter(|_| ips.iter().any(|ip| ip.interface == index));
         ips.iter().filter(move |ip| ip.interface == wanted)
     }
-}
 
-impl Expected {
-    /// Whether prevResult lists no other interface in the container. Other plugins of a chain may add routes over theirs.
+    /// Whether prevResult lists no other interface in the container. Other plugins of a chain may add routes over their
+    /// interfaces.
     fn is_alone(&self) -> bool {
         let sandbox = &self.container.sandbox;
         let interfaces = self.result.interfaces.iter();
@@ -91,9 +90,7 @@ impl Expected {
         let addresses: Vec<Cidr> = self.addresses().map(|ip| ip.address).collect();
         self.masquerade.check(&addresses, policy)
     }
-}
 
-impl Expected {
     fn check_forwarding(&self) -> Result<(), Error> {
         let Some(forwarding) = &self.config.forwarding else {
             return Ok(());
@@ -127,7 +124,10 @@ fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Er
         .host
         .link(name)
         .map_err(|cause| failed("look up bridge", name, cause))?;
-    let differences = expected.config.desired_bridge().differences(bridge.as_ref());
+    let differences = expected
+        .config
+        .desired_bridge()
+        .differences(bridge.as_ref());
     let bridge = match (differences.first(), bridge) {
         (None, Some(bridge)) => bridge,
         (Some(other @ BridgeDifference::OtherKind(_)), _) => {
@@ -150,17 +150,13 @@ fn check_gateways(
     context: &AttachContext,
     bridge: &Link,
 ) -> Result<(), Error> {
-    let of = |ip: &IpConfig| Cidr::new(ip.gateway?, ip.address.prefix());
-    let wanted: Vec<Cidr> = expected.addresses().filter_map(of).collect();
+    let gateway_of = |ip: &IpConfig| Cidr::new(ip.gateway?, ip.address.prefix());
+    let wanted: Vec<Cidr> = expected.addresses().filter_map(gateway_of).collect();
     let vlans = expected.config.vlans.as_ref();
     let interface = match vlans.and_then(|vlans| vlans.gateway.as_ref()) {
         Some(name) if !wanted.is_empty() => {
-            let found = context.host.link(name);
-            let found = found.map_err(|cause| failed("look up", name, cause))?;
-            Some(
-                found
-                    .ok_or_else(|| differs(format!("the gateway's interface {name} is missing")))?,
-            )
+            let missing = || differs(format!("the gateway's interface {name} is missing"));
+            Some(look_up(&context.host, name)?.ok_or_else(missing)?)
         }
         _ => None,
     };
@@ -169,11 +165,11 @@ fn check_gateways(
     if !link.is_up {
         return Err(differs(format!("the gateway's interface {name} is down")));
     }
-    let present = context.host.addresses(link.index);
-    let present = present
+    let observed = context.host.addresses(link.index);
+    let observed = observed
         .map_err(|cause| Error::failed(format!("cannot list addresses of {name}: {cause}")))?;
-    let present: Vec<Cidr> = present.iter().map(|address| address.cidr).collect();
-    match state::missing_addresses(&wanted, &present).first() {
+    let observed: Vec<Cidr> = observed.iter().map(|address| address.cidr).collect();
+    match state::missing_addresses(&wanted, &observed).first() {
         None => Ok(()),
         Some(gateway) => {
             let kind = &link.kind;
@@ -186,12 +182,8 @@ fn check_gateways(
 
 fn check_container(expected: &Expected, context: &AttachContext) -> Result<Link, Error> {
     let name = &expected.interface;
-    let link = context
-        .pod
-        .link(name)
-        .map_err(|cause| failed("look up", name, cause))?;
-    let link =
-        link.ok_or_else(|| differs(format!("interface {name} is missing in the container")))?;
+    let link = look_up(&context.pod, name)?
+        .ok_or_else(|| differs(format!("interface {name} is missing in the container")))?;
     if link.kind != Kind::Veth {
         return Err(differs(format!(
             "interface {name} is not a veth but a {}",
@@ -218,16 +210,9 @@ fn check_port(
     container: &Link,
 ) -> Result<Link, Error> {
     let (name, bridge_name) = (&expected.interface, &expected.config.bridge);
-    let port = container
-        .peer
-        .map(|index| context.host.link_at(index))
-        .transpose();
-    let port = port
-        .map_err(|cause| failed("look up the other end of", name, cause))?
-        .flatten();
-    let port = port
-        .filter(|port| port.kind == Kind::Veth && port.peer == Some(container.index))
-        .ok_or_else(|| differs(format!("the other end of {name} is not on the host")))?;
+    let port = peer_on_host(&context.host, container)
+        .map_err(|cause| failed("look up the veth peer of", name, cause))?
+        .ok_or_else(|| differs(format!("the veth peer of {name} is not on the host")))?;
     let desired = Some(expected.config.port_flags());
     let host = &port.name;
     match state::port_differences(&port, Some(bridge), desired).first() {
@@ -263,7 +248,7 @@ fn check_mac_spoof_check(expected: &Expected, port: &Link, container: &Link) -> 
     };
     match spoof_check.differing(&host, mac)? {
         Some(what) => Err(differs(format!(
-            "{what} is not what macspoofchk makes it for {host} and {mac}"
+            "{what} differs from what macspoofchk installs for {host} and {mac}"
         ))),
         None => Ok(()),
     }
@@ -275,11 +260,11 @@ fn check_addresses(
     container: &Link,
 ) -> Result<(), Error> {
     let name = &expected.interface;
-    let present = context.pod.addresses(container.index);
-    let present = present.map_err(|cause| failed("list addresses of", name, cause))?;
+    let observed = context.pod.addresses(container.index);
+    let observed = observed.map_err(|cause| failed("list addresses of", name, cause))?;
     let missing = expected
         .addresses()
-        .find(|ip| !present.iter().any(|a| a.cidr == ip.address));
+        .find(|ip| !observed.iter().any(|a| a.cidr == ip.address));
     missing.map_or(Ok(()), |ip| {
         Err(differs(format!(
             "interface {name} has lost the address {}",
@@ -303,38 +288,41 @@ fn check_routes(
             family,
             link: expected.is_alone().then_some(container.index),
         };
-        let present = context.pod.routes(query);
-        let present =
-            present.map_err(|cause| failed("list routes of", &expected.interface, cause))?;
-        if let Some(lost) = wanted
+        let observed = context.pod.routes(query);
+        let observed =
+            observed.map_err(|cause| failed("list routes of", &expected.interface, cause))?;
+        if let Some(missing) = wanted
             .iter()
-            .find(|route| !present.iter().any(|p| serves(p, route)))
+            .find(|route| !observed.iter().any(|p| matches(p, route)))
         {
-            let gw = lost.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
-            let table = lost
+            let gw = missing
+                .gw
+                .map(|gw| format!(" via {gw}"))
+                .unwrap_or_default();
+            let table = missing
                 .table
                 .map(|table| format!(" in table {table}"))
                 .unwrap_or_default();
             let name = &expected.interface;
             return Err(differs(format!(
                 "route {}{gw}{table} over {name} is missing",
-                lost.dst
+                missing.dst
             )));
         }
     }
     Ok(())
 }
 
-/// Whether a route matches a desired one, metrics aside: the Go plugin does not set them. The kernel joins equal IPv6
-/// routes over several links into one with several next hops.
-fn serves(present: &RouteEntry, wanted: &Route) -> bool {
-    let RouteNumbers {
+/// Whether a route matches a desired one, except for metrics, which the Go plugin does not set. The kernel merges equal
+/// IPv6 routes over several links into one with several next hops.
+fn matches(observed: &RouteEntry, wanted: &Route) -> bool {
+    let RouteAttributes {
         priority, table, ..
-    } = wanted.numbers();
-    present.dst == wanted.dst.network()
-        && present.table == table
+    } = wanted.attributes();
+    observed.dst == wanted.dst.network()
+        && observed.table == table
         && wanted
             .gw
-            .is_none_or(|gw| present.gw == Some(gw) || present.gateways.contains(&gw))
-        && priority.is_none_or(|priority| present.priority == priority)
+            .is_none_or(|gw| observed.gw == Some(gw) || observed.gateways.contains(&gw))
+        && priority.is_none_or(|priority| observed.priority == priority)
 }

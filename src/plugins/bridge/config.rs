@@ -8,17 +8,17 @@ use crate::cni::json::JsonCursor;
 use crate::cni::result::Dns;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
+use crate::kernel::netlink::PortFlags;
 use crate::net::{IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
 use crate::plugins::bridge::vlan::Vlans;
-use crate::kernel::netlink::PortFlags;
 use crate::plugins::log_record::redaction::Keys;
 use crate::state::DesiredBridge;
 
 pub use crate::plugins::bridge::role::Gateway;
 
-/// The keys, for the log; see [`crate::plugins::log_record::redaction`].
+/// The keys whose values are logged; see [`crate::plugins::log_record::redaction`].
 pub const KEYS: Keys = &[
     "/ bridge isgateway isdefaultgateway forceaddress ipmasqbackend ipmasqrandomfully nonmasqueradecidrs snataddresses \
      forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk preservedefaultvlan enabledad \
@@ -26,15 +26,13 @@ pub const KEYS: Keys = &[
     "vlantrunk id minid maxid",
 ];
 
-/// The default of the key `bridge`.
 const DEFAULT_BRIDGE: &str = "cni0";
 
 /// What to do if the bridge has another address in place of the gateway's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressConflict {
-    /// The ADD fails.
-    Refuse,
-    /// The other address is replaced (`forceAddress`).
+    Reject,
+    /// Replaces the other address (`forceAddress`).
     Replace,
 }
 
@@ -54,7 +52,6 @@ pub const MTUS: RangeInclusive<u32> = 68..=65535;
 /// A `bridge` configuration.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
-    /// The bridge's name.
     pub bridge: IfName,
     pub gateway: Gateway,
     pub conflict: AddressConflict,
@@ -74,9 +71,9 @@ pub struct BridgeConfig {
     pub mac_spoof_check: bool,
     /// `enabledad`: ADD waits for duplicate address detection of the container's IPv6 addresses.
     pub detect_duplicates: bool,
-    /// `disableContainerInterface`: the container's end stays down.
+    /// `disableContainerInterface`: the container end stays down.
     pub leave_down: bool,
-    /// The MAC address requested for the container's end.
+    /// The requested MAC address of the container end.
     pub mac: Option<Mac>,
     /// DNS settings that replace those of IPAM.
     pub dns: Option<Dns>,
@@ -114,7 +111,7 @@ impl BridgeConfig {
         };
         let conflict = match flag("forceAddress")? {
             true => AddressConflict::Replace,
-            false => AddressConflict::Refuse,
+            false => AddressConflict::Reject,
         };
         let (hairpin, promiscuous) = (flag("hairpinMode")?, flag("promiscMode")?);
         if hairpin && promiscuous {
@@ -142,18 +139,18 @@ impl BridgeConfig {
         })
     }
 
-    /// Rejects keys that do not fit the presence or absence of IPAM.
+    /// Rejects keys that contradict the presence or absence of IPAM.
     ///
     /// # Errors
     /// Code 7 for `disableContainerInterface` with IPAM, code 1 for layer 2 in a version without such results.
-    pub fn validate(&self, layer: AddressingMode, version: Version) -> Result<(), Error> {
-        match layer {
-            AddressingMode::Three if self.leave_down => Err(Error::config(
+    pub fn validate(&self, mode: AddressingMode, version: Version) -> Result<(), Error> {
+        match mode {
+            AddressingMode::Layer3 if self.leave_down => Err(Error::config(
                 "disableContainerInterface",
                 "true",
                 "ipam is set too: an interface that stays down cannot have addresses",
             )),
-            AddressingMode::Two if version.schema() == Schema::V0_1 => {
+            AddressingMode::Layer2 if version.schema() == Schema::V0_1 => {
                 crate::cni::result::AddResult::default().representable(version)
             }
             _ => Ok(()),
@@ -165,16 +162,16 @@ impl BridgeConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressingMode {
     /// No `ipam`: the container's interface has no addresses.
-    Two,
+    Layer2,
     /// IPAM provides addresses and routes.
-    Three,
+    Layer3,
 }
 
 impl AddressingMode {
     pub fn of<T>(ipam: Option<T>) -> AddressingMode {
         match ipam {
-            Some(_) => AddressingMode::Three,
-            None => AddressingMode::Two,
+            Some(_) => AddressingMode::Layer3,
+            None => AddressingMode::Layer2,
         }
     }
 }
@@ -182,7 +179,7 @@ impl AddressingMode {
 /// The bridge that a configuration names.
 ///
 /// # Errors
-/// Code 6 or 7 when it is no name.
+/// Code 6 or 7 for an invalid name.
 pub fn bridge_of(root: &JsonCursor) -> Result<IfName, Error> {
     let bridge = root.parsed("bridge")?;
     Ok(bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")))
@@ -193,14 +190,14 @@ fn parse_forwarding(root: &JsonCursor, bridge: &IfName) -> Result<Option<Forward
         return Ok(None);
     }
     let wanted = "with forwardAccept it must be made of letters, digits, \"-\", \"_\" and \".\"";
-    let refused = || {
+    let invalid = || {
         root.at("bridge")
             .invalid(format!("{:?}", bridge.as_str()), wanted)
     };
-    Forwarding::of(bridge).ok_or_else(refused).map(Some)
+    Forwarding::of(bridge).ok_or_else(invalid).map(Some)
 }
 
-/// A number, of which those below 1 mean "not set" as in the Go plugin, or `"auto"`.
+/// A number or `"auto"`. Numbers below 1 mean "not set", as in the Go plugin.
 fn parse_mtu(root: &JsonCursor) -> Result<Mtu, Error> {
     let Some(mtu) = root.get("mtu") else {
         return Ok(Mtu::Kernel);
@@ -223,11 +220,13 @@ fn parse_mac(root: &JsonCursor, args: &Args) -> Result<Option<Mac>, Error> {
         .map(|args| args.object("cni"))
         .transpose()?
         .flatten();
-    let places = [root.object("runtimeConfig")?, args_cni];
-    for place in places.iter().flatten() {
-        if place.filled_text("mac")?.is_some() {
-            let mac: Option<Mac> = place.parsed("mac")?;
-            return mac.map(|mac| assignable(mac, &place.at("mac"))).transpose();
+    let objects = [root.object("runtimeConfig")?, args_cni];
+    for object in objects.iter().flatten() {
+        if object.non_empty_text("mac")?.is_some() {
+            let mac: Option<Mac> = object.parsed("mac")?;
+            return mac
+                .map(|mac| assignable(mac, &object.at("mac")))
+                .transpose();
         }
     }
     args.mac()?
@@ -235,11 +234,11 @@ fn parse_mac(root: &JsonCursor, args: &Args) -> Result<Option<Mac>, Error> {
         .transpose()
 }
 
-fn assignable(mac: Mac, place: &JsonCursor) -> Result<Mac, Error> {
+fn assignable(mac: Mac, json: &JsonCursor) -> Result<Mac, Error> {
     if mac.is_assignable() {
         return Ok(mac);
     }
-    Err(place.invalid(
+    Err(json.invalid(
         mac,
         "an interface's address must be unicast and not all zero",
     ))
@@ -247,13 +246,13 @@ fn assignable(mac: Mac, place: &JsonCursor) -> Result<Mac, Error> {
 
 /// `dns` replaces that of IPAM if its domain is set or any of its lists is present, even empty.
 fn parse_dns(root: &JsonCursor) -> Result<Option<Dns>, Error> {
-    let Some(shape) = root.object("dns")? else {
+    let Some(json) = root.object("dns")? else {
         return Ok(None);
     };
-    let dns = Dns::parse(&shape)?;
+    let dns = Dns::parse(&json)?;
     let has_list = ["nameservers", "search", "options"]
         .iter()
-        .any(|key| shape.get(key).is_some());
+        .any(|key| json.get(key).is_some());
     Ok((has_list || !dns.domain.is_empty()).then_some(dns))
 }
 
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_configuration_is_a_plain_switch_on_cni0() {
+    fn an_empty_configuration_is_a_layer_2_bridge_named_cni0() {
         let config = parse(r#""type": "bridge""#).unwrap();
         assert_eq!(
             (config.bridge.as_str(), config.gateway, config.mtu),
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn dns_counts_when_a_list_is_there() {
+    fn dns_replaces_that_of_ipam_if_a_list_or_domain_is_set() {
         assert!(parse(r#""dns": {}"#).unwrap().dns.is_none());
         assert!(
             parse(r#""dns": {"nameservers": null}"#)
@@ -320,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_in_the_go_plugin_is_not_refused() {
+    fn values_that_the_go_plugin_ignores_are_accepted() {
         assert_eq!(parse(r#""mtu": -1"#).unwrap().mtu, Mtu::Kernel);
         let config = parse(r#""ipMasqBackend": "ipvs", "ipam": {"type": "x"}"#);
         assert!(config.unwrap().masquerade.is_none());
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused_by_name() {
+    fn errors_name_the_invalid_key() {
         for (keys, key, code) in [
             (r#""mtu": 67"#, "mtu", 7),
             (r#""mtu": 65536"#, "mtu", 7),

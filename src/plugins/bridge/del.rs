@@ -9,25 +9,24 @@ use crate::cni::names::Attachment;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Code, Error, Failures};
-use crate::ipam::{Held, IpamLeases};
+use crate::ipam::{HeldLeases, IpamLeases};
 use crate::kernel::log::timed_span;
-use crate::kernel::netlink::{Kind, Link, Netlink, not_found_as_none};
+use crate::kernel::netlink::{Kind, Netlink, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
+use crate::link::namespace;
+use crate::link::{failed, look_up, peer_on_host};
 use crate::net::{IfName, Mac};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{Evidence, Masquerade, Removing, Scope};
 use crate::plugins::bridge::config::bridge_of;
-use crate::link::failed;
-use crate::plugins::bridge::ownership::{ContainerEnd, Known, is_owner};
-use crate::plugins::bridge::plan::host_interface;
-use crate::link::namespace;
 use crate::plugins::bridge::forward_accept;
+use crate::plugins::bridge::ownership::{ContainerEnd, KnownAttachment, is_owner};
 
-/// Removes an attachment, also one of the Go plugin, as far as it exists. Needs neither a namespace nor a prevResult, and
-/// only names from the configuration.
+/// Removes an attachment, also one of the Go plugin. Needs neither a namespace nor a prevResult, and reads only names
+/// from the configuration.
 ///
 /// # Errors
-/// When something could not be removed; the lease is kept then, so that its address is not assigned again.
+/// If something could not be removed; the lease is kept then, so that its address is not reassigned.
 pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) -> Result<(), Error> {
     let netns = open_netns(target.netns.as_deref(), own_netns);
     if let Err(error) = &netns
@@ -35,19 +34,13 @@ pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) ->
     {
         return netns.map(drop);
     }
-    detach(
-        &request.conf,
-        &request.cni_path,
-        &target.attachment,
-        netns,
-    )
+    detach(&request.conf, &request.cni_path, &target.attachment, netns)
 }
 
-/// As [`del`], with the namespace opened by the caller. An error of opening it is reported after everything else has been
-/// removed.
+/// Like [`del`], with an opened namespace. An error in opening it is reported after everything else has been removed.
 ///
 /// # Errors
-/// As [`del`].
+/// Like [`del`].
 pub fn detach(
     conf: &NetConf,
     cni_path: &[PathBuf],
@@ -63,7 +56,7 @@ pub fn detach(
             .flatten(),
         None => None,
     };
-    // An ADD or DEL of this attachment that was killed may have left a running iptables program, which holds the lock.
+    // A killed ADD or DEL of this attachment may have left a running iptables program, which holds the lock.
     let _locked = match (&ipam, &held) {
         (Some(ipam), Some(held)) => failures
             .note(timed_span("ipam", || ipam.lock(held)))
@@ -71,7 +64,7 @@ pub fn detach(
         _ => None,
     };
     let host = namespace::host_netlink()?;
-    let link = Detachment {
+    let detachment = Detachment {
         // An invalid prevResult must not prevent the release of the address.
         prev: conf.prev_result().ok().flatten(),
         netns: netns.as_ref(),
@@ -80,10 +73,10 @@ pub fn detach(
         attachment,
         host: &host,
     };
-    // Whatever the configuration says about masquerading: it may have changed since the ADD.
-    let removing = timed_span("masquerade", || link.start_unmasquerading());
-    failures.note(timed_span("link", || link.remove()));
-    // An attachment whose name is too long for the check's chains cannot have one.
+    // Independent of the configuration, which may have changed since the ADD.
+    let removing = timed_span("masquerade", || detachment.start_unmasquerading());
+    failures.note(timed_span("link", || detachment.remove()));
+    // If the name is too long for the check's chains, there is none.
     failures.note(
         MacSpoofCheck::of(&conf.name, attachment)
             .map_or(Ok(()), |spoof_check| spoof_check.remove(&host)),
@@ -98,7 +91,7 @@ pub fn detach(
     })
 }
 
-/// The container's namespace; `None` when it is gone.
+/// `None` if the container's namespace no longer exists.
 fn open_netns(path: Option<&str>, own_netns: OwnNetns) -> Result<Option<Netns>, Error> {
     let Some(path) = path else { return Ok(None) };
     match Netns::open(path, own_netns) {
@@ -114,14 +107,14 @@ struct Detachment<'a> {
     attachment: &'a Attachment,
     prev: Option<AddResult>,
     netns: Option<&'a Netns>,
-    held: Option<&'a Held>,
+    held: Option<&'a HeldLeases>,
     host: &'a Netlink,
 }
 
 impl Detachment<'_> {
-    /// Deletes the veth pair by the end that is found.
+    /// Deletes the veth pair by either end.
     fn remove(&self) -> Result<(), Error> {
-        let name = host_interface(&self.conf.name, self.attachment);
+        let name = self.attachment.host_interface(&self.conf.name);
         let deleted = not_found_as_none(self.host.delete_link(&name));
         if deleted
             .map_err(|cause| failed("delete", &name, cause))?
@@ -137,21 +130,19 @@ impl Detachment<'_> {
                 deleted.map_err(|cause| failed("delete", name, cause))?;
                 Ok(())
             }
-            _ => self.remove_listed_end(),
+            _ => self.remove_listed_host_end(),
         }
     }
 
-    /// This attachment's end in the container.
+    /// The container end, if it belongs to this attachment.
     fn container_end(&self, pod: &Netlink) -> Result<Option<ContainerEnd>, Error> {
         let name = &self.attachment.interface;
         let fail = |cause| failed("look up", name, cause);
-        // Bridge plugins create nothing but veth pairs.
+        // Bridge plugins create only veth pairs.
         let link = pod.link(name).map_err(fail)?;
         let Some(link) = link.filter(|link| link.kind == Kind::Veth) else {
             return Ok(None);
         };
-        let peer = link.peer.map_or(Ok(None), |index| self.host.link_at(index));
-        let is_peer = |it: &Link| it.kind == Kind::Veth && it.peer == Some(link.index);
         let addresses = pod.addresses(link.index).map_err(fail)?;
         let end = ContainerEnd {
             mac: link.mac,
@@ -160,16 +151,16 @@ impl Detachment<'_> {
                 .map(|address| address.cidr.address())
                 .filter(|address| !is_link_local(*address))
                 .collect(),
-            peer: peer.map_err(fail)?.filter(is_peer),
+            peer: peer_on_host(self.host, &link).map_err(fail)?,
         };
         let bridge = bridge_of(&self.conf.root()).ok();
         let bridge = bridge.map_or(Ok(None), |bridge| self.host.link(&bridge));
-        let derived = host_interface(&self.conf.name, self.attachment);
-        let known = Known {
+        let derived = self.attachment.host_interface(&self.conf.name);
+        let known = KnownAttachment {
             interface: name.as_str(),
             host: derived.as_str(),
             prev: self.prev.as_ref(),
-            leased: self.held.map(Held::addresses),
+            leased: self.held.map(HeldLeases::addresses),
             bridge: bridge.map_err(fail)?.map(|bridge| bridge.index),
         };
         Ok(is_owner(&known, &end).then_some(end))
@@ -179,10 +170,10 @@ impl Detachment<'_> {
         self.netns.map(namespace::netlink).transpose()
     }
 
-    /// Deletes the host end that prevResult lists, if it is still the same link: for a container end that is not found,
-    /// because the namespace is gone or the interface was renamed. prevResult also lists links of other plugins in the
-    /// chain, so only ports of a bridge that it lists are deleted.
-    fn remove_listed_end(&self) -> Result<(), Error> {
+    /// Deletes the host end that prevResult lists, if it is still the same link. This is for a container end that is
+    /// not found, because the namespace is gone or the interface was renamed. prevResult also lists links of other
+    /// plugins in the chain, so only ports of a bridge that it lists are deleted.
+    fn remove_listed_host_end(&self) -> Result<(), Error> {
         let listed = self.prev.iter().flat_map(|prev| &prev.interfaces);
         let on_host = listed.filter(|interface| interface.sandbox.is_empty());
         let mut found = Vec::new();
@@ -190,16 +181,14 @@ impl Detachment<'_> {
             let Ok(name) = interface.name.parse::<IfName>() else {
                 continue;
             };
-            let link = self.host.link(&name);
-            let link = link.map_err(|cause| failed("look up", &name, cause))?;
-            found.extend(link.map(|link| (name, &interface.mac, link)));
+            found.extend(look_up(self.host, &name)?.map(|link| (name, &interface.mac, link)));
         }
         let is_bridge = |index: u32| {
             let mut bridges = found.iter().map(|(.., link)| link);
             bridges.any(|link| link.index == index && link.kind == Kind::Bridge)
         };
         for (name, mac, link) in &found {
-            let is_same = |seen: Mac| seen.to_string().eq_ignore_ascii_case(mac);
+            let is_same = |observed: Mac| observed.to_string().eq_ignore_ascii_case(mac);
             if link.kind == Kind::Veth
                 && link.mac.is_some_and(is_same)
                 && link.master.is_some_and(is_bridge)
@@ -211,8 +200,8 @@ impl Detachment<'_> {
         Ok(())
     }
 
-    /// Starts to remove the masquerading of the known addresses, and of the whole container unless another of its
-    /// interfaces on this network needs it.
+    /// Starts to remove the masquerading of the known addresses, and of the whole container unless another interface of
+    /// it on this network needs masquerading.
     fn start_unmasquerading(&self) -> Removing {
         let mut known = self
             .held
@@ -226,16 +215,16 @@ impl Detachment<'_> {
             known = self.pod_addresses().unwrap_or_default();
         }
         let scope = match self.held {
-            Some(held) if held.has_siblings() => Scope::Addresses,
+            Some(held) if held.has_other_interfaces() => Scope::Addresses,
             None if !known.is_empty() => Scope::Addresses,
             _ => Scope::Container,
         };
-        let held = self.held.map(Held::addresses).unwrap_or_default();
+        let held = self.held.map(HeldLeases::addresses).unwrap_or_default();
         let evidence = Evidence::of(&self.conf.root(), held);
         Masquerade::of(&self.conf.name, self.attachment).remove(known, scope, evidence)
     }
 
-    /// The addresses of this attachment's end in the container; `None` if it is not found.
+    /// The addresses of the container end; `None` if it is not found.
     fn pod_addresses(&self) -> Option<Vec<IpAddr>> {
         let pod = self.pod().ok().flatten()?;
         let end = self.container_end(&pod).ok().flatten()?;

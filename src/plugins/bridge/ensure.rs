@@ -4,8 +4,8 @@ use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
 use crate::kernel::sysctl::Parameter;
 use crate::kernel::sysfs;
+use crate::link::{created_link, failed, new_mac};
 use crate::plugins::bridge::config::BridgeConfig;
-use crate::link::{failed, made, new_mac};
 use crate::plugins::bridge::vlan_ports;
 
 /// The configured bridge, created if it does not exist. An MTU applies to a new bridge only.
@@ -20,7 +20,7 @@ pub(super) fn ensure_bridge(
         Some(bridge) => bridge,
         None => {
             create_bridge(host, config, mtu)?;
-            made(host, name)?
+            created_link(host, name)?
         }
     };
     if bridge.kind != Kind::Bridge {
@@ -33,7 +33,7 @@ pub(super) fn ensure_bridge(
     if let Some(vlans) = &config.vlans {
         vlan_ports::require_filtering(&bridge, vlans)?;
     }
-    refuse_advertisements(&bridge);
+    ignore_router_advertisements(&bridge);
     fix_mac(host, &mut bridge)?;
     if config.promiscuous && !bridge.is_promiscuous {
         let set = host.set_promiscuous(bridge.index);
@@ -49,8 +49,9 @@ pub(super) fn ensure_bridge(
 /// Makes the host ignore router advertisements that arrive on a link: a container could give the host a default route with
 /// one (CVE-2020-10749). Every ADD sets it, because another program may have created the link, or the ADD that created it
 /// may have been killed.
-pub(super) fn refuse_advertisements(link: &Link) {
-    // By the link's own name: it may have been found by an alternative name. Without IPv6 the parameter does not exist.
+pub(super) fn ignore_router_advertisements(link: &Link) {
+    // By the kernel's name: the link may have been looked up by an alternative name. Without IPv6 the parameter does
+    // not exist.
     if let Ok(name) = link.name.parse() {
         let _ = Parameter::AcceptRa.set(&name, 0);
     }
@@ -78,18 +79,15 @@ fn fix_mac(host: &Netlink, bridge: &mut Link) -> Result<(), Error> {
 /// make the kernel drop all neighbour entries of the bridge (`neigh_changeaddr`, net/core/neighbour.c).
 pub fn is_mac_fixed(host: &Netlink, bridge: &Link) -> Option<bool> {
     let mac = bridge.mac?;
-    // An address that follows the ports is that of a port, if there is one. No netlink attribute has the rest.
+    // An address that follows the ports is that of a port, if there is one. Netlink has no attribute for the other
+    // cases, sysfs has.
     if bridge.is_running && host.fdb_entry(bridge.index, mac) == Ok(bridge.index) {
         return Some(true);
     }
     sysfs::is_mac_set(&bridge.name, bridge.index, mac)
 }
 
-fn create_bridge(
-    host: &Netlink,
-    config: &BridgeConfig,
-    mtu: Option<u32>,
-) -> Result<(), Error> {
+fn create_bridge(host: &Netlink, config: &BridgeConfig, mtu: Option<u32>) -> Result<(), Error> {
     let name = &config.bridge;
     // With disableContainerInterface the bridge has no carrier, and gets an IPv6 link-local address, as that of the Go
     // plugin, only without a fixed MAC address. It is fixed before a port joins.

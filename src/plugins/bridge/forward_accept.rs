@@ -3,10 +3,10 @@
 use crate::cni::conf::NetConf;
 use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink};
+use crate::link::failed;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::forward::Forwarding;
 use crate::plugins::bridge::config::bridge_of;
-use crate::link::failed;
 use crate::plugins::bridge::plan::gateway_port;
 
 /// The families of addresses; both without addresses, because br_netfilter filters bridged frames as packets.
@@ -18,32 +18,33 @@ pub(super) fn families(addresses: &[Cidr]) -> Vec<Family> {
         .collect()
 }
 
-/// Removes the rules of a network's bridge if it has no containers, also if the configuration no longer has the key.
+/// Removes the rules of a network's bridge if the bridge has no containers, even if the configuration no longer has the
+/// key.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(super) fn remove_if_unused(host: &Netlink, conf: &NetConf) -> Result<(), Error> {
     let root = conf.root();
-    // A value that became invalid since the ADD does not prevent removal.
+    // An invalid name does not make DEL fail.
     let Some(bridge) = bridge_of(&root).ok() else {
         return Ok(());
     };
     let Some(forwarding) = Forwarding::of(&bridge) else {
         return Ok(());
     };
-    let is_asked = root.bool("forwardAccept").ok().flatten() == Some(true);
-    if is_asked || forwarding.is_in_nftables()? {
+    let is_configured = root.bool("forwardAccept").ok().flatten() == Some(true);
+    if is_configured || forwarding.is_in_nftables()? {
         remove_if_unused_on(host, &bridge, &forwarding)?;
     }
     Ok(())
 }
 
-/// As [`remove_if_unused`], for known rules.
+/// Like [`remove_if_unused`], for known rules.
 ///
 /// A concurrent ADD creates its port before it installs the rules, so its port is visible after the removal.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(super) fn remove_if_unused_on(
     host: &Netlink,
     bridge: &IfName,
@@ -65,11 +66,11 @@ fn has_containers(host: &Netlink, bridge: &IfName) -> Result<bool, Error> {
         None => Ok(Vec::new()),
     };
     let ports = ports().map_err(|cause| failed("list the ports of", bridge, cause))?;
-    Ok(ports.iter().any(is_containers))
+    Ok(ports.iter().any(may_be_container_port))
 }
 
 /// Whether a port may be a container's: not hardware, and not the port of the host's interface in a VLAN.
-fn is_containers(port: &Link) -> bool {
+fn may_be_container_port(port: &Link) -> bool {
     let interface = port.alias.parse().ok();
     let is_gateway = interface.is_some_and(|it| gateway_port(&it).as_str() == port.name);
     port.kind == Kind::Veth && !is_gateway

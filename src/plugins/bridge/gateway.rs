@@ -5,21 +5,20 @@ use crate::kernel::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, not_found_as_none,
 };
 use crate::kernel::sysctl;
+use crate::link::{PORT_LIMIT, created_link, failed, look_up, new_mac, peer_on_host};
 use crate::net::{Cidr, Family, IfName, ParseError};
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
-use crate::plugins::bridge::ensure::refuse_advertisements;
-use crate::link::{PORT_LIMIT, failed, made, new_mac};
+use crate::plugins::bridge::ensure::ignore_router_advertisements;
 use crate::plugins::bridge::plan::gateway_port;
 use crate::plugins::bridge::vlan::Vlans;
 use crate::plugins::bridge::vlan_ports::{self, Port};
 
-/// The number of ports that an address conflict names.
-const NAMED_PORTS: usize = 5;
+const MAX_NAMED_PORTS: usize = 5;
 
 /// Adds the gateway addresses and enables forwarding. Returns the interface with the addresses if it is not the bridge.
 ///
 /// # Errors
-/// When the interface has another address in their place, or the kernel refuses.
+/// If the interface has a conflicting address, or the kernel refuses.
 pub(super) fn ensure(
     host: &Netlink,
     bridge: &Link,
@@ -47,7 +46,7 @@ pub(super) fn ensure(
 /// Enables forwarding on the host.
 ///
 /// # Errors
-/// When it is disabled and cannot be enabled.
+/// If it is disabled and cannot be enabled.
 pub fn forward(family: Family) -> Result<(), Error> {
     sysctl::enable_forwarding(family).map_err(|cause| {
         Error::failed(format!("cannot enable {family} forwarding: {cause}"))
@@ -67,19 +66,19 @@ fn ensure_addresses(
             link.kind, link.name
         ))
     };
-    let present = host.addresses(link.index);
-    let present = present.map_err(|cause| fail("list addresses of", cause))?;
-    let present: Vec<Cidr> = present.into_iter().map(|address| address.cidr).collect();
-    let missing = |gateway: &&Cidr| !present.contains(gateway);
+    let observed = host.addresses(link.index);
+    let observed = observed.map_err(|cause| fail("list addresses of", cause))?;
+    let observed: Vec<Cidr> = observed.into_iter().map(|address| address.cidr).collect();
+    let missing = |gateway: &&Cidr| !observed.contains(gateway);
     for gateway in gateways.iter().filter(missing) {
-        for other in conflicts(&present, *gateway, gateways) {
-            if config.conflict == AddressConflict::Refuse {
+        for other in conflicts(&observed, *gateway, gateways) {
+            if config.conflict == AddressConflict::Reject {
                 return Err(address_conflict(host, link, other, *gateway));
             }
             not_found_as_none(host.delete_address(link.index, other))
                 .map_err(|cause| fail(&format!("remove {other} from"), cause))?;
         }
-        // Without duplicate address detection: the gateway must answer at once, and its address is unique.
+        // Without duplicate address detection: the gateway must be reachable immediately, and its address is unique.
         match host.add_address(link.index, *gateway, Detection::Skipped) {
             Ok(()) | Err(NetlinkError::Exists) => {}
             Err(cause) => return Err(fail(&format!("add {gateway} to"), cause)),
@@ -88,11 +87,11 @@ fn ensure_addresses(
     Ok(())
 }
 
-/// The addresses that conflict with a gateway address: IPv4, all that are not gateways of this network; IPv6, those with an
-/// overlapping subnet. Link-local addresses do not conflict: `fe80::1` is a common gateway, and the kernel adds one of its
-/// own.
-fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
-    let others = present
+/// The addresses that conflict with a gateway address. IPv4: all except the gateways of this network. IPv6: those with
+/// an overlapping subnet, except for link-local addresses: `fe80::1` is a common gateway, and the kernel adds another
+/// link-local address.
+fn conflicts(observed: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
+    let others = observed
         .iter()
         .filter(|other| other.family() == gateway.family() && !gateways.contains(other));
     others
@@ -104,30 +103,30 @@ fn conflicts(present: &[Cidr], gateway: Cidr, gateways: &[Cidr]) -> Vec<Cidr> {
         .collect()
 }
 
-fn address_conflict(host: &Netlink, link: &Link, present: Cidr, wanted: Cidr) -> Error {
+fn address_conflict(host: &Netlink, link: &Link, observed: Cidr, wanted: Cidr) -> Error {
     let (kind, name) = (&link.kind, &link.name);
     let ports = host.ports(link.index).unwrap_or_default();
     let named: Vec<String> = ports
         .iter()
-        .take(NAMED_PORTS)
+        .take(MAX_NAMED_PORTS)
         .map(Link::display_name)
         .collect();
     let users = match ports.len() {
         0 => format!("{name} has no ports"),
-        count if count > NAMED_PORTS => {
-            format!("{count} ports use it, among them {}", named.join(", "))
+        count if count > MAX_NAMED_PORTS => {
+            format!("{count} ports use it, including {}", named.join(", "))
         }
         _ => format!("its ports are {}", named.join(", ")),
     };
-    Error::failed(format!("{kind} {name} already has an IP address different from {wanted}: it has {present}"))
+    Error::failed(format!("{kind} {name} already has an IP address different from {wanted}: it has {observed}"))
         .details(users)
         .details(format!(
-            "remove it if no container uses it (ip address del {present} dev {name}); an ADD with forceAddress set to true replaces it"
+            "remove it if no container uses it (ip address del {observed} dev {name}); an ADD with forceAddress set to true replaces it"
         ))
 }
 
-/// The host's interface in a VLAN of the bridge: one end of a veth pair whose peer is a port of the bridge, as in the Go
-/// plugin. Created if it does not exist, completed if an ADD was interrupted.
+/// The host's interface in a VLAN of the bridge: a veth whose peer is a port of the bridge, as in the Go plugin.
+/// Created if it does not exist, completed if an ADD was interrupted.
 ///
 /// Concurrent ADDs may do the same: each step is idempotent, and the interface comes up last.
 fn ensure_interface(
@@ -136,16 +135,15 @@ fn ensure_interface(
     name: &IfName,
     vlans: &Vlans,
 ) -> Result<Link, Error> {
-    let found = host.link(name);
-    let link = match found.map_err(|cause| failed("look up", name, cause))? {
+    let link = match look_up(host, name)? {
         Some(link) => link,
         None => {
             create_pair(host, bridge, name)?;
-            made(host, name)?
+            created_link(host, name)?
         }
     };
-    refuse_advertisements(&link);
-    // Another kind was created by an administrator, for example a VLAN device on top of the bridge.
+    ignore_router_advertisements(&link);
+    // An interface of another kind was created by an administrator, for example a VLAN device on the bridge.
     if link.kind == Kind::Veth {
         ensure_port(host, bridge, &link, vlans)?;
     }
@@ -161,55 +159,55 @@ fn create_pair(host: &Netlink, bridge: &Link, name: &IfName) -> Result<(), Error
     let port = gateway_port(name);
     let veth = NewVeth {
         port: &port,
-        bridge: bridge.index,
+        bridge: Some(bridge.index),
         end: name,
         mac: new_mac(name)?,
         mtu: Some(bridge.mtu),
     };
     match host.create_veth(&veth, None) {
-        // Another ADD was faster.
+        // A concurrent ADD created it.
         Err(NetlinkError::Exists) => Ok(()),
         created => created.map_err(|cause| failed("create the gateway's interface", name, cause)),
     }
 }
 
-/// Makes the peer of the gateway's interface a port in its VLAN, unless it is one.
+/// Makes the peer of the gateway's interface a port of the bridge in its VLAN.
 fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Result<(), Error> {
-    let (Some(wanted), Some(index)) = (vlans.gateway_port(), link.peer) else {
+    let Some(wanted) = vlans.gateway_port() else {
         return Ok(());
     };
     let fail = |operation: &str, cause| {
-        let port = format!("the other end of {}, a port of {}", link.name, bridge.name);
+        let port = format!("the veth peer of {}, a port of {}", link.name, bridge.name);
         Error::failed(format!("cannot {operation} {port}: {cause}"))
     };
-    let other = host
-        .link_at(index)
-        .map_err(|cause| fail("look up", cause))?;
-    let other = other.filter(|other| other.kind == Kind::Veth && other.peer == Some(link.index));
-    let Some(other) = other else {
+    let peer = peer_on_host(host, link).map_err(|cause| fail("look up", cause))?;
+    let Some(peer) = peer else {
         let msg = format!(
-            "cannot use {} as the gateway's interface: its other end is not on the host",
+            "cannot use {} as the gateway's interface: its veth peer is not on the host",
             link.name
         );
-        let remedy = format!("delete it (ip link del {}); ADD creates it again", link.name);
+        let remedy = format!(
+            "delete it (ip link del {}); ADD creates it again",
+            link.name
+        );
         return Err(Error::failed(msg).details(remedy));
     };
-    refuse_advertisements(&other);
-    let is_port = other.master == Some(bridge.index);
-    if is_port && other.is_up && link.is_up {
+    ignore_router_advertisements(&peer);
+    let is_port = peer.master == Some(bridge.index);
+    if is_port && peer.is_up && link.is_up {
         return Ok(());
     }
     if !is_port {
-        host.set_bridge(index, bridge.index)
+        host.set_bridge(peer.index, bridge.index)
             .map_err(|cause| fail("attach", cause))?;
     }
-    let name = other
+    let name = peer
         .name
         .parse()
-        .map_err(|wrong: ParseError| Error::failed(format!("cannot use a port: {wrong}")))?;
+        .map_err(|cause: ParseError| Error::failed(format!("cannot use a port: {cause}")))?;
     let port = Port {
         name: &name,
-        index,
+        index: peer.index,
         bridge,
     };
     vlan_ports::join(host, &port, &wanted, vlans)?;

@@ -6,27 +6,26 @@ use std::path::PathBuf;
 
 use crate::cni::ValidAttachments;
 use crate::cni::conf::NetConf;
-use crate::cni::names::{ContainerId};
+use crate::cni::names::{Attachment, ContainerId};
 use crate::error::{Error, Failures};
 use crate::ipam::{IpamLeases, LeaseFile, Store};
 use crate::kernel::log;
 use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
+use crate::link::namespace::host_netlink;
+use crate::link::{Veth, failed, look_up, veths};
 use crate::net::IfName;
 use crate::netfilter::mac_spoof_check;
 use crate::netfilter::masquerade;
 use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
-use crate::link::failed;
-use crate::link::namespace::host_netlink;
-use crate::plugins::bridge::plan::host_interface;
-use crate::link::{Veth, veths};
 
 /// Removes masquerading, MAC spoof checks, links and leases of this network that belong to no valid attachment, also those
 /// of the Go plugin, and the `forwardAccept` rules of a bridge without containers. A link is removed if a lease names its
-/// attachment; without a lease it may be another network's. Without a list of valid attachments nothing is removed.
+/// attachment; without a lease it may belong to another network. An attachment whose link is not removed keeps its rules
+/// and leases. Without a list of valid attachments nothing is removed.
 ///
 /// # Errors
-/// When something could not be removed, after everything else was tried.
+/// If something could not be removed, after everything else was tried.
 pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = IpamLeases::parse(conf, cni_path)?;
@@ -37,79 +36,105 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
         };
     };
     let mut failures = Failures::default();
-    let leases = match &ipam {
-        Some(IpamLeases::HostLocal(store)) => failures.note(store.by_validity(&valid)),
-        _ => None,
+    let (mut stale, mut in_use) = (Vec::new(), None);
+    if let Some(IpamLeases::HostLocal(store)) = &ipam
+        && let Some((of_valid, others)) = failures.note(store.by_validity(&valid))
+    {
+        let links = StaleLinks::new(conf, store, (&valid, of_valid));
+        in_use = Some(links.delete(&others, &mut failures));
+        stale = others;
+    }
+    let is_kept = |lease: &LeaseFile| {
+        let mut in_use = in_use.iter().flatten();
+        in_use.any(|address| *address == lease.address)
     };
-    let stale = leases.iter().flat_map(|(_, stale)| stale);
+    let (kept, stale): (Vec<_>, Vec<_>) = stale.into_iter().partition(is_kept);
+    let kept = kept.iter().filter_map(LeaseFile::attachment);
+    let kept: ValidAttachments = valid.all().chain(kept).collect();
     let owners: Vec<&ContainerId> = stale
+        .iter()
         .filter_map(|lease| Some(&lease.owner.as_ref()?.0))
         .collect();
-    let gc = || masquerade::gc(&conf.name, &valid, &owners);
+    let gc = || masquerade::gc(&conf.name, &kept, &owners);
     failures.note(log::timed_span("masquerade", gc));
-    match &ipam {
-        Some(IpamLeases::HostLocal(store)) => {
-            if let Some(leases) = leases {
-                failures.note(free(conf, (store, &valid), leases));
-            }
+    match (&ipam, &in_use) {
+        (Some(IpamLeases::HostLocal(store)), Some(in_use)) => {
+            failures.note(log::timed_span("ipam", || store.gc(&valid, in_use)));
         }
-        Some(IpamLeases::Delegate(delegate)) => {
+        (Some(IpamLeases::Delegate(delegate)), _) => {
             failures.note(log::timed_span("ipam", || delegate.gc()));
         }
-        None => {}
+        _ => {}
     }
     if let Some(host) = failures.note(host_netlink()) {
-        failures.note(mac_spoof_check::gc(&conf.name, &valid, &host));
+        failures.note(mac_spoof_check::gc(&conf.name, &kept, &host));
         failures.note(forward_accept::remove_if_unused(&host, conf));
     }
     failures.into_result()
 }
 
-/// Deletes the links of stale attachments and then their leases: an address must not be assigned again while an interface
-/// has it.
-fn free(
-    conf: &NetConf,
-    (store, valid): (&Store, &ValidAttachments),
-    (of_valid, stale): (Vec<LeaseFile>, Vec<LeaseFile>),
-) -> Result<(), Error> {
-    let mut failures = Failures::default();
-    let mut in_use = HashSet::new();
-    if !stale.is_empty() {
-        let links = StaleLinks {
-            conf,
-            store,
-            host: &host_netlink()?,
-            valid: of_valid.iter().map(|lease| lease.address).collect(),
-        };
-        in_use = links.delete(&stale, &mut failures);
-    }
-    let gc = || store.gc(valid, &in_use);
-    failures.note(log::timed_span("ipam", gc));
-    failures.into_result()
-}
-
+/// The links of stale attachments, which are deleted before their leases: an address must not be assigned again while
+/// an interface has it.
 struct StaleLinks<'a> {
     conf: &'a NetConf,
     store: &'a Store,
-    host: &'a Netlink,
     /// The addresses of valid attachments.
     valid: HashSet<IpAddr>,
+    /// The valid attachments without a lease.
+    without_lease: Vec<Attachment>,
 }
 
 impl StaleLinks<'_> {
+    fn new<'a>(
+        conf: &'a NetConf,
+        store: &'a Store,
+        (valid, leases): (&ValidAttachments, Vec<LeaseFile>),
+    ) -> StaleLinks<'a> {
+        let has_lease = |attachment: &Attachment| {
+            let mut owners = leases.iter().filter_map(|lease| lease.owner.as_ref());
+            owners.any(|(container, interface)| {
+                let interface = interface.trim();
+                *container == attachment.container
+                    && (interface.is_empty() || interface == attachment.interface.as_str())
+            })
+        };
+        StaleLinks {
+            conf,
+            store,
+            valid: leases.iter().map(|lease| lease.address).collect(),
+            without_lease: valid.all().filter(|it| !has_lease(it)).collect(),
+        }
+    }
+
     /// Returns the addresses that are still in use, because their links could not or must not be deleted.
     fn delete(&self, stale: &[LeaseFile], failures: &mut Failures) -> HashSet<IpAddr> {
+        let all = || stale.iter().map(|lease| lease.address).collect();
+        if stale.is_empty() {
+            return HashSet::new();
+        }
+        match failures.note(host_netlink()) {
+            Some(host) => self.delete_from(&host, stale, failures),
+            None => all(),
+        }
+    }
+
+    fn delete_from(
+        &self,
+        host: &Netlink,
+        stale: &[LeaseFile],
+        failures: &mut Failures,
+    ) -> HashSet<IpAddr> {
         let mut in_use = HashSet::new();
         let mut others = Vec::new();
         let mut deleted: HashSet<IfName> = HashSet::new();
         for lease in stale {
             let attachment = lease.attachment();
-            let name = attachment.map(|attachment| host_interface(&self.conf.name, &attachment));
-            match name.map(|name| (self.host.delete_link(&name), name)) {
+            let name = attachment.map(|attachment| attachment.host_interface(&self.conf.name));
+            match name.map(|name| (host.delete_link(&name), name)) {
                 Some((Ok(()), name)) => {
                     deleted.insert(name);
                 }
-                // Its other address had the same link.
+                // The link was deleted for another address of the attachment.
                 Some((Err(NetlinkError::NotFound(_)), name)) if deleted.contains(&name) => {}
                 Some((Err(NetlinkError::NotFound(_)), _)) | None => others.push(lease),
                 Some((Err(cause), name)) => {
@@ -118,13 +143,13 @@ impl StaleLinks<'_> {
                 }
             }
         }
-        let wanted = |address| others.iter().any(|lease| lease.address == address);
+        let is_wanted = |address| others.iter().any(|lease| lease.address == address);
         let found = match others.is_empty() {
             true => Ok(Vec::new()),
-            false => veths(self.host, wanted),
+            false => veths(host, is_wanted),
         };
         match found {
-            Ok(veths) => in_use.extend(self.delete_made_by_go(&others, &veths, failures)),
+            Ok(veths) => in_use.extend(self.delete_links_of_go_plugin(host, (&others, &veths), failures)),
             Err(cause) => {
                 let what = "cannot list the interfaces in other network namespaces";
                 failures.note::<()>(Err(Error::failed(format!("{what}: {cause}"))));
@@ -135,22 +160,22 @@ impl StaleLinks<'_> {
     }
 
     /// Deletes links of the Go plugin, which have random names.
-    fn delete_made_by_go(
+    fn delete_links_of_go_plugin(
         &self,
-        stale: &[&LeaseFile],
-        veths: &[Veth],
+        host: &Netlink,
+        (stale, veths): (&[&LeaseFile], &[Veth]),
         failures: &mut Failures,
     ) -> Vec<IpAddr> {
         let mut in_use = Vec::new();
         for lease in stale {
-            // A derived name is that of another attachment, for example to a network with the same subnet.
-            let has_it = |veth: &&Veth| {
+            // A veth with a derived name belongs to another attachment, for example on a network with the same subnet.
+            let has_address = |veth: &&Veth| {
                 veth.addresses.contains(&lease.address) && !IfName::is_derived_veth(&veth.host.name)
             };
-            for veth in veths.iter().filter(has_it) {
+            for veth in veths.iter().filter(has_address) {
                 let deleted = self
-                    .belongs(veth, lease)
-                    .and_then(|()| self.delete_veth(veth));
+                    .check_ownership(host, veth, lease)
+                    .and_then(|()| delete_veth(host, veth));
                 if failures.note(deleted).is_none() {
                     in_use.push(lease.address);
                 }
@@ -159,14 +184,15 @@ impl StaleLinks<'_> {
         in_use
     }
 
-    /// Whether a veth with a random name is the link of an attachment to this network.
-    fn belongs(&self, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
+    /// Whether a veth with a random name belongs to the attachment of this lease.
+    fn check_ownership(&self, host: &Netlink, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
         let (link, interface) = (&veth.host.name, &veth.interface);
-        let kept =
-            |why: String| Err(lease.kept(format!("{interface}, behind {link}, has it, {why}")));
+        let kept = |reason: String| {
+            let cause = format!("{interface}, the peer of {link}, has the address, {reason}");
+            Err(lease.kept(cause))
+        };
         let bridge = bridge_of(&self.conf.root())?;
-        let found = self.host.link(&bridge);
-        let found = found.map_err(|cause| failed("look up", &bridge, cause))?;
+        let found = look_up(host, &bridge)?;
         let owner = lease.owner.as_ref().map(|(_, interface)| interface.trim());
         if found.is_none_or(|found| veth.host.master != Some(found.index)) {
             return kept(format!("and {link} is no port of bridge {bridge}"));
@@ -179,22 +205,36 @@ impl StaleLinks<'_> {
             .iter()
             .any(|address| self.valid.contains(address))
         {
-            return kept("and it has an address of a valid attachment too".to_owned());
+            return kept("and also an address of a valid attachment".to_owned());
         }
-        if self.store.has_neighbour(lease.address) {
-            return kept("and a network beside this one has a lease of it too".to_owned());
+        // Of other attachments than the Go plugin's, the name of the host end is known.
+        let has_no_link = |other: &Attachment| {
+            let link = host.link(&other.host_interface(&self.conf.name));
+            !matches!(link, Ok(Some(_)))
+        };
+        let mut without_lease = self.without_lease.iter();
+        if let Some(other) =
+            without_lease.find(|it| it.interface.as_str() == interface && has_no_link(it))
+        {
+            let container = &other.container;
+            return kept(format!(
+                "and may be that of the valid container {container}, which has no lease"
+            ));
+        }
+        if self.store.is_leased_elsewhere(lease.address) {
+            return kept("and another network has a lease of it, too".to_owned());
         }
         Ok(())
     }
+}
 
-    fn delete_veth(&self, veth: &Veth) -> Result<(), Error> {
-        let name = &veth.host.name;
-        let parsed: IfName = name
-            .parse()
-            .map_err(|cause| Error::failed(format!("cannot delete link {name}: {cause}")))?;
-        let deleted = not_found_as_none(self.host.delete_link(&parsed));
-        deleted
-            .map(drop)
-            .map_err(|cause| failed("delete", &parsed, cause))
-    }
+fn delete_veth(host: &Netlink, veth: &Veth) -> Result<(), Error> {
+    let name = &veth.host.name;
+    let parsed: IfName = name
+        .parse()
+        .map_err(|cause| Error::failed(format!("cannot delete link {name}: {cause}")))?;
+    let deleted = not_found_as_none(host.delete_link(&parsed));
+    deleted
+        .map(drop)
+        .map_err(|cause| failed("delete", &parsed, cause))
 }

@@ -31,14 +31,17 @@ use crate::ipam::{self, Ipam, Lease};
 use crate::kernel::log;
 use crate::kernel::netns::OwnNetns;
 use crate::kernel::signals;
+use crate::link::namespace::AttachContext;
+use crate::link::plan::check_routes;
+use crate::link::veth::require_unused_names;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
-use crate::plugins::plugin::Plugin;
-use crate::plugins::log_record::redaction::Keys;
-use crate::plugins::bridge::add::{AttachContext, attach, require_free};
+use crate::plugins::bridge::add::attach;
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::plugins::bridge::plan::{Plan, PlanInput, host_interface};
+use crate::plugins::bridge::plan::{Plan, PlanInput};
+use crate::plugins::log_record::redaction::Keys;
+use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
 pub use del::detach;
@@ -66,7 +69,7 @@ impl Plugin for Bridge {
         let config = BridgeConfig::parse(conf, &args)?;
         let ipam = Ipam::parse(conf, &request.cni_path, &args)?;
         config.validate(AddressingMode::of(ipam.as_ref()), conf.version)?;
-        plan::check_routes(ipam.as_ref().map_or(&[], Ipam::routes))?;
+        check_routes(ipam.as_ref().map_or(&[], Ipam::routes))?;
         conf.root().object("prevResult")?;
         Ok(Bridge {
             network: conf.name.clone(),
@@ -142,7 +145,7 @@ impl Bridge {
         let locked = leases.clone();
         undo.push(move || leases.release(attachment, Some(held)));
         if self.config.masquerade.is_some() {
-            // Held until the process ends: if it is killed, DEL waits for iptables programs that are still running.
+            // Kept until the process ends: if it is killed, DEL waits for iptables programs that are still running.
             let locked = locked.lock(&lease.held())?;
             undo.push(move || {
                 drop(locked);
@@ -161,8 +164,8 @@ impl Bridge {
         let attachment = input.attachment;
         // host-local rejects a second ADD itself, under its lock.
         if let Some(Ipam::Delegate(_)) = self.ipam {
-            require_free(
-                &host_interface(&self.network, attachment),
+            require_unused_names(
+                &attachment.host_interface(&self.network),
                 &attachment.interface,
                 context,
             )?;
@@ -179,15 +182,16 @@ impl Bridge {
         let plan = Plan::new(input, lease)?;
         // Rules and link are independent and are created concurrently.
         let rules = Masquerade::of(&self.network, attachment);
-        let addresses = plan.addresses();
+        let addresses = plan.veth.addresses.clone();
         let mut installing = None;
         if let Some(policy) = self.config.masquerade.as_ref()
             && !addresses.is_empty()
         {
-            let (ours, owned) = (rules.clone(), plan.addresses());
+            let (masquerade, owned) = (rules.clone(), addresses.clone());
             let owned = owned.iter().map(|address| address.address()).collect();
-            // Pushed first: if one address family cannot be started, the other may be running already.
-            let remove = move || ours.remove(owned, Scope::Addresses, Evidence::Started);
+            // Pushed before the installation: if it cannot be started for one address family, it may be running for the
+            // other.
+            let remove = move || masquerade.remove(owned, Scope::Addresses, Evidence::Started);
             undo.push(move || remove().finish());
             let install = || rules.install(&addresses, policy);
             installing = Some(log::timed_span("masquerade", install)?);
@@ -202,14 +206,14 @@ impl Bridge {
         let installed = installing.map_or(Ok(()), |installing| {
             log::timed_span("masquerade", || installing.finish())
         });
-        let facts = attached?;
+        let observed = attached?;
         installed?;
         if let Some(forwarding) = forwarding {
             let install = || forwarding.install(&forward_accept::families(&addresses));
             log::timed_span("forward", install)?;
         }
         let sandbox = context.netns.path().to_string_lossy();
-        let result = plan.into_result(&self.config.bridge, &facts, &sandbox);
+        let result = plan.into_result(&self.config.bridge, &observed, &sandbox);
         let previous = self.previous.clone().ok().flatten();
         Ok(result.after(previous.unwrap_or_default()))
     }

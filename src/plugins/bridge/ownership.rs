@@ -1,4 +1,4 @@
-//! Whether an interface in a container belongs to an attachment, if the name of its peer does not tell.
+//! Decides whether an interface in a container belongs to an attachment.
 
 use std::net::IpAddr;
 
@@ -9,9 +9,8 @@ use crate::net::{IfName, Mac};
 /// A veth that has the attachment's interface name in the container.
 #[derive(Debug, Default)]
 pub struct ContainerEnd {
-    /// Its MAC address.
     pub mac: Option<Mac>,
-    /// Its addresses, without link-local ones.
+    /// Without link-local addresses.
     pub addresses: Vec<IpAddr>,
     /// Its peer, if it is on the host.
     pub peer: Option<Link>,
@@ -19,43 +18,42 @@ pub struct ContainerEnd {
 
 /// What is known about the attachment.
 #[derive(Debug, Default)]
-pub struct Known<'a> {
-    /// The name of its interface.
+pub struct KnownAttachment<'a> {
     pub interface: &'a str,
-    /// The name of the peer of links that this plugin creates.
+    /// The derived name of the peer.
     pub host: &'a str,
     /// prevResult, if the runtime passed one.
     pub prev: Option<&'a AddResult>,
-    /// The addresses that it holds; `None` where IPAM is not host-local.
+    /// Its leased addresses; `None` if IPAM is not host-local.
     pub leased: Option<&'a [IpAddr]>,
     /// The index of the network's bridge, if it exists.
     pub bridge: Option<u32>,
 }
 
-/// Whether the interface belongs to the attachment. Another attachment may have the same interface name: that of another
-/// network, because of which the ADD failed, or that of another container whose namespace has this path now.
+/// Whether the interface belongs to the attachment. Another attachment may have the same interface name: on another
+/// network, which made this ADD fail, or of another container whose namespace now has this path.
 ///
-/// Peers that this plugin creates have a name derived from the attachment, which decides. Those of the Go plugin have
-/// random names; the first of these criteria that applies decides:
+/// A derived peer name identifies the attachment. Peers of the Go plugin have random names; the first of these criteria
+/// that applies decides:
 ///
 /// 1. prevResult lists the peer, or the interface with its MAC address.
 /// 2. The interface has an address of the lease or of prevResult. If it has only other addresses, or has addresses while
 ///    host-local has no lease, it belongs to another attachment.
 /// 3. Without addresses, or with those of another IPAM plugin: the peer is a port of the network's bridge.
-pub fn is_owner(known: &Known, end: &ContainerEnd) -> bool {
+pub fn is_owner(known: &KnownAttachment, end: &ContainerEnd) -> bool {
     let peer = end.peer.as_ref();
     if let Some(peer) = peer.filter(|peer| IfName::is_derived_veth(&peer.name)) {
         return peer.name == known.host;
     }
     let by_bridge =
         || peer.is_some_and(|peer| peer.master.is_some() && peer.master == known.bridge);
-    listed(known, end)
-        .or_else(|| addressed(known, end))
+    is_listed(known, end)
+        .or_else(|| has_own_address(known, end))
         .unwrap_or_else(by_bridge)
 }
 
-/// Whether prevResult lists the interface or its peer; `None` when it lists no interface of either kind.
-fn listed(known: &Known, end: &ContainerEnd) -> Option<bool> {
+/// Whether prevResult lists the interface or its peer; `None` if it lists no interface of either kind.
+fn is_listed(known: &KnownAttachment, end: &ContainerEnd) -> Option<bool> {
     let interfaces = &known.prev?.interfaces;
     let (on_host, inside): (Vec<_>, Vec<_>) =
         interfaces.iter().partition(|it| it.sandbox.is_empty());
@@ -76,7 +74,7 @@ fn listed(known: &Known, end: &ContainerEnd) -> Option<bool> {
 }
 
 /// Whether the interface has an address of the attachment; `None` if the addresses do not decide.
-fn addressed(known: &Known, end: &ContainerEnd) -> Option<bool> {
+fn has_own_address(known: &KnownAttachment, end: &ContainerEnd) -> Option<bool> {
     let listed = known.prev.into_iter().flat_map(|prev| &prev.ips);
     let mut own: Vec<IpAddr> = listed.map(|ip| ip.address.address()).collect();
     own.extend(known.leased.unwrap_or_default());
@@ -133,10 +131,10 @@ mod tests {
     const GO: &str = "veth0a1b2c3d";
 
     #[test]
-    fn a_peer_with_a_derived_name_is_another_attachments() {
+    fn a_peer_with_another_derived_name_belongs_to_another_attachment() {
         let (prev, leased) = (prev("veth0a1b2c3d4e5", "02:00:00:00:00:07"), ["10.0.0.2"]);
         let leased = leased.map(|it| it.parse().unwrap());
-        let known = Known {
+        let known = KnownAttachment {
             interface: "eth0",
             host: "vethfedcba98765",
             prev: Some(&prev),
@@ -151,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_prev_result_lists_decides_before_addresses_and_bridge() {
+    fn prev_result_decides_before_addresses_and_bridge() {
         let leased = ["10.0.0.2".parse().unwrap()];
         for (host, mac, expected) in [
             (GO, "02:00:00:00:00:99", true),
@@ -160,7 +158,7 @@ mod tests {
             ("veth99999999", "", false),
         ] {
             let prev = prev(host, mac);
-            let known = Known {
+            let known = KnownAttachment {
                 interface: "eth0",
                 host: "vethfedcba98765",
                 prev: Some(&prev),
@@ -189,14 +187,14 @@ mod tests {
             (None, Some(&[][..]), "10.0.0.2", 3, false),
             (Some(&old), Some(&[][..]), "10.0.0.2", 9, true),
             (Some(&old), None, "10.0.0.3", 3, false),
-            // An ADD that was cut short.
+            // An interrupted ADD.
             (None, Some(&held[..]), "", 3, true),
             (None, Some(&[][..]), "", 9, false),
             // A layer-2 network, or another IPAM plugin.
             (None, None, "10.0.0.2", 3, true),
             (None, None, "", 9, false),
         ] {
-            let known = Known {
+            let known = KnownAttachment {
                 interface: "eth0",
                 host: "vethfedcba98765",
                 prev,
@@ -209,12 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_whose_peer_is_not_on_the_host_is_judged_by_its_addresses() {
+    fn without_a_peer_on_the_host_addresses_decide() {
         let leased = ["10.0.0.2".parse().unwrap()];
-        let known = Known {
+        let known = KnownAttachment {
             interface: "eth0",
             leased: Some(&leased),
-            ..Known::default()
+            ..KnownAttachment::default()
         };
         assert!(is_owner(&known, &end("10.0.0.2", None)));
         assert!(!is_owner(&known, &end("", None)));

@@ -1,5 +1,5 @@
-//! Restores what other programs removed while containers run: rules after a firewall reload, the bridge's address or ports
-//! after a network manager changed them.
+//! Restores what other programs removed or changed while containers run: rules after a firewall reload, addresses and
+//! ports of the bridge after a change by a network manager.
 //!
 //! [`plan`] compares the configuration with the observed state and changes nothing; [`Repair::apply`] makes one repair.
 //! Nothing is restored for containers that no longer exist.
@@ -10,17 +10,17 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, PortFlags};
 use crate::kernel::sysctl::Parameter;
+use crate::link::failed;
 use crate::net::{Cidr, Family, IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::link::failed;
-use crate::state::{self, BridgeDifference};
 use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
+use crate::state::{self, BridgeDifference};
 
-/// An attachment that has its link.
+/// An attachment whose link exists.
 #[derive(Clone, Debug)]
 pub struct LiveAttachment {
     pub attachment: Attachment,
@@ -39,9 +39,9 @@ pub struct LiveAttachment {
 impl LiveAttachment {
     /// The desired flags of its port: the current ones if the configuration has changed since the ADD, because
     /// portIsolation would separate the container from others that it communicates with.
-    pub fn wanted_flags(&self, config: &BridgeConfig) -> PortFlags {
-        let present = self.link.port.filter(|_| self.is_outdated);
-        present.unwrap_or(config.port_flags())
+    pub fn desired_flags(&self, config: &BridgeConfig) -> PortFlags {
+        let current = self.link.port.filter(|_| self.is_outdated);
+        current.unwrap_or(config.port_flags())
     }
 }
 
@@ -60,9 +60,9 @@ pub struct ObservedBridge {
 }
 
 impl ObservedBridge {
-    /// Whether a link is a port of another bridge: the configuration named that one at the time of the ADD, or an
-    /// administrator moved the port. The container works there, and would lose its neighbours if it were moved.
-    pub fn is_elsewhere(&self, link: &Link) -> bool {
+    /// Whether a link is a port of another bridge: the configuration named it at the time of the ADD, or an
+    /// administrator moved the port. The container works there and is not moved, because it would lose its neighbours.
+    pub fn is_on_other_bridge(&self, link: &Link) -> bool {
         let bridge = self.bridge.as_ref().map(|bridge| bridge.index);
         link.master.is_some() && link.master != bridge
     }
@@ -91,52 +91,56 @@ pub enum Repair {
 impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Repair::Bridge => f.write_str("the bridge itself, up and with its flags"),
-            Repair::BridgeMac => f.write_str("a MAC address of the bridge that does not change"),
+            Repair::Bridge => f.write_str("the bridge, up and with its configured flags"),
+            Repair::BridgeMac => f.write_str("a fixed MAC address of the bridge"),
             Repair::Advertisements(link) => {
                 write!(
                     f,
-                    "accept_ra=0 on {link}, against router advertisements of pods"
+                    "accept_ra=0 on {link}, so that the host ignores router advertisements of pods"
                 )
             }
             Repair::Gateways(gateways) => {
                 let list: Vec<String> = gateways.iter().map(Cidr::to_string).collect();
-                write!(f, "gateway address {} on the bridge", list.join(" and "))
+                write!(
+                    f,
+                    "the gateway address {} of the bridge",
+                    list.join(" and ")
+                )
             }
-            Repair::Forwarding(family) => write!(f, "forwarding of {family}"),
+            Repair::Forwarding(family) => write!(f, "{family} forwarding"),
             Repair::Port(live) => write!(
                 f,
-                "port {} on the bridge, for {}",
+                "the bridge port {} of {}",
                 live.link.display_name(),
                 live.attachment
             ),
             Repair::MacSpoofCheck(live, mac) => {
-                write!(f, "MAC address check for {} ({mac})", live.attachment)
+                write!(f, "the MAC spoof check of {} ({mac})", live.attachment)
             }
             Repair::Masquerade(live) => write!(f, "masquerading of {}", live.attachment),
-            Repair::ForwardAccept(..) => f.write_str("the bridge's rules in FORWARD"),
+            Repair::ForwardAccept(..) => f.write_str("the accept rules of the bridge in FORWARD"),
         }
     }
 }
 
 /// The repairs, in the order in which to apply them. `gateways` are the addresses that the bridge should have. For a
-/// container on another bridge (see [`ObservedBridge::is_elsewhere`]) only its rules are restored.
+/// container on another bridge (see [`ObservedBridge::is_on_other_bridge`]) only its rules are restored.
 ///
 /// # Errors
-/// When the rules of MAC spoof checks cannot be listed.
+/// If the rules of MAC spoof checks cannot be listed.
 pub fn plan(
     (network, config): (&NetworkName, &BridgeConfig),
-    present: &ObservedBridge,
+    observed: &ObservedBridge,
     gateways: &[Cidr],
     live: Vec<LiveAttachment>,
 ) -> Result<Vec<Repair>, Error> {
     let mut repairs = Vec::new();
-    let here: Vec<&LiveAttachment> = live
+    let on_bridge: Vec<&LiveAttachment> = live
         .iter()
-        .filter(|live| !present.is_elsewhere(&live.link))
+        .filter(|live| !observed.is_on_other_bridge(&live.link))
         .collect();
-    if !here.is_empty() {
-        repairs.extend(plan_bridge(config, present, gateways, &here));
+    if !on_bridge.is_empty() {
+        repairs.extend(plan_bridge(config, observed, gateways, &on_bridge));
     }
     for live in live {
         if let Some(mac) = live.mac.filter(|_| config.mac_spoof_check)
@@ -157,36 +161,36 @@ pub fn plan(
 /// The repairs of the bridge and its ports.
 fn plan_bridge(
     config: &BridgeConfig,
-    present: &ObservedBridge,
+    observed: &ObservedBridge,
     gateways: &[Cidr],
-    here: &[&LiveAttachment],
+    live: &[&LiveAttachment],
 ) -> Vec<Repair> {
     let mut repairs = Vec::new();
-    let bridge = present.bridge.as_ref();
+    let bridge = observed.bridge.as_ref();
     let differences = config.desired_bridge().differences(bridge);
     if differences.iter().any(is_repaired_by_add) {
         repairs.push(Repair::Bridge);
     }
-    if present.is_mac_fixed == Some(false) {
+    if observed.is_mac_fixed == Some(false) {
         repairs.push(Repair::BridgeMac);
     }
-    let advertised = present.advertised.iter().cloned();
+    let advertised = observed.advertised.iter().cloned();
     repairs.extend(advertised.map(Repair::Advertisements));
-    let is_right = |live: &LiveAttachment| {
-        let desired = live.wanted_flags(config);
+    let is_desired = |live: &LiveAttachment| {
+        let desired = live.desired_flags(config);
         state::port_differences(&live.link, bridge, Some(desired)).is_empty()
     };
-    let loose = here.iter().filter(|live| !is_right(live));
-    repairs.extend(loose.map(|live| Repair::Port((*live).clone())));
-    // After the ports, to which the gateway is announced.
-    let missing = state::missing_addresses(gateways, &present.addresses);
+    let differing = live.iter().filter(|live| !is_desired(live));
+    repairs.extend(differing.map(|live| Repair::Port((*live).clone())));
+    // After the ports, because the gateway's MAC address is announced to them.
+    let missing = state::missing_addresses(gateways, &observed.addresses);
     if !missing.is_empty() {
         repairs.push(Repair::Gateways(missing));
     }
-    let off = present.not_forwarded.iter().copied();
+    let off = observed.not_forwarded.iter().copied();
     let is_needed = |family: &Family| gateways.iter().any(|gateway| gateway.family() == *family);
     repairs.extend(off.filter(is_needed).map(Repair::Forwarding));
-    let addresses = here.iter().flat_map(|it| it.addresses.clone());
+    let addresses = live.iter().flat_map(|it| it.addresses.clone());
     let families = forward_accept::families(&addresses.collect::<Vec<Cidr>>());
     if let Some(forwarding) = &config.forwarding
         && forwarding.check(&families).is_err()
@@ -196,17 +200,19 @@ fn plan_bridge(
     repairs
 }
 
-/// An ADD creates and starts the bridge; it does not replace other interfaces and does not enable VLAN filtering.
+/// ADD creates and starts the bridge. It does not replace other interfaces or enable VLAN filtering.
 fn is_repaired_by_add(difference: &BridgeDifference) -> bool {
     match difference {
-        BridgeDifference::Missing | BridgeDifference::Down | BridgeDifference::NotPromiscuous => true,
+        BridgeDifference::Missing | BridgeDifference::Down | BridgeDifference::NotPromiscuous => {
+            true
+        }
         BridgeDifference::OtherKind(_) | BridgeDifference::VlanFilteringDisabled => false,
     }
 }
 
 impl Repair {
-    /// The attachment to repair, if it concerns only one.
-    pub fn of(&self) -> Option<&LiveAttachment> {
+    /// `None` if the repair concerns the whole network.
+    pub fn attachment(&self) -> Option<&LiveAttachment> {
         match self {
             Repair::Port(live) | Repair::MacSpoofCheck(live, _) | Repair::Masquerade(live) => {
                 Some(live)
@@ -220,10 +226,10 @@ impl Repair {
         }
     }
 
-    /// Makes the repair. Repeating it changes nothing.
+    /// Applies the repair. Idempotent.
     ///
     /// # Errors
-    /// When the kernel or a program refuses; when the bridge has another address in a gateway's place.
+    /// If the kernel or a program refuses, or the bridge has another address in place of a gateway's.
     pub fn apply(
         &self,
         host: &Netlink,
@@ -241,14 +247,14 @@ impl Repair {
                 let bridge = ensure_configured_bridge(host, config)?;
                 // Ignores forceAddress: the other address may be the gateway of running containers.
                 let config = BridgeConfig {
-                    conflict: AddressConflict::Refuse,
+                    conflict: AddressConflict::Reject,
                     ..config.clone()
                 };
                 let interface = gateway::ensure(host, &bridge, gateways, &config)?;
                 announce(host, &interface.unwrap_or(bridge))
             }
             Repair::Forwarding(family) => gateway::forward(*family),
-            Repair::Port(live) => put_port(host, live, config),
+            Repair::Port(live) => restore_port(host, live, config),
             Repair::MacSpoofCheck(live, mac) => {
                 let spoof_check = MacSpoofCheck::of(network, &live.attachment)?;
                 spoof_check.install(&name_of(&live.link)?, *mac, host)
@@ -267,7 +273,7 @@ fn ensure_configured_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Lin
     ensure_bridge(host, config, uplink::resolve_mtu(host, config)?)
 }
 
-fn put_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) -> Result<(), Error> {
+fn restore_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) -> Result<(), Error> {
     let link = &live.link;
     let bridge = ensure_configured_bridge(host, config)?;
     let name = name_of(link)?;
@@ -278,15 +284,15 @@ fn put_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) -> Res
             vlan_ports::join_container_port(host, &name, &bridge, vlans)?;
         }
     }
-    let started = host.start_port(&name, live.wanted_flags(config), &link.alias);
+    let started = host.start_port(&name, live.desired_flags(config), &link.alias);
     started.map_err(|cause| failed("start port", &name, cause))
 }
 
-/// Announces the MAC address of the gateway to the containers: a bridge that was created again has another one. Setting it
-/// to its current value makes the kernel announce it.
+/// Announces the gateway's MAC address to the containers, because a bridge that was created again has another one.
+/// Setting it to its current value makes the kernel announce it.
 fn announce(host: &Netlink, link: &Link) -> Result<(), Error> {
     let name = name_of(link)?;
-    // Without these parameters containers resolve the address when their neighbour entries expire.
+    // If a parameter cannot be set, containers resolve the address again when their neighbour entries expire.
     let _ = Parameter::ArpNotify.set(&name, 1);
     let _ = Parameter::NdiscNotify.set(&name, 1);
     let Some(mac) = link.mac else { return Ok(()) };
@@ -296,5 +302,5 @@ fn announce(host: &Netlink, link: &Link) -> Result<(), Error> {
 
 fn name_of(link: &Link) -> Result<IfName, Error> {
     let parsed = link.name.parse();
-    parsed.map_err(|wrong: crate::net::ParseError| Error::failed(wrong.to_string()))
+    parsed.map_err(|cause: crate::net::ParseError| Error::failed(cause.to_string()))
 }

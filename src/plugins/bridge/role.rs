@@ -1,12 +1,11 @@
 //! The keys `isGateway` and `isDefaultGateway`.
 
-/// What the bridge is for its containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gateway {
-    /// A switch only.
+    /// The bridge has no gateway address.
     None,
-    /// It has the gateway's address (`isGateway`).
+    /// The bridge has the gateway address (`isGateway`).
     Address,
-    /// And containers have a default route to it (`isDefaultGateway`).
+    /// In addition, containers get a default route through it (`isDefaultGateway`).
     DefaultRoute,
 }

@@ -2,14 +2,14 @@
 
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
-use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 use crate::link::failed;
+use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 
 /// The MTU of a network's links in bytes: with `"auto"` that of the uplink now, without an uplink that of the bridge, without
 /// a bridge the kernel's default (`None`).
 ///
 /// # Errors
-/// When the kernel refuses a request.
+/// If the kernel refuses a request.
 pub(super) fn resolve_mtu(host: &Netlink, config: &BridgeConfig) -> Result<Option<u32>, Error> {
     match config.mtu {
         Mtu::Kernel => return Ok(None),

@@ -21,44 +21,44 @@ pub struct Vlans {
     pub gateway: Option<IfName>,
 }
 
-/// What happens to the VLAN that the bridge assigns to every new port.
+/// The VLAN that the bridge assigns to each new port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DefaultVlan {
-    /// The port leaves it, as with the Go plugin since 1.8.0.
-    Left,
-    /// The port stays in it (`preserveDefaultVlan`).
-    Kept,
+    /// Removed from the port, as by the Go plugin since 1.8.0.
+    Removed,
+    /// Kept (`preserveDefaultVlan`).
+    Preserved,
 }
 
 impl Vlans {
     /// Parses the three keys; `None` if none is set. An empty `vlanTrunk` counts as set.
     ///
     /// # Errors
-    /// Code 6 for a wrong type, 7 for a wrong number; each names the key.
+    /// Code 6 for a wrong type, 7 for an invalid number; the error names the key.
     pub fn parse(
         root: &JsonCursor,
         bridge: &IfName,
-        role: Gateway,
+        gateway: Gateway,
     ) -> Result<Option<Vlans>, Error> {
-        let native = root.number::<u16>("vlan", 0..=*VlanId::NUMBERS.end())?;
+        let native = root.number::<u16>("vlan", 0..=*VlanId::RANGE.end())?;
         let native = native.and_then(VlanId::new);
         let trunk = root.list("vlanTrunk")?;
         let default = match root.bool("preserveDefaultVlan")? {
-            Some(true) => DefaultVlan::Kept,
-            Some(false) | None => DefaultVlan::Left,
+            Some(true) => DefaultVlan::Preserved,
+            Some(false) | None => DefaultVlan::Removed,
         };
         if native.is_none() && trunk.is_none() {
             return Ok(None);
         }
-        let gateway = native.filter(|_| role != Gateway::None);
+        let gateway = native.filter(|_| gateway != Gateway::None);
         let gateway = gateway.map(|vlan| gateway_name(root, bridge, vlan));
-        let mut union = VlanSet::EMPTY;
+        let mut vlans = VlanSet::EMPTY;
         for item in trunk.into_iter().flatten() {
-            union = union.or(parse_item(&item.into_object()?)?);
+            vlans = vlans.union(parse_item(&item.into_object()?)?);
         }
         Ok(Some(Vlans {
             native,
-            trunk: union,
+            trunk: vlans,
             default,
             gateway: gateway.transpose()?,
         }))
@@ -78,13 +78,18 @@ impl Vlans {
         Some(PortVlans::new(native, VlanSet::EMPTY))
     }
 
-    /// The VLAN that a new port with these VLANs must leave: the default of the bridge.
-    pub fn surplus(&self, wanted: &PortVlans, given: Option<VlanId>) -> Option<VlanId> {
-        given.filter(|given| self.default == DefaultVlan::Left && !wanted.all().contains(*given))
+    /// The bridge's default VLAN, if a new port with these VLANs must not be in it.
+    pub fn default_to_remove(
+        &self,
+        wanted: &PortVlans,
+        default_pvid: Option<VlanId>,
+    ) -> Option<VlanId> {
+        default_pvid
+            .filter(|vlan| self.default == DefaultVlan::Removed && !wanted.all().contains(*vlan))
     }
 
     /// The key that requires VLAN filtering, with its value, for errors.
-    pub fn asked(&self) -> String {
+    pub fn requirement(&self) -> String {
         match self.native {
             Some(vlan) => format!("vlan is {vlan}"),
             None if self.trunk.is_empty() => "vlanTrunk is []".to_owned(),
@@ -92,26 +97,29 @@ impl Vlans {
         }
     }
 
-    /// How the VLANs of a port differ. Its membership in the default VLAN of the bridge is accepted whatever
-    /// `preserveDefaultVlan` says: the Go plugin before 1.8.0 leaves it.
-    pub fn difference(&self, present: &PortVlans, given: Option<VlanId>) -> Option<String> {
+    /// The first difference of a port's VLANs. Membership in the bridge's default VLAN is accepted regardless of
+    /// `preserveDefaultVlan`, because the Go plugin before 1.8.0 keeps it.
+    pub fn difference(&self, observed: &PortVlans, default_pvid: Option<VlanId>) -> Option<String> {
         let wanted = self.port()?;
-        if present.pvid != wanted.pvid || !wanted.untagged.minus(present.untagged).is_empty() {
-            let is = match present.pvid {
-                Some(pvid) if present.untagged.contains(pvid) => format!("are in VLAN {pvid}"),
-                Some(pvid) => format!("come from VLAN {pvid} with a tag"),
+        if observed.pvid != wanted.pvid || !wanted.untagged.difference(observed.untagged).is_empty()
+        {
+            let actual = match observed.pvid {
+                Some(pvid) if observed.untagged.contains(pvid) => format!("are in VLAN {pvid}"),
+                Some(pvid) => format!("leave VLAN {pvid} with a tag"),
                 None => "are in no VLAN".to_owned(),
             };
             let native = wanted.untagged;
-            return Some(format!("its untagged frames {is}, expected VLAN {native}"));
+            return Some(format!(
+                "its untagged frames {actual}, expected VLAN {native}"
+            ));
         }
-        let missing = wanted.tagged.minus(present.tagged);
+        let missing = wanted.tagged.difference(observed.tagged);
         if !missing.is_empty() {
             return Some(format!("it has lost VLANs {missing}"));
         }
-        let given = given.map_or(VlanSet::EMPTY, VlanSet::of);
-        let foreign = present.all().minus(wanted.all()).minus(given);
-        (!foreign.is_empty()).then(|| format!("it is in VLANs {foreign} too"))
+        let default = default_pvid.map_or(VlanSet::EMPTY, VlanSet::of);
+        let unexpected = observed.all().difference(wanted.all()).difference(default);
+        (!unexpected.is_empty()).then(|| format!("it is in VLANs {unexpected} too"))
     }
 }
 
@@ -126,14 +134,14 @@ fn gateway_name(root: &JsonCursor, bridge: &IfName, vlan: VlanId) -> Result<IfNa
     })
 }
 
-/// The VLANs of one item of `vlanTrunk`: a range, a single one, both or nothing.
+/// One item of `vlanTrunk`: a range, a single VLAN, both or nothing.
 fn parse_item(item: &JsonCursor) -> Result<VlanSet, Error> {
     let vlan = |key| -> Result<Option<VlanId>, Error> {
         Ok(item
-            .number::<u16>(key, VlanId::NUMBERS)?
+            .number::<u16>(key, VlanId::RANGE)?
             .and_then(VlanId::new))
     };
-    let lacks = |key: &str, other: &str, vlan: VlanId| {
+    let missing = |key: &str, other: &str, vlan: VlanId| {
         let wanted = format!("{other} is {vlan}: a range needs both; for a single VLAN use id");
         Err(item.at(key).invalid("missing", wanted))
     };
@@ -143,11 +151,11 @@ fn parse_item(item: &JsonCursor) -> Result<VlanSet, Error> {
             return Err(item.at("maxID").invalid(last, wanted));
         }
         (Some(first), Some(last)) => VlanSet::span(first, last),
-        (Some(first), None) => return lacks("maxID", "minID", first),
-        (None, Some(last)) => return lacks("minID", "maxID", last),
+        (Some(first), None) => return missing("maxID", "minID", first),
+        (None, Some(last)) => return missing("minID", "maxID", last),
         (None, None) => VlanSet::EMPTY,
     };
-    Ok(range.or(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
+    Ok(range.union(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
 }
 
 #[cfg(test)]
@@ -175,7 +183,7 @@ mod tests {
 
     fn port(keys: &str) -> String {
         let Some(port) = vlans(keys).port() else {
-            return "as the bridge has it".to_owned();
+            return "unchanged".to_owned();
         };
         let (native, tagged) = (port.untagged, port.tagged);
         assert_eq!(port.pvid.map(VlanSet::of), Some(native));
@@ -183,11 +191,11 @@ mod tests {
     }
 
     #[test]
-    fn a_port_has_the_union_of_its_trunk_and_one_native_vlan() {
+    fn a_port_has_its_trunk_and_one_native_vlan() {
         for (keys, expected) in [
             (r#""vlan": 100"#, "100 + "),
-            (r#""vlanTrunk": []"#, "as the bridge has it"),
-            (r#""vlanTrunk": [{}]"#, "as the bridge has it"),
+            (r#""vlanTrunk": []"#, "unchanged"),
+            (r#""vlanTrunk": [{}]"#, "unchanged"),
             (r#""vlanTrunk": [{"id": 7}]"#, "1 + 7"),
             (r#""vlanTrunk": [{"minID": 1, "maxID": 3}]"#, "1 + 2-3"),
             (
@@ -208,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_vlan_or_a_trunk_the_bridge_need_not_know_of_vlans() {
+    fn without_vlan_or_trunk_no_filtering_is_required() {
         for keys in [
             r#""type": "bridge""#,
             r#""vlan": 0, "vlanTrunk": null, "preserveDefaultVlan": true"#,
@@ -218,19 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn the_bridges_default_vlan_is_left_unless_it_is_wanted_or_kept() {
-        let surplus = |keys: &str, given| {
+    fn the_default_vlan_is_removed_unless_configured_or_preserved() {
+        let removed = |keys: &str, given| {
             let vlans = vlans(keys);
-            vlans.surplus(&vlans.port().unwrap(), VlanId::new(given))
+            vlans.default_to_remove(&vlans.port().unwrap(), VlanId::new(given))
         };
-        assert_eq!(surplus(r#""vlan": 100"#, 1), VlanId::new(1));
-        assert_eq!(surplus(r#""vlan": 100"#, 9), VlanId::new(9));
-        assert_eq!(surplus(r#""vlan": 100"#, 0), None);
-        assert_eq!(surplus(r#""vlan": 1"#, 1), None);
-        assert_eq!(surplus(r#""vlanTrunk": [{"id": 7}]"#, 1), None);
-        assert_eq!(surplus(r#""vlan": 9, "vlanTrunk": [{"id": 1}]"#, 1), None);
+        assert_eq!(removed(r#""vlan": 100"#, 1), VlanId::new(1));
+        assert_eq!(removed(r#""vlan": 100"#, 9), VlanId::new(9));
+        assert_eq!(removed(r#""vlan": 100"#, 0), None);
+        assert_eq!(removed(r#""vlan": 1"#, 1), None);
+        assert_eq!(removed(r#""vlanTrunk": [{"id": 7}]"#, 1), None);
+        assert_eq!(removed(r#""vlan": 9, "vlanTrunk": [{"id": 1}]"#, 1), None);
         assert_eq!(
-            surplus(r#""vlan": 100, "preserveDefaultVlan": true"#, 1),
+            removed(r#""vlan": 100, "preserveDefaultVlan": true"#, 1),
             None
         );
     }
@@ -317,20 +325,23 @@ mod tests {
         let wanted = vlans(r#""vlan": 100, "vlanTrunk": [{"minID": 10, "maxID": 12}]"#);
         let right = wanted.port().unwrap();
         let check = |change: &dyn Fn(&mut PortVlans)| {
-            let mut present = right;
-            change(&mut present);
+            let mut observed = right;
+            change(&mut observed);
             wanted
-                .difference(&present, Some(VlanId::DEFAULT))
+                .difference(&observed, Some(VlanId::DEFAULT))
                 .unwrap_or_default()
         };
         assert_eq!(check(&|_| {}), "");
-        assert_eq!(check(&|port| port.untagged = port.untagged.or(one(1))), "");
         assert_eq!(
-            check(&|port| port.tagged = port.tagged.minus(one(11))),
+            check(&|port| port.untagged = port.untagged.union(one(1))),
+            ""
+        );
+        assert_eq!(
+            check(&|port| port.tagged = port.tagged.difference(one(11))),
             "it has lost VLANs 11"
         );
         assert_eq!(
-            check(&|port| port.tagged = port.tagged.or(one(200))),
+            check(&|port| port.tagged = port.tagged.union(one(200))),
             "it is in VLANs 200 too"
         );
         assert_eq!(

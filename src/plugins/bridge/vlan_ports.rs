@@ -2,13 +2,13 @@
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::{Link, Netlink, VlanFiltering, not_found_as_none};
-use crate::net::{IfName, PortVlans, VlanId};
+use crate::link::created_link;
 use crate::link::failed;
-use crate::link::made;
+use crate::net::{IfName, PortVlans, VlanId};
 use crate::plugins::bridge::vlan::Vlans;
 
-/// Rejects a bridge without VLAN filtering. It is not enabled on an existing bridge, because that would change what its
-/// other ports reach. The Go plugin continues, and the container shares one segment with all others.
+/// Rejects a bridge without VLAN filtering. Enabling it on an existing bridge would change which hosts its other ports
+/// reach. The Go plugin continues without isolation.
 ///
 /// # Errors
 /// Code 2 if the kernel does not support it, 999 if the bridge has it disabled.
@@ -20,7 +20,7 @@ pub(super) fn require_filtering(bridge: &Link, vlans: &Vlans) -> Result<(), Erro
         VlanFiltering::Off => {
             let msg = format!(
                 "{}, but bridge {name} exists already and has VLAN filtering disabled",
-                vlans.asked()
+                vlans.requirement()
             );
             Err(Error::failed(msg).details(format!(
                 "enable it: ip link set {name} type bridge vlan_filtering 1"
@@ -33,7 +33,7 @@ pub(super) fn require_filtering(bridge: &Link, vlans: &Vlans) -> Result<(), Erro
 pub(super) fn no_filtering(vlans: &Vlans) -> Error {
     let msg = format!(
         "configuration: {}, but this kernel has no 802.1Q VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
-        vlans.asked()
+        vlans.requirement()
     );
     Error::new(Code::UNSUPPORTED_FIELD, msg)
 }
@@ -41,7 +41,7 @@ pub(super) fn no_filtering(vlans: &Vlans) -> Error {
 /// Adds the container's port to its VLANs.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(super) fn join_container_port(
     host: &Netlink,
     name: &IfName,
@@ -51,7 +51,7 @@ pub(super) fn join_container_port(
     let Some(wanted) = vlans.port() else {
         return Ok(());
     };
-    let index = made(host, name)?.index;
+    let index = created_link(host, name)?.index;
     let port = Port {
         name,
         index,
@@ -66,27 +66,27 @@ pub(super) struct Port<'a> {
     pub bridge: &'a Link,
 }
 
-/// Adds a port to VLANs and removes it from the one that the bridge assigned. Repeating it changes nothing.
+/// Adds a port to VLANs and removes it from the bridge's default VLAN. Idempotent.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(super) fn join(
     host: &Netlink,
     port: &Port,
     wanted: &PortVlans,
     vlans: &Vlans,
 ) -> Result<(), Error> {
-    if let Some(surplus) = vlans.surplus(wanted, default_pvid(port.bridge)) {
-        not_found_as_none(host.leave_vlan(port.index, surplus)).map_err(|cause| {
+    if let Some(vlan) = vlans.default_to_remove(wanted, default_pvid(port.bridge)) {
+        not_found_as_none(host.leave_vlan(port.index, vlan)).map_err(|cause| {
             failed(
-                &format!("take out of VLAN {surplus} port"),
-                port.name,
+                "remove",
+                format!("port {} from VLAN {vlan}", port.name),
                 cause,
             )
         })?;
     }
     let joined = host.join_vlans(port.index, wanted);
-    joined.map_err(|cause| failed("put into its VLANs port", port.name, cause))
+    joined.map_err(|cause| failed("add", format!("port {} to its VLANs", port.name), cause))
 }
 
 /// Compares the VLANs of the container's port.
@@ -99,13 +99,13 @@ pub(super) fn check(
     bridge: &Link,
     vlans: &Vlans,
 ) -> Result<(), Error> {
-    let present = host.port_vlans(port.index).map_err(|cause| {
+    let observed = host.port_vlans(port.index).map_err(|cause| {
         Error::failed(format!(
             "cannot list the VLANs of port {}: {cause}",
             port.name
         ))
     })?;
-    match vlans.difference(&present, default_pvid(bridge)) {
+    match vlans.difference(&observed, default_pvid(bridge)) {
         None => Ok(()),
         Some(difference) => Err(Error::failed(format!(
             "check: port {}: {difference}",

@@ -16,9 +16,9 @@ const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME 
 
 const HIDDEN: &str = "…";
 
-/// The keys of an object whose values are logged: first the key under which the object is, or `/` for the configuration
-/// itself, then its keys, separated by spaces. Lower case, because keys are read without regard to case. Each plugin
-/// declares its own next to its parser ([`crate::plugins::plugin::Plugin::KEYS`]).
+/// The keys of an object whose values are logged: first the key of the object, or `/` for the configuration itself,
+/// then its keys, separated by spaces. Lower case, because keys are case-insensitive. Each plugin declares its keys
+/// next to its parser ([`crate::plugins::plugin::Plugin::KEYS`]).
 pub type Keys = &'static [&'static str];
 
 /// The keys of the CNI specification and conventions, and those of the log.
@@ -46,9 +46,9 @@ fn has(words: &str, word: &str) -> bool {
     words.split(' ').any(|it| it == word)
 }
 
-/// `namespace/name` of the pod that CNI_ARGS name, also if they are invalid otherwise.
+/// `namespace/name` of the pod in CNI_ARGS, even if other entries are invalid.
 pub fn pod(args: &str) -> Option<String> {
-    let value = |key| args.split(';').find_map(|piece| piece.strip_prefix(key));
+    let value = |key| args.split(';').find_map(|entry| entry.strip_prefix(key));
     let (namespace, name) = value("K8S_POD_NAMESPACE=").zip(value("K8S_POD_NAME="))?;
     Some(format!("{namespace}/{name}"))
 }
@@ -58,18 +58,18 @@ pub fn environment(env: &Environment) -> String {
     let variable = |name: &str| Some(format!("{name}={}", env.var(name)?));
     let mut variables: Vec<String> = VARIABLES.split(' ').filter_map(variable).collect();
     if let Some(args) = env.var("CNI_ARGS") {
-        let pieces: Vec<String> = args.split(';').map(argument).collect();
-        variables.push(format!("CNI_ARGS={}", pieces.join(";")));
+        let entries: Vec<String> = args.split(';').map(argument).collect();
+        variables.push(format!("CNI_ARGS={}", entries.join(";")));
     }
     variables.join(" ")
 }
 
-fn argument(piece: &str) -> String {
-    match piece.split_once('=') {
+fn argument(entry: &str) -> String {
+    match entry.split_once('=') {
         Some((key, _)) if !has(ARGS, key) => format!("{key}={HIDDEN}"),
-        Some(_) => piece.to_owned(),
+        Some(_) => entry.to_owned(),
         // Not KEY=VALUE.
-        None if piece.is_empty() => String::new(),
+        None if entry.is_empty() => String::new(),
         None => HIDDEN.to_owned(),
     }
 }
@@ -82,17 +82,17 @@ pub fn configuration(bytes: &[u8], keys: &[Keys]) -> String {
             value.to_string()
         }
         Err(_) if bytes.is_empty() => String::new(),
-        Err(_) => format!("{} bytes that cannot be read", bytes.len()),
+        Err(_) => format!("{} bytes that are not JSON", bytes.len()),
     }
 }
 
-/// Redacts the value of a key. The elements of a list are redacted as their list's key says.
-fn hide(value: &mut Value, place: &str, keys: &[Keys]) {
+/// Redacts unknown keys below `parent`. Elements of a list belong to the key of the list.
+fn hide(value: &mut Value, parent: &str, keys: &[Keys]) {
     match value {
-        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, place, keys)),
+        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, parent, keys)),
         Value::Object(object) => {
             for (key, value) in object {
-                match is_known(place, key, keys) {
+                match is_known(parent, key, keys) {
                     true => hide(value, key, keys),
                     false => *value = HIDDEN.into(),
                 }
@@ -102,11 +102,11 @@ fn hide(value: &mut Value, place: &str, keys: &[Keys]) {
     }
 }
 
-fn is_known(place: &str, key: &str, keys: &[Keys]) -> bool {
+fn is_known(parent: &str, key: &str, keys: &[Keys]) -> bool {
     let mut lines = keys.iter().chain([&KEYS]).copied().flatten();
     lines.any(|line| {
         let (under, known) = line.split_once(' ').unwrap_or((line, ""));
-        under == place && has(known, key)
+        under == parent && has(known, key)
     })
 }
 
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_values_of_unknown_keys_are_hidden_wherever_they_stand() {
+    fn values_of_unknown_keys_are_redacted() {
         let text = r#"{"name": "n", "TYPE": "bridge", "token": "s3cret", "ipam": {"type": "x", "password": "s3cret",
             "ranges": [[{"subnet": "10.1.0.0/24", "note": "s3cret"}]]}, "args": {"cni": {"ips": ["10.1.0.7"],
             "labels": [{"key": "s3cret"}]}, "mine": "s3cret"}, "mtu": {"a": "s3cret"},
@@ -136,15 +136,12 @@ mod tests {
         ] {
             assert!(shown.contains(known), "{known}: {shown}");
         }
-        assert_eq!(
-            configuration(b"{s3cret", &[]),
-            "7 bytes that cannot be read"
-        );
+        assert_eq!(configuration(b"{s3cret", &[]), "7 bytes that are not JSON");
         assert_eq!(configuration(b"", &[]), "");
     }
 
     #[test]
-    fn of_args_the_known_ones_are_shown() {
+    fn known_args_are_shown() {
         let args = "IgnoreUnknown=1;TOKEN=s3cret;K8S_POD_NAME=web;s3cret;IP=10.1.0.7;K8S_POD_NAMESPACE=shop;A=b=s3cret";
         let env = [
             ("CNI_COMMAND", "ADD".into()),

@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     if let Some(error) = parse_error(data) {
         let _ = error.to_string();
     }
-    let lease = match delegate.parse_answer(data) {
+    let lease = match delegate.parse_result(data) {
         Ok(lease) => lease,
         Err(error) => {
             assert_eq!(error.code.0, 999);

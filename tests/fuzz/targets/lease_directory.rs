@@ -18,7 +18,7 @@ use gangplank::cni::names::Attachment;
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
 use gangplank::ipam::lease_file::{LeaseOwner, owner_for};
-use gangplank::ipam::store::scan::{LeaseScan, address_named, parse_cursor};
+use gangplank::ipam::store::scan::{LeaseScan, address_named, parse_last_reserved};
 use gangplank::ipam::store::index::{Index, text_of};
 use gangplank::ipam::store::is_kept;
 use libfuzzer_sys::fuzz_target;
@@ -76,7 +76,7 @@ fn claim_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<LeaseOwn
 fn is_nobodys(files: &Files, address: IpAddr, who: &Attachment) -> bool {
     match files.get(address.to_string().as_bytes()).map(|content| read(content)) {
         None => true,
-        Some(Ok(content)) => owner_for(&content, who) == LeaseOwner::Garbled,
+        Some(Ok(content)) => owner_for(&content, who) == LeaseOwner::Invalid,
         Some(Err(cause)) => cause.kind() == ErrorKind::NotFound,
     }
 }
@@ -104,13 +104,13 @@ impl Place {
     fn give(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
         let taken = scan.taken();
         let mine = |address: &IpAddr| {
-            matches!(claim_of(files, *address, who), Some(LeaseOwner::Mine | LeaseOwner::Containers))
+            matches!(claim_of(files, *address, who), Some(LeaseOwner::Attachment | LeaseOwner::Container))
         };
-        assert!(scan.mine.iter().all(mine));
+        assert!(scan.of_attachment.iter().all(mine));
         assert!(taken.iter().all(|address| !is_nobodys(files, *address, who)));
         for (index, pool) in self.config.pools.iter().enumerate() {
             let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
-            let last = cursor.and_then(|content| parse_cursor(content));
+            let last = cursor.and_then(|content| parse_last_reserved(content));
             let is_taken = |address| taken.contains(&address);
             let Some((range, address)) = next_free(&pool.set, last, &self.config.gateways, is_taken) else {
                 let there = taken.iter().filter(|address| pool.set.range_of(**address).is_some());
@@ -125,7 +125,7 @@ impl Place {
             after.insert(name.as_bytes(), lease.as_bytes());
             let after = self::scan(&after, who);
             assert!(after.mine.contains(&address) && after.taken().is_superset(&taken));
-            assert_eq!(after.siblings, scan.siblings);
+            assert_eq!(after.siblings, scan.other_interfaces);
         }
     }
 
@@ -137,32 +137,32 @@ impl Place {
         assert!(Index::validate(text.clone(), changed, (7, 9)).is_none());
         let index = Index::validate(text.clone(), changed, (7, 8)).unwrap();
         assert_eq!(index.addresses(), scan.taken());
-        let claims = index.claims(who);
+        let indexed = index.leases_of(who);
         let is = |expected: LeaseOwner| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
-        if claims.mine.iter().all(is(LeaseOwner::Mine)) && claims.of_container.iter().all(is(LeaseOwner::Containers)) {
-            let mut told = if claims.mine.is_empty() { claims.of_container } else { claims.mine };
-            let mut seen = scan.mine.clone();
+        if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment)) && indexed.of_container.iter().all(is(LeaseOwner::Container)) {
+            let mut told = if indexed.of_attachment.is_empty() { indexed.of_container } else { indexed.of_attachment };
+            let mut seen = scan.of_attachment.clone();
             told.sort();
             seen.sort();
             assert_eq!(told, seen);
-            assert!(claims.siblings || !scan.siblings);
+            assert!(indexed.other_interfaces || !scan.other_interfaces);
         }
         if let Some(garbage) = files.get(INDEX) {
             let head = text.lines().next().unwrap_or_default();
             let text = format!("{head}\n{}", String::from_utf8_lossy(garbage));
             let index = Index::validate(text, changed, (7, 8)).unwrap();
             index.addresses();
-            index.claims(who);
+            index.leases_of(who);
         }
     }
 
-    /// What GC keeps is a valid attachment's, and what a valid attachment claims is kept.
+    /// What GC keeps is a valid attachment's, and what a valid attachment indexed is kept.
     fn collect(&self, files: &Files) {
         let valid = &self.attachments[0];
         for (name, content) in files {
             let Some(address) = address_named(OsStr::from_bytes(name)) else { continue };
             let kept = is_kept(content, &self.valid);
-            if matches!(claim_of(files, address, valid), Some(LeaseOwner::Mine | LeaseOwner::Containers)) {
+            if matches!(claim_of(files, address, valid), Some(LeaseOwner::Attachment | LeaseOwner::Container)) {
                 assert!(kept, "{address} is valid");
             }
             let names_it = content.windows(2).any(|bytes| bytes == b"c1");

@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let stranger = who("somebody-else", "eth7").unwrap();
     let seen = owner_for(data, &stranger);
-    assert!(seen != LeaseOwner::Mine || text.contains("somebody-else"));
+    assert!(seen != LeaseOwner::Attachment || text.contains("somebody-else"));
     // What an ADD of an attachment writes is its own and nobody else's.
     let Some((container, interface)) = text.split_once(' ') else {
         return;
@@ -25,18 +25,18 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let written = format!("{}\r\n{}", me.container, me.interface);
-    assert_eq!(owner_for(written.as_bytes(), &me), LeaseOwner::Mine);
+    assert_eq!(owner_for(written.as_bytes(), &me), LeaseOwner::Attachment);
     if me.container != stranger.container {
-        assert_eq!(owner_for(written.as_bytes(), &stranger), LeaseOwner::Foreign);
+        assert_eq!(owner_for(written.as_bytes(), &stranger), LeaseOwner::OtherContainer);
     }
     let other = who(container, "another").unwrap();
     if other != me {
-        assert_eq!(owner_for(written.as_bytes(), &other), LeaseOwner::Siblings);
+        assert_eq!(owner_for(written.as_bytes(), &other), LeaseOwner::OtherInterface);
     }
-    assert_eq!(owner_for(container.as_bytes(), &me), LeaseOwner::Containers);
+    assert_eq!(owner_for(container.as_bytes(), &me), LeaseOwner::Container);
     // Cut at any place, as a full disk leaves it, it is never another container's of the same node by mistake.
     for cut in 0..written.len() {
         let claimed = owner_for(&written.as_bytes()[..cut], &me);
-        assert!(cut < container.len() || claimed != LeaseOwner::Foreign, "{cut}");
+        assert!(cut < container.len() || claimed != LeaseOwner::OtherContainer, "{cut}");
     }
 });

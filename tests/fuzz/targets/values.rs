@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Ok(mac) = text.parse::<Mac>() {
         assert_eq!(mac.to_string().parse(), Ok(mac));
-        assert!(mac.made_local().is_assignable());
+        assert!(mac.to_locally_administered().is_assignable());
     }
     if let Ok(name) = text.parse::<IfName>() {
         assert_eq!(name.as_str(), text);

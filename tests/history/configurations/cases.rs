@@ -1,12 +1,12 @@
-//! Configurations that exist in the field, one by one.
+//! Configurations used in production.
 
 use serde_json::{Value, json};
 
-use crate::party::Party::{self, Ours, Reference};
-use crate::party::{Attachment, BOTH, node, ready, remains};
-use crate::support::{Answer, Network, Node, Pod, leases, needs, small_network};
+use crate::implementation::Implementation::{self, Gangplank, Go};
+use crate::implementation::{Attachment, BOTH, node, ready, remains};
+use crate::support::{Answer, Network, Node, Pod, leases, requires, small_network};
 
-/// A network of IPv6 whose gateway is link-local.
+/// An IPv6 network with a link-local gateway.
 fn link_local() -> Value {
     let mut config = small_network();
     config["isGateway"] = false.into();
@@ -17,8 +17,8 @@ fn link_local() -> Value {
     config
 }
 
-/// A router behind `up0` of a node, with `fd00:9::9` beyond it.
-fn beyond(node: &Node) -> Node {
+/// A host `fd00:9::9` behind the node's interface `up0`.
+fn outside_host(node: &Node) -> Node {
     let outside = Node::new("outside");
     crate::support::wire(node, "up0", &outside, "eth0");
     node.run_all(
@@ -26,48 +26,53 @@ fn beyond(node: &Node) -> Node {
     );
     outside
         .run_all("ip addr add fd00:9::9/64 dev eth0 nodad\nip route add fd00:5::/64 via fd00:9::1");
-    node.settle();
-    outside.settle();
+    node.wait_for_dad();
+    outside.wait_for_dad();
     outside
 }
 
-/// ADD, CHECK, DEL and what must hold between them.
-fn serve(party: Party, node: &Node, config: &Value, probe: impl Fn(&Pod)) {
-    let pods = ["a", "b"].map(|name| node.pod(&format!("{name}-{party:?}")));
+/// Runs ADD, CHECK and DEL for two pods, and `probe` while they are attached.
+fn attach_and_probe(
+    implementation: Implementation,
+    node: &Node,
+    config: &Value,
+    probe: impl Fn(&Pod),
+) {
+    let pods = ["a", "b"].map(|name| node.pod(&format!("{name}-{implementation:?}")));
     let attach = |pod| {
         let mut attachment = Attachment::new(node, pod, config);
-        attachment.try_add(party).ok();
-        attachment.check(party).ok();
+        attachment.try_add(implementation).ok();
+        attachment.check(implementation).ok();
         attachment
     };
     let attachments = pods.each_ref().map(attach);
     pods.iter().for_each(&probe);
     for attachment in &attachments {
-        attachment.check(party).ok();
-        attachment.del(party).ok();
+        attachment.check(implementation).ok();
+        attachment.del(implementation).ok();
     }
 }
 
 #[test]
-fn a_link_local_gateway_of_an_administrators_bridge_is_the_next_hop() {
+fn a_link_local_gateway_on_an_existing_bridge_is_the_next_hop() {
     if !ready(&["ping"]) {
         return;
     }
-    for party in BOTH {
+    for implementation in BOTH {
         let node = node();
-        let outside = beyond(&node);
+        let outside = outside_host(&node);
         node.run_all("ip link add br0 address 02:00:00:00:00:0b type bridge\nip link set br0 up\nip addr add fe80::1/64 dev br0 nodad\nip addr add fd00:5::ffff/64 dev br0 nodad");
-        serve(party, &node, &link_local(), |pod| {
+        attach_and_probe(implementation, &node, &link_local(), |pod| {
             assert!(
                 pod.run("ip -6 route")
                     .contains("default via fe80::1 dev eth0"),
-                "{party:?}"
+                "{implementation:?}"
             );
             pod.reaches("fd00:9::9");
             assert!(outside.run("ip -6 neigh").contains("fd00:9::1"));
         });
         let left = remains(&node, "small", "br0");
-        assert_eq!(left, ["link up0"], "{party:?}");
+        assert_eq!(left, ["link up0"], "{implementation:?}");
         assert!(
             node.addresses("br0")
                 .contains(&"fd00:5::ffff/64".to_owned())
@@ -76,13 +81,13 @@ fn a_link_local_gateway_of_an_administrators_bridge_is_the_next_hop() {
 }
 
 #[test]
-fn a_link_local_gateway_is_put_on_the_bridge_also_beside_the_bridges_own_address() {
-    needs!("ping");
+fn a_link_local_gateway_is_added_to_a_bridge_that_has_a_link_local_address() {
+    requires!("ping");
     let node = Node::new("node");
-    let outside = beyond(&node);
-    // With a port that is up the kernel gives it a link-local address, with which the Go plugin's ADD fails.
+    let outside = outside_host(&node);
+    // Once a port is up the kernel assigns a link-local address, with which the ADD of the Go plugin fails.
     node.run_all("ip link add br0 type bridge\nip link add p0 type veth peer name p1\nip link set p0 master br0 up\nip link set p1 up\nip link set br0 up");
-    node.settle();
+    node.wait_for_dad();
     let own = node.run("ip -6 -o addr show dev br0 scope link");
     assert!(own.contains("fe80::"), "{own}");
     let mut config = link_local();
@@ -97,7 +102,7 @@ fn a_link_local_gateway_is_put_on_the_bridge_also_beside_the_bridges_own_address
             node.run("ip -6 -o addr show dev br0")
                 .contains("fe80::1/64")
         );
-        outside.settle();
+        outside.wait_for_dad();
         pod.reaches("fd00:9::9");
         network.check(&pod, &result).ok();
     }
@@ -117,18 +122,18 @@ fn a_link_local_gateway_is_put_on_the_bridge_also_beside_the_bridges_own_address
 }
 
 #[test]
-fn a_gateway_outside_of_the_subnet_is_passed_on_to_the_plugin_that_asks() {
+fn host_local_returns_a_gateway_outside_of_the_subnet() {
     if !ready(&["cni:ptp", "ping"]) {
         return;
     }
-    for party in BOTH {
+    for implementation in BOTH {
         let node = node();
         node.run(&format!(
             "ln -sf {}/ptp {}/ptp",
             crate::support::go_plugins().display(),
             Node::BIN
         ));
-        if party == Reference {
+        if implementation == Go {
             node.run(&format!(
                 "ln -sf {}/host-local {}/host-local",
                 crate::support::go_plugins().display(),
@@ -141,12 +146,12 @@ fn a_gateway_outside_of_the_subnet_is_passed_on_to_the_plugin_that_asks() {
         let result = network.add(&pod);
         assert_eq!(
             result["ips"][0]["address"], "fd00:5::1/64",
-            "{party:?}: {result}"
+            "{implementation:?}: {result}"
         );
-        assert_eq!(result["ips"][0]["gateway"], "fe80::1", "{party:?}");
+        assert_eq!(result["ips"][0]["gateway"], "fe80::1", "{implementation:?}");
         network.del(&pod);
         assert!(leases(&node, "small").is_empty());
-        // By itself, as macvlan and ipvlan call it too.
+        // host-local by itself, as macvlan and ipvlan call it.
         for (subnet, gateway) in [
             ("fd00:5::/64", "fe80::1"),
             ("10.5.0.0/24", "10.6.0.1"),
@@ -158,16 +163,16 @@ fn a_gateway_outside_of_the_subnet_is_passed_on_to_the_plugin_that_asks() {
             config["type"] = "host-local".into();
             config["ipam"] = json!({ "type": "host-local", "ranges": [[{ "subnet": subnet, "gateway": gateway }]] });
             let result = node.network(config.clone()).add(&pod);
-            assert_eq!(result["ips"][0]["gateway"], gateway, "{party:?}");
+            assert_eq!(result["ips"][0]["gateway"], gateway, "{implementation:?}");
             node.network(config).del(&pod);
         }
     }
 }
 
-/// An ADD with this `ipam` and DEL; the answer to ADD.
-fn add(party: Party, node: &Node, plugin: &str, keys: &Value) -> Answer {
+/// Runs ADD with these keys, then DEL. Returns the answer of ADD.
+fn add(implementation: Implementation, node: &Node, plugin: &str, keys: &Value) -> Answer {
     let pod = node.pod(&format!(
-        "{party:?}-{}",
+        "{implementation:?}-{}",
         node.run("ip netns list").lines().count()
     ));
     let mut config = small_network();
@@ -177,8 +182,8 @@ fn add(party: Party, node: &Node, plugin: &str, keys: &Value) -> Answer {
         config[key] = value.clone();
     }
     let mut attachment = Attachment::new(node, &pod, &config);
-    let answer = attachment.try_add(party);
-    attachment.del(party).ok();
+    let answer = attachment.try_add(implementation);
+    attachment.del(implementation).ok();
     node.run("rm -rf /var/lib/cni/networks");
     answer
 }
@@ -192,12 +197,12 @@ fn with_range(range: Value) -> Value {
 }
 
 #[test]
-fn what_the_go_plugins_accept_is_accepted_with_the_same_addresses_and_routes() {
+fn configurations_that_the_go_plugins_accept_give_the_same_addresses_and_routes() {
     if !ready(&[]) {
         return;
     }
     let v4 = "10.77.0.0/24";
-    let (bridge, alone) = (
+    let (bridge, host_local_only) = (
         ["bridge", "host-local"].as_slice(),
         ["host-local"].as_slice(),
     );
@@ -206,9 +211,12 @@ fn what_the_go_plugins_accept_is_accepted_with_the_same_addresses_and_routes() {
             bridge,
             with_routes("fd00:5::/64", json!([{ "dst": "fd09::7/64" }])),
         ),
-        (alone, with_routes(v4, json!([{ "dst": "10.9.0.7/16" }]))),
         (
-            alone,
+            host_local_only,
+            with_routes(v4, json!([{ "dst": "10.9.0.7/16" }])),
+        ),
+        (
+            host_local_only,
             with_routes(
                 v4,
                 json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16" }]),
@@ -222,11 +230,11 @@ fn what_the_go_plugins_accept_is_accepted_with_the_same_addresses_and_routes() {
             ),
         ),
         (
-            alone,
+            host_local_only,
             with_routes(v4, json!([{ "dst": "10.9.0.0/16", "gw": "fe80::1" }])),
         ),
         (
-            alone,
+            host_local_only,
             with_routes(v4, json!([{ "dst": "::/0", "gw": "10.77.0.1" }])),
         ),
         (
@@ -271,7 +279,8 @@ fn what_the_go_plugins_accept_is_accepted_with_the_same_addresses_and_routes() {
     let node = node();
     for (plugins, keys) in &cases {
         for plugin in *plugins {
-            let [ours, theirs] = BOTH.map(|party| add(party, &node, plugin, keys).ok());
+            let [ours, theirs] =
+                BOTH.map(|implementation| add(implementation, &node, plugin, keys).ok());
             for key in ["address", "gateway"] {
                 assert_eq!(
                     ours["ips"][0][key], theirs["ips"][0][key],
@@ -290,11 +299,11 @@ fn what_the_go_plugins_accept_is_accepted_with_the_same_addresses_and_routes() {
 }
 
 #[test]
-fn routes_that_the_kernel_refuses_are_refused_before_anything_changes() {
+fn routes_that_the_kernel_would_reject_are_rejected_before_any_change() {
     if !ready(&[]) {
         return;
     }
-    for (routes, says) in [
+    for (routes, word) in [
         (json!([{ "dst": "10.9.0.7/16" }]), "10.9.0.0/16"),
         (
             json!([{ "dst": "10.9.0.0/16", "gw": "fe80::1" }]),
@@ -303,20 +312,17 @@ fn routes_that_the_kernel_refuses_are_refused_before_anything_changes() {
     ] {
         let node = node();
         let keys = with_routes("10.77.0.0/24", routes);
-        let _ = add(Reference, &node, "bridge", &keys).refused();
+        let _ = add(Go, &node, "bridge", &keys).error();
         node.run("ip link del br0");
-        let refusal = add(Ours, &node, "bridge", &keys).refused();
-        assert!(
-            refusal.code == 7 && refusal.text().contains(says),
-            "{refusal:?}"
-        );
+        let error = add(Gangplank, &node, "bridge", &keys).error();
+        assert!(error.code == 7 && error.text().contains(word), "{error:?}");
         assert!(node.link("br0").is_none());
     }
 }
 
 #[test]
-fn the_second_of_two_equal_routes_does_no_harm() {
-    needs!();
+fn duplicate_routes_are_added_once() {
+    requires!();
     let node = Node::new("node");
     let mut config = small_network();
     config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16" }, { "dst": "10.9.0.0/16", "gw": "10.77.0.1" }, { "dst": "10.9.0.0/16" }]);
@@ -328,14 +334,14 @@ fn the_second_of_two_equal_routes_does_no_harm() {
     network.del(&pod);
 }
 
-/// The answer to an ADD with this text on stdin.
-fn add_text(party: Party, node: &Node, plugin: &str, text: &str) -> Answer {
+/// The answer of an ADD with this text on stdin.
+fn add_text(implementation: Implementation, node: &Node, plugin: &str, text: &str) -> Answer {
     let pod = node.pod(&format!(
-        "{party:?}-{}",
+        "{implementation:?}-{}",
         node.run("ip netns list").lines().count()
     ));
     let call = |verb| {
-        party
+        implementation
             .call(node, plugin)
             .verb(verb)
             .pod(&pod)
@@ -349,7 +355,7 @@ fn add_text(party: Party, node: &Node, plugin: &str, text: &str) -> Answer {
 }
 
 #[test]
-fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
+fn deeply_nested_json_and_unpaired_surrogates_are_parsed_as_by_go() {
     if !ready(&[]) {
         return;
     }
@@ -376,9 +382,10 @@ fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
             let text = format!(
                 r#"{{"x":{junk},"cniVersion":"1.0.0","name":"n","type":"{plugin}","bridge":"br0","dns":{{"domain":"\ud800."}},"ipam":{ipam}}}"#
             );
-            let [ours, theirs] = BOTH.map(|party| add_text(party, &node, plugin, &text).ok());
+            let [ours, theirs] =
+                BOTH.map(|implementation| add_text(implementation, &node, plugin, &text).ok());
             for key in ["dns", "ips"] {
-                // Debian's older plugins print an empty one.
+                // Debian's plugins are older and print empty values.
                 let empty =
                     |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
                 let [ours, theirs] = [&ours[key], &theirs[key]].map(|it| {
@@ -394,10 +401,10 @@ fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
             }
         }
     }
-    // Deeper than Go goes; the stack is not what ends it.
+    // Deeper than encoding/json accepts. Must not overflow the stack.
     let text = format!(r#"{{"x":{},"name":"n"}}"#, nested("[", "]", 1_500_000));
     let answer = node.cni("bridge").verb("STATUS").stdin(text).run();
-    assert_eq!(answer.refused().code, 1, "STATUS needs 1.1.0");
+    assert_eq!(answer.error().code, 1, "STATUS needs 1.1.0");
     for wrong in [
         format!("{{\"x\":{}", "[".repeat(200_000)),
         nested("[", "", 200_000),
@@ -407,7 +414,7 @@ fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
                 .verb("STATUS")
                 .stdin(wrong)
                 .run()
-                .refused()
+                .error()
                 .code,
             6
         );
@@ -415,13 +422,13 @@ fn deep_documents_and_halves_of_surrogate_pairs_are_read_as_go_reads_them() {
 }
 
 #[test]
-fn what_cni_args_hold_for_another_plugin_may_be_anything() {
+fn cni_args_of_other_plugins_may_be_invalid() {
     if !ready(&[]) {
         return;
     }
     let node = node();
-    for party in BOTH {
-        let pod = node.pod(&format!("{party:?}"));
+    for implementation in BOTH {
+        let pod = node.pod(&format!("{implementation:?}"));
         let mut host_local = small_network();
         host_local["type"] = "host-local".into();
         let mut layer_2 = small_network();
@@ -432,7 +439,7 @@ fn what_cni_args_hold_for_another_plugin_may_be_anything() {
             (&layer_2, "IgnoreUnknown=1;IP=ten"),
         ] {
             let call = |verb| {
-                party
+                implementation
                     .call_for(&node, config)
                     .verb(verb)
                     .pod(&pod)
@@ -442,15 +449,15 @@ fn what_cni_args_hold_for_another_plugin_may_be_anything() {
             call("ADD").ok();
             call("DEL").ok();
         }
-        let wrong = party.call_for(&node, &host_local).verb("ADD").pod(&pod);
-        let _ = wrong.args("IgnoreUnknown=1;IP=ten").run().refused();
+        let wrong = implementation
+            .call_for(&node, &host_local)
+            .verb("ADD")
+            .pod(&pod);
+        let _ = wrong.args("IgnoreUnknown=1;IP=ten").run().error();
     }
     assert!(leases(&node, "small").is_empty());
     let network = Network::new(&node, small_network());
     let pod = node.pod("mac");
-    let refusal = network.call("ADD", &pod).args("MAC=zz").run().refused();
-    assert!(
-        refusal.code == 4 && refusal.text().contains("zz"),
-        "{refusal:?}"
-    );
+    let error = network.call("ADD", &pod).args("MAC=zz").run().error();
+    assert!(error.code == 4 && error.text().contains("zz"), "{error:?}");
 }

@@ -1,26 +1,25 @@
-//! JSON as text has it: keys more than once, numbers of any spelling, strings that are no text.
+//! JSON as source text: with duplicate keys, numbers in any notation and invalid strings.
 
 use crate::configurations::test_random::TestRandom;
 
-/// A document.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Json {
-    /// What is no object and no list, as it is written.
-    Plain(String),
+    /// A number, string, boolean or null, as source text.
+    Literal(String),
     List(Vec<Json>),
     Object(Vec<(String, Json)>),
 }
 
-use Json::{List, Object, Plain};
+use Json::{List, Literal, Object};
 
 impl Json {
     /// A string without anything to escape.
     pub fn text(text: &str) -> Json {
-        Plain(format!("\"{text}\""))
+        Literal(format!("\"{text}\""))
     }
 
-    pub fn plain(value: impl ToString) -> Json {
-        Plain(value.to_string())
+    pub fn literal(value: impl ToString) -> Json {
+        Literal(value.to_string())
     }
 
     pub fn object<const N: usize>(entries: [(&str, Json); N]) -> Json {
@@ -36,7 +35,7 @@ impl Json {
 
     pub fn render(&self) -> String {
         match self {
-            Plain(text) => text.clone(),
+            Literal(text) => text.clone(),
             List(items) => {
                 let items: Vec<String> = items.iter().map(Json::render).collect();
                 format!("[{}]", items.join(","))
@@ -49,22 +48,22 @@ impl Json {
         }
     }
 
-    /// How many values it has, itself included.
+    /// The number of values, including itself.
     pub fn size(&self) -> usize {
         1 + match self {
-            Plain(_) => 0,
+            Literal(_) => 0,
             List(items) => items.iter().map(Json::size).sum(),
             Object(entries) => entries.iter().map(|(_, value)| value.size()).sum(),
         }
     }
 
-    /// Calls a closure with the value of that number, in the order of the text, 0 being this one.
+    /// Calls a closure with the value number `number` in the order of the text; 0 is this value.
     pub fn visit(&mut self, number: usize, work: &mut dyn FnMut(&mut Json)) {
         if number == 0 {
             return work(self);
         }
         let children: Vec<&mut Json> = match self {
-            Plain(_) => vec![],
+            Literal(_) => vec![],
             List(items) => items.iter_mut().collect(),
             Object(entries) => entries.iter_mut().map(|(_, value)| value).collect(),
         };
@@ -78,13 +77,13 @@ impl Json {
         }
     }
 
-    /// All documents with one value less.
+    /// All documents that result from removing one value.
     pub fn smaller(&self) -> Vec<Json> {
         let without = |length: usize, make: &dyn Fn(usize) -> Json| -> Vec<Json> {
             (0..length).map(make).collect()
         };
         match self {
-            Plain(_) => vec![],
+            Literal(_) => vec![],
             List(items) => {
                 let mut all = without(items.len(), &|at| {
                     let mut items = items.clone();
@@ -119,9 +118,9 @@ impl Json {
     }
 }
 
-/// Changes one thing somewhere.
+/// Changes one value at a random position.
 pub fn mutate(document: &mut Json, random: &mut TestRandom) {
-    // Often the document itself: what is deeper is usually of one type.
+    // Often the top level, where most keys are.
     let number = random.choose(&[0, random.0 as usize % document.size()]);
     let random = std::cell::RefCell::new(random);
     document.visit(number, &mut |value| {
@@ -130,9 +129,9 @@ pub fn mutate(document: &mut Json, random: &mut TestRandom) {
             Object(entries) if random.below(8) > 0 => mutate_object(entries, random),
             List(items) if random.below(3) > 0 => {
                 let at = random.below(items.len() + 1);
-                items.insert(at, odd(random));
+                items.insert(at, unusual_value(random));
             }
-            value => *value = odd(random),
+            value => *value = unusual_value(random),
         }
     });
 }
@@ -149,7 +148,7 @@ fn mutate_object(entries: &mut Vec<(String, Json)>, random: &mut TestRandom) {
             "dns",
             "cniVersions",
         ]);
-        return entries.push((key.to_owned(), odd(random)));
+        return entries.push((key.to_owned(), unusual_value(random)));
     }
     let at = random.below(entries.len());
     match random.below(8) {
@@ -157,31 +156,31 @@ fn mutate_object(entries: &mut Vec<(String, Json)>, random: &mut TestRandom) {
             entries.remove(at);
         }
         1 => {
-            // The same key again, in front or behind.
+            // Duplicates the key at a random position.
             let (key, value) = entries[at].clone();
             let value = if random.below(4) > 0 {
                 value
             } else {
-                odd(random)
+                unusual_value(random)
             };
-            let place = random.below(entries.len() + 1);
-            entries.insert(place, (key, value));
+            let index = random.below(entries.len() + 1);
+            entries.insert(index, (key, value));
         }
         2..=4 => {
             let key = entries[at].0.clone();
             let again = random.below(6) == 0;
             let spelled = spelled(&key, random);
             match again {
-                true => entries.push((spelled, odd(random))),
+                true => entries.push((spelled, unusual_value(random))),
                 false => entries[at].0 = spelled,
             }
         }
-        5 | 6 => entries[at].1 = Plain("null".to_owned()),
-        _ => entries[at].1 = odd(random),
+        5 | 6 => entries[at].1 = Literal("null".to_owned()),
+        _ => entries[at].1 = unusual_value(random),
     }
 }
 
-/// A key in another spelling.
+/// A key in another spelling that Go's encoding/json treats as equal.
 fn spelled(key: &str, random: &mut TestRandom) -> String {
     match random.below(4) {
         0 => key.to_uppercase(),
@@ -197,9 +196,9 @@ fn spelled(key: &str, random: &mut TestRandom) -> String {
     }
 }
 
-/// A value that a key rarely has.
-pub fn odd(random: &mut TestRandom) -> Json {
-    let plain = [
+/// An unusual value.
+pub fn unusual_value(random: &mut TestRandom) -> Json {
+    let literal = [
         "null",
         "true",
         "false",
@@ -239,12 +238,12 @@ pub fn odd(random: &mut TestRandom) -> Json {
     match random.below(12) {
         0 => List(vec![]),
         1 => Object(vec![]),
-        2 => List(vec![odd(random)]),
-        3 => Object(vec![("a".to_owned(), odd(random))]),
+        2 => List(vec![unusual_value(random)]),
+        3 => Object(vec![("a".to_owned(), unusual_value(random))]),
         4 => {
             let depth = random.choose(&[3, 126, 127, 128, 300, 9_990]);
-            Plain(format!("{}{}", "[".repeat(depth), "]".repeat(depth)))
+            Literal(format!("{}{}", "[".repeat(depth), "]".repeat(depth)))
         }
-        _ => Plain(random.choose(&plain).to_owned()),
+        _ => Literal(random.choose(&literal).to_owned()),
     }
 }

@@ -1,10 +1,9 @@
-//! Configurations: most of them are valid, with one or a few odd things in them.
+//! Generated configurations: mostly valid, with up to two mutations.
 
 use crate::configurations::document::Json::{self, List};
-use crate::configurations::document::{mutate, odd};
+use crate::configurations::document::{mutate, unusual_value};
 use crate::configurations::test_random::TestRandom;
 
-/// What is asked of both plugins.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub plugin: &'static str,
@@ -42,7 +41,7 @@ const DESTINATIONS: &[&str] = &[
     "10.96.0.0/016",
 ];
 
-/// A case; the same for the same random.
+/// A deterministic function of the generator's state.
 pub fn case(random: &mut TestRandom, plugins: &[&'static str]) -> Case {
     let plugin = random.choose(plugins);
     let mut config = Json::object([
@@ -51,7 +50,7 @@ pub fn case(random: &mut TestRandom, plugins: &[&'static str]) -> Case {
         ("type", Json::text(plugin)),
     ]);
     if random.below(20) == 0 {
-        config.set("capabilities", odd(random));
+        config.set("capabilities", unusual_value(random));
     }
     if random.below(4) == 0 {
         config.set("prevResult", previous(random));
@@ -96,7 +95,7 @@ fn bridge(config: &mut Json, random: &mut TestRandom) {
         "preserveDefaultVlan",
     ];
     for flag in flags {
-        // What waits for duplicate address detection takes seconds, and few combinations go with a link that is down.
+        // Duplicate address detection takes seconds, and few combinations are valid with a link that is down.
         let often = match flag {
             "isGateway" => 2,
             "enabledad" | "disableContainerInterface" => 40,
@@ -105,7 +104,7 @@ fn bridge(config: &mut Json, random: &mut TestRandom) {
         if random.below(often) == 0 {
             config.set(
                 flag,
-                Json::plain(random.choose(&["true", "true", "false", "null"])),
+                Json::literal(random.choose(&["true", "true", "false", "null"])),
             );
         }
     }
@@ -116,7 +115,7 @@ fn bridge(config: &mut Json, random: &mut TestRandom) {
         );
     }
     if random.below(10) == 0 {
-        config.set("ipMasq", Json::plain("true"));
+        config.set("ipMasq", Json::literal("true"));
     }
     if random.below(12) == 0 {
         config.set(
@@ -127,17 +126,28 @@ fn bridge(config: &mut Json, random: &mut TestRandom) {
     if random.below(4) == 0 {
         config.set(
             "mtu",
-            Json::plain(random.choose(&[0, -1, 67, 68, 1280, 1400, 9000, 65535, 65536, i64::MIN])),
+            Json::literal(random.choose(&[
+                0,
+                -1,
+                67,
+                68,
+                1280,
+                1400,
+                9000,
+                65535,
+                65536,
+                i64::MIN,
+            ])),
         );
     }
     if random.below(12) == 0 {
-        config.set("vlan", Json::plain(0));
+        config.set("vlan", Json::literal(0));
     }
 }
 
 fn ipam(random: &mut TestRandom) -> Json {
     let mut ipam = Json::object([("type", Json::text("host-local"))]);
-    // The ranges of a set are of one family, and none is in two sets.
+    // The ranges of a set are of one family, and no range is in two sets.
     let mut families: Vec<Vec<&str>> = [false, true]
         .map(|v6| {
             SUBNETS
@@ -257,7 +267,7 @@ fn route(random: &mut TestRandom) -> Json {
                 i64::MAX,
                 i64::MIN,
             ];
-            route.set(key, Json::plain(random.choose(&numbers)));
+            route.set(key, Json::literal(random.choose(&numbers)));
         }
     }
     route
@@ -334,7 +344,7 @@ fn previous(random: &mut TestRandom) -> Json {
     let one = |key, value| List(vec![Json::object([(key, value)])]);
     if random.below(2) == 0 {
         let name = if random.below(4) == 0 {
-            odd(random)
+            unusual_value(random)
         } else {
             Json::text("up0")
         };
@@ -342,7 +352,7 @@ fn previous(random: &mut TestRandom) -> Json {
     }
     if random.below(2) == 0 {
         let address = if random.below(4) == 0 {
-            odd(random)
+            unusual_value(random)
         } else {
             Json::text("10.88.0.2/24")
         };
@@ -352,7 +362,7 @@ fn previous(random: &mut TestRandom) -> Json {
         previous.set("routes", one("dst", Json::text("10.87.0.0/24")));
     }
     if random.below(8) == 0 {
-        previous.set("dns", odd(random));
+        previous.set("dns", unusual_value(random));
     }
     previous
 }

@@ -19,14 +19,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Whose program is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Implementation {
-    /// The plugins under test.
-    Ours,
-    /// The Go plugins.
-    Go,
-}
+pub use crate::implementation::Implementation;
 
 /// An attachment by the names that identify it: container, network and interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,7 +86,7 @@ impl Action {
     pub fn is_ours(&self) -> bool {
         match self {
             Action::Call(by, ..) | Action::Gc(by, ..) | Action::Status(by, _) => {
-                *by == Implementation::Ours
+                *by == Implementation::Gangplank
             }
             Action::Cli(_) => true,
             _ => false,
@@ -122,12 +115,11 @@ impl Action {
     }
 }
 
-impl Implementation {
-    fn as_str(self) -> &'static str {
-        match self {
-            Implementation::Ours => "ours",
-            Implementation::Go => "go",
-        }
+/// How the lines of a history call an implementation.
+fn word(implementation: Implementation) -> &'static str {
+    match implementation {
+        Implementation::Gangplank => "ours",
+        Implementation::Go => "go",
     }
 }
 
@@ -174,13 +166,13 @@ impl fmt::Display for Action {
         match self {
             Action::Call(by, verb, target, options) => {
                 let verb = verb.command().to_lowercase();
-                write!(f, "{} {verb} {target}{options}", by.as_str())
+                write!(f, "{} {verb} {target}{options}", word(*by))
             }
-            Action::Gc(by, network, None) => write!(f, "{} gc {network}", by.as_str()),
+            Action::Gc(by, network, None) => write!(f, "{} gc {network}", word(*by)),
             Action::Gc(by, network, Some(pod)) => {
-                write!(f, "{} gc {network} without={pod}", by.as_str())
+                write!(f, "{} gc {network} without={pod}", word(*by))
             }
-            Action::Status(by, network) => write!(f, "{} status {network}", by.as_str()),
+            Action::Status(by, network) => write!(f, "{} status {network}", word(*by)),
             Action::Cli(words) => write!(f, "cli {words}"),
             Action::Config {
                 network,
@@ -201,7 +193,7 @@ impl FromStr for Action {
         let wrong = || format!("not an action: {line:?}");
         let (first, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
         let by = match first {
-            "ours" => Implementation::Ours,
+            "ours" => Implementation::Gangplank,
             "go" => Implementation::Go,
             "cli" => return Ok(Action::Cli(rest.to_owned())),
             "end" => return Ok(Action::End(rest.to_owned())),

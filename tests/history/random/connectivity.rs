@@ -62,11 +62,12 @@ impl History {
             let is_lost = without_lease.is_some_and(|attachment| attachment.lost_lease);
             is_lost && matches!(action, Action::Call(_, _, target, _) if edge.touches(target))
         };
-        // While a pod had two interfaces in one subnet, either may have answered for the other's address: the neighbours
+        // While a pod had two interfaces on one bridge, either may have answered for the other's address: the neighbours
         // have the MAC address of the one that is deleted.
+        let bridge = |it: &Target| &self.world.config(&it.network)["bridge"];
         let is_twin = |it: &Target| {
             matches!(action, Action::Call(_, Verb::Del, target, _)
-                if it.pod == target.pod && it.network == target.network && it != target)
+                if it.pod == target.pod && bridge(it) == bridge(target) && it != target)
         };
         let has_lost_twin = |edge: &Edge| {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
@@ -80,6 +81,12 @@ impl History {
             self.has_lost_lease(&edge.from)
                 && matches!(action, Action::Call(_, Verb::Add, target, _)
                     if target.network == edge.from.network)
+        };
+        // Of several networks one has the pod's default route, which is deleted with its interface.
+        let has_lost_route = |edge: &Edge| {
+            edge.to == Peer::Outside
+                && matches!(action, Action::Call(_, Verb::Del, target, _)
+                    if edge.from.pod == target.pod && edge.from != *target)
         };
         // The rules of iptables are a container's: only its leases tell that another interface of it needs them.
         let has_unknown_rules = |edge: &Edge| {
@@ -105,8 +112,17 @@ impl History {
             let is_excused = is_taken_for_new(edge)
                 || has_lost_twin(edge)
                 || has_unknown_rules(edge)
+                || has_lost_route(edge)
                 || is_reassigned(edge);
-            both_live && !is_doubled && !is_excused
+            // Which of two interfaces on one bridge answers is up to the pod's kernel, and may change.
+            let has_two = |it: &Target| {
+                let mut others = model.attachments.keys();
+                others
+                    .any(|other| other.pod == it.pod && other != it && bridge(other) == bridge(it))
+            };
+            let is_ambiguous =
+                has_two(&edge.from) || matches!(&edge.to, Peer::Pod(to) if has_two(to));
+            both_live && !is_doubled && !is_excused && !is_ambiguous
         };
         let kept: BTreeSet<Edge> = self
             .world
@@ -121,6 +137,9 @@ impl History {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
                 let debts = self.debts.iter().filter(is_expected);
                 let debts = debts.filter(|edge| !self.has_other_bridge(&edge.from));
+                let is_masqueraded =
+                    |edge: &&Edge| self.world.config(&edge.from.network)["ipMasq"] == true;
+                let debts = debts.filter(|edge| edge.to != Peer::Outside || is_masqueraded(edge));
                 debts.filter(has_leases).cloned().collect()
             }
             _ => BTreeSet::new(),
@@ -164,12 +183,19 @@ impl History {
         }
     }
 
-    /// Whether the configuration names another bridge than at the ADD: its gateway has another MAC address, and the
-    /// container uses the old one for as long as its neighbour entry is reachable (15 to 45 seconds).
+    /// Whether the gateway has another MAC address than at the ADD, because the configuration names another bridge or an
+    /// ADD created the bridge again. The container uses the old address for as long as its neighbour entry is reachable
+    /// (15 to 45 seconds).
     fn has_other_bridge(&self, target: &Target) -> bool {
+        let Some(attachment) = self.world.model.attachments.get(target) else {
+            return false;
+        };
         let present = &self.world.config(&target.network)["bridge"];
-        let attachment = self.world.model.attachments.get(target);
-        attachment.is_some_and(|it| it.config["bridge"] != *present)
+        let then = attachment.result["interfaces"][0]["mac"].as_str();
+        let now = present
+            .as_str()
+            .and_then(|name| self.world.snapshot.mac_of(name));
+        attachment.config["bridge"] != *present || now != then
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {

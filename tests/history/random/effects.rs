@@ -1,5 +1,7 @@
 //! What an action of ours may change on a node. Everything else is somebody else's.
 
+use std::net::IpAddr;
+
 use super::action::{Action, Options, Target, Verb};
 use super::model::{Attachment, Model, State};
 use super::networks::{self, BRIDGES};
@@ -49,7 +51,8 @@ impl Effects<'_> {
             Subject::Rule(owner) => match is_new {
                 // Another interface of the container has the same chain of iptables.
                 true => {
-                    let is_needed = self.model.is_of_living(owner, Some(target));
+                    let mut others = self.model.attachments.keys().filter(|it| *it != target);
+                    let is_needed = others.any(|it| owner.may_be(it));
                     owner.may_be(target) && (!self.is_refused || is_needed)
                 }
                 // The chain of a container without rules.
@@ -77,11 +80,13 @@ impl Effects<'_> {
     /// Whether the rule is in a chain to which no jump leads, after somebody flushed POSTROUTING.
     fn is_in_unused_chain(&self, change: &Change<'_>) -> bool {
         let mut words = change.key.split(' ');
-        let Some(chain) = words.nth(2).filter(|chain| chain.starts_with("CNI-")) else {
+        let program = words.next().unwrap_or_default();
+        let Some(chain) = words.nth(1).filter(|chain| chain.starts_with("CNI-")) else {
             return false;
         };
         let jump = format!(" -j {chain}");
-        !self.before.facts.keys().any(|key| key.ends_with(&jump))
+        let mut keys = self.before.facts.keys();
+        !keys.any(|key| key.starts_with(program) && key.ends_with(&jump))
     }
 
     fn has_lost_lease(&self, target: &Target) -> bool {
@@ -96,10 +101,20 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            Some(owner) => self.model.has_rebooted && !self.model.is_of_living(owner, None),
+            Some(owner) => self.model.has_rebooted && !self.is_lease_of_living(owner, change),
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove
+    }
+
+    /// Whether a lease is that of a living attachment: one that was restored from a backup may be for an address that the
+    /// attachment had before.
+    fn is_lease_of_living(&self, owner: &Owner, change: &Change<'_>) -> bool {
+        let file = change.key.rsplit('/').next();
+        let address: Option<IpAddr> = file.and_then(|name| name.parse().ok());
+        let has_it = |it: &Attachment| address.is_none_or(|ip| it.addresses.contains(&ip));
+        let mut living = self.model.living();
+        living.any(|(target, attachment)| owner.may_be(target) && has_it(attachment))
     }
 
     fn del(&self, target: &Target, change: &Change<'_>) -> bool {
@@ -140,14 +155,26 @@ impl Effects<'_> {
         is_own || is_left
     }
 
-    /// Whether the rule is the jump to a MAC spoof check from an interface that was gone already. It matches no packet, even
-    /// where a living attachment to another network has the same container ID and interface name, and so the same chain.
+    /// Whether the rule is of a MAC spoof check whose jump is from an interface that was gone already. It matches no packet,
+    /// even where a living attachment to another network has the same container ID and interface name, and so the same
+    /// chain.
     fn is_dead_jump(&self, change: &Change<'_>) -> bool {
-        let input = change
-            .key
-            .split_once("nft bridge nat PREROUTING iifname \"");
-        let input = input.and_then(|(_, rest)| rest.split('"').next());
-        input.is_some_and(|name| !self.before.has_link(name))
+        const TABLE: &str = "nft bridge nat ";
+        let is_dead = |key: &str| {
+            let (_, input) = key.split_once("PREROUTING iifname \"")?;
+            Some(!self.before.has_link(input.split('"').next()?))
+        };
+        let Some(rule) = change.key.strip_prefix(TABLE) else {
+            return false;
+        };
+        let chain = rule.split(' ').next().unwrap_or_default();
+        if chain == "PREROUTING" {
+            return is_dead(change.key) == Some(true);
+        }
+        let jump = format!(" jump {} ", chain.trim_end_matches("-mac"));
+        let keys = self.before.facts.keys();
+        let mut jumps = keys.filter(|key| key.starts_with(TABLE) && key.contains(&jump));
+        chain.starts_with("cni-br-iface-") && jumps.all(|key| is_dead(key) != Some(false))
     }
 
     fn gc(&self, network: &str, dropped: Option<&str>, change: &Change<'_>) -> bool {
@@ -185,7 +212,7 @@ impl Effects<'_> {
             Subject::Lease { network, owner } => {
                 // After a reboot only those of living attachments stay.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
-                    true => is_valid(owner) && self.model.is_of_living(owner, None),
+                    true => is_valid(owner) && self.is_lease_of_living(owner, change),
                     false => is_valid(owner),
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)
@@ -221,7 +248,9 @@ impl Effects<'_> {
                     && change.after.is_some_and(|it| it.value == "2");
                 is_uplink || is_bridge(link) || self.may_set_parameter(link, change)
             }
-            Subject::Lease { .. } | Subject::Foreign => false,
+            Subject::Lease { .. } => false,
+            // A restore by nft may have removed targets and comments of rules in the chain of a container.
+            Subject::Foreign => change.key.contains(" nat CNI-"),
         }
     }
 

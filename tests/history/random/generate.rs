@@ -52,7 +52,7 @@ fn action(random: &mut Random, networks: &[&str]) -> Action {
     let network = random.pick(networks);
     let by = match random.one_in(3) {
         true => Implementation::Go,
-        false => Implementation::Ours,
+        false => Implementation::Gangplank,
     };
     match random.below(100) {
         0..30 => call(random, by, Verb::Add, network),
@@ -62,7 +62,7 @@ fn action(random: &mut Random, networks: &[&str]) -> Action {
             let without = random.one_in(3).then(|| random.pick(&PODS).to_owned());
             Action::Gc(by, network.to_owned(), without)
         }
-        54..56 => Action::Status(Implementation::Ours, network.to_owned()),
+        54..56 => Action::Status(Implementation::Gangplank, network.to_owned()),
         56..65 => {
             let commands = [
                 "reconcile",

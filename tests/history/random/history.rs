@@ -113,7 +113,7 @@ impl History {
         self.left.retain(|key, _| exists(key));
         self.hidden.retain(exists);
         // The permissions are about what was known before the call.
-        if action.is_ours() && self.world.ours == Implementation::Ours {
+        if action.is_ours() && self.world.ours == Implementation::Gangplank {
             self.check_changes(action, &outcome, &before);
         }
         if action.is_ours() {
@@ -124,7 +124,7 @@ impl History {
         if !action.is_ours() {
             self.world.model.note_losses(&self.world.snapshot);
         }
-        if action.is_ours() && outcome.succeeded() && self.world.ours == Implementation::Ours {
+        if action.is_ours() && outcome.succeeded() && self.world.ours == Implementation::Gangplank {
             self.check_remains(action, gone.as_ref());
         }
         self.check_addresses(action);

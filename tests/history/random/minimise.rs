@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// The findings of a sequence that the Go plugins do not have at the same steps.
 pub fn violations(actions: &[Action]) -> Vec<Finding> {
-    let Findings { findings, killed } = history::run(actions, Implementation::Ours);
+    let Findings { findings, killed } = history::run(actions, Implementation::Gangplank);
     if !findings.iter().any(|finding| finding.is_excused_by_go) {
         return findings;
     }

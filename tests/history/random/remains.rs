@@ -10,15 +10,17 @@ use super::world::Outcome;
 
 impl History {
     /// Whether DEL can find the link of an attachment. To that of the Go plugin nothing leads without namespace and
-    /// prevResult. On a layer-2 network, without prevResult, the bridge tells whose it is, and that may have another name.
+    /// prevResult. Without prevResult the lease identifies it, or on a layer-2 network the bridge, which may have another name.
     /// A MAC spoof check is told from that of another network by its link.
     fn is_findable(&self, target: &Target, known: &Attachment, options: &Options) -> bool {
-        if known.made_by == Implementation::Ours {
+        if known.made_by == Implementation::Gangplank {
             return true;
         }
         let bridge = self.world.config(&target.network)["bridge"].to_string();
         let is_port = self.world.snapshot.bridge_of(&known.links) == Some(&*bridge);
-        let is_told = target.network != "flat" || !options.without_prev_result || is_port;
+        let is_told = !options.without_prev_result
+            || (is_port && target.network == "flat")
+            || (!known.lost_lease && target.network != "flat");
         options.netns == NetnsArgument::Own && is_told
     }
 
@@ -42,7 +44,7 @@ impl History {
         // After DEL of the Go plugin there is neither lease nor prevResult that leads to its link.
         let is_hidden = match by {
             Implementation::Go => known.made_by == Implementation::Go && outcome.succeeded(),
-            Implementation::Ours => !self.is_findable(target, known, options),
+            Implementation::Gangplank => !self.is_findable(target, known, options),
         };
         if is_hidden {
             let checks = rules.iter().filter(|it| it.starts_with("nft bridge nat "));
@@ -87,7 +89,7 @@ impl History {
                     };
                     // Nothing but the pod's end leads to a link of another name.
                     let is_found_by_name = gone
-                        .is_some_and(|it| it.made_by == Implementation::Ours)
+                        .is_some_and(|it| it.made_by == Implementation::Gangplank)
                         && name.starts_with("veth");
                     let is_findable = options.netns == NetnsArgument::Own
                         && gone.is_some_and(|it| self.is_findable(target, it, options));
@@ -129,7 +131,9 @@ impl History {
                     let is_other = *it != target && keeps(attachment);
                     is_other && owner.may_be(it)
                 });
-            owner.may_be(target) && others.next().is_none()
+            let its = self.world.model.attachments.get(target);
+            let may_be_its = its.is_none_or(|attachment| attachment.may_have(owner));
+            may_be_its && owner.may_be(target) && others.next().is_none()
         };
         let facts = self.world.snapshot.facts.iter();
         let left = facts.filter(|(_, fact)| match &fact.subject {

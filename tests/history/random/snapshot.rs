@@ -168,20 +168,34 @@ impl Snapshot {
         }
     }
 
-    /// Whether there is a link of a name.
-    pub fn has_link(&self, wanted: &str) -> bool {
+    /// The link with a name.
+    fn link(&self, wanted: &str) -> Option<&Fact> {
         let mut facts = self.facts.values();
-        facts.any(|fact| matches!(&fact.subject, Subject::Link { name, .. } if name == wanted))
+        facts.find(|fact| matches!(&fact.subject, Subject::Link { name, .. } if name == wanted))
+    }
+
+    /// The MAC address of the link with a name.
+    pub fn mac_of(&self, name: &str) -> Option<&str> {
+        let (_, mac) = self.link(name)?.value.split_once(" mac=\"")?;
+        mac.split('"').next()
+    }
+
+    /// Whether the link with a name is up.
+    pub fn is_up(&self, name: &str) -> bool {
+        self.link(name)
+            .is_some_and(|link| link.value.contains(" up=true "))
+    }
+
+    /// Whether there is a link of a name.
+    pub fn has_link(&self, name: &str) -> bool {
+        self.link(name).is_some()
     }
 
     /// Whether a bridge has the spanning tree protocol enabled. A port then forwards nothing for 30 seconds after it came up
     /// (twice the default forward delay).
     pub fn has_spanning_tree(&self, bridge: &str) -> bool {
-        let mut facts = self.facts.values();
-        facts.any(|fact| {
-            let is_bridge = matches!(&fact.subject, Subject::Link { name, .. } if name == bridge);
-            is_bridge && fact.value.contains(" stp=1 ")
-        })
+        self.link(bridge)
+            .is_some_and(|link| link.value.contains(" stp=1 "))
     }
 
     /// Whether an administrator has the host drop what it would forward.

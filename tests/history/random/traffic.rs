@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::action::Target;
-use crate::support::{Node, Place};
+use crate::support::{Namespace, Node};
 
 /// The port of the gateways and of the host outside; pods' ports are the kernel's choice, so that each probe is a new flow
 /// for connection tracking: an old one is translated even after its rule is gone.
@@ -59,7 +59,7 @@ impl fmt::Display for Edge {
 /// An end that sends probes.
 pub struct Sender<'p> {
     pub target: Target,
-    pub place: &'p Place,
+    pub place: &'p Namespace,
     pub addresses: Vec<IpAddr>,
     pub gateways: Vec<IpAddr>,
     pub is_masqueraded: bool,
@@ -76,7 +76,7 @@ impl Traffic {
     pub fn new(node: &Node, world: &Node, outside: [IpAddr; 2]) -> Traffic {
         // A socket of the unspecified IPv6 address receives IPv4 as well.
         let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
-        let listen = |place: &Place| place.inside(|| open_socket(any, PORT).unwrap());
+        let listen = |place: &Namespace| place.inside(|| open_socket(any, PORT).unwrap());
         let answering = vec![listen(node), listen(world)];
         Traffic { answering, outside }
     }

@@ -80,7 +80,7 @@ impl World {
     pub fn new(ours: Implementation) -> World {
         let (node, outside) = (Node::new("node"), Node::new("outside"));
         for plugin in ["bridge", "host-local"] {
-            node.install_reference(plugin);
+            node.install_go_plugin(plugin);
         }
         wire(&node, "eth0", &outside, "eth0");
         shell(&node, PREPARE, &[]);
@@ -129,7 +129,7 @@ impl World {
                 Some(self.plugin(*by, &config).verb("STATUS").run())
             }
             Action::Cli(words) => match self.ours {
-                Implementation::Ours => Some(self.command_line(words)),
+                Implementation::Gangplank => Some(self.command_line(words)),
                 Implementation::Go => None,
             },
             Action::Config {
@@ -358,32 +358,23 @@ impl World {
     }
 
     fn end_pods(&mut self, is_ended: impl Fn(&str) -> bool) {
-        let mut commands = String::new();
-        for (_, attachment) in self
-            .model
-            .attachments
-            .iter_mut()
-            .filter(|(it, _)| is_ended(&it.pod))
-        {
-            // The kernel deletes the links of a namespace some time after it; the history goes on when that is done.
-            let names = attachment
-                .links
-                .iter()
-                .filter_map(|index| self.snapshot.link_name(*index));
-            commands.extend(names.map(|name| format!("ip link delete {name}; ")));
+        let attachments = self.model.attachments.iter_mut();
+        for (_, attachment) in attachments.filter(|(target, _)| is_ended(&target.pod)) {
             attachment.state = State::Dead;
         }
-        if !commands.is_empty() {
-            shell(&self.node, &commands, &[]);
-        }
-        let names: Vec<String> = self
-            .pods
-            .keys()
-            .filter(|it| is_ended(it))
-            .cloned()
-            .collect();
-        for name in names {
-            self.pods.remove(&name).unwrap().end();
+        let (ended, others): (BTreeMap<_, _>, _) = std::mem::take(&mut self.pods)
+            .into_iter()
+            .partition(|(name, _)| is_ended(name));
+        self.pods = others;
+        for pod in ended.into_values() {
+            // The kernel deletes the links of a namespace some time after it; the history continues when that is done.
+            let links = pod.run("ip -o link");
+            for peer in links.lines().filter_map(host_end) {
+                if let Some(name) = self.snapshot.link_name(peer) {
+                    shell(&self.node, &format!("ip link delete {name}"), &[]);
+                }
+            }
+            pod.end();
         }
     }
 
@@ -463,4 +454,10 @@ fn shell(node: &Node, command: &str, variables: &[(String, String)]) {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     node.inside(|| sh.status().unwrap());
+}
+
+/// The index of the host end of a veth, from a line like `2: eth0@if7: <BROADCAST,…`.
+fn host_end(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once("@if")?;
+    rest.split(':').next()?.parse().ok()
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::kernel::nat::PortAllocation;
 use crate::kernel::nftables::{
-    Action, Batch, Listed, Match, Nftables, NftablesError, Rule, RuleEntry,
+    Action, Batch, Encoded, Match, Nftables, NftablesError, Rule, RuleEntry,
 };
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Policy;
@@ -84,10 +84,10 @@ impl NetworkRules {
             .map(|entry| (entry.chain.as_str(), entry.key()))
             .collect();
         let lost = wanted.find(|(chain, rule)| {
-            let listed = rule.listed();
-            !listed
+            let encodings = rule.encodings();
+            !encodings
                 .iter()
-                .any(|listed| found.contains(&(*chain, listed.as_key())))
+                .any(|it| found.contains(&(*chain, it.as_key())))
         });
         Ok(lost.map(|(chain, _)| format!("lacks a rule in the chain {chain}")))
     }
@@ -102,13 +102,13 @@ impl NetworkRules {
             entry.chain == chain && (!entry.comment.is_empty() || entry.is(&plain))
         };
         let of_policy: Vec<&RuleEntry> = present.iter().filter(is_of_policy).collect();
-        let (returning, translating) = (listed(&self.returning), listed(&self.translating));
+        let (returning, translating) = (encodings(&self.returning), encodings(&self.translating));
         let (returning, translating) = (keys(&returning), keys(&translating));
         let of_chain = present.iter().filter(|entry| entry.chain == chain);
         let found: HashSet<Key> = of_chain.map(RuleEntry::key).collect();
         let is_found = |rule: &&Rule| {
-            let listed = rule.listed();
-            listed.iter().any(|listed| found.contains(&listed.as_key()))
+            let encodings = rule.encodings();
+            encodings.iter().any(|it| found.contains(&it.as_key()))
         };
         let is_stale = |entry: &&RuleEntry| {
             !returning.contains(&entry.key()) && !translating.contains(&entry.key())
@@ -148,12 +148,12 @@ impl NetworkRules {
 type Key<'a> = (&'a str, &'a [u8]);
 
 /// The rules as the kernel may list them. Encoded once, because there may be a thousand.
-fn listed(rules: &[Rule]) -> Vec<Listed> {
-    rules.iter().flat_map(Rule::listed).collect()
+fn encodings(rules: &[Rule]) -> Vec<Encoded> {
+    rules.iter().flat_map(Rule::encodings).collect()
 }
 
-fn keys(listed: &[Listed]) -> HashSet<Key<'_>> {
-    listed.iter().map(Listed::as_key).collect()
+fn keys(encodings: &[Encoded]) -> HashSet<Key<'_>> {
+    encodings.iter().map(Encoded::as_key).collect()
 }
 
 fn returning(network: Cidr, comment: &str) -> Rule {

@@ -1,0 +1,155 @@
+//! Configures the container end of a veth pair.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::kernel::netlink::{Detection, NetlinkError};
+use crate::kernel::netns::Netns;
+use crate::kernel::sysctl::Parameter;
+use crate::link::namespace::AttachContext;
+use crate::link::plan::VethPlan;
+use crate::link::{PORT_LIMIT, failed, namespace};
+use crate::net::{Cidr, Family, IfName};
+
+/// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
+const DETECTION_LIMIT: Duration = Duration::from_secs(10);
+
+const ROUTE_UNREACHABLE: &str = "the next hop must lie in a subnet of the container's addresses; \
+    a route to what is on the link itself has \"scope\": 253 and no next hop";
+
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerOptions {
+    /// Perform duplicate address detection (`enabledad`).
+    pub detect_duplicates: bool,
+    /// Leave the container end down (`disableContainerInterface`).
+    pub leave_down: bool,
+}
+
+fn has_v6(plan: &VethPlan) -> bool {
+    let mut addresses = plan.addresses.iter();
+    addresses.any(|address| address.family() == Family::V6)
+}
+
+/// Sets the sysctls, addresses and routes of the container end, and brings it up.
+///
+/// # Errors
+/// When the kernel refuses a step, or a neighbour has one of the addresses.
+pub fn configure(
+    plan: &VethPlan,
+    options: ContainerOptions,
+    context: &AttachContext,
+    link: u32,
+) -> Result<(), Error> {
+    let (pod, name) = (&context.pod, &plan.container);
+    if !plan.addresses.is_empty() {
+        prepare(plan, options, &context.netns)?;
+    }
+    let detection = match options.detect_duplicates {
+        true => Detection::Performed,
+        false => Detection::Skipped,
+    };
+    for &address in &plan.addresses {
+        pod.add_address(link, address, detection)
+            .map_err(|cause| failed(&format!("add address {address} to"), name, cause))?;
+    }
+    if !options.leave_down {
+        pod.set_up(link)
+            .map_err(|cause| failed("bring up", name, cause))?;
+    }
+    if options.detect_duplicates && has_v6(plan) {
+        let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
+        unique.map_err(|cause| {
+            failed(
+                "make sure that no neighbour has the addresses of",
+                name,
+                cause,
+            )
+        })?;
+    }
+    for route in &plan.routes {
+        let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+        let operation = format!("add route {}{gw} over", route.dst);
+        pod.add_route(link, route).map_err(|cause| {
+            let error = failed(&operation, name, cause);
+            match cause {
+                NetlinkError::Unreachable => error.details(ROUTE_UNREACHABLE),
+                _ => error,
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Sets the sysctls that must be in place before the container end comes up.
+fn prepare(plan: &VethPlan, options: ContainerOptions, netns: &Netns) -> Result<(), Error> {
+    let name = &plan.container;
+    let has_v6 = has_v6(plan);
+    let settings = || {
+        // Absent without IPv6. Addresses come from IPAM only, not from router advertisements.
+        let _ = Parameter::AcceptRa.set(name, 0);
+        let dad = u8::from(options.detect_duplicates);
+        if options.detect_duplicates {
+            let _ = Parameter::EnhancedDad.set(name, 1);
+        }
+        let _ = Parameter::AcceptDad.set(name, dad);
+        let _ = Parameter::ArpNotify.set(name, 1);
+        if has_v6 {
+            let _ = Parameter::NdiscNotify.set(name, 1);
+            let _ = Parameter::KeepAddrOnDown.set(name, 1);
+            enable_ipv6(name)
+        } else {
+            Ok(())
+        }
+    };
+    netns
+        .inside(settings)
+        .map_err(|cause| namespace::error(&netns.path().to_string_lossy(), cause))?
+}
+
+fn enable_ipv6(name: &IfName) -> Result<(), Error> {
+    let loopback: IfName = "lo".parse().expect("it is a name");
+    for link in [&loopback, name] {
+        let is_off = Parameter::DisableIpv6
+            .read(link)
+            .is_ok_and(|value| value != "0");
+        if is_off {
+            Parameter::DisableIpv6.set(link, 0).map_err(|cause| {
+                Error::failed(format!(
+                    "cannot enable IPv6 on {link} in the container: {cause}"
+                ))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until packets to the IPv6 addresses are delivered; those to IPv4 addresses are at once.
+///
+/// # Errors
+/// When they are not delivered in time.
+pub fn wait_delivered(plan: &VethPlan, context: &AttachContext, link: u32) -> Result<(), Error> {
+    let is_v6 = |cidr: &&Cidr| cidr.family() == Family::V6;
+    for cidr in plan.addresses.iter().filter(is_v6) {
+        let address = (link, cidr.address());
+        let delivered = context
+            .pod
+            .wait_delivered(address, Some(&context.netns), PORT_LIMIT);
+        let operation = format!("wait until packets to {cidr} are delivered on");
+        delivered.map_err(|cause| failed(&operation, &plan.container, cause))?;
+    }
+    Ok(())
+}
+
+/// Announces the addresses, which may recently have belonged to another MAC address. Setting the MAC address, also to
+/// its current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
+/// NETDEV_CHANGEADDR). Its announcements when the link came up were lost, because the port did not forward yet.
+///
+/// # Errors
+/// When the kernel refuses.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn announce(plan: &VethPlan, context: &AttachContext, link: u32) -> Result<(), Error> {
+    let announced = context.pod.set_mac(link, plan.mac);
+    announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
+}

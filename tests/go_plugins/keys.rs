@@ -1,0 +1,95 @@
+//! Keys that are ours alone: the reference passes them by, and takes down what they made. The one exception is proven too.
+
+use serde_json::{Value, json};
+
+use crate::implementation::Implementation::{Gangplank, Go};
+use crate::implementation::{Attachment, IPTABLES, node, ready, remains};
+use crate::support::small_network;
+
+fn config() -> Value {
+    let mut config = small_network();
+    for (key, value) in [
+        ("ipMasq", json!(true)),
+        ("nonMasqueradeCIDRs", json!(["10.0.0.0/8", "fd00::/8"])),
+        ("snatAddresses", json!(["203.0.113.5"])),
+        ("ipMasqRandomFully", json!(true)),
+        ("logFile", json!("/run/gangplank.log")),
+        ("logLevel", json!("debug")),
+    ] {
+        config[key] = value;
+    }
+    config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
+    config
+}
+
+#[test]
+fn either_party_serves_a_configuration_with_our_keys_and_takes_down_what_the_other_made() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    for variant in ["xtables-nft-multi", "xtables-legacy-multi"] {
+        let node = node();
+        node.use_iptables_variant(variant);
+        for (add, del) in [
+            (Go, Go),
+            (Gangplank, Go),
+            (Go, Gangplank),
+            (Gangplank, Gangplank),
+        ] {
+            let pod = node.pod(&format!("{add:?}-{del:?}"));
+            let mut attachment = Attachment::new(&node, &pod, &config());
+            attachment.try_add(add).ok();
+            attachment.check(add).ok();
+            attachment.del(del).ok();
+            assert_eq!(
+                remains(&node, "small", "br0"),
+                [""; 0],
+                "{variant}: {add:?}, then {del:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_reference_passes_forward_accept_by_and_ours_takes_its_rules_down_at_the_next_chance() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    let mut config = config();
+    config["forwardAccept"] = true.into();
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let mut first = Attachment::new(&node, &a, &config);
+    first.try_add(Go).ok();
+    let filter = || node.run("iptables -t filter -S");
+    assert!(!filter().contains("br0"), "{}", filter());
+    first.del(Go).ok();
+    first.try_add(Gangplank).ok();
+    first.del(Go).ok();
+    assert!(filter().contains("GANGPLANK-br0"), "it does not know them");
+    let mut second = Attachment::new(&node, &b, &config);
+    second.try_add(Gangplank).ok();
+    second.del(Gangplank).ok();
+    assert!(!filter().contains("br0"), "{}", filter());
+}
+
+#[test]
+fn the_reference_refuses_an_mtu_that_is_a_word_in_all_its_verbs() {
+    if !ready(IPTABLES) {
+        return;
+    }
+    let node = node();
+    let pod = node.pod("a");
+    let mut config = config();
+    config["mtu"] = "auto".into();
+    let mut attachment = Attachment::new(&node, &pod, &config);
+    attachment.try_add(Gangplank).ok();
+    for refused in [attachment.check(Go), attachment.del(Go)] {
+        let error = refused.error();
+        assert!(error.text().contains("mtu"), "{error:?}");
+    }
+    // With a number it goes.
+    attachment.config["mtu"] = 1500.into();
+    attachment.del(Go).ok();
+    assert_eq!(remains(&node, "small", "br0"), [""; 0]);
+}

@@ -1,0 +1,66 @@
+//! `mtu` "auto": links take the MTU of the node's way out.
+
+use crate::support::{Node, requires, skip_for_go, small_network, wire};
+
+/// The MTUs of a new pod's interface and of the bridge.
+fn mtus(node: &Node, bridge: &str) -> [u64; 2] {
+    let mut config = small_network();
+    config["mtu"] = "auto".into();
+    config["bridge"] = bridge.into();
+    config["name"] = bridge.into();
+    config["forceAddress"] = true.into();
+    let pod = node.pod(&format!("pod-{bridge}"));
+    let network = node.network(config);
+    let result = network.add(&pod);
+    network.check(&pod, &result).ok();
+    let mtu = |link: Option<serde_json::Value>| link.unwrap()["mtu"].as_u64().unwrap();
+    let found = [mtu(pod.link("eth0")), mtu(node.link(bridge))];
+    network.del(&pod);
+    found
+}
+
+fn uplink(node: &Node, mtu: u32) -> Node {
+    let outside = Node::new("outside");
+    wire(node, "up0", &outside, "up0");
+    node.run_all(&format!(
+        "ip link set up0 mtu {mtu}\nip addr add 172.18.0.5/24 dev up0\nip addr add fd18::5/64 dev up0 nodad"
+    ));
+    outside
+}
+
+#[test]
+fn links_take_the_mtu_of_the_default_routes_device() {
+    requires!();
+    if skip_for_go("it does not know \"auto\"") {
+        return;
+    }
+    let node = Node::new("node");
+    let _outside = uplink(&node, 8900);
+    assert_eq!(mtus(&node, "none0"), [1500, 1500], "no default route");
+    node.run("ip -6 route add default via fd18::9");
+    assert_eq!(mtus(&node, "six0"), [8900, 8900], "IPv6 alone");
+    let other = Node::new("other");
+    wire(&node, "up1", &other, "up1");
+    node.run_all("ip addr add 172.19.0.5/24 dev up1\nip link set up1 mtu 1400");
+    node.run("ip route add default via 172.19.0.9 metric 200");
+    assert_eq!(mtus(&node, "four0"), [1400, 1400], "IPv4 comes first");
+    node.run("ip route add default via 172.18.0.9 metric 100");
+    assert_eq!(mtus(&node, "metric0"), [8900, 8900], "the lower metric");
+    node.run("ip route replace default via 172.18.0.9 metric 100 mtu 1300");
+    assert_eq!(mtus(&node, "route0"), [1300, 1300], "the route's own");
+    node.run("ip route del default metric 100");
+    node.run("ip route replace default metric 50 nexthop via 172.18.0.9 nexthop via 172.19.0.9");
+    assert_eq!(mtus(&node, "both0"), [1400, 1400], "the smaller of two");
+}
+
+#[test]
+fn without_a_default_route_it_is_that_of_the_bridge() {
+    requires!();
+    if skip_for_go("it does not know \"auto\"") {
+        return;
+    }
+    let node = Node::new("node");
+    node.run_all("ip link add br0 type bridge\nip link set br0 mtu 1337");
+    node.run("ip route add blackhole default");
+    assert_eq!(mtus(&node, "br0"), [1337, 1337]);
+}
