@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::cni::names::Attachment;
+use crate::cni::names::{Attachment, ContainerId};
 use crate::error::{Code, Error};
+use crate::net::IfName;
 
 /// CNI_COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,36 +129,51 @@ pub struct Invocation {
 
 impl Invocation {
     /// # Errors
-    /// Code 4: an unknown command, a list of all missing variables, or an invalid identifier.
+    /// Code 4: an unknown command, an invalid identifier, or a list of all missing variables.
     pub fn parse(env: &Environment) -> Result<Invocation, Error> {
         let command = match env.var("CNI_COMMAND") {
             Some(text) => parse_command(&text)?,
             None => return Err(missing_variables(&["CNI_COMMAND"])),
         };
-        let mut missing = command.required_variables().to_vec();
+        let required = command.required_variables();
+        let identifier = |name| env.var(name).filter(|_| required.contains(&name));
+        // Reported before missing variables.
+        let container = identifier("CNI_CONTAINERID").map(parse_container);
+        let interface = identifier("CNI_IFNAME").map(parse_interface);
+        let (container, interface) = (container.transpose()?, interface.transpose()?);
+        let mut missing = required.to_vec();
         missing.retain(|name| env.var(name).is_none());
         if !missing.is_empty() {
             return Err(missing_variables(&missing));
         }
+        let attachment = container
+            .zip(interface)
+            .map(|(container, interface)| Attachment {
+                container,
+                interface,
+            });
         let var = |name| env.var(name).unwrap_or_default();
-        let attachment = || parse_attachment(&var("CNI_CONTAINERID"), &var("CNI_IFNAME"));
-        let target = || -> Result<Target, Error> {
-            let (attachment, netns) = (attachment()?, var("CNI_NETNS"));
-            Ok(Target { attachment, netns })
+        let target = |attachment| Target {
+            attachment,
+            netns: var("CNI_NETNS"),
+        };
+        let operation = match (command, attachment) {
+            (Command::Add, Some(attachment)) => Operation::Add(target(attachment)),
+            (Command::Check, Some(attachment)) => Operation::Check(target(attachment)),
+            (Command::Del, Some(attachment)) => Operation::Del(DelTarget {
+                attachment,
+                netns: env.var("CNI_NETNS"),
+            }),
+            (Command::Add | Command::Check | Command::Del, None) => {
+                unreachable!("missing variables were reported above")
+            }
+            (Command::Gc, _) => Operation::Gc,
+            (Command::Status, _) => Operation::Status,
+            (Command::Version, _) => Operation::Version,
         };
         Ok(Invocation {
             command,
-            operation: match command {
-                Command::Add => Operation::Add(target()?),
-                Command::Check => Operation::Check(target()?),
-                Command::Del => Operation::Del(DelTarget {
-                    attachment: attachment()?,
-                    netns: env.var("CNI_NETNS"),
-                }),
-                Command::Gc => Operation::Gc,
-                Command::Status => Operation::Status,
-                Command::Version => Operation::Version,
-            },
+            operation,
             cni_path: std::env::split_paths(&var("CNI_PATH")).collect(),
             args: var("CNI_ARGS"),
             own_netns_allowed: is_true(&var("CNI_NETNS_OVERRIDE")),
@@ -186,15 +202,14 @@ fn parse_command(text: &str) -> Result<Command, Error> {
     })
 }
 
-fn parse_attachment(container: &str, interface: &str) -> Result<Attachment, Error> {
-    Ok(Attachment {
-        container: container
-            .parse()
-            .map_err(|cause| invalid(format!("invalid CNI_CONTAINERID {container:?}: {cause}")))?,
-        interface: interface
-            .parse()
-            .map_err(|cause| invalid(format!("invalid CNI_IFNAME: {cause}")))?,
-    })
+fn parse_container(text: String) -> Result<ContainerId, Error> {
+    text.parse()
+        .map_err(|cause| invalid(format!("invalid CNI_CONTAINERID {text:?}: {cause}")))
+}
+
+fn parse_interface(text: String) -> Result<IfName, Error> {
+    text.parse()
+        .map_err(|cause| invalid(format!("invalid CNI_IFNAME: {cause}")))
 }
 
 /// `1`, or `true` in any case.

@@ -182,7 +182,7 @@ impl StaleLinks<'_> {
             return kept("and also an address of a valid attachment".to_owned());
         }
         if self.store.is_leased_elsewhere(lease.address) {
-            return kept("and another network has a lease of it, too".to_owned());
+            return kept("and a network beside this one has a lease of it, too".to_owned());
         }
         Ok(())
     }
