@@ -166,6 +166,10 @@ impl History {
         let (lost, unrestored, unconnected) = (missing(&kept), missing(&to_restore), missing(&new));
         self.update_restorable(action, &lost, &answered);
         self.world.edges = answered;
+        // Restored rules may belong to an attachment that had the address before.
+        if matches!(action, Action::Node(command) if command.contains("-f /run/backup/nft")) {
+            self.world.edges.retain(|edge| edge.to != Peer::Outside);
+        }
         if !action.is_gangplank() {
             return;
         }

@@ -60,7 +60,9 @@ impl Effects<'_> {
                     owner.container == target.pod
                 }
                 // Without a lease the container looks new.
-                false if self.has_lost_lease(target) => owner.may_be(target),
+                false if self.has_lost_lease(target) => {
+                    owner.may_be(target) || self.is_reassigned(owner)
+                }
                 // The rule of an address follows the address to its new attachment.
                 false => !self.model.is_of_living(owner, None) || self.is_reassigned(owner),
             },
