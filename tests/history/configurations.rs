@@ -37,7 +37,7 @@ const REJECTED_BY_GANGPLANK: &[(&str, &str)] = &[
         "] is null, but it must be an object",
         "A route without a destination",
     ),
-    ("number out of range", "A number beyond 1e308"),
+    ("number out of range", "A number greater than 1e308"),
     (
         "ipam.type is missing, though ipam has",
         "An `ipam` without `type`",
