@@ -101,21 +101,17 @@ impl fmt::Display for Repair {
             }
             Repair::Gateways(gateways) => {
                 let list: Vec<String> = gateways.iter().map(Cidr::to_string).collect();
-                write!(
-                    f,
-                    "the gateway address {} of the bridge",
-                    list.join(" and ")
-                )
+                write!(f, "gateway address {} on the bridge", list.join(" and "))
             }
             Repair::Forwarding(family) => write!(f, "{family} forwarding"),
             Repair::Port(live) => write!(
                 f,
-                "the bridge port {} of {}",
+                "port {} of {}",
                 live.link.display_name(),
                 live.attachment
             ),
             Repair::MacSpoofCheck(live, mac) => {
-                write!(f, "the MAC spoof check of {} ({mac})", live.attachment)
+                write!(f, "MAC spoof check of {} ({mac})", live.attachment)
             }
             Repair::Masquerade(live) => write!(f, "masquerading of {}", live.attachment),
             Repair::ForwardAccept(..) => f.write_str("the accept rules of the bridge in FORWARD"),
