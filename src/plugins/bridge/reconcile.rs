@@ -96,7 +96,7 @@ impl fmt::Display for Repair {
             Repair::Advertisements(link) => {
                 write!(
                     f,
-                    "accept_ra=0 on {link}, so that the host ignores router advertisements of pods"
+                    "accept_ra=0 on {link}, against router advertisements of pods"
                 )
             }
             Repair::Gateways(gateways) => {
