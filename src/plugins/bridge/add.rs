@@ -9,7 +9,7 @@ use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
 use crate::link::namespace;
-use crate::link::{PORT_LIMIT, created_link, failed, peer_on_host};
+use crate::link::{Context, PORT_LIMIT, created_link, failed, peer_on_host};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -73,7 +73,7 @@ pub fn attach(
         context
             .host
             .wait_running(&plan.host, PORT_LIMIT)
-            .map_err(|cause| failed("bring up port", &plan.host, cause))?;
+            .context("bring up port", &plan.host)?;
     }
     // RTM_GETLINK makes the kernel update the bridge's carrier (rtnl_getlink, net/core/rtnetlink.c); until then the first
     // packets from the host are dropped.
@@ -105,14 +105,12 @@ fn await_delivery(
     let is_v6 = |cidr: &Cidr| cidr.family() == Family::V6;
     let container = plan.container.as_str();
     let wait = |netlink: &Netlink, netns: Option<&Netns>, cidr: Cidr, (link, name)| {
-        let delivered = netlink.wait_delivered((link, cidr.address()), netns, PORT_LIMIT);
-        delivered.map_err(|cause| {
-            failed(
+        netlink
+            .wait_delivered((link, cidr.address()), netns, PORT_LIMIT)
+            .context(
                 &format!("wait until packets to {cidr} are delivered on"),
                 name,
-                cause,
             )
-        })
     };
     for cidr in plan.addresses().into_iter().filter(is_v6) {
         wait(&context.pod, Some(&context.netns), cidr, (link, container))?;
@@ -127,8 +125,10 @@ fn await_delivery(
 /// its current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
 /// NETDEV_CHANGEADDR). Its announcements when the link came up were lost, because the port did not forward yet.
 fn announce(plan: &Plan, context: &AttachContext, link: u32) -> Result<(), Error> {
-    let announced = context.pod.set_mac(link, plan.mac);
-    announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
+    context
+        .pod
+        .set_mac(link, plan.mac)
+        .context("announce the addresses of", &plan.container)
 }
 
 /// Creates the veth pair and starts its host end as a port of the bridge.
@@ -180,7 +180,7 @@ fn create_veth(
         vlan_ports::join_container_port(host, &plan.host, bridge, vlans)?;
     }
     host.start_port(&plan.host, config.port_flags(), &plan.alias)
-        .map_err(|cause| failed("start port", &plan.host, cause))?;
+        .context("start port", &plan.host)?;
     created_link(host, &plan.host)
 }
 
@@ -252,21 +252,14 @@ fn configure_container(
     };
     for address in plan.addresses() {
         pod.add_address(link, address, detection)
-            .map_err(|cause| failed(&format!("add address {address} to"), name, cause))?;
+            .context(&format!("add address {address} to"), name)?;
     }
     if !config.leave_down {
-        pod.set_up(link)
-            .map_err(|cause| failed("bring up", name, cause))?;
+        pod.set_up(link).context("bring up", name)?;
     }
     if config.detect_duplicates && plan.addresses().iter().any(|a| a.family() == Family::V6) {
-        let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
-        unique.map_err(|cause| {
-            failed(
-                "make sure that no neighbour has the addresses of",
-                name,
-                cause,
-            )
-        })?;
+        pod.wait_unique(link, &context.netns, DETECTION_LIMIT)
+            .context("make sure that no neighbour has the addresses of", name)?;
     }
     for route in &plan.routes {
         let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
