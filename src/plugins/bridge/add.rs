@@ -188,10 +188,7 @@ fn create_veth(
 fn delete_created(host: &Netlink, name: &IfName) -> Result<(), Error> {
     let fresh = Netlink::open();
     let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
-    match not_found_as_none(deleted) {
-        Ok(_) => Ok(()),
-        Err(cause) => Err(failed("delete", name, cause)),
-    }
+    not_found_as_none(deleted).map(drop).context("delete", name)
 }
 
 /// Rejects an attachment whose interface names already exist, before anything is changed. Other IPAM plugins do not
