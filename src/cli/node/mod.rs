@@ -269,9 +269,7 @@ impl Network {
     pub fn gateways_of(&self, addresses: &[Cidr]) -> Vec<Cidr> {
         let is_used = |range: &&Range| addresses.iter().any(|it| range.contains(it.address()));
         let used = self.ranges().filter(is_used);
-        let mut gateways: Vec<Cidr> = used
-            .map(|range| range.with_prefix(range.gateway()))
-            .collect();
+        let mut gateways: Vec<Cidr> = used.filter_map(Range::gateway_cidr).collect();
         gateways.dedup();
         gateways
     }
