@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use route::{Route, RouteAttributes};
 pub use vlan::{PortVlans, VlanId, VlanSet};
@@ -104,8 +104,8 @@ pub fn ip_from_bits(family: Family, bits: u128) -> IpAddr {
 }
 
 /// An address with a prefix length. Host bits are kept: `10.1.2.3/24` is an interface address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(into = "String")]
 pub struct Cidr(IpNetwork);
 
 impl Cidr {
@@ -191,14 +191,6 @@ impl FromStr for Cidr {
         let address = address.parse().map_err(|_| invalid())?;
         let prefix = prefix.parse().map_err(|_| invalid())?;
         Cidr::new(address, prefix).ok_or_else(invalid)
-    }
-}
-
-impl TryFrom<String> for Cidr {
-    type Error = ParseError;
-
-    fn try_from(text: String) -> Result<Cidr, ParseError> {
-        text.parse()
     }
 }
 

@@ -8,11 +8,11 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::Answer;
 use crate::cli::args::ConfArgs;
 use crate::cli::doctor::finding::Finding;
 use crate::cli::plugin_list::PluginList;
 use crate::cli::routes;
+use crate::cli::{Answer, unreadable};
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::cni::result::pretty;
@@ -195,12 +195,11 @@ fn subnets_of_node(text: &str) -> Result<Vec<Cidr>, Error> {
 
 /// Rejects a subnet that overlaps a route of this machine, except for routes over the bridge itself.
 fn check_overlap(host: &Netlink, subnets: &[Cidr], bridge: &str) -> Result<(), Error> {
-    let unreadable = |cause| Error::failed(format!("cannot list this machine's routes: {cause}"));
-    let links = host.links().map_err(unreadable)?;
+    let links = host.links().map_err(unreadable("links"))?;
     for subnet in subnets {
         let family = subnet.family();
         let routes = host.routes(RouteQuery { family, link: None });
-        for route in routes.map_err(unreadable)? {
+        for route in routes.map_err(unreadable("routes"))? {
             if route.dst.is_default() || !route.dst.overlaps(*subnet) {
                 continue;
             }

@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::cni::result::pretty;
 use crate::error::Error;
+use crate::kernel::netlink::NetlinkError;
 use args::{CommandLine, OutputFormat, Subcommands};
 use style::Style;
 
@@ -113,6 +114,11 @@ fn execute(command_line: CommandLine) -> Result<Answer, Error> {
 fn generated(text: io::Result<Vec<u8>>) -> Result<Answer, Error> {
     let text = text.map_err(|cause| Error::failed(format!("cannot generate the text: {cause}")))?;
     Ok(Answer::text(String::from_utf8_lossy(&text)))
+}
+
+/// The error if a part of this machine's network configuration cannot be listed.
+fn unreadable(what: &str) -> impl Fn(NetlinkError) -> Error {
+    move |cause| Error::failed(format!("cannot list this machine's {what}: {cause}"))
 }
 
 fn read_stdin() -> Result<String, Error> {

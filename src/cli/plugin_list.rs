@@ -1,12 +1,12 @@
 //! A network configuration as a list of plugins, and whether each plugin supports it. Runtimes call all plugins with
 //! the list's `cniVersion` and, from 1.1.0 on, with STATUS, where an error keeps a Kubernetes node NotReady.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::cli::doctor::finding::{Finding, Id};
-use crate::cli::plugins::{status, supported_versions};
+use crate::cli::plugins::{find, status, supported_versions};
 use crate::cni::Version;
 use crate::error::Error;
 
@@ -86,10 +86,8 @@ impl PluginList {
 
     /// The installed plugins that do not support the list's version or STATUS.
     pub fn unsupported(&self, cni_path: &str) -> Vec<Finding> {
-        let directories: Vec<PathBuf> = std::env::split_paths(cni_path).collect();
         let check = |plugin: &ListedPlugin| {
-            let mut files = directories.iter().map(|it| it.join(&plugin.plugin_type));
-            self.check(plugin, &files.find(|file| file.is_file())?, cni_path)
+            self.check(plugin, &find(cni_path, &plugin.plugin_type)?, cni_path)
         };
         self.plugins.iter().filter_map(check).collect()
     }

@@ -1,7 +1,7 @@
 //! The programs in a CNI bin directory: their identity, and their answers to VERSION and STATUS.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::build;
@@ -20,6 +20,12 @@ pub enum Identity {
     /// gangplank of another version or build, with its version.
     Gangplank(String),
     Other,
+}
+
+/// The program of a plugin: the first file of its name in the directories of `cni_path`.
+pub fn find(cni_path: &str, name: &str) -> Option<PathBuf> {
+    let mut files = std::env::split_paths(cni_path).map(|directory| directory.join(name));
+    files.find(|file| file.is_file())
 }
 
 /// Identifies a program by its content. It is not executed: a wrapper script prints what the wrapped plugin prints.

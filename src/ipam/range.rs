@@ -63,6 +63,11 @@ impl Range {
         self.gateway
     }
 
+    /// The gateway with the subnet's prefix length; `None` for an IPv4 gateway of an IPv6 subnet with more than 32 bits.
+    pub fn gateway_cidr(&self) -> Option<Cidr> {
+        Cidr::new(self.gateway, self.subnet.prefix())
+    }
+
     pub fn subnet(&self) -> Cidr {
         self.subnet
     }
@@ -332,6 +337,14 @@ mod tests {
             assert_eq!(range.to_string(), range_text);
             assert_eq!(range.gateway().to_string(), gateway);
         }
+    }
+
+    #[test]
+    fn a_gateway_of_the_other_family_need_not_have_a_prefix_length() {
+        let cidr = |text: &str| range(text).unwrap().gateway_cidr();
+        let v6_in_v4 = cidr(r#"{"subnet":"10.1.2.0/24","gateway":"fe80::1"}"#);
+        assert_eq!(v6_in_v4, "fe80::1/24".parse().ok());
+        assert_eq!(cidr(r#"{"subnet":"fd00::/64","gateway":"10.9.0.1"}"#), None);
     }
 
     #[test]

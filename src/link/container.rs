@@ -8,7 +8,7 @@ use crate::kernel::netns::Netns;
 use crate::kernel::sysctl::Parameter;
 use crate::link::namespace::AttachContext;
 use crate::link::plan::VethPlan;
-use crate::link::{PORT_LIMIT, failed, namespace};
+use crate::link::{Context, PORT_LIMIT, failed, namespace};
 use crate::net::{Cidr, Family, IfName};
 
 /// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
@@ -50,21 +50,14 @@ pub fn configure(
     };
     for &address in &plan.addresses {
         pod.add_address(link, address, detection)
-            .map_err(|cause| failed(&format!("add address {address} to"), name, cause))?;
+            .context(&format!("add address {address} to"), name)?;
     }
     if !options.leave_down {
-        pod.set_up(link)
-            .map_err(|cause| failed("bring up", name, cause))?;
+        pod.set_up(link).context("bring up", name)?;
     }
     if options.detect_duplicates && has_v6(plan) {
         let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
-        unique.map_err(|cause| {
-            failed(
-                "make sure that no neighbour has the addresses of",
-                name,
-                cause,
-            )
-        })?;
+        unique.context("make sure that no neighbour has the addresses of", name)?;
     }
     for route in &plan.routes {
         let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
@@ -135,7 +128,7 @@ pub fn wait_delivered(plan: &VethPlan, context: &AttachContext, link: u32) -> Re
             .pod
             .wait_delivered(address, Some(&context.netns), PORT_LIMIT);
         let operation = format!("wait until packets to {cidr} are delivered on");
-        delivered.map_err(|cause| failed(&operation, &plan.container, cause))?;
+        delivered.context(&operation, &plan.container)?;
     }
     Ok(())
 }
@@ -151,5 +144,5 @@ pub fn wait_delivered(plan: &VethPlan, context: &AttachContext, link: u32) -> Re
 /// When the kernel refuses.
 pub fn announce(plan: &VethPlan, context: &AttachContext, link: u32) -> Result<(), Error> {
     let announced = context.pod.set_mac(link, plan.mac);
-    announced.map_err(|cause| failed("announce the addresses of", &plan.container, cause))
+    announced.context("announce the addresses of", &plan.container)
 }

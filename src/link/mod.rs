@@ -30,6 +30,17 @@ pub(crate) fn failed(operation: &str, object: impl Display, cause: NetlinkError)
     Error::new(code, format!("cannot {operation} {object}: {cause}"))
 }
 
+/// Adds operation and object to an error of the kernel; see [`failed`].
+pub(crate) trait Context<T> {
+    fn context(self, operation: &str, object: impl Display) -> Result<T, Error>;
+}
+
+impl<T> Context<T> for Result<T, NetlinkError> {
+    fn context(self, operation: &str, object: impl Display) -> Result<T, Error> {
+        self.map_err(|cause| failed(operation, object, cause))
+    }
+}
+
 /// A random MAC address.
 pub(crate) fn new_mac(link: impl Display) -> Result<Mac, Error> {
     random::mac()
@@ -38,8 +49,7 @@ pub(crate) fn new_mac(link: impl Display) -> Result<Mac, Error> {
 
 /// Looks up a link by name.
 pub(crate) fn look_up(netlink: &Netlink, name: &IfName) -> Result<Option<Link>, Error> {
-    let link = netlink.link(name);
-    link.map_err(|cause| failed("look up", name, cause))
+    netlink.link(name).context("look up", name)
 }
 
 /// The peer of a veth, if it is in the network namespace of `host`. An index alone does not identify it: each namespace

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, NetlinkError, NewVeth, not_found_as_none};
 use crate::link::namespace::AttachContext;
 use crate::link::plan::VethPlan;
-use crate::link::{failed, peer_on_host};
+use crate::link::{Context, failed, peer_on_host};
 use crate::net::IfName;
 use crate::undo::Undo;
 
@@ -54,10 +54,7 @@ impl VethPlan {
 fn delete(host: &Netlink, name: &IfName) -> Result<(), Error> {
     let fresh = Netlink::open();
     let deleted = fresh.as_ref().unwrap_or(host).delete_link(name);
-    match not_found_as_none(deleted) {
-        Ok(_) => Ok(()),
-        Err(cause) => Err(failed("delete", name, cause)),
-    }
+    not_found_as_none(deleted).map(drop).context("delete", name)
 }
 
 /// Rejects an attachment whose interface names already exist, before anything is changed. Other IPAM plugins do not

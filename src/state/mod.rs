@@ -47,7 +47,7 @@ impl DesiredBridge {
                 BridgeDifference::VlanFilteringDisabled,
             ),
         ];
-        present(differences)
+        only_true(differences)
     }
 }
 
@@ -76,16 +76,16 @@ pub fn port_differences(
     let is_attached = port.master.is_some() && port.master == bridge.map(|bridge| bridge.index);
     let flags = desired.unwrap_or_default();
     let has_flags = desired.is_none() || port.port == desired;
-    present([
+    only_true([
         (!is_attached, PortDifference::Detached),
         (!port.is_up, PortDifference::Down),
         (is_attached && !has_flags, PortDifference::Flags(flags)),
     ])
 }
 
-fn present<T, const N: usize>(differences: [(bool, T); N]) -> Vec<T> {
-    let present = differences.into_iter().filter(|(differs, _)| *differs);
-    present.map(|(_, difference)| difference).collect()
+fn only_true<T, const N: usize>(differences: [(bool, T); N]) -> Vec<T> {
+    let found = differences.into_iter().filter(|(differs, _)| *differs);
+    found.map(|(_, difference)| difference).collect()
 }
 
 impl fmt::Display for BridgeDifference {

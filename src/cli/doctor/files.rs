@@ -5,20 +5,17 @@ use std::path::PathBuf;
 use crate::cli::args::DoctorArgs;
 use crate::cli::doctor::finding::{Finding, Id};
 use crate::cli::node::Node;
-use crate::cli::plugins::{Identity, identify, self_description};
+use crate::cli::plugins::{Identity, find, identify, self_description};
 use crate::plugins;
 
 pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
-    let directories: Vec<PathBuf> = std::env::split_paths(&args.cni_path).collect();
-    let find = |name: &str| {
-        let mut files = directories.iter().map(|directory| directory.join(name));
-        files.find(|file| file.is_file())
-    };
     unusable_configurations(node, findings);
     same_names(node, findings);
-    missing_plugins(node, &args.cni_path, find, findings);
+    missing_plugins(node, &args.cni_path, findings);
     if !node.lists.is_empty() {
-        let files = plugins::NAMES.iter().filter_map(|name| find(name));
+        let files = plugins::NAMES
+            .iter()
+            .filter_map(|name| find(&args.cni_path, name));
         findings.extend(files.filter_map(other_program));
     }
 }
@@ -54,12 +51,7 @@ fn same_names(node: &Node, findings: &mut Vec<Finding>) {
     }
 }
 
-fn missing_plugins(
-    node: &Node,
-    cni_path: &str,
-    find: impl Fn(&str) -> Option<PathBuf>,
-    findings: &mut Vec<Finding>,
-) {
+fn missing_plugins(node: &Node, cni_path: &str, findings: &mut Vec<Finding>) {
     let mut examined = Vec::new();
     for (list, file) in &node.lists {
         for plugin in list.plugins.iter().map(|it| it.plugin_type.as_str()) {
@@ -67,7 +59,7 @@ fn missing_plugins(
                 continue;
             }
             examined.push(plugin);
-            if find(plugin).is_some() {
+            if find(cni_path, plugin).is_some() {
                 continue;
             }
             let cause = format!("plugin {plugin}, named in {}, is missing", file.display());

@@ -4,6 +4,7 @@ use crate::cli::doctor::addresses::{join, join_addresses};
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{Network, Node, Pod, Problem};
 use crate::cli::reconcile::{self, MisplacedPort};
+use crate::ipam::range::Range;
 use crate::kernel::netlink::{Kind, Link, PortFlags};
 use crate::net::{Cidr, Family, IfName};
 use crate::plugins::bridge::reconcile::Repair;
@@ -112,10 +113,7 @@ fn address_conflict(node: &Node, network: &Network) -> Option<Finding> {
         .gateway_link(network)
         .filter(|_| network.has_gateway())?;
     let observed = node.addresses_of(link);
-    let gateways: Vec<Cidr> = network
-        .ranges()
-        .map(|range| range.with_prefix(range.gateway()))
-        .collect();
+    let gateways: Vec<Cidr> = network.ranges().filter_map(Range::gateway_cidr).collect();
     let is_v4 = |cidr: &&Cidr| cidr.family() == Family::V4;
     let mut missing = gateways.iter().filter(is_v4);
     missing.find(|gateway| !observed.contains(gateway))?;

@@ -16,6 +16,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cli::args::Paths;
 use crate::cli::plugin_list::PluginList;
+use crate::cli::unreadable;
 use crate::cni::names::NetworkName;
 use crate::error::Error;
 use crate::ipam::live::LiveAttachments;
@@ -88,10 +89,6 @@ impl Node {
     /// # Errors
     /// If a directory or the kernel cannot be read: an incomplete state would lead to wrong findings.
     pub fn observe(paths: &Paths) -> Result<Node, Error> {
-        let unreadable = |what: &str| {
-            let what = format!("cannot list this machine's {what}");
-            move |cause| Error::failed(format!("{what}: {cause}"))
-        };
         let found = Configurations::read(&paths.conf_dir, &paths.data_dir)?;
         let host = host_netlink()?;
         let is_off = |family: &Family| sysctl::forwards(*family).is_ok_and(|forwards| !forwards);
@@ -272,9 +269,7 @@ impl Network {
     pub fn gateways_of(&self, addresses: &[Cidr]) -> Vec<Cidr> {
         let is_used = |range: &&Range| addresses.iter().any(|it| range.contains(it.address()));
         let used = self.ranges().filter(is_used);
-        let mut gateways: Vec<Cidr> = used
-            .map(|range| range.with_prefix(range.gateway()))
-            .collect();
+        let mut gateways: Vec<Cidr> = used.filter_map(Range::gateway_cidr).collect();
         gateways.dedup();
         gateways
     }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::cli::Answer;
 use crate::cli::args::RoutesArgs;
+use crate::cli::{Answer, unreadable};
 use crate::error::Error;
 use crate::kernel::netlink::{Netlink, NetlinkError, RouteEntry, RouteQuery, not_found_as_none};
 use crate::link::namespace::host_netlink;
@@ -48,9 +48,6 @@ struct AppliedChange {
 pub fn routes(args: &RoutesArgs, stdin: &str) -> Result<Answer, Error> {
     let nodes = parse_list(stdin)?;
     let host = host_netlink()?;
-    let unreadable = |what: &'static str| {
-        move |cause| Error::failed(format!("cannot list this machine's {what}: {cause}"))
-    };
     let local = host.all_addresses().map_err(unreadable("addresses"))?;
     let local: Vec<IpAddr> = local.iter().map(|address| address.cidr.address()).collect();
     let own = plan::own_node(&nodes, args.node.as_deref(), &local)?;

@@ -6,7 +6,7 @@ use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
 use crate::link::container::{self, ContainerOptions};
 use crate::link::namespace::AttachContext;
-use crate::link::{PORT_LIMIT, created_link, failed};
+use crate::link::{Context, PORT_LIMIT, created_link};
 use crate::net::Family;
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -44,7 +44,7 @@ pub fn attach(
         context
             .host
             .wait_running(&veth.host, PORT_LIMIT)
-            .map_err(|cause| failed("bring up port", &veth.host, cause))?;
+            .context("bring up port", &veth.host)?;
     }
     // RTM_GETLINK makes the kernel update the bridge's carrier (rtnl_getlink, net/core/rtnetlink.c); until then the first
     // packets from the host are dropped.
@@ -77,7 +77,7 @@ fn wait_gateways_delivered(
         let address = (gateway.index, cidr.address());
         let delivered = context.host.wait_delivered(address, None, PORT_LIMIT);
         let operation = format!("wait until packets to {cidr} are delivered on");
-        delivered.map_err(|cause| failed(&operation, &gateway.name, cause))?;
+        delivered.context(&operation, &gateway.name)?;
     }
     Ok(())
 }
@@ -104,6 +104,6 @@ fn start_port(
         vlan_ports::join_container_port(host, &veth.host, bridge, vlans)?;
     }
     host.start_port(&veth.host, config.port_flags(), &veth.alias)
-        .map_err(|cause| failed("start port", &veth.host, cause))?;
+        .context("start port", &veth.host)?;
     created_link(host, &veth.host)
 }

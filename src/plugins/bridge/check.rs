@@ -6,7 +6,7 @@ use crate::error::{Code, Error};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Link, PortFlags, RouteEntry, RouteQuery};
 use crate::link::namespace::AttachContext;
-use crate::link::{failed, look_up, peer_on_host};
+use crate::link::{Context, look_up, peer_on_host};
 use crate::net::{Cidr, Family, IfName, Route, RouteAttributes};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
@@ -120,10 +120,7 @@ fn differs(what: impl std::fmt::Display) -> Error {
 
 fn check_bridge(expected: &Expected, context: &AttachContext) -> Result<Link, Error> {
     let name = &expected.config.bridge;
-    let bridge = context
-        .host
-        .link(name)
-        .map_err(|cause| failed("look up bridge", name, cause))?;
+    let bridge = context.host.link(name).context("look up bridge", name)?;
     let differences = expected
         .config
         .desired_bridge()
@@ -211,7 +208,7 @@ fn check_port(
 ) -> Result<Link, Error> {
     let (name, bridge_name) = (&expected.interface, &expected.config.bridge);
     let port = peer_on_host(&context.host, container)
-        .map_err(|cause| failed("look up the veth peer of", name, cause))?
+        .context("look up the veth peer of", name)?
         .ok_or_else(|| differs(format!("the veth peer of {name} is not on the host")))?;
     let desired = Some(expected.config.port_flags());
     let host = &port.name;
@@ -260,8 +257,10 @@ fn check_addresses(
     container: &Link,
 ) -> Result<(), Error> {
     let name = &expected.interface;
-    let observed = context.pod.addresses(container.index);
-    let observed = observed.map_err(|cause| failed("list addresses of", name, cause))?;
+    let observed = context
+        .pod
+        .addresses(container.index)
+        .context("list addresses of", name)?;
     let missing = expected
         .addresses()
         .find(|ip| !observed.iter().any(|a| a.cidr == ip.address));
@@ -288,9 +287,10 @@ fn check_routes(
             family,
             link: expected.is_alone().then_some(container.index),
         };
-        let observed = context.pod.routes(query);
-        let observed =
-            observed.map_err(|cause| failed("list routes of", &expected.interface, cause))?;
+        let observed = context
+            .pod
+            .routes(query)
+            .context("list routes of", &expected.interface)?;
         if let Some(missing) = wanted
             .iter()
             .find(|route| !observed.iter().any(|p| matches(p, route)))

@@ -14,7 +14,7 @@ use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Netlink, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::link::namespace;
-use crate::link::{failed, look_up, peer_on_host};
+use crate::link::{Context, failed, look_up, peer_on_host};
 use crate::net::{IfName, Mac};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::{Evidence, Masquerade, Removing, Scope};
@@ -116,18 +116,14 @@ impl Detachment<'_> {
     fn remove(&self) -> Result<(), Error> {
         let name = self.attachment.host_interface(&self.conf.name);
         let deleted = not_found_as_none(self.host.delete_link(&name));
-        if deleted
-            .map_err(|cause| failed("delete", &name, cause))?
-            .is_some()
-        {
+        if deleted.context("delete", &name)?.is_some() {
             return Ok(());
         }
         // The host end of the Go plugin has a random name.
         match self.pod()? {
             Some(pod) if self.container_end(&pod)?.is_some() => {
                 let name = &self.attachment.interface;
-                let deleted = not_found_as_none(pod.delete_link(name));
-                deleted.map_err(|cause| failed("delete", name, cause))?;
+                not_found_as_none(pod.delete_link(name)).context("delete", name)?;
                 Ok(())
             }
             _ => self.remove_listed_host_end(),
@@ -193,8 +189,7 @@ impl Detachment<'_> {
                 && link.mac.is_some_and(is_same)
                 && link.master.is_some_and(is_bridge)
             {
-                not_found_as_none(self.host.delete_link(name))
-                    .map_err(|cause| failed("delete", name, cause))?;
+                not_found_as_none(self.host.delete_link(name)).context("delete", name)?;
             }
         }
         Ok(())

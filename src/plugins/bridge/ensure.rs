@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
 use crate::kernel::sysctl::Parameter;
 use crate::kernel::sysfs;
-use crate::link::{created_link, failed, new_mac};
+use crate::link::{Context, created_link, failed, new_mac};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::vlan_ports;
 
@@ -15,8 +15,7 @@ pub(super) fn ensure_bridge(
     mtu: Option<u32>,
 ) -> Result<Link, Error> {
     let name = &config.bridge;
-    let found = host.link(name);
-    let mut bridge = match found.map_err(|cause| failed("look up bridge", name, cause))? {
+    let mut bridge = match host.link(name).context("look up bridge", name)? {
         Some(bridge) => bridge,
         None => {
             create_bridge(host, config, mtu)?;
@@ -36,12 +35,11 @@ pub(super) fn ensure_bridge(
     ignore_router_advertisements(&bridge);
     fix_mac(host, &mut bridge)?;
     if config.promiscuous && !bridge.is_promiscuous {
-        let set = host.set_promiscuous(bridge.index);
-        set.map_err(|cause| failed("make promiscuous bridge", name, cause))?;
+        host.set_promiscuous(bridge.index)
+            .context("make promiscuous bridge", name)?;
     }
     if !bridge.is_up {
-        host.set_up(bridge.index)
-            .map_err(|cause| failed("bring up bridge", name, cause))?;
+        host.set_up(bridge.index).context("bring up bridge", name)?;
     }
     Ok(bridge)
 }
@@ -69,8 +67,8 @@ fn fix_mac(host: &Netlink, bridge: &mut Link) -> Result<(), Error> {
         Some(mac) => mac,
         None => new_mac(&bridge.name)?,
     };
-    let set = host.set_mac(bridge.index, mac);
-    set.map_err(|cause| failed("set the MAC address of bridge", &bridge.name, cause))?;
+    host.set_mac(bridge.index, mac)
+        .context("set the MAC address of bridge", &bridge.name)?;
     bridge.mac = Some(mac);
     Ok(())
 }

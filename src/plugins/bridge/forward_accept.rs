@@ -3,7 +3,7 @@
 use crate::cni::conf::NetConf;
 use crate::error::Error;
 use crate::kernel::netlink::{Kind, Link, Netlink};
-use crate::link::failed;
+use crate::link::Context;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::forward::Forwarding;
 use crate::plugins::bridge::config::bridge_of;
@@ -65,7 +65,7 @@ fn has_containers(host: &Netlink, bridge: &IfName) -> Result<bool, Error> {
         Some(bridge) => host.ports(bridge.index),
         None => Ok(Vec::new()),
     };
-    let ports = ports().map_err(|cause| failed("list the ports of", bridge, cause))?;
+    let ports = ports().context("list the ports of", bridge)?;
     Ok(ports.iter().any(may_be_container_port))
 }
 

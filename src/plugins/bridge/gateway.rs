@@ -5,7 +5,7 @@ use crate::kernel::netlink::{
     Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, not_found_as_none,
 };
 use crate::kernel::sysctl;
-use crate::link::{PORT_LIMIT, created_link, failed, look_up, new_mac, peer_on_host};
+use crate::link::{Context, PORT_LIMIT, created_link, look_up, new_mac, peer_on_host};
 use crate::net::{Cidr, Family, IfName, ParseError};
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ignore_router_advertisements;
@@ -150,7 +150,7 @@ fn ensure_interface(
     if !link.is_up {
         host.set_up(link.index)
             .and_then(|()| host.wait_running(name, PORT_LIMIT))
-            .map_err(|cause| failed("bring up", name, cause))?;
+            .context("bring up", name)?;
     }
     Ok(link)
 }
@@ -167,7 +167,7 @@ fn create_pair(host: &Netlink, bridge: &Link, name: &IfName) -> Result<(), Error
     match host.create_veth(&veth, None) {
         // A concurrent ADD created it.
         Err(NetlinkError::Exists) => Ok(()),
-        created => created.map_err(|cause| failed("create the gateway's interface", name, cause)),
+        created => created.context("create the gateway's interface", name),
     }
 }
 

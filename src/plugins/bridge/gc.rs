@@ -12,7 +12,7 @@ use crate::ipam::{IpamLeases, LeaseFile, Store};
 use crate::kernel::log;
 use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
 use crate::link::namespace::host_netlink;
-use crate::link::{Veth, failed, look_up, veths};
+use crate::link::{Context, Veth, failed, look_up, veths};
 use crate::net::IfName;
 use crate::netfilter::mac_spoof_check;
 use crate::netfilter::masquerade;
@@ -236,5 +236,5 @@ fn delete_veth(host: &Netlink, veth: &Veth) -> Result<(), Error> {
     let deleted = not_found_as_none(host.delete_link(&parsed));
     deleted
         .map(drop)
-        .map_err(|cause| failed("delete", &parsed, cause))
+        .context("delete", &parsed)
 }

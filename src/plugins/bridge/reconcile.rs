@@ -10,7 +10,7 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, PortFlags};
 use crate::kernel::sysctl::Parameter;
-use crate::link::failed;
+use crate::link::Context;
 use crate::net::{Cidr, Family, IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
@@ -96,26 +96,22 @@ impl fmt::Display for Repair {
             Repair::Advertisements(link) => {
                 write!(
                     f,
-                    "accept_ra=0 on {link}, so that the host ignores router advertisements of pods"
+                    "accept_ra=0 on {link}, against router advertisements of pods"
                 )
             }
             Repair::Gateways(gateways) => {
                 let list: Vec<String> = gateways.iter().map(Cidr::to_string).collect();
-                write!(
-                    f,
-                    "the gateway address {} of the bridge",
-                    list.join(" and ")
-                )
+                write!(f, "gateway address {} on the bridge", list.join(" and "))
             }
             Repair::Forwarding(family) => write!(f, "{family} forwarding"),
             Repair::Port(live) => write!(
                 f,
-                "the bridge port {} of {}",
+                "port {} of {}",
                 live.link.display_name(),
                 live.attachment
             ),
             Repair::MacSpoofCheck(live, mac) => {
-                write!(f, "the MAC spoof check of {} ({mac})", live.attachment)
+                write!(f, "MAC spoof check of {} ({mac})", live.attachment)
             }
             Repair::Masquerade(live) => write!(f, "masquerading of {}", live.attachment),
             Repair::ForwardAccept(..) => f.write_str("the accept rules of the bridge in FORWARD"),
@@ -278,14 +274,14 @@ fn restore_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) ->
     let bridge = ensure_configured_bridge(host, config)?;
     let name = name_of(link)?;
     if link.master.is_none() {
-        let put = host.set_bridge(link.index, bridge.index);
-        put.map_err(|cause| failed(&format!("attach to bridge {}", bridge.name), &name, cause))?;
+        host.set_bridge(link.index, bridge.index)
+            .context(&format!("attach to bridge {}", bridge.name), &name)?;
         if let Some(vlans) = &config.vlans {
             vlan_ports::join_container_port(host, &name, &bridge, vlans)?;
         }
     }
-    let started = host.start_port(&name, live.desired_flags(config), &link.alias);
-    started.map_err(|cause| failed("start port", &name, cause))
+    host.start_port(&name, live.desired_flags(config), &link.alias)
+        .context("start port", &name)
 }
 
 /// Announces the gateway's MAC address to the containers, because a bridge that was created again has another one.
@@ -296,8 +292,8 @@ fn announce(host: &Netlink, link: &Link) -> Result<(), Error> {
     let _ = Parameter::ArpNotify.set(&name, 1);
     let _ = Parameter::NdiscNotify.set(&name, 1);
     let Some(mac) = link.mac else { return Ok(()) };
-    let announced = host.set_mac(link.index, mac);
-    announced.map_err(|cause| failed("announce the addresses of", &name, cause))
+    host.set_mac(link.index, mac)
+        .context("announce the addresses of", &name)
 }
 
 fn name_of(link: &Link) -> Result<IfName, Error> {

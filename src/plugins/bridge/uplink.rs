@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::kernel::netlink::Netlink;
-use crate::link::failed;
+use crate::link::Context;
 use crate::plugins::bridge::config::{BridgeConfig, MTUS, Mtu};
 
 /// The MTU of a network's links in bytes: with `"auto"` that of the uplink now, without an uplink that of the bridge, without
@@ -24,8 +24,7 @@ pub(super) fn resolve_mtu(host: &Netlink, config: &BridgeConfig) -> Result<Optio
     let found = match found {
         Some(mtu) => Some(mtu),
         None => {
-            let bridge = host.link(name);
-            let bridge = bridge.map_err(|cause| failed("look up bridge", name, cause))?;
+            let bridge = host.link(name).context("look up bridge", name)?;
             bridge.map(|bridge| bridge.mtu)
         }
     };

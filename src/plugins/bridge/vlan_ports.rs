@@ -2,8 +2,7 @@
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::{Link, Netlink, VlanFiltering, not_found_as_none};
-use crate::link::created_link;
-use crate::link::failed;
+use crate::link::{Context, created_link};
 use crate::net::{IfName, PortVlans, VlanId};
 use crate::plugins::bridge::vlan::Vlans;
 
@@ -77,16 +76,11 @@ pub(super) fn join(
     vlans: &Vlans,
 ) -> Result<(), Error> {
     if let Some(vlan) = vlans.default_to_remove(wanted, default_pvid(port.bridge)) {
-        not_found_as_none(host.leave_vlan(port.index, vlan)).map_err(|cause| {
-            failed(
-                "remove",
-                format!("port {} from VLAN {vlan}", port.name),
-                cause,
-            )
-        })?;
+        not_found_as_none(host.leave_vlan(port.index, vlan))
+            .context("remove", format!("port {} from VLAN {vlan}", port.name))?;
     }
-    let joined = host.join_vlans(port.index, wanted);
-    joined.map_err(|cause| failed("add", format!("port {} to its VLANs", port.name), cause))
+    host.join_vlans(port.index, wanted)
+        .context("add", format!("port {} to its VLANs", port.name))
 }
 
 /// Compares the VLANs of the container's port.

@@ -124,8 +124,8 @@ impl Place {
             let mut after = files.clone();
             after.insert(name.as_bytes(), lease.as_bytes());
             let after = self::scan(&after, who);
-            assert!(after.mine.contains(&address) && after.taken().is_superset(&taken));
-            assert_eq!(after.siblings, scan.other_interfaces);
+            assert!(after.of_attachment.contains(&address) && after.taken().is_superset(&taken));
+            assert_eq!(after.other_interfaces, scan.other_interfaces);
         }
     }
 
