@@ -40,6 +40,17 @@ impl Command {
             Command::Version => "VERSION",
         }
     }
+
+    fn required_variables(self) -> &'static [&'static str] {
+        match self {
+            Command::Add | Command::Check => {
+                &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]
+            }
+            Command::Del => &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"],
+            Command::Gc | Command::Status => &["CNI_PATH"],
+            Command::Version => &[],
+        }
+    }
 }
 
 impl fmt::Display for Command {
@@ -106,6 +117,7 @@ impl<K: Into<OsString>> FromIterator<(K, OsString)> for Environment {
 /// The parsed environment.
 #[derive(Clone, Debug)]
 pub struct Invocation {
+    pub command: Command,
     pub operation: Operation,
     /// CNI_PATH, split. An empty element is the current directory.
     pub cni_path: Vec<PathBuf>,
@@ -116,124 +128,88 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    pub fn command(&self) -> Command {
-        match self.operation {
-            Operation::Add(_) => Command::Add,
-            Operation::Check(_) => Command::Check,
-            Operation::Del(_) => Command::Del,
-            Operation::Gc => Command::Gc,
-            Operation::Status => Command::Status,
-            Operation::Version => Command::Version,
-        }
-    }
-
     /// # Errors
     /// Code 4: an unknown command, an invalid identifier, or a list of all missing variables.
     pub fn parse(env: &Environment) -> Result<Invocation, Error> {
-        let mut missing = Vec::new();
-        let mut required = |name: &'static str| {
-            let value = env.var(name);
-            if value.is_none() {
-                missing.push(name);
-            }
-            value
+        let command = match env.var("CNI_COMMAND") {
+            Some(text) => parse_command(&text)?,
+            None => return Err(missing_variables(&["CNI_COMMAND"])),
         };
-        let Some(command) = required("CNI_COMMAND") else {
-            return Err(missing_variables(&missing));
-        };
-        let command = parse_command(&command)?;
-        let has_attachment = matches!(command, Command::Add | Command::Check | Command::Del);
-        let mut attachment = None;
-        if has_attachment {
-            let container = required("CNI_CONTAINERID")
-                .map(parse_container)
-                .transpose()?;
-            let netns = match command {
-                Command::Del => env.var("CNI_NETNS"),
-                _ => required("CNI_NETNS"),
-            };
-            let interface = required("CNI_IFNAME").map(parse_interface).transpose()?;
-            attachment = container.zip(interface).map(|(container, interface)| {
-                (
-                    Attachment {
-                        container,
-                        interface,
-                    },
-                    netns,
-                )
-            });
-        }
-        if command != Command::Version {
-            required("CNI_PATH");
-        }
+        let required = command.required_variables();
+        let identifier = |name| env.var(name).filter(|_| required.contains(&name));
+        // Reported before missing variables.
+        let container = identifier("CNI_CONTAINERID").map(parse_container);
+        let interface = identifier("CNI_IFNAME").map(parse_interface);
+        let (container, interface) = (container.transpose()?, interface.transpose()?);
+        let mut missing = required.to_vec();
+        missing.retain(|name| env.var(name).is_none());
         if !missing.is_empty() {
             return Err(missing_variables(&missing));
         }
+        let attachment = container
+            .zip(interface)
+            .map(|(container, interface)| Attachment {
+                container,
+                interface,
+            });
+        let var = |name| env.var(name).unwrap_or_default();
+        let target = |attachment| Target {
+            attachment,
+            netns: var("CNI_NETNS"),
+        };
         let operation = match (command, attachment) {
-            (Command::Add, Some((attachment, Some(netns)))) => {
-                Operation::Add(Target { attachment, netns })
-            }
-            (Command::Check, Some((attachment, Some(netns)))) => {
-                Operation::Check(Target { attachment, netns })
-            }
-            (Command::Del, Some((attachment, netns))) => {
-                Operation::Del(DelTarget { attachment, netns })
+            (Command::Add, Some(attachment)) => Operation::Add(target(attachment)),
+            (Command::Check, Some(attachment)) => Operation::Check(target(attachment)),
+            (Command::Del, Some(attachment)) => Operation::Del(DelTarget {
+                attachment,
+                netns: env.var("CNI_NETNS"),
+            }),
+            (Command::Add | Command::Check | Command::Del, None) => {
+                unreachable!("missing variables were reported above")
             }
             (Command::Gc, _) => Operation::Gc,
             (Command::Status, _) => Operation::Status,
             (Command::Version, _) => Operation::Version,
-            (Command::Add | Command::Check | Command::Del, _) => {
-                unreachable!("missing variables were reported above")
-            }
         };
-        let path = env.var("CNI_PATH").unwrap_or_default();
         Ok(Invocation {
+            command,
             operation,
-            cni_path: std::env::split_paths(&path).collect(),
-            args: env.var("CNI_ARGS").unwrap_or_default(),
-            own_netns_allowed: env.var("CNI_NETNS_OVERRIDE").is_some_and(|v| is_true(&v)),
+            cni_path: std::env::split_paths(&var("CNI_PATH")).collect(),
+            args: var("CNI_ARGS"),
+            own_netns_allowed: is_true(&var("CNI_NETNS_OVERRIDE")),
         })
     }
 }
 
+fn invalid(msg: String) -> Error {
+    Error::new(Code::INVALID_ENVIRONMENT, msg)
+}
+
 fn missing_variables(names: &[&str]) -> Error {
     let list = names.join(",");
-    Error::new(
-        Code::INVALID_ENVIRONMENT,
-        format!("required env variables [{list}] missing"),
-    )
-    .details("the runtime sets them; an empty one counts as missing")
+    invalid(format!("required env variables [{list}] missing"))
+        .details("the runtime sets them; an empty one counts as missing")
 }
 
 fn parse_command(text: &str) -> Result<Command, Error> {
-    let known = Command::ALL
-        .into_iter()
-        .find(|command| command.as_str() == text);
-    known.ok_or_else(|| {
+    let mut commands = Command::ALL.into_iter();
+    let command = commands.find(|command| command.as_str() == text);
+    command.ok_or_else(|| {
         let all = Command::ALL.map(Command::as_str).join(", ");
-        Error::new(
-            Code::INVALID_ENVIRONMENT,
-            format!("unknown CNI_COMMAND {text:?}: it must be one of {all}"),
-        )
+        invalid(format!(
+            "unknown CNI_COMMAND {text:?}: it must be one of {all}"
+        ))
     })
 }
 
 fn parse_container(text: String) -> Result<ContainerId, Error> {
-    text.parse().map_err(|cause| {
-        Error::new(
-            Code::INVALID_ENVIRONMENT,
-            format!("invalid CNI_CONTAINERID {text:?}: {cause}"),
-        )
-    })
+    text.parse()
+        .map_err(|cause| invalid(format!("invalid CNI_CONTAINERID {text:?}: {cause}")))
 }
 
 fn parse_interface(text: String) -> Result<IfName, Error> {
-    text.parse().map_err(|cause| {
-        Error::new(
-            Code::INVALID_ENVIRONMENT,
-            format!("invalid CNI_IFNAME: {cause}"),
-        )
-    })
+    text.parse()
+        .map_err(|cause| invalid(format!("invalid CNI_IFNAME: {cause}")))
 }
 
 /// `1`, or `true` in any case.
@@ -262,7 +238,7 @@ mod tests {
     #[test]
     fn an_add_is_parsed() {
         let request = Invocation::parse(&env(&ADD)).unwrap();
-        assert_eq!(request.command(), Command::Add);
+        assert_eq!(request.command, Command::Add);
         assert_eq!(request.cni_path, [PathBuf::from("/a"), PathBuf::from("/b")]);
         let Operation::Add(Target { attachment, netns }) = request.operation else {
             panic!()

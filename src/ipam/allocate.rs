@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_come_round_robin_and_the_last_one_last() {
+    fn allocation_is_round_robin_and_ends_with_the_last_address() {
         let set = set(&[
             ("10.1.2.0/24", "10.1.2.4", "10.1.2.6"),
             ("10.1.3.0/24", "10.1.3.8", "10.1.3.9"),

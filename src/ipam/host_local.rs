@@ -195,7 +195,7 @@ impl HostLocal {
         }
         error
             .details(format!("held longest: {}", oldest.join(", ")))
-            .details("run DEL for containers that no longer exist")
+            .details("containers that no longer exist need a DEL")
     }
 }
 

@@ -21,9 +21,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cni::names::{Attachment, NetworkName};
-use crate::error::{Code, Error, Failures};
+use crate::error::{Code, Error};
 use crate::ipam::lease_file::{LeaseOwner, read_owner_for, read_small};
-use crate::ipam::store::index::Index;
 use crate::ipam::store::scan::{TEMP_FILE, address_named, is_not_found, parse_last_reserved};
 use crate::kernel::files;
 use crate::kernel::locks::{LockError, lock_within};
@@ -258,39 +257,6 @@ impl Locked<'_> {
     pub fn remove_lease(&self, address: IpAddr) -> Result<(), Error> {
         let name = address.to_string();
         remove(&self.store.path(&name)).map_err(|cause| self.store.failed("remove", &name, &cause))
-    }
-
-    /// Removes the leases that still belong to the attachment, and a stale temporary file.
-    ///
-    /// # Errors
-    /// If a file cannot be read or removed; the others are removed.
-    pub fn release(&self, held: &HeldLeases, attachment: &Attachment) -> Result<(), Error> {
-        if let Some(unreadable) = &held.unreadable {
-            return Err(unreadable.clone());
-        }
-        let index = Index::load(self.store);
-        let mut failures = Failures::default();
-        for address in held.addresses() {
-            failures.note(self.release_one(*address, attachment));
-        }
-        if held.temp_file {
-            failures.note(self.remove_temp_file());
-        }
-        failures.into_result()?;
-        let _ = index.map(|index| index.update(self.store, attachment, &[], held.addresses()));
-        Ok(())
-    }
-
-    fn release_one(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
-        let name = address.to_string();
-        match read_owner_for(&self.store.path(&name), attachment) {
-            Ok(LeaseOwner::Attachment | LeaseOwner::Container) => self.remove_lease(address),
-            Ok(LeaseOwner::OtherInterface | LeaseOwner::OtherContainer | LeaseOwner::Invalid) => {
-                Ok(())
-            }
-            Err(cause) if is_not_found(&cause) => Ok(()),
-            Err(cause) => Err(self.store.failed("read", &name, &cause)),
-        }
     }
 
     fn remove_temp_file(&self) -> Result<(), Error> {

@@ -97,6 +97,6 @@ fn name_conflict(host: &IfName, container: &IfName, context: &AttachContext) -> 
 fn owner_of(link: &Link, context: &AttachContext) -> String {
     match peer_on_host(&context.host, link).ok().flatten() {
         Some(peer) => format!("its veth peer on the host is {}", peer.display_name()),
-        None => "its veth peer is not on the host: another program created it".to_owned(),
+        None => "its veth peer is not on the host: something else made it".to_owned(),
     }
 }

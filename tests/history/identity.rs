@@ -1,4 +1,4 @@
-//! How runtimes identify, install and monitor plugins.
+//! How runtimes find the version of a plugin and the names under which they install it.
 
 use serde_json::{Value, json};
 
@@ -8,12 +8,12 @@ use crate::support::{Answer, Network, Node, requires, small_network};
 
 const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 
-/// What a program prints when no command is set.
+/// What a plugin prints without CNI_COMMAND.
 fn about(node: &Node, program: &str) -> Answer {
     node.cni(program).unset("CNI_PATH").run()
 }
 
-/// The numbers of a semantic version, build metadata and pre-release left out.
+/// The numbers of a semantic version, without build metadata and pre-release.
 fn semantic(token: &str) -> Option<[u32; 3]> {
     let core = token.strip_prefix('v').unwrap_or(token);
     let core = core.split(['-', '+']).next()?;
@@ -25,15 +25,15 @@ fn semantic(token: &str) -> Option<[u32; 3]> {
     numbers.try_into().ok()
 }
 
-/// What Nomad takes for a plugin's version: the first word of its output that is a semantic version
-/// (hashicorp/nomad, client/fingerprint/plugins_cni.go). The output is stdout and stderr; the exit code must be 0.
+/// The version as Nomad reads it: the first word of stdout and stderr that is a semantic version. The exit code must be
+/// 0 (hashicorp/nomad, client/fingerprint/plugins_cni.go).
 fn version_for_nomad(answer: &Answer) -> Option<[u32; 3]> {
     assert_eq!(answer.code, Some(0), "{answer:?}");
     let output = format!("{}{}", answer.stdout, answer.stderr);
     output.split_whitespace().find_map(semantic)
 }
 
-/// What nerdctl takes for it: behind `CNI firewall plugin v` at the beginning of a line of stderr
+/// The version as nerdctl reads it: after `CNI firewall plugin v` at the beginning of a line of stderr
 /// (containerd/nerdctl, pkg/netutil/netutil_unix.go).
 fn version_for_nerdctl(answer: &Answer, plugin: &str) -> Option<[u32; 3]> {
     let prefix = format!("CNI {plugin} plugin v");
@@ -42,7 +42,7 @@ fn version_for_nerdctl(answer: &Answer, plugin: &str) -> Option<[u32; 3]> {
 }
 
 #[test]
-fn clients_find_the_go_release_in_what_a_plugin_says_of_itself() {
+fn nomad_and_nerdctl_find_the_version_of_the_equivalent_go_release() {
     requires!();
     let node = Node::new("node");
     let own = concat!("v1.9.1+gangplank.", env!("CARGO_PKG_VERSION"));
@@ -50,7 +50,7 @@ fn clients_find_the_go_release_in_what_a_plugin_says_of_itself() {
         let answer = about(&node, plugin);
         let version = version_for_nomad(&answer);
         assert_eq!(version, version_for_nerdctl(&answer, plugin), "{answer:?}");
-        // Nomad wants 0.4.0 for bridge mode and 1.3.0 for CHECK, nerdctl 1.7.1 of firewall.
+        // Nomad requires 0.4.0 for bridge mode and 1.3.0 for CHECK, nerdctl requires 1.7.1 of firewall.
         assert!(version >= Some([1, 7, 1]), "{answer:?}");
         assert_eq!(
             answer.stderr.lines().next(),
@@ -60,14 +60,14 @@ fn clients_find_the_go_release_in_what_a_plugin_says_of_itself() {
 }
 
 #[test]
-fn what_a_plugin_says_of_itself_has_the_lines_of_the_go_plugin() {
+fn the_version_text_has_the_same_lines_as_that_of_the_go_plugin() {
     if !ready(&[]) {
         return;
     }
     let node = node();
     for plugin in PLUGINS {
-        let call = |party: Implementation| {
-            let call = party
+        let call = |implementation: Implementation| {
+            let call = implementation
                 .call(&node, plugin)
                 .stdin("junk")
                 .env("CNI_COMMAND", "");
@@ -86,22 +86,22 @@ fn what_a_plugin_says_of_itself_has_the_lines_of_the_go_plugin() {
             lines[1].clone()
         };
         let (ours, theirs) = (call(Gangplank), call(Go));
-        // Debian's plugins are older.
+        // Debian's plugins are older and support fewer versions.
         assert!(ours.starts_with(&theirs), "{ours} and {theirs}");
     }
 }
 
-/// Puts our binary under another name.
-fn name(node: &Node, name: &str) {
+/// Installs the gangplank binary under another name.
+fn install_as(node: &Node, install_as: &str) {
     node.run(&format!(
-        "ln -s {} {}/{name}",
+        "ln -s {} {}/{install_as}",
         crate::support::binary().display(),
         Node::BIN
     ));
 }
 
 #[test]
-fn a_name_with_a_prefix_is_the_plugin() {
+fn a_plugin_name_may_have_a_prefix() {
     requires!();
     let node = Node::new("node");
     for (program, plugin) in [
@@ -113,7 +113,7 @@ fn a_name_with_a_prefix_is_the_plugin() {
         ("gangplank-bridge", "bridge"),
         ("bridge-loopback", "loopback"),
     ] {
-        name(&node, program);
+        install_as(&node, program);
         let answer = about(&node, program);
         assert!(
             answer.stderr.starts_with(&format!("CNI {plugin} plugin v")),
@@ -124,8 +124,8 @@ fn a_name_with_a_prefix_is_the_plugin() {
     }
 }
 
-/// The configuration of BuildKit's bridge (moby/buildkit, util/network/cniprovider/bridge.go), whose plugins, address
-/// plugin included, have a prefix.
+/// The configuration of BuildKit's bridge, whose plugins have a prefix, the IPAM plugin included (moby/buildkit,
+/// util/network/cniprovider/bridge.go).
 fn buildkit() -> Value {
     json!({
         "cniVersion": "1.0.0", "name": "buildkit", "type": "buildkit-cni-bridge", "bridge": "buildkit0",
@@ -135,13 +135,13 @@ fn buildkit() -> Value {
 }
 
 #[test]
-fn plugins_that_buildkit_and_kubevirt_installed_under_their_names_attach_and_detach() {
+fn plugins_work_under_the_names_used_by_buildkit_and_kubevirt() {
     if !ready(&["ping"]) {
         return;
     }
-    for party in [Gangplank, Go] {
+    for implementation in [Gangplank, Go] {
         let node = Node::new("node");
-        let file = |plugin: &str| match party {
+        let file = |plugin: &str| match implementation {
             Gangplank => crate::support::binary(),
             Go => crate::support::go_plugins().join(plugin),
         };
@@ -168,17 +168,17 @@ fn plugins_that_buildkit_and_kubevirt_installed_under_their_names_attach_and_det
             network.check(&pod, &result).ok();
             network.del(&pod);
             let host = Network::host_link(&result.take());
-            assert!(node.link(&host).is_none(), "{party:?}");
+            assert!(node.link(&host).is_none(), "{implementation:?}");
             assert!(
                 crate::support::leases(&node, config["name"].as_str().unwrap()).is_empty(),
-                "{party:?}"
+                "{implementation:?}"
             );
         }
     }
 }
 
 #[test]
-fn a_name_that_is_no_plugin_is_refused_and_nothing_is_touched() {
+fn an_unknown_plugin_name_is_rejected_without_any_change() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -198,7 +198,7 @@ fn a_name_that_is_no_plugin_is_refused_and_nothing_is_touched() {
         "gangplank.new",
         "exe",
     ] {
-        name(&node, program);
+        install_as(&node, program);
         let mut config = small_network();
         config["type"] = program.into();
         for verb in ["ADD", "DEL", "VERSION", "STATUS"] {
@@ -209,33 +209,30 @@ fn a_name_that_is_no_plugin_is_refused_and_nothing_is_touched() {
             }
         }
         let answer = about(&node, program);
-        let says = match program.starts_with("gangplank") {
-            // A copy of the command line, which without arguments shows how it is used.
+        let text = match program.starts_with("gangplank") {
+            // A copy of the command line, which prints its usage without arguments.
             true => "Usage: gangplank",
             false => "is not the name of a plugin",
         };
         assert!(
-            answer.code != Some(0) && answer.stderr.contains(says),
+            answer.code != Some(0) && answer.stderr.contains(text),
             "{program}: {answer:?}"
         );
-        assert!(
-            version_of_failed(&answer).is_none(),
-            "{program}: {answer:?}"
-        );
+        assert!(version_line(&answer).is_none(), "{program}: {answer:?}");
     }
     assert!(node.link("br0").is_none() && node.files("/var/lib/cni").is_empty());
 }
 
-/// Whether a line of stderr looks like that of a plugin.
-fn version_of_failed(answer: &Answer) -> Option<&str> {
+/// A line of stderr that looks like the version of a plugin.
+fn version_line(answer: &Answer) -> Option<&str> {
     answer.stderr.lines().find(|line| line.starts_with("CNI "))
 }
 
 #[test]
-fn gangplank_itself_is_bridge_for_a_runtime() {
+fn the_name_gangplank_is_the_bridge_plugin_for_a_runtime() {
     requires!("ping");
     let node = Node::new("node");
-    name(&node, "gangplank");
+    install_as(&node, "gangplank");
     let mut config = small_network();
     config["type"] = "gangplank".into();
     let (network, pod) = (node.network(config), node.pod("a"));

@@ -1,4 +1,4 @@
-//! Lease directories written by another implementation, restored, shared or damaged.
+//! Lease directories that were written by another implementation, restored from a backup, shared or damaged.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ fn host_local(data_dir: Option<&str>) -> Value {
     config
 }
 
-/// An ADD or another verb of host-local alone, for a container without interfaces; the address.
+/// Calls host-local directly, for a container without interfaces. Returns the address.
 fn lease(node: &Node, config: &Value, verb: &str, container: &str) -> Result<String, String> {
     let call = node.cni("host-local").verb(verb).container(container);
     let answer = call
@@ -48,8 +48,8 @@ fn lease(node: &Node, config: &Value, verb: &str, container: &str) -> Result<Str
     }
 }
 
-/// Lays a file with another boot ID over the kernel's, as nspawn and LXC do.
-fn other_boot(node: &Node, id: &str) {
+/// Bind-mounts another boot ID over the kernel's, as nspawn and LXC do.
+fn set_boot_id(node: &Node, id: &str) {
     let file = format!("/run/boot-{}", &id[..8]);
     node.write(&file, &format!("{id}\n"));
     node.bind(&file, BOOT_ID);
@@ -58,8 +58,8 @@ fn other_boot(node: &Node, id: &str) {
 const SECOND: &str = "11111111-2222-3333-4444-555555555555";
 const THIRD: &str = "22222222-2222-3333-4444-555555555555";
 
-/// `doctor --fix` on the leases of a node with one configuration.
-fn fix(node: &Node, config: &Value) -> Answer {
+/// Runs `doctor --fix` on a node with one configuration.
+fn doctor_fix(node: &Node, config: &Value) -> Answer {
     node.run("mkdir -p /run/net.d /run/results");
     let list =
         json!({ "cniVersion": config["cniVersion"], "name": config["name"], "plugins": [config] });
@@ -73,20 +73,20 @@ fn fix(node: &Node, config: &Value) -> Answer {
 }
 
 #[test]
-fn pods_that_live_keep_leases_and_links_under_another_boot_id() {
+fn running_pods_keep_leases_and_links_if_the_boot_id_changes() {
     requires!("ping", "cni:bridge", "cni:host-local");
     for by in BOTH {
         let node = implementation::node();
         let config = dual_stack();
-        // Both pods are there after an ADD of ours, which records the boot.
+        // The first ADD of gangplank records the boot ID.
         node.network(config.clone()).add(&node.pod("first"));
         let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
         for pod in [&a, &b] {
             let _ = Attachment::new(&node, pod, &config).try_add(by).ok();
         }
-        other_boot(&node, SECOND);
+        set_boot_id(&node, SECOND);
         let before = NodeState::of_pods(&node);
-        let _ = fix(&node, &config);
+        let _ = doctor_fix(&node, &config);
         assert_eq!(NodeState::of_pods(&node).links, before.links, "{by:?}");
         assert_eq!(NodeState::of_pods(&node).files, before.files, "{by:?}");
         let _ = Attachment::new(&node, &c, &config).try_add(by).ok();
@@ -95,8 +95,8 @@ fn pods_that_live_keep_leases_and_links_under_another_boot_id() {
         a.reaches("10.77.0.4");
         a.reaches("fd00:77::4");
         c.reaches("10.77.0.4");
-        // Also by a second one, and under yet another ID.
-        other_boot(&node, THIRD);
+        // The same holds for the next ADD, under a third boot ID.
+        set_boot_id(&node, THIRD);
         let mut d = config.clone();
         d["cniVersion"] = "1.0.0".into();
         node.network(d).add(&node.pod("d"));
@@ -113,7 +113,7 @@ fn pods_whose_namespaces_are_in_another_mount_namespace_keep_their_leases() {
     let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
     network.add(&a);
     network.add(&b);
-    other_boot(&node, SECOND);
+    set_boot_id(&node, SECOND);
     node.write(
         "/run/hidden",
         "umount -l /run/netns/a /run/netns/b && exec \"$@\"\n",
@@ -125,7 +125,7 @@ fn pods_whose_namespaces_are_in_another_mount_namespace_keep_their_leases() {
 }
 
 #[test]
-fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
+fn leases_from_before_a_reboot_are_released() {
     requires!("ping");
     let node = Node::new("node");
     let network = node.network(dual_stack());
@@ -135,8 +135,8 @@ fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
     a.end();
     b.end();
     node.wait_until_veths_are_gone();
-    other_boot(&node, SECOND);
-    // podman and Nomad start a container under the ID that it had.
+    set_boot_id(&node, SECOND);
+    // podman and Nomad restart a container with the same ID.
     let a = node.pod("a");
     let result = network.add(&a);
     assert_eq!(leases(&node, "small").len(), 2);
@@ -145,7 +145,7 @@ fn a_reboot_frees_the_leases_of_containers_that_are_gone() {
 }
 
 #[test]
-fn pods_with_an_interface_based_on_one_of_the_hosts_keep_their_leases() {
+fn running_pods_with_macvlan_interfaces_keep_their_leases() {
     requires!("ping", "cni:macvlan");
     let node = Node::new("node");
     node.run_all(
@@ -170,7 +170,7 @@ fn pods_with_an_interface_based_on_one_of_the_hosts_keep_their_leases() {
     network.add(&b);
     b.end();
     std::thread::sleep(std::time::Duration::from_millis(300));
-    other_boot(&node, SECOND);
+    set_boot_id(&node, SECOND);
     assert_eq!(Network::address(&network.add(&c)), "10.1.0.4");
     assert_eq!(node.lease("lan", "10.1.0.2").unwrap(), "a\r\neth0");
     assert_eq!(leases(&node, "lan").len(), 2);
@@ -178,7 +178,7 @@ fn pods_with_an_interface_based_on_one_of_the_hosts_keep_their_leases() {
 }
 
 #[test]
-fn a_lease_for_which_a_plugin_is_at_work_stays() {
+fn the_lease_of_a_container_with_a_running_plugin_is_kept() {
     requires!("sleep", "env");
     let node = Node::new("node");
     let config = host_local(None);
@@ -193,7 +193,7 @@ fn a_lease_for_which_a_plugin_is_at_work_stays() {
             .spawn()
             .unwrap()
     });
-    other_boot(&node, SECOND);
+    set_boot_id(&node, SECOND);
     let added = lease(&node, &config, "ADD", "next");
     plugin.kill().unwrap();
     plugin.wait().unwrap();
@@ -203,12 +203,12 @@ fn a_lease_for_which_a_plugin_is_at_work_stays() {
 }
 
 #[test]
-fn a_lease_of_an_add_that_could_not_read_the_boot_id_stays() {
+fn leases_are_kept_if_the_boot_id_was_unreadable() {
     requires!();
     let node = Node::new("node");
     let config = host_local(None);
     lease(&node, &config, "ADD", "a").unwrap();
-    other_boot(&node, SECOND);
+    set_boot_id(&node, SECOND);
     for unreadable in ["", "\n"] {
         node.write("/run/none", unreadable);
         node.bind("/run/none", BOOT_ID);
@@ -223,7 +223,7 @@ fn a_lease_of_an_add_that_could_not_read_the_boot_id_stays() {
     }
 }
 
-/// A directory that two nodes see.
+/// A directory that two nodes share.
 struct Shared(PathBuf);
 
 impl Shared {
@@ -241,7 +241,7 @@ impl Drop for Shared {
 }
 
 #[test]
-fn nodes_that_share_a_directory_keep_each_others_leases() {
+fn nodes_with_a_shared_lease_directory_keep_each_others_leases() {
     requires!("ping");
     for (name, machine) in [
         ("same-id", None),
@@ -251,34 +251,34 @@ fn nodes_that_share_a_directory_keep_each_others_leases() {
         let mut config = dual_stack();
         config["ipam"]["dataDir"] = shared.0.to_str().unwrap().into();
         let (one, two) = (Node::new("one"), Node::new("two"));
-        other_boot(&two, SECOND);
+        set_boot_id(&two, SECOND);
         if let Some(machine) = machine {
             two.write("/run/machine-id", &format!("{machine}\n"));
             two.bind("/run/machine-id", "/etc/machine-id");
         }
         let (on_one, on_two) = (one.network(config.clone()), two.network(config.clone()));
         let (a, b, c) = (one.pod("a"), one.pod("b"), two.pod("c"));
-        let at_a = on_one.add(&a);
-        let at_b = on_one.add(&b);
-        let at_c = on_two.add(&c);
+        let result_a = on_one.add(&a);
+        let result_b = on_one.add(&b);
+        let result_c = on_two.add(&c);
         a.reaches("10.77.0.3");
-        on_one.check(&a, &at_a).ok();
-        on_one.check(&b, &at_b).ok();
-        assert_eq!(Network::address(&at_c), "10.77.0.4", "{name}");
-        // Neither does a boot of the first free what the second has.
-        other_boot(&one, THIRD);
+        on_one.check(&a, &result_a).ok();
+        on_one.check(&b, &result_b).ok();
+        assert_eq!(Network::address(&result_c), "10.77.0.4", "{name}");
+        // A reboot of the first node does not free the leases of the second.
+        set_boot_id(&one, THIRD);
         on_one.add(&one.pod("d"));
-        on_two.check(&c, &at_c).ok();
+        on_two.check(&c, &result_c).ok();
         on_two.add(&two.pod("e"));
-        on_one.check(&a, &at_a).ok();
+        on_one.check(&a, &result_a).ok();
     }
 }
 
-/// The exclusive locks of a call that were taken through a descriptor not opened for writing.
-fn locks_through_readers(node: &Node, trace: &str) -> (usize, Vec<String>) {
+/// The number of exclusive locks in a trace, and those that were taken through a descriptor not opened for writing.
+fn exclusive_locks(node: &Node, trace: &str) -> (usize, Vec<String>) {
     let trace = node.read(trace);
     let mut opened = std::collections::BTreeMap::new();
-    let (mut count, mut wrong) = (0, Vec::new());
+    let (mut count, mut read_only) = (0, Vec::new());
     for line in trace.lines() {
         let call = line
             .split_once(' ')
@@ -295,11 +295,11 @@ fn locks_through_readers(node: &Node, trace: &str) -> (usize, Vec<String>) {
             let file = arguments.split(',').next().unwrap();
             let how = opened.get(file).cloned().unwrap_or_default();
             if !how.contains("O_RDWR") {
-                wrong.push(format!("{line}: {how}"));
+                read_only.push(format!("{line}: {how}"));
             }
         }
     }
-    (count, wrong)
+    (count, read_only)
 }
 
 #[test]
@@ -327,13 +327,13 @@ fn exclusive_locks_are_taken_through_descriptors_opened_for_writing() {
         if verb == "ADD" {
             result = answer;
         }
-        let (count, wrong) = locks_through_readers(&node, "/run/trace");
-        assert_eq!(wrong, [""; 0], "{verb}");
+        let (count, read_only) = exclusive_locks(&node, "/run/trace");
+        assert_eq!(read_only, [""; 0], "{verb}");
         locks += count;
     }
-    // Of ADD and DEL the directory and both leases, and of GC the directory.
+    // ADD and DEL lock the directory and both leases, GC locks the directory.
     assert!(locks >= 7, "{locks}");
-    // A lease that nobody may write is freed all the same.
+    // A lease without write permission can be released.
     let _ = network.add(&pod);
     node.run(&format!("chmod 400 {LEASES}/small/10.77.0.3"));
     network.del(&pod);
@@ -341,7 +341,7 @@ fn exclusive_locks_are_taken_through_descriptors_opened_for_writing() {
 }
 
 #[test]
-fn del_fails_while_a_lease_cannot_be_read_and_keeps_the_rest() {
+fn del_fails_and_keeps_all_leases_while_one_cannot_be_read() {
     requires!("strace");
     for plugin in ["bridge", "host-local"] {
         let node = Node::new("node");
@@ -370,7 +370,7 @@ fn del_fails_while_a_lease_cannot_be_read_and_keeps_the_rest() {
 }
 
 #[test]
-fn what_is_not_a_lease_though_it_has_the_name_of_one_stops_nothing() {
+fn files_that_are_not_leases_but_are_named_like_one_are_ignored() {
     requires!("mkfifo");
     let node = Node::new("node");
     let network = node.network(dual_stack());
@@ -401,7 +401,7 @@ fn what_is_not_a_lease_though_it_has_the_name_of_one_stops_nothing() {
             .status
             .success()
     );
-    // Restored by a program that writes the lines of text files with LF.
+    // As restored by a program that converts line endings to LF.
     network.add(&pod);
     node.write(&format!("{directory}/10.77.0.5"), "a\neth0");
     network.del(&pod);
@@ -450,7 +450,7 @@ fn gc_deletes_the_link_of_a_stale_attachment_of_the_go_plugin_before_its_lease()
 }
 
 #[test]
-fn gc_keeps_the_lease_of_an_address_on_a_link_that_may_be_another_networks() {
+fn gc_keeps_a_lease_whose_address_is_on_a_link_of_an_unknown_network() {
     requires!("ping", "cni:bridge", "cni:host-local");
     let node = implementation::node();
     let config = dual_stack();
@@ -459,7 +459,7 @@ fn gc_keeps_the_lease_of_an_address_on_a_link_that_may_be_another_networks() {
     let pod = node.pod("theirs");
     let mut attachment = Attachment::new(&node, &pod, &other);
     let _ = attachment.try_add(Implementation::Go).ok();
-    // The lease of a container that is gone, of the same address on the same bridge.
+    // A lease of a deleted container, with the same address on the same bridge.
     node.run(&format!("mkdir -p {LEASES}/small"));
     node.write(&format!("{LEASES}/small/10.77.0.2"), "gone\r\neth0");
     node.write(&format!("{LEASES}/small/10.77.0.9"), "gone\r\neth0");
@@ -471,14 +471,14 @@ fn gc_keeps_the_lease_of_an_address_on_a_link_that_may_be_another_networks() {
         node.lease("small", "10.77.0.2").is_some() && node.lease("small", "10.77.0.9").is_none()
     );
     pod.reaches("10.77.0.1");
-    // The bridge was renamed in the configuration: whose port it is cannot be told either.
+    // With another bridge name in the configuration, the port's network is unknown too.
     node.run(&format!("rm -r {LEASES}/other"));
     let mut renamed = config.clone();
     renamed["bridge"] = "br1".into();
     let error = gc(&node, &renamed, &[]).error();
     assert!(error.text().contains("no port of bridge br1"), "{error:?}");
     pod.reaches("10.77.0.1");
-    // host-local by itself deletes no links.
+    // host-local called directly deletes no links.
     let mut alone = config;
     alone["type"] = "host-local".into();
     let error = gc(&node, &alone, &[]).error();
@@ -487,7 +487,7 @@ fn gc_keeps_the_lease_of_an_address_on_a_link_that_may_be_another_networks() {
 }
 
 #[test]
-fn a_backup_restored_over_a_live_directory_is_no_index() {
+fn the_lease_index_is_rebuilt_after_a_backup_was_restored() {
     requires!("tar", "cp");
     let restores = [
         "tar -C /run/backup -cf /run/b.tar lan && tar -C /var/lib/cni/networks -xpf /run/b.tar",
@@ -498,7 +498,7 @@ fn a_backup_restored_over_a_live_directory_is_no_index() {
     ];
     for by in BOTH {
         for restore in restores {
-            // The Go plugin has no index.
+            // The Go plugins have no lease index.
             if by == Implementation::Go && restore.contains(".gangplank.index") {
                 continue;
             }
@@ -521,21 +521,21 @@ fn a_backup_restored_over_a_live_directory_is_no_index() {
             let _ = call("ADD", "new1").ok();
             node.write("/run/restore", restore);
             node.run("sh /run/restore");
-            let is_there = |name: &str| {
+            let exists = |name: &str| {
                 let files = node.files(&format!("{LEASES}/lan"));
                 files
                     .values()
                     .any(|content| content == format!("{name}\r\neth0").as_bytes())
             };
             for name in ["new0", "new1", "old3", "old5"] {
-                let held = is_there(name);
+                let held = exists(name);
                 assert_eq!(
                     call("CHECK", name).code == Some(0),
                     held,
                     "{by:?} {restore} {name}"
                 );
                 let _ = call("DEL", name).ok();
-                assert!(!is_there(name), "{by:?} {restore} {name}");
+                assert!(!exists(name), "{by:?} {restore} {name}");
             }
             let before = leases(&node, "lan").len();
             for n in 0..6 {
@@ -547,7 +547,7 @@ fn a_backup_restored_over_a_live_directory_is_no_index() {
 }
 
 #[test]
-fn a_del_in_a_namespace_that_belongs_to_another_pod_removes_its_own_rules_alone() {
+fn del_in_a_namespace_of_another_pod_removes_only_its_own_rules() {
     requires!("iptables", "ip6tables", "cni:static");
     let node = Node::new("node");
     node.use_iptables_variant("xtables-nft-multi");
@@ -561,13 +561,13 @@ fn a_del_in_a_namespace_that_belongs_to_another_pod_removes_its_own_rules_alone(
         config
     };
     let (first, second) = (config("10.77.0.2/24"), config("10.77.0.3/24"));
-    let pod = node.pod("place");
+    let pod = node.pod("shared");
     let call = |verb: &str, container: &str, config: &Value| {
         let call = node.cni("bridge").verb(verb).container(container);
         call.ifname("eth0").netns(&pod.path).config(config).run()
     };
     let _ = call("ADD", "old", &first).ok();
-    // Its link was deleted, and the namespace is another pod's now.
+    // The link was deleted, and the namespace now belongs to another pod.
     pod.run("ip link del eth0");
     let _ = call("ADD", "new", &second).ok();
     let of = |container: &str| {
@@ -589,12 +589,12 @@ fn a_del_in_a_namespace_that_belongs_to_another_pod_removes_its_own_rules_alone(
 }
 
 #[test]
-fn leases_are_made_where_there_are_no_hard_links() {
+fn leases_are_created_on_filesystems_without_hard_links() {
     requires!("strace");
     let node = Node::new("node");
     let network = node.network(dual_stack());
-    let add = |pod: &Pod, refused: &[&str]| {
-        let inject: String = refused
+    let add = |pod: &Pod, failing_calls: &[&str]| {
+        let inject: String = failing_calls
             .iter()
             .map(|it| format!(" -e inject={it}"))
             .collect();
@@ -611,12 +611,12 @@ fn leases_are_made_where_there_are_no_hard_links() {
     {
         for without_rename in [false, true] {
             let pod = node.pod(&format!("p{n}{without_rename}"));
-            let mut refused = vec![format!("{links}:error={errno}")];
+            let mut failing_calls = vec![format!("{links}:error={errno}")];
             if without_rename {
-                refused.push(format!("{renames}:error=EINVAL"));
+                failing_calls.push(format!("{renames}:error=EINVAL"));
             }
-            let refused: Vec<&str> = refused.iter().map(String::as_str).collect();
-            let result = add(&pod, &refused).ok();
+            let failing_calls: Vec<&str> = failing_calls.iter().map(String::as_str).collect();
+            let result = add(&pod, &failing_calls).ok();
             let address = Network::address(&result);
             let content = node.lease("small", &address).unwrap();
             assert_eq!(content, format!("{}\r\neth0", pod.id()));
@@ -626,7 +626,7 @@ fn leases_are_made_where_there_are_no_hard_links() {
     assert_eq!(leases(&node, "small").len(), 16);
     let left = format!("{LEASES}/small/.gangplank.new");
     assert!(!node.files(LEASES).contains_key(&left));
-    // A garbled file in the place is replaced in each of the ways, and nothing is left of a failure.
+    // A corrupt lease file is replaced, and a failed ADD leaves no file.
     node.write(&format!("{LEASES}/small/10.77.0.20"), "");
     let config = network.with("args", json!({ "cni": { "ips": ["10.77.0.20"] } }));
     let pod = node.pod("z");

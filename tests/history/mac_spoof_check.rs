@@ -1,4 +1,4 @@
-//! `macspoofchk` where another attachment has the same names: those of chains are made of container and interface alone.
+//! `macspoofchk` with conflicting chain names: the names contain only the container ID and the interface name.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use crate::implementation::Implementation::{Gangplank, Go};
 use crate::implementation::{Attachment, BOTH, node, ready};
 use crate::support::{Network, Node, Pod, small_network};
 
-fn checked(network: &str, bridge: &str, subnet: &str) -> Value {
+fn config(network: &str, bridge: &str, subnet: &str) -> Value {
     let mut config = small_network();
     config["name"] = network.into();
     config["bridge"] = bridge.into();
@@ -18,16 +18,16 @@ fn checked(network: &str, bridge: &str, subnet: &str) -> Value {
 }
 
 fn first() -> Value {
-    checked("first", "br1", "10.71.0.0/24")
+    config("first", "br1", "10.71.0.0/24")
 }
 
 fn second() -> Value {
-    checked("second", "br2", "10.72.0.0/24")
+    config("second", "br2", "10.72.0.0/24")
 }
 
-/// Whether the gateway answers a pod, and does not when its frames have another source address.
+/// Asserts that the gateway answers a pod, but not frames with another source MAC address.
 #[track_caller]
-fn is_checked(pod: &Pod, interface: &str, gateway: &str) {
+fn assert_checked(pod: &Pod, interface: &str, gateway: &str) {
     let link = pod.link(interface).unwrap();
     let own = link["address"].as_str().unwrap();
     pod.reaches(gateway);
@@ -45,7 +45,7 @@ fn ruleset(node: &Node) -> String {
 }
 
 #[test]
-fn del_of_a_failed_add_leaves_the_check_of_another_network_with_the_same_names() {
+fn del_after_a_failed_add_keeps_the_check_of_another_network_with_the_same_names() {
     if !ready(&["nft", "ping"]) {
         return;
     }
@@ -59,41 +59,45 @@ fn del_of_a_failed_add_leaves_the_check_of_another_network_with_the_same_names()
         let error = failing.try_add(Gangplank).error();
         assert!(error.text().contains("exist"), "{error:?}");
         assert_eq!(ruleset(&node), before, "{by:?}");
-        is_checked(&pod, "eth0", "10.71.0.1");
-        // Its namespace is not told, so that nothing but names leads to anything.
+        assert_checked(&pod, "eth0", "10.71.0.1");
+        // Without a netns path, DEL can find resources only by name.
         failing.call(Gangplank, "DEL").netns("").run().ok();
         assert_eq!(ruleset(&node), before, "{by:?}");
-        is_checked(&pod, "eth0", "10.71.0.1");
+        assert_checked(&pod, "eth0", "10.71.0.1");
         attachment.del(Gangplank).ok();
         assert!(!ruleset(&node).contains("-a-eth0"));
     }
 }
 
-/// Two attachments whose chains have the same names: container, interface and configuration of each.
-type Same = [(&'static str, &'static str, fn() -> Value); 2];
+/// Container ID, interface and configuration of two attachments with the same chain name.
+type SameNames = [(&'static str, &'static str, fn() -> Value); 2];
 
-const SAME: [Same; 3] = [
+const SAME_NAMES: [SameNames; 3] = [
     [("a", "eth0", first), ("a", "eth0", second)],
     [("web", "1-eth0", first), ("web-1", "eth0", first)],
-    // The second chain of the one is the first of the other.
+    // The second chain of the first attachment has the name of the first chain of the other.
     [("c", "eth0", first), ("c", "eth0-mac", second)],
 ];
 
 #[test]
-fn attachments_with_the_same_names_are_checked_each_by_itself_and_go_one_by_one() {
+fn attachments_with_the_same_names_are_checked_and_removed_separately() {
     if !ready(&["nft", "ping"]) {
         return;
     }
-    for same in SAME {
+    for same in SAME_NAMES {
         for by in BOTH {
             for removed in [0, 1] {
-                each_by_itself(same, by, removed);
+                check_and_remove_separately(same, by, removed);
             }
         }
     }
 }
 
-fn each_by_itself(same: Same, by: crate::implementation::Implementation, removed: usize) {
+fn check_and_remove_separately(
+    same: SameNames,
+    by: crate::implementation::Implementation,
+    removed: usize,
+) {
     let node = node();
     let pods = [node.pod("one"), node.pod("two")];
     let gateway = |result: &Value| result["ips"][0]["gateway"].as_str().unwrap().to_owned();
@@ -107,7 +111,7 @@ fn each_by_itself(same: Same, by: crate::implementation::Implementation, removed
     }
     let verify = |index: usize| {
         let (attachment, container) = &attached[index];
-        is_checked(
+        assert_checked(
             attachment.pod,
             attachment.ifname,
             &gateway(&attachment.result),
@@ -161,29 +165,29 @@ fn gc_keeps_the_check_of_another_network_with_the_same_names() {
     configs[0]["cniVersion"] = "1.1.0".into();
     configs[0]["cni.dev/valid-attachments"] = json!([]);
     node.cni("bridge").verb("GC").config(&configs[0]).run().ok();
-    is_checked(&pods[1], "eth0", "10.72.0.1");
+    assert_checked(&pods[1], "eth0", "10.72.0.1");
     let left = ruleset(&node);
     assert_eq!(left.matches("iifname").count(), 1, "{left}");
 }
 
 #[test]
-fn the_check_of_a_go_attachment_goes_with_it_however_its_del_is_called() {
+fn del_removes_the_check_of_a_go_attachment_with_netns_or_prev_result_alone() {
     if !ready(&["nft"]) {
         return;
     }
-    for told in ["netns", "result"] {
+    for known in ["netns", "result"] {
         let node = node();
         let pod = node.pod("a");
         let mut attachment = Attachment::new(&node, &pod, &first());
         attachment.try_add(Go).ok();
         assert!(ruleset(&node).contains("-a-eth0"));
-        if told == "netns" {
+        if known == "netns" {
             attachment.result = Value::Null;
             attachment.del(Gangplank).ok();
         } else {
             attachment.call(Gangplank, "DEL").netns("").run().ok();
         }
-        assert!(!ruleset(&node).contains("-a-eth0"), "{told}");
+        assert!(!ruleset(&node).contains("-a-eth0"), "{known}");
         let any: Option<IpAddr> = node.leases("first").first().copied();
         assert_eq!(any, None);
     }

@@ -1,15 +1,16 @@
-//! Random histories: sequences of actions by administrators, other tools, the Go plugins and ours on one node, with
+//! Random histories: sequences of actions by administrators, other tools, the Go plugins and gangplank on one node, with
 //! invariants checked after each action (see [`history`]).
 //!
-//! An action is a line of text (see [`action`]), a history a text of such lines. Files of `tests/history/sequences` are
-//! histories that once violated an invariant, minimised; they run first. Then come histories that are generated from a
-//! seed: always the same few, without the calls that are killed, whose outcome depends on the speed of the machine; as many
-//! as are asked for, with them. What violates an invariant is run again with the Go plugins in our place, where they might do the same, and is
-//! minimised, printed and kept in a file; move it there with the correction.
+//! An action is a line of text (see [`action`]). The files in `tests/history/sequences` are minimized histories that once
+//! violated an invariant; they run first. Then histories are generated from a seed. A plain run generates a few, always the
+//! same, without killed calls, because their outcome depends on the speed of the machine; with `GANGPLANK_HISTORY_STEPS`
+//! calls are killed too. A violation is minimized, printed and written to a file, which belongs into
+//! `tests/history/sequences` once the bug is fixed. Some invariants are violated by the Go plugins too: such a history is
+//! run again with the Go plugins instead of gangplank, and only violations that they do not have are reported.
 //!
-//! - `GANGPLANK_HISTORY_STEPS`: how many random steps;
+//! - `GANGPLANK_HISTORY_STEPS`: the number of random steps;
 //! - `GANGPLANK_HISTORY_SEED`: the first seed, 1 by default;
-//! - `GANGPLANK_HISTORY_FILE`: runs this file alone, and prints the answer of each step.
+//! - `GANGPLANK_HISTORY_FILE`: runs only this file, and prints the answer of each step.
 
 mod action;
 mod answers;
@@ -17,10 +18,10 @@ mod connectivity;
 mod effects;
 mod generate;
 mod history;
-mod minimise;
+mod leftovers;
+mod minimize;
 mod model;
 mod networks;
-mod remains;
 mod snapshot;
 mod traffic;
 mod world;
@@ -35,19 +36,19 @@ use std::time::Instant;
 
 use action::{Action, parse_sequence, print_sequence};
 use history::Finding;
-use minimise::{minimise, violations};
+use minimize::{minimize, violations};
 
 use crate::implementation::{IPTABLES, ready};
 use crate::support::say;
 
-/// The length of one history: long enough to meet its own leftovers, short enough to be minimised.
+/// Actions in one history: long enough for names and addresses to be reused, short enough to be minimized.
 const LENGTH: usize = 50;
 
-/// How many random steps are always taken.
+/// Random steps of a plain run.
 const STEPS: usize = 300;
 
-/// How many violations of a kind are minimised; the others are counted.
-const MINIMISED: usize = 3;
+/// Violations of a kind that are minimized; further ones are only counted.
+const MAX_MINIMIZED: usize = 3;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     let value = std::env::var(name).ok();
@@ -56,21 +57,21 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
         .unwrap_or(default)
 }
 
-/// Violations by their kind: how many histories have one, and the shortest sequences of the first.
+/// Violations by kind: the number of histories, and the minimized sequences.
 #[derive(Default)]
 struct Report {
     violations: BTreeMap<String, (usize, Vec<String>)>,
 }
 
 impl Report {
-    /// Counts the findings of a history; those that are to be minimised.
+    /// Counts the findings of a history. Returns those to minimize.
     fn count(&mut self, found: &[Finding]) -> Vec<Finding> {
         let kinds: BTreeSet<&String> = found.iter().map(|finding| &finding.kind).collect();
         let mut new = Vec::new();
         for kind in kinds {
             let (count, _) = self.violations.entry(kind.clone()).or_default();
             *count += 1;
-            if *count <= MINIMISED {
+            if *count <= MAX_MINIMIZED {
                 new.extend(found.iter().find(|finding| finding.kind == *kind).cloned());
             }
         }
@@ -83,7 +84,7 @@ impl Report {
     }
 }
 
-/// The text of a file of `tests/history/sequences`.
+/// The text of a sequence file.
 fn describe(name: &str, finding: &Finding, shortest: &[Action]) -> String {
     let (step, text) = (finding.step + 1, finding.text.replace('\n', "\n# "));
     let sequence = print_sequence(shortest);
@@ -93,15 +94,15 @@ fn describe(name: &str, finding: &Finding, shortest: &[Action]) -> String {
     )
 }
 
-/// Keeps a minimised sequence, for [`GANGPLANK_HISTORY_FILE`](self) and for the sequences that run every time.
-fn keep(name: &str, finding: &Finding, text: &str) {
+/// Writes a minimized sequence to the target directory.
+fn write_sequence(name: &str, finding: &Finding, text: &str) {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("history");
     let words = format!("{name} {}", finding.kind);
     let file = words.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let path = dir.join(format!("{file}.txt"));
     fs::create_dir_all(&dir).unwrap();
     fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    say(&format!("kept in {}", path.display()));
+    say(&format!("written to {}", path.display()));
 }
 
 /// Runs histories on several nodes at once.
@@ -132,11 +133,11 @@ fn run_all(
             for finding in new {
                 let shortest = match are_minimal {
                     true => actions.clone(),
-                    false => minimise(&actions, &finding),
+                    false => minimize(&actions, &finding),
                 };
                 let text = describe(&name, &finding, &shortest);
                 if !are_minimal {
-                    keep(&name, &finding, &text);
+                    write_sequence(&name, &finding, &text);
                 }
                 report.lock().unwrap().add(&finding.kind, text);
             }
@@ -197,11 +198,11 @@ fn no_random_history_violates_an_invariant() {
     run_all(files.len(), |at| read(&files[at]), true);
     let steps: usize = setting("GANGPLANK_HISTORY_STEPS", STEPS);
     let first: u64 = setting("GANGPLANK_HISTORY_SEED", 1);
-    let are_killed = std::env::var_os("GANGPLANK_HISTORY_STEPS").is_some();
+    let has_kills = std::env::var_os("GANGPLANK_HISTORY_STEPS").is_some();
     let random = |at: usize| {
         let seed = first + at as u64;
         let mut actions = generate::sequence(seed, LENGTH);
-        if !are_killed {
+        if !has_kills {
             let calls = actions.iter_mut().filter_map(Action::options);
             calls.for_each(|options| options.kill_after = None);
         }
@@ -211,7 +212,7 @@ fn no_random_history_violates_an_invariant() {
 }
 
 #[test]
-fn a_sequence_is_read_as_it_is_printed() {
+fn a_printed_sequence_parses_to_itself() {
     for seed in 0..50 {
         let actions = generate::sequence(seed, LENGTH);
         assert_eq!(parse_sequence(&print_sequence(&actions)), Ok(actions));

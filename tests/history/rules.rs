@@ -1,4 +1,4 @@
-//! Packet filter rules of other tools, variants and plugins.
+//! Packet filter rules of other tools, of both iptables variants and of the Go plugins.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::implementation::Implementation::{Gangplank, Go};
 use crate::implementation::{Attachment, BOTH, IPTABLES, Implementation, node, ready};
 use crate::support::{Answer, Call, Node, chain_of, leases, small_network};
 
-/// What an administrator has in the legacy tables, before and behind where rules of pods go.
+/// Rules of an administrator in the legacy tables.
 pub const FOREIGN: &str = "\
     iptables-legacy -t nat -A POSTROUTING -s 192.0.2.0/24 -o eth7 -j MASQUERADE\n\
     iptables-legacy -t nat -N CNI-aaaaaaaaaaaaaaaaaaaaaaaa\n\
@@ -21,7 +21,7 @@ pub fn masqueraded() -> Value {
     config
 }
 
-/// The rules of both variants and families, each as its own program lists it.
+/// The nat rules of both variants and families.
 pub fn all_rules(node: &Node) -> Vec<String> {
     let mut rules = Vec::new();
     for program in ["iptables", "ip6tables"] {
@@ -35,7 +35,7 @@ pub fn all_rules(node: &Node) -> Vec<String> {
     rules
 }
 
-/// Locks the file that the programs of the legacy variant lock.
+/// Takes the xtables lock of iptables-legacy.
 fn lock_legacy(node: &Node) -> File {
     let open = || {
         let mut options = File::options();
@@ -77,7 +77,7 @@ fn del_without_ip_masq_does_not_wait_for_the_lock_of_legacy_iptables() {
 }
 
 #[test]
-fn a_legacy_chain_that_an_older_configuration_left_goes_or_keeps_the_lease() {
+fn del_removes_a_legacy_chain_of_an_earlier_configuration_or_keeps_the_lease() {
     if !ready(IPTABLES) {
         return;
     }
@@ -89,7 +89,7 @@ fn a_legacy_chain_that_an_older_configuration_left_goes_or_keeps_the_lease() {
     attachment.config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
     node.use_iptables_variant("xtables-legacy-multi");
     attachment.try_add(Gangplank).ok();
-    unlay(&node);
+    restore_iptables_variant(&node);
     assert_eq!(all_rules(&node).len(), before.len() + 8);
     attachment.config["ipMasq"] = false.into();
     let lock = lock_legacy(&node);
@@ -103,8 +103,8 @@ fn a_legacy_chain_that_an_older_configuration_left_goes_or_keeps_the_lease() {
     assert_eq!(leases(&node, "small").len(), 0);
 }
 
-/// Makes the variant that the machine has by default the node's default again.
-pub fn unlay(node: &Node) {
+/// Undoes [`Node::use_iptables_variant`].
+pub fn restore_iptables_variant(node: &Node) {
     node.unbind("/usr/sbin/xtables-nft-multi");
 }
 
@@ -122,13 +122,13 @@ fn add_under<'n>(
     }
     attachment.try_add(by).ok();
     if is_legacy {
-        unlay(node);
+        restore_iptables_variant(node);
     }
     attachment
 }
 
 #[test]
-fn rules_of_either_variant_go_when_the_other_one_is_the_default() {
+fn del_removes_the_rules_of_either_variant_if_the_other_is_the_default() {
     if !ready(IPTABLES) {
         return;
     }
@@ -148,7 +148,7 @@ fn rules_of_either_variant_go_when_the_other_one_is_the_default() {
             attachment.check(Gangplank).ok();
             attachment.del(Gangplank).ok();
             if is_legacy {
-                unlay(&node);
+                restore_iptables_variant(&node);
             }
             assert_eq!(all_rules(&node), before, "{by:?} {first} {then}");
             assert_eq!(leases(&node, "small").len(), 0);
@@ -191,7 +191,7 @@ fn gc_removes_stale_chains_of_both_variants_and_keeps_those_of_valid_attachments
 }
 
 #[test]
-fn the_iptables_that_comes_first_in_path_is_used_also_when_distributions_bundle_it() {
+fn the_first_iptables_in_path_is_used() {
     if !ready(IPTABLES) {
         return;
     }
@@ -214,19 +214,19 @@ fn the_iptables_that_comes_first_in_path_is_used_also_when_distributions_bundle_
             .iter()
             .filter(|rule| rule.starts_with("iptables-legacy "));
         assert_eq!((legacy.count(), rules.len()), (4, 4), "{by:?}: {rules:#?}");
-        // The runtime's own PATH may be another one later.
+        // DEL with another PATH.
         attachment.del(Gangplank).ok();
         assert_eq!(all_rules(&node), [""; 0]);
     }
 }
 
-/// Makes the programs of iptables, or of one variant, disappear.
+/// Hides the programs of one variant.
 fn uninstall(node: &Node, variant: &str) {
     node.bind("/dev/null", &format!("/usr/sbin/xtables-{variant}-multi"));
 }
 
 #[test]
-fn rules_of_iptables_nft_go_also_when_iptables_was_uninstalled() {
+fn rules_of_iptables_nft_are_removed_after_iptables_was_uninstalled() {
     if !ready(IPTABLES) {
         return;
     }
@@ -264,7 +264,7 @@ fn rules_of_iptables_nft_go_also_when_iptables_was_uninstalled() {
 }
 
 #[test]
-fn legacy_rules_without_a_legacy_program_keep_the_lease_and_are_named() {
+fn del_fails_and_keeps_the_lease_if_legacy_rules_exist_but_iptables_legacy_does_not() {
     if !ready(IPTABLES) {
         return;
     }
@@ -278,11 +278,11 @@ fn legacy_rules_without_a_legacy_program_keep_the_lease_and_are_named() {
         "{error:?}"
     );
     assert_eq!(leases(&node, "small").len(), 2);
-    // A pod with rules in nf_tables, and one without, have none to look for there.
+    // A pod with rules in nf_tables and a pod without rules need no legacy program.
     let other = node.pod("b");
-    let mut found = Attachment::new(&node, &other, &masqueraded());
-    found.try_add(Gangplank).ok();
-    found.del(Gangplank).ok();
+    let mut with_rules = Attachment::new(&node, &other, &masqueraded());
+    with_rules.try_add(Gangplank).ok();
+    with_rules.del(Gangplank).ok();
     let mut plain = Attachment::new(&node, &other, &small_network());
     plain.try_add(Gangplank).ok();
     plain.del(Gangplank).ok();
@@ -293,7 +293,7 @@ fn legacy_rules_without_a_legacy_program_keep_the_lease_and_are_named() {
 }
 
 #[test]
-fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_stays() {
+fn del_removes_all_jumps_to_its_chain_and_keeps_all_other_rules() {
     if !ready(IPTABLES) {
         return;
     }
@@ -307,7 +307,7 @@ fn a_jump_that_somebody_added_to_a_chain_goes_with_it_and_the_rest_of_the_table_
     node.run(&format!(
         "iptables -t nat -I ADMIN 1 -m comment --comment mine -j {chain}"
     ));
-    // As a firewall restores what it saved: the jump of POSTROUTING is there twice.
+    // As a firewall that restores saved rules: the jump in POSTROUTING exists twice.
     let script = "iptables-save -t nat > /run/saved; iptables-restore --noflush < /run/saved";
     node.write("/run/restore", script);
     node.run("sh /run/restore");

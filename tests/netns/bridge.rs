@@ -1,4 +1,4 @@
-//! What the keys of a bridge network do.
+//! The keys of a bridge network.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ fn dual_stack() -> Value {
 }
 
 #[test]
-fn a_network_without_ipam_joins_the_pod_to_the_segment_and_gives_it_no_address() {
+fn a_network_without_ipam_connects_the_pod_without_an_address() {
     requires!("ping");
     let node = Node::new("node");
     let network = node.network(json!({
@@ -50,10 +50,10 @@ fn a_network_without_ipam_joins_the_pod_to_the_segment_and_gives_it_no_address()
 }
 
 #[test]
-fn the_first_pod_on_a_new_bridge_is_reached_over_ipv6_at_once() {
+fn the_first_pod_on_a_new_bridge_is_reachable_over_ipv6_immediately() {
     requires!();
     if skip_for_go(
-        "its bridge looks for no neighbour until its own address is settled, seconds later",
+        "the bridge sends no neighbour solicitations until its own address passes duplicate address detection",
     ) {
         return;
     }
@@ -77,7 +77,7 @@ fn the_first_pod_on_a_new_bridge_is_reached_over_ipv6_at_once() {
 }
 
 #[test]
-fn the_default_bridge_is_cni0_and_an_existing_bridge_is_joined() {
+fn the_default_bridge_is_cni0_and_an_existing_bridge_is_used() {
     requires!();
     let node = Node::new("node");
     let mut config = small_network();
@@ -90,7 +90,7 @@ fn the_default_bridge_is_cni0_and_an_existing_bridge_is_joined() {
     assert_eq!(
         node.link("cni0").unwrap()["operstate"],
         "UP",
-        "the plugin sets it up"
+        "the plugin sets the bridge up"
     );
     assert_eq!(
         node.link(&Network::host_link(&result)).unwrap()["master"],
@@ -99,7 +99,7 @@ fn the_default_bridge_is_cni0_and_an_existing_bridge_is_joined() {
 }
 
 #[test]
-fn a_link_of_the_bridges_name_that_is_no_bridge_is_left_alone() {
+fn add_fails_if_the_name_of_the_bridge_belongs_to_another_link_type() {
     requires!();
     let node = Node::new("node");
     node.run("ip link add br0 type veth peer name other");
@@ -114,7 +114,7 @@ fn a_link_of_the_bridges_name_that_is_no_bridge_is_left_alone() {
 }
 
 #[test]
-fn a_gateway_makes_the_host_a_router_and_says_so_in_the_result() {
+fn is_gateway_enables_forwarding_and_adds_the_gateway_address() {
     requires!("ping");
     let node = Node::new("node");
     let a = node.pod("a");
@@ -126,13 +126,13 @@ fn a_gateway_makes_the_host_a_router_and_says_so_in_the_result() {
     );
     assert_eq!(node.addresses("br0"), ["10.77.0.1/24"]);
     assert_eq!(node.read("/proc/sys/net/ipv4/ip_forward"), "1\n");
-    assert_eq!(result.get("routes"), None, "no route was asked for");
+    assert_eq!(result.get("routes"), None, "no route was requested");
     assert_eq!(a.run("ip route").lines().count(), 1);
     a.reaches("10.77.0.1");
 }
 
 #[test]
-fn a_default_gateway_adds_the_default_route_of_each_family() {
+fn is_default_gateway_adds_a_default_route_per_family() {
     requires!();
     let node = Node::new("node");
     let a = node.pod("a");
@@ -152,7 +152,7 @@ fn a_default_gateway_adds_the_default_route_of_each_family() {
 }
 
 #[test]
-fn a_default_route_that_ipam_gives_is_not_added_twice() {
+fn a_default_route_from_ipam_is_not_added_twice() {
     requires!();
     let node = Node::new("node");
     let mut config = dual_stack();
@@ -166,7 +166,7 @@ fn a_default_route_that_ipam_gives_is_not_added_twice() {
             { "dst": "::/0", "gw": "fd00:77::1" },
         ])
     );
-    if skip_for_go("D7: a default route without a next hop makes it fail") {
+    if skip_for_go("D7: it fails for a default route without a next hop") {
         return;
     }
     config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
@@ -185,7 +185,7 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
-    // Until the kernel has made this route, packets to the address are dropped, though it is not called tentative.
+    // Until the kernel has added this route, packets to the address are dropped, even if it is not tentative.
     let local = b.run("ip -6 route show table local");
     assert!(local.contains("local fd00:77::3 dev eth0"), "{local}");
     let once = |place: &crate::support::Namespace, to: &str| {
@@ -197,7 +197,7 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
         assert!(a.addresses("eth0").contains(&address.to_owned()));
     }
     let tentative = a.run("ip -6 addr show dev eth0 scope global tentative");
-    assert_eq!(tentative, "", "nothing waits for duplicate detection");
+    assert_eq!(tentative, "", "no duplicate address detection");
     if skip_for_go("D20: the gateway on the bridge is tentative for a second") {
         return;
     }
@@ -212,7 +212,7 @@ fn dual_stack_pods_ping_each_other_as_soon_as_add_returns() {
 }
 
 #[test]
-fn a_foreign_address_on_the_bridge_is_refused_unless_it_may_be_replaced() {
+fn another_gateway_address_on_the_bridge_is_an_error_without_force_address() {
     requires!();
     let node = Node::new("node");
     node.run("ip link add br0 type bridge");
@@ -232,7 +232,7 @@ fn a_foreign_address_on_the_bridge_is_refused_unless_it_may_be_replaced() {
 }
 
 #[test]
-fn the_mtu_is_that_of_the_pod_of_the_bridge_and_of_the_port() {
+fn the_mtu_applies_to_the_pod_the_bridge_and_the_port() {
     requires!();
     let node = Node::new("node");
     let a = node.pod("a");
@@ -251,7 +251,7 @@ fn the_mtu_is_that_of_the_pod_of_the_bridge_and_of_the_port() {
 }
 
 #[test]
-fn hairpin_mode_is_a_flag_of_the_port_and_off_unless_asked_for() {
+fn hairpin_mode_sets_a_flag_of_the_port() {
     requires!();
     let node = Node::new("node");
     for (name, on) in [("a", true), ("b", false)] {
@@ -270,7 +270,7 @@ fn hairpin_mode_is_a_flag_of_the_port_and_off_unless_asked_for() {
 }
 
 #[test]
-fn a_frame_comes_back_to_its_own_port_only_in_hairpin_mode() {
+fn frames_return_to_their_own_port_only_in_hairpin_mode() {
     requires!("ping");
     let node = Node::new("node");
     for (name, on) in [("a", true), ("b", false)] {
@@ -278,7 +278,7 @@ fn a_frame_comes_back_to_its_own_port_only_in_hairpin_mode() {
         node.network(small_network())
             .with("hairpinMode", on)
             .add(&pod);
-        // An address behind the pod's own MAC: only the bridge could bring its packets back.
+        // An address with the pod's own MAC address: packets to it return only if the bridge sends them back.
         let mac = pod.link("eth0").unwrap()["address"].clone();
         let mac = mac.as_str().unwrap();
         pod.run(&format!(
@@ -291,13 +291,13 @@ fn a_frame_comes_back_to_its_own_port_only_in_hairpin_mode() {
         };
         let before = received();
         let _ = pod.try_run("ping -n -c 50 -i 0.002 -W 0.1 10.77.0.222");
-        let came_back = received() - before;
-        assert_eq!(came_back >= 50, on, "{came_back} of 50 frames came back");
+        let returned = received() - before;
+        assert_eq!(returned >= 50, on, "{returned} of 50 frames returned");
     }
 }
 
 #[test]
-fn promiscuous_mode_is_a_flag_of_the_bridge() {
+fn promisc_mode_sets_a_flag_of_the_bridge() {
     requires!();
     let node = Node::new("node");
     let a = node.pod("a");
@@ -312,7 +312,7 @@ fn promiscuous_mode_is_a_flag_of_the_bridge() {
 }
 
 #[test]
-fn the_bridges_mac_does_not_change_when_ports_come_and_go() {
+fn the_mac_address_of_the_bridge_does_not_change_with_its_ports() {
     requires!();
     let node = Node::new("node");
     let network = node.network(small_network());
@@ -343,9 +343,9 @@ fn the_bridges_mac_does_not_change_when_ports_come_and_go() {
 }
 
 #[test]
-fn a_gateway_comes_to_a_bridge_that_was_used_without_one() {
+fn a_gateway_is_added_to_a_bridge_that_had_none() {
     requires!("ping");
-    if skip_for_go("D5: it then writes a MAC of zeros and fails") {
+    if skip_for_go("D5: it sets an all-zero MAC address and fails") {
         return;
     }
     let node = Node::new("node");
@@ -370,7 +370,7 @@ fn two_interfaces_of_one_container_are_independent() {
     let second = node.network(second_config);
     network.add(&pod);
     second.call("ADD", &pod).ifname("net1").run().ok();
-    // And once more on the same network.
+    // A second interface on the first network.
     network.call("ADD", &pod).ifname("net2").run().ok();
     assert_eq!(pod.addresses("eth0"), ["10.77.0.2/24"]);
     assert_eq!(pod.addresses("net1"), ["10.78.0.2/24"]);
@@ -386,7 +386,7 @@ fn two_interfaces_of_one_container_are_independent() {
 }
 
 #[test]
-fn a_repeated_add_is_refused_and_does_no_harm() {
+fn a_repeated_add_fails_and_changes_nothing() {
     requires!("ping");
     let node = Node::new("node");
     let pod = node.pod("a");

@@ -1,4 +1,4 @@
-//! CHECK: it confirms what ADD has made, and names what is no longer as it was.
+//! CHECK: succeeds after ADD, and names the first difference after a change.
 
 use serde_json::{Value, json};
 
@@ -15,21 +15,21 @@ fn config() -> Value {
     config
 }
 
-/// What a CHECK says after `damage` was done to a pod that a CHECK had confirmed.
+/// The error of CHECK after `change`, which follows a successful CHECK.
 #[track_caller]
-fn refusal_after(damage: impl FnOnce(&Node, &Pod, &Value)) -> CniError {
+fn error_after(change: impl FnOnce(&Node, &Pod, &Value)) -> CniError {
     let node = Node::new("node");
     let network = node.network(config());
     let pod = node.pod("a");
     let result = network.add(&pod);
     network.check(&pod, &result).ok();
-    damage(&node, &pod, &result);
+    change(&node, &pod, &result);
     network.check(&pod, &result).error()
 }
 
-/// Fails unless the error names these; the reference's words are its own.
+/// Asserts that the error contains all words. The Go plugins' messages are not compared.
 #[track_caller]
-fn names(error: &CniError, words: &[&str]) {
+fn assert_names(error: &CniError, words: &[&str]) {
     for word in words {
         assert!(
             error.text().contains(word) || testing_go(),
@@ -39,7 +39,7 @@ fn names(error: &CniError, words: &[&str]) {
 }
 
 #[test]
-fn every_version_that_has_check_confirms_an_add() {
+fn check_succeeds_in_all_versions_that_have_it() {
     requires!("iptables", "ip6tables");
     for version in ["0.4.0", "1.0.0", "1.1.0"] {
         if testing_go() && version == "1.1.0" {
@@ -61,9 +61,9 @@ fn every_version_that_has_check_confirms_an_add() {
 }
 
 #[test]
-fn a_layer_2_network_is_confirmed() {
+fn check_succeeds_on_a_layer_2_network() {
     requires!();
-    if skip_for_go("D8: it never is") {
+    if skip_for_go("D8: it always fails") {
         return;
     }
     let node = Node::new("node");
@@ -78,9 +78,9 @@ fn a_layer_2_network_is_confirmed() {
 }
 
 #[test]
-fn a_pod_without_a_gateway_is_confirmed_when_others_have_come() {
+fn check_succeeds_without_a_gateway_after_more_pods_were_added() {
     requires!();
-    if skip_for_go("D6: the bridge's MAC has changed by then") {
+    if skip_for_go("D6: the bridge's MAC address has changed") {
         return;
     }
     let node = Node::new("node");
@@ -94,9 +94,9 @@ fn a_pod_without_a_gateway_is_confirmed_when_others_have_come() {
 }
 
 #[test]
-fn a_route_that_does_not_say_its_next_hop_is_confirmed() {
+fn check_succeeds_for_a_route_without_gw() {
     requires!();
-    if skip_for_go("it misses every route but the default one that has no `gw`") {
+    if skip_for_go("it requires `gw` in all routes except the default route") {
         return;
     }
     let node = Node::new("node");
@@ -109,7 +109,7 @@ fn a_route_that_does_not_say_its_next_hop_is_confirmed() {
 }
 
 #[test]
-fn routes_in_a_table_of_their_own_are_confirmed_and_missed() {
+fn check_compares_routes_in_other_tables() {
     requires!();
     if skip_for_go("D8b: only the main table is searched; Debian's ignores `table`") {
         return;
@@ -123,100 +123,100 @@ fn routes_in_a_table_of_their_own_are_confirmed_and_missed() {
     network.check(&pod, &result).ok();
     pod.run("ip route del 203.0.113.0/24 table 100");
     let error = network.check(&pod, &result).error();
-    names(&error, &["203.0.113.0/24"]);
+    assert_names(&error, &["203.0.113.0/24"]);
 }
 
 #[test]
-fn an_address_that_went_is_named() {
+fn a_missing_address_is_named() {
     requires!();
-    let error = refusal_after(|_, pod, _| {
+    let error = error_after(|_, pod, _| {
         pod.run("ip addr del 10.77.0.2/24 dev eth0");
     });
-    names(&error, &["10.77.0.2/24", "eth0"]);
-    let error = refusal_after(|_, pod, _| {
+    assert_names(&error, &["10.77.0.2/24", "eth0"]);
+    let error = error_after(|_, pod, _| {
         pod.run("ip addr del fd00:77::2/64 dev eth0");
     });
-    names(&error, &["fd00:77::2/64"]);
+    assert_names(&error, &["fd00:77::2/64"]);
 }
 
 #[test]
-fn a_route_that_went_is_named() {
+fn a_missing_route_is_named() {
     requires!();
-    let error = refusal_after(|_, pod, _| {
+    let error = error_after(|_, pod, _| {
         pod.run("ip route del 192.0.2.0/24");
     });
-    names(&error, &["192.0.2.0/24"]);
-    let error = refusal_after(|_, pod, _| {
+    assert_names(&error, &["192.0.2.0/24"]);
+    let error = error_after(|_, pod, _| {
         pod.run("ip -6 route del default");
     });
-    names(&error, &["::/0"]);
+    assert_names(&error, &["::/0"]);
 }
 
 #[test]
-fn an_interface_that_went_from_the_pod_is_named() {
+fn a_missing_interface_is_named() {
     requires!();
-    let error = refusal_after(|_, pod, _| {
+    let error = error_after(|_, pod, _| {
         pod.run("ip link del eth0");
     });
-    names(&error, &["eth0"]);
+    assert_names(&error, &["eth0"]);
 }
 
 #[test]
-fn an_interface_with_another_mac_is_named() {
+fn a_changed_mac_address_is_named() {
     requires!();
-    let error = refusal_after(|_, pod, _| {
+    let error = error_after(|_, pod, _| {
         pod.run("ip link set eth0 address 02:00:00:00:00:99");
     });
-    names(&error, &["eth0", "02:00:00:00:00:99"]);
+    assert_names(&error, &["eth0", "02:00:00:00:00:99"]);
 }
 
 #[test]
-fn a_port_that_left_the_bridge_is_named() {
+fn a_port_removed_from_the_bridge_is_named() {
     requires!();
-    let error = refusal_after(|node, _, result| {
+    let error = error_after(|node, _, result| {
         let host = Network::host_link(result);
         node.run(&format!("ip link set {host} nomaster"));
     });
-    names(&error, &["veth", "br0"]);
+    assert_names(&error, &["veth", "br0"]);
 }
 
 #[test]
-fn a_bridge_that_went_is_named() {
+fn a_missing_bridge_is_named() {
     requires!();
-    let error = refusal_after(|node, _, _| {
+    let error = error_after(|node, _, _| {
         node.run("ip link del br0");
     });
-    names(&error, &["br0"]);
+    assert_names(&error, &["br0"]);
 }
 
 #[test]
-fn a_lease_that_went_is_named() {
+fn a_missing_lease_is_named() {
     requires!();
-    let error = refusal_after(|node, _, _| {
+    let error = error_after(|node, _, _| {
         for address in ["10.77.0.2", "fd00:77::2"] {
             node.run(&format!("rm /var/lib/cni/networks/small/{address}"));
         }
     });
-    names(&error, &["small"]);
+    assert_names(&error, &["small"]);
 }
 
 #[test]
 fn a_link_that_is_down_is_named() {
     requires!();
-    if skip_for_go("it does not look at the state of links") {
+    if skip_for_go("it does not check whether links are up") {
         return;
     }
-    let error = refusal_after(|node, _, result| {
+    let error = error_after(|node, _, result| {
         let host = Network::host_link(result);
         node.run(&format!("ip link set {host} down"));
     });
-    names(&error, &["veth", "down"]);
+    assert_names(&error, &["veth", "down"]);
 }
 
 #[test]
-fn masquerade_that_went_is_named() {
+fn missing_masquerade_rules_are_named() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("it does not look at the rules") {
+    if skip_for_go("it does not check the rules") {
         return;
     }
     let node = Node::new("node");
@@ -226,13 +226,13 @@ fn masquerade_that_went_is_named() {
     network.check(&pod, &result).ok();
     node.run("iptables -t nat -F POSTROUTING");
     let error = network.check(&pod, &result).error();
-    names(&error, &["10.77.0.2"]);
+    assert_names(&error, &["10.77.0.2"]);
 }
 
 #[test]
-fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
+fn a_missing_rule_is_named_by_its_address_and_rules_of_the_go_plugin_are_accepted() {
     requires!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
-    if skip_for_go("it does not look at the rules") {
+    if skip_for_go("it does not check the rules") {
         return;
     }
     let node = Node::new("node");
@@ -247,7 +247,7 @@ fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
             let listed = node.run(&format!("{program}-save -t nat"));
             node.run(&format!("{program} -t nat -D {chain} {rule}"));
             let error = network.check(&pod, &result).error();
-            names(&error, &[address, &chain]);
+            assert_names(&error, &[address, &chain]);
             node.write("/run/nat", &listed);
             node.run(&format!("{program}-restore /run/nat"));
             network.check(&pod, &result).ok();
@@ -256,9 +256,9 @@ fn each_missing_rule_is_told_by_its_address_and_rules_of_the_reference_count() {
 }
 
 #[test]
-fn rules_that_are_nearly_the_same_do_not_count() {
+fn similar_rules_are_not_accepted() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("it does not look at the rules") {
+    if skip_for_go("it does not check the rules") {
         return;
     }
     let changes = [
@@ -289,7 +289,7 @@ fn rules_that_are_nearly_the_same_do_not_count() {
             assert!(listed.contains(right), "{right} in {listed}");
             restore(&listed.replace(right, wrong));
             let error = network.check(&pod, &result).error();
-            names(&error, &["10.77.0.2"]);
+            assert_names(&error, &["10.77.0.2"]);
             restore(&listed);
             network.check(&pod, &result).ok();
         }
@@ -297,7 +297,7 @@ fn rules_that_are_nearly_the_same_do_not_count() {
 }
 
 #[test]
-fn a_namespace_that_went_is_named() {
+fn a_missing_namespace_is_named() {
     requires!();
     let node = Node::new("node");
     let network = node.network(config());
@@ -307,11 +307,11 @@ fn a_namespace_that_went_is_named() {
         .with("prevResult", result.clone())
         .call("CHECK", &pod);
     pod.end();
-    names(&call.run().error(), &["/run/netns/a"]);
+    assert_names(&call.run().error(), &["/run/netns/a"]);
 }
 
 #[test]
-fn check_needs_a_previous_result_that_is_about_this_pod() {
+fn check_requires_a_prev_result_of_this_pod() {
     requires!();
     let node = Node::new("node");
     let network = node.network(config());
@@ -319,12 +319,12 @@ fn check_needs_a_previous_result_that_is_about_this_pod() {
     let at_a = network.add(&a);
     network.add(&b);
     let error = network.call("CHECK", &a).run().error();
-    names(&error, &["prevResult"]);
+    assert_names(&error, &["prevResult"]);
     network.check(&b, &at_a).error();
     let mut other = at_a.clone();
     other["ips"][0]["address"] = "10.77.0.200/24".into();
     let error = network.check(&a, &other).error();
-    names(&error, &["10.77.0.200/24"]);
+    assert_names(&error, &["10.77.0.200/24"]);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn check_changes_nothing() {
 }
 
 #[test]
-fn flags_of_the_port_that_were_changed_are_reported() {
+fn changed_flags_of_the_port_are_reported() {
     requires!();
     if skip_for_go("it does not compare the flags of the port") {
         return;
@@ -354,6 +354,6 @@ fn flags_of_the_port_that_were_changed_are_reported() {
         let port = result["interfaces"][1]["name"].as_str().unwrap();
         node.run(&format!("ip link set {port} type bridge_slave {flag} off"));
         let error = network.check(&pod, &result).error();
-        names(&error, &[port, flag]);
+        assert_names(&error, &[port, flag]);
     }
 }

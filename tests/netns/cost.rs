@@ -1,26 +1,24 @@
-//! What an attachment costs in messages to the kernel, system calls and programs: numbers that do not depend on the
-//! machine.
+//! Numbers of netlink requests, system calls and programs per call. They do not depend on the machine.
 
 use serde_json::{Value, json};
 
 use crate::support::{Call, Node, requires, skip_for_go, small_network};
 
-/// Messages of route netlink that an ADD may send.
+/// Limit for route netlink requests of an ADD.
 const MESSAGES: usize = 12;
 
-/// System calls that a verb may make, the start of the process included.
+/// Limit for system calls of a verb, including those of the process start.
 const CALLS: usize = 200;
 
-/// What a call asked of the system.
 #[derive(Debug, PartialEq, Eq)]
 struct Cost {
     messages: usize,
     calls: usize,
-    /// Programs run besides the plugin.
+    /// Programs executed besides the plugin.
     programs: usize,
 }
 
-/// Makes a call that must succeed; its result, and what it cost.
+/// Runs a call, which must succeed, under strace.
 fn traced(node: &Node, call: Call) -> (Value, Cost) {
     let result = call.under("strace -f -qq -o /run/trace").run().ok();
     let trace = node.read("/run/trace");
@@ -33,10 +31,10 @@ fn traced(node: &Node, call: Call) -> (Value, Cost) {
     (result, cost)
 }
 
-/// The programs that ADD, CHECK and DEL of a pod run.
+/// The numbers of programs that ADD, CHECK and DEL run.
 fn programs(node: &Node, config: Value) -> [usize; 3] {
     let network = node.network(config);
-    // Makes the bridge and what all pods share.
+    // Creates the bridge and all other shared objects.
     network.add(&node.pod("first"));
     let pod = node.pod("a");
     let (result, add) = traced(node, network.call("ADD", &pod));
@@ -63,7 +61,7 @@ fn dual() -> Value {
 }
 
 #[test]
-fn each_further_pod_costs_few_messages_and_system_calls() {
+fn an_attachment_needs_few_requests_and_system_calls() {
     requires!("strace");
     if skip_for_go("it makes thousands of system calls") {
         return;
@@ -73,7 +71,7 @@ fn each_further_pod_costs_few_messages_and_system_calls() {
     config["isDefaultGateway"] = true.into();
     let network = node.network(config);
     network.add(&node.pod("first"));
-    // So many that the index of leases is made on the way.
+    // Enough pods for the lease index to be created.
     for index in 0..20 {
         let pod = node.pod(&format!("pod{index}"));
         let (_, cost) = traced(&node, network.call("ADD", &pod));
@@ -88,7 +86,7 @@ fn each_further_pod_costs_few_messages_and_system_calls() {
 }
 
 #[test]
-fn ten_thousand_leases_cost_no_more_system_calls() {
+fn ten_thousand_leases_do_not_increase_the_number_of_system_calls() {
     requires!("strace");
     if skip_for_go("it opens each of them") {
         return;
@@ -109,7 +107,7 @@ fn ten_thousand_leases_cost_no_more_system_calls() {
             std::fs::write(lease, format!("crowd{index}\r\neth0")).unwrap();
         }
     });
-    // Makes the index: once all of them are read.
+    // Reads all leases once and creates the index.
     network.add(&node.pod("first"));
     let pod = node.pod("a");
     for verb in ["ADD", "DEL"] {
@@ -119,7 +117,7 @@ fn ten_thousand_leases_cost_no_more_system_calls() {
 }
 
 #[test]
-fn one_program_a_family_changes_iptables_and_none_where_netlink_does() {
+fn iptables_needs_one_program_per_family_for_add_and_none_for_iptables_nft_del() {
     requires!("iptables", "ip6tables", "strace");
     if skip_for_go("it runs one for each rule") {
         return;
@@ -129,7 +127,7 @@ fn one_program_a_family_changes_iptables_and_none_where_netlink_does() {
         node.use_iptables_variant("xtables-nft-multi");
         let config = masqueraded("iptables", ranges.clone());
         assert_eq!(programs(&node, config), [families, 0, 0]);
-        // What the kernel has of the legacy variant only the program can tell.
+        // Legacy rules can only be read with the program.
         let node = Node::new("node");
         node.use_iptables_variant("xtables-legacy-multi");
         let config = masqueraded("iptables", ranges);

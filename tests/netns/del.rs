@@ -1,10 +1,10 @@
-//! DEL: it always succeeds, and afterwards nothing of the attachment is left.
+//! DEL: succeeds in any state, and leaves nothing of the attachment.
 
 use serde_json::{Value, json};
 
 use crate::support::{Network, Node, NodeState, Pod, requires, skip_for_go, small_network};
 
-fn dual_masqueraded() -> Value {
+fn dual_stack_masquerade() -> Value {
     let mut config = small_network();
     config["cniVersion"] = "0.4.0".into();
     config["ipMasq"] = true.into();
@@ -12,7 +12,7 @@ fn dual_masqueraded() -> Value {
     config
 }
 
-/// A node with a neighbour whose attachment must outlive everything, and a pod that is attached.
+/// A node with an attached pod, and with a second pod that must not be affected.
 struct Fixture {
     node: Node,
     before: NodeState,
@@ -24,7 +24,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Fixture {
         let node = Node::new("node");
-        let network = node.network(dual_masqueraded());
+        let network = node.network(dual_stack_masquerade());
         let neighbour = node.pod("neighbour");
         let at = network.add(&neighbour);
         assert_eq!(Network::address(&at), "10.77.0.2");
@@ -45,12 +45,12 @@ impl Fixture {
     }
 
     fn network(&self) -> Network<'_> {
-        self.node.network(dual_masqueraded())
+        self.node.network(dual_stack_masquerade())
     }
 
     #[track_caller]
-    fn nothing_is_left(&self) {
-        // A veth whose peer's namespace ended goes a moment later.
+    fn assert_nothing_is_left(&self) {
+        // The kernel deletes a veth asynchronously after its peer's namespace ended.
         for _ in 0..100 {
             if NodeState::of_pods(&self.node).links == self.before.links {
                 break;
@@ -64,25 +64,25 @@ impl Fixture {
 }
 
 #[test]
-fn del_takes_everything_and_doing_it_again_is_no_error() {
+fn del_removes_everything_and_can_be_repeated() {
     requires!("ping", "iptables", "ip6tables");
     let fixture = Fixture::new();
     fixture.network().del(&fixture.pod);
     assert!(fixture.pod.link("eth0").is_none());
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
     fixture.network().del(&fixture.pod);
-    fixture.nothing_is_left();
-    // And the pod can come back.
+    fixture.assert_nothing_is_left();
+    // The pod can be added again.
     fixture.network().add(&fixture.pod);
 }
 
 #[test]
-fn del_without_an_add_is_no_error() {
+fn del_without_add_succeeds() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let pod = node.pod("a");
     let before = NodeState::of_pods(&node);
-    node.network(dual_masqueraded()).del(&pod);
+    node.network(dual_stack_masquerade()).del(&pod);
     assert_eq!(NodeState::of_pods(&node), before);
     node.network(json!({ "cniVersion": "0.3.1", "name": "flat", "type": "bridge" }))
         .del(&pod);
@@ -90,34 +90,34 @@ fn del_without_an_add_is_no_error() {
 }
 
 #[test]
-fn del_with_an_empty_netns_takes_everything() {
+fn del_with_an_empty_netns_removes_everything() {
     requires!("ping", "iptables", "ip6tables");
-    if skip_for_go("D1: the rules stay for ever") {
+    if skip_for_go("D1: the rules are never removed") {
         return;
     }
     let fixture = Fixture::new();
     let call = fixture.network().call("DEL", &fixture.pod).netns("");
     call.run().ok();
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
     call.run().ok();
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
 }
 
 #[test]
-fn del_without_a_netns_takes_everything() {
+fn del_without_a_netns_removes_everything() {
     requires!("ping", "iptables", "ip6tables");
-    if skip_for_go("D1: the rules stay for ever") {
+    if skip_for_go("D1: the rules are never removed") {
         return;
     }
     let fixture = Fixture::new();
     fixture.network().call_for("DEL", "victim").run().ok();
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
 }
 
 #[test]
-fn del_after_the_namespace_has_gone_takes_everything() {
+fn del_after_the_namespace_was_deleted_removes_everything() {
     requires!("ping", "iptables", "ip6tables");
-    if skip_for_go("D1: the rules stay for ever") {
+    if skip_for_go("D1: the rules are never removed") {
         return;
     }
     let Fixture {
@@ -127,7 +127,7 @@ fn del_after_the_namespace_has_gone_takes_everything() {
         pod,
         result,
     } = Fixture::new();
-    let call = node.network(dual_masqueraded()).call("DEL", &pod);
+    let call = node.network(dual_stack_masquerade()).call("DEL", &pod);
     pod.end();
     call.run().ok();
     let pod = node.pod("another");
@@ -138,13 +138,13 @@ fn del_after_the_namespace_has_gone_takes_everything() {
         pod,
         result,
     };
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
 }
 
 #[test]
-fn del_with_a_path_that_is_no_namespace_takes_everything() {
+fn del_with_a_path_that_is_no_namespace_removes_everything() {
     requires!("ping", "iptables", "ip6tables");
-    if skip_for_go("D4c: it is an error for ever, and the address is never freed") {
+    if skip_for_go("D4c: it is always an error, and the address is never released") {
         return;
     }
     for path in ["/run/netns/plain", "/run"] {
@@ -152,29 +152,29 @@ fn del_with_a_path_that_is_no_namespace_takes_everything() {
         fixture.node.write("/run/netns/plain", "");
         let call = fixture.network().call("DEL", &fixture.pod);
         call.netns(path).run().ok();
-        fixture.nothing_is_left();
+        fixture.assert_nothing_is_left();
     }
 }
 
 #[test]
-fn del_after_the_interface_has_gone_takes_everything() {
+fn del_after_the_interface_was_deleted_removes_everything() {
     requires!("ping", "iptables", "ip6tables");
-    if skip_for_go("D1: the rules stay for ever") {
+    if skip_for_go("D1: the rules are never removed") {
         return;
     }
     let fixture = Fixture::new();
     fixture.pod.run("ip link del eth0");
     fixture.network().del(&fixture.pod);
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
     let fixture = Fixture::new();
     let host = Network::host_link(&fixture.result);
     fixture.node.run(&format!("ip link del {host}"));
     fixture.network().del(&fixture.pod);
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
 }
 
 #[test]
-fn del_after_the_pod_changed_its_address_takes_everything() {
+fn del_after_the_pod_changed_its_address_removes_everything() {
     requires!("ping", "iptables", "ip6tables");
     if skip_for_go("D4: it deletes the rules of the wrong address, and fails") {
         return;
@@ -183,11 +183,11 @@ fn del_after_the_pod_changed_its_address_takes_everything() {
     fixture.pod.run("ip addr flush dev eth0");
     fixture.pod.run("ip addr add 10.77.0.99/24 dev eth0");
     fixture.network().del(&fixture.pod);
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
 }
 
 #[test]
-fn del_does_not_depend_on_a_previous_result() {
+fn del_does_not_need_prev_result() {
     requires!("ping", "iptables", "ip6tables");
     if skip_for_go("a previous result of another type is an error; D1") {
         return;
@@ -207,16 +207,16 @@ fn del_does_not_depend_on_a_previous_result() {
         let call = network.call("DEL", &fixture.pod);
         call.run().ok();
         call.netns("").run().ok();
-        fixture.nothing_is_left();
+        fixture.assert_nothing_is_left();
     }
     let fixture = Fixture::new();
     let network = fixture.network().with("prevResult", fixture.result.clone());
     network.del(&fixture.pod);
-    fixture.nothing_is_left();
+    fixture.assert_nothing_is_left();
 }
 
 #[test]
-fn without_a_namespace_only_a_port_of_the_networks_bridge_is_taken_for_the_references_link() {
+fn del_without_a_namespace_removes_a_go_link_only_if_it_is_a_port_of_the_bridge() {
     requires!("cni:bridge", "cni:host-local");
     if skip_for_go("it removes nothing without a namespace") {
         return;
@@ -226,7 +226,7 @@ fn without_a_namespace_only_a_port_of_the_networks_bridge_is_taken_for_the_refer
     node.install_go_plugin("host-local");
     let (pod, network) = (node.pod("a"), node.network(small_network()));
     let mut result = network.with("type", "go-bridge").add(&pod);
-    // What another plugin of the chain has made, and one that is a port of somebody's bridge.
+    // A link of another plugin in the chain, and a port of another bridge.
     node.run_all(
         "ip link add ptp0 type veth peer name far0\nip link add theirs type bridge\n\
          ip link add port0 type veth peer name far1\nip link set port0 master theirs",
@@ -239,12 +239,12 @@ fn without_a_namespace_only_a_port_of_the_networks_bridge_is_taken_for_the_refer
     let host = Network::host_link(&result);
     let network = network.with("prevResult", result);
     network.call("DEL", &pod).netns("").run().ok();
-    assert!(node.link(&host).is_none(), "the reference's link");
+    assert!(node.link(&host).is_none(), "the link of the Go plugin");
     assert!(node.link("ptp0").is_some() && node.link("port0").is_some());
 }
 
 #[test]
-fn del_of_one_containers_interface_leaves_the_pods_others() {
+fn del_keeps_the_other_interfaces_of_the_container() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let network = node.network(small_network());
@@ -258,7 +258,7 @@ fn del_of_one_containers_interface_leaves_the_pods_others() {
 }
 
 #[test]
-fn the_bridge_and_its_address_stay() {
+fn del_keeps_the_bridge_and_its_address() {
     requires!();
     let node = Node::new("node");
     let network = node.network(small_network());

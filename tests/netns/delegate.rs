@@ -1,4 +1,4 @@
-//! IPAM plugins other than host-local: found in CNI_PATH, executed, and believed.
+//! IPAM plugins other than host-local, which are executed from CNI_PATH.
 
 use serde_json::{Value, json};
 
@@ -10,14 +10,14 @@ fn with_ipam(ipam: Value) -> Value {
     config
 }
 
-/// Puts a shell script among a node's plugins.
+/// Installs a shell script as a plugin.
 fn script(node: &Node, path: &str, text: &str) {
     node.write(path, &format!("#!/bin/sh\n{text}\n"));
     node.run(&format!("chmod 755 {path}"));
 }
 
 #[test]
-fn static_gives_the_address_that_the_configuration_says() {
+fn static_assigns_the_configured_addresses() {
     requires!("ping", "cni:static");
     let node = Node::new("node");
     node.install("static");
@@ -46,7 +46,7 @@ fn static_gives_the_address_that_the_configuration_says() {
 }
 
 #[test]
-fn a_delegate_gets_the_same_bytes_and_the_same_environment() {
+fn a_delegate_gets_the_same_stdin_and_environment() {
     requires!();
     let node = Node::new("node");
     let path = format!("{}/spy", Node::BIN);
@@ -57,7 +57,7 @@ fn a_delegate_gets_the_same_bytes_and_the_same_environment() {
          echo '{\"cniVersion\": \"0.4.0\", \"ips\": [{\"version\": \"4\", \"address\": \"10.77.0.9/24\"}]}'",
     );
     let pod = node.pod("a");
-    // White space and unknown keys are not ours to change.
+    // White space and unknown keys are passed on unchanged.
     let config = "{ \"cniVersion\":\"1.0.0\",\n\n \"name\":\"small\", \"type\":\"bridge\", \"bridge\":\"br0\",\
                   \"isGateway\":true, \"ipam\": {\"type\":\"spy\", \"x\": [1, 2.50]} }";
     let network = node.network(small_network());
@@ -89,7 +89,7 @@ fn a_delegate_gets_the_same_bytes_and_the_same_environment() {
 }
 
 #[test]
-fn an_answer_of_an_older_version_is_understood() {
+fn a_result_of_an_older_version_is_converted() {
     requires!();
     let node = Node::new("node");
     let path = format!("{}/old", Node::BIN);
@@ -107,7 +107,7 @@ fn an_answer_of_an_older_version_is_understood() {
 }
 
 #[test]
-fn the_first_directory_of_cni_path_that_has_the_plugin_counts() {
+fn the_first_match_in_cni_path_is_executed() {
     requires!();
     let node = Node::new("node");
     node.run("mkdir -p /run/first /run/second /run/second/dir");
@@ -129,7 +129,7 @@ fn the_first_directory_of_cni_path_that_has_the_plugin_counts() {
 }
 
 #[test]
-fn a_delegate_that_is_missing_is_refused_with_the_path_that_was_searched() {
+fn a_missing_delegate_is_an_error_with_the_searched_path() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -142,7 +142,7 @@ fn a_delegate_that_is_missing_is_refused_with_the_path_that_was_searched() {
 }
 
 #[test]
-fn a_delegates_refusal_is_passed_on_word_for_word() {
+fn the_error_of_a_delegate_is_passed_on_unchanged() {
     requires!();
     let node = Node::new("node");
     let path = format!("{}/no", Node::BIN);
@@ -160,9 +160,9 @@ fn a_delegates_refusal_is_passed_on_word_for_word() {
 }
 
 #[test]
-fn a_second_add_is_refused_before_it_asks_and_takes_nothing_from_the_first_one() {
+fn a_repeated_add_fails_before_the_delegate_is_called() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("it asks the delegate to take back the first one's address") {
+    if skip_for_go("its undo releases the address of the first ADD") {
         return;
     }
     for backend in ["iptables", "nftables"] {
@@ -184,7 +184,7 @@ fn a_second_add_is_refused_before_it_asks_and_takes_nothing_from_the_first_one()
         for word in ["eth0", "already exists", "run DEL"] {
             assert!(error.text().contains(word), "{word}: {error:?}");
         }
-        // Nor under another name in the pod, nor in another namespace: the host's end is this attachment's.
+        // It also fails with another interface name or namespace, because the host end of this attachment exists.
         pod.run_all("ip link set eth0 down\nip link set eth0 name old0");
         let error = network.call("ADD", &pod).run().error();
         assert!(error.text().contains("on the host"), "{error:?}");

@@ -1,21 +1,21 @@
-//! What an error says is enough to act on: the operation, the object, who is in the way, and the way out.
+//! Error messages name the operation, the object, the cause and a remedy.
 
 use serde_json::json;
 
 use crate::support::{Node, requires, skip_for_go, small_network};
 
-/// Fails unless a error's text has all the words.
+/// Asserts that the error contains all words.
 #[track_caller]
-fn says(answer: crate::support::Answer, words: &[&str]) {
+fn assert_contains(answer: crate::support::Answer, words: &[&str]) {
     let text = answer.error().text();
     let missing = words.iter().find(|word| !text.contains(**word));
-    assert!(missing.is_none(), "it does not say {missing:?}: {text}");
+    assert!(missing.is_none(), "no {missing:?} in: {text}");
 }
 
 #[test]
-fn a_full_range_names_its_size_and_the_oldest_holders() {
+fn an_exhausted_range_is_reported_with_its_size_and_oldest_leases() {
     requires!();
-    if skip_for_go("it says only that the range is full") {
+    if skip_for_go("it reports only that the range is full") {
         return;
     }
     let node = Node::new("node");
@@ -30,13 +30,13 @@ fn a_full_range_names_its_size_and_the_oldest_holders() {
         "10.77.0.1 by container first interface eth0 for ",
         "need a DEL",
     ];
-    says(answer, &words);
+    assert_contains(answer, &words);
 }
 
 #[test]
-fn an_address_conflict_names_both_addresses_the_ports_and_the_two_ways_out() {
+fn a_gateway_conflict_is_reported_with_addresses_ports_and_remedies() {
     requires!();
-    if skip_for_go("it names neither the ports nor a way out") {
+    if skip_for_go("it names neither the ports nor a remedy") {
         return;
     }
     let node = Node::new("node");
@@ -56,20 +56,20 @@ fn an_address_conflict_names_both_addresses_the_ports_and_the_two_ways_out() {
         "ip address del 10.77.0.1/24 dev br0",
         "forceAddress",
     ];
-    says(answer, &words);
+    assert_contains(answer, &words);
     let bare = Node::new("bare");
     bare.run_all("ip link add br0 type bridge\n ip addr add 10.9.0.1/24 dev br0");
     let answer = bare
         .network(small_network())
         .call("ADD", &bare.pod("pod"))
         .run();
-    says(answer, &["10.9.0.1/24", "br0 has no ports"]);
+    assert_contains(answer, &["10.9.0.1/24", "br0 has no ports"]);
 }
 
 #[test]
-fn a_taken_interface_name_says_whose_it_is() {
+fn an_existing_interface_is_reported_with_its_owner() {
     requires!();
-    if skip_for_go("it says only that the name exists") {
+    if skip_for_go("it reports only that the name exists") {
         return;
     }
     let node = Node::new("node");
@@ -84,18 +84,18 @@ fn a_taken_interface_name_says_whose_it_is() {
         "(shop/web)",
         "run DEL",
     ];
-    says(other.call("ADD", &pod).run(), &words);
+    assert_contains(other.call("ADD", &pod).run(), &words);
 
     let pod = node.pod("self-made");
     pod.run("ip link add eth0 type bridge");
     let words = ["it is a bridge", "something else made it"];
-    says(network.call("ADD", &pod).run(), &words);
+    assert_contains(network.call("ADD", &pod).run(), &words);
 }
 
 #[test]
-fn a_route_that_leads_nowhere_says_what_its_next_hop_must_be() {
+fn an_unreachable_next_hop_is_reported_with_the_requirement() {
     requires!();
-    if skip_for_go("it says: network is unreachable") {
+    if skip_for_go("its error is: network is unreachable") {
         return;
     }
     let node = Node::new("node");
@@ -105,5 +105,5 @@ fn a_route_that_leads_nowhere_says_what_its_next_hop_must_be() {
         "add route 10.99.0.0/16 via 10.98.0.1 over eth0",
         "must lie in a subnet of the container's addresses",
     ];
-    says(network.call("ADD", &node.pod("pod")).run(), &words);
+    assert_contains(network.call("ADD", &node.pod("pod")).run(), &words);
 }

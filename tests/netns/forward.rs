@@ -1,4 +1,4 @@
-//! `forwardAccept`: packets pass a FORWARD that drops what it does not know.
+//! `forwardAccept`: packets are forwarded although the policy of FORWARD is DROP.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::support::{
     Namespace, Network, Node, Pod, binary, requires, skip_for_go, small_network, wire,
 };
 
-const WHY: &str = "it does not know this key: the plugin firewall does this there";
+const WHY: &str = "it has no such key; the firewall plugin does this";
 
 /// Two networks with both families, on bridges `br0` and `br1`.
 fn networks(node: &Node) -> [Network<'_>; 2] {
@@ -23,8 +23,8 @@ fn networks(node: &Node) -> [Network<'_>; 2] {
     })
 }
 
-/// A node whose FORWARD drops, and a host outside that knows the way back.
-fn place(variant: &str) -> (Node, Node) {
+/// A node whose FORWARD policy is DROP, and a host outside with routes to the pods.
+fn node_and_outside_host(variant: &str) -> (Node, Node) {
     let (node, outside) = (Node::new("node"), Node::new("outside"));
     node.use_iptables_variant(variant);
     wire(&node, "up0", &outside, "up0");
@@ -37,11 +37,11 @@ fn place(variant: &str) -> (Node, Node) {
     (node, outside)
 }
 
-/// Whether packets pass from one pod to another on the other bridge, and between it and the host outside.
-fn passes(node: &Node, pods: &[Pod; 2], outside: &Node) -> bool {
+/// Whether packets are forwarded between pods on two bridges, and between a pod and the host outside.
+fn are_forwarded(node: &Node, pods: &[Pod; 2], outside: &Node) -> bool {
     node.wait_for_dad();
     outside.wait_for_dad();
-    let ways = [
+    let paths = [
         (&*pods[0], "10.71.0.2"),
         (&*pods[0], "fd00:71::2"),
         (&*pods[0], "172.18.0.9"),
@@ -51,16 +51,16 @@ fn passes(node: &Node, pods: &[Pod; 2], outside: &Node) -> bool {
     ];
     let ping = |(from, to): &(&Namespace, &str)| from.ping(to).is_some();
     let passed: Vec<bool> = std::thread::scope(|scope| {
-        let pings = ways.iter().map(|way| scope.spawn(move || ping(way)));
+        let pings = paths.iter().map(|path| scope.spawn(move || ping(path)));
         let pings: Vec<_> = pings.collect();
         pings.into_iter().map(|it| it.join().unwrap()).collect()
     });
     let (first, all) = (passed[0], passed.iter().all(|it| *it == passed[0]));
-    assert!(all, "some pass and some do not: {passed:?}");
+    assert!(all, "only some packets are forwarded: {passed:?}");
     first
 }
 
-/// What the filter tables hold beside policies.
+/// The rules of the filter tables, without policies.
 fn filters(node: &Node) -> String {
     let list = |program: &str| {
         let text = node.run(&format!("{program} -t filter -S"));
@@ -77,26 +77,26 @@ fn chain_rules(bridge: &str) -> String {
     )
 }
 
-fn packets_pass_and_the_rules_go_with_the_last_pod(variant: &str) {
-    let (node, outside) = place(variant);
+fn test_forwarding(variant: &str) {
+    let (node, outside) = node_and_outside_host(variant);
     let networks = networks(&node);
     let pods = ["a", "b"].map(|name| node.pod(name));
     for (network, pod) in networks.iter().zip(&pods) {
         network.with("forwardAccept", false).add(pod);
     }
-    assert!(!passes(&node, &pods, &outside), "the policy drops");
+    assert!(!are_forwarded(&node, &pods, &outside), "the policy drops");
     assert_eq!(filters(&node), "");
     for (network, pod) in networks.iter().zip(&pods) {
         network.with("forwardAccept", false).del(pod);
     }
-    // Leases go round; with nothing of them left the addresses are the same ones again.
+    // Without the lease directory, allocation starts again with the same addresses.
     node.run("rm -r /var/lib/cni/networks");
     for (network, pod) in networks.iter().zip(&pods) {
         network.add(pod);
     }
     let first = &networks[0];
-    assert!(passes(&node, &pods, &outside), "{}", filters(&node));
-    // The same again changes nothing, and a second pod of the bridge keeps the rules.
+    assert!(are_forwarded(&node, &pods, &outside), "{}", filters(&node));
+    // A second pod of the bridge adds nothing, and keeps the rules when the first is deleted.
     let before = filters(&node);
     let other = node.pod("other");
     let result = first.add(&other);
@@ -114,16 +114,16 @@ fn packets_pass_and_the_rules_go_with_the_last_pod(variant: &str) {
 }
 
 #[test]
-fn packets_pass_a_policy_of_iptables_nft() {
+fn packets_are_forwarded_despite_a_drop_policy_of_iptables_nft() {
     requires!("iptables", "ip6tables", "ping");
     if skip_for_go(WHY) {
         return;
     }
-    packets_pass_and_the_rules_go_with_the_last_pod("xtables-nft-multi");
+    test_forwarding("xtables-nft-multi");
 }
 
 #[test]
-fn packets_pass_a_policy_of_the_legacy_iptables() {
+fn packets_are_forwarded_despite_a_drop_policy_of_iptables_legacy() {
     requires!(
         "iptables",
         "ip6tables",
@@ -134,16 +134,16 @@ fn packets_pass_a_policy_of_the_legacy_iptables() {
     if skip_for_go(WHY) {
         return;
     }
-    packets_pass_and_the_rules_go_with_the_last_pod("xtables-legacy-multi");
+    test_forwarding("xtables-legacy-multi");
 }
 
 #[test]
-fn rules_that_drop_later_in_the_chain_do_not_matter_and_no_program_is_run() {
+fn packets_are_accepted_before_later_drop_rules_without_running_a_program() {
     requires!("iptables", "ip6tables", "ping");
     if skip_for_go(WHY) {
         return;
     }
-    let (node, outside) = place("xtables-nft-multi");
+    let (node, outside) = node_and_outside_host("xtables-nft-multi");
     node.run_all("iptables -A FORWARD -j REJECT\nip6tables -A FORWARD -j REJECT");
     for program in ["iptables-restore", "iptables-save", "nft"] {
         let program = format!("/usr/sbin/{program}");
@@ -154,7 +154,7 @@ fn rules_that_drop_later_in_the_chain_do_not_matter_and_no_program_is_run() {
     for (network, pod) in networks.iter().zip(&pods) {
         network.add(pod);
     }
-    assert!(passes(&node, &pods, &outside));
+    assert!(are_forwarded(&node, &pods, &outside));
     for (network, pod) in networks.iter().zip(&pods) {
         network.del(pod);
     }
@@ -163,7 +163,7 @@ fn rules_that_drop_later_in_the_chain_do_not_matter_and_no_program_is_run() {
 }
 
 #[test]
-fn on_a_node_without_a_filter_table_the_rules_wait_for_a_policy() {
+fn rules_are_added_without_a_filter_table_and_apply_to_a_later_policy() {
     requires!("iptables", "ip6tables", "nft");
     if skip_for_go(WHY) {
         return;
@@ -172,7 +172,7 @@ fn on_a_node_without_a_filter_table_the_rules_wait_for_a_policy() {
     let [network, _] = networks(&node);
     let pod = node.pod("a");
     network.add(&pod);
-    // As a Docker that starts later would set it.
+    // As Docker sets it when it is started later.
     node.run("iptables -P FORWARD DROP");
     assert_eq!(filters(&node), chain_rules("br0").repeat(2));
     network.del(&pod);
@@ -180,7 +180,7 @@ fn on_a_node_without_a_filter_table_the_rules_wait_for_a_policy() {
 }
 
 #[test]
-fn a_key_that_is_gone_from_the_configuration_keeps_no_rules() {
+fn del_and_gc_remove_the_rules_after_the_key_was_removed() {
     requires!("iptables", "ip6tables");
     if skip_for_go(WHY) {
         return;
@@ -200,7 +200,7 @@ fn a_key_that_is_gone_from_the_configuration_keeps_no_rules() {
     assert_eq!(
         filters(&node),
         chain_rules("br0").repeat(2),
-        "of a living pod"
+        "of a running pod"
     );
     gc.config["cni.dev/valid-attachments"] = json!([]);
     gc.call_for("GC", "").run().ok();
@@ -208,7 +208,7 @@ fn a_key_that_is_gone_from_the_configuration_keeps_no_rules() {
 }
 
 #[test]
-fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
+fn check_reports_missing_rules_and_the_next_add_restores_them() {
     requires!("iptables", "ip6tables");
     if skip_for_go(WHY) {
         return;
@@ -218,33 +218,33 @@ fn check_misses_the_rules_and_the_next_pod_brings_them_back() {
     let (a, b) = (node.pod("a"), node.pod("b"));
     let result = network.add(&a);
     network.check(&a, &result).ok();
-    let whole = filters(&node);
-    for spoiled in [
+    let complete = filters(&node);
+    for damage in [
         "iptables -F FORWARD",
         "ip6tables -F GANGPLANK-br0",
         "iptables -D GANGPLANK-br0 -o br0 -j ACCEPT",
     ] {
-        node.run(spoiled);
+        node.run(damage);
         let error = network.check(&a, &result).error();
         assert!(error.text().contains("GANGPLANK-br0"), "{error:?}");
         network.add(&b);
-        let mended = filters(&node);
+        let repaired = filters(&node);
         let sorted = |text: &str| {
             let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
             lines.sort();
             lines
         };
-        assert_eq!(sorted(&mended), sorted(&whole), "after {spoiled}");
+        assert_eq!(sorted(&repaired), sorted(&complete), "after {damage}");
         network.check(&a, &result).ok();
         network.del(&b);
     }
-    // Saved and loaded again, as at a restart of the firewall.
+    // Saved and restored, as when a firewall is restarted.
     node.run_all("iptables-save -t filter -f /run/saved\niptables-restore /run/saved");
     network.check(&a, &result).ok();
 }
 
 #[test]
-fn reconcile_brings_back_the_rules_in_forward_and_the_masquerading_as_it_was_asked_for() {
+fn reconcile_restores_forward_rules_and_masquerading() {
     requires!("iptables", "ip6tables", "nft");
     if skip_for_go("it has no such command") {
         return;
@@ -298,13 +298,13 @@ fn a_failed_add_leaves_no_rules() {
 }
 
 #[test]
-fn pods_that_come_and_go_at_once_have_the_rules_while_there_are_any() {
+fn concurrent_adds_and_dels_keep_the_rules_until_the_last_del() {
     requires!("iptables", "ip6tables");
     if skip_for_go(WHY) {
         return;
     }
     for variant in ["xtables-nft-multi", "xtables-legacy-multi"] {
-        let (node, _outside) = place(variant);
+        let (node, _outside) = node_and_outside_host(variant);
         let [network, _] = networks(&node);
         let pods: Vec<Pod> = (0..8).map(|n| node.pod(&format!("c{n}"))).collect();
         std::thread::scope(|scope| {

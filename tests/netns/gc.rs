@@ -1,4 +1,4 @@
-//! GC: what no valid attachment holds goes, whoever made it, and nothing else.
+//! GC: removes the resources of attachments that are not valid, of any implementation, and nothing else.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::support::{
     Answer, Network, Node, NodeState, Pod, leases, requires, skip_for_go, small_network,
 };
 
-fn masqueraded() -> Value {
+fn dual_stack_masquerade() -> Value {
     let mut config = small_network();
     config["cniVersion"] = "1.1.0".into();
     config["ipMasq"] = true.into();
@@ -14,7 +14,7 @@ fn masqueraded() -> Value {
     config
 }
 
-/// A GC of a network that keeps the `eth0` of these pods.
+/// Runs GC; the `eth0` of these pods are the valid attachments.
 fn gc(node: &Node, config: &Value, keep: &[&Pod]) -> Answer {
     let keep = keep
         .iter()
@@ -26,13 +26,13 @@ fn gc(node: &Node, config: &Value, keep: &[&Pod]) -> Answer {
 }
 
 #[test]
-fn pods_that_went_without_del_leave_nothing_and_the_others_stay() {
+fn resources_of_invalid_attachments_are_removed_and_others_kept() {
     requires!("ping", "iptables", "ip6tables");
-    if skip_for_go("D4d: it collects nothing") {
+    if skip_for_go("D4d: its GC does nothing") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(dual_stack_masquerade());
     let kept = node.pod("kept");
     let result = network.add(&kept);
     let before = NodeState::of_pods(&node);
@@ -44,7 +44,7 @@ fn pods_that_went_without_del_leave_nothing_and_the_others_stay() {
     assert_eq!(NodeState::of_pods(&node), before);
     network.check(&kept, &result).ok();
     kept.reaches("10.77.0.1");
-    // Once more finds nothing to do; and an empty list keeps nothing.
+    // A repeated GC changes nothing. An empty list removes all.
     gc(&node, &network.config, &[&kept]).ok();
     gc(&node, &network.config, &[]).ok();
     assert_eq!(leases(&node, "small").len(), 0);
@@ -53,14 +53,14 @@ fn pods_that_went_without_del_leave_nothing_and_the_others_stay() {
 }
 
 #[test]
-fn another_network_on_the_same_bridge_is_left_alone() {
+fn another_network_on_the_same_bridge_is_kept() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("D4d: it collects nothing") {
+    if skip_for_go("D4d: its GC does nothing") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
-    let mut other = masqueraded();
+    let network = node.network(dual_stack_masquerade());
+    let mut other = dual_stack_masquerade();
     other["name"] = "small2".into();
     other["isGateway"] = false.into();
     let pod = node.pod("a");
@@ -75,14 +75,14 @@ fn another_network_on_the_same_bridge_is_left_alone() {
 }
 
 #[test]
-fn what_the_reference_made_is_collected_too() {
+fn resources_of_the_go_plugins_are_removed() {
     requires!("iptables", "ip6tables", "cni:bridge", "cni:host-local");
-    if skip_for_go("D4d: it collects nothing") {
+    if skip_for_go("D4d: its GC does nothing") {
         return;
     }
     let node = Node::new("node");
     node.install_go_plugin("bridge");
-    let mut old = masqueraded();
+    let mut old = dual_stack_masquerade();
     old["cniVersion"] = "1.0.0".into();
     old["type"] = "go-bridge".into();
     let theirs = node.network(old);
@@ -90,27 +90,29 @@ fn what_the_reference_made_is_collected_too() {
     let result = theirs.add(&kept);
     theirs.add(&gone);
     gone.end();
-    gc(&node, &masqueraded(), &[&kept]).ok();
+    gc(&node, &dual_stack_masquerade(), &[&kept]).ok();
     assert_eq!(leases(&node, "small").len(), 2);
     for program in ["iptables", "ip6tables"] {
         assert_eq!(node.nat(program).len(), 4, "{:?}", node.nat(program));
     }
-    node.network(masqueraded()).check(&kept, &result).ok();
+    node.network(dual_stack_masquerade())
+        .check(&kept, &result)
+        .ok();
 }
 
 #[test]
-fn a_list_that_is_missing_or_wrong_deletes_nothing() {
+fn an_invalid_list_of_attachments_removes_nothing() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("D4d: it does not look at the list") {
+    if skip_for_go("D4d: it does not read the list") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(dual_stack_masquerade());
     network.add(&node.pod("a"));
     let before = NodeState::of(&node);
     for plugin in ["bridge", "host-local"] {
         let call = |config: &Value| node.cni(plugin).verb("GC").config(config).run();
-        // `cnitool gc` calls so, and libcni says null for an empty list.
+        // `cnitool gc` omits the list, and libcni passes null for an empty one.
         call(&network.config).ok();
         let key = "cni.dev/valid-attachments";
         call(&network.with(key, Value::Null).config).ok();
@@ -129,9 +131,9 @@ fn a_list_that_is_missing_or_wrong_deletes_nothing() {
 }
 
 #[test]
-fn host_local_frees_leases_of_every_writer() {
+fn host_local_releases_leases_of_all_implementations() {
     requires!();
-    if skip_for_go("D4d: it collects nothing") {
+    if skip_for_go("D4d: its GC does nothing") {
         return;
     }
     let node = Node::new("node");
@@ -139,7 +141,7 @@ fn host_local_frees_leases_of_every_writer() {
         "cniVersion": "1.1.0", "name": "lan", "type": "host-local",
         "ipam": { "type": "host-local", "subnet": "10.1.0.0/24" },
     });
-    // There is no directory yet, and GC makes none.
+    // GC does not create the directory.
     gc(&node, &config, &[]).ok();
     assert!(node.files("/var/lib/cni").is_empty());
     let pod = node.pod("a");
@@ -165,13 +167,13 @@ fn host_local_frees_leases_of_every_writer() {
 }
 
 #[test]
-fn a_delegate_collects_with_the_same_bytes_and_its_error_is_ours() {
+fn gc_calls_the_delegate_with_the_same_stdin_and_returns_its_error() {
     requires!("iptables", "ip6tables");
     if skip_for_go("D4d: it does not forward GC") {
         return;
     }
     let node = Node::new("node");
-    let mut config = masqueraded();
+    let mut config = dual_stack_masquerade();
     config["ipam"] = json!({ "type": "spy" });
     let spy = format!("{}/spy", Node::BIN);
     node.write(
@@ -194,13 +196,13 @@ fn a_delegate_collects_with_the_same_bytes_and_its_error_is_ours() {
 }
 
 #[test]
-fn twenty_collections_amid_forty_adds_disturb_nobody() {
+fn twenty_gcs_during_forty_adds_remove_no_valid_attachment() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("D4d: it collects nothing") {
+    if skip_for_go("D4d: its GC does nothing") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(dual_stack_masquerade());
     let pods: Vec<Pod> = (0..40).map(|n| node.pod(&format!("c{n}"))).collect();
     let all: Vec<&Pod> = pods.iter().collect();
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Addresses: how a pod asks for one, which one it gets, and what is written down about it.
+//! `host-local`: ranges, requested addresses, the order of allocation, and lease files.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ mod coexistence;
 
 use crate::support::{Answer, Call, Node, leases, requires, skip_for_go, testing_go};
 
-/// A network that only `host-local` sees, when it is called as a plugin of its own.
+/// A configuration for calling `host-local` directly.
 fn network(ipam: Value) -> Value {
     let mut ipam = ipam;
     ipam["type"] = "host-local".into();
@@ -40,7 +40,7 @@ fn addresses(answer: &Answer) -> Vec<String> {
 }
 
 #[test]
-fn a_subnet_gives_its_first_free_address_behind_the_gateway() {
+fn the_first_address_is_the_one_after_the_gateway() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.2.0/24", "routes": [{ "dst": "0.0.0.0/0" }] }));
@@ -55,7 +55,7 @@ fn a_subnet_gives_its_first_free_address_behind_the_gateway() {
 }
 
 #[test]
-fn every_way_to_write_a_range_gives_its_addresses() {
+fn all_notations_of_a_range_work() {
     requires!();
     let cases = [
         (
@@ -92,7 +92,7 @@ fn every_way_to_write_a_range_gives_its_addresses() {
 }
 
 #[test]
-fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
+fn ranges_of_the_runtime_precede_those_of_the_configuration() {
     requires!();
     let node = Node::new("node");
     let mut config = network(json!({ "ranges": [[{ "subnet": "10.1.0.0/24" }]] }));
@@ -107,7 +107,7 @@ fn ranges_of_the_runtime_come_before_those_of_the_configuration() {
 }
 
 #[test]
-fn an_address_is_asked_for_in_three_ways() {
+fn an_address_can_be_requested_in_three_ways() {
     requires!();
     let node = Node::new("node");
     let config = network(
@@ -129,7 +129,7 @@ fn an_address_is_asked_for_in_three_ways() {
         addresses(&add(&node, "c", &by_runtime)),
         ["10.1.0.40/24", "fd00:1::40/64"]
     );
-    // The cursor follows an address that was asked for.
+    // A requested address moves the cursor of the range.
     assert_eq!(
         addresses(&add(&node, "d", &config)),
         ["10.1.0.41/24", "fd00:1::41/64"]
@@ -137,7 +137,7 @@ fn an_address_is_asked_for_in_three_ways() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_refused_by_name_and_nothing_is_leased() {
+fn an_unavailable_requested_address_is_named_and_nothing_is_leased() {
     requires!();
     let node = Node::new("node");
     let config = network(
@@ -145,18 +145,18 @@ fn an_address_that_cannot_be_had_is_refused_by_name_and_nothing_is_leased() {
     );
     let _ = call(&node, "ADD", "a", &config).args("IP=10.1.0.20").run();
     let before = leases(&node, "lan");
-    for wish in ["10.1.0.20", "10.1.0.1", "10.7.0.1", "fd00:2::1"] {
+    for requested in ["10.1.0.20", "10.1.0.1", "10.7.0.1", "fd00:2::1"] {
         let answer = call(&node, "ADD", "b", &config)
-            .args(&format!("IP={wish}"))
+            .args(&format!("IP={requested}"))
             .run();
         let error = answer.error();
-        assert!(error.text().contains(wish), "{wish}: {error:?}");
-        assert_eq!(leases(&node, "lan"), before, "{wish}");
+        assert!(error.text().contains(requested), "{requested}: {error:?}");
+        assert_eq!(leases(&node, "lan"), before, "{requested}");
     }
 }
 
 #[test]
-fn a_lease_is_a_file_that_names_its_holder() {
+fn a_lease_file_contains_container_and_interface() {
     requires!();
     let node = Node::new("node");
     let config = network(
@@ -190,7 +190,7 @@ fn a_lease_is_a_file_that_names_its_holder() {
 }
 
 #[test]
-fn the_data_directory_is_where_the_configuration_says() {
+fn data_dir_sets_the_lease_directory() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24", "dataDir": "/run/my/leases" }));
@@ -206,7 +206,7 @@ fn the_data_directory_is_where_the_configuration_says() {
 }
 
 #[test]
-fn a_released_address_waits_until_the_round_comes_back_to_it() {
+fn a_released_address_is_reused_last() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/29" }));
@@ -224,7 +224,7 @@ fn a_released_address_waits_until_the_round_comes_back_to_it() {
 }
 
 #[test]
-fn an_exhausted_set_frees_what_the_sets_before_it_gave() {
+fn an_exhausted_range_set_releases_the_addresses_of_the_other_sets() {
     requires!();
     let node = Node::new("node");
     let config = network(
@@ -236,7 +236,7 @@ fn an_exhausted_set_frees_what_the_sets_before_it_gave() {
 }
 
 #[test]
-fn a_second_add_of_one_attachment_is_refused_and_its_lease_stays() {
+fn a_repeated_add_fails_and_keeps_the_lease() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
@@ -244,13 +244,13 @@ fn a_second_add_of_one_attachment_is_refused_and_its_lease_stays() {
     add(&node, "a", &config).error();
     assert_eq!(node.lease("lan", "10.1.0.2").unwrap(), "a\r\neth0");
     assert_eq!(leases(&node, "lan").len(), 1);
-    // Another interface of the same container is another attachment.
+    // Another interface of the same container is a separate attachment.
     let other = call(&node, "ADD", "a", &config).ifname("net1").run();
     assert_eq!(addresses(&other), ["10.1.0.3/24"]);
 }
 
 #[test]
-fn del_frees_the_attachment_alone_twice_and_without_add() {
+fn del_releases_only_its_attachment_and_can_be_repeated() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
@@ -271,7 +271,7 @@ fn del_frees_the_attachment_alone_twice_and_without_add() {
 }
 
 #[test]
-fn leases_that_older_plugins_wrote_are_known() {
+fn leases_in_the_format_of_older_plugins_are_recognized() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
@@ -317,7 +317,7 @@ fn resolv_conf_becomes_the_dns_of_the_result() {
 }
 
 #[test]
-fn twenty_processes_at_once_get_twenty_addresses() {
+fn twenty_concurrent_processes_get_twenty_addresses() {
     requires!();
     let node = Node::new("node");
     let config = network(json!({ "subnet": "10.1.0.0/24" }));
@@ -337,9 +337,9 @@ fn twenty_processes_at_once_get_twenty_addresses() {
 }
 
 #[test]
-fn its_own_namespace_is_refused_unless_that_is_allowed() {
+fn the_host_namespace_is_rejected_unless_allowed() {
     requires!();
-    if skip_for_go("Debian's version does not look") {
+    if skip_for_go("Debian's version does not check this") {
         return;
     }
     let node = Node::new("node");
@@ -352,9 +352,9 @@ fn its_own_namespace_is_refused_unless_that_is_allowed() {
 }
 
 #[test]
-fn a_lock_held_too_long_is_a_reason_to_try_again_later_and_says_who_holds_it() {
+fn a_lock_timeout_is_error_11_and_names_the_holder() {
     requires!();
-    if skip_for_go("it waits for ever") {
+    if skip_for_go("it waits forever") {
         return;
     }
     let node = Node::new("node");

@@ -1,4 +1,4 @@
-//! `logFile`, `logLevel` and GANGPLANK_LOG: one line for each operation, whatever becomes of it.
+//! `logFile`, `logLevel` and GANGPLANK_LOG: one line per call.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::support::{Network, Node, Pod, requires, skip_for_go, small_network};
 const WHY: &str = "it has no log";
 const FILE: &str = "/run/gangplank.log";
 
-fn logged() -> Value {
+fn with_log() -> Value {
     let mut config = small_network();
     config["logFile"] = FILE.into();
     config
@@ -52,7 +52,7 @@ fn fields(line: &str) -> BTreeMap<String, String> {
 }
 
 #[track_caller]
-fn is(line: &BTreeMap<String, String>, expected: &[(&str, &str)]) {
+fn assert_fields(line: &BTreeMap<String, String>, expected: &[(&str, &str)]) {
     for (key, value) in expected {
         assert_eq!(
             line.get(*key).map(String::as_str),
@@ -70,14 +70,14 @@ fn milliseconds(line: &BTreeMap<String, String>, key: &str) -> f64 {
 }
 
 #[test]
-fn every_operation_is_a_line_with_its_result_and_the_time_of_its_phases() {
+fn every_call_is_logged_with_result_and_timings() {
     requires!("iptables", "ip6tables");
     if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
     let network = node
-        .network(logged())
+        .network(with_log())
         .with("ipMasq", true)
         .with("cniVersion", "1.1.0");
     let pod = node.pod("c1");
@@ -92,7 +92,7 @@ fn every_operation_is_a_line_with_its_result_and_the_time_of_its_phases() {
     assert_eq!(
         lines.len(),
         4,
-        "STATUS is asked too often to be told: {lines:?}"
+        "STATUS is too frequent to be logged: {lines:?}"
     );
     let [add, check, del, gc] = &lines[..] else {
         panic!("{lines:?}")
@@ -104,8 +104,8 @@ fn every_operation_is_a_line_with_its_result_and_the_time_of_its_phases() {
         ("result", "ok"),
     ];
     for (line, verb) in [(add, "ADD"), (check, "CHECK"), (del, "DEL"), (gc, "GC")] {
-        is(line, &who);
-        is(line, &[("verb", verb)]);
+        assert_fields(line, &who);
+        assert_fields(line, &[("verb", verb)]);
         let parts = ["ipam_ms", "link_ms", "masquerade_ms"];
         let sum: f64 = parts
             .iter()
@@ -118,7 +118,7 @@ fn every_operation_is_a_line_with_its_result_and_the_time_of_its_phases() {
             "{line:?}"
         );
     }
-    is(
+    assert_fields(
         add,
         &[
             ("pod", "shop/web"),
@@ -127,7 +127,7 @@ fn every_operation_is_a_line_with_its_result_and_the_time_of_its_phases() {
             ("ips", "10.77.0.2/24"),
         ],
     );
-    is(del, &[("pod", "c1")]);
+    assert_fields(del, &[("pod", "c1")]);
     for key in ["ipam_ms", "link_ms", "masquerade_ms"] {
         assert!(milliseconds(add, key) > 0.0 && milliseconds(del, key) > 0.0);
     }
@@ -136,14 +136,14 @@ fn every_operation_is_a_line_with_its_result_and_the_time_of_its_phases() {
 }
 
 #[test]
-fn a_failure_tells_the_error_and_the_request_without_what_is_not_ours() {
+fn a_failed_call_is_logged_with_error_and_redacted_request() {
     requires!();
     if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
     let network = node
-        .network(logged())
+        .network(with_log())
         .with("logLevel", "error")
         .with("token", "s3cret");
     let mut network = network.with("args", json!({ "mine": { "password": "s3cret" } }));
@@ -152,7 +152,7 @@ fn a_failure_tells_the_error_and_the_request_without_what_is_not_ours() {
     assert_eq!(
         lines(&node).len(),
         0,
-        "what went well is not told at this level"
+        "successful calls are not logged at this level"
     );
     let args = "IgnoreUnknown=1;TOKEN=s3cret;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web";
     network.call("ADD", &pod).args(args).run().error();
@@ -165,7 +165,7 @@ fn a_failure_tells_the_error_and_the_request_without_what_is_not_ours() {
         .error();
     let lines = lines(&node);
     assert_eq!(lines.len(), 3, "{lines:?}");
-    is(
+    assert_fields(
         &lines[0],
         &[
             ("level", "error"),
@@ -179,7 +179,7 @@ fn a_failure_tells_the_error_and_the_request_without_what_is_not_ours() {
         lines[0]["request"].contains("CNI_NETNS=/run/netns/c1 "),
         "{lines:?}"
     );
-    is(&lines[1], &[("code", "7")]);
+    assert_fields(&lines[1], &[("code", "7")]);
     assert!(
         lines[1]["conf"].contains(r#""subnet":"10.77.0.5/24""#),
         "{lines:?}"
@@ -193,14 +193,14 @@ fn a_failure_tells_the_error_and_the_request_without_what_is_not_ours() {
 }
 
 #[test]
-fn the_environment_wins_over_the_configuration_and_tells_each_step() {
+fn gangplank_log_overrides_the_configuration_and_logs_each_step() {
     requires!("iptables", "ip6tables");
     if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
     let network = node
-        .network(logged())
+        .network(with_log())
         .with("logFile", "/run/other.log")
         .with("ipMasq", true);
     let pod = node.pod("c1");
@@ -226,20 +226,20 @@ fn the_environment_wins_over_the_configuration_and_tells_each_step() {
             "{step}: {steps:?}"
         );
     }
-    is(all.last().unwrap(), &[("verb", "ADD"), ("level", "info")]);
+    assert_fields(all.last().unwrap(), &[("verb", "ADD"), ("level", "info")]);
     network
         .call_for("STATUS", "")
         .env("CNI_COMMAND", "STATUS")
         .env("GANGPLANK_LOG", &setting)
         .run()
         .error();
-    // Without a configuration too.
+    // Also without a configuration.
     let version = node
         .cni("bridge")
         .verb("VERSION")
         .env("GANGPLANK_LOG", &setting);
     version.run().ok();
-    is(
+    assert_fields(
         lines(&node).last().unwrap(),
         &[("verb", "VERSION"), ("level", "debug")],
     );
@@ -249,7 +249,7 @@ fn the_environment_wins_over_the_configuration_and_tells_each_step() {
 }
 
 #[test]
-fn host_local_and_loopback_log_when_they_are_called_alone() {
+fn host_local_and_loopback_log_direct_calls() {
     requires!();
     if skip_for_go(WHY) {
         return;
@@ -260,14 +260,14 @@ fn host_local_and_loopback_log_when_they_are_called_alone() {
         ("host-local", "10.77.0.2/24"),
         ("loopback", "127.0.0.1/8,::1/128"),
     ] {
-        let network = node.network(logged()).with("type", plugin);
+        let network = node.network(with_log()).with("type", plugin);
         network.add(&pod);
         network.call("DEL", &pod).run().ok();
         let lines = lines(&node);
         let [.., add, del] = &lines[..] else {
             panic!("{lines:?}")
         };
-        is(
+        assert_fields(
             add,
             &[
                 ("plugin", plugin),
@@ -276,7 +276,7 @@ fn host_local_and_loopback_log_when_they_are_called_alone() {
                 ("ips", ips),
             ],
         );
-        is(
+        assert_fields(
             del,
             &[("plugin", plugin), ("verb", "DEL"), ("result", "ok")],
         );
@@ -284,31 +284,31 @@ fn host_local_and_loopback_log_when_they_are_called_alone() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_fails_nothing_and_is_complained_of() {
+fn an_unwritable_log_is_a_warning_and_no_error() {
     requires!();
     if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
     node.run_all("mkdir /run/small /run/dir\nmount -t tmpfs -o size=4k none /run/small");
-    // The disk is full.
+    // A full disk.
     let filled = node.inside(|| std::fs::write("/run/small/log", [b'x'; 4096]));
     assert!(filled.is_ok());
     node.run_all("touch /run/target\nln -s /run/target /run/link");
     let pod = node.pod("c1");
-    for (file, complaint) in [
+    for (file, warning) in [
         ("/run/small/log", ""),
         ("/run/none/log", "cannot log to /run/none/log: "),
         ("/run/dir", "cannot log to /run/dir: "),
         ("/run/link", "cannot log to /run/link: "),
         ("/dev/null", "not a regular file"),
     ] {
-        let network = node.network(logged()).with("logFile", file);
+        let network = node.network(with_log()).with("logFile", file);
         for verb in ["ADD", "DEL"] {
             let answer = network.call(verb, &pod).run();
             answer.ok();
-            assert!(answer.stderr.contains(complaint), "{file}: {answer:?}");
-            assert_eq!(answer.stderr.is_empty(), complaint.is_empty(), "{answer:?}");
+            assert!(answer.stderr.contains(warning), "{file}: {answer:?}");
+            assert_eq!(answer.stderr.is_empty(), warning.is_empty(), "{answer:?}");
         }
     }
     assert_eq!(node.read("/run/target"), "", "a link is not followed");
@@ -325,13 +325,13 @@ fn a_log_that_cannot_be_written_fails_nothing_and_is_complained_of() {
 }
 
 #[test]
-fn what_became_wrong_with_the_log_keeps_no_del_from_its_work() {
+fn del_works_with_invalid_log_keys() {
     requires!();
     if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(logged());
+    let network = node.network(with_log());
     let pod = node.pod("c1");
     network.add(&pod);
     let wrong = network.with("logFile", "relative.log");
@@ -341,14 +341,14 @@ fn what_became_wrong_with_the_log_keeps_no_del_from_its_work() {
 }
 
 #[test]
-fn many_processes_at_once_put_a_full_file_aside_once_and_lose_no_line() {
+fn concurrent_processes_rotate_the_log_once_without_losing_lines() {
     requires!();
     if skip_for_go(WHY) {
         return;
     }
     let node = Node::new("node");
     node.run(&format!("truncate -s 10M {FILE}"));
-    let network: Network = node.network(logged());
+    let network: Network = node.network(with_log());
     let pods: Vec<Pod> = (0..20).map(|n| node.pod(&format!("c{n}"))).collect();
     std::thread::scope(|scope| {
         for pod in &pods {
@@ -364,8 +364,13 @@ fn many_processes_at_once_put_a_full_file_aside_once_and_lose_no_line() {
     let all = late + &node.read(FILE);
     assert_eq!(all.lines().count(), 40);
     for (line, pod) in pods.iter().flat_map(|pod| [("ADD", pod), ("DEL", pod)]) {
-        let told = |text: &&str| text.contains(&format!("verb={line} pod={} ", pod.id()));
-        assert_eq!(all.lines().filter(told).count(), 1, "{line} {}", pod.id());
+        let is_logged = |text: &&str| text.contains(&format!("verb={line} pod={} ", pod.id()));
+        assert_eq!(
+            all.lines().filter(is_logged).count(),
+            1,
+            "{line} {}",
+            pod.id()
+        );
     }
     assert!(all.lines().all(|line| !fields(line).is_empty()));
 }

@@ -17,7 +17,7 @@ fn is_up(pod: &Pod) -> bool {
 }
 
 #[test]
-fn add_sets_the_loopback_interface_up_and_tells_its_addresses() {
+fn add_sets_lo_up_and_reports_its_addresses() {
     requires!("ping");
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -39,14 +39,14 @@ fn add_sets_the_loopback_interface_up_and_tells_its_addresses() {
 }
 
 #[test]
-fn dockershim_calls_it_with_0_2_0_and_eth0() {
+fn version_0_2_0_with_eth0_works_as_dockershim_calls_it() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
     let result = node.network(config("0.2.0")).add(&pod);
     assert!(is_up(&pod));
     assert_eq!(result["cniVersion"], "0.2.0");
-    if skip_for_go("D11: the shape is that of 1.x") {
+    if skip_for_go("D11: the result has the format of 1.x") {
         return;
     }
     assert_eq!(result["ip4"], json!({ "ip": "127.0.0.1/8" }));
@@ -54,9 +54,9 @@ fn dockershim_calls_it_with_0_2_0_and_eth0() {
 }
 
 #[test]
-fn every_version_is_answered_in_its_own_shape() {
+fn results_have_the_format_of_the_requested_version() {
     requires!();
-    if skip_for_go("D11: the shape is that of 1.x") {
+    if skip_for_go("D11: the result has the format of 1.x") {
         return;
     }
     let node = Node::new("node");
@@ -74,7 +74,7 @@ fn every_version_is_answered_in_its_own_shape() {
 }
 
 #[test]
-fn a_previous_result_is_passed_on() {
+fn prev_result_is_passed_on() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -92,7 +92,7 @@ fn a_previous_result_is_passed_on() {
 }
 
 #[test]
-fn check_tells_when_it_is_down() {
+fn check_fails_if_lo_is_down() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -105,7 +105,7 @@ fn check_tells_when_it_is_down() {
 }
 
 #[test]
-fn del_succeeds_however_often_and_without_a_namespace() {
+fn del_can_be_repeated_and_needs_no_namespace() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -121,7 +121,7 @@ fn del_succeeds_however_often_and_without_a_namespace() {
         .netns("/run/netns/gone")
         .run()
         .ok();
-    if skip_for_go("a path that is no namespace is an error for ever") {
+    if skip_for_go("a path that is no namespace is always an error") {
         return;
     }
     node.write("/run/netns/plain", "");
@@ -133,7 +133,7 @@ fn del_succeeds_however_often_and_without_a_namespace() {
 }
 
 #[test]
-fn add_without_a_namespace_is_refused() {
+fn add_without_a_namespace_fails() {
     requires!();
     let node = Node::new("node");
     let call = node.network(config("1.0.0")).call_for("ADD", "a");

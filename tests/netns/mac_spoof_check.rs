@@ -1,20 +1,20 @@
-//! `macspoofchk`: the rules beside those of the Go plugin, and what frames make of them.
+//! `macspoofchk`: the rules compared with those of the Go plugin, and their effect on frames.
 
 use serde_json::{Value, json};
 
 use crate::support::{Network, Node, Pod, requires, skip_for_go, small_network, testing_go};
 
-fn guarded() -> Value {
+fn with_spoof_check() -> Value {
     let mut config = small_network();
     config["macspoofchk"] = true.into();
     config
 }
 
-fn flat() -> Value {
+fn layer_2() -> Value {
     json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0", "macspoofchk": true })
 }
 
-/// The table, with the host's interface called HOST.
+/// The table, with HOST as the name of the host end.
 fn rules(node: &Node, host: &str) -> String {
     let ruleset = node.run("nft list ruleset bridge");
     ruleset.replace(host, "HOST")
@@ -56,12 +56,12 @@ fn mac_of(pod: &Pod) -> String {
 }
 
 #[test]
-fn the_rules_are_word_for_word_those_of_the_go_plugin() {
+fn the_rules_equal_those_of_the_go_plugin() {
     requires!("nft", "cni:bridge", "cni:host-local");
     let [ours, theirs] = ["bridge", "go-bridge"].map(|plugin| {
         let node = Node::new("node");
         node.install_go_plugin("bridge");
-        let network = node.network(guarded()).with("type", plugin);
+        let network = node.network(with_spoof_check()).with("type", plugin);
         let network = network.with("runtimeConfig", json!({ "mac": "02:11:22:33:44:55" }));
         let pod = node.pod("spec-ctr-0001");
         let result = network.add(&pod);
@@ -72,10 +72,10 @@ fn the_rules_are_word_for_word_those_of_the_go_plugin() {
 }
 
 #[test]
-fn a_pod_that_changes_its_mac_address_is_cut_off_until_it_changes_it_back() {
+fn frames_with_another_source_mac_address_are_dropped() {
     requires!("nft", "ping");
     let node = Node::new("node");
-    let network = node.network(guarded());
+    let network = node.network(with_spoof_check());
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
@@ -90,13 +90,13 @@ fn a_pod_that_changes_its_mac_address_is_cut_off_until_it_changes_it_back() {
 }
 
 #[test]
-fn del_takes_the_rules_also_when_the_namespace_has_gone() {
+fn del_removes_the_rules_after_the_namespace_was_deleted() {
     requires!("nft");
-    if skip_for_go("D1: the rules stay for ever") {
+    if skip_for_go("D1: the rules are never removed") {
         return;
     }
     let node = Node::new("node");
-    for config in [guarded(), flat()] {
+    for config in [with_spoof_check(), layer_2()] {
         let network = node.network(config);
         let (a, b, c) = (node.pod("a"), node.pod("b"), node.pod("c"));
         for pod in [&a, &b, &c] {
@@ -111,7 +111,7 @@ fn del_takes_the_rules_also_when_the_namespace_has_gone() {
         for other in ["-a-eth0", "-b-eth0"] {
             assert!(!left.contains(other), "{left}");
         }
-        // The configuration has changed meanwhile.
+        // With another configuration than that of ADD.
         network.with("macspoofchk", false).del(&c);
         assert_eq!(rules(&node, "?"), EMPTY);
         call.run().ok();
@@ -121,14 +121,14 @@ fn del_takes_the_rules_also_when_the_namespace_has_gone() {
 }
 
 #[test]
-fn either_plugin_takes_down_what_the_other_set_up_and_ours_confirms_it() {
+fn each_implementation_removes_the_rules_of_the_other() {
     requires!("nft", "cni:bridge", "cni:host-local");
     if testing_go() {
         return;
     }
     let node = Node::new("node");
     node.install_go_plugin("bridge");
-    let ours = node.network(guarded());
+    let ours = node.network(with_spoof_check());
     let theirs = ours.with("type", "go-bridge");
     for (add, del) in [(&ours, &theirs), (&theirs, &ours)] {
         let pod = node.pod("a");
@@ -141,13 +141,13 @@ fn either_plugin_takes_down_what_the_other_set_up_and_ours_confirms_it() {
 }
 
 #[test]
-fn check_names_the_chain_that_is_not_as_it_was() {
+fn check_names_the_changed_chain() {
     requires!("nft");
-    if skip_for_go("it does not look") {
+    if skip_for_go("it does not check this") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(guarded());
+    let network = node.network(with_spoof_check());
     let pod = node.pod("a");
     let changes = [
         ("nft flush chain bridge nat PREROUTING", "chain PREROUTING"),
@@ -172,13 +172,13 @@ fn check_names_the_chain_that_is_not_as_it_was() {
 }
 
 #[test]
-fn a_second_add_neither_doubles_nor_takes_the_rules_of_the_first() {
+fn a_repeated_add_neither_duplicates_nor_removes_the_rules() {
     requires!("nft");
-    if skip_for_go("D16: the jump is there twice") {
+    if skip_for_go("D16: the jump is duplicated") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(flat());
+    let network = node.network(layer_2());
     let pod = node.pod("a");
     let host = Network::host_link(&network.add(&pod));
     let before = rules(&node, &host);
@@ -186,7 +186,7 @@ fn a_second_add_neither_doubles_nor_takes_the_rules_of_the_first() {
     let error = network.call("ADD", &pod).run().error();
     assert!(error.text().contains("already exists"), "{error:?}");
     assert_eq!(rules(&node, &host), before);
-    // What an earlier life of the container left is replaced, not added to.
+    // Rules left by an earlier container with the same ID are replaced.
     pod.run("ip link del eth0");
     network.add(&pod);
     assert_eq!(rules(&node, &host), expected("a", &mac_of(&pod)));
@@ -195,11 +195,11 @@ fn a_second_add_neither_doubles_nor_takes_the_rules_of_the_first() {
 #[test]
 fn a_failed_add_leaves_no_rules() {
     requires!("nft");
-    if skip_for_go("D3: what was made stays") {
+    if skip_for_go("D3: nothing is undone") {
         return;
     }
     let node = Node::new("node");
-    let mut config = guarded();
+    let mut config = with_spoof_check();
     config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16", "gw": "192.0.2.1" }]);
     let network = node.network(config);
     let pod = node.pod("a");
@@ -209,13 +209,13 @@ fn a_failed_add_leaves_no_rules() {
 }
 
 #[test]
-fn a_container_id_that_is_too_long_is_refused_before_anything_is_touched() {
+fn a_container_id_that_is_too_long_is_rejected_before_any_change() {
     requires!("nft");
-    if skip_for_go("D15: nft refuses it when the link is there already") {
+    if skip_for_go("D15: nft fails after the link was created") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(guarded());
+    let network = node.network(with_spoof_check());
     let pod = node.pod("a");
     let long = "x".repeat(240);
     let error = network.call("ADD", &pod).container(&long).run().error();
@@ -227,10 +227,10 @@ fn a_container_id_that_is_too_long_is_refused_before_anything_is_touched() {
 }
 
 #[test]
-fn two_interfaces_of_a_container_are_guarded_each_by_itself() {
+fn two_interfaces_of_a_container_are_checked_separately() {
     requires!("nft");
     let node = Node::new("node");
-    let network = node.network(guarded());
+    let network = node.network(with_spoof_check());
     let pod = node.pod("a");
     network.add(&pod);
     network.call("ADD", &pod).ifname("net1").run().ok();
@@ -243,14 +243,14 @@ fn two_interfaces_of_a_container_are_guarded_each_by_itself() {
 }
 
 #[test]
-fn gc_takes_the_rules_of_what_is_certain_to_be_dead() {
+fn gc_removes_only_rules_that_are_certainly_stale() {
     requires!("nft", "cni:bridge", "cni:host-local");
     if skip_for_go("it has no GC") {
         return;
     }
     let node = Node::new("node");
     node.install_go_plugin("bridge");
-    let network = node.network(guarded());
+    let network = node.network(with_spoof_check());
     let theirs = network.with("type", "go-bridge");
     let other = network.with("name", "other");
     let names = ["kept", "stale", "go-live", "go-dead", "foreign"];

@@ -1,4 +1,5 @@
-//! The plugins at work: every test makes hosts and pods in namespaces of its own and lets packets flow there.
+//! The plugins in real namespaces: every test creates its own nodes and pods, and checks connectivity with packets. The
+//! modules are named after those of `src`.
 
 use gangplank_test_support as support;
 

@@ -1,4 +1,4 @@
-//! Masquerade: the rules, word for word, and what packets make of them.
+//! Masquerade with iptables: the exact rules, and their effect on packets.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{
     Network, Node, NodeState, Pod, chain_of, requires, skip_for_go, small_network, testing_go, wire,
 };
 
-fn masqueraded() -> Value {
+fn masquerade_network() -> Value {
     let mut config = small_network();
     config["name"] = "masq".into();
     config["ipMasq"] = true.into();
@@ -20,7 +20,7 @@ fn masqueraded() -> Value {
     config
 }
 
-/// The rules that the reference writes for a pod with both families.
+/// The rules that the Go plugin writes for dual-stack pods.
 fn expected(program: &str, pods: &[&str]) -> Vec<String> {
     let v6 = program == "ip6tables";
     let mut chains: Vec<String> = pods.iter().map(|pod| chain_of("masq", pod)).collect();
@@ -54,7 +54,7 @@ fn expected(program: &str, pods: &[&str]) -> Vec<String> {
     rules
 }
 
-fn uplink(node: &Node) -> Node {
+fn outside_host(node: &Node) -> Node {
     let outside = Node::new("outside");
     wire(node, "eth0", &outside, "eth0");
     node.run_all("ip addr add 172.18.0.5/24 dev eth0\nip addr add fd18::5/64 dev eth0 nodad");
@@ -62,23 +62,23 @@ fn uplink(node: &Node) -> Node {
     outside
 }
 
-/// Waits for the gateway where it is the reference that set it up: there it is tentative for a second or two.
+/// Waits until the gateway address is usable: with the Go plugin it is tentative for a second or two.
 fn wait_for_gateway(node: &Node) {
     while testing_go() && !node.run("ip -6 addr show dev br0 tentative").is_empty() {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-fn is_masqueraded(pod: &Pod, outside: &Node) {
+fn assert_masqueraded(pod: &Pod, outside: &Node) {
     assert_eq!(pod.seen_as(outside, "172.18.0.9"), "172.18.0.5");
     assert_eq!(pod.seen_as(outside, "fd18::9"), "fd18::5");
 }
 
 #[test]
-fn the_rules_of_both_families_are_those_of_the_reference() {
+fn the_rules_of_both_families_equal_those_of_the_go_plugin() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pods = ["spec-ctr-0001", "spec-ctr-0002", "other"];
     for (index, name) in pods.iter().enumerate() {
         network.add(&node.pod(name));
@@ -89,31 +89,31 @@ fn the_rules_of_both_families_are_those_of_the_reference() {
     assert_eq!(
         chain_of("spec-masq", "spec-ctr-0001"),
         "CNI-9144d59fbceca2a02b5592f2",
-        "the reference's name for a chain"
+        "the chain name of the Go plugin"
     );
 }
 
 #[test]
-fn packets_of_both_families_leave_with_the_hosts_address() {
+fn packets_of_both_families_have_the_source_address_of_the_node() {
     requires!("ping", "iptables", "ip6tables");
     let node = Node::new("node");
-    let outside = uplink(&node);
-    let network = node.network(masqueraded());
+    let outside = outside_host(&node);
+    let network = node.network(masquerade_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
     wait_for_gateway(&node);
-    is_masqueraded(&a, &outside);
-    is_masqueraded(&b, &outside);
+    assert_masqueraded(&a, &outside);
+    assert_masqueraded(&b, &outside);
     assert_eq!(a.seen_as(&b, "10.77.0.3"), "10.77.0.2");
     assert_eq!(a.seen_as(&b, "fd00:77::3"), "fd00:77::2");
     assert_eq!(a.reaches("fd18::9"), 63);
     network.del(&a);
-    is_masqueraded(&b, &outside);
+    assert_masqueraded(&b, &outside);
 }
 
 #[test]
-fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
+fn iptables_legacy_is_used_if_it_is_the_default() {
     requires!(
         "iptables",
         "ip6tables",
@@ -132,9 +132,9 @@ fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
     }
     let version = node.run("iptables --version");
     assert!(version.contains("legacy"), "{version}");
-    let outside = uplink(&node);
+    let outside = outside_host(&node);
     let before = NodeState::of_pods(&node);
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let a = node.pod("a");
     network.add(&a);
     for program in ["iptables", "ip6tables"] {
@@ -143,20 +143,20 @@ fn the_legacy_backend_is_used_where_iptables_is_the_legacy_one() {
     let ruleset = node.run("nft list ruleset");
     assert!(!ruleset.contains("CNI-"), "{ruleset}");
     wait_for_gateway(&node);
-    is_masqueraded(&a, &outside);
+    assert_masqueraded(&a, &outside);
     network.del(&a);
     assert_eq!(NodeState::of_pods(&node).rules, before.rules);
 }
 
 #[test]
-fn rules_of_others_stay_as_they_are() {
+fn foreign_rules_are_kept() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     node.run("iptables -t nat -N CNI-aaaaaaaaaaaaaaaaaaaaaaaa");
     node.run("iptables -t nat -A POSTROUTING -s 10.77.0.0/16 -o eth7 -j MASQUERADE");
     node.run("iptables -t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080");
     let before = node.nat("iptables");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let a = node.pod("a");
     network.add(&a);
     let during = node.nat("iptables");
@@ -164,17 +164,17 @@ fn rules_of_others_stay_as_they_are() {
     let position = |rule: &str| during.iter().position(|line| line.contains(rule)).unwrap();
     assert!(
         position("-o eth7") < position("--comment"),
-        "ours goes to the end: {during:?}"
+        "the new rule comes last: {during:?}"
     );
     network.del(&a);
     assert_eq!(node.nat("iptables"), before);
 }
 
 #[test]
-fn one_family_has_rules_in_that_family_alone() {
+fn a_single_stack_network_has_rules_of_its_family_only() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
-    let mut config = masqueraded();
+    let mut config = masquerade_network();
     config["ipam"] = json!({ "type": "host-local", "subnet": "fd00:77::/64" });
     let network = node.network(config);
     let a = node.pod("a");
@@ -186,10 +186,10 @@ fn one_family_has_rules_in_that_family_alone() {
 }
 
 #[test]
-fn forty_adds_and_dels_at_once_leave_what_they_should() {
+fn forty_concurrent_adds_and_dels_leave_the_expected_rules() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pods: Vec<Pod> = (0..20).map(|n| node.pod(&format!("c{n}"))).collect();
     let at_once = |work: &(dyn Fn(&Pod) + Sync)| {
         std::thread::scope(|scope| {
@@ -209,14 +209,14 @@ fn forty_adds_and_dels_at_once_leave_what_they_should() {
 }
 
 #[test]
-fn two_interfaces_of_a_container_on_one_network_do_not_take_each_others_rules() {
+fn two_interfaces_of_a_container_on_one_network_keep_each_others_rules() {
     requires!("iptables", "ip6tables");
     if skip_for_go("D2: DEL of the first flushes the chain of both and fails") {
         return;
     }
     let node = Node::new("node");
-    let outside = uplink(&node);
-    let network = node.network(masqueraded());
+    let outside = outside_host(&node);
+    let network = node.network(masquerade_network());
     let pod = node.pod("a");
     network.add(&pod);
     let second = network.call("ADD", &pod).ifname("net1");
@@ -233,7 +233,7 @@ fn two_interfaces_of_a_container_on_one_network_do_not_take_each_others_rules() 
 }
 
 #[test]
-fn one_process_installs_the_rules_of_a_family_and_none_removes_them() {
+fn one_process_per_family_adds_the_rules_and_none_removes_them() {
     requires!("iptables", "ip6tables", "nft");
     if skip_for_go("it runs twelve for ADD and ten for DEL") {
         return;
@@ -243,7 +243,6 @@ fn one_process_installs_the_rules_of_a_family_and_none_removes_them() {
     config["ipMasq"] = true.into();
     let network = node.network(config);
     let a = node.pod("a");
-    // All programs of iptables are links to one file, which tells by its name what to do.
     node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
     let script = "echo $0 $* >> /run/log\nexec /run/xtables ${0##*/} \"$@\"";
     node.replace_program("/usr/sbin/iptables", script);

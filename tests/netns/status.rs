@@ -1,4 +1,4 @@
-//! STATUS: whether an ADD could work now, and if not, why.
+//! STATUS: reports whether an ADD could succeed now.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ fn status(node: &Node, config: &Value) -> crate::support::Answer {
     node.cni(plugin).verb("STATUS").config(config).run()
 }
 
-/// The error of a STATUS with code 50; without masquerading, so that it needs nothing else.
+/// Asserts that STATUS fails with code 50. Without masquerading, so that no program is required.
 #[track_caller]
 fn unavailable(node: &Node, config: &Value) -> CniError {
     let error = status(node, config).error();
@@ -26,7 +26,7 @@ fn unavailable(node: &Node, config: &Value) -> CniError {
 }
 
 #[test]
-fn a_network_that_works_says_nothing_and_nothing_is_touched() {
+fn status_of_a_usable_network_succeeds_without_any_change() {
     requires!("iptables", "ip6tables", "strace");
     let node = Node::new("node");
     let before = NodeState::of(&node);
@@ -35,7 +35,7 @@ fn a_network_that_works_says_nothing_and_nothing_is_touched() {
     if skip_for_go("it runs host-local, which makes its directory") {
         return;
     }
-    // In use it is no different: no process, no lock, no write.
+    // The same with an attached pod: no process, no lock, no write.
     node.network(config()).add(&node.pod("a"));
     let before = NodeState::of(&node);
     node.write("/run/conf", &config().to_string());
@@ -58,7 +58,7 @@ fn a_network_that_works_says_nothing_and_nothing_is_touched() {
 }
 
 #[test]
-fn an_exhausted_range_is_not_reported_for_it_would_take_the_node_down() {
+fn an_exhausted_range_is_not_reported() {
     requires!();
     for plugin in ["bridge", "host-local"] {
         let node = Node::new("node");
@@ -79,7 +79,7 @@ fn an_exhausted_range_is_not_reported_for_it_would_take_the_node_down() {
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
     requires!();
-    if skip_for_go("D4d: it does not look") {
+    if skip_for_go("D4d: it does not check this") {
         return;
     }
     let node = Node::new("node");
@@ -105,9 +105,9 @@ fn a_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn what_passes_by_itself_is_not_reported() {
+fn temporary_conditions_are_not_reported() {
     requires!("strace", "flock");
-    if skip_for_go("D4d: it does not look") {
+    if skip_for_go("D4d: it does not check this") {
         return;
     }
     let node = Node::new("node");
@@ -137,7 +137,7 @@ fn what_passes_by_itself_is_not_reported() {
         let error = injected("access,faccessat,faccessat2", directory, errno).error();
         assert_eq!(error.code, 50, "{error:?}");
     }
-    // A lock that somebody holds, and a full disk.
+    // A held lock, and a full disk.
     node.run_all("mkdir /run/full\nmount -t tmpfs -o size=4k tmpfs /run/full");
     node.try_run("dd if=/dev/zero of=/run/full/zero bs=4096 count=2");
     config["ipam"]["dataDir"] = "/run/full".into();
@@ -153,9 +153,9 @@ fn what_passes_by_itself_is_not_reported() {
 }
 
 #[test]
-fn a_configuration_that_add_would_refuse_is_refused_with_its_own_code() {
+fn an_invalid_configuration_is_rejected_with_the_error_code_of_add() {
     requires!();
-    if skip_for_go("it decodes the JSON and no more") {
+    if skip_for_go("it only decodes the JSON") {
         return;
     }
     let node = Node::new("node");
@@ -172,15 +172,15 @@ fn a_configuration_that_add_would_refuse_is_refused_with_its_own_code() {
 }
 
 #[test]
-fn masquerading_needs_the_programs_of_the_ranges_families() {
+fn masquerading_requires_the_programs_of_the_address_families() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("it does not look") {
+    if skip_for_go("it does not check this") {
         return;
     }
     let node = Node::new("node");
     node.run("mkdir /run/sbin");
     node.bind("/run/sbin", "/usr/sbin");
-    // Unasked it is nftables, without a program, where there is no iptables.
+    // Without iptables the default is nftables, which needs no program.
     status(&node, &config()).ok();
     let mut config = config();
     config["ipMasqBackend"] = "iptables".into();
@@ -194,7 +194,7 @@ fn masquerading_needs_the_programs_of_the_ranges_families() {
 }
 
 #[test]
-fn a_delegate_answers_for_itself() {
+fn status_of_a_delegate_is_passed_on() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = config();
@@ -221,9 +221,9 @@ fn a_delegate_answers_for_itself() {
 }
 
 #[test]
-fn a_delegate_that_does_not_know_status_is_asked_for_its_versions() {
+fn a_delegate_without_status_is_checked_by_its_versions() {
     requires!("cni:static");
-    if skip_for_go("it takes the node down") {
+    if skip_for_go("it reports an error, and the runtime marks the node as not ready") {
         return;
     }
     let node = Node::new("node");
@@ -231,12 +231,12 @@ fn a_delegate_that_does_not_know_status_is_asked_for_its_versions() {
     config["ipMasq"] = false.into();
     config["ipam"] = json!({ "type": "spy" });
     let spy = format!("{}/spy", Node::BIN);
-    let answer = |versions: &str, said: &str| {
+    let answer = |versions: &str, output: &str| {
         let versions = format!(r#"{{"cniVersion":"1.0.0","supportedVersions":[{versions}]}}"#);
         node.write(
             &spy,
             &format!(
-                "#!/bin/sh\nif [ $CNI_COMMAND = VERSION ]; then echo '{versions}'; else {said}; exit 1; fi\n"
+                "#!/bin/sh\nif [ $CNI_COMMAND = VERSION ]; then echo '{versions}'; else {output}; exit 1; fi\n"
             ),
         );
         node.run(&format!("chmod 755 {spy}"));
@@ -255,7 +255,7 @@ fn a_delegate_that_does_not_know_status_is_asked_for_its_versions() {
             assert!(error.text().contains(word), "{error:?}");
         }
     }
-    // Debian's, whose ADD refuses 1.1.0 too.
+    // Debian's static plugin, whose ADD rejects 1.1.0 too.
     node.install("static");
     config["ipam"] = json!({ "type": "static", "addresses": [{ "address": "10.77.0.2/24" }] });
     let add = node

@@ -1,4 +1,4 @@
-//! An ADD that fails, at whatever step, leaves no link, no rule and no lease; the next one works.
+//! A failed ADD leaves no link, rule or lease, and the next ADD succeeds.
 
 use serde_json::{Value, json};
 
@@ -13,30 +13,30 @@ fn masqueraded() -> Value {
     config
 }
 
-/// Fails an ADD of `config` in a node where another pod is at work, and proves that nothing came of it. The
-/// same ADD by `repaired` succeeds then.
-fn undone(node: &Node, config: Value, repaired: &dyn Fn(&Node) -> Value) -> CniError {
+/// Runs an ADD of `config`, which must fail without a trace, on a node with another pod. An ADD of the configuration
+/// that `repaired` returns must then succeed.
+fn assert_undone(node: &Node, config: Value, repaired: &dyn Fn(&Node) -> Value) -> CniError {
     let neighbour = node.pod("neighbour");
     node.network(small_network()).add(&neighbour);
     let pod = node.pod("victim");
-    fails_without_trace(node, &config, &pod, repaired)
+    assert_undone_for(node, &config, &pod, repaired)
 }
 
-fn fails_without_trace(
+fn assert_undone_for(
     node: &Node,
     config: &Value,
     pod: &Pod,
     repaired: &dyn Fn(&Node) -> Value,
 ) -> CniError {
     let before = NodeState::of_pods(node);
-    let in_pod = pod.run("ip -o link") + &pod.run("ip -o addr");
+    let links_in_pod = pod.run("ip -o link") + &pod.run("ip -o addr");
     let error = node.network(config.clone()).call("ADD", pod).run().error();
     if !testing_go() {
         let after = NodeState::of_pods(node);
         assert_eq!(after.links, before.links, "{error:?}");
         assert_eq!(after.rules, before.rules, "{error:?}");
         assert_eq!(after.files, before.files, "{error:?}");
-        assert_eq!(pod.run("ip -o link") + &pod.run("ip -o addr"), in_pod);
+        assert_eq!(pod.run("ip -o link") + &pod.run("ip -o addr"), links_in_pod);
         let config = repaired(node);
         let result = node.network(config).add(pod);
         assert_eq!(result["interfaces"][2]["name"], "eth0");
@@ -45,7 +45,7 @@ fn fails_without_trace(
 }
 
 #[test]
-fn when_the_pool_is_empty() {
+fn add_with_an_exhausted_range_is_undone() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
@@ -53,7 +53,7 @@ fn when_the_pool_is_empty() {
     config["bridge"] = "br1".into();
     config["ipam"]["subnet"] = "10.66.0.0/30".into();
     node.network(config.clone()).add(&node.pod("only"));
-    let error = undone(&node, config, &|node| {
+    let error = assert_undone(&node, config, &|node| {
         let mut config = masqueraded();
         config["name"] = "tiny".into();
         config["bridge"] = "br1".into();
@@ -68,7 +68,7 @@ fn when_the_pool_is_empty() {
 }
 
 #[test]
-fn when_a_later_range_set_is_empty() {
+fn add_with_an_exhausted_second_range_set_is_undone() {
     requires!();
     let node = Node::new("node");
     let mut config = small_network();
@@ -76,18 +76,18 @@ fn when_a_later_range_set_is_empty() {
     config["isGateway"] = false.into();
     config["ipam"]["ranges"] = json!([[{ "subnet": "10.66.0.0/30" }]]);
     node.network(config.clone()).add(&node.pod("only"));
-    undone(&node, config, &|_| small_network());
+    assert_undone(&node, config, &|_| small_network());
     assert_eq!(leases(&node, "tiny").len(), 2);
 }
 
 #[test]
-fn when_the_bridge_has_another_address() {
+fn add_with_another_address_on_the_bridge_is_undone() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
     config["name"] = "clash".into();
     config["ipam"]["subnet"] = "10.66.0.0/24".into();
-    let error = undone(&node, config.clone(), &|_| {
+    let error = assert_undone(&node, config.clone(), &|_| {
         let mut config = config.clone();
         config["forceAddress"] = true.into();
         config
@@ -98,23 +98,23 @@ fn when_the_bridge_has_another_address() {
 }
 
 #[test]
-fn when_the_bridges_name_belongs_to_another_kind_of_link() {
+fn add_with_a_bridge_name_of_another_link_type_is_undone() {
     requires!();
     let node = Node::new("node");
     node.run("ip link add taken type veth peer name other");
     let mut config = masqueraded();
     config["bridge"] = "taken".into();
-    let error = undone(&node, config, &|_| masqueraded());
+    let error = assert_undone(&node, config, &|_| masqueraded());
     assert!(error.text().contains("taken"), "{error:?}");
 }
 
 #[test]
-fn when_a_routes_next_hop_cannot_be_reached() {
+fn add_with_an_unreachable_next_hop_is_undone() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let mut config = masqueraded();
     config["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.99.99.99" }]);
-    let error = undone(&node, config, &|_| masqueraded());
+    let error = assert_undone(&node, config, &|_| masqueraded());
     for word in ["192.0.2.0/24", "10.99.99.99"] {
         assert!(
             error.text().contains(word) || testing_go(),
@@ -124,14 +124,14 @@ fn when_a_routes_next_hop_cannot_be_reached() {
 }
 
 #[test]
-fn when_the_interfaces_name_is_taken_in_the_pod() {
+fn add_with_an_existing_interface_in_the_pod_is_undone() {
     requires!("iptables", "ip6tables");
     let node = Node::new("node");
     let pod = node.pod("victim");
     pod.run("ip link add eth0 type veth peer name other");
     let neighbour = node.pod("neighbour");
     node.network(small_network()).add(&neighbour);
-    let error = fails_without_trace(&node, &masqueraded(), &pod, &|_| {
+    let error = assert_undone_for(&node, &masqueraded(), &pod, &|_| {
         pod.run("ip link del eth0");
         masqueraded()
     });
@@ -140,36 +140,35 @@ fn when_the_interfaces_name_is_taken_in_the_pod() {
 }
 
 #[test]
-fn when_the_address_is_not_free() {
+fn add_with_an_unavailable_address_is_undone() {
     requires!();
     let node = Node::new("node");
     let mut config = small_network();
     config["args"] = json!({ "cni": { "ips": ["10.77.0.2"] } });
-    let error = undone(&node, config, &|_| small_network());
+    let error = assert_undone(&node, config, &|_| small_network());
     assert!(error.text().contains("10.77.0.2"), "{error:?}");
 }
 
-/// Makes one of the iptables programs fail on this node. All of them are links to one file, which tells by the
-/// name it is called by what to do; so does the script that takes its place.
-fn break_program(node: &Node, program: &str, complaint: &str) {
+/// Lets one of the iptables programs fail with this message on stderr.
+fn break_program(node: &Node, program: &str, message: &str) {
     node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
     let script = format!(
         "name=${{0##*/}}\n\
-         [ $name = {program} ] && echo '{complaint}' >&2 && exit 4\n\
+         [ $name = {program} ] && echo '{message}' >&2 && exit 4\n\
          exec /run/xtables $name \"$@\""
     );
     node.replace_program(&format!("/usr/sbin/{program}"), &script);
 }
 
 #[test]
-fn when_iptables_restore_fails() {
+fn add_with_a_failing_iptables_restore_is_undone() {
     requires!("iptables", "ip6tables");
-    if skip_for_go("D3: the veth stays, and it has no single program that could fail") {
+    if skip_for_go("D3: the veth stays") {
         return;
     }
     let node = Node::new("node");
     break_program(&node, "iptables-restore", "it rains");
-    let error = undone(&node, masqueraded(), &|node| {
+    let error = assert_undone(&node, masqueraded(), &|node| {
         node.unbind("/usr/sbin/iptables-restore");
         masqueraded()
     });
@@ -177,7 +176,7 @@ fn when_iptables_restore_fails() {
 }
 
 #[test]
-fn when_only_the_second_familys_rules_fail() {
+fn add_with_a_failing_ip6tables_restore_is_undone() {
     requires!("iptables", "ip6tables");
     if skip_for_go("D18: the rules of the first family stay") {
         return;
@@ -186,7 +185,7 @@ fn when_only_the_second_familys_rules_fail() {
     let mut config = masqueraded();
     config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
     break_program(&node, "ip6tables-restore", "no v6 here");
-    let error = undone(&node, config.clone(), &|node| {
+    let error = assert_undone(&node, config.clone(), &|node| {
         node.unbind("/usr/sbin/ip6tables-restore");
         config.clone()
     });
@@ -194,7 +193,7 @@ fn when_only_the_second_familys_rules_fail() {
 }
 
 #[test]
-fn when_the_ipam_plugin_fails_or_is_missing_or_talks_nonsense() {
+fn add_with_a_failing_missing_or_broken_ipam_plugin_is_undone() {
     requires!();
     let node = Node::new("node");
     let scripts = [
@@ -216,22 +215,22 @@ fn when_the_ipam_plugin_fails_or_is_missing_or_talks_nonsense() {
         let mut config = masqueraded();
         config["ipam"] = json!({ "type": name });
         let pod = node.pod(&format!("pod-{name}"));
-        let error = fails_without_trace(&node, &config, &pod, &|_| small_network());
+        let error = assert_undone_for(&node, &config, &pod, &|_| small_network());
         assert!(error.text().contains(word) || testing_go(), "{error:?}");
         if name == "fails" {
-            assert_eq!(error.code, 123, "a delegate's code is passed on");
+            assert_eq!(error.code, 123, "the code of the delegate is passed on");
         }
     }
     let mut config = small_network();
     config["ipam"] = json!({ "type": "absent" });
     let pod = node.pod("victim");
-    let error = fails_without_trace(&node, &config, &pod, &|_| small_network());
+    let error = assert_undone_for(&node, &config, &pod, &|_| small_network());
     assert!(error.text().contains("absent"), "{error:?}");
     assert!(error.text().contains(Node::BIN), "{error:?}");
 }
 
 #[test]
-fn when_the_first_pod_of_a_network_fails_the_next_one_still_works() {
+fn after_a_failed_first_add_of_a_network_the_next_one_succeeds() {
     requires!("ping");
     let node = Node::new("node");
     let mut config = small_network();

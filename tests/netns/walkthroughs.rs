@@ -1,8 +1,8 @@
-//! The walkthroughs of the documentation: each takes its configuration from a file under `examples/`.
+//! Examples of the documentation, with the configurations under `examples/`.
 
 use crate::support::{Network, Node, NodeState, Pod, chain_of, example, requires, wire};
 
-/// A pod that is attached, and its address.
+/// An attached pod and its address.
 fn attached(node: &Node, network: &Network, name: &str) -> (Pod, String) {
     let pod = node.pod(name);
     let result = network.add(&pod);
@@ -10,7 +10,7 @@ fn attached(node: &Node, network: &Network, name: &str) -> (Pod, String) {
     (pod, address)
 }
 
-/// A node with a second address of its own, on a link that has nothing to do with pods.
+/// A node with an address on a link other than the bridge.
 fn node_with_nic(name: &str) -> (Node, Node) {
     let (node, outside) = (Node::new(name), Node::new("outside"));
     wire(&node, "eth0", &outside, "eth0");
@@ -20,41 +20,44 @@ fn node_with_nic(name: &str) -> (Node, Node) {
 }
 
 #[test]
-fn one_node_bare_pods_ping_each_other_and_the_host_has_no_part_in_it() {
+fn pods_without_a_gateway_reach_each_other_but_not_the_host() {
     requires!("ping");
     let node = Node::new("node");
     let network = node.network_from(&example("1-one-node/1-bare.conf"));
-    let (a, at_a) = attached(&node, &network, "a");
-    let (b, at_b) = attached(&node, &network, "b");
-    assert_eq!([at_a.as_str(), at_b.as_str()], ["10.12.1.2", "10.12.1.3"]);
-    assert_eq!(a.reaches(&at_b), 64, "there is no router between them");
-    assert_eq!(b.reaches(&at_a), 64);
+    let (a, address_a) = attached(&node, &network, "a");
+    let (b, address_b) = attached(&node, &network, "b");
+    assert_eq!(
+        [address_a.as_str(), address_b.as_str()],
+        ["10.12.1.2", "10.12.1.3"]
+    );
+    assert_eq!(a.reaches(&address_b), 64, "no router between them");
+    assert_eq!(b.reaches(&address_a), 64);
     assert_eq!(node.addresses("mink8s0"), [""; 0]);
-    node.does_not_reach(&at_a);
+    node.does_not_reach(&address_a);
     a.does_not_reach("10.12.1.1");
 }
 
 #[test]
-fn one_node_with_a_gateway_the_host_pings_the_pod() {
+fn with_a_gateway_the_host_reaches_the_pod() {
     requires!("ping");
     let (node, _outside) = node_with_nic("node");
     let network = node.network_from(&example("1-one-node/2-gateway.conf"));
-    let (a, at_a) = attached(&node, &network, "a");
+    let (a, address_a) = attached(&node, &network, "a");
     assert_eq!(node.addresses("mink8s0"), ["10.12.1.1/24"]);
-    node.reaches(&at_a);
+    node.reaches(&address_a);
     a.reaches("10.12.1.1");
     assert!(
         !a.try_run("ping -n -c 1 -W 1 172.18.0.5").status.success(),
-        "without a route the pod knows only its own subnet"
+        "the pod has only the route to its subnet"
     );
 }
 
 #[test]
-fn one_node_with_a_default_route_the_pod_pings_the_hosts_other_address() {
+fn with_a_default_route_the_pod_reaches_other_addresses_of_the_host() {
     requires!("ping");
     let (node, _outside) = node_with_nic("node");
     let network = node.network_from(&example("1-one-node/3-route.conf"));
-    let (a, at_a) = attached(&node, &network, "a");
+    let (a, address_a) = attached(&node, &network, "a");
     a.reaches("172.18.0.5");
     let routes = a.run("ip route");
     let routes: Vec<&str> = routes.lines().map(str::trim).collect();
@@ -62,33 +65,33 @@ fn one_node_with_a_default_route_the_pod_pings_the_hosts_other_address() {
         routes,
         [
             "default via 10.12.1.1 dev eth0",
-            &format!("10.12.1.0/24 dev eth0 proto kernel scope link src {at_a}"),
+            &format!("10.12.1.0/24 dev eth0 proto kernel scope link src {address_a}"),
         ]
     );
 }
 
 #[test]
-fn one_node_with_masquerade_the_world_sees_the_hosts_address() {
+fn with_masquerade_outside_hosts_see_the_address_of_the_node() {
     requires!("ping", "iptables", "ip6tables");
     let (node, outside) = node_with_nic("node");
     let before = NodeState::of_pods(&node);
     let network = node.network_from(&example("1-one-node/4-masquerade.conf"));
-    let (a, at_a) = attached(&node, &network, "a");
-    let (b, at_b) = attached(&node, &network, "b");
+    let (a, address_a) = attached(&node, &network, "a");
+    let (b, address_b) = attached(&node, &network, "b");
 
     assert_eq!(outside.run("ip route").lines().count(), 1);
-    assert_eq!(a.reaches("172.18.0.9"), 63, "the host is the one router");
+    assert_eq!(a.reaches("172.18.0.9"), 63, "the host is the only router");
     assert_eq!(a.seen_as(&outside, "172.18.0.9"), "172.18.0.5");
     assert_eq!(b.seen_as(&outside, "172.18.0.9"), "172.18.0.5");
     assert_eq!(
-        a.seen_as(&b, &at_b),
-        at_a,
-        "pods see each other as they are"
+        a.seen_as(&b, &address_b),
+        address_a,
+        "no translation between pods"
     );
-    assert_eq!(a.seen_as(&node, "10.12.1.1"), at_a);
+    assert_eq!(a.seen_as(&node, "10.12.1.1"), address_a);
 
     let table = node.run("iptables -t nat -L -n");
-    for (pod, address) in [(&a, &at_a), (&b, &at_b)] {
+    for (pod, address) in [(&a, &address_a), (&b, &address_b)] {
         let chain = chain_of("mink8s", pod.id());
         let comment = format!("/* name: \"mink8s\" id: \"{}\" */", pod.id());
         let line = |words: &[&str]| {
@@ -124,32 +127,36 @@ fn one_node_with_masquerade_the_world_sees_the_hosts_address() {
 }
 
 #[test]
-fn two_nodes_route_between_their_subnets() {
+fn two_nodes_route_between_their_pod_subnets() {
     requires!("ping");
     let (one, two) = (Node::new("node1"), Node::new("node2"));
     wire(&one, "eth0", &two, "eth0");
     one.run_all("ip addr add 172.18.0.5/24 dev eth0\nip route add 10.12.2.0/24 via 172.18.0.6");
     two.run_all("ip addr add 172.18.0.6/24 dev eth0\nip route add 10.12.1.0/24 via 172.18.0.5");
     let network = one.network_from(&example("2-two-nodes/node1.conf"));
-    let (a, at_a) = attached(&one, &network, "a");
+    let (a, address_a) = attached(&one, &network, "a");
     let network = two.network_from(&example("2-two-nodes/node2.conf"));
-    let (b, at_b) = attached(&two, &network, "b");
+    let (b, address_b) = attached(&two, &network, "b");
 
-    assert_eq!(at_b, "10.12.2.2");
-    assert_eq!(a.reaches(&at_b), 62, "both nodes are routers on the way");
-    assert_eq!(b.reaches(&at_a), 62);
-    assert_eq!(a.seen_as(&b, &at_b), at_a, "nothing is masqueraded");
-    one.reaches(&at_b);
+    assert_eq!(address_b, "10.12.2.2");
+    assert_eq!(a.reaches(&address_b), 62, "two routers between them");
+    assert_eq!(b.reaches(&address_a), 62);
+    assert_eq!(
+        a.seen_as(&b, &address_b),
+        address_a,
+        "nothing is masqueraded"
+    );
+    one.reaches(&address_b);
     for (place, link) in [(&*a, "eth0"), (&*b, "eth0"), (&*one, "mink8s0")] {
         assert_eq!(place.link(link).unwrap()["mtu"], 1450);
     }
-    let too_big = a.try_run(&format!("ping -n -c 1 -W 1 -M do -s 1423 {at_b}"));
+    let too_big = a.try_run(&format!("ping -n -c 1 -W 1 -M do -s 1423 {address_b}"));
     assert!(!too_big.status.success());
-    a.run(&format!("ping -n -c 1 -W 1 -M do -s 1422 {at_b}"));
+    a.run(&format!("ping -n -c 1 -W 1 -M do -s 1422 {address_b}"));
 }
 
 #[test]
-fn flat_layer_2_pods_of_two_nodes_share_the_segment_with_an_outside_machine() {
+fn on_a_flat_layer_2_network_pods_of_two_nodes_share_a_segment_with_an_outside_host() {
     requires!("ping");
     let names = ["node1", "node2", "outside"];
     let [one, two, outside] = names.map(Node::new);
@@ -161,7 +168,7 @@ fn flat_layer_2_pods_of_two_nodes_share_the_segment_with_an_outside_machine() {
     }
     outside.run("ip addr add 10.10.250.1/16 dev eth0");
 
-    // On one node the operator makes the bridge, on the other the plugin does.
+    // On one node the operator creates the bridge, on the other the plugin.
     one.run_all("ip link add cni0 type bridge\nip link set cni0 up");
     let attach_nic = |node: &Node, address: &str| {
         node.run("ip link set eth0 master cni0");
@@ -169,20 +176,23 @@ fn flat_layer_2_pods_of_two_nodes_share_the_segment_with_an_outside_machine() {
     };
     attach_nic(&one, "10.10.1.0/16");
     let network = one.network_from(&example("3-flat-layer-2/node1.conf"));
-    let (a, at_a) = attached(&one, &network, "a");
+    let (a, address_a) = attached(&one, &network, "a");
     let network = two.network_from(&example("3-flat-layer-2/node2.conf"));
-    let (b, at_b) = attached(&two, &network, "b");
+    let (b, address_b) = attached(&two, &network, "b");
     attach_nic(&two, "10.10.2.0/16");
 
-    assert_eq!([at_a.as_str(), at_b.as_str()], ["10.10.1.1", "10.10.2.1"]);
+    assert_eq!(
+        [address_a.as_str(), address_b.as_str()],
+        ["10.10.1.1", "10.10.2.1"]
+    );
     for node in [&one, &two] {
         let bridge = node.link("cni0").unwrap();
         let flags = bridge["flags"].as_array().unwrap();
         assert!(flags.contains(&"PROMISC".into()), "{bridge}");
     }
-    assert_eq!(a.reaches(&at_b), 64, "no router between them");
-    assert_eq!(outside.reaches(&at_a), 64);
-    assert_eq!(outside.reaches(&at_b), 64);
+    assert_eq!(a.reaches(&address_b), 64, "no router between them");
+    assert_eq!(outside.reaches(&address_a), 64);
+    assert_eq!(outside.reaches(&address_b), 64);
     assert_eq!(b.reaches("10.10.250.1"), 64);
     for (node, pod) in [(&one, &a), (&two, &b)] {
         for address in ["10.10.1.0", "10.10.2.0"] {
@@ -194,7 +204,7 @@ fn flat_layer_2_pods_of_two_nodes_share_the_segment_with_an_outside_machine() {
 }
 
 #[test]
-fn kubenet_every_pod_is_reached_from_every_pod_and_every_host() {
+fn with_the_kubenet_example_all_pods_and_hosts_reach_all_pods() {
     requires!("ping");
     let nodes = ["node1", "node2", "node3"].map(Node::new);
     let switch = Node::new("switch");
@@ -237,7 +247,7 @@ fn kubenet_every_pod_is_reached_from_every_pod_and_every_host() {
 }
 
 #[test]
-fn no_example_is_without_its_walkthrough() {
+fn every_example_is_tested() {
     let read: &[&str] = &[
         "1-one-node/1-bare.conf",
         "1-one-node/2-gateway.conf",
@@ -256,7 +266,7 @@ fn no_example_is_without_its_walkthrough() {
         let entries = std::fs::read_dir(dir).into_iter().flatten();
         entries.map(|entry| entry.unwrap().path())
     };
-    // Those that real clients read.
+    // Used by the tests with real runtimes.
     let scripts: String = files(root.join("tests/e2e"))
         .map(|script| std::fs::read_to_string(script).unwrap())
         .collect();

@@ -61,7 +61,7 @@ fn stale_masquerading(node: &Node, findings: &mut Vec<Finding>) {
                 .fix(Fix::RemoveMasquerade(network, entries)),
             // Cached results prove nothing: they may be in another directory, and an ADD in progress has none yet.
             false => finding
-                .evidence("no leases of this network are known on this node: its containers may be running")
+                .evidence("no leases of that network are known on this node: its containers may be running")
                 .remedy("remove them if none of these containers is running"),
         });
     }

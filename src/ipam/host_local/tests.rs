@@ -376,7 +376,7 @@ fn add_random_entries(random: &mut TestRandom, directory: &Path, outside: &Path)
 }
 
 #[test]
-fn random_directory_entries_never_cost_a_lease_or_a_file_outside() {
+fn random_directory_entries_lose_no_lease_and_change_no_file_outside() {
     const TWO: &str = r#"[[{"subnet":"10.1.0.0/29"}],
         [{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}]]"#;
     let mut random = TestRandom(0xd1ce);

@@ -9,9 +9,10 @@ use crate::cni::conf::NetConf;
 use crate::cni::names::Attachment;
 use crate::error::{Error, Failures};
 use crate::ipam::config::DEFAULT_DATA_DIR;
-use crate::ipam::lease_file::read_small;
+use crate::ipam::lease_file::{LeaseOwner, read_owner_for, read_small};
 use crate::ipam::live::LiveAttachments;
-use crate::ipam::store::{HeldLeases, LeaseFile, Store, is_kept, is_not_found};
+use crate::ipam::store::index::Index;
+use crate::ipam::store::{HeldLeases, LeaseFile, Locked, Store, is_kept, is_not_found};
 
 impl Store {
     /// The lease directory of a configuration. Reads only the network's name and `ipam.dataDir`, so that DEL releases
@@ -28,25 +29,39 @@ impl Store {
         Ok(Store::new(&data_dir, &conf.name))
     }
 
-    /// Releases those addresses that the attachment still holds. Creates nothing.
+    /// Releases those addresses that the attachment still holds, and removes a stale temporary file. Creates nothing.
     ///
     /// # Errors
-    /// Code 11 if another process holds the lock; 999 if a file cannot be removed.
+    /// Code 11 if another process holds the lock; 999 if a file cannot be read or removed; the others are removed.
     pub fn release(&self, attachment: &Attachment, held: &HeldLeases) -> Result<(), Error> {
         if held.is_empty() {
             return Ok(());
         }
-        match self.lock()? {
-            Some(locked) => locked.release(held, attachment),
-            None => Ok(()),
+        let Some(locked) = self.lock()? else {
+            return Ok(());
+        };
+        if let Some(unreadable) = &held.unreadable {
+            return Err(unreadable.clone());
         }
+        let index = Index::load(self);
+        let mut failures = Failures::default();
+        for address in held.addresses() {
+            failures.note(locked.release_one(*address, attachment));
+        }
+        if held.temp_file {
+            failures.note(locked.remove_temp_file());
+        }
+        failures.into_result()?;
+        // An outdated index is not used.
+        let _ = index.map(|index| index.update(self, attachment, &[], held.addresses()));
+        Ok(())
     }
 
     /// Releases all addresses that no valid attachment holds, including those reserved by the Go plugin, except those
     /// `in_use`, and a stale temporary file.
     ///
     /// # Errors
-    /// Code 11 if another process holds the lock; 999 when a file cannot be read or removed.
+    /// Code 11 if another process holds the lock; 999 if a file cannot be read or removed.
     pub fn gc(&self, valid: &ValidAttachments, in_use: &HashSet<IpAddr>) -> Result<(), Error> {
         let Some(locked) = self.lock()? else {
             return Ok(());
@@ -101,7 +116,7 @@ impl Store {
     /// Removes lease files without an owner. Returns their addresses.
     ///
     /// # Errors
-    /// Code 11 if another process holds the lock; 999 when a file cannot be read or removed.
+    /// Code 11 if another process holds the lock; 999 if a file cannot be read or removed.
     pub fn remove_invalid(&self) -> Result<Vec<IpAddr>, Error> {
         let Some(locked) = self.lock()? else {
             return Ok(Vec::new());
@@ -113,5 +128,19 @@ impl Store {
         invalid
             .map(|lease| locked.remove_lease(lease.address).map(|()| lease.address))
             .collect()
+    }
+}
+
+impl Locked<'_> {
+    fn release_one(&self, address: IpAddr, attachment: &Attachment) -> Result<(), Error> {
+        let name = address.to_string();
+        match read_owner_for(&self.store.path(&name), attachment) {
+            Ok(LeaseOwner::Attachment | LeaseOwner::Container) => self.remove_lease(address),
+            Ok(LeaseOwner::OtherInterface | LeaseOwner::OtherContainer | LeaseOwner::Invalid) => {
+                Ok(())
+            }
+            Err(cause) if is_not_found(&cause) => Ok(()),
+            Err(cause) => Err(self.store.failed("read", &name, &cause)),
+        }
     }
 }

@@ -77,8 +77,7 @@ fn other_files_are_not_touched() {
     let taken = |address| leases.is_taken(ip(address));
     assert!(taken("10.1.0.9") && taken("10.1.0.10") && !taken("10.1.0.7"));
     let all = HeldLeases::of(vec![ip("10.1.0.7"), ip("10.1.0.2")]);
-    let locked = store.lock().unwrap().unwrap();
-    locked.release(&all, &attachment).unwrap();
+    store.release(&attachment, &all).unwrap();
     assert_eq!(scratch.names("net"), before);
 }
 
@@ -120,9 +119,7 @@ fn a_stale_temporary_file_is_not_written_to() {
     fs::hard_link(net.join("10.1.0.2"), net.join(TEMP_FILE)).unwrap();
     let held = store.held(&dead).unwrap();
     assert_eq!(held.addresses(), [ip("10.1.0.2")]);
-    let locked = store.lock().unwrap().unwrap();
-    locked.release(&held, &dead).unwrap();
-    drop(locked);
+    store.release(&dead, &held).unwrap();
     assert_eq!(scratch.names("net"), ["10.1.0.3", "lock"]);
 }
 
@@ -193,9 +190,10 @@ fn symbolic_links_are_not_followed() {
     assert!(leases.held.addresses.is_empty() && leases.is_taken(ip("10.1.0.2")));
     assert_eq!(locked.last_reserved(0), None);
     assert!(locked.create_lease(ip("10.1.0.2"), &attachment).is_err());
-    locked
-        .release(&HeldLeases::of(vec![ip("10.1.0.2")]), &attachment)
-        .unwrap();
+    drop(locked);
+    let held = HeldLeases::of(vec![ip("10.1.0.2")]);
+    store.release(&attachment, &held).unwrap();
+    let locked = store.lock_or_create().unwrap();
     link(TEMP_FILE);
     locked.create_lease(ip("10.1.0.3"), &attachment).unwrap();
     locked.set_last_reserved(0, ip("10.1.0.3")).unwrap();

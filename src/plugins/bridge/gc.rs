@@ -222,7 +222,7 @@ impl StaleLinks<'_> {
             ));
         }
         if self.store.is_leased_elsewhere(lease.address) {
-            return kept("and another network has a lease of it, too".to_owned());
+            return kept("and a network beside this one has a lease of it, too".to_owned());
         }
         Ok(())
     }

@@ -105,7 +105,7 @@ impl Vlans {
         {
             let actual = match observed.pvid {
                 Some(pvid) if observed.untagged.contains(pvid) => format!("are in VLAN {pvid}"),
-                Some(pvid) => format!("leave VLAN {pvid} with a tag"),
+                Some(pvid) => format!("are in VLAN {pvid}, which is tagged on egress"),
                 None => "are in no VLAN".to_owned(),
             };
             let native = wanted.untagged;
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateway_has_an_interface_of_its_own_in_the_vlan() {
+    fn the_gateway_has_an_interface_in_the_vlan() {
         let with = vlans(r#""vlan": 100, "vlanTrunk": [{"id": 7}]"#);
         assert_eq!(with.gateway.as_ref().map(IfName::as_str), Some("br0.100"));
         let port = with.gateway_port().unwrap();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_vlans_are_refused_with_what_would_be_right() {
+    fn errors_of_invalid_vlans_name_the_valid_values() {
         for (keys, code, message) in [
             (
                 r#""vlan": 4095"#,
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_not_as_configured_is_told_by_its_vlans() {
+    fn differences_of_a_port_name_its_vlans() {
         let wanted = vlans(r#""vlan": 100, "vlanTrunk": [{"minID": 10, "maxID": 12}]"#);
         let right = wanted.port().unwrap();
         let check = |change: &dyn Fn(&mut PortVlans)| {
@@ -346,7 +346,7 @@ mod tests {
         );
         assert_eq!(
             check(&|port| port.pvid = VlanId::new(1)),
-            "its untagged frames come from VLAN 1 with a tag, expected VLAN 100"
+            "its untagged frames are in VLAN 1, which is tagged on egress, expected VLAN 100"
         );
         assert_eq!(
             check(&|port| *port = PortVlans::new(id(9), port.tagged)),

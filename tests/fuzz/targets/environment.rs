@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         }
         Operation::Gc | Operation::Status | Operation::Version => {}
     }
-    assert_eq!(env.var("CNI_COMMAND").as_deref(), Some(invocation.command().as_str()));
+    assert_eq!(env.var("CNI_COMMAND").as_deref(), Some(invocation.command.as_str()));
 });
 
 /// What names files, links and rules.

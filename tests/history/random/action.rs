@@ -1,27 +1,27 @@
-//! The actions of a history. Each is one line of text, which is what a sequence file holds:
+//! The actions of a history. A sequence file has one action per line:
 //!
 //! ```text
-//! ours add p0 gw eth0                  a plugin call: who, verb, container, network, interface
-//! go del p0 gw eth0 netns=none         options follow: netns=none|missing|pN, prev=no, config=now, kill=MICROSECONDS
-//! ours gc gw                           GC of a network; the valid attachments are those that live
-//! ours gc gw without=p0                the same, but for a pod
-//! ours status gw
-//! cli reconcile                        our command line, with the node's directories
-//! config gw bridge=br9                 changes a network's configuration; the next calls use it
-//! end p0                               the pod's namespace goes without a DEL
-//! reboot                               all pods, links and rules go; leases stay; another boot ID
+//! gangplank add p0 gw eth0             a plugin call: implementation, verb, container, network, interface
+//! go del p0 gw eth0 netns=none         options: netns=none|missing|pN, prev=no, config=now, kill=MICROSECONDS
+//! gangplank gc gw                      GC of a network; all live attachments are valid
+//! gangplank gc gw without=p0           the same, except those of a pod
+//! gangplank status gw
+//! cli reconcile                        a command of the gangplank CLI, with the node's directories
+//! config gw bridge=br9                 changes a network's configuration; later calls use it
+//! end p0                               the pod's namespace is deleted without DEL
+//! reboot                               pods, links and rules are deleted, leases stay, the boot ID changes
 //! node ip link set br0 down            a shell command on the node, by an administrator or another tool
 //! ```
 //!
 //! A shell command may use `$p0_gw_eth0` for the attachment's interface on the host and `$p0_gw_eth0_ip` for its first
-//! address. A command that fails is no error: an action must make sense in any order, because minimising removes actions.
+//! address. A failed command is not an error: every subsequence must be valid, because minimizing removes actions.
 
 use std::fmt;
 use std::str::FromStr;
 
 pub use crate::implementation::Implementation;
 
-/// An attachment by the names that identify it: container, network and interface.
+/// The names that identify an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     pub pod: String,
@@ -29,7 +29,7 @@ pub struct Target {
     pub ifname: String,
 }
 
-/// The verbs that are about one attachment.
+/// The verbs that concern one attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Add,
@@ -45,29 +45,28 @@ pub enum NetnsArgument {
     Own,
     /// Empty.
     Unset,
-    /// A path at which there is nothing.
+    /// A path that does not exist.
     Missing,
-    /// The path of another pod's.
+    /// The path of another pod's namespace.
     Of(String),
 }
 
-/// How a call differs from the usual one.
+/// Options of a plugin call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub netns: NetnsArgument,
     /// Leaves prevResult out.
     pub without_prev_result: bool,
-    /// Uses the network's present configuration instead of the attachment's at its ADD.
+    /// Uses the current configuration of the network instead of that of the ADD.
     pub current_config: bool,
-    /// Kills the plugin and its children after so many microseconds.
+    /// Kills the plugin and its children after this many microseconds.
     pub kill_after: Option<u32>,
 }
 
-/// One step of a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Call(Implementation, Verb, Target, Options),
-    /// The pod's attachments are left out of the list of valid ones.
+    /// The last field is a pod whose attachments are missing in the list of valid ones.
     Gc(Implementation, String, Option<String>),
     Status(Implementation, String),
     Cli(String),
@@ -82,8 +81,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// Whether a plugin or program of ours acts; everybody else's actions are foreign.
-    pub fn is_ours(&self) -> bool {
+    /// Whether gangplank acts. All other actions are foreign.
+    pub fn is_gangplank(&self) -> bool {
         match self {
             Action::Call(by, ..) | Action::Gc(by, ..) | Action::Status(by, _) => {
                 *by == Implementation::Gangplank
@@ -95,7 +94,6 @@ impl Action {
 }
 
 impl Action {
-    /// How a plugin call differs from the usual one.
     pub fn options(&mut self) -> Option<&mut Options> {
         match self {
             Action::Call(_, _, _, options) => Some(options),
@@ -103,7 +101,7 @@ impl Action {
         }
     }
 
-    /// What is done, without names.
+    /// The kind of action.
     pub fn name(&self) -> &str {
         match self {
             Action::Call(_, verb, ..) => verb.command(),
@@ -115,10 +113,10 @@ impl Action {
     }
 }
 
-/// How the lines of a history call an implementation.
+/// The name of an implementation in sequence files.
 fn word(implementation: Implementation) -> &'static str {
     match implementation {
-        Implementation::Gangplank => "ours",
+        Implementation::Gangplank => "gangplank",
         Implementation::Go => "go",
     }
 }
@@ -193,7 +191,7 @@ impl FromStr for Action {
         let wrong = || format!("not an action: {line:?}");
         let (first, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
         let by = match first {
-            "ours" => Implementation::Gangplank,
+            "gangplank" => Implementation::Gangplank,
             "go" => Implementation::Go,
             "cli" => return Ok(Action::Cli(rest.to_owned())),
             "end" => return Ok(Action::End(rest.to_owned())),
@@ -256,7 +254,7 @@ impl Options {
     }
 }
 
-/// The actions of a text, one a line; empty lines and those that begin with `#` are left out.
+/// Parses one action per line; empty lines and those that begin with `#` are ignored.
 pub fn parse_sequence(text: &str) -> Result<Vec<Action>, String> {
     let lines = text.lines().map(str::trim);
     lines

@@ -1,4 +1,4 @@
-//! Invariant 5 of a history: what calls answer, and what holds after each that succeeded.
+//! Invariant 5 of a history: the answers of calls.
 
 use std::fs;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::snapshot::{Snapshot, Subject};
 use super::traffic::Peer;
 use super::world::Outcome;
 
-/// The longest that a call may take; nothing in these histories holds a lock for longer than another call.
+/// Time limit of a call. In these histories locks are held only by other calls.
 const LIMIT: Duration = Duration::from_secs(12);
 
 impl History {
@@ -45,42 +45,41 @@ impl History {
         let text = format!("{answer:?}");
         match action {
             Action::Call(_, Verb::Add, target, _) => {
-                // The Go plugin refuses the same, and not only an ADD whose chain exists.
+                // The Go plugin fails as well, and not only if the chain exists.
                 let is_unreadable = text.contains("iptables cannot read its rules");
-                let is_expected =
-                    self.must_be_refused(target, before) || self.lacks_iptables(target);
+                let is_expected = self.must_fail(target, before) || self.lacks_iptables(target);
                 if !is_expected && !is_unreadable {
                     self.note("ADD failed", target.to_string(), text, true);
                 }
             }
             Action::Call(_, Verb::Check, target, options) => {
                 let is_usual = options.netns == NetnsArgument::Own && !options.without_prev_result;
-                if is_usual && self.is_whole(target) {
+                if is_usual && self.is_intact(target) {
                     self.note("CHECK failed", target.to_string(), text, true);
                 }
             }
-            // Nothing but the program of that variant removes legacy rules.
+            // Legacy rules can only be removed by iptables-legacy.
             Action::Call(_, Verb::Del, ..) if self.has_only_legacy_rules() => {}
             Action::Call(_, Verb::Del, ..) => self.note("DEL failed", String::new(), text, false),
-            // The interface of a pod that is not valid may be anybody's where it is no port of the network's bridge; GC
-            // keeps the lease then and says so.
+            // GC keeps the lease and fails if the link of a stale attachment is no port of the network's bridge: it may
+            // belong to another network.
             Action::Gc(_, network, Some(pod)) if self.has_port_elsewhere(network, pod) => {}
-            // Where host-local is called directly, it deletes no links.
+            // host-local called directly deletes no links.
             Action::Gc(_, network, Some(pod))
                 if network == "raw" && self.has_link(network, pod) => {}
-            Action::Gc(_, network, _) if self.has_stray_lease(network) => {}
+            Action::Gc(_, network, _) if self.has_unowned_lease(network) => {}
             Action::Gc(_, network, Some(_)) if self.lacks_a_lease(network) => {}
             Action::Gc(..) => self.note("GC failed", String::new(), text, false),
             Action::Status(..) if !self.has_iptables() => {}
             Action::Status(..) => self.note("STATUS failed", String::new(), text, false),
-            // Exit status 3 of `doctor` is that of findings, 1 of `reconcile` that something could not be repaired.
+            // `doctor` exits with 3 if there are findings, `reconcile` with 1 if something could not be repaired.
             Action::Cli(_) if [Some(3), Some(1)].contains(&answer.code) => {}
             _ => self.note("the command failed", String::new(), text, false),
         }
     }
 
-    /// Whether an attachment lives and has its lease and connectivity: CHECK reports what others removed.
-    fn is_whole(&self, target: &Target) -> bool {
+    /// Whether an attachment is live and has lost nothing to foreign actions, which CHECK would report.
+    fn is_intact(&self, target: &Target) -> bool {
         let Some(attachment) = self.world.model.attachments.get(target) else {
             return false;
         };
@@ -94,7 +93,11 @@ impl History {
         let bridge = self.world.snapshot.bridge_of(&attachment.links);
         let bridge = bridge.map(|name| name.trim_matches('"'));
         let is_port = bridge == self.world.config(&target.network)["bridge"].as_str();
-        let is_up = bridge.is_none_or(|name| self.world.snapshot.is_up(name));
+        let links = attachment.links.iter();
+        let names = links.filter_map(|index| self.world.snapshot.link_name(*index));
+        let is_up = names
+            .chain(bridge)
+            .all(|name| self.world.snapshot.is_up(name));
         attachment.state == State::Live
             && !attachment.lost_lease
             && is_port
@@ -113,17 +116,17 @@ impl History {
         self.world.node.inside(has_program)
     }
 
-    /// Whether a network's rules are iptables', which is not installed. The Go plugins may refuse the same for another
-    /// reason: after a reboot they keep the leases of pods that are gone.
+    /// Whether a network needs iptables, which is not installed. The Go plugins may fail here for another reason: after
+    /// a reboot they keep the leases of deleted pods.
     fn lacks_iptables(&self, target: &Target) -> bool {
         let config = self.world.config(&target.network);
         config["ipMasq"] == true && config["ipMasqBackend"] != "nftables" && !self.has_iptables()
     }
 
-    /// Whether a lease does not name the attachment that has its address, and neither does the link: it is no port of the
-    /// network's bridge, or has a random name. GC keeps the lease then and reports it, because another container could be
-    /// given the address.
-    fn has_stray_lease(&self, network: &str) -> bool {
+    /// Whether a lease names another owner than the attachment with its address, whose link does not identify it either:
+    /// it is no port of the network's bridge, or has a random name. GC keeps the lease and fails, because the address
+    /// would be assigned twice.
+    fn has_unowned_lease(&self, network: &str) -> bool {
         let has_stray = |ip: &IpAddr, target: &Target| {
             let lease = self.world.snapshot.lease(network, &ip.to_string());
             let own = format!("{}\r\n{}", target.pod, target.ifname);
@@ -139,7 +142,8 @@ impl History {
         })
     }
 
-    /// Whether an attachment that may be valid has no lease: then the link of a stale lease may be its, and GC keeps both.
+    /// Whether an attachment that may be valid has no lease. The link of a stale lease may belong to it, so that GC keeps
+    /// both and fails.
     fn lacks_a_lease(&self, network: &str) -> bool {
         let mut all = self.world.model.attachments.iter();
         all.any(|(target, attachment)| {
@@ -195,8 +199,8 @@ impl History {
         }
     }
 
-    /// Whether an ADD repeats what there is already.
-    fn must_be_refused(&self, target: &Target, before: &Snapshot) -> bool {
+    /// Whether the attachment or its interface already exists.
+    fn must_fail(&self, target: &Target, before: &Snapshot) -> bool {
         let has_lease = before.facts.values().any(|fact| match &fact.subject {
             Subject::Lease { network, owner } => {
                 *network == target.network
@@ -207,11 +211,12 @@ impl History {
         let interface = (target.pod.clone(), target.ifname.clone());
         has_lease
             || self.world.has_interface(target)
-            || self.unclean.contains(&interface)
+            || self.possible_leftovers.contains(&interface)
             || self.has_other_gateway(target, before)
     }
 
-    /// Whether the bridge has an IPv4 address, and not that of the network: without forceAddress the Go plugin refuses it.
+    /// Whether the bridge has another IPv4 address than the network's gateway: without forceAddress the Go plugin
+    /// fails.
     fn has_other_gateway(&self, target: &Target, before: &Snapshot) -> bool {
         let config = self.world.config(&target.network);
         let Some(gateway) = networks::gateway(config).filter(|_| networks::is_gateway(config))

@@ -13,12 +13,12 @@ use super::world::Outcome;
 impl History {
     /// Invariant 4.
     pub(super) fn check_addresses(&mut self, action: &Action) {
-        let twice = self.doubled();
+        let twice = self.duplicate_addresses();
         let with_leases = twice.iter().filter(|(_, _, is_excused)| !is_excused);
         let text: Vec<String> = with_leases
             .map(|(one, other, _)| format!("{one} and {other}"))
             .collect();
-        if !text.is_empty() && action.is_ours() {
+        if !text.is_empty() && action.is_gangplank() {
             self.note(
                 "an address assigned twice",
                 text.join(", "),
@@ -28,20 +28,20 @@ impl History {
         }
     }
 
-    /// Pairs of living attachments with the same address, and whether one of them had lost its lease.
-    fn doubled(&self) -> Vec<(Target, Target, bool)> {
+    /// Pairs of live attachments with the same address, and whether one of them had lost its lease.
+    fn duplicate_addresses(&self) -> Vec<(Target, Target, bool)> {
         let living: Vec<(&Target, &Attachment)> = self.world.model.living().collect();
-        let mut doubled = Vec::new();
+        let mut duplicate_addresses = Vec::new();
         for (at, (one, attachment)) in living.iter().enumerate() {
             for (other, its) in &living[at + 1..] {
                 let is_same = |ip: &IpAddr| its.addresses.contains(ip);
                 if one.network == other.network && attachment.addresses.iter().any(is_same) {
                     let is_excused = attachment.lost_lease || its.lost_lease;
-                    doubled.push(((*one).clone(), (*other).clone(), is_excused));
+                    duplicate_addresses.push(((*one).clone(), (*other).clone(), is_excused));
                 }
             }
         }
-        doubled
+        duplicate_addresses
     }
 
     /// Invariant 1.
@@ -51,9 +51,10 @@ impl History {
         outcome: &Outcome,
         gone: Option<&Attachment>,
     ) {
-        let doubled = self.doubled();
+        let duplicate_addresses = self.duplicate_addresses();
         let model = &self.world.model;
-        // Without its lease a container that is added again looks like a new one, and the failure is undone.
+        // A repeated ADD fails. Without a lease the container looks new, so the undo removes what the first ADD
+        // created.
         let without_lease = match action {
             Action::Call(_, Verb::Add, target, _) => model.attachments.get(target),
             _ => None,
@@ -62,8 +63,8 @@ impl History {
             let is_lost = without_lease.is_some_and(|attachment| attachment.lost_lease);
             is_lost && matches!(action, Action::Call(_, _, target, _) if edge.touches(target))
         };
-        // While a pod had two interfaces on one bridge, either may have answered for the other's address: the neighbours
-        // have the MAC address of the one that is deleted.
+        // If a pod had two interfaces on one bridge, either may have answered ARP requests for the other's address, so
+        // neighbours may have cached the MAC address of the deleted one.
         let bridge = |it: &Target| &self.world.config(&it.network)["bridge"];
         let is_twin = |it: &Target| {
             matches!(action, Action::Call(_, Verb::Del, target, _)
@@ -73,26 +74,27 @@ impl History {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
             let is_deleted = gone.is_some()
                 || matches!(action, Action::Call(_, _, target, _)
-                    if self.unclean.contains(&(target.pod.clone(), target.ifname.clone())));
+                    if self.possible_leftovers.contains(&(target.pod.clone(), target.ifname.clone())));
             is_deleted && (is_twin(&edge.from) || is_to_twin)
         };
-        // An address without lease is assigned again, and what is kept by address goes to the new attachment.
+        // An address without a lease is assigned again, and entries keyed by address are replaced by those of the new
+        // attachment.
         let is_reassigned = |edge: &Edge| {
             self.has_lost_lease(&edge.from)
                 && matches!(action, Action::Call(_, Verb::Add, target, _)
                     if target.network == edge.from.network)
         };
-        // Of several networks one has the pod's default route, which is deleted with its interface.
+        // The default route of a pod is deleted with its interface, also if the pod has other networks.
         let has_lost_route = |edge: &Edge| {
             edge.to == Peer::Outside
                 && matches!(action, Action::Call(_, Verb::Del, target, _)
                     if edge.from.pod == target.pod && edge.from != *target)
         };
-        // The rules of iptables are a container's: only its leases tell that another interface of it needs them.
+        // Rules of iptables belong to a container: only leases show that another of its interfaces needs them.
         let has_unknown_rules = |edge: &Edge| {
             edge.to == Peer::Outside && is_twin(&edge.from) && self.has_lost_lease(&edge.from)
         };
-        // What was deleted had the same address, and with it went what is kept by address.
+        // The deleted attachment had the same address, so entries keyed by address were removed.
         let has_doubled_address = |target: &Target| {
             let its = model.attachments.get(target).map(|it| &it.addresses);
             let is_same = |ip: &IpAddr| its.is_some_and(|its| its.contains(ip));
@@ -105,7 +107,7 @@ impl History {
                     Peer::Pod(to) => lives(to),
                     _ => true,
                 };
-            let is_doubled = doubled
+            let has_duplicate = duplicate_addresses
                 .iter()
                 .any(|(one, other, _)| edge.touches(one) || edge.touches(other))
                 || has_doubled_address(&edge.from);
@@ -114,7 +116,7 @@ impl History {
                 || has_unknown_rules(edge)
                 || has_lost_route(edge)
                 || is_reassigned(edge);
-            // Which of two interfaces on one bridge answers is up to the pod's kernel, and may change.
+            // Either of two interfaces on one bridge may answer, and this may change.
             let has_two = |it: &Target| {
                 let mut others = model.attachments.keys();
                 others
@@ -122,7 +124,7 @@ impl History {
             };
             let is_ambiguous =
                 has_two(&edge.from) || matches!(&edge.to, Peer::Pod(to) if has_two(to));
-            both_live && !is_doubled && !is_excused && !is_ambiguous
+            both_live && !has_duplicate && !is_excused && !is_ambiguous
         };
         let kept: BTreeSet<Edge> = self
             .world
@@ -131,23 +133,29 @@ impl History {
             .filter(is_expected)
             .cloned()
             .collect();
-        // The rules of an attachment are made from its lease.
+        // The rules of an attachment are recreated from its lease.
         let has_leases = |edge: &&Edge| !self.has_lost_lease(&edge.from);
-        let owed: BTreeSet<Edge> = match action {
+        let to_restore: BTreeSet<Edge> = match action {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
-                let debts = self.debts.iter().filter(is_expected);
-                let debts = debts.filter(|edge| !self.has_other_bridge(&edge.from));
+                let restorable = self.restorable.iter().filter(is_expected);
+                let restorable = restorable.filter(|edge| !self.has_other_bridge(&edge.from));
                 let is_masqueraded =
                     |edge: &&Edge| self.world.config(&edge.from.network)["ipMasq"] == true;
-                let debts = debts.filter(|edge| edge.to != Peer::Outside || is_masqueraded(edge));
-                debts.filter(has_leases).cloned().collect()
+                let restorable =
+                    restorable.filter(|edge| edge.to != Peer::Outside || is_masqueraded(edge));
+                restorable.filter(has_leases).cloned().collect()
             }
             _ => BTreeSet::new(),
         };
         let new = self.new_edges(action, outcome);
         let new: BTreeSet<Edge> = new.iter().filter(is_expected).cloned().collect();
-        let expected = kept.iter().chain(&owed).chain(&new).cloned().collect();
-        let rounds = match action.is_ours() {
+        let expected = kept
+            .iter()
+            .chain(&to_restore)
+            .chain(&new)
+            .cloned()
+            .collect();
+        let rounds = match action.is_gangplank() {
             true => PATIENT_ROUNDS,
             false => ROUNDS,
         };
@@ -155,10 +163,14 @@ impl History {
         let missing = |edges: &BTreeSet<Edge>| -> Vec<Edge> {
             edges.difference(&answered).cloned().collect()
         };
-        let (lost, unpaid, unconnected) = (missing(&kept), missing(&owed), missing(&new));
-        self.settle_debts(action, &lost, &answered);
+        let (lost, unrestored, unconnected) = (missing(&kept), missing(&to_restore), missing(&new));
+        self.update_restorable(action, &lost, &answered);
         self.world.edges = answered;
-        if !action.is_ours() {
+        // Restored rules may belong to an attachment that had the address before.
+        if matches!(action, Action::Node(command) if command.contains("-f /run/backup/nft")) {
+            self.world.edges.retain(|edge| edge.to != Peer::Outside);
+        }
+        if !action.is_gangplank() {
             return;
         }
         let is_add = matches!(action, Action::Call(_, Verb::Add, ..));
@@ -170,7 +182,7 @@ impl History {
                 is_add,
             );
         }
-        for edge in unpaid {
+        for edge in unrestored {
             self.note("not reconciled", edge.to_string(), edge.to_string(), false);
         }
         for edge in unconnected {
@@ -203,21 +215,22 @@ impl History {
         attachment.is_some_and(|it| it.lost_lease)
     }
 
-    /// What reconcile documents to restore is owed until it ran, or until a foreign action that it does not undo.
-    fn settle_debts(&mut self, action: &Action, lost: &[Edge], answered: &BTreeSet<Edge>) {
-        self.debts.retain(|edge| !answered.contains(edge));
-        // With the spanning tree protocol a port forwards nothing for half a minute after it came up.
+    /// Connectivity that reconcile restores is expected after reconcile, unless a foreign action that it does not
+    /// repair came in between.
+    fn update_restorable(&mut self, action: &Action, lost: &[Edge], answered: &BTreeSet<Edge>) {
+        self.restorable.retain(|edge| !answered.contains(edge));
+        // With STP, a port forwards no frames for 30 seconds after it came up.
         let mut links = self.world.snapshot.facts.values();
         if links.any(|fact| fact.value.contains(" stp=1 ")) {
-            self.debts.clear();
+            self.restorable.clear();
             return;
         }
         match action {
             Action::Node(command) if is_reconcilable(command) => {
-                self.debts.extend(lost.iter().cloned())
+                self.restorable.extend(lost.iter().cloned())
             }
-            Action::Node(_) | Action::Config { .. } | Action::Reboot => self.debts.clear(),
-            Action::Cli(words) if words == "reconcile" => self.debts.clear(),
+            Action::Node(_) | Action::Config { .. } | Action::Reboot => self.restorable.clear(),
+            Action::Cli(words) if words == "reconcile" => self.restorable.clear(),
             _ => {}
         }
     }
@@ -248,13 +261,13 @@ impl History {
                 to,
                 is_v6,
             };
-            // A host that has the gateway's subnet on two bridges answers through one of them.
+            // A host with the gateway's subnet on two bridges replies through one of them.
             let is_ambiguous = |gateway: &IpAddr| self.world.snapshot.links_with(*gateway) > 1;
             let is_reachable = !attachment.gateways.iter().any(is_ambiguous);
             if !attachment.gateways.is_empty() && is_reachable {
                 edges.insert(edge(target, Peer::Gateway));
             }
-            // Of several networks one has the pod's default route.
+            // Only one network has the pod's default route.
             let mut living = self.world.model.living();
             let is_only = !living.any(|(it, _)| it.pod == target.pod && it != target);
             if attachment.is_masqueraded()
@@ -265,14 +278,15 @@ impl History {
             {
                 edges.insert(edge(target, Peer::Outside));
             }
-            // With two interfaces in one subnet, which of them answers is up to the pod's kernel.
+            // With two interfaces in one subnet, the interface that replies is undefined.
             let is_alone = |it: &Target| {
                 let mut all = self.world.model.living();
                 !all.any(|(other, _)| {
                     other.pod == it.pod && other != it && other.network == it.network
                 })
             };
-            // With br_netfilter packets between ports of a bridge pass FORWARD as well; the policy is set for IPv4 alone.
+            // With br_netfilter, packets between ports of a bridge traverse FORWARD too. The policy is set for IPv4
+            // only.
             if !is_v6 && self.world.snapshot.drops_forwarded() {
                 continue;
             }
@@ -280,7 +294,7 @@ impl History {
             let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
             let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));
             for (peer, its) in peers {
-                // A peer whose link an administrator broke is connected to nobody.
+                // A peer whose link an administrator broke has no connectivity.
                 let mut edges_before = self.world.edges.iter();
                 let has_any = edges_before.any(|it| it.from == *peer && it.is_v6 == is_v6);
                 if has_any && self.world.snapshot.bridge_of(&its.links) == bridge {
@@ -293,8 +307,8 @@ impl History {
     }
 }
 
-/// Whether `reconcile` restores what a shell command takes from pods: a bridge's existence, its state and gateway address,
-/// its ports, forwarding, and rules.
+/// Whether `reconcile` repairs the effect of a shell command: on the bridge, its state and gateway address, its ports,
+/// forwarding, and rules.
 fn is_reconcilable(command: &str) -> bool {
     let reconcilable = [
         "ip link delete br",
@@ -307,7 +321,7 @@ fn is_reconcilable(command: &str) -> bool {
         "nft delete table inet gangplank",
         "sysctl -qw net.ipv4.ip_forward=0",
     ];
-    // A bridge of another name is not the network's, though its ports remain.
+    // A renamed bridge no longer belongs to the network, though its ports remain.
     if command.contains(" name ") {
         return false;
     }

@@ -1,4 +1,4 @@
-//! What an action of ours may change on a node. Everything else is somebody else's.
+//! The changes that an action of gangplank may make.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use super::model::{Attachment, Model, State};
 use super::networks::{self, BRIDGES};
 use super::snapshot::{Change, Fact, Owner, Snapshot, Subject};
 
-/// An action with what was known before it.
+/// An action, and the state before it.
 pub struct Effects<'a> {
     pub action: &'a Action,
     /// The bridges of the network's configuration, now and at the attachment's ADD.
     pub bridges: Vec<String>,
     pub model: &'a Model,
     pub before: &'a Snapshot,
-    /// Whether the call was answered with an error: then it leaves nothing.
+    /// A failed call leaves nothing.
     pub is_refused: bool,
 }
 
@@ -24,14 +24,14 @@ impl Effects<'_> {
         match self.action {
             Action::Call(_, Verb::Add, target, _) => self.add(target, change),
             Action::Call(_, Verb::Del, target, options) => {
-                self.del(target, change) || self.is_indistinct(target, options, change)
+                self.del(target, change) || self.is_indistinguishable(target, options, change)
             }
             Action::Gc(_, network, dropped) => self.gc(network, dropped.as_deref(), change),
             Action::Cli(words) if words == "reconcile" => self.repair(change),
             Action::Cli(words) if words.contains("--fix") => {
                 self.repair(change) || self.collect(change, None, |_| false)
             }
-            // CHECK, STATUS, `status` and `doctor` only look.
+            // CHECK, STATUS, `status` and `doctor` change nothing.
             _ => false,
         }
     }
@@ -55,13 +55,15 @@ impl Effects<'_> {
                     let is_needed = others.any(|it| owner.may_be(it));
                     owner.may_be(target) && (!self.is_refused || is_needed)
                 }
-                // The chain of a container without rules.
+                // A chain without rules.
                 false if change.key.contains(" :CNI-") || self.is_in_unused_chain(change) => {
                     owner.container == target.pod
                 }
-                // Without its lease the container looks like a new one.
-                false if self.has_lost_lease(target) => owner.may_be(target),
-                // An address that is assigned again takes its rule along.
+                // Without a lease the container looks new.
+                false if self.has_lost_lease(target) => {
+                    owner.may_be(target) || self.is_reassigned(owner)
+                }
+                // The rule of an address follows the address to its new attachment.
                 false => !self.model.is_of_living(owner, None) || self.is_reassigned(owner),
             },
             Subject::Lease { network, .. } => {
@@ -77,7 +79,7 @@ impl Effects<'_> {
         living.any(|(target, attachment)| attachment.lost_lease && of_owner(target))
     }
 
-    /// Whether the rule is in a chain to which no jump leads, after somebody flushed POSTROUTING.
+    /// Whether the rule is in a chain without a jump, because POSTROUTING was flushed.
     fn is_in_unused_chain(&self, change: &Change<'_>) -> bool {
         let mut words = change.key.split(' ');
         let program = words.next().unwrap_or_default();
@@ -94,7 +96,7 @@ impl Effects<'_> {
         known.is_some_and(|attachment| attachment.lost_lease)
     }
 
-    /// A new lease is the container's. A lease goes when it is nobody's: corrupt, or of before a reboot.
+    /// A new lease names the container. A lease is deleted if it is corrupt or from before a reboot.
     fn add_lease(&self, target: &Target, change: &Change<'_>) -> bool {
         let is_own = |fact: &Fact| lease_owner(fact).is_some_and(|owner| owner.may_be(target));
         let may_add = change
@@ -121,7 +123,7 @@ impl Effects<'_> {
         let is_gone = change.after.is_none();
         match change.subject() {
             Subject::Shared => true,
-            // A bridge that nobody gave a MAC takes it from its ports.
+            // A bridge without a fixed MAC address takes that of a port.
             Subject::Link { name, .. } if is_bridge(name) => !is_gone,
             Subject::Link { index, name } => is_gone && self.is_own_link(target, *index, name),
             Subject::Rule(owner) => {
@@ -138,16 +140,21 @@ impl Effects<'_> {
         }
     }
 
-    fn is_indistinct(&self, target: &Target, options: &Options, change: &Change<'_>) -> bool {
+    fn is_indistinguishable(
+        &self,
+        target: &Target,
+        options: &Options,
+        change: &Change<'_>,
+    ) -> bool {
         let Subject::Link { index, .. } = change.subject() else {
             return false;
         };
-        let indistinct = self.model.indistinct(target, options);
+        let indistinguishable = self.model.indistinguishable(target, options);
         let has_it = |it: &Target| self.model.attachments[it].links.contains(index);
-        change.after.is_none() && indistinct.iter().any(has_it)
+        change.after.is_none() && indistinguishable.iter().any(has_it)
     }
 
-    /// A link of nobody that lives, or of the attachment itself.
+    /// Whether a link belongs to the attachment, or to no live one.
     fn is_own_link(&self, target: &Target, index: u64, name: &str) -> bool {
         let known = self.model.attachments.get(target);
         let is_own = known.is_some_and(|attachment| attachment.links.contains(&index));
@@ -155,8 +162,8 @@ impl Effects<'_> {
         is_own || is_left
     }
 
-    /// Whether the rule is of a MAC spoof check whose jump is from an interface that was gone already. It matches no packet,
-    /// even where a living attachment to another network has the same container ID and interface name, and so the same
+    /// Whether the rule is of a MAC spoof check whose jump rule is for an interface that no longer exists. It matches no
+    /// packet, even if a live attachment to another network has the same container ID and interface name, and so the same
     /// chain.
     fn is_dead_jump(&self, change: &Change<'_>) -> bool {
         const TABLE: &str = "nft bridge nat ";
@@ -184,7 +191,7 @@ impl Effects<'_> {
             || self.collect(change, Some(network), is_dropped)
     }
 
-    /// What belongs to no valid attachment of a network, or of any, goes.
+    /// Resources without a valid attachment, on one network or on all, may be removed.
     fn collect(
         &self,
         change: &Change<'_>,
@@ -196,7 +203,7 @@ impl Effects<'_> {
         let valid: Vec<_> = valid.collect();
         let is_valid = |owner: &Owner| {
             let mut valid = valid.iter();
-            // A MAC spoof check is left over when its link is gone.
+            // A MAC spoof check is stale if its link does not exist.
             let has_its_link = |it: &Attachment| owner.network.is_some() || it.state == State::Live;
             valid.any(|(target, it)| it.may_have(owner) && has_its_link(it) && owner.may_be(target))
         };
@@ -210,7 +217,7 @@ impl Effects<'_> {
                 is_gone && owner.network.as_deref().is_none_or(is_of) && is_stale
             }
             Subject::Lease { network, owner } => {
-                // After a reboot only those of living attachments stay.
+                // After a reboot only leases of live attachments are kept.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
                     true => is_valid(owner) && self.is_lease_of_living(owner, change),
                     false => is_valid(owner),
@@ -226,7 +233,7 @@ impl Effects<'_> {
         }
     }
 
-    /// What pods that may live lack comes back: a killed ADD may have come far enough for its pod to look like one.
+    /// Missing resources of pods that may be live are recreated: after a killed ADD a pod may look attached.
     fn repair(&self, change: &Change<'_>) -> bool {
         let is_bridge = |name: &str| BRIDGES.contains(&name);
         match change.subject() {
@@ -237,7 +244,8 @@ impl Effects<'_> {
                     .before
                     .is_some_and(|fact| fact.value.contains(" master=null "));
                 let is_same = master(change.before) == master(change.after);
-                change.after.is_some() && self.model.may_have_link(*index) && (was_free || is_same)
+                let may_be_known = self.model.may_have_link(*index) || self.may_be_unclear(change);
+                change.after.is_some() && may_be_known && (was_free || is_same)
             }
             Subject::Address { link } | Subject::Route { link } => {
                 change.after.is_some() && is_bridge(link)
@@ -254,7 +262,17 @@ impl Effects<'_> {
         }
     }
 
-    /// Forwarding is switched on, and router advertisements off on the bridge; a new link has new parameters.
+    /// Whether the link may be that of an attachment whose ADD was killed: the alias names its pod.
+    fn may_be_unclear(&self, change: &Change<'_>) -> bool {
+        let mut all = self.model.attachments.iter();
+        all.any(|(target, attachment)| {
+            let alias = format!("alias=\"{}\"", target.pod);
+            let has_alias = |fact: &Fact| fact.value.contains(&alias);
+            attachment.state == State::Unknown && change.before.is_some_and(has_alias)
+        })
+    }
+
+    /// Forwarding is enabled, accept_ra is disabled on the bridge, and a new link has new parameters.
     fn may_set_parameter(&self, link: &str, change: &Change<'_>) -> bool {
         let becomes = |value: &str| change.after.is_some_and(|fact| fact.value == value);
         match link {
@@ -269,7 +287,7 @@ impl Effects<'_> {
     }
 }
 
-/// The bridges that a call is about.
+/// The bridges that a call may change.
 pub fn bridges_of(
     model: &Model,
     config: &serde_json::Value,
@@ -291,8 +309,8 @@ fn is_bridge(name: &str) -> bool {
     BRIDGES.contains(&name) || name == "adm0"
 }
 
-/// Whether a link is a pod's by its name; `renamed` begins the name that an administrator gave it. That the link may go is
-/// checked with the link.
+/// Whether a link is the host end of a pod's link, judging by its name. Links renamed by administrators begin with
+/// `renamed`.
 fn is_pods(link: &str) -> bool {
     link.starts_with("veth") || link.starts_with("renamed")
 }
@@ -314,7 +332,7 @@ fn is_corrupt(content: &str) -> bool {
 }
 
 fn keeps_mac(change: &Change<'_>) -> bool {
-    // A bridge that nobody gave a MAC has none without ports.
+    // A bridge without a fixed MAC address has none without ports.
     let before = word(change.before, "mac=");
     before == Some("\"00:00:00:00:00:00\"") || before == word(change.after, "mac=")
 }

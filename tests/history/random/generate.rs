@@ -3,11 +3,10 @@
 use super::action::{Action, Implementation, NetnsArgument, Options, Target, Verb};
 use super::networks::{BRIDGES, INTERFACES, NETWORKS, PODS};
 
-/// A generator of numbers: SplitMix64, of Steele, Lea and Flood.
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
 pub struct Random(u64);
 
 impl Random {
-    /// The generator of a seed.
     pub fn new(seed: u64) -> Random {
         Random(seed)
     }
@@ -28,16 +27,15 @@ impl Random {
         all[self.below(all.len())]
     }
 
-    /// True once in so many times.
+    /// True with probability 1/`times`.
     fn one_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 }
 
-/// A sequence of actions.
 pub fn sequence(seed: u64, length: usize) -> Vec<Action> {
     let mut random = Random::new(seed);
-    // Few networks in one history, so that their pods meet.
+    // Few networks per history, so that their pods interact.
     let networks = [
         random.pick(&NETWORKS),
         random.pick(&NETWORKS),
@@ -118,7 +116,7 @@ fn configure(random: &mut Random, network: &str) -> Action {
         2 => ("ipMasq", &["true", "false"]),
         _ => ("ipMasqBackend", &["nftables", "iptables"]),
     };
-    // Of a network that is only addresses, and one that is only links, there is nothing of these to change.
+    // A network with only addresses and one with only links do not have these keys.
     let network = if ["raw", "flat"].contains(&network) {
         "gw"
     } else {
@@ -151,7 +149,7 @@ const COMMANDS: &[&str] = &[
     "ip link set BRIDGE type bridge ageing_time 100",
     "sysctl -qw net.ipv6.conf.BRIDGE.accept_ra=2",
     "sysctl -qw net.ipv4.conf.BRIDGE.rp_filter=1",
-    // Pods' links, and other links.
+    // Links.
     "ip link delete $VETH",
     "ip link set $VETH down",
     "ip link set $VETH up",
@@ -210,7 +208,7 @@ const COMMANDS: &[&str] = &[
     "[ -d /run/backup/NETWORK ] && rm -rf LEASES && cp -a /run/backup/NETWORK LEASES",
     "touch --date=-2hours LEASES/*",
     "touch LEASES/*",
-    // The machine.
+    // The node.
     "cat /proc/sys/kernel/random/uuid > /run/boot_id",
     "cat /proc/sys/kernel/random/uuid > /run/boot_id",
     ": > /run/boot_id",

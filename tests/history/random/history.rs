@@ -1,12 +1,12 @@
 //! One history: actions carried out on a fresh node, with the invariants checked after each.
 //!
-//! 1. A call of ours takes no connectivity from a living attachment, and a new attachment has the connectivity that the
-//!    Go plugin gives it. What a foreign action takes away is not expected afterwards; what `reconcile` documents to
-//!    restore is expected after it.
-//! 2. A call of ours changes nothing but what [`Effects`] allows.
-//! 3. After a successful DEL or GC of ours nothing of the attachment remains.
+//! 1. A call of gangplank does not interrupt the connectivity of a live attachment, and a new attachment has the
+//!    connectivity that the Go plugin provides. Connectivity broken by a foreign action is not expected afterwards, unless
+//!    `reconcile` is documented to restore it: then it is expected after `reconcile`.
+//! 2. A call of gangplank changes only what [`Effects`] allows.
+//! 3. A successful DEL or GC of gangplank leaves no resource of the attachment.
 //! 4. No address is assigned twice on a network.
-//! 5. Calls are answered in time, with valid JSON; DEL, GC and STATUS succeed.
+//! 5. Calls end in time, with valid JSON; DEL, GC and STATUS succeed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,17 +19,17 @@ use super::traffic::Edge;
 use super::world::{Outcome, World};
 use crate::support::say;
 
-/// A violation of an invariant, unless the Go plugins do the same at the same step.
+/// A violation of an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub step: usize,
-    /// Which invariant, without names.
+    /// The invariant, without names of pods or networks.
     pub kind: String,
-    /// What it is about, with names that another implementation has as well.
+    /// The affected object, by names that do not depend on the implementation.
     pub subject: String,
-    /// For people.
+    /// The description.
     pub text: String,
-    /// Whether the finding is none where the Go plugins have it, too.
+    /// Whether the finding is dropped if the Go plugins have it at the same step.
     pub is_excused_by_go: bool,
 }
 
@@ -39,20 +39,19 @@ pub struct History {
     findings: Vec<Finding>,
     killed: BTreeSet<usize>,
     step: usize,
-    /// Connectivity lost to foreign actions since everything was as it should be, which `reconcile` restores.
-    pub(super) debts: BTreeSet<Edge>,
-    /// Interfaces of pods that a killed or incomplete call may have left in the pod.
-    pub(super) unclean: BTreeSet<(String, String)>,
-    /// Objects of attachments that DEL of a Go plugin left, with the network.
+    /// Connectivity lost to foreign actions, which `reconcile` restores.
+    pub(super) restorable: BTreeSet<Edge>,
+    /// Pods and interfaces that a killed or failed call may have left.
+    pub(super) possible_leftovers: BTreeSet<(String, String)>,
+    /// Objects that DEL of a Go plugin left, with their network.
     pub(super) left: BTreeMap<String, String>,
     /// MAC spoof checks that DEL could not find; see [`History::is_findable`].
-    pub(super) hidden: BTreeSet<String>,
+    pub(super) unfindable: BTreeSet<String>,
 }
 
-/// What came of a history.
 pub struct Findings {
     pub findings: Vec<Finding>,
-    /// The steps whose call was killed.
+    /// Steps whose call was killed.
     pub killed: BTreeSet<usize>,
 }
 
@@ -63,10 +62,10 @@ pub fn run(actions: &[Action], ours: Implementation) -> Findings {
         findings: Vec::new(),
         killed: BTreeSet::new(),
         step: 0,
-        debts: BTreeSet::new(),
-        unclean: BTreeSet::new(),
+        restorable: BTreeSet::new(),
+        possible_leftovers: BTreeSet::new(),
         left: BTreeMap::new(),
-        hidden: BTreeSet::new(),
+        unfindable: BTreeSet::new(),
     };
     for action in actions {
         history.next(action);
@@ -111,21 +110,24 @@ impl History {
         let before = std::mem::replace(&mut self.world.snapshot, after);
         let exists = |key: &String| self.world.snapshot.facts.contains_key(key);
         self.left.retain(|key, _| exists(key));
-        self.hidden.retain(exists);
-        // The permissions are about what was known before the call.
-        if action.is_ours() && self.world.ours == Implementation::Gangplank {
+        self.unfindable.retain(exists);
+        // The allowed changes depend on the state before the call.
+        if action.is_gangplank() && self.world.ours == Implementation::Gangplank {
             self.check_changes(action, &outcome, &before);
         }
-        if action.is_ours() {
+        if action.is_gangplank() {
             self.check_answer(action, &outcome, &before);
             self.check_advertisements(action, &outcome);
         }
-        let gone = self.follow(action, &outcome, &before);
-        if !action.is_ours() {
+        let gone = self.update_model(action, &outcome, &before);
+        if !action.is_gangplank() {
             self.world.model.note_losses(&self.world.snapshot);
         }
-        if action.is_ours() && outcome.succeeded() && self.world.ours == Implementation::Gangplank {
-            self.check_remains(action, gone.as_ref());
+        if action.is_gangplank()
+            && outcome.succeeded()
+            && self.world.ours == Implementation::Gangplank
+        {
+            self.check_leftovers(action, gone.as_ref());
         }
         self.check_addresses(action);
         self.check_connectivity(action, &outcome, gone.as_ref());
@@ -160,8 +162,8 @@ impl History {
         }
     }
 
-    /// Brings the model up to date; the attachment that was deleted.
-    fn follow(
+    /// Updates the model. Returns the deleted attachment.
+    fn update_model(
         &mut self,
         action: &Action,
         outcome: &Outcome,
@@ -169,37 +171,37 @@ impl History {
     ) -> Option<Attachment> {
         match action {
             Action::Call(by, verb, target, options) => {
-                // ADD of the Go plugin leaves its link when IPAM fails.
+                // A failed ADD of the Go plugin leaves its link if IPAM failed.
                 let is_left = *by == Implementation::Go && !outcome.succeeded();
                 if is_left || options.kill_after.is_some() || options.netns != NetnsArgument::Own {
-                    self.unclean
+                    self.possible_leftovers
                         .insert((target.pod.clone(), target.ifname.clone()));
                 }
                 match verb {
-                    Verb::Add => self.follow_add(*by, target, outcome, before),
+                    Verb::Add => self.update_add(*by, target, outcome, before),
                     Verb::Del => {
-                        self.note_left(*by, target, options, outcome);
-                        self.follow_indistinct(target, options);
-                        return self.follow_del(target, outcome);
+                        self.note_left_by_del(*by, target, options, outcome);
+                        self.update_indistinguishable(target, options);
+                        return self.update_del(target, outcome);
                     }
                     Verb::Check => {}
                 }
             }
             Action::Gc(_, network, Some(pod)) if outcome.succeeded() => {
-                self.follow_gc(network, pod)
+                self.update_gc(network, pod)
             }
-            // Whether the machine rebooted or not: what ended before may be collected.
+            // Resources of pods that ended may be removed.
             Action::Node(command) if command.contains("/run/boot_id") => {
                 self.world.model.has_rebooted = true;
             }
-            Action::End(pod) => self.unclean.retain(|(it, _)| it != pod),
-            Action::Reboot => self.unclean.clear(),
+            Action::End(pod) => self.possible_leftovers.retain(|(it, _)| it != pod),
+            Action::Reboot => self.possible_leftovers.clear(),
             _ => {}
         }
         None
     }
 
-    fn follow_add(
+    fn update_add(
         &mut self,
         by: Implementation,
         target: &Target,
@@ -209,7 +211,7 @@ impl History {
         let mut attachment = match &outcome.answer {
             Some(answer) if outcome.succeeded() => self.world.attachment_of(by, target, answer),
             _ if outcome.was_killed() && !self.world.model.lives(target) => {
-                Attachment::unclear(by, self.world.config(&target.network))
+                Attachment::unknown(by, self.world.config(&target.network))
             }
             _ => return,
         };
@@ -225,7 +227,7 @@ impl History {
         attachment.links = new
             .filter(|index| before.link_name(*index).is_none())
             .collect();
-        // An element of an address that is assigned again is the new attachment's.
+        // A map element belongs to the attachment to which its address is assigned now.
         let elements = attachment.addresses.iter().map(|ip| format!(" {ip} "));
         let elements: Vec<String> = elements.collect();
         let is_new = |key: &String| elements.iter().any(|it| key.contains(it));
@@ -234,19 +236,19 @@ impl History {
             .model
             .attachments
             .insert(target.clone(), attachment);
-        self.world.remember(target);
+        self.world.update_cache(target);
     }
 
-    /// A GC without a pod in its list may detach it, or leave it as it is.
-    fn follow_gc(&mut self, network: &str, pod: &str) {
+    /// GC removes the resources of a pod that is not valid, or keeps all of them.
+    fn update_gc(&mut self, network: &str, pod: &str) {
         let all = self.world.model.attachments.keys();
         let dropped = all.filter(|it| it.network == network && it.pod == pod);
         for target in dropped.cloned().collect::<Vec<Target>>() {
             let attachment = self.world.model.attachments.remove(&target);
             let attachment = attachment.expect("it is one of them");
-            self.unclean
+            self.possible_leftovers
                 .insert((target.pod.clone(), target.ifname.clone()));
-            self.world.remember(&target);
+            self.world.update_cache(&target);
             let snapshot = &self.world.snapshot;
             let has_link = attachment
                 .links
@@ -254,7 +256,7 @@ impl History {
                 .any(|index| snapshot.link_name(*index).is_some());
             let has_lease = |ip: &IpAddr| snapshot.lease(network, &ip.to_string()).is_some();
             let is_freed = !attachment.addresses.iter().all(has_lease) && !attachment.lost_lease;
-            // Where host-local is called directly, the caller deletes the link.
+            // If host-local is called directly, the caller deletes the link.
             let is_bridge = !["flat", "raw"].contains(&target.network.as_str());
             if has_link && is_freed && is_bridge && attachment.state == State::Live {
                 self.find(
@@ -265,7 +267,7 @@ impl History {
             }
             if has_link {
                 let attachment = Attachment {
-                    state: State::Unclear,
+                    state: State::Unknown,
                     ..attachment
                 };
                 self.world.model.attachments.insert(target, attachment);
@@ -273,26 +275,26 @@ impl History {
         }
     }
 
-    fn follow_indistinct(&mut self, target: &Target, options: &Options) {
+    fn update_indistinguishable(&mut self, target: &Target, options: &Options) {
         let model = &mut self.world.model;
-        for taken in model.indistinct(target, options) {
+        for taken in model.indistinguishable(target, options) {
             let attachment = model.attachments.get_mut(&taken).expect("it is known");
             let mut links = attachment.links.iter();
             if !links.any(|index| self.world.snapshot.link_name(*index).is_some()) {
-                attachment.state = State::Unclear;
+                attachment.state = State::Unknown;
             }
         }
     }
 
-    fn follow_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
+    fn update_del(&mut self, target: &Target, outcome: &Outcome) -> Option<Attachment> {
         if !outcome.succeeded() {
             if let Some(attachment) = self.world.model.attachments.get_mut(target) {
-                attachment.state = State::Unclear;
+                attachment.state = State::Unknown;
             }
             return None;
         }
         let gone = self.world.model.attachments.remove(target);
-        self.world.remember(target);
+        self.world.update_cache(target);
         gone
     }
 }

@@ -1,4 +1,4 @@
-//! What a runtime and an administrator know of the pods: which attachments live, and what may be expected of them.
+//! The expected state: which attachments are live, and what they must have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,18 +9,16 @@ use super::action::{Implementation, NetnsArgument, Options, Target};
 use super::networks;
 use super::snapshot::{Owner, Snapshot};
 
-/// How far an attachment is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its ADD succeeded and nobody has deleted it.
+    /// ADD succeeded, and the attachment was not deleted.
     Live,
-    /// Its pod ended without a DEL.
+    /// The pod ended without DEL.
     Dead,
-    /// A call for it was killed or failed: what there is of it is not known until a DEL succeeds.
-    Unclear,
+    /// A call was killed or failed: the state is unknown until a DEL succeeds.
+    Unknown,
 }
 
-/// What is known of an attachment since its ADD.
 #[derive(Clone, Debug)]
 pub struct Attachment {
     pub state: State,
@@ -31,15 +29,15 @@ pub struct Attachment {
     pub gateways: Vec<IpAddr>,
     /// The indices of its links on the host.
     pub links: BTreeSet<u64>,
-    /// A foreign action took or changed its lease: its address may be assigned again.
+    /// A foreign action removed or changed its lease, so its address may be assigned again.
     pub lost_lease: bool,
 }
 
 impl Attachment {
-    /// An attachment of which nothing is known but its configuration.
-    pub fn unclear(by: Implementation, config: &Value) -> Attachment {
+    /// An attachment in the state [`State::Unknown`].
+    pub fn unknown(by: Implementation, config: &Value) -> Attachment {
         Attachment {
-            state: State::Unclear,
+            state: State::Unknown,
             made_by: by,
             config: config.clone(),
             result: Value::Null,
@@ -50,7 +48,7 @@ impl Attachment {
         }
     }
 
-    /// The living attachment of a result.
+    /// A live attachment with this result.
     pub fn living(by: Implementation, config: &Value, result: Value) -> Attachment {
         let ips = |key: &str| -> Vec<IpAddr> {
             let list = result["ips"].as_array().into_iter().flatten();
@@ -66,51 +64,48 @@ impl Attachment {
             addresses: ips("address"),
             gateways,
             result,
-            ..Attachment::unclear(by, config)
+            ..Attachment::unknown(by, config)
         }
     }
 
-    /// Whether an object of that owner may be this one's: a MAC spoof check does not name its network.
+    /// Whether an object of that owner may belong to this attachment: a MAC spoof check does not name its network.
     pub fn may_have(&self, owner: &Owner) -> bool {
         owner.network.is_some() || self.config["macspoofchk"] == true
     }
 
-    /// Whether the node forwards its packets and translates their source addresses.
     pub fn is_masqueraded(&self) -> bool {
         self.config["ipMasq"] == true && networks::is_gateway(&self.config)
     }
 }
 
-/// All attachments that are not properly deleted.
+/// All attachments without a successful DEL.
 #[derive(Default)]
 pub struct Model {
     pub attachments: BTreeMap<Target, Attachment>,
-    /// Whether the boot ID changed, after which leases of attachments that do not live are nobody's.
+    /// Whether the boot ID changed. Leases without a live attachment are then stale.
     pub has_rebooted: bool,
 }
 
 impl Model {
-    /// Those that live.
     pub fn living(&self) -> impl Iterator<Item = (&Target, &Attachment)> {
         let all = self.attachments.iter();
         all.filter(|(_, attachment)| attachment.state == State::Live)
     }
 
-    /// Whether an attachment lives.
     pub fn lives(&self, target: &Target) -> bool {
         let attachment = self.attachments.get(target);
         attachment.is_some_and(|it| it.state == State::Live)
     }
 
-    /// Whether an object belongs to a living attachment other than `except`.
+    /// Whether an object belongs to a live attachment other than `except`.
     pub fn is_of_living(&self, owner: &Owner, except: Option<&Target>) -> bool {
         let mut others = self.living().filter(|(target, _)| Some(*target) != except);
         others.any(|(target, attachment)| attachment.may_have(owner) && owner.may_be(target))
     }
 
-    /// The attachments whose link DEL on a layer-2 network may take for its own, and the Go plugin's DEL does: without
-    /// prevResult and leases nothing but the bridge and the name in the namespace speaks for a link of the Go plugin.
-    pub fn indistinct(&self, target: &Target, options: &Options) -> BTreeSet<Target> {
+    /// The attachments whose link DEL on a layer-2 network cannot distinguish from its own: without prevResult and
+    /// leases a link of the Go plugin is identified only by its bridge and its name in the namespace.
+    pub fn indistinguishable(&self, target: &Target, options: &Options) -> BTreeSet<Target> {
         let known = self.attachments.get(target);
         let has_result = known.is_some_and(|it| !it.result.is_null());
         let namespace = match &options.netns {
@@ -143,20 +138,20 @@ impl Model {
         all.any(|attachment| attachment.state != State::Dead && attachment.links.contains(&index))
     }
 
-    /// The living attachment that has a link on the host.
+    /// The live attachment with this link on the host.
     pub fn living_with_link(&self, index: u64) -> Option<&Target> {
         let mut living = self.living();
         let found = living.find(|(_, attachment)| attachment.links.contains(&index));
         found.map(|(target, _)| target)
     }
 
-    /// Notes which living attachments have no link or no lease any more after a foreign action.
+    /// Records which live attachments lost their link or lease to a foreign action.
     pub fn note_losses(&mut self, snapshot: &Snapshot) {
         for (target, attachment) in &mut self.attachments {
             let mut links = attachment.links.iter();
             let has_link = links.any(|index| snapshot.link_name(*index).is_some());
             if attachment.state == State::Live && !attachment.links.is_empty() && !has_link {
-                attachment.state = State::Unclear;
+                attachment.state = State::Unknown;
             }
             if !networks::has_leases(&attachment.config) {
                 continue;
@@ -172,7 +167,7 @@ impl Model {
 }
 
 impl Owner {
-    /// Whether an attachment may be the owner, as far as the object names it.
+    /// Whether the attachment matches all names of the owner.
     pub fn may_be(&self, target: &Target) -> bool {
         self.container == target.pod
             && self

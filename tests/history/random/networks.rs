@@ -1,20 +1,20 @@
-//! The networks of a node and what is known of their configurations.
+//! The networks of a node.
 
 use serde_json::{Value, json};
 
-/// The containers; few, so that names are used again.
+/// The containers: few, so that names are reused.
 pub const PODS: [&str; 5] = ["p0", "p1", "p2", "p3", "p4"];
 
 /// Interface names in pods; `eth0` most of the time.
 pub const INTERFACES: [&str; 2] = ["eth0", "eth1"];
 
-/// The bridges that networks use, and one that they may be moved to.
+/// The bridges of the networks, and `br9`, to which actions move them.
 pub const BRIDGES: [&str; 5] = ["br0", "br1", "br2", "br3", "br9"];
 
-/// Names of all networks; `raw` is host-local called directly.
+/// All networks; `raw` is host-local called directly.
 pub const NETWORKS: [&str; 7] = ["gw", "nft", "dual", "nogw", "flat", "fwd", "raw"];
 
-/// The configuration of a network at the beginning. Ranges are small, so that addresses are used again.
+/// The initial configuration of a network. Ranges are small, so that addresses are reused.
 pub fn config(network: &str) -> Value {
     let mut config = json!({ "cniVersion": "1.0.0", "name": network, "type": "bridge" });
     let keys = match network {
@@ -52,7 +52,6 @@ pub fn config(network: &str) -> Value {
     config
 }
 
-/// Whether the node itself is the pods' gateway.
 pub fn is_gateway(config: &Value) -> bool {
     config["isGateway"] == true || config["isDefaultGateway"] == true
 }
@@ -75,7 +74,6 @@ pub fn is_direct(config: &Value) -> bool {
     config["type"] == "host-local"
 }
 
-/// Whether pods of a network reach what is outside of it through the gateway.
 pub fn has_default_route(config: &Value) -> bool {
     config["isDefaultGateway"] == true || !config["ipam"]["routes"].is_null()
 }

@@ -1,4 +1,4 @@
-//! The state of a node as a set of facts, read by programs that are not ours, each with whom it belongs to.
+//! The state of a node as a set of facts, each with its owner, read with iproute2, iptables-save and nft.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::{Deserializer, Value};
 use super::networks::{INTERFACES, NETWORKS, PODS};
 use crate::support::{Node, chain_of, command};
 
-/// The attachment, or all of a container's attachments to a network, that an object was made for.
+/// The attachment, or all attachments of a container to a network, that an object belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     pub network: Option<String>,
@@ -19,22 +19,28 @@ pub struct Owner {
     pub ifname: Option<String>,
 }
 
-/// What a fact is about.
+/// The object that a fact describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// A link, an address or route of it, or a kernel parameter of it: the index and the name.
-    Link { index: u64, name: String },
-    /// An address of a link.
-    Address { link: String },
-    /// A route.
-    Route { link: String },
-    /// A kernel parameter of a link, or of the node (`all`).
-    Parameter { link: String },
+    Link {
+        index: u64,
+        name: String,
+    },
+    Address {
+        link: String,
+    },
+    Route {
+        link: String,
+    },
+    /// A sysctl of a link, or of the node (`all`).
+    Parameter {
+        link: String,
+    },
     /// A rule, chain or map element of an attachment.
     Rule(Owner),
-    /// What plugins share: base chains, tables, chains of a network.
+    /// Objects shared by attachments: tables, base chains, chains of a network.
     Shared,
-    /// A file of a network's lease directory, with its owner where it is a lease.
+    /// A file in a network's lease directory; a lease has an owner.
     Lease {
         network: String,
         owner: Option<Owner>,
@@ -50,13 +56,13 @@ pub struct Fact {
     pub value: String,
 }
 
-/// All facts by a key that names the object.
+/// Facts by a key that identifies the object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub facts: BTreeMap<String, Fact>,
 }
 
-/// One object that is another than before: its key, and the fact before and after.
+/// A changed object.
 pub struct Change<'s> {
     pub key: &'s str,
     pub before: Option<&'s Fact>,
@@ -64,13 +70,12 @@ pub struct Change<'s> {
 }
 
 impl Change<'_> {
-    /// What the object is, or was.
     pub fn subject(&self) -> &Subject {
         let fact = self.after.or(self.before);
         &fact.expect("a change has a side").subject
     }
 
-    /// What kind of object it is, and what happened to it.
+    /// The type of object, and whether it is new or gone.
     pub fn kind(&self) -> String {
         let object = match self.subject() {
             Subject::Link { name, .. } if name.starts_with("veth") => "a pod's link",
@@ -79,9 +84,9 @@ impl Change<'_> {
             Subject::Route { .. } => "a route",
             Subject::Parameter { .. } => "a kernel parameter",
             Subject::Rule(_) => "a rule of an attachment",
-            Subject::Shared => "what plugins share",
+            Subject::Shared => "a shared object",
             Subject::Lease { .. } => "a lease",
-            Subject::Foreign => "rules of others",
+            Subject::Foreign => "a foreign rule",
         };
         match (self.before, self.after) {
             (None, _) => format!("{object} (new)"),
@@ -90,7 +95,6 @@ impl Change<'_> {
         }
     }
 
-    /// The change as text.
     pub fn text(&self) -> String {
         let side = |fact: Option<&Fact>| fact.map_or("absent".to_owned(), |it| it.value.clone());
         format!(
@@ -102,10 +106,9 @@ impl Change<'_> {
     }
 }
 
-/// Where leases are.
 pub const LEASES: &str = "/var/lib/cni/networks";
 
-/// The parameters of a link that plugins or administrators write.
+/// The sysctls that plugins or administrators change.
 const PARAMETERS: [&str; 3] = [
     "ipv6/conf/LINK/accept_ra",
     "ipv4/conf/LINK/rp_filter",
@@ -117,7 +120,7 @@ impl Snapshot {
     pub fn take(node: &Node) -> Snapshot {
         let mut snapshot = Snapshot::default();
         let outputs = node.inside(|| {
-            // A thread's own: this one is on the node, and the process is not.
+            // /proc/thread-self, because only this thread is in the node's namespaces.
             let has_legacy = fs::read_to_string("/proc/thread-self/net/ip_tables_names");
             let has_legacy = has_legacy.is_ok_and(|names| !names.is_empty());
             let mut lines = vec![
@@ -146,7 +149,6 @@ impl Snapshot {
         snapshot
     }
 
-    /// What differs in a later snapshot.
     pub fn changes<'s>(&'s self, later: &'s Snapshot) -> Vec<Change<'s>> {
         let keys: BTreeSet<&String> = self.facts.keys().chain(later.facts.keys()).collect();
         let change = |key: &'s String| Change {
@@ -160,7 +162,6 @@ impl Snapshot {
             .collect()
     }
 
-    /// The name of a link.
     pub fn link_name(&self, index: u64) -> Option<&str> {
         match &self.facts.get(&format!("link {index}"))?.subject {
             Subject::Link { name, .. } => Some(name),
@@ -168,25 +169,21 @@ impl Snapshot {
         }
     }
 
-    /// The link with a name.
     fn link(&self, wanted: &str) -> Option<&Fact> {
         let mut facts = self.facts.values();
         facts.find(|fact| matches!(&fact.subject, Subject::Link { name, .. } if name == wanted))
     }
 
-    /// The MAC address of the link with a name.
     pub fn mac_of(&self, name: &str) -> Option<&str> {
         let (_, mac) = self.link(name)?.value.split_once(" mac=\"")?;
         mac.split('"').next()
     }
 
-    /// Whether the link with a name is up.
     pub fn is_up(&self, name: &str) -> bool {
         self.link(name)
             .is_some_and(|link| link.value.contains(" up=true "))
     }
 
-    /// Whether there is a link of a name.
     pub fn has_link(&self, name: &str) -> bool {
         self.link(name).is_some()
     }
@@ -198,7 +195,7 @@ impl Snapshot {
             .is_some_and(|link| link.value.contains(" stp=1 "))
     }
 
-    /// Whether an administrator has the host drop what it would forward.
+    /// Whether the policy of FORWARD is DROP.
     pub fn drops_forwarded(&self) -> bool {
         let mut facts = self.facts.iter();
         facts.any(|(key, fact)| {
@@ -206,7 +203,7 @@ impl Snapshot {
         })
     }
 
-    /// How many links have an address.
+    /// The number of links with an address.
     pub fn links_with(&self, address: IpAddr) -> usize {
         let wanted = format!(" {address}/");
         let of_links = self.facts.iter().filter(|(key, fact)| {
@@ -227,7 +224,6 @@ impl Snapshot {
         })
     }
 
-    /// The content of a lease.
     pub fn lease(&self, network: &str, address: &str) -> Option<&str> {
         let fact = self.facts.get(&format!("file {network}/{address}"))?;
         Some(&fact.value)
@@ -237,7 +233,7 @@ impl Snapshot {
         self.facts.insert(key, Fact { subject, value });
     }
 
-    /// Links, addresses, routes; the names of links that are no pods'.
+    /// Adds links, addresses and routes. Returns the names of links that do not belong to pods.
     fn links(&mut self, text: &str) -> Vec<String> {
         let mut names = Vec::new();
         let documents = Deserializer::from_str(text).into_iter::<Value>().flatten();
@@ -292,7 +288,7 @@ impl Snapshot {
     fn addresses(&mut self, link: &Value) {
         let name = text_of(link, "ifname");
         for address in link["addr_info"].as_array().into_iter().flatten() {
-            // Link-local ones are the kernel's.
+            // The kernel assigns link-local addresses.
             if address["scope"] == "link" {
                 continue;
             }
@@ -371,7 +367,7 @@ impl Snapshot {
         }
     }
 
-    /// Rules of `iptables-save`: those of attachments one by one, all others as the list of their chain.
+    /// Parses `iptables-save`: one fact per rule of an attachment, one fact per chain for all others.
     fn iptables(&mut self, program: &str, text: &str) {
         let mut table = "";
         for line in text.lines() {
@@ -388,7 +384,7 @@ impl Snapshot {
                             String::new(),
                         );
                     }
-                    // An empty base chain that accepts is as good as none.
+                    // An empty base chain with the policy ACCEPT has no effect.
                     None if policy == Some("ACCEPT") => {}
                     None => self.append(
                         &format!("{program} {table} {name}"),
@@ -420,7 +416,7 @@ impl Snapshot {
         fact.value += "\n";
     }
 
-    /// Tables of nft, without the translation of iptables' tables.
+    /// Parses `nft list ruleset`, without the tables of iptables-nft.
     fn nftables(&mut self, text: &str) {
         let mut table = String::new();
         let mut chain = String::new();
@@ -464,7 +460,7 @@ impl Snapshot {
         }
     }
 
-    /// A line of a plugin's own table, which may have several elements: of attachments are those with their comment.
+    /// A line of a table of a plugin, which may have several elements. Elements of attachments have a comment.
     fn plugin_line(&mut self, table: &str, line: &str) {
         let line = line.trim_start_matches("elements = { ");
         for element in split_outside_quotes(line) {
@@ -475,7 +471,7 @@ impl Snapshot {
     }
 }
 
-/// The parts of a list whose comments, in quotes, have commas as well.
+/// Splits at commas outside of quotes.
 fn split_outside_quotes(line: &str) -> Vec<String> {
     let mut is_quoted = false;
     let parts = line.split(|c: char| {

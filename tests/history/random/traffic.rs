@@ -1,4 +1,4 @@
-//! Packets between pods, their gateways and a host outside: all probes of a node at once, over UDP, in one loop.
+//! UDP probes between pods, their gateways and a host outside, all at once in one loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,16 +10,15 @@ use nix::poll::{PollFd, PollFlags, poll};
 use super::action::Target;
 use crate::support::{Namespace, Node};
 
-/// The port of the gateways and of the host outside; pods' ports are the kernel's choice, so that each probe is a new flow
-/// for connection tracking: an old one is translated even after its rule is gone.
+/// The port of the gateways and of the host outside. Pods use ephemeral ports, so that each probe is a new conntrack
+/// entry: an existing entry is translated even after its rule was removed.
 const PORT: u16 = 7777;
 
-/// How often an answer is asked for that may be missing, and one whose absence is a violation: the kernel asks for a
-/// neighbour's MAC address again after a second (net.ipv4.neigh.default.retrans_time_ms).
+/// The number of rounds to wait for an answer that may be missing, and for one that is required: the kernel repeats a
+/// neighbour request after a second (net.ipv4.neigh.default.retrans_time_ms).
 pub const ROUNDS: u32 = 14;
 pub const PATIENT_ROUNDS: u32 = 120;
 
-/// How long each time is waited.
 const ROUND_MILLISECONDS: u16 = 30;
 
 /// The other end of a probe.
@@ -30,7 +29,7 @@ pub enum Peer {
     Pod(Target),
 }
 
-/// One direction of connectivity of one family.
+/// Connectivity in one direction and address family.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Edge {
     pub from: Target,
@@ -65,7 +64,7 @@ pub struct Sender<'p> {
     pub is_masqueraded: bool,
 }
 
-/// The sockets that answer on the node and outside.
+/// The sockets that reply on the node and outside.
 pub struct Traffic {
     answering: Vec<UdpSocket>,
     outside: [IpAddr; 2],
@@ -81,7 +80,8 @@ impl Traffic {
         Traffic { answering, outside }
     }
 
-    /// The probes that are answered now. Waits for those that are `expected`; others count when their answer comes at once.
+    /// The probes that are answered. Waits for those that are `expected`; others count if their answer arrives in the
+    /// meantime.
     pub fn measure(
         &self,
         senders: &[Sender<'_>],
@@ -170,12 +170,12 @@ impl Round<'_> {
         for _ in 0..rounds {
             for (number, (_, socket, to)) in self.probes.iter().enumerate() {
                 if !answered[number] {
-                    // Without a route there is an error at once, which is an answer that does not come.
+                    // Without a route send fails; the probe counts as unanswered.
                     let _ = self.sockets[*socket].send_to(format!("Q{number}").as_bytes(), to);
                 }
             }
             let mut is_complete = false;
-            // After the last wanted answer the others have a moment.
+            // Waits one more round for the others after the last expected answer.
             while self.receive(
                 if is_complete { 1 } else { ROUND_MILLISECONDS },
                 &mut answered,
@@ -191,7 +191,7 @@ impl Round<'_> {
         answered
     }
 
-    /// Answers questions and notes answers; false when nothing came within the time.
+    /// Replies to probes and records answers. False if nothing arrived in time.
     fn receive(&self, milliseconds: u16, answered: &mut [bool]) -> bool {
         let flags = PollFlags::POLLIN;
         let mut ready: Vec<PollFd<'_>> = self

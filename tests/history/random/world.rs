@@ -17,8 +17,8 @@ use crate::support::{Answer, Call, Node, PATH, Pod, binary, go_plugins, wire};
 const CONF: &str = "/run/net.d";
 const CACHE: &str = "/run/results";
 
-/// What the first shell command of a node makes: forwarding state as on a host outside a cluster, no duplicate address
-/// detection (its second would be waited for at every step), a copy of `iptables`' alternatives that an action may turn.
+/// Prepares a node: no duplicate address detection (which would add a second to each step), a writable copy of
+/// /etc/alternatives, in which actions switch the variant of iptables.
 const PREPARE: &str = r"
 set -e
 mkdir -p /run/tools /run/upper /run/work /run/net.d /run/results /run/backup
@@ -34,9 +34,8 @@ ip address add 192.0.2.1/24 dev eth0
 ip address add 2001:db8::1/64 dev eth0 nodad
 ";
 
-/// What came of an action.
 pub struct Outcome {
-    /// What a plugin or our command line answered.
+    /// The answer of a plugin or of the gangplank CLI.
     pub answer: Option<Answer>,
     pub took: Duration,
 }
@@ -51,7 +50,7 @@ impl Outcome {
 
     /// Whether the call was killed.
     pub fn was_killed(&self) -> bool {
-        // A shell's status of a killed process is 128 and the signal.
+        // The shell's exit status of a killed process is 128 + signal.
         let killed = [None, Some(137), Some(124)];
         self.answer
             .as_ref()
@@ -59,24 +58,22 @@ impl Outcome {
     }
 }
 
-/// A node with a history.
 pub struct World {
     pub node: Node,
     _outside: Node,
     traffic: Traffic,
     pods: BTreeMap<String, Pod>,
     configs: BTreeMap<String, Value>,
-    /// Whose plugins play the part of ours.
+    /// The plugins that are called instead of gangplank's.
     pub ours: Implementation,
     pub model: Model,
-    /// The node after the last action.
+    /// The state after the last action.
     pub snapshot: Snapshot,
     /// The probes that were answered after the last action.
     pub edges: BTreeSet<Edge>,
 }
 
 impl World {
-    /// A node without a history.
     pub fn new(ours: Implementation) -> World {
         let (node, outside) = (Node::new("node"), Node::new("outside"));
         for plugin in ["bridge", "host-local"] {
@@ -112,12 +109,11 @@ impl World {
         world
     }
 
-    /// The present configuration of a network.
     pub fn config(&self, network: &str) -> &Value {
         &self.configs[network]
     }
 
-    /// Carries out an action; the state of the node and the model are not read anew.
+    /// Carries out an action, without updating snapshot and model.
     pub fn act(&mut self, action: &Action) -> Outcome {
         let began = Instant::now();
         let answer = match action {
@@ -159,12 +155,10 @@ impl World {
         }
     }
 
-    /// Reads the node's state, and the model's from it.
     pub fn observe(&mut self) -> Snapshot {
         Snapshot::take(&self.node)
     }
 
-    /// The probes that are answered now; waits for the expected ones.
     pub fn measure(&self, expected: &BTreeSet<Edge>, rounds: u32) -> BTreeSet<Edge> {
         let living = self.model.living();
         let senders: Vec<Sender<'_>> = living
@@ -238,8 +232,8 @@ impl World {
         let answer = call.run();
         if answer.code == Some(0) {
             match (verb, target.network.as_str()) {
-                (Verb::Add, "flat") => self.give_address(target),
-                (Verb::Add, "raw") => self.give_link(target, &answer),
+                (Verb::Add, "flat") => self.add_flat_address(target),
+                (Verb::Add, "raw") => self.add_raw_link(target, &answer),
                 (Verb::Del, "raw") => self.delete_link(target),
                 _ => {}
             }
@@ -247,8 +241,8 @@ impl World {
         answer
     }
 
-    /// Does what a plugin does that calls host-local, such as ptp: a link with the address.
-    fn give_link(&self, target: &Target, answer: &Answer) {
+    /// Adds a link with the address, as a plugin that calls host-local does, for example ptp.
+    fn add_raw_link(&self, target: &Target, answer: &Answer) {
         let Target { pod, ifname, .. } = target;
         let (link, inside) = (raw_link(target), format!("raw-{ifname}"));
         let result = answer.ok();
@@ -268,8 +262,8 @@ impl World {
         );
     }
 
-    /// Does what a DHCP server would: a flat network has no IPAM.
-    fn give_address(&self, target: &Target) {
+    /// Assigns an address, as DHCP would: a flat network has no IPAM.
+    fn add_flat_address(&self, target: &Target) {
         let Target { pod, ifname, .. } = target;
         let command = format!("ip address add {} dev {ifname}", flat_address(target));
         let _ = self.pods[pod].try_run(&command);
@@ -329,8 +323,8 @@ impl World {
         }
     }
 
-    /// Writes or removes what libcni keeps of an attachment.
-    pub fn remember(&self, target: &Target) {
+    /// Writes or removes libcni's cache entry of an attachment.
+    pub fn update_cache(&self, target: &Target) {
         let Target {
             pod,
             network,
@@ -367,7 +361,7 @@ impl World {
             .partition(|(name, _)| is_ended(name));
         self.pods = others;
         for pod in ended.into_values() {
-            // The kernel deletes the links of a namespace some time after it; the history continues when that is done.
+            // The kernel deletes the links of a namespace asynchronously.
             let links = pod.run("ip -o link");
             for peer in links.lines().filter_map(host_end) {
                 if let Some(name) = self.snapshot.link_name(peer) {
@@ -404,7 +398,7 @@ impl World {
         variables
     }
 
-    /// The living attachment of a successful ADD. On a flat network the address is the one that this test gave.
+    /// The live attachment of a successful ADD. On a flat network the address is that of `flat_address`.
     pub fn attachment_of(
         &self,
         by: Implementation,
@@ -432,7 +426,7 @@ impl World {
     }
 }
 
-/// The host's end of a link that this test gives a pod with an address of host-local.
+/// The host end of a link that `add_raw_link` creates.
 fn raw_link(target: &Target) -> String {
     format!("vethraw-{}-{}", target.pod, target.ifname)
 }

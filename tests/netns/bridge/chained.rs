@@ -1,10 +1,10 @@
-//! `bridge` behind another plugin in a chain: what that has made stays in the result.
+//! `bridge` after another plugin in a chain: prevResult is included in its result.
 
 use serde_json::{Value, json};
 
 use crate::support::{Network, Node, requires, skip_for_go, small_network};
 
-/// What a plugin that made `net0` in the pod has told.
+/// The result of a plugin that created `net0` in the pod.
 fn previous() -> Value {
     json!({
         "cniVersion": "1.0.0",
@@ -28,9 +28,9 @@ fn config() -> Value {
 }
 
 #[test]
-fn the_result_has_what_was_there_and_ours_behind_it() {
+fn the_items_of_prev_result_come_first_in_the_result() {
     requires!("ping");
-    if skip_for_go("ADD drops prevResult from its own") {
+    if skip_for_go("the result of ADD does not include prevResult") {
         return;
     }
     let node = Node::new("node");
@@ -63,7 +63,7 @@ fn the_result_has_what_was_there_and_ours_behind_it() {
         result["dns"],
         json!({ "nameservers": ["192.0.2.53", "10.0.0.53"], "domain": "first.example" })
     );
-    // The other plugin's address is not put on our interface, and CHECK does not look for it there.
+    // The address of the previous plugin is not added to `eth0`, and CHECK does not expect it there.
     assert_eq!(pod.addresses("eth0"), ["10.77.0.2/24"]);
     network.check(&pod, &result).ok();
     pod.run("ip route del default");
@@ -74,9 +74,9 @@ fn the_result_has_what_was_there_and_ours_behind_it() {
 }
 
 #[test]
-fn older_versions_keep_it_in_their_shape_and_the_oldest_have_no_chains() {
+fn prev_result_is_converted_and_ignored_before_0_3_0() {
     requires!();
-    if skip_for_go("ADD drops prevResult from its own") {
+    if skip_for_go("the result of ADD does not include prevResult") {
         return;
     }
     let node = Node::new("node");
@@ -95,7 +95,7 @@ fn older_versions_keep_it_in_their_shape_and_the_oldest_have_no_chains() {
 }
 
 #[test]
-fn a_previous_result_of_the_wrong_type_is_refused_before_anything_is_touched() {
+fn a_prev_result_of_the_wrong_type_is_rejected_before_any_change() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -114,7 +114,7 @@ fn a_previous_result_of_the_wrong_type_is_refused_before_anything_is_touched() {
 }
 
 #[test]
-fn a_previous_result_that_cannot_be_read_is_ignored() {
+fn an_unreadable_prev_result_is_ignored() {
     requires!();
     let node = Node::new("node");
     for (pod, wrong) in [

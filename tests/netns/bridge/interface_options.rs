@@ -1,4 +1,4 @@
-//! What a user asks of a pod's interface: its MAC, its routes, its name service; and how results tell it.
+//! Options of a pod's interface: MAC address, routes and DNS, and the format of results.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ fn mac_of(pod: &Pod) -> String {
 }
 
 #[test]
-fn a_mac_is_asked_for_in_three_ways_and_the_runtimes_wins() {
+fn a_mac_address_can_be_requested_in_three_ways_and_runtime_config_wins() {
     requires!("ping");
     let node = Node::new("node");
     let network = node.network(small_network());
@@ -77,7 +77,7 @@ fn a_mac_is_asked_for_in_three_ways_and_the_runtimes_wins() {
 }
 
 #[test]
-fn an_empty_mac_asks_for_nothing() {
+fn an_empty_mac_address_is_ignored() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -90,9 +90,9 @@ fn an_empty_mac_asks_for_nothing() {
 }
 
 #[test]
-fn a_reused_address_is_found_at_once_because_the_mac_follows_from_it() {
+fn a_reused_ip_address_has_the_same_mac_address() {
     requires!("ping");
-    if skip_for_go("its MACs are random, so neighbours' caches are wrong for a while") {
+    if skip_for_go("its MAC addresses are random, so cached neighbour entries are stale") {
         return;
     }
     let node = Node::new("node");
@@ -106,7 +106,7 @@ fn a_reused_address_is_found_at_once_because_the_mac_follows_from_it() {
 }
 
 #[test]
-fn the_configurations_dns_replaces_that_of_ipam() {
+fn dns_of_the_configuration_replaces_that_of_ipam() {
     requires!();
     let node = Node::new("node");
     node.write(
@@ -131,7 +131,7 @@ fn the_configurations_dns_replaces_that_of_ipam() {
 }
 
 #[test]
-fn routes_are_programmed_as_they_are_written() {
+fn routes_are_added_as_configured() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -158,7 +158,7 @@ fn routes_are_programmed_as_they_are_written() {
 }
 
 #[test]
-fn the_attributes_of_routes_are_programmed_and_told() {
+fn route_attributes_are_set_and_reported() {
     requires!();
     if skip_for_go("D12: mtu and advmss are not programmed; Debian's drops the others too") {
         return;
@@ -194,7 +194,7 @@ fn the_attributes_of_routes_are_programmed_and_told() {
     }
 }
 
-/// The result with what a kernel chooses replaced by words.
+/// The result with placeholders for values that differ between runs.
 fn normalized(mut result: Value) -> Value {
     let interfaces = result.get_mut("interfaces").and_then(Value::as_array_mut);
     for interface in interfaces.into_iter().flatten() {
@@ -208,7 +208,7 @@ fn normalized(mut result: Value) -> Value {
 }
 
 #[test]
-fn every_version_has_its_own_shape_of_a_result() {
+fn results_have_the_format_of_the_requested_version() {
     requires!();
     let node = Node::new("node");
     let versions = [
@@ -269,7 +269,7 @@ fn every_version_has_its_own_shape_of_a_result() {
 }
 
 #[test]
-fn an_empty_dns_is_printed_before_1_0_0_and_not_since() {
+fn an_empty_dns_is_printed_only_before_1_0_0() {
     requires!();
     let node = Node::new("node");
     for (version, printed) in [
@@ -290,7 +290,7 @@ fn an_empty_dns_is_printed_before_1_0_0_and_not_since() {
 }
 
 #[test]
-fn a_result_tells_macs_and_names_that_the_kernel_confirms() {
+fn macs_and_names_in_the_result_match_the_kernel() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");
@@ -303,7 +303,7 @@ fn a_result_tells_macs_and_names_that_the_kernel_confirms() {
 }
 
 #[test]
-fn the_name_of_the_hosts_end_follows_from_the_attachment_and_tells_whose_it_is() {
+fn the_host_end_has_a_derived_name_and_an_alias() {
     requires!();
     if skip_for_go("its names are random and without an alias") {
         return;
@@ -320,7 +320,7 @@ fn the_name_of_the_hosts_end_follows_from_the_attachment_and_tells_whose_it_is()
     let second = Network::host_link(&result);
     assert_ne!(first, second);
     assert_eq!(node.link(&second).unwrap()["ifalias"], "shop/web-0");
-    // The longest name that Kubernetes allows is longer than what the kernel takes.
+    // The longest pod name of Kubernetes exceeds the length limit of an alias.
     let (c, long) = (node.pod("c"), "w".repeat(253));
     let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={long}");
     let result = network.call("ADD", &c).args(&args).run().ok();
@@ -329,7 +329,7 @@ fn the_name_of_the_hosts_end_follows_from_the_attachment_and_tells_whose_it_is()
 }
 
 #[test]
-fn keys_are_read_in_any_letter_case_and_null_is_absent() {
+fn keys_are_case_insensitive_and_null_means_absent() {
     requires!();
     let node = Node::new("node");
     let pod = node.pod("a");

@@ -1,4 +1,4 @@
-//! Neighbours' caches: whoever gets an address that another pod just gave back is found at once.
+//! Neighbour caches: a pod that gets a just released address is reachable immediately.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,9 @@ fn network() -> Value {
     config
 }
 
-/// Everybody talks to the first owner; then another pod gets its addresses, and everybody talks to that one.
-fn the_next_owner_is_found(node: &Node, first: &Network, next: &Network) {
+/// Pings the first owner of the addresses from the host and from a pod, moves the addresses to another pod, and pings
+/// that one.
+fn assert_next_owner_is_reachable(node: &Node, first: &Network, next: &Network) {
     let others = node.network(network()).with("args", json!({}));
     let (neighbour, old, new) = (node.pod("neighbour"), node.pod("old"), node.pod("new"));
     others.add(&neighbour);
@@ -32,48 +33,48 @@ fn the_next_owner_is_found(node: &Node, first: &Network, next: &Network) {
     next.add(&new);
     let added = Instant::now();
     for address in ADDRESSES {
-        // Half a second is far below the seconds after which a stale entry is probed again.
-        for place in [&**node, &*neighbour] {
-            let answered = place.run(&format!("ping -n -c 1 -W 0.5 {address}"));
-            let (_, time) = answered
+        // A stale neighbour entry is probed only after several seconds.
+        for namespace in [&**node, &*neighbour] {
+            let output = namespace.run(&format!("ping -n -c 1 -W 0.5 {address}"));
+            let (_, time) = output
                 .split_once("time=")
-                .unwrap_or_else(|| panic!("{answered}"));
+                .unwrap_or_else(|| panic!("{output}"));
             let milliseconds: f64 = time.split(' ').next().unwrap().parse().unwrap();
-            assert!(milliseconds < 50.0, "{answered}");
+            assert!(milliseconds < 50.0, "{output}");
         }
     }
     assert!(added.elapsed() < Duration::from_secs(2));
 }
 
 #[test]
-fn after_a_pod_of_the_reference_with_its_random_mac() {
+fn the_next_pod_is_reachable_after_a_go_pod_with_a_random_mac_address() {
     requires!("ping", "cni:bridge", "cni:host-local");
     let node = Node::new("node");
     node.install_go_plugin("bridge");
     let ours = node.network(network());
-    the_next_owner_is_found(&node, &ours.with("type", "go-bridge"), &ours);
+    assert_next_owner_is_reachable(&node, &ours.with("type", "go-bridge"), &ours);
 }
 
 #[test]
-fn after_a_pod_that_asked_for_a_mac() {
+fn the_next_pod_is_reachable_after_a_pod_with_a_requested_mac_address() {
     requires!("ping");
-    if skip_for_go("it announces an address before its port forwards") {
+    if skip_for_go("it announces the address before the port is in the forwarding state") {
         return;
     }
     let node = Node::new("node");
     let ours = node.network(network());
     let asked = ours.with("runtimeConfig", json!({"mac": "02:00:00:00:00:77"}));
-    the_next_owner_is_found(&node, &asked, &ours);
+    assert_next_owner_is_reachable(&node, &asked, &ours);
 }
 
 #[test]
-fn when_the_next_pod_asks_for_a_mac() {
+fn a_pod_with_a_requested_mac_address_is_reachable_after_another_pod() {
     requires!("ping");
-    if skip_for_go("it announces an address before its port forwards") {
+    if skip_for_go("it announces the address before the port is in the forwarding state") {
         return;
     }
     let node = Node::new("node");
     let ours = node.network(network());
     let asked = ours.with("runtimeConfig", json!({"mac": "02:00:00:00:00:77"}));
-    the_next_owner_is_found(&node, &ours, &asked);
+    assert_next_owner_is_reachable(&node, &ours, &asked);
 }

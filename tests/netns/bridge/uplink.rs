@@ -1,4 +1,4 @@
-//! `mtu` "auto": links take the MTU of the node's way out.
+//! `mtu` "auto": links get the MTU of the node's default route.
 
 use crate::support::{Node, requires, skip_for_go, small_network, wire};
 
@@ -29,34 +29,38 @@ fn uplink(node: &Node, mtu: u32) -> Node {
 }
 
 #[test]
-fn links_take_the_mtu_of_the_default_routes_device() {
+fn mtu_auto_is_the_mtu_of_the_default_route() {
     requires!();
-    if skip_for_go("it does not know \"auto\"") {
+    if skip_for_go("it does not support \"auto\"") {
         return;
     }
     let node = Node::new("node");
     let _outside = uplink(&node, 8900);
     assert_eq!(mtus(&node, "none0"), [1500, 1500], "no default route");
     node.run("ip -6 route add default via fd18::9");
-    assert_eq!(mtus(&node, "six0"), [8900, 8900], "IPv6 alone");
+    assert_eq!(mtus(&node, "six0"), [8900, 8900], "only IPv6");
     let other = Node::new("other");
     wire(&node, "up1", &other, "up1");
     node.run_all("ip addr add 172.19.0.5/24 dev up1\nip link set up1 mtu 1400");
     node.run("ip route add default via 172.19.0.9 metric 200");
-    assert_eq!(mtus(&node, "four0"), [1400, 1400], "IPv4 comes first");
+    assert_eq!(mtus(&node, "four0"), [1400, 1400], "IPv4 is preferred");
     node.run("ip route add default via 172.18.0.9 metric 100");
     assert_eq!(mtus(&node, "metric0"), [8900, 8900], "the lower metric");
     node.run("ip route replace default via 172.18.0.9 metric 100 mtu 1300");
-    assert_eq!(mtus(&node, "route0"), [1300, 1300], "the route's own");
+    assert_eq!(
+        mtus(&node, "route0"),
+        [1300, 1300],
+        "the MTU of the route itself"
+    );
     node.run("ip route del default metric 100");
     node.run("ip route replace default metric 50 nexthop via 172.18.0.9 nexthop via 172.19.0.9");
     assert_eq!(mtus(&node, "both0"), [1400, 1400], "the smaller of two");
 }
 
 #[test]
-fn without_a_default_route_it_is_that_of_the_bridge() {
+fn mtu_auto_without_a_default_route_is_the_mtu_of_the_bridge() {
     requires!();
-    if skip_for_go("it does not know \"auto\"") {
+    if skip_for_go("it does not support \"auto\"") {
         return;
     }
     let node = Node::new("node");

@@ -1,26 +1,27 @@
-//! VLANs where the kernel knows none: refused before anything is touched. Where it does, `tests/vm/run` looks.
+//! VLANs on a kernel without VLAN support: rejected before any change. `tests/vm/run` tests them on a kernel with
+//! support.
 
 use crate::support::{Node, NodeState, leases, requires, say, skip_for_go, small_network};
 use serde_json::json;
 
-/// Whether this kernel's bridges can keep VLANs apart.
-fn knows_vlans(node: &Node) -> bool {
+/// Whether the kernel supports VLAN filtering on bridges.
+fn supports_vlans(node: &Node) -> bool {
     let made = node.try_run("ip link add probe type bridge vlan_filtering 1");
     let _ = node.try_run("ip link del probe");
     if made.status.success() {
-        say("cannot run: this kernel knows VLANs, and tests/vm/run tests them");
+        say("cannot run: this kernel supports VLANs; tests/vm/run tests them");
     }
     made.status.success()
 }
 
 #[test]
-fn without_802_1q_a_vlan_is_refused_by_name_before_anything_is_touched() {
+fn vlan_keys_are_rejected_before_any_change_on_a_kernel_without_vlan_filtering() {
     requires!();
-    if skip_for_go("it says that the operation is not supported") {
+    if skip_for_go("its error is only \"operation not supported\"") {
         return;
     }
     let node = Node::new("node");
-    if knows_vlans(&node) {
+    if supports_vlans(&node) {
         return;
     }
     let pod = node.pod("a");
@@ -53,7 +54,7 @@ fn without_802_1q_a_vlan_is_refused_by_name_before_anything_is_touched() {
 }
 
 #[test]
-fn a_vlan_that_was_asked_for_in_vain_does_not_keep_del_from_its_work() {
+fn del_works_with_a_vlan_that_the_kernel_does_not_support() {
     requires!();
     let node = Node::new("node");
     let network = node.network(small_network());

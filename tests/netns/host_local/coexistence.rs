@@ -1,4 +1,4 @@
-//! `host-local` among others: plugins that call it, and the reference's own at work in the same directory.
+//! `host-local` called by other plugins, and sharing a directory with the Go plugin.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ fn network() -> Value {
     })
 }
 
-/// The result of a call of `plugin`, or the error's message.
+/// The address that a call of `plugin` returns, or the message of its error.
 fn call(node: &Node, plugin: &str, verb: &str, container: &str) -> Result<String, String> {
     let answer = node
         .cni(plugin)
@@ -32,7 +32,7 @@ fn call(node: &Node, plugin: &str, verb: &str, container: &str) -> Result<String
 }
 
 #[test]
-fn the_order_of_three_hundred_allocations_is_that_of_the_reference() {
+fn three_hundred_allocations_have_the_same_order_as_with_the_go_plugin() {
     requires!("cni:host-local");
     let nodes = [Node::new("ours"), Node::new("theirs")];
     nodes[1].install_go_plugin("host-local");
@@ -47,7 +47,7 @@ fn the_order_of_three_hundred_allocations_is_that_of_the_reference() {
             assert_eq!(ours, theirs, "allocation {n}");
             held.push(name);
         }
-        // A generator of Park and Miller's kind picks who leaves; sometimes two do, sometimes nobody.
+        // A Lehmer generator chooses the zero to two containers to delete.
         seed = (u64::from(seed) * 48271 % 2_147_483_647) as u32;
         for _ in 0..seed % 3 {
             if held.len() > 20 {
@@ -63,7 +63,7 @@ fn the_order_of_three_hundred_allocations_is_that_of_the_reference() {
 }
 
 #[test]
-fn leases_of_either_are_honoured_and_freed_by_the_other() {
+fn leases_are_respected_and_released_by_the_other_implementation() {
     requires!("cni:host-local");
     let node = Node::new("node");
     node.install_go_plugin("host-local");
@@ -84,7 +84,7 @@ fn leases_of_either_are_honoured_and_freed_by_the_other() {
 }
 
 #[test]
-fn twenty_processes_of_each_at_once_share_a_directory() {
+fn twenty_concurrent_processes_of_each_implementation_share_a_directory() {
     requires!("cni:host-local");
     let node = Node::new("node");
     node.install_go_plugin("host-local");
@@ -115,7 +115,7 @@ fn twenty_processes_of_each_at_once_share_a_directory() {
 }
 
 #[test]
-fn the_references_ptp_gets_its_addresses_from_it() {
+fn the_ptp_plugin_works_with_host_local() {
     requires!("ping", "cni:ptp");
     let node = Node::new("node");
     node.install("ptp");
@@ -133,7 +133,7 @@ fn the_references_ptp_gets_its_addresses_from_it() {
 }
 
 #[test]
-fn the_references_macvlan_gets_its_addresses_from_it() {
+fn the_macvlan_plugin_works_with_host_local() {
     requires!("ping", "cni:macvlan");
     let node = Node::new("node");
     node.run("ip link add eth9 type veth peer name far9");
@@ -158,7 +158,7 @@ fn the_references_macvlan_gets_its_addresses_from_it() {
 }
 
 #[test]
-fn a_network_moves_from_the_reference_to_ours_under_running_pods() {
+fn running_pods_migrate_from_the_go_plugins() {
     requires!(
         "ping",
         "iptables",
@@ -187,9 +187,9 @@ fn a_network_moves_from_the_reference_to_ours_under_running_pods() {
 }
 
 #[test]
-fn leases_do_not_outlive_a_boot() {
+fn leases_are_released_after_a_reboot() {
     requires!();
-    if skip_for_go("its leases stay for ever") {
+    if skip_for_go("its leases are never released") {
         return;
     }
     let node = Node::new("node");
@@ -205,9 +205,9 @@ fn leases_do_not_outlive_a_boot() {
 }
 
 #[test]
-fn an_empty_file_holds_no_address() {
+fn an_empty_lease_file_reserves_no_address() {
     requires!();
-    if skip_for_go("D21: what a crash between its create and its write leaves stays for ever") {
+    if skip_for_go("D21: an empty file left by a crash is never removed") {
         return;
     }
     let node = Node::new("node");
@@ -219,9 +219,9 @@ fn an_empty_file_holds_no_address() {
 }
 
 #[test]
-fn leases_that_the_go_plugin_gave_since_the_boot_are_kept() {
+fn leases_that_the_go_plugin_allocated_since_the_reboot_are_kept() {
     requires!("ping", "cni:bridge", "cni:host-local");
-    if skip_for_go("its leases stay for ever") {
+    if skip_for_go("its leases are never released") {
         return;
     }
     let node = Node::new("node");
@@ -234,26 +234,26 @@ fn leases_that_the_go_plugin_gave_since_the_boot_are_kept() {
     config["type"] = "go-bridge".into();
     config["ipam"]["type"] = "go-host-local".into();
     let theirs = node.network(config);
-    // Leases of the Go plugin are kept when ours comes for the first time, whoever they are of.
+    // Existing leases are kept when gangplank uses the directory for the first time.
     node.run("mkdir -p /var/lib/cni/networks/small");
     node.write("/var/lib/cni/networks/small/10.77.0.9", "gone\r\neth0");
     let before = node.pod("before");
     ours.add(&before);
     assert_eq!(leases(&node, "small").len(), 2);
-    // A boot; the Go plugin is the first to give an address.
+    // After a reboot, the Go plugin is the first to allocate an address.
     before.end();
     node.wait_until_veths_are_gone();
     node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
     node.bind("/run/next-boot", "/proc/sys/kernel/random/boot_id");
     let (c, d, e) = (node.pod("c"), node.pod("d"), node.pod("e"));
-    let at_c = theirs.add(&c);
+    let result_c = theirs.add(&c);
     ours.add(&d);
     let held = leases(&node, "small");
     let held: Vec<String> = held.iter().map(ToString::to_string).collect();
     assert_eq!(held, ["10.77.0.3", "10.77.0.4"]);
-    ours.with("cniVersion", "0.4.0").check(&c, &at_c).ok();
+    ours.with("cniVersion", "0.4.0").check(&c, &result_c).ok();
     d.reaches("10.77.0.3");
-    // And no more is freed within the boot.
+    // No further lease is released during this boot.
     ours.add(&e);
     assert_eq!(leases(&node, "small").len(), 3);
 }

@@ -1,10 +1,11 @@
-//! Masquerade by nftables: the ruleset, word for word, and what packets make of it.
+//! Masquerade with nftables: the exact ruleset, and its effect on packets.
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, NodeState, Pod, requires, skip_for_go, small_network, wire};
+use super::{assert_masqueraded, outside_host};
+use crate::support::{Network, Node, NodeState, Pod, requires, skip_for_go, small_network};
 
-fn masqueraded() -> Value {
+fn masquerade_network() -> Value {
     let mut config = small_network();
     config["name"] = "masq".into();
     config["ipMasq"] = true.into();
@@ -21,7 +22,7 @@ fn ruleset(node: &Node) -> String {
         .collect()
 }
 
-/// What `nft list ruleset` says when pods `a` and `b` are attached.
+/// `nft list ruleset` with the attached pods `a` and `b`.
 const TWO_PODS: &str = r#"table inet gangplank {
 map pods4 {
 type ipv4_addr : verdict
@@ -51,20 +52,7 @@ masquerade
 }
 "#;
 
-fn uplink(node: &Node) -> Node {
-    let outside = Node::new("outside");
-    wire(node, "eth0", &outside, "eth0");
-    node.run_all("ip addr add 172.18.0.5/24 dev eth0\nip addr add fd18::5/64 dev eth0 nodad");
-    outside.run_all("ip addr add 172.18.0.9/24 dev eth0\nip addr add fd18::9/64 dev eth0 nodad");
-    outside
-}
-
-fn is_masqueraded(pod: &Pod, outside: &Node) {
-    assert_eq!(pod.seen_as(outside, "172.18.0.9"), "172.18.0.5");
-    assert_eq!(pod.seen_as(outside, "fd18::9"), "fd18::5");
-}
-
-/// A node on which no iptables is found.
+/// A node without the programs of iptables.
 fn node_without_iptables() -> Node {
     let node = Node::new("node");
     node.run("mkdir /run/nothing");
@@ -76,9 +64,9 @@ fn node_without_iptables() -> Node {
     node
 }
 
-/// Hides a program from those who look for regular files.
+/// Removes a program from the node's /usr/sbin.
 fn hide(node: &Node, program: &str) {
-    // All of its names are links to one file, which others need: the directory is copied, without it.
+    // Its file is shared with other programs, so the link is removed in a copy of the directory.
     let hidden = "/run/sbin";
     if !node.inside(|| std::path::Path::new(hidden).exists()) {
         node.run(&format!("cp -a /usr/sbin/. {hidden}"));
@@ -88,13 +76,13 @@ fn hide(node: &Node, program: &str) {
 }
 
 #[test]
-fn the_ruleset_is_one_map_a_family_and_one_chain_a_network() {
+fn the_ruleset_has_one_map_per_family_and_one_chain_per_network() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
@@ -112,38 +100,38 @@ fn the_ruleset_is_one_map_a_family_and_one_chain_a_network() {
 }
 
 #[test]
-fn packets_of_both_families_leave_with_the_hosts_address_by_nftables() {
+fn packets_of_both_families_have_the_source_address_of_the_node_with_nftables() {
     requires!("nft", "ping");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let outside = uplink(&node);
-    let network = node.network(masqueraded());
+    let outside = outside_host(&node);
+    let network = node.network(masquerade_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
-    is_masqueraded(&a, &outside);
-    is_masqueraded(&b, &outside);
+    assert_masqueraded(&a, &outside);
+    assert_masqueraded(&b, &outside);
     assert_eq!(a.seen_as(&b, "10.77.0.3"), "10.77.0.2");
     assert_eq!(a.seen_as(&b, "fd00:77::3"), "fd00:77::2");
     network.del(&a);
-    is_masqueraded(&b, &outside);
+    assert_masqueraded(&b, &outside);
 }
 
 #[test]
-fn every_subnet_of_a_network_is_left_alone_and_none_twice() {
+fn each_subnet_of_a_network_is_excluded_once() {
     requires!("nft", "ping");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let mut config = masqueraded();
+    let mut config = masquerade_network();
     config["ipam"] = json!({ "type": "host-local", "ranges": [[
         { "subnet": "10.77.0.0/24", "rangeStart": "10.77.0.2", "rangeEnd": "10.77.0.2" },
         { "subnet": "10.78.1.128/25", "rangeEnd": "10.78.1.140" },
     ]] });
-    // One bridge cannot be the gateway of two subnets by configuration; a person can make it.
+    // A configuration cannot make a bridge the gateway of two subnets, so a command does.
     config["isDefaultGateway"] = false.into();
     config["isGateway"] = false.into();
     let network = node.network(config);
@@ -176,13 +164,13 @@ fn every_subnet_of_a_network_is_left_alone_and_none_twice() {
 }
 
 #[test]
-fn twenty_first_adds_at_once_make_one_chain_and_their_dels_leave_nothing() {
+fn twenty_concurrent_first_adds_create_one_chain_and_their_dels_leave_nothing() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let other = network.with("name", "other").with("bridge", "br1");
     let mut other = other;
     other.config["ipam"] = json!({ "type": "host-local", "subnet": "10.79.0.0/24" });
@@ -215,13 +203,13 @@ fn twenty_first_adds_at_once_make_one_chain_and_their_dels_leave_nothing() {
 }
 
 #[test]
-fn adds_and_dels_at_once_never_take_a_chain_that_is_needed() {
+fn concurrent_adds_and_dels_never_remove_a_chain_in_use() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pods: Vec<Pod> = (0..8).map(|n| node.pod(&format!("c{n}"))).collect();
     std::thread::scope(|scope| {
         for pod in &pods {
@@ -241,13 +229,13 @@ fn adds_and_dels_at_once_never_take_a_chain_that_is_needed() {
 }
 
 #[test]
-fn del_without_a_netns_and_without_a_lease_finds_the_elements() {
+fn del_without_netns_and_lease_removes_the_elements() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
@@ -265,13 +253,13 @@ fn del_without_a_netns_and_without_a_lease_finds_the_elements() {
 }
 
 #[test]
-fn del_takes_what_another_backend_installed() {
+fn del_removes_the_rules_of_the_other_backend() {
     requires!("nft", "iptables", "ip6tables");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pods = ["a", "b"].map(|name| node.pod(name));
     let backends = ["nftables", "iptables"];
     for (pod, backend) in pods.iter().zip(backends) {
@@ -287,14 +275,14 @@ fn del_takes_what_another_backend_installed() {
 }
 
 #[test]
-fn two_interfaces_of_a_container_have_elements_of_their_own() {
+fn two_interfaces_of_a_container_have_separate_elements() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let outside = uplink(&node);
-    let network = node.network(masqueraded());
+    let outside = outside_host(&node);
+    let network = node.network(masquerade_network());
     let pod = node.pod("a");
     network.add(&pod);
     let second = network.call("ADD", &pod).ifname("net1");
@@ -310,13 +298,13 @@ fn two_interfaces_of_a_container_have_elements_of_their_own() {
 }
 
 #[test]
-fn an_address_that_a_dead_pod_still_has_in_the_map_goes_to_the_new_one() {
+fn a_stale_element_is_replaced_when_its_address_is_reassigned() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
     let result = network.add(&a);
     node.run("rm -r /var/lib/cni/networks");
@@ -336,11 +324,11 @@ fn an_address_that_a_dead_pod_still_has_in_the_map_goes_to_the_new_one() {
 #[test]
 fn a_failed_add_leaves_no_element() {
     requires!("nft");
-    if skip_for_go("D3: what was made stays") {
+    if skip_for_go("D3: nothing is undone") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pod = node.pod("a");
     pod.run("ip link add eth0 type veth peer name other");
     let before = NodeState::of_pods(&node);
@@ -351,13 +339,13 @@ fn a_failed_add_leaves_no_element() {
 }
 
 #[test]
-fn rules_in_the_references_table_go_with_their_attachment_alone() {
+fn del_removes_only_its_rules_from_the_table_of_the_go_plugin() {
     requires!("nft");
-    if skip_for_go("Debian's version does not know this table") {
+    if skip_for_go("Debian's version does not use this table") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);
     network.add(&b);
@@ -387,20 +375,20 @@ fn rules_in_the_references_table_go_with_their_attachment_alone() {
 }
 
 #[test]
-fn where_no_iptables_is_installed_nftables_masquerades_unasked() {
+fn nftables_is_the_default_if_iptables_is_not_installed() {
     requires!("nft");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = node_without_iptables();
-    let outside = uplink(&node);
-    let mut config = masqueraded();
+    let outside = outside_host(&node);
+    let mut config = masquerade_network();
     config.as_object_mut().unwrap().remove("ipMasqBackend");
     let network = node.network(config);
     let pod = node.pod("a");
     network.add(&pod);
     assert!(ruleset(&node).contains("goto net-masq"));
-    is_masqueraded(&pod, &outside);
+    assert_masqueraded(&pod, &outside);
     network.del(&pod);
     assert_eq!(ruleset(&node), "");
     let asked = network.with("ipMasqBackend", "iptables");
@@ -415,7 +403,7 @@ fn no_process_is_started_for_nftables() {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pod = node.pod("a");
     node.replace_program(
         "/usr/sbin/iptables-restore",
@@ -433,13 +421,13 @@ fn no_process_is_started_for_nftables() {
 }
 
 #[test]
-fn check_confirms_what_is_there_and_names_what_is_not() {
+fn check_succeeds_and_names_missing_elements() {
     requires!("nft", "iptables", "ip6tables");
     if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded());
+    let network = node.network(masquerade_network());
     let pod = node.pod("a");
     let changes = [
         ("nft flush map inet gangplank pods6", "fd00:77::2"),
@@ -458,7 +446,7 @@ fn check_confirms_what_is_there_and_names_what_is_not() {
         assert!(error.text().contains(named), "{change}: {error:?}");
         network.del(&pod);
     }
-    // What the other backend made in an earlier configuration counts.
+    // Rules of the other backend, from an earlier configuration, are accepted.
     let result = network.with("ipMasqBackend", "iptables").add(&pod);
     network.check(&pod, &result).ok();
     network.del(&pod);
@@ -470,13 +458,15 @@ fn check_confirms_what_is_there_and_names_what_is_not() {
 }
 
 #[test]
-fn gc_takes_the_elements_of_what_is_not_valid() {
+fn gc_removes_the_elements_of_invalid_attachments() {
     requires!("nft");
     if skip_for_go("it has no GC") {
         return;
     }
     let node = Node::new("node");
-    let network = node.network(masqueraded()).with("cniVersion", "1.1.0");
+    let network = node
+        .network(masquerade_network())
+        .with("cniVersion", "1.1.0");
     let other = network.with("name", "other");
     let (a, b) = (node.pod("a"), node.pod("b"));
     network.add(&a);

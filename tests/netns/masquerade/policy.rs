@@ -1,15 +1,14 @@
-//! Whom pods appear as: `nonMasqueradeCIDRs`, `snatAddresses` and `ipMasqRandomFully`, by both backends and with packets of
-//! both families.
+//! `nonMasqueradeCIDRs`, `snatAddresses` and `ipMasqRandomFully`, with both backends and packets of both families.
 
 use serde_json::{Value, json};
 
 use crate::support::{Network, Node, Pod, chain_of, requires, skip_for_go, small_network, wire};
 
-const WHY: &str = "it does not know these keys";
+const WHY: &str = "it has no such keys";
 
-/// A node, and a second host that it reaches by two networks. `198.51.100.7` and `fd51::7` are further addresses of the
+/// A node, and a host outside with addresses in two networks. `198.51.100.7` and `fd51::7` are further addresses of the
 /// node.
-fn place() -> (Node, Node) {
+fn node_and_outside_host() -> (Node, Node) {
     let (node, outside) = (Node::new("node"), Node::new("outside"));
     wire(&node, "eth0", &outside, "eth0");
     node.run_all(
@@ -41,8 +40,8 @@ fn network<'n>(node: &'n Node, backend: &str, keys: Value) -> Network<'n> {
     node.network(config)
 }
 
-/// As whom a pod is seen at the four addresses outside: near and far, in IPv4 and IPv6.
-fn seen(pod: &Pod, outside: &Node) -> [String; 4] {
+/// The source addresses of a pod's packets as seen at the four addresses outside.
+fn source_addresses(pod: &Pod, outside: &Node) -> [String; 4] {
     ["172.18.0.9", "192.168.9.1", "fd18::9", "fd99::1"].map(|to| pod.seen_as(outside, to))
 }
 
@@ -54,7 +53,7 @@ fn rules(node: &Node) -> String {
 }
 
 #[test]
-fn who_is_seen_follows_the_keys_in_both_backends_and_families() {
+fn source_addresses_follow_the_keys_with_both_backends_and_families() {
     requires!("iptables", "ip6tables", "nft");
     if skip_for_go(WHY) {
         return;
@@ -88,11 +87,15 @@ fn who_is_seen_follows_the_keys_in_both_backends_and_families() {
         (random, ["172.18.0.5", "172.18.0.5", "fd18::5", "fd18::5"]),
     ];
     let work = |backend: &str, keys: &Value, expected: &[&str; 4]| {
-        let (node, outside) = place();
+        let (node, outside) = node_and_outside_host();
         let network = network(&node, backend, keys.clone());
         let pod = node.pod("a");
         let result = network.add(&pod);
-        assert_eq!(seen(&pod, &outside), *expected, "{backend} {keys}");
+        assert_eq!(
+            source_addresses(&pod, &outside),
+            *expected,
+            "{backend} {keys}"
+        );
         network.check(&pod, &result).ok();
         network.del(&pod);
         assert_eq!(rules(&node), "", "{backend} {keys}");
@@ -107,7 +110,7 @@ fn who_is_seen_follows_the_keys_in_both_backends_and_families() {
 }
 
 #[test]
-fn the_rules_are_such_that_iptables_and_nft_list_them_in_the_words_of_their_manuals() {
+fn iptables_and_nft_list_the_rules_in_their_own_syntax() {
     requires!("iptables", "ip6tables", "nft");
     if skip_for_go(WHY) {
         return;
@@ -152,12 +155,12 @@ fn the_rules_are_such_that_iptables_and_nft_list_them_in_the_words_of_their_manu
 }
 
 #[test]
-fn a_network_follows_its_newest_configuration_by_nftables() {
+fn with_nftables_the_last_configuration_applies_to_all_pods() {
     requires!("nft");
     if skip_for_go(WHY) {
         return;
     }
-    let (node, outside) = place();
+    let (node, outside) = node_and_outside_host();
     let pods = ["a", "b", "c"].map(|name| node.pod(name));
     let configurations = [
         json!({ "nonMasqueradeCIDRs": ["192.168.0.0/16"], "snatAddresses": ["198.51.100.7"] }),
@@ -171,13 +174,13 @@ fn a_network_follows_its_newest_configuration_by_nftables() {
     ];
     for ((pod, keys), expected) in pods.iter().zip(&configurations).zip(expected) {
         network(&node, "nftables", keys.clone()).add(pod);
-        // The first pod is served as the last configuration says.
-        assert_eq!(seen(&pods[0], &outside), expected, "{keys}");
+        // The last configuration applies to the first pod too.
+        assert_eq!(source_addresses(&pods[0], &outside), expected, "{keys}");
     }
     let text = node.run("nft list chain inet gangplank net-masq");
     let plain = ["return", "comment"].map(|word| text.matches(word).count());
     assert_eq!(plain, [4, 0], "{text}");
-    // What a pod was attached with does not matter to its end.
+    // DEL does not depend on the configuration of ADD.
     for pod in &pods {
         network(&node, "iptables", configurations[1].clone()).del(pod);
     }
@@ -185,12 +188,12 @@ fn a_network_follows_its_newest_configuration_by_nftables() {
 }
 
 #[test]
-fn a_second_interface_brings_the_containers_chain_to_its_configuration() {
+fn the_add_of_a_second_interface_updates_the_chain_of_the_container() {
     requires!("iptables", "ip6tables");
     if skip_for_go(WHY) {
         return;
     }
-    let (node, outside) = place();
+    let (node, outside) = node_and_outside_host();
     let pod = node.pod("a");
     network(
         &node,
@@ -205,7 +208,7 @@ fn a_second_interface_brings_the_containers_chain_to_its_configuration() {
     );
     let second = newer.call("ADD", &pod).ifname("net1");
     second.run().ok();
-    let [near, far, ..] = seen(&pod, &outside);
+    let [near, far, ..] = source_addresses(&pod, &outside);
     assert_eq!(near, "172.18.0.5");
     assert!(far.starts_with("10.77.0."), "{far}");
     newer.del(&pod);
@@ -214,7 +217,7 @@ fn a_second_interface_brings_the_containers_chain_to_its_configuration() {
 }
 
 #[test]
-fn check_misses_what_the_keys_have_made() {
+fn check_reports_missing_rules_of_each_key() {
     requires!("iptables", "ip6tables", "nft");
     if skip_for_go(WHY) {
         return;
@@ -238,7 +241,7 @@ fn check_misses_what_the_keys_have_made() {
                 "{backend} {key}: {error:?}"
             );
         }
-        // Rules that somebody took away.
+        // Removed rules.
         match backend {
             "iptables" => node.run_all(&format!("iptables -t nat -F {}", chain_of("masq", "a"))),
             _ => node.run_all("nft flush chain inet gangplank net-masq"),
@@ -256,9 +259,9 @@ fn check_misses_what_the_keys_have_made() {
 }
 
 #[test]
-fn gc_takes_what_the_keys_have_made_whatever_they_say_now() {
+fn gc_removes_the_rules_of_earlier_configurations() {
     requires!("iptables", "ip6tables", "nft");
-    if skip_for_go("GC is not in it") {
+    if skip_for_go("it has no GC") {
         return;
     }
     let keys = json!({ "nonMasqueradeCIDRs": ["::/0"], "snatAddresses": ["198.51.100.7"] });

@@ -1,4 +1,4 @@
-//! Invariant 3 of a history: what DEL and GC leave behind.
+//! Invariant 3 of a history: DEL and GC leave nothing behind.
 
 use std::collections::BTreeSet;
 
@@ -9,9 +9,9 @@ use super::snapshot::{Owner, Subject};
 use super::world::Outcome;
 
 impl History {
-    /// Whether DEL can find the link of an attachment. To that of the Go plugin nothing leads without namespace and
-    /// prevResult. Without prevResult the lease identifies it, or on a layer-2 network the bridge, which may have another name.
-    /// A MAC spoof check is told from that of another network by its link.
+    /// Whether DEL can find the link of an attachment. A link of the Go plugin cannot be found without namespace and
+    /// prevResult. Without prevResult it is identified by the lease, or on a layer-2 network by its bridge, which may have
+    /// been renamed. A MAC spoof check is distinguished from that of another network by its link.
     fn is_findable(&self, target: &Target, known: &Attachment, options: &Options) -> bool {
         if known.made_by == Implementation::Gangplank {
             return true;
@@ -24,8 +24,8 @@ impl History {
         options.netns == NetnsArgument::Own && is_told
     }
 
-    /// Notes what may remain after DEL of an attachment; see [`History::is_for_gc`].
-    pub(super) fn note_left(
+    /// Records what may remain after DEL of an attachment; see [`History::is_for_gc`].
+    pub(super) fn note_left_by_del(
         &mut self,
         by: Implementation,
         target: &Target,
@@ -41,14 +41,14 @@ impl History {
             _ => false,
         });
         let rules: Vec<String> = rules.map(|(key, _)| key.clone()).collect();
-        // After DEL of the Go plugin there is neither lease nor prevResult that leads to its link.
+        // After DEL of the Go plugin neither a lease nor a prevResult identifies its link.
         let is_hidden = match by {
             Implementation::Go => known.made_by == Implementation::Go && outcome.succeeded(),
             Implementation::Gangplank => !self.is_findable(target, known, options),
         };
         if is_hidden {
             let checks = rules.iter().filter(|it| it.starts_with("nft bridge nat "));
-            self.hidden.extend(checks.cloned());
+            self.unfindable.extend(checks.cloned());
         }
         if by == Implementation::Go {
             let network = &target.network;
@@ -57,44 +57,46 @@ impl History {
         }
     }
 
-    /// Whether an object may remain after DEL of ours that DEL of a Go plugin left. A MAC spoof check of a link that exists
-    /// may be that of another network with the same container and interface. An element of our table, which the Go plugins
-    /// do not know, is found by its address; the next attachment of that name has another one, and the element is for GC.
+    /// Whether an object that DEL of a Go plugin left may remain after DEL of gangplank. A MAC spoof check of an
+    /// existing link may belong to another network with the same container and interface. A map element of gangplank,
+    /// which the Go plugins ignore, is found by its address; the next attachment of that name has another address, so
+    /// GC removes the element.
     fn is_for_gc(&self, object: &str, target: &Target) -> bool {
         let is_of_go = |network: &String| {
             *network != target.network || object.starts_with("nft inet gangplank ")
         };
-        self.hidden.contains(object) || self.left.get(object).is_some_and(is_of_go)
+        self.unfindable.contains(object) || self.left.get(object).is_some_and(is_of_go)
     }
 
-    /// Invariant 3. What a Go plugin was to remove may remain.
-    pub(super) fn check_remains(&mut self, action: &Action, gone: Option<&Attachment>) {
-        let mut remains: Vec<String> = Vec::new();
+    /// Invariant 3. Resources that a Go plugin should have removed may remain.
+    pub(super) fn check_leftovers(&mut self, action: &Action, gone: Option<&Attachment>) {
+        let mut leftovers: Vec<String> = Vec::new();
         match action {
             Action::Call(_, Verb::Del, target, options) => {
-                // An interface whose pod has ended keeps its own until its DEL.
-                remains.extend(self.remains(target, |_| true));
-                remains.retain(|it| !self.is_for_gc(it, target));
-                // A killed ADD of the Go plugin left a link without lease, address and bridge: nothing tells whose it is.
+                // An attachment whose pod ended keeps its resources until DEL.
+                leftovers.extend(self.leftovers(target, |_| true));
+                leftovers.retain(|it| !self.is_for_gc(it, target));
+                // A link without lease, address and bridge, left by a killed ADD of the Go plugin, cannot be
+                // identified.
                 let is_unknown = |index: &u64| {
                     let links = BTreeSet::from([*index]);
                     let is_port = self.world.snapshot.bridge_of(&links) != Some("null");
                     let mut of_go = gone.iter().filter(|it| it.made_by == Implementation::Go);
-                    !is_port && of_go.any(|it| it.state == State::Unclear && it.result.is_null())
+                    !is_port && of_go.any(|it| it.state == State::Unknown && it.result.is_null())
                 };
                 let links = gone.iter().flat_map(|attachment| &attachment.links);
                 for index in links.filter(|index| !is_unknown(index)) {
                     let Some(name) = self.world.snapshot.link_name(*index) else {
                         continue;
                     };
-                    // Nothing but the pod's end leads to a link of another name.
+                    // A renamed link can only be identified by its peer in the pod.
                     let is_found_by_name = gone
                         .is_some_and(|it| it.made_by == Implementation::Gangplank)
                         && name.starts_with("veth");
                     let is_findable = options.netns == NetnsArgument::Own
                         && gone.is_some_and(|it| self.is_findable(target, it, options));
                     if is_found_by_name || is_findable {
-                        remains.push(format!("link {name}"));
+                        leftovers.push(format!("link {name}"));
                     }
                 }
             }
@@ -104,23 +106,23 @@ impl History {
                     it.network == *network && attachment.state == State::Dead
                 });
                 let keeps = |other: &Attachment| other.state != State::Dead;
-                remains = dead
-                    .flat_map(|(target, _)| self.remains(target, keeps))
+                leftovers = dead
+                    .flat_map(|(target, _)| self.leftovers(target, keeps))
                     .collect();
             }
             _ => {}
         }
-        if !remains.is_empty() {
+        if !leftovers.is_empty() {
             self.find(
                 &format!("{} left something behind", action.name()),
                 String::new(),
-                remains.join("\n"),
+                leftovers.join("\n"),
             );
         }
     }
 
-    /// What belongs to an attachment and to none of the others that keep what they have.
-    fn remains(&self, target: &Target, keeps: impl Fn(&Attachment) -> bool) -> Vec<String> {
+    /// Objects that belong to an attachment and not to another one that keeps them.
+    fn leftovers(&self, target: &Target, keeps: impl Fn(&Attachment) -> bool) -> Vec<String> {
         let is_left = |owner: &Owner| {
             let mut others = self
                 .world

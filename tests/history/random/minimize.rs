@@ -1,5 +1,4 @@
-//! The shortest part of a sequence that still violates an invariant, found by leaving actions out (delta debugging, after
-//! Zeller and Hildebrandt).
+//! Delta debugging (Zeller, Hildebrandt): finds a short subsequence that still violates an invariant.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -7,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::action::{Action, Implementation};
 use super::history::{self, Finding, Findings};
 
-/// How long minimising may take.
+/// Time limit.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The findings of a sequence that the Go plugins do not have at the same steps.
@@ -30,8 +29,8 @@ pub fn violations(actions: &[Action]) -> Vec<Finding> {
         .collect()
 }
 
-/// The sequence without the kills of calls that were faster: the Go plugins might be killed there, and a call that was
-/// killed is not compared.
+/// The sequence without kills that came after the end of the call: the slower Go plugins might be killed, and killed
+/// calls are not compared.
 fn without_late_kills(actions: &[Action], killed: &BTreeSet<usize>) -> Vec<Action> {
     let mut actions = actions.to_vec();
     let steps = actions.iter_mut().enumerate();
@@ -43,7 +42,7 @@ fn without_late_kills(actions: &[Action], killed: &BTreeSet<usize>) -> Vec<Actio
 }
 
 /// A shorter sequence with a violation of the same kind.
-pub fn minimise(actions: &[Action], violation: &Finding) -> Vec<Action> {
+pub fn minimize(actions: &[Action], violation: &Finding) -> Vec<Action> {
     let began = Instant::now();
     let fails = |actions: &[Action]| {
         violations(actions)
@@ -65,7 +64,7 @@ pub fn minimise(actions: &[Action], violation: &Finding) -> Vec<Action> {
                 at += size;
             }
         }
-        // Until no single action can be left out.
+        // Until no single action can be removed.
         if size > 1 || !is_shorter {
             size /= 2;
         }
