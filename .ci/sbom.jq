@@ -1,5 +1,5 @@
-# From `cargo metadata` to a list of components in the format of CycloneDX 1.5: what the binary links, without what only
-# tests need.
+# Converts the output of `cargo metadata` to an SBOM in CycloneDX 1.5 format. It lists the packages that the binary links;
+# dev-dependencies and build dependencies are excluded.
 . as $all
 | ($all.resolve.nodes | map({key: .id, value: .}) | from_entries) as $nodes
 | def linked($id): $nodes[$id].deps

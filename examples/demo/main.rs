@@ -1,34 +1,33 @@
-//! The plugins at work: a node, two pods and the world beyond, in private namespaces that vanish at the end.
+//! Demo: attaches two pods to a node, sends packets, and detaches the pods, in private namespaces.
 //!
-//! `cargo run --release --example demo` needs neither root nor any program but what cargo builds. It ends with status 0
-//! only when everything is as promised.
+//! `cargo run --release --example demo` needs neither root nor other programs. The exit status is 0 if all checks pass.
 
 mod binary;
-mod facts;
-mod picture;
+mod diagram;
+mod output;
 mod runtime;
-mod scene;
-mod show;
+mod state;
+mod topology;
 
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use facts::MasqueradeEntry;
+use diagram::Diagram;
 use gangplank_test_support::namespace::{self, Namespace};
-use picture::Picture;
+use output::{bold, heading, millis, note, passed};
 use runtime::{Attached, Network};
-use scene::Scene;
-use show::{bold, done, millis, note, section};
+use state::NodeState;
+use topology::Topology;
 
-/// What a user would put into /etc/cni/net.d.
+/// The network configuration, as in /etc/cni/net.d.
 const CONFIGURATION: &str = include_str!("../10-gangplank.conflist");
 
-/// Nothing below takes a tenth of this, unless it hangs.
+/// The time limit of the demo, which takes a tenth of it.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Why the demo ends early.
+/// The error that ends the demo.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
@@ -43,82 +42,81 @@ fn main() -> ExitCode {
 
 fn demonstrate() -> Result<(), Failure> {
     let binary = binary::find_or_build()?;
-    // Before there is a second thread: only a process of one thread may enter a user namespace.
-    let user = scene::become_root()?;
+    // Before a second thread exists: only a single-threaded process may enter a user namespace.
+    let user = topology::become_root()?;
     let start = Instant::now();
     thread::spawn(|| {
         thread::sleep(LIMIT);
-        eprintln!("\ndemo: not done after {} s: given up", LIMIT.as_secs());
+        eprintln!("\ndemo: timed out after {} s", LIMIT.as_secs());
         std::process::exit(1);
     });
-    let scene = Scene::new()?;
-    println!("{}", bold("gangplank at work"));
+    let topology = Topology::new()?;
+    println!("{}", bold("gangplank demo"));
     note(&format!(
-        "In private namespaces{user}: nothing of this touches your network, and all of it vanishes at the end."
+        "In private namespaces{user}, without changes to the network of this machine."
     ));
 
-    section("Install");
-    for line in scene.install(&binary)? {
+    heading("Install");
+    for line in topology.install(&binary)? {
         note(&line);
     }
-    let pods = [scene.node.pod("web")?, scene.node.pod("db")?];
-    let mut network = Network::from_list(&scene.node, CONFIGURATION)?;
-    let untouched = MasqueradeEntry::of(&scene.node, network.name())?;
+    let pods = [topology.node.pod("web")?, topology.node.pod("db")?];
+    let mut network = Network::from_list(&topology.node, CONFIGURATION)?;
+    let before = NodeState::observe(&topology.node, network.name())?;
     let attached = add(&mut network, &pods)?;
     println!();
-    let picture = Picture::of(&scene, &network, &pods, &attached)?;
-    print!("{picture}");
-    packets(&scene, &network, &pods, &attached)?;
+    let diagram = Diagram::of(&topology, &network, &pods, &attached)?;
+    print!("{diagram}");
+    packets(&topology, &network, &pods, &attached)?;
     check(&network, &pods, &attached)?;
     delete(&network, &pods, &attached)?;
-    nothing_left(&scene, &network, untouched)?;
+    nothing_left(&topology, &network, before)?;
     println!(
         "\n{} in {} ms.",
-        bold("Everything is as promised"),
+        bold("All checks passed"),
         start.elapsed().as_millis()
     );
     Ok(())
 }
 
-/// Attaches all pods; where the node cannot masquerade, without that.
+/// Attaches all pods; without masquerading if the node does not support it.
 fn add(network: &mut Network, pods: &[Namespace]) -> Result<Vec<Attached>, Failure> {
-    section("ADD: a runtime attaches two pods");
+    heading("ADD: a runtime attaches two pods");
     note(&format!(
         "with the configuration examples/10-gangplank.conflist, network {:?}",
         network.name()
     ));
     let mut attached = Vec::new();
     for pod in pods {
-        let answer = match network.add(pod) {
-            // Its room in the product signs the refusal.
-            Err(refusal) if refusal.msg.starts_with("masquerade:") => {
-                note(&format!("ipMasq cannot be had on this machine: {refusal}"));
-                note("so here is the rest, with ipMasq set to false");
+        let added = match network.add(pod) {
+            Err(error) if error.msg.starts_with("masquerade:") => {
+                note(&format!("this machine does not support ipMasq: {error}"));
+                note("continuing with ipMasq set to false");
                 network.set("ipMasq", false);
                 network.add(pod)
             }
-            answer => answer,
+            added => added,
         };
-        let answer = answer.map_err(|refusal| format!("ADD of {}: {refusal}", pod.name))?;
-        let (name, address) = (&pod.name, answer.address);
-        done(&format!("{name:<4} has {address}"), &millis(answer.took));
-        attached.push(answer);
+        let added = added.map_err(|error| format!("ADD of {}: {error}", pod.name))?;
+        let (name, address) = (&pod.name, added.address);
+        passed(&format!("{name:<4} has {address}"), &millis(added.took));
+        attached.push(added);
     }
     Ok(attached)
 }
 
-/// Lets packets flow, and answers come back.
+/// Sends a packet between each two hosts, and a reply.
 fn packets(
-    scene: &Scene,
+    topology: &Topology,
     network: &Network,
     pods: &[Namespace],
     attached: &[Attached],
 ) -> Result<(), Failure> {
-    section("Packets: each is answered");
+    heading("Packets: request and reply");
     let [web, db] = [0, 1].map(|pod: usize| attached[pod].address.address());
-    let (node, world) = (&scene.node, &scene.world);
+    let (node, world) = (&topology.node, &topology.world);
     let gateway = attached[0].gateway;
-    let (node_address, world_address) = (Scene::node_address(), Scene::world_address());
+    let (node_address, world_address) = (Topology::node_address(), Topology::world_address());
     exchange(&pods[0], &pods[1], db, web)?;
     exchange(&pods[1], &pods[0], web, db)?;
     exchange(&pods[0], node, node_address, web)?;
@@ -126,78 +124,83 @@ fn packets(
     if network.masquerades() {
         exchange(&pods[0], world, world_address, node_address)?;
         exchange(&pods[1], world, world_address, node_address)?;
-        note("The world has no route to the pods: it sees, and answers, the node.");
+        note("world has no route to the pods: it replies to the address of the node.");
     } else {
-        note("Beyond the node nobody knows a way to the pods: that needs ipMasq, or routes.");
+        note("Other hosts have no route to the pods: this needs ipMasq or routes.");
     }
     Ok(())
 }
 
-/// One packet there and back; the receiver must see it come from `source`.
+/// Sends a packet and a reply. Fails unless the receiver sees the packet with the source address `source`.
 fn exchange(
     from: &Namespace,
-    place: &Namespace,
+    receiver: &Namespace,
     to: IpAddr,
     source: IpAddr,
 ) -> Result<(), Failure> {
-    let way = format!("{} → {}", from.name, place.name);
+    let path = format!("{} → {}", from.name, receiver.name);
     let exchange = from
-        .exchange(place, to)
-        .map_err(|cause| format!("{way}: no answer from {to}: {cause}"))?;
+        .exchange(receiver, to)
+        .map_err(|cause| format!("{path}: no reply from {to}: {cause}"))?;
     if exchange.seen_as != source {
         let seen = exchange.seen_as;
-        return Err(format!("{way}: {to} sees {seen} as the source, not {source}").into());
+        return Err(format!("{path}: {to} sees {seen} as the source, not {source}").into());
     }
-    done(
-        &format!("{way:<12}  to {to:<12}  seen as {source:<12}"),
+    passed(
+        &format!("{path:<12}  to {to:<12}  seen as {source:<12}"),
         &millis(exchange.took),
     );
     Ok(())
 }
 
 fn check(network: &Network, pods: &[Namespace], attached: &[Attached]) -> Result<(), Failure> {
-    section("CHECK: are they still as ADD made them?");
+    heading("CHECK: compare the pods with the result of ADD");
     for (pod, attached) in pods.iter().zip(attached) {
         let took = network
             .check(pod, attached)
-            .map_err(|refusal| format!("CHECK of {}: {refusal}", pod.name))?;
-        done(&format!("{:<4}", pod.name), &millis(took));
+            .map_err(|error| format!("CHECK of {}: {error}", pod.name))?;
+        passed(&format!("{:<4}", pod.name), &millis(took));
     }
     Ok(())
 }
 
-/// Detaches the pods: the first as a runtime does on a good day, the others with no namespace to look into.
+/// Detaches the pods: the first with its network namespace and result, the others without.
 fn delete(network: &Network, pods: &[Namespace], attached: &[Attached]) -> Result<(), Failure> {
-    section("DEL: they go");
+    heading("DEL: detach the pods");
     for (index, (pod, attached)) in pods.iter().zip(attached).enumerate() {
         let (took, how) = match index {
-            0 => (network.del(pod, attached), "as on a good day"),
+            0 => (
+                network.del(pod, attached),
+                "with network namespace and result",
+            ),
             _ => (
-                network.del_blind(pod),
-                "told neither namespace nor result, as after a crash",
+                network.del_without_netns(pod),
+                "without network namespace and result",
             ),
         };
-        let took = took.map_err(|refusal| format!("DEL of {}: {refusal}", pod.name))?;
-        done(&format!("{:<4} {how:<51}", pod.name), &millis(took));
+        let took = took.map_err(|error| format!("DEL of {}: {error}", pod.name))?;
+        passed(&format!("{:<4} {how:<37}", pod.name), &millis(took));
     }
     Ok(())
 }
 
-/// Compares with what stood before the first ADD.
-fn nothing_left(scene: &Scene, network: &Network, before: MasqueradeEntry) -> Result<(), Failure> {
-    section("What is left");
-    let after = MasqueradeEntry::of(&scene.node, network.name())?;
+/// Compares the node with its state before the first ADD, to which only the bridge was added.
+fn nothing_left(topology: &Topology, network: &Network, before: NodeState) -> Result<(), Failure> {
+    heading("Resources left on the node");
+    let after = NodeState::observe(&topology.node, network.name())?;
     let bridge = network.bridge().to_owned();
     let mut expected = before;
     expected.links.insert(bridge.clone());
     if after != expected {
-        return Err(format!("DEL left something: {after:?}, not {expected:?}").into());
+        return Err(
+            format!("the node has {after:?} after DEL, but should have {expected:?}").into(),
+        );
     }
-    done("links: no veth; the bridge is shared and stays", "");
-    done("leases: none", "");
+    passed("links: only the shared bridge", "");
+    passed("leases: none", "");
     match &after.rules {
-        Some(_) => done("rules of the nat table: none", ""),
-        None => note("rules: there were none to begin with"),
+        Some(_) => passed("rules of the nat table: none", ""),
+        None => note("rules of the nat table: iptables is not installed"),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A container runtime, as small as one can be: from a list of plugins to calls, and what they answer.
+//! A minimal container runtime: calls a plugin with the configuration of a network.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,39 +11,36 @@ use serde_json::Value;
 
 use crate::Failure;
 use crate::namespace::{BIN, Namespace};
-use crate::scene::CARD;
+use crate::topology::INTERFACE;
 
-/// How long a call may take. The plugin's own waits are bounded too.
+/// The time limit of a call.
 const LIMIT: Duration = Duration::from_secs(40);
 
 /// A network on a node.
 pub struct Network<'n> {
     node: &'n Namespace,
-    /// What the plugin reads on stdin, but for prevResult.
+    /// The configuration on stdin, without prevResult.
     config: Value,
 }
 
 /// An attached pod.
 pub struct Attached {
-    /// Its address.
     pub address: Cidr,
-    /// Its next hop.
     pub gateway: IpAddr,
-    /// The name of its link on the node.
+    /// The name of the host end of the veth pair.
     pub host_link: String,
-    /// How long ADD took, the process's start and end included.
+    /// The duration of ADD, including the start of the process.
     pub took: Duration,
     result: Value,
 }
 
-/// An error document.
-pub struct Refusal {
-    /// Its message.
+/// The error of a plugin (CNI spec 1.1, section 5, "Error").
+pub struct CniError {
     pub msg: String,
     details: String,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for CniError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.msg)?;
         if !self.details.is_empty() {
@@ -53,9 +50,9 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Refusal {
-    fn new(msg: impl ToString) -> Refusal {
-        Refusal {
+impl CniError {
+    fn new(msg: impl ToString) -> CniError {
+        CniError {
             msg: msg.to_string(),
             details: String::new(),
         }
@@ -63,11 +60,12 @@ impl Refusal {
 }
 
 impl<'n> Network<'n> {
-    /// The network of a list with one plugin: a plugin's configuration is its entry, with the list's name and version.
+    /// Parses a network configuration list with one plugin. The plugin's configuration is its entry in the list, with
+    /// name and cniVersion of the list.
     pub fn from_list(node: &'n Namespace, text: &str) -> Result<Network<'n>, Failure> {
         let mut list: Value = serde_json::from_str(text)?;
         let Some([plugin]) = list["plugins"].as_array_mut().map(Vec::as_mut_slice) else {
-            return Err("the list has not exactly one plugin".into());
+            return Err("the network configuration must have exactly one plugin".into());
         };
         let mut config = plugin.take();
         for key in ["name", "cniVersion"] {
@@ -76,37 +74,32 @@ impl<'n> Network<'n> {
         Ok(Network { node, config })
     }
 
-    /// Changes a key of the configuration.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.config[key] = value.into();
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
         self.config["name"].as_str().unwrap_or_default()
     }
 
-    /// The name of its bridge.
     pub fn bridge(&self) -> &str {
         self.config["bridge"].as_str().unwrap_or_default()
     }
 
-    /// Whether packets that leave the node take its address.
     pub fn masquerades(&self) -> bool {
         self.config["ipMasq"] == true
     }
 
-    /// ADD.
-    pub fn add(&self, pod: &Namespace) -> Result<Attached, Refusal> {
+    pub fn add(&self, pod: &Namespace) -> Result<Attached, CniError> {
         let (answer, took) = self.call("ADD", pod, Some(&pod.netns_path()), None)?;
-        let result: Value = serde_json::from_slice(&answer).map_err(Refusal::new)?;
-        let missing = |what: &str| Refusal::new(format!("no {what} in the result: {result}"));
+        let result: Value = serde_json::from_slice(&answer).map_err(CniError::new)?;
+        let missing = |what: &str| CniError::new(format!("no {what} in the result: {result}"));
         let interfaces = result["interfaces"].as_array().into_iter().flatten();
-        let of_node = |link: &&Value| link["sandbox"].as_str().unwrap_or_default().is_empty();
+        let on_host = |link: &&Value| link["sandbox"].as_str().unwrap_or_default().is_empty();
         let ip = &result["ips"][0];
         let parsed = |value: &Value| value.as_str().map(str::to_owned);
         let host_link = interfaces
-            .filter(of_node)
+            .filter(on_host)
             .filter_map(|link| link["name"].as_str())
             .find(|name| *name != self.bridge());
         Ok(Attached {
@@ -117,29 +110,29 @@ impl<'n> Network<'n> {
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| missing("gateway"))?,
             host_link: host_link
-                .ok_or_else(|| missing("link of the node"))?
+                .ok_or_else(|| missing("host interface"))?
                 .to_owned(),
             took,
             result,
         })
     }
 
-    /// CHECK, with the result that ADD gave.
-    pub fn check(&self, pod: &Namespace, attached: &Attached) -> Result<Duration, Refusal> {
+    /// Calls CHECK with the result of ADD as prevResult.
+    pub fn check(&self, pod: &Namespace, attached: &Attached) -> Result<Duration, CniError> {
         let result = Some(&attached.result);
         let (_, took) = self.call("CHECK", pod, Some(&pod.netns_path()), result)?;
         Ok(took)
     }
 
-    /// DEL, with all that a runtime knows.
-    pub fn del(&self, pod: &Namespace, attached: &Attached) -> Result<Duration, Refusal> {
+    /// Calls DEL with the network namespace, and with the result of ADD as prevResult.
+    pub fn del(&self, pod: &Namespace, attached: &Attached) -> Result<Duration, CniError> {
         let result = Some(&attached.result);
         let (_, took) = self.call("DEL", pod, Some(&pod.netns_path()), result)?;
         Ok(took)
     }
 
-    /// DEL, with the names alone.
-    pub fn del_blind(&self, pod: &Namespace) -> Result<Duration, Refusal> {
+    /// Calls DEL without network namespace and prevResult, as a runtime does after a crash.
+    pub fn del_without_netns(&self, pod: &Namespace) -> Result<Duration, CniError> {
         let (_, took) = self.call("DEL", pod, None, None)?;
         Ok(took)
     }
@@ -150,7 +143,7 @@ impl<'n> Network<'n> {
         pod: &Namespace,
         netns: Option<&str>,
         prev_result: Option<&Value>,
-    ) -> Result<(Vec<u8>, Duration), Refusal> {
+    ) -> Result<(Vec<u8>, Duration), CniError> {
         let mut config = self.config.clone();
         if let Some(result) = prev_result {
             config["prevResult"] = result.clone();
@@ -159,7 +152,7 @@ impl<'n> Network<'n> {
         let mut env = vec![
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", &pod.name),
-            ("CNI_IFNAME", CARD),
+            ("CNI_IFNAME", INTERFACE),
             ("CNI_PATH", BIN),
         ];
         env.extend(netns.map(|path| ("CNI_NETNS", path)));
@@ -169,13 +162,13 @@ impl<'n> Network<'n> {
             .node
             .inside(|| process::run(&plugin, &[], &env, stdin.as_bytes(), LIMIT));
         let took = start.elapsed();
-        let output = output.map_err(Refusal::new)?;
+        let output = output.map_err(CniError::new)?;
         if output.status.success() {
             return Ok((output.stdout, took));
         }
-        let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let text = |key: &str| document[key].as_str().map(str::to_owned);
-        Err(Refusal {
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let text = |key: &str| error[key].as_str().map(str::to_owned);
+        Err(CniError {
             msg: text("msg").unwrap_or_else(|| output.stderr_summary()),
             details: text("details").unwrap_or_default(),
         })

@@ -1,4 +1,4 @@
-//! The scene: a node with a network card, and a machine beyond it at the other end of the cable.
+//! A node, and an external host (`world`) that is connected to its uplink.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -22,50 +22,48 @@ use crate::namespace::{BIN, Namespace};
 const NODE: &str = "203.0.113.5/24";
 const WORLD: &str = "203.0.113.9/24";
 
-/// The name of the network card of both.
-pub const CARD: &str = "eth0";
+/// The name of the uplink, and of the interface of pods.
+pub const INTERFACE: &str = "eth0";
 
-/// How long the plugins' installation and the cable may take.
+/// The time limit of `gangplank install`.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A node, and a machine beyond it that knows no way to pods.
-pub struct Scene {
+/// A node, and an external host without a route to the pods.
+pub struct Topology {
     pub node: Namespace,
     pub world: Namespace,
 }
 
-impl Scene {
-    /// Both machines, and the cable between them.
-    pub fn new() -> Result<Scene, Failure> {
-        let made = Namespace::host("node").and_then(|node| {
+impl Topology {
+    pub fn new() -> Result<Topology, Failure> {
+        let created = Namespace::host("node").and_then(|node| {
             let world = node.pod("world")?;
-            Ok(Scene { node, world })
+            Ok(Topology { node, world })
         });
-        let scene = made.map_err(|cause| forbidden("make network and mount namespaces", cause))?;
-        let path = scene.world.netns_path();
-        scene
+        let topology =
+            created.map_err(|cause| forbidden("create network and mount namespaces", cause))?;
+        let path = topology.world.netns_path();
+        topology
             .node
-            .inside(|| join(&path))
-            .map_err(|cause| format!("the node's cable: {cause}"))?;
-        let raised = scene.world.inside(|| raise(WORLD));
-        raised.map_err(|cause| format!("the world's cable: {cause}"))?;
-        Ok(scene)
+            .inside(|| connect(&path))
+            .map_err(|cause| format!("cannot configure the node's uplink: {cause}"))?;
+        let configured = topology.world.inside(|| set_up(WORLD));
+        configured.map_err(|cause| format!("cannot configure the external host: {cause}"))?;
+        Ok(topology)
     }
 
-    /// The node's address on the cable.
     pub fn node_address() -> IpAddr {
         cidr(NODE).address()
     }
 
-    /// The world's address on the cable.
     pub fn world_address() -> IpAddr {
         cidr(WORLD).address()
     }
 
-    /// Runs `gangplank install` on the node; what it says.
+    /// Runs `gangplank install` on the node. Returns the lines that it prints.
     pub fn install(&self, binary: &Path) -> Result<Vec<String>, Failure> {
         let named = |cause: io::Error| format!("{}: {cause}", binary.display());
-        // Opened here: the node's own /run and /var/lib may hide it there.
+        // Opened outside of the node, whose /run and /var/lib hide those of the machine.
         let mut file = File::open(binary).map_err(named)?;
         let installer = Path::new("/run/gangplank");
         let output = self.node.inside(|| {
@@ -79,34 +77,34 @@ impl Scene {
         if !output.status.success() {
             return Err(format!("gangplank install: {}", output.stderr_summary()).into());
         }
-        let said = String::from_utf8(output.stdout)?;
-        Ok(said.lines().map(str::to_owned).collect())
+        let printed = String::from_utf8(output.stdout)?;
+        Ok(printed.lines().map(str::to_owned).collect())
     }
 }
 
-/// Lays a cable from here to the namespace at a path, and takes up this end.
-fn join(path: &str) -> Result<(), Failure> {
-    let cable = NewVeth {
-        port: &name(CARD),
+/// Creates a veth pair between this namespace and the one at `path`, and configures the end in this one.
+fn connect(path: &str) -> Result<(), Failure> {
+    let veth = NewVeth {
+        port: &name(INTERFACE),
         bridge: None,
-        end: &name(CARD),
+        end: &name(INTERFACE),
         mac: random::mac()?,
         mtu: None,
     };
     let world = Netns::open(path, OwnNetns::Refused)?;
-    Netlink::open()?.create_veth(&cable, Some(&world))?;
-    raise(NODE)
+    Netlink::open()?.create_veth(&veth, Some(&world))?;
+    set_up(NODE)
 }
 
-/// Brings up the loopback interface and the network card of the place where this runs, with an address.
-fn raise(address: &str) -> Result<(), Failure> {
+/// Sets up the loopback interface and the uplink of the current namespace, and adds an address to the uplink.
+fn set_up(address: &str) -> Result<(), Failure> {
     let netlink = Netlink::open()?;
-    for link in ["lo", CARD] {
+    for link in ["lo", INTERFACE] {
         let link = netlink
             .link(&name(link))?
-            .ok_or_else(|| format!("there is no {link}"))?;
+            .ok_or_else(|| format!("{link} does not exist"))?;
         netlink.set_up(link.index)?;
-        if link.name == CARD {
+        if link.name == INTERFACE {
             netlink.add_address(link.index, cidr(address), Detection::Skipped)?;
         }
     }
@@ -114,14 +112,15 @@ fn raise(address: &str) -> Result<(), Failure> {
 }
 
 fn name(text: &str) -> IfName {
-    text.parse().expect("it is a name of a link")
+    text.parse().expect("a valid interface name")
 }
 
 fn cidr(text: &str) -> Cidr {
-    text.parse().expect("it is an address")
+    text.parse().expect("a valid address")
 }
 
-/// Makes an ordinary user root of a user namespace, which may then make network namespaces. What to tell about it.
+/// Enters a user namespace, unless the user is root: its root user may create network namespaces. Returns an addition to
+/// the text about the namespaces.
 pub fn become_root() -> Result<&'static str, Failure> {
     let (user, group) = (geteuid(), getegid());
     if user.is_root() {
@@ -129,31 +128,31 @@ pub fn become_root() -> Result<&'static str, Failure> {
     }
     let enter = || -> io::Result<()> {
         unshare(CloneFlags::CLONE_NEWUSER)?;
-        // user_namespaces(7): without CAP_SETGID outside, setgroups(2) must be given up before groups are mapped.
+        // user_namespaces(7): without CAP_SETGID, setgroups(2) must be disabled before groups are mapped.
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
         fs::write("/proc/self/gid_map", format!("0 {group} 1"))
     };
-    enter().map_err(|cause| forbidden("make a user namespace", cause))?;
+    enter().map_err(|cause| forbidden("create a user namespace", cause))?;
     Ok(" of an ordinary user")
 }
 
-/// The kernel's refusal, with what is known to cause it.
+/// The error of an operation that the kernel denied, with the sysctls that cause it.
 fn forbidden(what: &str, cause: io::Error) -> Failure {
     let mut text = format!("this machine does not let this user {what}: {cause}");
-    let forbidding = [
+    let restrictions = [
         ("kernel.unprivileged_userns_clone", "0"),
         ("kernel.apparmor_restrict_unprivileged_userns", "1"),
         ("user.max_user_namespaces", "0"),
         ("user.max_net_namespaces", "0"),
         ("user.max_mnt_namespaces", "0"),
     ];
-    for (key, value) in forbidding {
+    for (key, value) in restrictions {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
         if fs::read_to_string(path).is_ok_and(|set| set.trim() == value) {
             text.push_str(&format!("\n      {key} is {value}"));
         }
     }
-    text.push_str("\n      Run it as root; in a container, give that CAP_SYS_ADMIN and CAP_NET_ADMIN (--privileged).");
+    text.push_str("\n      Run the demo as root. A container needs CAP_SYS_ADMIN and CAP_NET_ADMIN (--privileged).");
     text.into()
 }

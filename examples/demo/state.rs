@@ -1,4 +1,4 @@
-//! What stands on a place, as the kernel and the files tell it.
+//! The state of nodes and links, read from the kernel and from the lease directory.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,29 +12,28 @@ use nix::net::if_::{Interface, if_nameindex};
 use crate::Failure;
 use crate::namespace::Namespace;
 
-/// How long listing the rules may take.
+/// The time limit for listing rules.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// All that pods could leave behind on a node.
+/// The resources on a node that a DEL could leave behind.
 #[derive(Debug, PartialEq, Eq)]
-pub struct MasqueradeEntry {
+pub struct NodeState {
     /// The names of all links.
     pub links: BTreeSet<String>,
-    /// The addresses that are leased on a network.
+    /// The leased addresses of a network.
     pub leases: Vec<IpAddr>,
-    /// The rules of the nat table; absent where no program can tell, and so none can have made any.
+    /// The rules of the nat table; `None` if iptables is not installed.
     pub rules: Option<Vec<String>>,
 }
 
-impl MasqueradeEntry {
-    /// What stands on a node now.
-    pub fn of(node: &Namespace, network: &str) -> Result<MasqueradeEntry, Failure> {
+impl NodeState {
+    pub fn observe(node: &Namespace, network: &str) -> Result<NodeState, Failure> {
         let names = || -> nix::Result<BTreeSet<String>> {
             let links = if_nameindex()?;
             let name = |link: &Interface| link.name().to_string_lossy().into_owned();
             Ok(links.iter().map(name).collect())
         };
-        Ok(MasqueradeEntry {
+        Ok(NodeState {
             links: node.inside(names)?,
             leases: node.leases(network),
             rules: rules(node)?,
@@ -48,36 +47,36 @@ fn rules(node: &Namespace) -> Result<Option<Vec<String>>, Failure> {
     };
     let listed = node.inside(|| process::run(&program, &["-t", "nat"], &[], b"", LIMIT))?;
     let text = String::from_utf8_lossy(&listed.stdout);
-    // Others are comments and the policies of the chains that are always there.
+    // The other lines are comments and the policies of the built-in chains.
     let is_rule = |line: &&str| line.starts_with("-A") || line.starts_with(":CNI-");
     Ok(Some(
         text.lines().filter(is_rule).map(str::to_owned).collect(),
     ))
 }
 
-/// A link, as the picture shows it.
-pub struct ObservedLinks {
+/// A link that is up.
+pub struct LinkState {
     pub mac: Mac,
+    /// The first IPv4 address.
     pub address: Option<Cidr>,
-    /// The name of the bridge it is a port of.
+    /// The name of the bridge of which the link is a port.
     pub bridge: Option<String>,
 }
 
-impl ObservedLinks {
-    /// Those of a link of a place.
-    pub fn of(place: &Namespace, link: &str) -> Result<ObservedLinks, Failure> {
-        let facts = place.inside(|| look(link));
-        Ok(facts.map_err(|cause| format!("{link} of {}: {cause}", place.name))?)
+impl LinkState {
+    pub fn observe(namespace: &Namespace, link: &str) -> Result<LinkState, Failure> {
+        let state = namespace.inside(|| read_link(link));
+        Ok(state.map_err(|cause| format!("{link} of {}: {cause}", namespace.name))?)
     }
 }
 
-fn look(name: &str) -> Result<ObservedLinks, Failure> {
+fn read_link(name: &str) -> Result<LinkState, Failure> {
     let netlink = Netlink::open()?;
     let link = netlink
         .link(&name.parse()?)?
-        .ok_or("there is no such link")?;
+        .ok_or("the link does not exist")?;
     if !link.is_up {
-        return Err("it is down".into());
+        return Err("the link is down".into());
     }
     let bridge = link
         .master
@@ -85,8 +84,8 @@ fn look(name: &str) -> Result<ObservedLinks, Failure> {
         .transpose()?;
     let addresses = netlink.addresses(link.index)?;
     let mut addresses = addresses.iter().map(|address| address.cidr);
-    Ok(ObservedLinks {
-        mac: link.mac.ok_or("it has no MAC address")?,
+    Ok(LinkState {
+        mac: link.mac.ok_or("the link has no MAC address")?,
         address: addresses.find(|cidr| cidr.family() == Family::V4),
         bridge: bridge.flatten().map(|bridge| bridge.name),
     })
