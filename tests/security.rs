@@ -283,8 +283,7 @@ fn no_program_but_iptables_is_run_and_no_shell_reads_what_we_are_given() {
     node.run("mkdir /run/evil");
     for program in ["sh", "nft", "ip", "bridge", "sysctl"] {
         let file = format!("/run/evil/{program}");
-        node.write(&file, "#!/bin/sh\necho \"$0\" >> /run/evil/ran\n");
-        node.run(&format!("chmod 755 {file}"));
+        node.write_executable(&file, "#!/bin/sh\necho \"$0\" >> /run/evil/ran\n");
     }
     let mut network = node.network(support::small_network());
     network.config["ipMasq"] = json!(true);

@@ -161,14 +161,13 @@ fn an_ipam_plugin_that_was_waited_for_is_asked_to_take_back_what_it_gave() {
     }
     let fixture = Fixture::new(PLAIN);
     let file = format!("{}/slow", Node::BIN);
-    fixture.node.write(
+    fixture.node.write_executable(
         &file,
         "#!/bin/sh\n\
          echo $CNI_COMMAND >>/run/asked\n\
          grep -E 'Sig(Blk|Ign)' /proc/self/status >>/run/signals\n\
          [ $CNI_COMMAND = DEL ] || exec sleep 30\n",
     );
-    fixture.node.run(&format!("chmod 755 {file}"));
     let mut config = fixture.config();
     config["ipam"] = json!({ "type": "slow" });
     let call = fixture.node.network(config).call("ADD", &fixture.pod);

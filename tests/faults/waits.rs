@@ -129,8 +129,7 @@ fn for_an_ipam_plugin() {
     let fixture = Fixture::new(PLAIN);
     let file = format!("{}/slow", Node::BIN);
     let script = "#!/bin/sh\n[ $CNI_COMMAND = DEL ] || exec sleep 100\n";
-    fixture.node.write(&file, script);
-    fixture.node.run(&format!("chmod 755 {file}"));
+    fixture.node.write_executable(&file, script);
     let mut config = fixture.config();
     config["ipam"] = json!({ "type": "slow" });
     let add = fixture.node.network(config).call("ADD", &fixture.pod);
@@ -143,12 +142,11 @@ fn who_closes_its_stderr_and_works_on_is_waited_for_asleep() {
     requires!("strace", "nft", "iptables", "ip6tables");
     let fixture = Fixture::new(PLAIN);
     let file = format!("{}/quiet", Node::BIN);
-    fixture.node.write(
+    fixture.node.write_executable(
         &file,
         "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\nexec 2>&-\nsleep 1\n\
          echo '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.77.0.9/24\"}]}'\n",
     );
-    fixture.node.run(&format!("chmod 755 {file}"));
     let mut config = fixture.config();
     config["ipam"] = json!({ "type": "quiet" });
     let steps = steps(

@@ -210,8 +210,7 @@ fn add_with_a_failing_missing_or_broken_ipam_plugin_is_undone() {
     node.network(small_network()).add(&neighbour);
     for (name, script, word) in scripts {
         let file = format!("{}/{name}", Node::BIN);
-        node.write(&file, &format!("#!/bin/sh\n{script}\n"));
-        node.run(&format!("chmod 755 {file}"));
+        node.write_executable(&file, &format!("#!/bin/sh\n{script}\n"));
         let mut config = masqueraded();
         config["ipam"] = json!({ "type": name });
         let pod = node.pod(&format!("pod-{name}"));

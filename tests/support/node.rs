@@ -65,6 +65,14 @@ impl Node {
         self.bind(&file, program);
     }
 
+    /// Runs shell commands before each call of iptables on this node; `$name` is the name of the called program.
+    /// `file` is that of all programs of a variant: `/usr/sbin/xtables-nft-multi` or `/usr/sbin/xtables-legacy-multi`.
+    pub fn run_before_iptables(&self, file: &str, script: &str) {
+        self.run(&format!("cp {file} /run/xtables"));
+        let script = format!("name=${{0##*/}}\n{script}\nexec /run/xtables $name \"$@\"");
+        self.replace_program(file, &script);
+    }
+
     /// Lays one file over another, for this node alone.
     pub fn bind(&self, file: &str, over: &str) {
         self.inside(|| {

@@ -106,6 +106,12 @@ impl Namespace {
             .unwrap_or_else(|e| panic!("{path}: {e}"));
     }
 
+    /// Writes a file with mode 0755.
+    pub fn write_executable(&self, path: &str, text: &str) {
+        self.write(path, text);
+        self.run(&format!("chmod 755 {path}"));
+    }
+
     /// What `ip -d -j link show` says about an interface; `None` when there is none.
     pub fn link(&self, name: &str) -> Option<serde_json::Value> {
         let output = self.try_run(&format!("ip -d -j link show dev {name}"));
