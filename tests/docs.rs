@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use support::{Node, binary, requires, skip_for_go, wire};
+use support::{Node, binary, connect, requires, skip_for_go};
 
 fn page(name: &str) -> String {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/docs");
@@ -28,7 +28,7 @@ fn script(page_name: &str) -> String {
 /// another node.
 fn node() -> (Node, Node) {
     let (node, world) = (Node::new("node"), Node::new("world"));
-    wire(&node, "eth0", &world, "eth0");
+    connect(&node, "eth0", &world, "eth0");
     node.run_all(
         "mkdir -p /run/upper /run/work /run/bin
         mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work /etc

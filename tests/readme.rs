@@ -12,7 +12,7 @@ use std::process::{Command, Output, id};
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use support::{Node, binary, command, example, requires, say};
+use support::{Node, binary, command, example, note, requires};
 
 /// A user without any rights.
 const NOBODY: u32 = 65534;
@@ -181,7 +181,7 @@ fn every_configuration_of_the_reference_does_what_it_says() {
         let pod = node.pod("pod");
         let added = network.call("ADD", &pod).run();
         if block.contains("\"vlan\"") && added.code == Some(1) && added.error().code == 2 {
-            say("this kernel has no VLANs, so the configuration with them is not run");
+            note("this kernel has no VLANs, so the configuration with them is not run");
             continue;
         }
         assert_eq!(added.code, Some(0), "{block}: {added:?}");
@@ -222,7 +222,7 @@ fn said(output: Output) -> Option<String> {
     let stderr = String::from_utf8(output.stderr).unwrap();
     if stderr.contains("this machine does not let this user") {
         assert!(std::env::var_os("CI").is_none(), "{stderr}");
-        say(&stderr);
+        note(&stderr);
         return None;
     }
     assert!(output.status.success(), "{stdout}\n{stderr}");

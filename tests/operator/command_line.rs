@@ -1,7 +1,7 @@
 //! Help, invalid arguments, completions and the manual page.
 
 use crate::fixture::Fixture;
-use crate::support::{PATH, requires, say};
+use crate::support::{PATH, note, requires};
 
 const COMMANDS: [&str; 9] = [
     "status",
@@ -95,7 +95,7 @@ fn shells_accept_their_completions() {
         if is_installed(shell) {
             fixture.run(&format!("{shell} -n /run/{shell}"));
         } else {
-            say(&format!("cannot run: {shell} is not installed"));
+            note(&format!("cannot run: {shell} is not installed"));
         }
         for command in COMMANDS {
             assert!(script.stdout.contains(command), "{shell}: {command}");
@@ -121,7 +121,7 @@ fn the_manual_page_renders_without_warnings() {
         );
     }
     if !is_installed("man") || !is_installed("groff") {
-        say("cannot run: man and groff are not installed");
+        note("cannot run: man and groff are not installed");
         return;
     }
     fixture.write(

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::support::{Node, requires, wire};
+use crate::support::{Node, connect, requires};
 
 /// The configuration that a runtime passes to the plugin of a list.
 fn request(list: &Value) -> Value {
@@ -17,7 +17,7 @@ fn request(list: &Value) -> Value {
 fn node_with_uplink(mtu: u32) -> (Fixture, Node) {
     let fixture = Fixture::new();
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run_all(&format!(
         "ip link set up0 mtu {mtu}\nip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2\nip route add 10.8.0.0/16 via 192.0.2.3"
     ));

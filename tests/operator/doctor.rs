@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::{CACHE, CONF, Fixture, LEASES, doctor_flags};
-use crate::support::{Network, Node, binary, requires, small_network, wire};
+use crate::support::{Network, Node, binary, connect, requires, small_network};
 
 fn masquerade_network() -> Value {
     let mut config = small_network();
@@ -401,7 +401,7 @@ fn mtu_mismatches_are_found() {
     config["mtu"] = 1400.into();
     let (fixture, _pod, veth) = node_with_pod(&config);
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run_all("ip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2");
     fixture.assert_healthy();
     fixture.run("ip link set up0 mtu 1300");
@@ -488,7 +488,7 @@ fn a_default_route_that_would_expire_is_found() {
     requires!();
     let fixture = Fixture::with(&dual());
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run("ip -6 addr add 2001:db8::2/64 dev up0 nodad");
     fixture.run("ip -6 route add default via 2001:db8::1 dev up0 proto ra");
     let found = fixture.findings();

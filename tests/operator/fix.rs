@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::{CACHE, CONF, Fixture, LEASES};
-use crate::support::{Network, Node, NodeState, requires, small_network, wire};
+use crate::support::{Network, Node, NodeState, connect, requires, small_network};
 
 fn masquerade_network() -> Value {
     let mut config = small_network();
@@ -292,7 +292,7 @@ fn accept_ra_is_set_to_keep_the_default_route() {
     config["ipam"]["subnet"] = "fd77::/64".into();
     let fixture = Fixture::with(&config);
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run_all(
         "sysctl -qw net.ipv6.conf.all.forwarding=0\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra",
     );
@@ -314,7 +314,7 @@ fn accept_ra_is_kept_if_a_network_manager_handles_router_advertisements() {
     for accepted in [0, 2] {
         let fixture = Fixture::with(&config);
         let outside = Node::new("outside");
-        wire(&fixture, "up0", &outside, "eth0");
+        connect(&fixture, "up0", &outside, "eth0");
         fixture.run_all(&format!(
             "sysctl -qw net.ipv6.conf.up0.accept_ra={accepted}\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra"
         ));

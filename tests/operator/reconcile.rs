@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::support::{Network, Node, NodeState, Pod, requires, small_network, wire};
+use crate::support::{Network, Node, NodeState, Pod, connect, requires, small_network};
 
 fn full() -> Value {
     let mut config = small_network();
@@ -30,7 +30,7 @@ impl Attached {
     fn of(config: &Value, is_go: bool) -> Attached {
         let fixture = Fixture::with(config);
         let outside = Node::new("outside");
-        wire(&fixture, "up0", &outside, "eth0");
+        connect(&fixture, "up0", &outside, "eth0");
         fixture.run("ip addr add 192.0.2.1/24 dev up0");
         outside.run("ip addr add 192.0.2.2/24 dev eth0");
         let pods = ["a", "b"].map(|name| fixture.pod(name));

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::support::{Answer, requires, small_network, wire};
+use crate::support::{Answer, connect, requires, small_network};
 
 /// Three nodes on one network: 192.0.2.11, .12 and .13, connected by a bridge on the first.
 struct Cluster {
@@ -21,7 +21,7 @@ impl Cluster {
         for (at, node) in nodes.iter().enumerate() {
             let link = if at == 0 { "lan" } else { "eth0" };
             if at > 0 {
-                wire(&nodes[0], &format!("p{at}"), node, "eth0");
+                connect(&nodes[0], &format!("p{at}"), node, "eth0");
                 nodes[0].run(&format!("ip link set p{at} master lan"));
             }
             node.run(&format!("ip addr add 192.0.2.1{}/24 dev {link}", at + 1));

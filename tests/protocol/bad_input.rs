@@ -1,7 +1,7 @@
 //! What is wrong is refused before anything is touched, with the field and the value.
 
 use crate::invalid_inputs::{InvalidInput, invalid_inputs};
-use crate::support::{Answer, Network, Node, NodeState, Pod, requires, say, testing_go};
+use crate::support::{Answer, Network, Node, NodeState, Pod, note, requires, testing_go};
 
 impl InvalidInput {
     fn run(&self, node: &Node, pod: &Pod) -> Answer {
@@ -91,7 +91,7 @@ fn every_wrong_input_is_wrong_to_the_reference_too() {
             wrong.push(format!("{}: {answer:?}", row.name));
         }
     }
-    say("its codes, its words and what it leaves behind are not looked at");
+    note("its codes, its words and what it leaves behind are not looked at");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

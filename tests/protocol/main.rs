@@ -325,7 +325,7 @@ fn a_reader_that_went_away_does_not_make_it_crash() {
 #[test]
 fn the_release_binary_needs_no_library_and_is_small() {
     let Some(file) = std::env::var_os("GANGPLANK_BIN") else {
-        return support::say("cannot run: tests/run tells where the release binary is");
+        return support::note("cannot run: tests/run tells where the release binary is");
     };
     let elf = std::fs::read(file).unwrap();
     assert!(elf.len() <= 3_000_000, "{} bytes", elf.len());
