@@ -31,18 +31,15 @@ pub fn of_the_bridge() -> Vec<InvalidInput> {
         invalid("hairpin with promisc", &["hairpinMode", "promiscMode"])
             .set("/hairpinMode", true.into())
             .set("/promiscMode", true.into()),
-        invalid(
-            "a masquerade backend that is invalid",
-            &["ipMasqBackend", "pf"],
-        )
-        .set("/ipMasqBackend", "pf".into())
-        .set("/ipMasq", true.into())
-        .accepted_by_go(),
-        mac("a MAC that is invalid", "zz"),
+        invalid("an invalid masquerade backend", &["ipMasqBackend", "pf"])
+            .set("/ipMasqBackend", "pf".into())
+            .set("/ipMasq", true.into())
+            .accepted_by_go(),
+        mac("an invalid MAC", "zz"),
         mac("a MAC of eight bytes", "02:00:00:00:00:00:00:01"),
         mac("a multicast MAC", "01:00:5e:00:00:01"),
         mac("a MAC of zeros", "00:00:00:00:00:00"),
-        invalid("a MAC in args.cni that is invalid", &["mac", "02:00"])
+        invalid("an invalid MAC in args.cni", &["mac", "02:00"])
             .set("/args", json!({ "cni": { "mac": "02:00" } })),
         InvalidInput::new("an IPAM plugin that is missing", &[4, 7, 999], &["dhcpd"])
             .set("/ipam", json!({ "type": "dhcpd" })),
@@ -140,20 +137,20 @@ pub fn of_gangplank_keys() -> Vec<InvalidInput> {
         )
         .set("/forwardAccept", true.into()),
         gangplank_key(
-            "a log with an empty path",
+            "a relative log path",
             &["logFile", "a.log", "absolute"],
             "/logFile",
             "a.log".into(),
         ),
         gangplank_key(
-            "a log path that ends with a slash",
+            "the root directory as log path",
             &["logFile", "\"/\""],
             "/logFile",
             "/".into(),
         ),
         gangplank_key("a log: a number", &["logFile", "5"], "/logFile", json!(5)).codes(&[6]),
         gangplank_key(
-            "a level that is invalid",
+            "an invalid level",
             &["logLevel", "verbose", "debug"],
             "/logLevel",
             "verbose".into(),
@@ -347,7 +344,7 @@ pub fn of_routes() -> Vec<InvalidInput> {
             json!({ "dst": "192.0.2.5/24" }),
         ),
         route(
-            "a route by a next hop that is invalid",
+            "a route with an invalid next hop",
             &["gw", "gate"],
             json!({ "dst": "192.0.2.0/24", "gw": "gate" }),
         ),

@@ -1,5 +1,6 @@
 //! Known defects of the Go plugins. Each test runs one scenario with both implementations: gangplank must pass it, and the
-//! Go plugins must show the defect, which proves that the test detects it. "1.1.1" is Debian's version, "newer" are later releases.
+//! Go plugins must show the defect, which proves that the test detects it. "1.1.1" is Debian's version, "newer" are later
+//! releases.
 //!
 //! - D1: masquerade and spoof check rules are not removed if netns or interface are already gone at DEL.
 //! - D2: two interfaces of a container on one network share an iptables chain; DEL of one breaks the other and fails.
