@@ -1,4 +1,4 @@
-//! The documentation under .github/docs: what it shows is run, what it quotes is what the program says.
+//! The documentation under .github/docs: its commands run, and its quotes match the program.
 
 use gangplank_test_support as support;
 
@@ -6,29 +6,28 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
-use support::{Node, binary, requires, skip_for_go, wire};
+use support::{Node, binary, connect, requires, skip_for_go};
 
 fn page(name: &str) -> String {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/docs");
     fs::read_to_string(pages.join(name)).unwrap()
 }
 
-/// All commands of a page, as one script that ends with the first that fails.
+/// The commands of a page as one script, which stops at the first failure.
 fn script(page_name: &str) -> String {
     let page = page(page_name);
     let blocks = page.split("```sh\n").skip(1);
     let blocks: Vec<&str> = blocks
         .map(|block| block.split("```").next().unwrap())
         .collect();
-    assert!(blocks.len() > 2, "{page_name} shows commands");
+    assert!(blocks.len() > 2, "{page_name} has too few commands");
     format!("set -euxo pipefail\n{}", blocks.concat())
 }
 
-/// A node with /etc and /opt of its own, on which gangplank is installed as a package does it, and whose cluster has
-/// another node.
+/// A node with its own /etc and /opt, with gangplank in PATH, in a cluster with another node.
 fn node() -> (Node, Node) {
-    let (node, world) = (Node::new("node"), Node::new("world"));
-    wire(&node, "eth0", &world, "eth0");
+    let (node, outside) = (Node::new("node"), Node::new("outside"));
+    connect(&node, "eth0", &outside, "eth0");
     node.run_all(
         "mkdir -p /run/upper /run/work /run/bin
         mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work /etc
@@ -46,14 +45,14 @@ fn node() -> (Node, Node) {
     let all = json!({"kind": "List", "items": [this, one("two", "192.0.2.12", "10.244.2.0/24")]});
     node.write("/run/one.json", &this.to_string());
     node.write("/run/all.json", &all.to_string());
-    // The cluster's side of the story; sudo has nothing to do for root.
+    // Stubs of kubectl and sudo.
     node.write(
         "/run/bin/kubectl",
         "#!/bin/sh\ncase $2 in nodes) cat /run/all.json ;; node) test \"$3\" = one && cat /run/one.json ;; esac\n",
     );
     node.write("/run/bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
     node.run("chmod +x /run/bin/kubectl /run/bin/sudo");
-    (node, world)
+    (node, outside)
 }
 
 fn run(node: &Node, page: &str) -> String {
@@ -62,14 +61,14 @@ fn run(node: &Node, page: &str) -> String {
 }
 
 #[test]
-fn the_commands_for_operating_run_in_their_order() {
+fn the_commands_of_the_operation_page_run_in_order() {
     requires!("iptables", "bash");
-    if skip_for_go("there is no such thing") {
+    if skip_for_go("the Go plugins have no command line") {
         return;
     }
-    let (node, _world) = node();
-    let said = run(&node, "operating.md");
-    assert!(said.contains("via 192.0.2.12"), "{said}");
+    let (node, _outside) = node();
+    let output = run(&node, "operating.md");
+    assert!(output.contains("via 192.0.2.12"), "{output}");
     assert!(
         node.run("ip route show proto 71")
             .contains("10.244.2.0/24 via 192.0.2.12 dev eth0")
@@ -84,7 +83,7 @@ fn the_commands_for_operating_run_in_their_order() {
 }
 
 #[test]
-fn the_commands_for_migration_run_with_pods_of_the_go_plugins() {
+fn the_commands_of_the_migration_page_run_with_a_pod_of_the_go_plugins() {
     requires!(
         "iptables",
         "bash",
@@ -92,10 +91,10 @@ fn the_commands_for_migration_run_with_pods_of_the_go_plugins() {
         "cni:host-local",
         "cni:loopback"
     );
-    if skip_for_go("there is no such thing") {
+    if skip_for_go("the Go plugins have no command line") {
         return;
     }
-    let (node, _world) = node();
+    let (node, _outside) = node();
     node.run("cp /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/loopback /opt/cni/bin/");
     let list = support::example("10-gangplank.conflist");
     node.write("/etc/cni/net.d/10-gangplank.conflist", &list);
@@ -110,24 +109,24 @@ fn the_commands_for_migration_run_with_pods_of_the_go_plugins() {
     by_go["type"] = json!("go-bridge");
     by_go["ipam"]["type"] = json!("go-host-local");
     node.network(by_go).add(&pod);
-    let said = run(&node, "migration.md");
+    let output = run(&node, "migration.md");
     assert!(
-        said.contains("old") && said.contains("10.244.0.2"),
-        "{said}"
+        output.contains("old") && output.contains("10.244.0.2"),
+        "{output}"
     );
-    assert!(said.contains("kept as bridge.orig"), "{said}");
-    assert!(said.contains("bridge.orig is back"), "{said}");
-    let back = node.run("sha256sum /opt/cni/bin/bridge /usr/lib/cni/bridge");
-    let sums: Vec<&str> = back
+    assert!(output.contains("kept as bridge.orig"), "{output}");
+    assert!(output.contains("bridge.orig is back"), "{output}");
+    let restored = node.run("sha256sum /opt/cni/bin/bridge /usr/lib/cni/bridge");
+    let sums: Vec<&str> = restored
         .lines()
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
     assert_eq!(sums[0], sums[1]);
-    assert!(said.contains("\"bridge\": \"cbr0\""), "{said}");
+    assert!(output.contains("\"bridge\": \"cbr0\""), "{output}");
 }
 
 #[test]
-fn quoted_errors_are_those_of_the_program() {
+fn quoted_errors_exist_in_the_source() {
     let mut source = String::new();
     read_all(
         &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
@@ -141,13 +140,13 @@ fn quoted_errors_are_those_of_the_program() {
         for fragment in first.split('`').skip(1).step_by(2) {
             assert!(
                 source.contains(fragment),
-                "the program never says {fragment:?}"
+                "{fragment:?} is not in the source"
             );
             quoted += 1;
         }
     }
     assert!(quoted > 15, "{quoted}");
-    // The other table names findings and commands.
+    // The other table contains finding IDs and commands.
     for word in page.split('`').skip(1).step_by(2) {
         let is_finding = word.contains('-') && !word.contains(' ') && !word.starts_with('-');
         assert!(
@@ -169,7 +168,7 @@ fn read_all(directory: &Path, into: &mut String) {
 }
 
 #[test]
-fn every_finding_of_the_doctor_is_in_the_documentation() {
+fn all_doctor_findings_are_documented() {
     let page = page("operating.md");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cli/doctor/finding.rs");
     let source = fs::read_to_string(file).unwrap();
@@ -180,30 +179,30 @@ fn every_finding_of_the_doctor_is_in_the_documentation() {
     for id in &ids {
         assert!(page.contains(&format!("`{id}`")), "{id} is not on the page");
     }
-    // The findings of the table are those before its first colon or bar.
+    // The finding IDs of a row are those before its first colon or bar.
     let table = page.split("| finding |").nth(1).unwrap();
     for row in table.lines().skip(2).take_while(|row| row.starts_with('|')) {
         let named = row.trim_start_matches('|').split([':', '|']).next();
         for id in named.unwrap().split('`').skip(1).step_by(2) {
-            assert!(ids.contains(&id), "there is no finding {id}");
+            assert!(ids.contains(&id), "exists is no finding {id}");
         }
     }
 }
 
 #[test]
-fn links_between_the_pages_lead_somewhere() {
+fn links_between_the_pages_are_valid() {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github");
     for directory in [pages.join("docs"), pages] {
         for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|kind| kind == "md") {
-                follow_links(&path);
+                check_links(&path);
             }
         }
     }
 }
 
-fn follow_links(page: &Path) {
+fn check_links(page: &Path) {
     let text = fs::read_to_string(page).unwrap();
     let targets = text
         .split("](")
@@ -212,8 +211,8 @@ fn follow_links(page: &Path) {
     for target in targets {
         let file = target.split('#').next().unwrap();
         if !target.starts_with("https://") && !file.is_empty() {
-            let there = page.with_file_name(file).exists();
-            assert!(there, "{}: {target} is not there", page.display());
+            let exists = page.with_file_name(file).exists();
+            assert!(exists, "{}: {target} does not exist", page.display());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a newcomer reads and types first: the README, its configuration, its commands, the demo.
+//! The README: its configuration, commands and links, the reference of keys, and the demo.
 
 use gangplank_test_support as support;
 
@@ -12,9 +12,9 @@ use std::process::{Command, Output, id};
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use support::{Node, binary, command, example, requires, say};
+use support::{Node, binary, command, example, note, requires};
 
-/// A user without any rights.
+/// The user nobody.
 const NOBODY: u32 = 65534;
 
 fn root() -> &'static Path {
@@ -25,12 +25,12 @@ fn readme() -> String {
     fs::read_to_string(root().join("README.md")).unwrap()
 }
 
-/// The page with all keys.
-fn reference_page() -> String {
+/// The configuration reference.
+fn configuration_page() -> String {
     fs::read_to_string(root().join(".github/docs/configuration.md")).unwrap()
 }
 
-/// The blocks of the README in a language.
+/// The code blocks of the README in a language.
 fn blocks(language: &str) -> Vec<String> {
     blocks_of(&readme(), language)
 }
@@ -44,7 +44,7 @@ fn blocks_of(page: &str, language: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_readmes_configuration_is_the_one_that_the_demo_uses() {
+fn the_configuration_in_the_readme_is_that_of_the_demo() {
     let blocks = blocks("json");
     assert_eq!(blocks, [example("10-gangplank.conflist")]);
     let list: Value = serde_json::from_str(&blocks[0]).unwrap();
@@ -52,7 +52,7 @@ fn the_readmes_configuration_is_the_one_that_the_demo_uses() {
 }
 
 #[test]
-fn the_readmes_commands_are_there() {
+fn the_commands_in_the_readme_exist() {
     let lines: Vec<String> = blocks("sh")
         .iter()
         .flat_map(|block| block.lines())
@@ -68,7 +68,7 @@ fn the_readmes_commands_are_there() {
         "tests/run",
         "tests/e2e/run",
     ];
-    assert_eq!(lines, known, "a command that no test knows");
+    assert_eq!(lines, known, "an untested command");
     for script in ["tests/run", "tests/bench/run", "tests/e2e/run"] {
         let mode = fs::metadata(root().join(script)).unwrap().permissions();
         assert!(mode.mode() & 0o100 != 0, "{script} is not executable");
@@ -94,7 +94,7 @@ fn the_readmes_commands_are_there() {
     assert!(help(&["install", "--help"]).contains("[default: /opt/cni/bin]"));
 }
 
-/// The name by which GitHub links to a heading.
+/// GitHub's anchor of a heading.
 fn anchor_of(heading: &str) -> String {
     let words = heading.trim_start_matches('#').split_whitespace();
     words.collect::<Vec<_>>().join("-").to_lowercase()
@@ -106,20 +106,20 @@ fn has_heading(page: &str, anchor: &str) -> bool {
 }
 
 #[test]
-fn the_readmes_links_lead_somewhere() {
+fn the_links_in_the_readme_are_valid() {
     let readme = readme();
     let targets = readme.split("](").skip(1);
     let targets = targets.map(|rest| rest.split(')').next().unwrap());
-    let (outside, inside): (Vec<_>, Vec<_>) =
+    let (external, internal): (Vec<_>, Vec<_>) =
         targets.partition(|target| target.starts_with("https://"));
-    for target in outside {
+    for target in external {
         let host = "https://github.com/containernetworking/";
         assert!(target.starts_with(host), "{target}");
     }
-    assert!(inside.len() > 2);
-    for target in inside {
+    assert!(internal.len() > 2);
+    for target in internal {
         let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
-        let there = match (file, anchor) {
+        let exists = match (file, anchor) {
             (file, "") => root().join(file).exists(),
             ("", anchor) => has_heading(&readme, anchor),
             (file, anchor) => {
@@ -127,11 +127,11 @@ fn the_readmes_links_lead_somewhere() {
                 has_heading(&page, anchor)
             }
         };
-        assert!(there, "{target} is not there");
+        assert!(exists, "{target} does not exist");
     }
 }
 
-/// The keys of an object and of what is in it.
+/// Collects the keys of a value, recursively.
 fn keys(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(object) => {
@@ -146,8 +146,8 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_key_in_the_reference_of_the_configuration_has_an_example_and_the_other_way_round() {
-    let page = reference_page();
+fn all_documented_keys_have_examples_and_all_example_keys_are_documented() {
+    let page = configuration_page();
     let rows = page.lines().filter(|line| line.starts_with("| "));
     let named = rows.filter_map(|row| {
         row.split('`')
@@ -162,18 +162,21 @@ fn every_key_in_the_reference_of_the_configuration_has_an_example_and_the_other_
     for block in blocks_of(&page, "json") {
         keys(&serde_json::from_str(&block).unwrap(), &mut shown);
     }
-    let bare: Vec<&String> = named.difference(&shown).collect();
-    assert!(bare.is_empty(), "without an example: {bare:?}");
-    // Those that are parts of another key's value are told beside it.
-    let told = |key: &String| named.contains(key) || page.contains(&format!("`{key}`"));
-    let untold: Vec<&String> = shown.iter().filter(|key| !told(key)).collect();
-    assert_eq!(untold, ["runtimeConfig"], "in no table");
+    let without_example: Vec<&String> = named.difference(&shown).collect();
+    assert!(
+        without_example.is_empty(),
+        "without an example: {without_example:?}"
+    );
+    // Keys within the value of another key are described there.
+    let is_described = |key: &String| named.contains(key) || page.contains(&format!("`{key}`"));
+    let undescribed: Vec<&String> = shown.iter().filter(|key| !is_described(key)).collect();
+    assert_eq!(undescribed, ["runtimeConfig"], "not described");
 }
 
 #[test]
-fn every_configuration_of_the_reference_does_what_it_says() {
+fn all_example_configurations_work() {
     requires!("iptables", "ip6tables");
-    let blocks = blocks_of(&reference_page(), "json");
+    let blocks = blocks_of(&configuration_page(), "json");
     assert!(blocks.len() >= 10, "{}", blocks.len());
     for block in blocks {
         let node = Node::new("node");
@@ -181,7 +184,7 @@ fn every_configuration_of_the_reference_does_what_it_says() {
         let pod = node.pod("pod");
         let added = network.call("ADD", &pod).run();
         if block.contains("\"vlan\"") && added.code == Some(1) && added.error().code == 2 {
-            say("this kernel has no VLANs, so the configuration with them is not run");
+            note("skipped a configuration: this kernel has no VLAN filtering");
             continue;
         }
         assert_eq!(added.code, Some(0), "{block}: {added:?}");
@@ -198,11 +201,11 @@ fn every_configuration_of_the_reference_does_what_it_says() {
     }
 }
 
-/// The demo, built from what the sources are now.
+/// The demo, built from the current sources.
 fn demo() -> &'static Path {
     static DEMO: OnceLock<PathBuf> = OnceLock::new();
     DEMO.get_or_init(|| {
-        // `cargo test --test newcomer` builds no examples; after a plain `cargo test` this has nothing to do.
+        // `cargo test --test readme` builds no examples; after a plain `cargo test` the demo is up to date.
         let cargo = std::env::var_os("CARGO").expect("cargo runs the tests");
         let mut build = Command::new(cargo);
         build.current_dir(root());
@@ -211,41 +214,42 @@ fn demo() -> &'static Path {
             build.arg("--release");
         }
         assert!(build.status().unwrap().success(), "{build:?}");
-        let beside = Path::new(env!("CARGO_BIN_EXE_gangplank")).with_file_name("examples");
-        beside.join("demo")
+        let directory = Path::new(env!("CARGO_BIN_EXE_gangplank")).with_file_name("examples");
+        directory.join("demo")
     })
 }
 
-/// What the demo said; `None`, with words, where the machine permits no namespaces.
-fn said(output: Output) -> Option<String> {
+/// The output of the demo; `None` if the machine does not permit namespaces.
+fn demo_output(output: Output) -> Option<String> {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     if stderr.contains("this machine does not let this user") {
         assert!(std::env::var_os("CI").is_none(), "{stderr}");
-        say(&stderr);
+        note(&stderr);
         return None;
     }
     assert!(output.status.success(), "{stdout}\n{stderr}");
     assert!(stdout.contains("All checks passed"), "{stdout}");
     assert!(stdout.contains("web → db"), "{stdout}");
-    assert!(!stdout.contains('\u{1b}'), "colours without a terminal");
+    assert!(!stdout.contains('\u{1b}'), "colors without a terminal");
     Some(stdout)
 }
 
 fn assert_masquerades(text: &str) {
-    let world = |line: &str| line.contains("→ world") && line.contains("seen as 203.0.113.5");
-    assert!(text.lines().any(world), "{text}");
+    let outside_line =
+        |line: &str| line.contains("→ world") && line.contains("seen as 203.0.113.5");
+    assert!(text.lines().any(outside_line), "{text}");
     assert!(text.contains("rules of the nat table: none"), "{text}");
 }
 
 #[test]
-fn the_demo_keeps_its_promises() {
+fn the_demo_succeeds() {
     requires!("iptables");
     let output = Command::new(demo())
         .env("GANGPLANK_BIN", binary())
         .output()
         .unwrap();
-    if let Some(text) = said(output) {
+    if let Some(text) = demo_output(output) {
         assert_masquerades(&text);
         for needle in ["┌─ world", "┌─ node", "0a:58:0a:f4:00:02", "10.244.0.3/24"] {
             assert!(text.contains(needle), "{needle}: {text}");
@@ -257,16 +261,16 @@ fn the_demo_keeps_its_promises() {
 fn the_demo_needs_no_root() {
     requires!("iptables");
     let files = [(demo(), "demo"), (&*binary(), "gangplank")];
-    let dir = std::env::temp_dir().join(format!("gangplank-newcomer-{}", id()));
+    let dir = std::env::temp_dir().join(format!("gangplank-readme-{}", id()));
     fs::create_dir(&dir).unwrap();
     for (from, name) in files {
         fs::copy(from, dir.join(name)).unwrap();
     }
-    let everybody = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(&dir, everybody).unwrap();
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&dir, executable).unwrap();
     let output = as_nobody(&dir.join("demo"), &dir.join("gangplank"));
     fs::remove_dir_all(&dir).unwrap();
-    if let Some(text) = said(output) {
+    if let Some(text) = demo_output(output) {
         assert!(text.contains("of an ordinary user"), "{text}");
         assert_masquerades(&text);
     }
@@ -280,33 +284,33 @@ fn as_nobody(demo: &Path, binary: &Path) -> Output {
         .gid(NOBODY)
         .current_dir("/");
     match direct.output() {
-        // In the user namespace of `tests/run` there is no other user; one below that has one.
+        // The user namespace of `tests/run` has no other user; a nested one has.
         Err(cause) if cause.kind() == io::ErrorKind::InvalidInput => {
             let line = format!("unshare --user --map-user={NOBODY} --map-group={NOBODY}");
-            let mut below = command(&line);
-            below.arg(demo).env("GANGPLANK_BIN", binary);
-            below.output().unwrap()
+            let mut nested = command(&line);
+            nested.arg(demo).env("GANGPLANK_BIN", binary);
+            nested.output().unwrap()
         }
         output => output.unwrap(),
     }
 }
 
 #[test]
-fn without_iptables_the_demo_shows_all_of_it_by_nftables() {
+fn the_demo_uses_nftables_without_iptables() {
     requires!("iptables");
     let node = Node::new("node");
     node.bind("/dev/null", "/usr/sbin/iptables-restore");
     let mut demo = Command::new(demo());
     demo.env("GANGPLANK_BIN", binary());
     let output = node.inside(|| demo.output().unwrap());
-    if let Some(text) = said(output) {
+    if let Some(text) = demo_output(output) {
         assert!(!text.contains("does not support ipMasq"), "{text}");
         assert!(text.contains("web → world"), "{text}");
     }
 }
 
 #[test]
-fn the_demo_fails_when_the_binary_does_not_do_its_work() {
+fn the_demo_fails_if_the_binary_does_nothing() {
     requires!();
     let output = Command::new(demo())
         .env("GANGPLANK_BIN", "/bin/true")

@@ -1,4 +1,4 @@
-//! What .github/SECURITY.md promises, tried out.
+//! Tests of the claims in .github/SECURITY.md.
 
 use gangplank_test_support as support;
 
@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 use support::{Answer, Network, Node, plugin_file, requires, skip_for_go};
 
-/// A directory of a test's own, removed in the end.
+/// A temporary directory of a test.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -28,7 +28,7 @@ impl Scratch {
         self.0.join(name)
     }
 
-    /// All that is in it, with the modes.
+    /// All entries with their modes.
     fn modes(&self) -> BTreeMap<String, u32> {
         let mut modes = BTreeMap::new();
         let mut left = vec![self.0.clone()];
@@ -53,10 +53,10 @@ impl Drop for Scratch {
     }
 }
 
-/// What a shell sets before it becomes host-local: `umask 0`, `ulimit -v 65536`.
+/// Runs host-local from a shell after `setting`: `umask 0`, `ulimit -v 65536`.
 fn host_local(setting: &str, env: &[(&str, &str)], stdin: impl FnOnce(&mut dyn Write)) -> Answer {
     static NAMED: OnceLock<PathBuf> = OnceLock::new();
-    // A shell cannot give a program another name than its file's.
+    // A shell cannot set argv[0].
     let host_local = NAMED.get_or_init(|| {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("host-local");
         let _ = fs::remove_file(&path);
@@ -98,12 +98,12 @@ fn add(config: &Value) -> Answer {
 }
 
 #[test]
-fn a_gigabyte_of_anything_is_refused_in_little_memory() {
-    if skip_for_go("it reads all that is there") {
+fn a_gigabyte_of_input_is_rejected_with_little_memory() {
+    if skip_for_go("it has no limit") {
         return;
     }
     const GIGABYTE: usize = 1 << 30;
-    // The address space is a bound for what is resident.
+    // The address space limit bounds resident memory.
     let limit = "ulimit -v 65536";
     for (start, again) in [
         ("", "\0"),
@@ -130,7 +130,7 @@ fn a_gigabyte_of_anything_is_refused_in_little_memory() {
         assert_eq!(answer.error().code, 6, "{start}{again}…: {answer:?}");
         assert!(answer.stdout.len() < 2000, "{answer:?}");
     }
-    // What is just within the bounds is read.
+    // Inputs within the limits are accepted.
     let objects = vec!["{\"\":0}"; 62_000].join(",");
     let text = format!(
         "{{\"name\":5,\"x\":[{objects}],\"y\":\"{}\"}}",
@@ -141,8 +141,8 @@ fn a_gigabyte_of_anything_is_refused_in_little_memory() {
 }
 
 #[test]
-fn files_have_their_modes_whatever_the_umask_allows() {
-    if skip_for_go("its directories and locks are as the umask has them") {
+fn file_modes_do_not_depend_on_the_umask() {
+    if skip_for_go("its directories and locks depend on the umask") {
         return;
     }
     let scratch = Scratch::new("modes");
@@ -163,7 +163,7 @@ fn files_have_their_modes_whatever_the_umask_allows() {
 }
 
 #[test]
-fn no_name_leads_out_of_the_data_directory() {
+fn names_cannot_escape_the_data_directory() {
     let scratch = Scratch::new("names");
     let data = scratch.path("a/b");
     fs::create_dir_all(&data).unwrap();
@@ -208,7 +208,7 @@ fn no_name_leads_out_of_the_data_directory() {
 }
 
 #[test]
-fn links_below_the_data_directory_are_not_followed_but_it_may_be_one() {
+fn symbolic_links_below_the_data_directory_are_not_followed() {
     if skip_for_go("it follows them") {
         return;
     }
@@ -237,7 +237,7 @@ fn links_below_the_data_directory_are_not_followed_but_it_may_be_one() {
 }
 
 #[test]
-fn what_is_none_of_an_errors_business_is_not_in_it() {
+fn errors_contain_no_secrets() {
     let scratch = Scratch::new("secrets");
     let secret = "hunter2";
     for (key, value) in [
@@ -267,15 +267,15 @@ fn what_is_none_of_an_errors_business_is_not_in_it() {
         ]);
         let answer = host_local(":", &env, |pipe| pipe.write_all(text.as_bytes()).unwrap());
         assert_eq!(answer.code, Some(1), "{answer:?}");
-        let said = format!("{}{}", answer.stdout, answer.stderr);
-        assert!(!said.contains(secret), "{said}");
+        let output = format!("{}{}", answer.stdout, answer.stderr);
+        assert!(!output.contains(secret), "{output}");
     }
 }
 
 #[test]
-fn no_program_but_iptables_is_run_and_no_shell_reads_what_we_are_given() {
+fn only_iptables_is_executed_and_no_shell_evaluates_the_input() {
     requires!("iptables");
-    if skip_for_go("it finds no iptables there") {
+    if skip_for_go("it requires iptables in PATH") {
         return;
     }
     let node = Node::new("node");
@@ -283,8 +283,7 @@ fn no_program_but_iptables_is_run_and_no_shell_reads_what_we_are_given() {
     node.run("mkdir /run/evil");
     for program in ["sh", "nft", "ip", "bridge", "sysctl"] {
         let file = format!("/run/evil/{program}");
-        node.write(&file, "#!/bin/sh\necho \"$0\" >> /run/evil/ran\n");
-        node.run(&format!("chmod 755 {file}"));
+        node.write_executable(&file, "#!/bin/sh\necho \"$0\" >> /run/evil/ran\n");
     }
     let mut network = node.network(support::small_network());
     network.config["ipMasq"] = json!(true);
@@ -306,13 +305,12 @@ fn no_program_but_iptables_is_run_and_no_shell_reads_what_we_are_given() {
     );
 }
 
-/// The text of a file of the repository.
 fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 #[test]
-fn every_dependency_has_its_reason() {
+fn all_dependencies_are_documented() {
     let mut declared = BTreeSet::new();
     for manifest in ["Cargo.toml", "tests/support/Cargo.toml"] {
         let mut inside = false;
@@ -320,7 +318,7 @@ fn every_dependency_has_its_reason() {
             if line.starts_with('[') {
                 inside = line.ends_with("dependencies]");
             } else if let Some((name, what)) = line.split_once(" = ").filter(|_| inside) {
-                // A path is a part of this repository.
+                // A path dependency is part of this repository.
                 if !what.contains("path = ") {
                     declared.insert(name.to_owned());
                 }
@@ -339,7 +337,7 @@ fn every_dependency_has_its_reason() {
 }
 
 #[test]
-fn the_product_has_no_unsafe_code_and_starts_programs_in_one_place() {
+fn the_code_has_no_unsafe_and_starts_programs_in_one_module() {
     assert!(file("Cargo.toml").contains("unsafe_code = \"forbid\""));
     let mut left = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(path) = left.pop() {

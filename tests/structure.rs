@@ -1,11 +1,11 @@
-//! The structure of the source: layers, imports, sizes, and the map of it in ARCHITECTURE.md.
+//! The structure of the source: layers, imports, sizes, and the module map in ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The layers, from the highest to the lowest. A module imports from the layers below its own, not from those above it
-/// and not from others in its own. Names that are in no path under src are those of planned modules.
+/// The layers, from the highest to the lowest. A module imports only from lower layers. Names without a path under src
+/// are planned modules.
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["cli", "agent"],
@@ -25,7 +25,7 @@ const LAYERS: &[&[&str]] = &[
     &["build", "error"],
 ];
 
-/// Imports that the layers allow and that must not exist: an importer, and what it does not import.
+/// Imports that the layers would allow and that must not exist: importer, imported module.
 const UNRELATED: &[(&str, &str)] = &[
     ("loopback", "ipam"),
     ("loopback", "netfilter"),
@@ -34,17 +34,17 @@ const UNRELATED: &[(&str, &str)] = &[
     ("kernel", "error"),
 ];
 
-/// Import cycles that are known, each as the files in it. None may be added; one that is resolved must be removed here.
+/// Known import cycles, as lists of files. None may be added; a resolved one must be removed here.
 const KNOWN_CYCLES: &[&[&str]] = &[];
 
-/// The longest file, in lines without tests.
+/// Maximum length of a file in lines, without tests.
 const MAX_LINES: usize = 400;
 
 /// A file under `src`.
 struct Source {
-    /// Its path below `src`.
+    /// The path below `src`.
     path: String,
-    /// Its lines without tests.
+    /// The lines without tests.
     lines: Vec<String>,
 }
 
@@ -62,14 +62,14 @@ impl Source {
         }
     }
 
-    /// Its lines without comments.
+    /// The lines without comments.
     fn code(&self) -> impl Iterator<Item = &str> {
         self.lines
             .iter()
             .map(|line| line.split("//").next().unwrap_or_default())
     }
 
-    /// The path of its module: `["kernel", "netlink"]` for `kernel/netlink.rs` and for `kernel/netlink/mod.rs`.
+    /// The module path: `["kernel", "netlink"]` for `kernel/netlink.rs` and for `kernel/netlink/mod.rs`.
     fn module(&self) -> Vec<String> {
         let path = self.path.trim_end_matches(".rs");
         let path = path.strip_suffix("/mod").unwrap_or(path);
@@ -80,7 +80,7 @@ impl Source {
     }
 }
 
-/// The lines of a file without its items under `#[cfg(test)]`, all of which begin in the first column.
+/// The lines of a file without items under `#[cfg(test)]`, which begin in the first column.
 fn without_tests(text: &str) -> Vec<String> {
     let mut kept = Vec::new();
     let mut lines = text.lines().map(str::trim_end);
@@ -124,13 +124,13 @@ fn is_part_of_name(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// Whether the code contains the word, and not as the end of a longer name.
+/// Whether the code contains the word at the beginning of a name.
 fn contains_word(code: &str, word: &str) -> bool {
     code.match_indices(word)
         .any(|(at, _)| !code[..at].ends_with(is_part_of_name))
 }
 
-/// Fails if a file outside `allowed` has one of the words in its code.
+/// Asserts that the words occur only in the code of `allowed` files.
 fn only_in(allowed: &[&str], words: &[&str]) {
     let mut wrong = Vec::new();
     for source in sources() {
@@ -182,7 +182,7 @@ fn no_unfinished_code_is_committed() {
 }
 
 #[test]
-fn files_are_short_and_begin_with_their_documentation() {
+fn files_are_short_and_begin_with_documentation() {
     for source in sources() {
         let lines = source.lines.len();
         assert!(lines <= MAX_LINES, "src/{} has {lines} lines", source.path);
@@ -212,7 +212,7 @@ fn no_module_is_larger_than_a_third_of_the_code() {
 struct Imports {
     /// The file of each module.
     files: BTreeMap<Vec<String>, String>,
-    /// What `use` declares in each module: a name, and the path that it stands for.
+    /// The names declared by `use` in each module, with their paths.
     names: BTreeMap<Vec<String>, BTreeMap<String, Vec<String>>>,
     /// The files from which each file imports.
     edges: BTreeMap<String, BTreeSet<String>>,
@@ -247,7 +247,7 @@ impl Imports {
         imports
     }
 
-    /// The file that defines what a path in `module` names; re-exports are followed.
+    /// The file that defines the item of a path in `module`; re-exports are followed.
     fn file_of(&self, module: &[String], path: &[String], depth: usize) -> Option<String> {
         let mut at = module.to_vec();
         for (index, segment) in path.iter().enumerate() {
@@ -261,7 +261,7 @@ impl Imports {
                         at = child;
                         continue;
                     }
-                    // Not a module, so an item of this one, or one that it re-exports.
+                    // Not a module: an item of this module, or a re-export.
                     let named = self.names.get(&at).and_then(|names| names.get(segment));
                     let followed = named.filter(|_| depth < 8).and_then(|target| {
                         let target = [&target[..], &path[index + 1..]].concat();
@@ -274,7 +274,7 @@ impl Imports {
         self.files.get(&at).cloned()
     }
 
-    /// The files to which a path of imports leads from `file`.
+    /// The files that `file` imports, directly or indirectly.
     fn reachable(&self, file: &str) -> BTreeSet<&str> {
         let mut found = BTreeSet::new();
         let mut left = vec![file];
@@ -288,7 +288,7 @@ impl Imports {
         found
     }
 
-    /// The sets of files that reach each other, in order.
+    /// The sets of files that import each other, sorted.
     fn cycles(&self) -> BTreeSet<Vec<&str>> {
         let reachable: BTreeMap<&str, BTreeSet<&str>> = self
             .edges
@@ -321,7 +321,7 @@ fn crate_paths(code: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// What the `use` declarations in code declare: a path, and its name here.
+/// The `use` declarations in code: path and declared name.
 fn declarations(code: &str) -> Vec<(Vec<String>, String)> {
     let mut declared = Vec::new();
     for (at, _) in code.match_indices("use ") {
@@ -332,7 +332,7 @@ fn declarations(code: &str) -> Vec<(Vec<String>, String)> {
     declared
 }
 
-/// Names and punctuation.
+/// A tokenizer of names and punctuation.
 struct Tokens<'t> {
     rest: &'t str,
 }
@@ -361,7 +361,7 @@ impl<'t> Tokens<'t> {
     }
 }
 
-/// The paths of a `use` tree, or of a path in an expression, with their names.
+/// The paths of a `use` tree or of an expression, with their names.
 fn expand(tokens: &mut Tokens, prefix: &[String]) -> Vec<(Vec<String>, String)> {
     let mut path = prefix.to_vec();
     loop {
@@ -415,8 +415,8 @@ fn imports_have_no_cycles() {
     );
 }
 
-/// What a file is part of: the top module under `src`, or the plugin under `plugins`; `None` for the crate's root, which
-/// only re-exports.
+/// The part that a file belongs to: the top module under `src`, or the plugin under `plugins`; `None` for the crate
+/// root, which only re-exports.
 fn part(file: &str) -> Option<&str> {
     let mut names = file
         .split('/')
@@ -427,7 +427,7 @@ fn part(file: &str) -> Option<&str> {
     Some(plugin.unwrap_or(top))
 }
 
-/// The layer of a file; that of a plugin is the one of `bridge`.
+/// The layer of a file. Plugins are in the layer of `bridge`.
 fn layer(file: &str, part: &str) -> usize {
     let is_named = LAYERS.iter().any(|layer| layer.contains(&part));
     let is_plugin = file.starts_with("plugins/") && !is_named;
@@ -437,7 +437,7 @@ fn layer(file: &str, part: &str) -> usize {
 }
 
 #[test]
-fn imports_lead_from_a_higher_layer_to_a_lower_one() {
+fn imports_go_from_higher_to_lower_layers() {
     let imports = Imports::of(&sources());
     let mut wrong = Vec::new();
     for (from, files) in &imports.edges {
@@ -456,7 +456,7 @@ fn imports_lead_from_a_higher_layer_to_a_lower_one() {
 }
 
 #[test]
-fn the_reading_of_imports_finds_cycles_and_follows_re_exports() {
+fn the_import_parser_finds_cycles_and_follows_re_exports() {
     let source = |path: &str, code: &str| Source {
         path: path.to_owned(),
         lines: without_tests(code),
@@ -507,10 +507,7 @@ fn map() -> BTreeSet<String> {
     for line in map.lines() {
         let entry = line.trim_start();
         let (name, what) = entry.split_once(' ').unwrap_or((entry, ""));
-        assert!(
-            !what.trim().is_empty(),
-            "the map does not say what {name} is"
-        );
+        assert!(!what.trim().is_empty(), "the map does not describe {name}");
         match line.len() - entry.len() {
             2 => {
                 directory = name.to_owned();
@@ -524,13 +521,13 @@ fn map() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_module_map_is_that_of_the_source() {
-    let mut there = BTreeSet::new();
+fn the_module_map_matches_the_source() {
+    let mut existing = BTreeSet::new();
     for source in sources() {
         let mut parts = source.path.split_inclusive('/');
         let top = parts.next().unwrap_or_default();
-        there.insert(top.to_owned());
-        there.extend(parts.next().map(|below| format!("{top}{below}")));
+        existing.insert(top.to_owned());
+        existing.extend(parts.next().map(|below| format!("{top}{below}")));
     }
     let map = map();
     // A plugin is listed with the others in the registry.
@@ -539,9 +536,9 @@ fn the_module_map_is_that_of_the_source() {
         let module = module.trim_end_matches('/').trim_end_matches(".rs");
         gangplank::plugins::NAMES.contains(&module.replace('_', "-").as_str())
     };
-    let missing = there.difference(&map).filter(|path| !is_plugin(path));
+    let missing = existing.difference(&map).filter(|path| !is_plugin(path));
     let missing: Vec<_> = missing.collect();
-    let gone: Vec<_> = map.difference(&there).collect();
+    let gone: Vec<_> = map.difference(&existing).collect();
     assert!(
         missing.is_empty() && gone.is_empty(),
         "the map in .github/ARCHITECTURE.md lacks {missing:?}, and has {gone:?}, which do not exist"

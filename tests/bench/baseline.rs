@@ -1,7 +1,6 @@
-//! The floor: the kernel work of an attachment with a gateway, by bare netlink messages from one process.
-//!
-//! It parses nothing, has no IPAM, checks nothing and undoes nothing. This program runs itself for it, so that whole
-//! processes are compared.
+//! Baseline: the netlink requests of an attachment with a gateway, from one process.
+//! It has no parsing, no IPAM, no checks and no undo. The benchmark executes itself for it, so that whole processes are
+//! compared.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,31 +12,31 @@ use gangplank::net::{IfName, Route};
 use crate::support::Pod;
 use crate::timed::Call;
 
-/// The word by which this program is told to be the floor.
-pub const WORD: &str = "FLOOR";
+/// The environment variable with the verb, which makes this program run the baseline.
+pub const VERB_VARIABLE: &str = "BASELINE_VERB";
 
-/// The call that does a verb's kernel work for a pod.
+/// The call that runs the requests of a verb for a pod.
 pub fn command(verb: &str, pod: &Pod, index: usize) -> Call {
     let address = format!("10.64.{}.{}/16", 1 + index / 250, 1 + index % 250);
     Call {
         program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         env: BTreeMap::from([
-            (WORD, verb.to_owned()),
+            (VERB_VARIABLE, verb.to_owned()),
             ("NETNS", pod.path.clone()),
-            ("HOST", format!("floor{index}")),
+            ("HOST", format!("base{index}")),
             ("ADDRESS", address),
         ]),
         stdin: String::new(),
     }
 }
 
-/// Does the work of a verb, as the environment says.
+/// Runs the requests of a verb, with parameters from the environment.
 pub fn run(verb: &str) {
     let var = |name| std::env::var(name).unwrap_or_default();
     let host_end: IfName = var("HOST").parse().expect("a name");
     let host = Netlink::open().expect("a socket");
     if verb == "DEL" {
-        return host.delete_link(&host_end).expect("the link goes");
+        return host.delete_link(&host_end).expect("delete link");
     }
     let name = |text: &str| text.parse::<IfName>().expect("a name");
     let netns = Netns::open(var("NETNS"), OwnNetns::Refused).expect("a namespace");
@@ -54,7 +53,7 @@ pub fn run(verb: &str) {
         mtu: None,
     };
     host.create_veth(&veth, Some(&netns)).expect("a pair");
-    host.start_port(&host_end, PortFlags::default(), "floor")
+    host.start_port(&host_end, PortFlags::default(), "baseline")
         .expect("a port");
     let pair = host.link(&host_end).expect("an answer").expect("a pair");
     let container = pair.peer.expect("the other end");

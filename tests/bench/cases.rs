@@ -1,4 +1,4 @@
-//! What is measured: networks, and the verbs on them.
+//! The measured networks and verbs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,21 +9,20 @@ use crate::existing_pods::Fill;
 use crate::support::{Node, Pod};
 use crate::timed::Call;
 
-/// A kind of network.
 pub struct Case {
     pub name: &'static str,
     pub verbs: &'static [&'static str],
     plugin: &'static str,
-    /// The variant of iptables: it is laid over the system's for the case's nodes alone.
+    /// The variant of iptables on the case's nodes.
     iptables: Option<&'static str>,
-    /// What a crowd has beside leases, where the plugins are ours and where they are the others.
+    /// What existing pods have besides leases: with gangplank, and with the other plugins.
     pub fills: [&'static [Fill]; 2],
-    /// How many pods are on the node.
+    /// Default numbers of existing pods.
     pub pod_counts: [usize; 3],
     config: fn() -> Value,
 }
 
-/// A case for one set of plugins.
+/// A case with one set of plugins.
 pub struct Setting {
     program: PathBuf,
     path: PathBuf,
@@ -35,7 +34,6 @@ const V6: Fill = Fill::Rules("ip6tables-restore");
 
 const ALL_VERBS: &[&str] = &["ADD", "CHECK", "DEL"];
 
-/// All cases.
 pub fn all() -> Vec<Case> {
     let case = |name, config| Case {
         name,
@@ -47,7 +45,7 @@ pub fn all() -> Vec<Case> {
         config,
     };
     vec![
-        // The reference fails CHECK of a network without IPAM.
+        // CHECK of the Go plugin fails for networks without IPAM.
         Case {
             verbs: &["ADD", "DEL"],
             ..case("layer-2", || bridge(json!({}), Value::Null))
@@ -67,7 +65,7 @@ pub fn all() -> Vec<Case> {
                 bridge(json!({"isGateway": true, "ipMasq": true}), v4())
             })
         },
-        // The reference of Debian has no such backend: it is compared with its iptables.
+        // Debian's Go plugin has no nftables backend: compared with its iptables backend.
         Case {
             iptables: Some("xtables-nft-multi"),
             fills: [&[Fill::Elements], &[V4]],
@@ -120,14 +118,13 @@ fn bridge(keys: Value, ranges: Value) -> Value {
 }
 
 impl Case {
-    /// Makes a fresh node what the case needs.
     pub fn prepare(&self, node: &Node) {
         if let Some(variant) = self.iptables {
             node.use_iptables_variant(variant);
         }
     }
 
-    /// The case with the plugins of a directory, or with ours.
+    /// The case with the plugins of a directory, or with gangplank.
     pub fn setting(&self, plugins: Option<&PathBuf>) -> Setting {
         let path = plugins.cloned().unwrap_or_else(|| Node::BIN.into());
         Setting {
@@ -139,7 +136,7 @@ impl Case {
 }
 
 impl Setting {
-    /// The call of a verb for a pod. With 1.0.0 a runtime passes the result of the ADD to CHECK and DEL.
+    /// The call of a verb for a pod. CHECK and DEL get the result of ADD.
     pub fn command(&self, verb: &str, pod: &Pod, prev: Option<&str>) -> Call {
         let mut config = self.config.clone();
         if let Some(prev) = prev {

@@ -1,4 +1,4 @@
-//! How many connections a second a masqueraded pod can make: the first packet of each goes through all rules.
+//! The connection rate of a masqueraded pod: the first packet of each connection traverses all rules.
 
 use std::fmt;
 use std::io;
@@ -7,17 +7,17 @@ use std::time::Instant;
 
 use crate::Side;
 use crate::cases::Case;
-use crate::support::{Node, wire};
+use crate::support::{Node, connect};
 
 pub const HEADER: &str = "\
 | backend | pods | new connections per second: median (least, most) |
 |---|---|---|";
 
-/// How many connections are made one after the other, and how often.
+/// Sequential connections per round, and rounds.
 const CONNECTIONS: usize = 1000;
 const ROUNDS: usize = 9;
 
-/// A pod on a node, masqueraded, and a listener beyond the node.
+/// A masqueraded pod, and a listener outside the node.
 struct ConnectionTest {
     case: &'static str,
     pods: usize,
@@ -26,21 +26,21 @@ struct ConnectionTest {
     rates: Vec<f64>,
 }
 
-/// The rates of both backends, alone on the node and in a crowd; the rounds of all four in turn.
+/// Measures both backends with 1 and with 4,000 pods, in alternating rounds.
 pub fn measure(cases: &[Case]) -> Vec<impl fmt::Display + use<>> {
     let backends = ["masquerade-iptables-nft", "masquerade-nftables"];
     let of_backend = |case: &&Case| backends.contains(&case.name);
-    let mut scenes: Vec<ConnectionTest> = Vec::new();
+    let mut tests: Vec<ConnectionTest> = Vec::new();
     for case in cases.iter().filter(of_backend) {
-        scenes.extend([1, 4000].map(|pods| ConnectionTest::new(case, pods)));
+        tests.extend([1, 4000].map(|pods| ConnectionTest::new(case, pods)));
     }
     for _ in 0..ROUNDS {
-        for scene in &mut scenes {
-            let rate = scene.rate();
-            scene.rates.push(rate);
+        for test in &mut tests {
+            let rate = test.rate();
+            test.rates.push(rate);
         }
     }
-    scenes
+    tests
 }
 
 impl ConnectionTest {
@@ -48,7 +48,7 @@ impl ConnectionTest {
         let mut side = Side::new(case, None, pods - 1, 1);
         side.call("ADD", 0, crate::timed::call);
         let outside = Node::new("outside");
-        wire(&side.node, "eth0", &outside, "eth0");
+        connect(&side.node, "eth0", &outside, "eth0");
         side.node.run("ip addr add 172.18.0.5/24 dev eth0");
         outside.run("ip addr add 172.18.0.9/24 dev eth0");
         assert_eq!(side.pods[0].seen_as(&outside, "172.18.0.9"), "172.18.0.5");
@@ -61,7 +61,7 @@ impl ConnectionTest {
         }
     }
 
-    /// Makes connections, each to its end before the next one; how many in a second.
+    /// Connections per second.
     fn rate(&self) -> f64 {
         let listener = self.outside.inside(|| TcpListener::bind("172.18.0.9:0"));
         let listener = listener.expect("a listener");
@@ -75,8 +75,8 @@ impl ConnectionTest {
                 }
                 start.elapsed()
             });
-            let accepted = accepting.join().expect("the other end lives");
-            accepted.expect("all were accepted");
+            let accepted = accepting.join().expect("the listener thread");
+            accepted.expect("accept");
             CONNECTIONS as f64 / took.as_secs_f64()
         })
     }

@@ -1,6 +1,5 @@
-//! Pods that a node has already, as far as another pod's ADD or DEL meets them: their leases and their rules.
-//!
-//! They have no links: a bridge takes 1,023 ports (BR_MAX_PORTS), and links are found by name, not by search.
+//! Simulates pods that are already on a node: their leases and rules.
+//! They have no links: a bridge has at most 1,023 ports (BR_MAX_PORTS), and links are looked up by name.
 
 use std::fmt::Write;
 use std::fs;
@@ -8,28 +7,27 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::support::Node;
 
-/// Where a case's own pods begin is far below.
+/// The first address, far above those of the measured pods.
 const FIRST: u32 = 0x0a40_8000;
 
-/// What a masqueraded pod has in the kernel.
+/// The masquerade entries of a pod.
 #[derive(Clone, Copy, Debug)]
 pub enum Fill {
-    /// A chain and a jump of a family's nat table, put there by this program.
+    /// A chain and a jump in the nat table, added with this program.
     Rules(&'static str),
-    /// An element of our map.
+    /// An element of gangplank's map.
     Elements,
 }
 
-/// Gives a node `count` leases of the network `bench`, and as many pods' masquerading.
-///
-/// Of our table a first pod must have made what all networks share.
-pub fn gather(node: &Node, count: usize, fills: &[Fill]) {
+/// Adds `count` leases of the network `bench` and as many masquerade entries.
+/// gangplank's table must exist.
+pub fn create(node: &Node, count: usize, fills: &[Fill]) {
     node.inside(|| {
         let leases = "/var/lib/cni/networks/bench";
-        fs::create_dir_all(leases).expect("a place for leases");
+        fs::create_dir_all(leases).expect("a lease directory");
         for index in 0..count {
             let lease = format!("{leases}/{}", Ipv4Addr::from(FIRST + index as u32));
-            fs::write(lease, format!("crowd{index}\r\neth0")).expect("a lease");
+            fs::write(lease, format!("pod{index}\r\neth0")).expect("a lease");
         }
     });
     for fill in fills.iter().filter(|_| count > 0) {
@@ -42,16 +40,16 @@ pub fn gather(node: &Node, count: usize, fills: &[Fill]) {
             Fill::Rules(_) => "--noflush",
             Fill::Elements => "-f -",
         };
-        node.write("/run/crowd", &script);
+        node.write("/run/existing", &script);
         node.write(
-            "/run/crowd.sh",
-            &format!("{program} {arguments} < /run/crowd"),
+            "/run/existing.sh",
+            &format!("{program} {arguments} < /run/existing"),
         );
-        node.run("sh /run/crowd.sh");
+        node.run("sh /run/existing.sh");
     }
 }
 
-/// Elements as our plugin makes them; the hashes in the comments are as long as its.
+/// Elements in gangplank's format.
 fn elements(count: usize) -> String {
     let mut script = String::from("add element inet gangplank pods4 {\n");
     for index in 0..count {
@@ -59,14 +57,14 @@ fn elements(count: usize) -> String {
         let key = format!("{:016x}-{index:016x}", 0x00c0_ffee);
         writeln!(
             script,
-            "{address} comment \"{key}, net: bench, if: eth0, id: crowd{index}\" : goto net-bench,"
+            "{address} comment \"{key}, net: bench, if: eth0, id: pod{index}\" : goto net-bench,"
         )
-        .expect("a string takes all");
+        .expect("writing to a string");
     }
     script + "}\n"
 }
 
-/// The address of a pod, its subnet, and what is never masqueraded.
+/// The address of a pod, its subnet, and the multicast range that is not masqueraded.
 type Addresses = (String, &'static str, &'static str);
 
 fn v4(index: u32) -> Addresses {
@@ -82,13 +80,13 @@ fn v6(index: u32) -> Addresses {
     (format!("{address}/128"), "fd64::/64", "ff00::/8")
 }
 
-/// The rules as both plugins write them; the chains' names are as long as theirs.
+/// Rules in the format of both implementations.
 fn rules(count: usize, addresses: fn(u32) -> Addresses) -> String {
     let mut script = String::from("*nat\n");
     for index in 0..count {
         let chain = format!("CNI-{index:024x}");
         let comment =
-            format!("-m comment --comment \"name: \\\"bench\\\" id: \\\"crowd{index}\\\"\"");
+            format!("-m comment --comment \"name: \\\"bench\\\" id: \\\"pod{index}\\\"\"");
         let (address, subnet, multicast) = addresses(index as u32);
         writeln!(
             script,
@@ -97,7 +95,7 @@ fn rules(count: usize, addresses: fn(u32) -> Addresses) -> String {
              -A {chain} ! -d {multicast} {comment} -j MASQUERADE\n\
              -A POSTROUTING -s {address} {comment} -j {chain}"
         )
-        .expect("a string takes all");
+        .expect("writing to a string");
     }
     script + "COMMIT\n"
 }

@@ -1,6 +1,5 @@
-//! How long the plugins take: whole processes, ours and the reference's in turn, on fresh nodes of their own.
-//!
-//! `tests/bench/run` runs it on the release binary. No figure here passes or fails anything.
+//! Benchmark of whole plugin processes: gangplank and other plugins alternately, each on its own node.
+//! `tests/bench/run` runs it on the release binary. It has no pass criterion.
 
 use gangplank_test_support as support;
 
@@ -22,16 +21,16 @@ use support::{Node, Pod};
 use timed::Call;
 
 const HELP: &str = "\
-Times gangplank against other CNI plugins, whole processes in pairs within one run.
+Compares gangplank with other CNI plugins: whole processes, in alternating pairs.
 
 Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
 
-  --runs N        counted pairs for each figure (25)
-  --pods N,N,…    how many pods the node has already (0,500,4000; host-local alone: 0,1000,10000)
+  --runs N        measured pairs per row (25)
+  --pods N,N,…    numbers of pods already on the node (0,500,4000; host-local: 0,1000,10000)
   --against DIR   the plugins to compare with (/usr/lib/cni)
-  CASE            only cases whose name contains one of these words; besides the networks there are
-                  \"floor\" (bare netlink messages), \"at-once\" (100 pods, 10 at a time),
-                  \"memory\" (the peak of an ADD) and \"connections\" (new ones through masquerade)
+  CASE            only cases whose name contains one of these words; besides the networks:
+                  \"baseline\" (bare netlink requests), \"concurrent\" (100 ADDs, 10 at a time),
+                  \"memory\" (peak of an ADD), \"connections\" (new connections through masquerade)
 ";
 
 struct Options {
@@ -42,7 +41,7 @@ struct Options {
 }
 
 fn main() {
-    if let Ok(verb) = std::env::var(baseline::WORD) {
+    if let Ok(verb) = std::env::var(baseline::VERB_VARIABLE) {
         return baseline::run(&verb);
     }
     let options = parse(std::env::args().skip(1)).unwrap_or_else(|wrong| {
@@ -70,18 +69,18 @@ fn main() {
     let gateway = cases
         .iter()
         .find(|case| case.name == "gateway")
-        .expect("it is a case");
-    if options.wants("floor") {
+        .expect("a case named gateway");
+    if options.wants("baseline") {
         measure_baseline(gateway, &options)
             .into_iter()
             .for_each(&mut show);
     }
-    if options.wants("at-once") {
+    if options.wants("concurrent") {
         for case in cases
             .iter()
             .filter(|case| case.name.contains("gateway") || case.name.contains("nft"))
         {
-            show(measure_at_once(case, &options));
+            show(measure_concurrent_adds(case, &options));
         }
     }
     if options.wants("memory") {
@@ -93,8 +92,8 @@ fn main() {
     }
     if options.wants("connections") {
         println!("\n{}", connections::HEADER);
-        for figure in connections::measure(&cases) {
-            println!("{figure}");
+        for line in connections::measure(&cases) {
+            println!("{line}");
         }
     }
     if !rows.is_empty() {
@@ -127,20 +126,20 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
                 std::process::exit(0);
             }
             word if !word.starts_with('-') => options.words.push(word.to_owned()),
-            other => return Err(format!("cannot understand {other}")),
+            other => return Err(format!("unknown option {other}")),
         }
     }
     Ok(options)
 }
 
 impl Options {
-    /// Whether one of the words is in a name; without words all are meant.
+    /// Whether a name contains one of the words; true without words.
     fn wants(&self, name: &str) -> bool {
         self.words.is_empty() || self.words.iter().any(|word| name.contains(word.as_str()))
     }
 }
 
-/// One plugin set on a node of its own.
+/// A node for one set of plugins.
 struct Side {
     node: Node,
     setting: Setting,
@@ -149,7 +148,7 @@ struct Side {
 }
 
 impl Side {
-    fn new(case: &Case, plugins: Option<&PathBuf>, crowd: usize, pods: usize) -> Side {
+    fn new(case: &Case, plugins: Option<&PathBuf>, existing: usize, pods: usize) -> Side {
         let node = Node::new("bench");
         case.prepare(&node);
         let side = Side {
@@ -163,16 +162,16 @@ impl Side {
         let [ours, theirs] = case.fills;
         let fills = if plugins.is_none() { ours } else { theirs };
         if fills.iter().any(|fill| matches!(fill, Fill::Elements)) {
-            // It makes the table, and stays.
+            // It creates the table, and stays attached.
             let first = side.node.pod("first");
             let call = side.setting.command("ADD", &first, None);
             timed::call(&side.node, &call);
         }
-        existing_pods::gather(&side.node, crowd, fills);
+        existing_pods::create(&side.node, existing, fills);
         side
     }
 
-    /// The call for the pod of that index; its result is kept for the verbs to come.
+    /// Calls the plugin for the pod with this index. The result of ADD is kept for the later verbs.
     fn call<T>(
         &mut self,
         verb: &str,
@@ -189,13 +188,13 @@ impl Side {
     }
 }
 
-fn measure(case: &Case, crowd: usize, options: &Options) -> Vec<Row> {
-    // The first pod makes bridge and tables and warms up, the last one is for counting.
+fn measure(case: &Case, existing: usize, options: &Options) -> Vec<Row> {
+    // The first pod creates bridge and tables and is not measured. For the last one system calls are counted.
     let pods = options.runs + 2;
-    let mut ours = Side::new(case, None, crowd, pods);
-    let mut theirs = Side::new(case, Some(&options.against), crowd, pods);
+    let mut ours = Side::new(case, None, existing, pods);
+    let mut theirs = Side::new(case, Some(&options.against), existing, pods);
     let mut row_of = |verb: &&'static str| {
-        let mut row = Row::new(case.name, verb, crowd);
+        let mut row = Row::new(case.name, verb, existing);
         for index in 0..=options.runs {
             let pair = (
                 ours.call(verb, index, timed::call),
@@ -215,14 +214,14 @@ fn measure(case: &Case, crowd: usize, options: &Options) -> Vec<Row> {
     case.verbs.iter().map(&mut row_of).collect()
 }
 
-/// Ours against bare netlink messages.
+/// Compares gangplank with bare netlink requests.
 fn measure_baseline(case: &Case, options: &Options) -> Vec<Row> {
     let mut ours = Side::new(case, None, 0, options.runs + 1);
     let mut bare = Side::new(case, None, 0, options.runs + 1);
-    // Makes the bridge.
+    // Creates the bridge.
     bare.call("ADD", 0, timed::call);
     let mut row_of = |verb: &'static str| {
-        let mut row = Row::new("gateway, theirs: floor", verb, 0);
+        let mut row = Row::new("gateway, theirs: baseline", verb, 0);
         for index in 0..=options.runs {
             let mine = ours.call(verb, index, timed::call);
             if index > 0 {
@@ -235,8 +234,8 @@ fn measure_baseline(case: &Case, options: &Options) -> Vec<Row> {
     vec![row_of("ADD"), row_of("DEL")]
 }
 
-/// How long 100 pods take when 10 are added at any time.
-fn measure_at_once(case: &Case, options: &Options) -> Row {
+/// The time for 100 ADDs, 10 at a time.
+fn measure_concurrent_adds(case: &Case, options: &Options) -> Row {
     const PODS: usize = 100;
     const AT_ONCE: usize = 10;
     const ROUNDS: usize = 3;
@@ -257,7 +256,7 @@ fn measure_at_once(case: &Case, options: &Options) -> Row {
             start.elapsed()
         })
     };
-    let mut row = Row::new(case.name, "100 ADDs, 10 at once", 0);
+    let mut row = Row::new(case.name, "100 ADDs, 10 at a time", 0);
     for _ in 0..ROUNDS {
         let pair: (Duration, Duration) = (took(None), took(Some(&options.against)));
         row.push(pair);

@@ -1,6 +1,5 @@
-//! How much memory a plugin has at its peak: its own process, not those that it runs.
-//!
-//! Its result goes into a pipe that is full, so it waits there, with all its work done, until its memory was looked up.
+//! Peak memory of a plugin's own process, without its children.
+//! The plugin writes its result to a full pipe, and blocks there while its memory is read.
 
 use std::fs;
 use std::io::{Read, Write, pipe};
@@ -19,10 +18,10 @@ pub const HEADER: &str = "\
 | case | peak memory of an ADD, ours: MB | theirs: MB |
 |---|---|---|";
 
-/// How long a plugin may take until it prints its result.
+/// Time limit until the plugin writes its result.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The line of a case: medians of five.
+/// The medians of five ADDs, as a table line.
 pub fn measure(case: &Case, against: &PathBuf) -> String {
     let median = |plugins: Option<&PathBuf>| {
         let side = Side::new(case, plugins, 0, 5);
@@ -38,7 +37,7 @@ pub fn measure(case: &Case, against: &PathBuf) -> String {
     format!("| {} | {ours:.1} | {theirs:.1} |", case.name)
 }
 
-/// The most memory that a call had in RAM at any time, in KiB.
+/// Peak resident memory of a call, in KiB.
 fn peak_of(call: &Call) -> usize {
     let (mut reader, mut writer) = pipe().expect("a pipe");
     let size = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).expect("a pipe has a size");
@@ -58,28 +57,31 @@ fn peak_of(call: &Call) -> usize {
         .write_all(call.stdin.as_bytes())
         .expect("a plugin reads its configuration");
     drop(stdin);
-    let peak = peak_when_printing(child.id());
+    let peak = peak_when_blocked(child.id());
     let mut printed = Vec::new();
     reader.read_to_end(&mut printed).expect("a result");
     assert!(child.wait().expect("a child ends").success());
     peak
 }
 
-/// Waits until a process waits for somebody to read what it prints, then asks for its peak (VmHWM of proc_pid_status(5)).
-fn peak_when_printing(pid: u32) -> usize {
+/// Waits until a process blocks in a pipe write, then reads its peak (VmHWM of proc_pid_status(5)).
+fn peak_when_blocked(pid: u32) -> usize {
     let deadline = Instant::now() + LIMIT;
     let threads = format!("/proc/{pid}/task");
-    let prints = || {
+    let blocks_in_write = || {
         let threads = fs::read_dir(&threads).expect("a process has threads");
         let waits_for = |thread: std::io::Result<fs::DirEntry>| {
             fs::read_to_string(thread.ok()?.path().join("wchan")).ok()
         };
         threads
             .filter_map(waits_for)
-            .any(|place| place.contains("pipe_write"))
+            .any(|function| function.contains("pipe_write"))
     };
-    while !prints() {
-        assert!(Instant::now() < deadline, "process {pid} prints nothing");
+    while !blocks_in_write() {
+        assert!(
+            Instant::now() < deadline,
+            "process {pid} did not write its result"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");

@@ -1,4 +1,4 @@
-//! Figures: what was measured, as lines of a table.
+//! The results as Markdown tables.
 
 use std::fmt;
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use crate::timed::Counts;
 
-/// A verb of a case, ours and theirs.
+/// The measurements of a verb of a case.
 pub struct Row {
     case: &'static str,
     verb: &'static str,
     pods: usize,
     pairs: Vec<(Duration, Duration)>,
-    /// What one call asks of the system.
+    /// Processes and system calls of one call.
     pub count: (Counts, Counts),
 }
 
@@ -37,7 +37,6 @@ impl Row {
 }
 
 impl Row {
-    /// Medians of ours and theirs.
     fn spreads(&self) -> (Spread, Spread) {
         let ours = Spread::of(self.pairs.iter().map(|pair| pair.0));
         (ours, Spread::of(self.pairs.iter().map(|pair| pair.1)))
@@ -65,7 +64,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// The medians of all verbs, a line for each case and number of pods.
+/// The medians of all verbs, with one line per case and number of pods.
 pub fn summary(rows: &[Row]) -> String {
     let mut lines: Vec<(String, [String; 3])> = Vec::new();
     for row in rows {
@@ -99,7 +98,7 @@ pub fn summary(rows: &[Row]) -> String {
     header.to_owned() + &lines.iter().map(line).collect::<String>()
 }
 
-/// The medians of ADD as bars, the slower one of each pair at full width.
+/// The medians of ADD as bars; the slower one of each pair has full width.
 pub fn chart(rows: &[Row]) -> String {
     const WIDTH: f64 = 50.0;
     let bar = |share: f64| "█".repeat((share * WIDTH).round().max(1.0) as usize);
@@ -145,7 +144,7 @@ impl fmt::Display for Spread {
     }
 }
 
-/// What was compared, where.
+/// The machine and the compared plugins.
 pub fn machine(against: &Path) -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");

@@ -1,4 +1,4 @@
-//! One call of a plugin: how long the whole process takes, and what it asks of the system.
+//! Measures one plugin call: duration of the whole process, child processes and system calls.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,34 +8,32 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Node, PATH};
 
-/// A call, ready to be made.
 pub struct Call {
     pub program: PathBuf,
     pub env: BTreeMap<&'static str, String>,
     pub stdin: String,
 }
 
-/// What a call asks of the system, children included.
+/// Counts of a call, including its children.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    /// Programs run besides the plugin itself.
+    /// Executed programs besides the plugin.
     pub processes: usize,
-    /// System calls.
     pub calls: usize,
 }
 
-/// From the start of the process to its end.
+/// Runs a call. Returns the duration from the start to the end of the process, and stdout.
 pub fn call(node: &Node, call: &Call) -> (Duration, String) {
     let command = Command::new(&call.program);
     node.inside(|| run(command, call))
 }
 
-/// The same where the thread is.
+/// Runs a call in the namespaces of the current thread.
 pub fn run_here(call: &Call) {
     run(Command::new(&call.program), call);
 }
 
-/// The same call under strace.
+/// Runs a call under strace.
 pub fn counts(node: &Node, call: &Call) -> (Counts, String) {
     let log = "/run/strace";
     let mut command = Command::new("/usr/bin/strace");

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# An image without a registry: busybox, by hand.
+# Builds an image with busybox, without a registry.
 
-# Makes the root filesystem of busybox in a directory: rootfs DIR
+# Creates a root filesystem with busybox: rootfs DIR
 rootfs() {
 	mkdir -p "$1"/{bin,dev,etc,proc,sys,tmp,run}
 	cp "$(command -v busybox)" "$1/bin/busybox"
@@ -9,7 +9,7 @@ rootfs() {
 	echo 'root:x:0:0:root:/:/bin/sh' >"$1/etc/passwd"
 }
 
-# Makes an image of a root filesystem, as `docker save` writes it: image NAME ROOTFS FILE
+# Creates an image in the format of `docker save`: image NAME ROOTFS FILE
 image() {
 	local dir layer
 	dir=$(mktemp -d "$WORK/image.XXXXXX")

@@ -1,25 +1,25 @@
 # shellcheck shell=bash
-# Kubernetes 1.20.2, the last but three with dockershim, of Debian 12's source package.
+# Kubernetes 1.20.2, which still has dockershim, from Debian 12's source package.
 
 KUBERNETES=1.20.2
 
 needs dpkg-source:dpkg-dev /usr/lib/go-1.19/bin/go:golang-1.19-go
 
-# Builds those of its programs that are not in the cache yet: build_kubernetes PROGRAM...
+# Builds programs that are not in the cache: build_kubernetes PROGRAM...
 build_kubernetes() {
 	local program dir missing=()
 	KUBERNETES_BIN=$CACHE/kubernetes-$KUBERNETES
 	mkdir -p "$KUBERNETES_BIN"
 	for program in "$@"; do [ -x "$KUBERNETES_BIN/$program" ] || missing+=("./cmd/$program"); done
 	[ "${#missing[@]}" -gt 0 ] || return 0
-	say "building ${missing[*]##*/} $KUBERNETES: some minutes, once"
+	say "building ${missing[*]##*/} $KUBERNETES, which takes several minutes"
 	dir=$WORK/kubernetes
 	mkdir -p "$dir/go/src/k8s.io"
 	(
 		cd "$dir"
 		apt_of bookworm source --download-only kubernetes
 		dpkg-source -x ./*.dsc "$dir/go/src/k8s.io/kubernetes"
-		# What Kubernetes itself has of this walks over maps as Go did before 1.18, and ends in a crash.
+		# The vendored version crashes with Go 1.18 and later.
 		apt_of bookworm download golang-github-modern-go-reflect2-dev
 		dpkg -x golang-github-modern-go-reflect2-dev_*.deb reflect2
 		rm -r "$dir/go/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2"
@@ -28,7 +28,7 @@ build_kubernetes() {
 	(
 		cd "$dir/go/src/k8s.io/kubernetes"
 		grep -q "really$KUBERNETES-" debian/changelog
-		# It is built in GOPATH mode: Debian's changes and the list of vendored modules do not agree.
+		# GOPATH mode, because Debian's changes do not match the list of vendored modules.
 		export GO111MODULE=off GOPATH=$dir/go GOCACHE=$dir/cache CGO_ENABLED=0 PATH=/usr/lib/go-1.19/bin:$PATH
 		[[ " ${missing[*]} " != *apiserver* ]] || generate_openapi
 		nice -n 10 go build -p 2 -tags providerless -o "$dir/bin/" -ldflags "-s -w
@@ -40,7 +40,7 @@ build_kubernetes() {
 	rm -r "$dir" "$WORK/log/source" "$WORK/log/build"
 }
 
-# kube-apiserver has a file that is made of all others.
+# Generates the OpenAPI definitions of kube-apiserver.
 generate_openapi() {
 	local dirs
 	go build -o "$GOPATH/openapi-gen" ./vendor/k8s.io/kube-openapi/cmd/openapi-gen
@@ -51,8 +51,8 @@ generate_openapi() {
 		-i "$dirs" -p k8s.io/kubernetes/pkg/generated/openapi -O zz_generated.openapi -o "$GOPATH/src" -r "$GOPATH/violations"
 }
 
-# A runtime for docker: runc, but no process is protected from the memory killer, which takes CAP_SYS_RESOURCE.
-furnish_docker() {
+# Configures docker with a wrapper of runc that drops negative oom_score_adj values, which require CAP_SYS_RESOURCE.
+configure_docker() {
 	mkdir -p /etc/docker
 	cat >/run/e2e/runc <<-'EOF'
 		#!/bin/sh
@@ -79,7 +79,7 @@ start_docker() {
 	await 20 docker version
 }
 
-# What a kubelet on a machine without systemd needs, beside the flags of the example.
+# Additional flags for a kubelet without systemd.
 KUBELET_FLAGS=(--cgroups-per-qos=false --enforce-node-allocatable= --oom-score-adj=0 --cgroup-driver=cgroupfs --fail-swap-on=false
 	--pod-infra-container-image=busybox:latest --image-pull-progress-deadline=5s --eviction-hard= --read-only-port=10255
 	--volume-stats-agg-period=0 --node-status-update-frequency=2s --v=2)

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# A machine of its own for a client of the plugins, and checks of what the client does there.
+# Runs a client of the plugins, for example podman, in its own namespaces, and checks the results.
 #
-# A script sources this, says with `needs` what it runs, defines `drive`, and ends with `client "$@"`. That makes the
-# plugins ready, and runs `drive` as process 1 of new namespaces (net, mount, pid, ipc, uts, cgroup): /run, /tmp,
-# /var/lib, /var/log and /var/tmp are empty there, and what is written to /etc and /opt is gone in the end. The plugins
-# are in /opt/cni/bin, the checkout in $SOURCE. `drive` returns when its client is ended; then nothing may be left.
+# A script sources this file, lists required programs with `needs`, defines `drive`, and ends with `client "$@"`. `client`
+# installs the plugins in /opt/cni/bin and runs `drive` as process 1 of new namespaces (net, mount, pid, ipc, uts, cgroup).
+# There /run, /tmp, /var/lib, /var/log and /var/tmp are empty, and /etc and /opt are overlays. $SOURCE is the checkout.
+# `drive` stops its client before it returns; afterwards nothing may be left.
 #
-# A script that defines `prepare` has it run before, on the machine itself and without a limit of time: to build a
-# client. Its products go to $WORK, which `drive` sees, too.
+# If a script defines `prepare`, it is called first, on the host and without a time limit, for example to build a client.
+# Its output goes to $WORK, which is visible to `drive`.
 
 set -euo pipefail
 shopt -s inherit_errexit
@@ -23,7 +23,7 @@ GO_PLUGINS=/usr/lib/cni
 NEEDS=(ip:iproute2 nsenter:util-linux mount:mount iptables:iptables nft:nftables jq:jq ping:iputils-ping socat:socat
 	busybox:busybox-static ps:procps "$GO_PLUGINS/portmap:containernetworking-plugins")
 
-# The machine's link to the world, which knows no way to pods.
+# The uplink, and a host outside without routes to pods.
 NODE_IP=172.18.0.5
 WORLD_IP=172.18.0.9
 
@@ -31,28 +31,28 @@ say() { printf '%s: %s\n' "$ME" "$*" >&2; }
 
 # --- checks ------------------------------------------------------------------------------------------------------
 
-STEP='it starts'
+STEP='setup'
 exec 3>&1
 
-# What follows is that. It holds when the next one begins, or `drive` ends.
+# Begins a step. It has passed when the next one begins, or when `drive` ends.
 step() {
 	pass
 	STEP=$*
 }
 
 pass() {
-	[ -z "$STEP" ] || [ "$STEP" = 'it starts' ] || echo "ok - $ME: $STEP" >&3
+	[ -z "$STEP" ] || [ "$STEP" = 'setup' ] || echo "ok - $ME: $STEP" >&3
 	STEP=
 }
 
-# Ends the script; the reasons are the arguments, a line each.
+# Ends the script with these lines as the reason.
 fail() {
 	trap - ERR
-	# A subshell has said it.
+	# Already reported by a subshell.
 	[ ! -e "$WORK/failed" ] || exit 1
 	touch "$WORK/failed"
 	[ -z "${E2E_KEEP:-}" ] || { mkdir -p "$CACHE/log" && cp "$WORK"/log/* "$CACHE/log/"; }
-	# Whoever calls may have the output in a file.
+	# stdout may be redirected.
 	exec >&3
 	echo "not ok - $ME: $STEP"
 	printf '# %s\n' "$@"
@@ -64,38 +64,38 @@ show_logs() {
 	local log
 	for log in "${WORK:-/nonexistent}"/log/*; do
 		[ -s "$log" ] || continue
-		echo "# the end of $(basename "$log"):"
+		echo "# last lines of $(basename "$log"):"
 		tail -n "${E2E_LOG_LINES:-12}" "$log" | cut -c 1-900 | sed 's/^/#   /'
 	done
 }
 
 on_error() { fail "$(basename "${BASH_SOURCE[1]}"), line $1: $2"; }
 
-# same WHAT EXPECTED SEEN
-same() { [ "$2" = "$3" ] || fail "$1: expected '$2', saw '$3'"; }
+# same WHAT EXPECTED FOUND
+same() { [ "$2" = "$3" ] || fail "$1: expected '$2', found '$3'"; }
 
-# has WHAT NEEDLE TEXT
+# has WHAT WORDS TEXT
 has() { [[ "$3" == *"$2"* ]] || fail "$1: expected '$2' in:" "$3"; }
 
-# Waits at most so many seconds until a command succeeds: await SECONDS COMMAND...
+# Waits until a command succeeds: await SECONDS COMMAND...
 await() {
-	local until=$((SECONDS + $1)) said
+	local until=$((SECONDS + $1)) output
 	shift
-	until said=$("$@" 2>&1); do
-		[ "$SECONDS" -lt "$until" ] || fail "waited in vain for: $*" "${said:0:1000}"
+	until output=$("$@" 2>&1); do
+		[ "$SECONDS" -lt "$until" ] || fail "timed out: $*" "${output:0:1000}"
 		sleep 0.1
 	done
 }
 
-# That a command fails; what it says is in $SAID.
-refused() {
-	if SAID=$("$@" 2>&1); then fail "it should have failed: $*" "$SAID"; fi
+# Runs a command that must fail. Its output is in $OUTPUT.
+fails() {
+	if OUTPUT=$("$@" 2>&1); then fail "should have failed: $*" "$OUTPUT"; fi
 }
 
-# The addresses that a network has given away, a line each.
+# The leased addresses of a network, one per line.
 leases_of() { find "/var/lib/cni/networks/$1" -name '[0-9]*' -printf '%f\n' | sort; }
 
-# --- the machine itself ------------------------------------------------------------------------------------------
+# --- on the host --------------------------------------------------------------------------------------------------
 
 # needs PROGRAM:PACKAGE...
 needs() { NEEDS+=("$@"); }
@@ -123,7 +123,7 @@ install_needs() {
 	[ -z "$packages" ] || { say "still missing: $packages"; exit 1; }
 }
 
-# Apt with lists of its own: apt_of SUITE COMMAND..., from the mirror of Debian that this machine uses.
+# Runs apt-get with separate package lists, from the Debian mirror of the host: apt_of SUITE COMMAND...
 apt_of() {
 	local dir=$CACHE/apt/$1 uri options
 	if [ ! -s "$dir/sources.list" ]; then
@@ -132,7 +132,7 @@ apt_of() {
 		# shellcheck disable=SC2016  # apt's own variables
 		uri=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
 			sed -n "s/^Debian main [a-z]* //p" | head -n 1)
-		[ -n "$uri" ] || { say 'apt knows no mirror of Debian'; return 1; }
+		[ -n "$uri" ] || { say 'apt has no Debian mirror'; return 1; }
 		printf "%s [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $1 main\n" deb deb-src >"$dir/sources.list"
 	fi
 	options=(-q -oAPT::Sandbox::User=root -oDir::Etc::SourceParts=/dev/null -oDir::Etc::SourceList="$dir/sources.list"
@@ -143,23 +143,23 @@ apt_of() {
 	apt-get "${options[@]}" "${@:2}" >"$dir/log" 2>&1
 }
 
-# Puts the plugins into $WORK/bin: those of a directory, or our own, built now; behind them the other Go plugins.
-place_plugins() {
+# Copies the plugins to $WORK/bin: those of a directory, or gangplank, and the other Go plugins.
+copy_plugins() {
 	local plugin
 	mkdir "$WORK/bin"
 	cp -a "$GO_PLUGINS"/. "$WORK/bin/"
 	if [ -n "${1:-}" ]; then
-		[ -x "$1/bridge" ] || { say "there is no plugin at $1/bridge"; exit 1; }
+		[ -x "$1/bridge" ] || { say "no plugin at $1/bridge"; exit 1; }
 		for plugin in bridge host-local loopback; do cp -L --remove-destination "$1/$plugin" "$WORK/bin/$plugin"; done
 		return
 	fi
-	place_gangplank
+	copy_gangplank
 	rm "$WORK"/bin/{bridge,host-local,loopback}
 	"$WORK/gangplank" install "$WORK/bin" >"$WORK/install.log"
 }
 
-# Puts our own binary into $WORK: that of $GANGPLANK_BIN, or one built now.
-place_gangplank() {
+# Copies gangplank to $WORK: $GANGPLANK_BIN, or a new build.
+copy_gangplank() {
 	local binary=${GANGPLANK_BIN:-}
 	if [ -z "$binary" ]; then
 		(cd "$SOURCE" && cargo build --quiet --release --locked) >&2
@@ -168,11 +168,11 @@ place_gangplank() {
 	cp "$binary" "$WORK/gangplank"
 }
 
-# The mount points of the hierarchies of control groups, with their type and their options.
+# The mount points of the cgroup hierarchies, with type and options.
 hierarchies() { awk '{ for (i = 7; i < NF; i++) if ($i == "-" && $(i + 1) ~ /^cgroup2?$/) print $5, $(i + 1), $(i + 3) }' /proc/self/mountinfo; }
 
-# A group of our own in each hierarchy, which becomes the root of the client's cgroup namespace.
-make_groups() {
+# Creates a cgroup in each hierarchy, which becomes the root of the client's cgroup namespace.
+create_cgroups() {
 	local dir type options file
 	hierarchies | while read -r dir type options; do
 		mkdir -p "$dir/$GROUP"
@@ -182,13 +182,13 @@ make_groups() {
 	done
 }
 
-# The processes in our groups.
-group_members() { hierarchies | while read -r dir _; do find "$dir/$GROUP" -name cgroup.procs -exec cat {} + 2>/dev/null || true; done | sort -un; }
+# The processes in these cgroups.
+cgroup_members() { hierarchies | while read -r dir _; do find "$dir/$GROUP" -name cgroup.procs -exec cat {} + 2>/dev/null || true; done | sort -un; }
 
-# Ends all that is still in our groups, by process id, and removes them. Says what it had to end.
-remove_groups() {
+# Kills the remaining processes in the cgroups, prints them, and removes the cgroups.
+remove_cgroups() {
 	local pids dir
-	pids=$(group_members)
+	pids=$(cgroup_members)
 	if [ -n "$pids" ]; then
 		# shellcheck disable=SC2086  # a list of words
 		ps -o pid=,args= -p "$(echo $pids | tr ' ' ,)" | cut -c 1-120 || true
@@ -200,14 +200,14 @@ remove_groups() {
 		[ -n "$(hierarchies | while read -r dir _; do [ ! -d "$dir/$GROUP" ] || echo "$dir"; done)" ] || return 0
 		sleep 0.1
 	done
-	echo "the control group $GROUP"
+	echo "the cgroup $GROUP"
 }
 
-outside() {
+run_on_host() {
 	local status=0 left
 	case ${1:-} in
 	-h | --help)
-		echo "usage: $0 [DIR]   DIR has the plugins bridge, host-local and loopback; without it, gangplank is built"
+		echo "usage: $0 [DIR]   DIR contains the plugins bridge, host-local and loopback; default: a build of gangplank"
 		exit 0
 		;;
 	esac
@@ -217,31 +217,31 @@ outside() {
 	mkdir "$WORK/log"
 	trap 'rm -rf "$WORK"' EXIT
 	install_needs
-	place_plugins "${1:-}"
+	copy_plugins "${1:-}"
 	if declare -F prepare >/dev/null; then prepare; fi
 	GROUP=gangplank-e2e.$$
-	make_groups
+	create_cgroups
 	(
 		hierarchies | while read -r dir _; do echo "$BASHPID" >"$dir/$GROUP/cgroup.procs"; done
-		# The loop ran in a process of its own.
+		# The loop above runs in a subshell.
 		for dir in $(hierarchies | cut -d ' ' -f 1); do echo "$BASHPID" >"$dir/$GROUP/cgroup.procs"; done
-		export E2E_SOURCE=$SOURCE E2E_WORK=$WORK E2E_INSIDE=machine
+		export E2E_SOURCE=$SOURCE E2E_WORK=$WORK E2E_INSIDE=1
 		exec timeout --signal=KILL "$LIMIT" unshare --net --mount --pid --ipc --uts --cgroup --fork --kill-child \
 			bash "$HERE/$ME"
 	) </dev/null || status=$?
-	[ "$status" != 137 ] || { echo "not ok - $ME: it ends within $LIMIT seconds"; show_logs; }
-	left=$(remove_groups)
+	[ "$status" != 137 ] || { echo "not ok - $ME: completes within $LIMIT seconds"; show_logs; }
+	left=$(remove_cgroups)
 	if [ -n "$left" ]; then
-		printf 'not ok - %s: every process has ended\n# %s\n' "$ME" "${left//$'\n'/$'\n'# }"
+		printf 'not ok - %s: all processes have ended\n# %s\n' "$ME" "${left//$'\n'/$'\n'# }"
 		status=1
 	fi
 	exit "$status"
 }
 
-# --- in the client's namespaces ----------------------------------------------------------------------------------
+# --- in the client's namespaces -----------------------------------------------------------------------------------
 
-# Empty directories and overlays instead of the machine's own.
-furnish() {
+# Mounts empty directories and overlays.
+mount_all() {
 	local dir type options
 	hierarchies >"$WORK/hierarchies.$$"
 	mount -t tmpfs -o mode=755 tmpfs /mnt
@@ -263,21 +263,21 @@ furnish() {
 	cd "$SOURCE"
 	mount -t proc proc /proc
 	mount -t sysfs sysfs /sys
-	furnish_groups "$WORK/hierarchies.$$"
+	mount_cgroups "$WORK/hierarchies.$$"
 	rm "$WORK/hierarchies.$$"
-	spare_sysctls
+	copy_sysctls
 	rm -rf /etc/cni /opt/cni
 	mkdir -p /etc/cni/net.d /opt/cni/bin
 	mount --bind "$WORK/bin" /opt/cni/bin
 	ip link set lo up
 }
 
-# The hierarchies, seen from our groups.
-furnish_groups() {
+# Mounts the cgroup hierarchies.
+mount_cgroups() {
 	local dir type options
 	if ! grep -q ' cgroup ' "$1"; then
 		mount -t cgroup2 cgroup2 /sys/fs/cgroup
-		# No group with processes of its own hands controllers down (cgroups(7), no internal processes).
+		# A cgroup with processes cannot enable controllers for its children (cgroups(7), no internal processes).
 		mkdir -p /sys/fs/cgroup/init
 		while read -r pid; do echo "$pid" >/sys/fs/cgroup/init/cgroup.procs || true; done </sys/fs/cgroup/cgroup.procs
 		sed 's/\([a-z]\)\b/\1/; s/[a-z_]*/+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control || true
@@ -295,8 +295,8 @@ furnish_groups() {
 	done <"$1"
 }
 
-# kubelet sets these for the whole machine; it may set copies.
-spare_sysctls() {
+# Bind-mounts copies of host-wide sysctls that kubelet sets.
+copy_sysctls() {
 	local file copy
 	for file in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
 		[ -e "/proc/sys/$file" ] || continue
@@ -306,27 +306,27 @@ spare_sysctls() {
 	done
 }
 
-# A world beyond the machine's card, which tells whoever asks at port 8080 by which address it sees him.
-make_world() {
-	ip netns add world
-	ip link add eth0 type veth peer name eth0 netns world
+# Creates the host outside, whose server at port 8080 returns the address of its client.
+create_outside_host() {
+	ip netns add outside
+	ip link add eth0 type veth peer name eth0 netns outside
 	ip addr add "$NODE_IP/24" dev eth0
 	ip link set eth0 up
 	ip route add default via "$WORLD_IP"
-	ip -n world addr add "$WORLD_IP/24" dev eth0
-	ip -n world link set eth0 up
-	ip -n world link set lo up
+	ip -n outside addr add "$WORLD_IP/24" dev eth0
+	ip -n outside link set eth0 up
+	ip -n outside link set lo up
 	echo "nameserver $WORLD_IP" >/etc/resolv.conf
-	# shellcheck disable=SC2016  # socat sets it
-	start world ip netns exec world socat TCP-LISTEN:8080,fork,reuseaddr 'SYSTEM:echo $SOCAT_PEERADDR'
-	await 5 nc_world
+	# shellcheck disable=SC2016  # expanded by socat
+	start outside ip netns exec outside socat TCP-LISTEN:8080,fork,reuseaddr 'SYSTEM:echo $SOCAT_PEERADDR'
+	await 5 outside_is_reachable
 }
 
-nc_world() { [ "$(busybox nc "$WORLD_IP" 8080 </dev/null)" = "$NODE_IP" ]; }
+outside_is_reachable() { [ "$(busybox nc "$WORLD_IP" 8080 </dev/null)" = "$NODE_IP" ]; }
 
 declare -A STARTED=()
 
-# Starts a server: start NAME COMMAND... Its output goes to a log.
+# Starts a server, with its output in a log: start NAME COMMAND...
 start() {
 	local name=$1
 	shift
@@ -338,7 +338,7 @@ start() {
 	STARTED[$name]=$!
 }
 
-# Ends a server: stop NAME [SIGNAL]
+# Stops a server: stop NAME [SIGNAL]
 stop() {
 	local pid=${STARTED[$1]} ended=0
 	unset "STARTED[$1]"
@@ -347,12 +347,12 @@ stop() {
 		kill -0 "$pid" 2>/dev/null || { ended=1; break; }
 		sleep 0.1
 	done
-	[ "$ended" = 1 ] || { kill -KILL "$pid" || true; fail "$1 does not end"; }
+	[ "$ended" = 1 ] || { kill -KILL "$pid" || true; fail "$1 did not stop"; }
 	{ wait "$pid" || true; } 2>/dev/null
 }
 
-# What there is of a network on this machine, a thing a line. Bridges stay, by design, and so does their address.
-footprint() {
+# Links, addresses, routes, rules, leases and other files, one per line. Bridges and their addresses are kept by design.
+state() {
 	local family bridges
 	bridges=$(ip -o link show type bridge | sed 's/^[0-9]*: \([^:@]*\).*/\1/')
 	ip -o link show | sed 's/^[0-9]*: \([^:@]*\).*/link \1/' | not_of "$bridges" '^link NAME$'
@@ -361,7 +361,7 @@ footprint() {
 	for family in iptables ip6tables iptables-legacy ip6tables-legacy; do
 		"$family-save" 2>/dev/null | awk -v family="$family" '/^\*/ { table = substr($1, 2) }
 			/^-A|^:.* - / { sub(/ \[[0-9:]*\]$/, ""); print family, "-t", table, $0 }'
-	done | grep -vE -e "$STANDING" || true
+	done | grep -vE -e "$KEPT_RULES" || true
 	nft -j list ruleset | jq -r '.nftables[] | to_entries[0] | .key as $kind | .value
 		| select([.table, .family] | inside(["nat", "filter", "mangle", "raw", "security", "ip", "ip6"]) | not)
 		| if $kind == "rule" then "nft rule \(.family) \(.table) \(.chain) \(.comment // (.expr | tostring))"
@@ -372,7 +372,7 @@ footprint() {
 	find /run/netns -mindepth 1 -printf 'namespace %p\n'
 }
 
-# Drops the lines that match a pattern with one of the names for NAME.
+# Removes lines that match the pattern, with NAME replaced by one of the names: not_of NAMES PATTERN
 not_of() {
 	local name lines
 	lines=$(cat)
@@ -380,43 +380,39 @@ not_of() {
 	[ -z "$lines" ] || echo "$lines"
 }
 
-# Go's portmap and firewall keep these for whoever comes next.
-STANDING='-t nat :CNI-HOSTPORT-|-t nat -A (PREROUTING|OUTPUT|POSTROUTING) .*-j CNI-HOSTPORT-|-t nat -A CNI-HOSTPORT-(SETMARK|MASQ) |-t filter :CNI-(FORWARD|ADMIN|ISOLATION-STAGE-[12]) |-t filter -A FORWARD .*-j CNI-(FORWARD|ISOLATION-STAGE-1)|-t filter -A CNI-FORWARD .*-j CNI-ADMIN|-t filter -A CNI-ISOLATION-STAGE-[12] .*-j RETURN'
+# Shared chains and rules that the Go plugins portmap and firewall never remove.
+KEPT_RULES='-t nat :CNI-HOSTPORT-|-t nat -A (PREROUTING|OUTPUT|POSTROUTING) .*-j CNI-HOSTPORT-|-t nat -A CNI-HOSTPORT-(SETMARK|MASQ) |-t filter :CNI-(FORWARD|ADMIN|ISOLATION-STAGE-[12]) |-t filter -A FORWARD .*-j CNI-(FORWARD|ISOLATION-STAGE-1)|-t filter -A CNI-FORWARD .*-j CNI-ADMIN|-t filter -A CNI-ISOLATION-STAGE-[12] .*-j RETURN'
 
-# The processes of this machine, without this script's own.
+# The processes in this PID namespace, without those of this script.
 processes() { ps -e -o pid=,ppid=,args= | awk '$1 != 1 && !($3 ~ /^(ps|awk|bash|sort|comm|sed|\(|grep)/) { $1 = $2 = ""; print "process", $0 }'; }
 
-# The one thing that is asked of all: that it is as before. With the word `processes`, of these, too: a client that is up
-# has some. expect_nothing_left STEP [processes]
+# Asserts that the state is as before, with `processes` also the processes: expect_nothing_left STEP [processes]
 expect_nothing_left() {
 	local left
 	step "$1"
 	for _ in $(seq "${PATIENCE:-20}"); do
-		left=$(comm -13 "$WORK/before" <({ footprint; ${2:-true}; } | sort))
+		left=$(comm -13 "$WORK/before" <({ state; ${2:-true}; } | sort))
 		[ -n "$left" ] || return 0
 		sleep 0.1
 	done
-	fail 'left behind:' "${left//$'\n'/$'\n'# }"
+	fail 'remaining:' "${left//$'\n'/$'\n'# }"
 }
 
-mark_footprint() { { footprint; processes; } | sort >"$WORK/before"; }
+save_state() { { state; processes; } | sort >"$WORK/before"; }
 
-inside() {
+run_in_namespaces() {
 	trap 'on_error $LINENO "$BASH_COMMAND"' ERR
 	set -E
-	[ "$$" = 1 ] || { say 'this is no namespace of its own'; exit 1; }
-	furnish
-	make_world
-	mark_footprint
+	[ "$$" = 1 ] || { say 'not process 1 of a new PID namespace'; exit 1; }
+	mount_all
+	create_outside_host
+	save_state
 	drive
-	expect_nothing_left 'in the end, nothing is left' processes
-	stop world
+	expect_nothing_left 'nothing is left at the end' processes
+	stop outside
 	pass
 }
 
 client() {
-	case ${E2E_INSIDE:-} in
-	'') outside "$@" ;;
-	*) "inside${E2E_INSIDE/#machine/}" ;;
-	esac
+	if [ -z "${E2E_INSIDE:-}" ]; then run_on_host "$@"; else run_in_namespaces; fi
 }

@@ -1,4 +1,4 @@
-//! Many at once, on a node that was never used.
+//! Concurrent ADDs on an unused node, and ADD with many leases.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, PLAIN};
-use crate::support::{Network, Node, Pod, leases, requires, say, skip_for_go};
+use crate::support::{Network, Node, Pod, leases, note, requires, skip_for_go};
 use crate::trace::{Step, steps};
 
 const PODS: usize = 200;
@@ -16,7 +16,7 @@ const AT_ONCE: usize = 20;
 fn config(backend: &str) -> Value {
     json!({
         "cniVersion": "1.1.0",
-        "name": "crowd",
+        "name": "concurrent",
         "type": "bridge",
         "bridge": "br0",
         "isGateway": true,
@@ -26,25 +26,30 @@ fn config(backend: &str) -> Value {
     })
 }
 
-/// Has so many workers do something for each of the things.
-fn at_once<T: Sync>(things: &[T], work: impl Fn(&T) + Sync) {
-    let rest = Mutex::new(things.iter());
+/// Runs `work` for each item on [`AT_ONCE`] threads.
+fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    let rest = Mutex::new(items.iter());
     let next = || rest.lock().unwrap().next();
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
-                while let Some(thing) = next() {
-                    work(thing);
+                while let Some(item) = next() {
+                    work(item);
                 }
             });
         }
     });
 }
 
-/// Twenty times each, while the pods come: the reference takes an address and gives it back, CHECK and GC look on.
-fn bystanders(network: &Network, node: &Node, (settled, result): (&Pod, &Value), valid: &Value) {
+/// Runs twenty CHECKs, GCs, and ADDs and DELs of the Go plugin host-local during the ADDs.
+fn concurrent_calls(
+    network: &Network,
+    node: &Node,
+    (attached, result): (&Pod, &Value),
+    valid: &Value,
+) {
     thread::scope(|scope| {
-        scope.spawn(|| (0..20).for_each(|_| drop(network.check(settled, result).ok())));
+        scope.spawn(|| (0..20).for_each(|_| drop(network.check(attached, result).ok())));
         scope.spawn(|| {
             let mut config = network.config.clone();
             config["cni.dev/valid-attachments"] = valid.clone();
@@ -66,17 +71,17 @@ fn bystanders(network: &Network, node: &Node, (settled, result): (&Pod, &Value),
 }
 
 #[test]
-fn two_hundred_pods_twenty_at_a_time_on_a_bare_node() {
+fn two_hundred_pods_are_added_and_deleted_twenty_at_a_time() {
     requires!("cni:host-local", "nft", "iptables", "ip6tables");
     if skip_for_go("the first pods race for the bridge") {
         return;
     }
     for backend in ["iptables", "nftables"] {
-        come_and_go(config(backend));
+        add_and_delete_all(config(backend));
     }
 }
 
-fn come_and_go(config: Value) {
+fn add_and_delete_all(config: Value) {
     let node = Node::new("node");
     node.install_go_plugin("host-local");
     let network = node.network(config);
@@ -85,38 +90,38 @@ fn come_and_go(config: Value) {
     let known = pods.iter().map(|pod| pod.id().to_owned());
     let known = known.chain((0..20).map(|n| format!("go-{n}")));
     let valid: Value = known.map(attachment).collect();
-    let given = Mutex::new(Vec::new());
+    let assigned = Mutex::new(Vec::new());
     let add = |pod: &Pod| {
         let result = network.add(pod);
-        given.lock().unwrap().push(Network::address(&result));
+        assigned.lock().unwrap().push(Network::address(&result));
         result
     };
     let began = std::time::Instant::now();
-    // The very first ones race for the bridge; the bystanders need one that is there.
+    // The first ADDs race to create the bridge; the concurrent calls require an existing one.
     let (first, others) = pods.split_at(AT_ONCE);
     at_once(first, |pod| drop(add(pod)));
-    let settled = node.pod("settled");
+    let attached = node.pod("attached");
     let mut valid = valid;
     valid
         .as_array_mut()
         .unwrap()
-        .push(attachment("settled".to_owned()));
-    let result = add(&settled);
+        .push(attachment("attached".to_owned()));
+    let result = add(&attached);
     thread::scope(|scope| {
-        scope.spawn(|| bystanders(&network, &node, (&settled, &result), &valid));
+        scope.spawn(|| concurrent_calls(&network, &node, (&attached, &result), &valid));
         at_once(others, |pod| drop(add(pod)));
     });
-    say(&format!("{PODS} ADDs in {:?}", began.elapsed()));
-    let given = given.into_inner().unwrap();
-    assert_eq!(BTreeSet::from_iter(&given).len(), PODS + 1);
-    assert_eq!(leases(&node, "crowd").len(), 2 * (PODS + 1));
+    note(&format!("{PODS} ADDs in {:?}", began.elapsed()));
+    let assigned = assigned.into_inner().unwrap();
+    assert_eq!(BTreeSet::from_iter(&assigned).len(), PODS + 1);
+    assert_eq!(leases(&node, "concurrent").len(), 2 * (PODS + 1));
     assert_eq!(node.addresses("br0"), ["10.77.0.1/22", "fd00:77::1/64"]);
     let ports = node.run("ip -o link show master br0 up");
     assert_eq!(ports.lines().count(), PODS + 1);
-    network.check(&settled, &result).ok();
+    network.check(&attached, &result).ok();
     at_once(&pods, |pod| network.del(pod));
-    network.del(&settled);
-    assert_eq!(leases(&node, "crowd").len(), 0);
+    network.del(&attached);
+    assert_eq!(leases(&node, "concurrent").len(), 0);
     assert_eq!(node.run("ip -o link show type veth"), "");
     assert_eq!(node.addresses("br0"), ["10.77.0.1/22", "fd00:77::1/64"]);
     assert_eq!(
@@ -127,12 +132,12 @@ fn come_and_go(config: Value) {
 }
 
 /// The system calls of an ADD and of the DEL after it.
-fn counted(fixture: &Fixture, network: &Network) -> [Vec<Step>; 2] {
+fn system_calls(fixture: &Fixture, network: &Network) -> [Vec<Step>; 2] {
     ["ADD", "DEL"].map(|verb| steps(fixture, &network.call(verb, &fixture.pod)))
 }
 
 #[test]
-fn ten_thousand_leases_cost_an_add_and_a_del_hardly_a_system_call() {
+fn ten_thousand_leases_add_at_most_twenty_system_calls_to_add_and_del() {
     requires!("strace", "nft");
     if skip_for_go("it opens each of them") {
         return;
@@ -143,17 +148,17 @@ fn ten_thousand_leases_cost_an_add_and_a_del_hardly_a_system_call() {
     config["bridge"] = "br1".into();
     config["ipam"]["subnet"] = "10.78.0.0/16".into();
     let network = fixture.node.network(config);
-    counted(&fixture, &network);
-    let among_none = counted(&fixture, &network).map(|steps| steps.len());
+    system_calls(&fixture, &network);
+    let without_leases = system_calls(&fixture, &network).map(|steps| steps.len());
     for n in 0..10_000 {
         let address = format!("10.78.{}.{}", 100 + n / 250, n % 250);
         let path = format!("/var/lib/cni/networks/large/{address}");
         fixture.node.write(&path, &format!("{n:064x}\r\neth0"));
     }
-    // The first one has to read them, as nobody else has.
-    counted(&fixture, &network);
-    let among_many = counted(&fixture, &network);
-    for (many, none) in among_many.iter().zip(among_none) {
+    // The first call reads all leases and creates the index.
+    system_calls(&fixture, &network);
+    let with_leases = system_calls(&fixture, &network);
+    for (many, none) in with_leases.iter().zip(without_leases) {
         assert!(
             many.len() <= none + 20,
             "{} and {none}: {many:#?}",

@@ -1,4 +1,4 @@
-//! DEL always ends, and its success means that nothing is left, whatever became of the node since the ADD.
+//! DEL ends, and its success means that nothing is left, whatever happened to the node since ADD.
 
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
@@ -24,15 +24,15 @@ fn attached(kind: Kind) -> Fixture {
 }
 
 #[track_caller]
-fn nothing_is_left(fixture: &Fixture, what: &str) {
+fn assert_nothing_is_left(fixture: &Fixture, what: &str) {
     let left = difference(&fixture.empty, &fixture.state());
     assert_eq!(left, [""; 0], "{what}");
 }
 
 #[test]
-fn a_namespace_that_was_unmounted_but_lives_on_loses_its_link_too() {
+fn the_link_of_an_unmounted_but_live_namespace_is_deleted() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("D4c: it is an error for ever") {
+    if skip_for_go("D4c: it is always an error") {
         return;
     }
     for is_removed in [false, true] {
@@ -46,12 +46,11 @@ fn a_namespace_that_was_unmounted_but_lives_on_loses_its_link_too() {
         });
         assert!(fixture.pod.link("eth0").is_some());
         fixture.call("DEL", &fixture.pod).run().ok();
-        nothing_is_left(&fixture, "a namespace without a path");
+        assert_nothing_is_left(&fixture, "a namespace without a path");
     }
 }
 
-/// Configurations that an administrator may have written since the ADD; none of them would do for another ADD, or it
-/// would be another network's.
+/// Configurations that changed since the ADD: invalid ones, or of another network.
 fn changed(config: &Value) -> Vec<Value> {
     let changes: [(&str, Value); 14] = [
         ("ipMasq", Value::Null),
@@ -87,9 +86,9 @@ fn changed(config: &Value) -> Vec<Value> {
 }
 
 #[test]
-fn a_configuration_that_changed_since_the_add_does_not_matter() {
+fn del_does_not_depend_on_the_configuration() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("it needs what it was configured with") {
+    if skip_for_go("it requires the configuration of the ADD") {
         return;
     }
     let fixture = Fixture::new(DUAL);
@@ -101,26 +100,26 @@ fn a_configuration_that_changed_since_the_add_does_not_matter() {
             .call("DEL", &fixture.pod);
         let answer = call.run();
         assert_eq!(answer.code, Some(0), "{config} {answer:?}");
-        nothing_is_left(&fixture, &config.to_string());
+        assert_nothing_is_left(&fixture, &config.to_string());
     }
 }
 
 #[test]
-fn a_program_that_fails_in_one_family_keeps_the_lease_until_it_works_again() {
+fn the_lease_is_kept_while_iptables_restore_of_one_family_fails() {
     requires!("iptables-legacy", "ip6tables-legacy");
     if skip_for_go("it releases the address first") {
         return;
     }
-    // What iptables-nft holds is removed without a program.
+    // Rules of iptables-nft are removed without a program.
     for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
         let fixture = attached(LEGACY);
         let full = fixture.state();
         fixture.before_iptables(&format!(
-            "[ $name = {program} ] && echo it rains >&2 && exit 4"
+            "[ $name = {program} ] && echo injected failure >&2 && exit 4"
         ));
         let call = fixture.call("DEL", &fixture.pod);
         let error = call.run().error();
-        assert!(error.text().contains("it rains"), "{error:?}");
+        assert!(error.text().contains("injected failure"), "{error:?}");
         let leases = |facts: &[String]| {
             facts
                 .iter()
@@ -130,18 +129,18 @@ fn a_program_that_fails_in_one_family_keeps_the_lease_until_it_works_again() {
         assert_eq!(leases(&fixture.state()), leases(&full));
         fixture.node.unbind(fixture.iptables());
         call.run().ok();
-        nothing_is_left(&fixture, program);
+        assert_nothing_is_left(&fixture, program);
     }
 }
 
 #[test]
-fn when_iptables_is_not_installed_any_more_it_is_missed_only_by_who_has_rules() {
+fn after_iptables_was_uninstalled_del_fails_only_with_legacy_rules() {
     requires!("iptables-legacy", "ip6tables-legacy");
-    if skip_for_go("D18") {
+    if skip_for_go("D18: it needs ip6tables") {
         return;
     }
     let fixture = attached(LEGACY);
-    // What is no regular file is no program.
+    // Only regular files are executed.
     fixture.node.bind("/dev/null", "/usr/sbin/iptables");
     fixture.node.bind("/dev/null", fixture.iptables());
     let call = fixture.call("DEL", &fixture.pod);
@@ -151,11 +150,11 @@ fn when_iptables_is_not_installed_any_more_it_is_missed_only_by_who_has_rules() 
     fixture.node.unbind("/usr/sbin/iptables");
     fixture.node.unbind(fixture.iptables());
     call.run().ok();
-    nothing_is_left(&fixture, "iptables was missing");
+    assert_nothing_is_left(&fixture, "iptables was missing");
 }
 
 #[test]
-fn a_directory_of_leases_that_is_gone_holds_none() {
+fn del_succeeds_without_the_lease_directory() {
     requires!("nft", "iptables", "ip6tables");
     if skip_for_go("it fails") {
         return;
@@ -170,9 +169,9 @@ fn a_directory_of_leases_that_is_gone_holds_none() {
 }
 
 #[test]
-fn a_directory_of_leases_that_cannot_be_written_is_an_error_that_says_so() {
+fn a_read_only_lease_directory_is_reported() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("it says less") {
+    if skip_for_go("its error does not name the directory") {
         return;
     }
     let fixture = attached(DUAL);
@@ -186,5 +185,5 @@ fn a_directory_of_leases_that_cannot_be_written_is_an_error_that_says_so() {
     }
     fixture.node.run(&format!("umount {dir}"));
     call.run().ok();
-    nothing_is_left(&fixture, "the directory can be written again");
+    assert_nothing_is_left(&fixture, "the directory can be written again");
 }

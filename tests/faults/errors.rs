@@ -1,5 +1,5 @@
-//! Every system call failing: an ADD either succeeds in full, or says in one document what failed and leaves the node
-//! as it was.
+//! An ADD in which a system call fails either succeeds completely, or prints one error document and leaves the node
+//! unchanged.
 
 use std::collections::BTreeSet;
 
@@ -9,15 +9,15 @@ use crate::findings::{Findings, chosen};
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::{left, succeeded, wrong_with_next};
 use crate::support::{Answer, requires, skip_for_go, testing_go};
-use crate::trace::{Fault, Step, disturbed, injected_line, steps};
+use crate::trace::{Fault, Step, injected_line, run_with_fault, steps};
 
-/// What a full disk, a dying one, limits, a security module, a busy kernel and a signal do to system calls.
+/// Errors of a full or failing disk, of limits, of a security module, of a busy kernel and of signals.
 const ERRNOS: [&str; 7] = [
     "ENOSPC", "EIO", "EMFILE", "ENOMEM", "EPERM", "EBUSY", "EINTR",
 ];
 
-/// Without memory no program can say anything; futex the kernel fails for wrong arguments only.
-const VITAL: [&str; 8] = [
+/// Without memory a program cannot report an error. futex fails only for invalid arguments.
+const NOT_INJECTED: [&str; 8] = [
     "execve",
     "mmap",
     "munmap",
@@ -28,40 +28,41 @@ const VITAL: [&str; 8] = [
     "futex",
 ];
 
-/// The steps that are the plugin's own: from where it reads its configuration.
-fn own(steps: &[Step]) -> Vec<Step> {
-    let own = steps
+/// The steps after the start of the process: from the read of the configuration.
+fn after_start(steps: &[Step]) -> Vec<Step> {
+    let after_start = steps
         .iter()
         .skip_while(|step| !step.line.starts_with("read(0,"));
-    own.filter(|step| !VITAL.contains(&step.name.as_str()))
+    after_start
+        .filter(|step| !NOT_INJECTED.contains(&step.name.as_str()))
         .cloned()
         .collect()
 }
 
-/// What is wrong with an answer that is neither a success nor one error document.
-fn wrong_refusal(answer: &Answer) -> Vec<String> {
+/// A failure unless the answer is one error document.
+fn wrong_error(answer: &Answer) -> Vec<String> {
     let document: Result<Value, _> = serde_json::from_str(&answer.stdout);
     let msg = document.as_ref().ok().map(|document| &document["msg"]);
-    let said = msg.and_then(Value::as_str).unwrap_or_default();
-    if answer.code == Some(1) && said.len() > 10 {
+    let message = msg.and_then(Value::as_str).unwrap_or_default();
+    if answer.code == Some(1) && message.len() > 10 {
         return Vec::new();
     }
     vec![format!("not one error document: {answer:?}")]
 }
 
-/// What is wrong after an ADD in which a system call failed.
+/// Failures after an ADD in which a system call failed.
 fn wrong_after(fixture: &Fixture, answer: &Answer) -> Vec<String> {
     let mut wrong = Vec::new();
     if answer.code == Some(0) {
-        let mut wanting = difference(&fixture.full, &fixture.state());
-        wanting.retain(|fact| !is_unrecorded_boot(fact));
-        wrong.extend(wanting);
+        let mut missing = difference(&fixture.full, &fixture.state());
+        missing.retain(|fact| !is_unrecorded_boot(fact));
+        wrong.extend(missing);
         if let Some(result) = succeeded("ADD", answer, &mut wrong) {
             succeeded("CHECK", &fixture.check(&fixture.pod, &result), &mut wrong);
         }
         succeeded("DEL", &fixture.call("DEL", &fixture.pod).run(), &mut wrong);
     } else {
-        wrong.extend(wrong_refusal(answer));
+        wrong.extend(wrong_error(answer));
     }
     let mut left = left(fixture);
     let is_unrecorded = left.iter().any(|fact| is_unrecorded_boot(fact));
@@ -73,16 +74,16 @@ fn wrong_after(fixture: &Fixture, answer: &Answer) -> Vec<String> {
     wrong
 }
 
-/// An ADD that cannot tell which boot this is records none; the next ADD does.
+/// An ADD that cannot read the boot ID does not record it; the next ADD does.
 fn is_unrecorded_boot(fact: &str) -> bool {
     fact.starts_with("missing") && fact.ends_with(".gangplank.boot")
 }
 
-/// Has one system call of `every` fail in an ADD, with one errno after the other. What a signal has interrupted (EINTR)
-/// is to be tried again; but for close(2), which closes all the same, and strace does not let it.
+/// Lets one of `every` system calls of an ADD fail, with each errno. EINTR must be retried, except for close(2), which
+/// is not restarted on Linux.
 fn fail_add(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
-    let steps = own(&steps(&fixture, &fixture.call("ADD", &fixture.pod)));
+    let steps = after_start(&steps(&fixture, &fixture.call("ADD", &fixture.pod)));
     fixture.call("DEL", &fixture.pod).run().ok();
     let mut findings = Findings::of(what, steps.len());
     let mut messages = BTreeSet::new();
@@ -95,22 +96,25 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
             fixture = Fixture::bare_like(&fixture);
         }
         let call = fixture.call("ADD", &fixture.pod);
-        let answer = disturbed(&fixture, &call, step, Fault::Failing(errno));
+        let answer = run_with_fault(&fixture, &call, step, Fault::Failing(errno));
         let Some(line) = injected_line(&fixture) else {
-            // This time it did with fewer calls.
+            // This run made fewer system calls.
             fixture.call("DEL", &fixture.pod).run().ok();
             continue;
         };
-        // The Go runtime gives up where it could not start up: no word about the plugin.
+        // The Go runtime failed to start: this is no failure of the plugin.
         if testing_go() && answer.stderr.contains("fatal error: ") {
             fixture = Fixture::new(kind);
             continue;
         }
-        let said: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
-        messages.insert(format!("{} {}  <= {line}", said["msg"], said["details"]));
+        let message: Value = serde_json::from_str(&answer.stdout).unwrap_or_default();
+        messages.insert(format!(
+            "{} {}  <= {line}",
+            message["msg"], message["details"]
+        ));
         let mut wrong = wrong_after(&fixture, &answer);
         if *errno == "EINTR" && answer.code != Some(0) && step.name != "close" {
-            wrong.push(format!("it was not tried again: {}", answer.stdout));
+            wrong.push(format!("EINTR was not retried: {}", answer.stdout));
         }
         if findings.note(&format!("{step}: {line}"), &wrong) {
             fixture = Fixture::new(kind);
@@ -131,7 +135,7 @@ fn an_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
 #[test]
 fn an_add_with_nftables_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
     requires!("strace", "nft", "iptables", "ip6tables");
-    if skip_for_go("Debian's knows no nftables") {
+    if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let kind = Kind {
@@ -163,7 +167,7 @@ fn a_first_add_in_which_any_system_call_fails_succeeds_or_leaves_nothing_of_the_
 }
 
 #[test]
-fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
+fn an_add_with_iptables_in_which_any_system_call_fails_succeeds_or_leaves_nothing() {
     requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
@@ -178,14 +182,14 @@ fn an_add_with_rules_in_which_any_system_call_fails_succeeds_or_leaves_nothing()
 }
 
 #[test]
-fn when_a_program_that_was_started_is_killed_an_add_succeeds_or_leaves_nothing() {
+fn an_add_whose_iptables_restore_is_killed_succeeds_or_leaves_nothing() {
     requires!("nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
         rules: Rules::Iptables,
         ..PLAIN
     };
-    // Before its work, and after it: the kernel has the rules then, and nobody says so.
+    // Before its work, and after it: then the kernel has the rules, but the plugin gets no success.
     for when in ["", "/run/xtables $name \"$@\"; "] {
         for program in ["iptables-restore", "ip6tables-restore"] {
             let fixture = Fixture::new(kind);

@@ -1,22 +1,21 @@
-//! Which rounds there are, and what came of them.
+//! The selection of rounds, and their results.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 
-use crate::support::{say, testing_go};
+use crate::support::{note, testing_go};
 
-/// The file that gets a line of figures for each kind of disturbance, fields apart by tabs; `tests/faults/run` makes a
-/// table of it.
+/// The file to which a line of tab-separated numbers is appended for each kind of fault; `tests/faults/run` formats it.
 const TABLE: &str = "GANGPLANK_FAULTS_TABLE";
 
-/// Which of the rounds: each one, or every few of them unless all are asked for.
+/// Every `every`-th round, or all with `GANGPLANK_FAULTS=all`.
 pub fn chosen<T>(rounds: &[T], every: usize) -> impl Iterator<Item = &T> {
     let all = std::env::var("GANGPLANK_FAULTS").is_ok_and(|which| which == "all");
     let every = if all { 1 } else { every };
     rounds.iter().skip(every / 2).step_by(every)
 }
 
-/// What was found in many rounds.
+/// The failures of many rounds.
 pub struct Findings {
     what: String,
     calls: usize,
@@ -25,7 +24,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Of a verb that makes so many system calls.
+    /// For a call that makes this many system calls.
     pub fn of(what: &str, calls: usize) -> Findings {
         Findings {
             what: what.to_owned(),
@@ -35,7 +34,7 @@ impl Findings {
         }
     }
 
-    /// Keeps what was wrong in a round, if anything was.
+    /// Records the failures of a round. Returns whether there were any.
     pub fn note(&mut self, round: &str, wrong: &[String]) -> bool {
         self.rounds += 1;
         if !wrong.is_empty() {
@@ -45,7 +44,7 @@ impl Findings {
         !wrong.is_empty()
     }
 
-    /// Fails when anything was wrong; for the reference it is only told.
+    /// Panics if there were failures; those of the Go plugins are only printed.
     pub fn finish(self) {
         let Findings {
             what,
@@ -53,12 +52,12 @@ impl Findings {
             rounds,
             bad,
         } = self;
-        assert!(rounds > 0, "{what}: nothing was disturbed");
-        let figure = format!(
-            "{what}, {calls} system calls: of {rounds} rounds {} went wrong",
+        assert!(rounds > 0, "{what}: no fault was injected");
+        let summary = format!(
+            "{what}, {calls} system calls: {} of {rounds} rounds failed",
             bad.len()
         );
-        say(&figure);
+        note(&summary);
         if let Some(file) = std::env::var_os(TABLE) {
             let mut table = OpenOptions::new()
                 .create(true)
@@ -69,9 +68,9 @@ impl Findings {
             table.write_all(line.as_bytes()).unwrap();
         }
         if testing_go() {
-            println!("{figure}\n   {}", bad.join("\n   "));
+            println!("{summary}\n   {}", bad.join("\n   "));
             return;
         }
-        assert!(bad.is_empty(), "{figure}\n   {}", bad.join("\n   "));
+        assert!(bad.is_empty(), "{summary}\n   {}", bad.join("\n   "));
     }
 }

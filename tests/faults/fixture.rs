@@ -1,32 +1,30 @@
-//! A node on which a network works, two pods to attach to it, and all that stands there as text to compare.
+//! A node with a network and two pods, and its state as text.
 
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Call, Node, Pod, small_network};
 
-/// What keeps the masquerade rules, if there are any.
+/// The backend of the masquerade rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
     /// No masquerading.
     Without,
-    /// iptables over nf_tables.
+    /// iptables-nft.
     Iptables,
-    /// iptables over the kernel's older tables.
+    /// iptables-legacy.
     Legacy,
-    /// nftables, without a program.
+    /// nftables.
     Nftables,
 }
 
-/// What kind of network is disturbed.
+/// The network into whose calls faults are injected.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
-    /// Its rules.
     pub rules: Rules,
-    /// Whether it has addresses of both families.
     pub dual: bool,
-    /// Whether the network was used before, and so has a bridge and a directory of leases.
+    /// Whether the network was used before, so that bridge and lease directory exist.
     pub used: bool,
-    /// Whether others hold so many leases that an index of them is kept.
+    /// Whether there are so many other leases that the lease index exists.
     pub many_leases: bool,
 }
 
@@ -38,34 +36,32 @@ pub const PLAIN: Kind = Kind {
     many_leases: false,
 };
 
-/// A node to disturb.
 pub struct Fixture {
     pub node: Node,
     pub kind: Kind,
     pub pod: Pod,
     pub other: Pod,
-    /// What stands when no pod is attached.
+    /// The state without attached pods.
     pub empty: Vec<String>,
-    /// What stands when `pod` is attached.
+    /// The state with `pod` attached.
     pub full: Vec<String>,
 }
 
-/// Prints what stands in the words of programs that are not ours, one fact a line.
-const SURVEY: &str = "ip -o link; ip -o addr; \
+/// Shell commands that print the state of the node.
+const STATE_COMMANDS: &str = "ip -o link; ip -o addr; \
     grep . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding";
 
 impl Fixture {
-    /// A node as it is before anything is disturbed there.
     pub fn new(kind: Kind) -> Fixture {
         if kind.used {
             return Fixture::used(kind);
         }
-        // What a first ADD makes is seen on a node of its own.
+        // The expected states are taken from another node, on which the network was used.
         let like = Fixture::used(kind);
         Fixture::bare_like(&like)
     }
 
-    /// A node that was never used, expected to become as another is.
+    /// An unused node with the expected states of another one.
     pub fn bare_like(like: &Fixture) -> Fixture {
         Fixture {
             empty: like.empty.clone(),
@@ -78,7 +74,7 @@ impl Fixture {
         let mut fixture = Fixture::bare(kind);
         fixture.call("ADD", &fixture.pod).run().ok();
         if kind.many_leases {
-            // The first ADD marked the directory with the boot; these are the reference's.
+            // The first ADD recorded the boot ID; these leases are as written by the Go plugin.
             fixture.call("DEL", &fixture.pod).run().ok();
             for n in 101..181 {
                 let path = format!("/var/lib/cni/networks/small/10.77.0.{n}");
@@ -95,13 +91,13 @@ impl Fixture {
     fn bare(kind: Kind) -> Fixture {
         let node = Node::new("node");
         if kind.rules == Rules::Legacy {
-            use_legacy(&node);
+            node.use_iptables_variant("xtables-legacy-multi");
         }
         let rules = match kind.rules {
             Rules::Without | Rules::Nftables => "nft list ruleset",
             Rules::Iptables | Rules::Legacy => "iptables-save -t nat; ip6tables-save -t nat",
         };
-        node.write("/run/inventory", &format!("{SURVEY}; {rules}"));
+        node.write("/run/state", &format!("{STATE_COMMANDS}; {rules}"));
         let (pod, other) = (node.pod("victim"), node.pod("another"));
         Fixture {
             node,
@@ -126,17 +122,13 @@ impl Fixture {
         config
     }
 
-    /// Has iptables do something before it does what it should. All its programs are one file, which tells by its name
-    /// what to do.
+    /// See [`Node::run_before_iptables`].
     pub fn before_iptables(&self, script: &str) {
-        let program = self.iptables();
-        self.node.run(&format!("cp {program} /run/xtables"));
-        let script = format!("name=${{0##*/}}\n{script}\nexec /run/xtables $name \"$@\"");
-        self.node.replace_program(program, &script);
+        self.node.run_before_iptables(self.iptables(), script);
     }
 
-    /// The file of all programs of the variant that holds the rules. With the legacy one, a DEL runs them by the names that
-    /// only that variant has.
+    /// The file of all programs of the variant that has the rules. For legacy rules DEL runs the programs with `legacy`
+    /// in their name.
     pub fn iptables(&self) -> &'static str {
         match self.kind.rules {
             Rules::Legacy => "/usr/sbin/xtables-legacy-multi",
@@ -144,7 +136,7 @@ impl Fixture {
         }
     }
 
-    /// Has iptables-restore take its time when it is called the first time, and the second.
+    /// Delays the first and the second call of iptables-restore by this many seconds.
     pub fn slow_iptables(&self, first: &str, second: &str) {
         self.before_iptables(&format!(
             "if [ ${{name%-legacy-restore}} = iptables ] || [ $name = iptables-restore ]; then\n\
@@ -163,11 +155,11 @@ impl Fixture {
         self.node.network(self.config()).check(pod, result)
     }
 
-    /// Everything that stands on the node and in its pods, without what differs from ADD to ADD: indices, MAC
-    /// addresses, the pod's own addresses.
+    /// The state of the node and its pods, without values that differ between ADDs: indices, MAC addresses, addresses
+    /// of pods.
     pub fn state(&self) -> Vec<String> {
-        let inventory = self.node.run("sh /run/inventory");
-        let mut facts: Vec<String> = inventory.lines().filter_map(fact).collect();
+        let output = self.node.run("sh /run/state");
+        let mut facts: Vec<String> = output.lines().filter_map(fact).collect();
         for pod in [&self.pod, &self.other] {
             let links = pod.run("ip -o link");
             let names = links
@@ -177,7 +169,7 @@ impl Fixture {
             facts.extend(names.map(|name| format!("in {}: {name}", pod.id())));
         }
         let mut files = self.node.files("/var/lib/cni");
-        // A hint: it goes when it does not pay, and comes again.
+        // The lease index is created and removed as needed.
         files.retain(|path, _| !path.ends_with(".gangplank.index"));
         facts.extend(files.into_iter().map(|(path, content)| {
             let is_lease = path.rsplit('/').next().is_some_and(is_address);
@@ -191,19 +183,9 @@ impl Fixture {
     }
 }
 
-/// The variants of iptables are told apart by argv[0] alone, so each file may be the one of all of them.
-fn use_legacy(node: &Node) {
-    for program in ["iptables", "ip6tables"] {
-        for part in ["", "-restore", "-save"] {
-            let legacy = format!("/usr/sbin/{program}-legacy{part}");
-            node.bind(&legacy, &format!("/usr/sbin/{program}{part}"));
-        }
-    }
-}
-
-/// A line of a inventory without what is chance; `None` for what says nothing.
+/// A line of the state without values that differ between runs; `None` for irrelevant lines.
 fn fact(line: &str) -> Option<String> {
-    // The comments of iptables-save are dates.
+    // iptables-save prints comments with dates.
     if line.starts_with('#') || line.contains(" fe80:") {
         return None;
     }
@@ -219,7 +201,7 @@ fn fact(line: &str) -> Option<String> {
         [index, name, rest @ ..] if is_index(index) => {
             let name = name.split('@').next().unwrap_or(name);
             let name = name.trim_end_matches(':');
-            // The reference's have names by chance.
+            // The Go plugin chooses random names.
             let name = if name.starts_with("veth") {
                 "veth…"
             } else {
@@ -235,7 +217,7 @@ fn fact(line: &str) -> Option<String> {
         }
         words => {
             let mut words = words.to_vec();
-            // How many packets a rule has seen.
+            // Packet and byte counters.
             if let Some(at) = words.iter().position(|word| *word == "packets") {
                 words.drain(at..(at + 4).min(words.len()));
             }
@@ -245,7 +227,7 @@ fn fact(line: &str) -> Option<String> {
     }
 }
 
-/// The same text with the pods' addresses, which go round, as words that do not.
+/// Replaces the addresses of pods, which differ between ADDs.
 fn without_addresses(text: &str) -> String {
     let word = |word: &str| {
         let bare = word
@@ -268,7 +250,7 @@ fn is_address(name: &str) -> bool {
     name.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// What stands though it should not, and what does not though it should.
+/// The differences between two states.
 pub fn difference(expected: &[String], seen: &[String]) -> Vec<String> {
     let mut missing = expected.to_vec();
     let mut extra = Vec::new();

@@ -1,4 +1,4 @@
-//! Killed at every step: ADD and DEL end before each of their system calls in turn.
+//! ADD, DEL and GC killed before one of their system calls.
 
 use serde_json::json;
 
@@ -6,14 +6,14 @@ use crate::findings::{Findings, chosen};
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::{succeeded, wrong_after_add, wrong_with_next};
 use crate::support::{Call, requires, skip_for_go};
-use crate::trace::{Fault, disturbed, last_lines, steps};
+use crate::trace::{Fault, last_lines, run_with_fault, steps};
 
 const MASQUERADED: Kind = Kind {
     rules: Rules::Iptables,
     ..PLAIN
 };
 
-/// Kills ADD before one system call of `every`.
+/// Kills ADD before every `every`-th system call.
 fn kill_add(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     let steps = steps(&fixture, &fixture.call("ADD", &fixture.pod));
@@ -23,13 +23,13 @@ fn kill_add(what: &str, kind: Kind, every: usize) {
         if !kind.used {
             fixture = Fixture::bare_like(&fixture);
         }
-        let answer = disturbed(
+        let answer = run_with_fault(
             &fixture,
             &fixture.call("ADD", &fixture.pod),
             step,
             Fault::Killed,
         );
-        // This time it did with fewer calls.
+        // This run made fewer system calls.
         if answer.code == Some(0) {
             fixture.call("DEL", &fixture.pod).run().ok();
             continue;
@@ -42,7 +42,7 @@ fn kill_add(what: &str, kind: Kind, every: usize) {
     findings.finish();
 }
 
-/// Kills DEL before one system call of `every`, and repeats it.
+/// Kills DEL before every `every`-th system call, and repeats it.
 fn kill_del(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     fixture.call("ADD", &fixture.pod).run().ok();
@@ -50,7 +50,7 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
     let mut findings = Findings::of(what, steps.len());
     for step in chosen(&steps, every) {
         fixture.call("ADD", &fixture.pod).run().ok();
-        let answer = disturbed(
+        let answer = run_with_fault(
             &fixture,
             &fixture.call("DEL", &fixture.pod),
             step,
@@ -67,7 +67,7 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
     findings.finish();
 }
 
-/// Kills GC before one system call of `every`, and repeats it.
+/// Kills GC before every `every`-th system call, and repeats it.
 fn kill_gc(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     let mut kept = prepare_gc(&fixture);
@@ -76,7 +76,7 @@ fn kill_gc(what: &str, kind: Kind, every: usize) {
     let mut findings = Findings::of(what, steps.len());
     for step in chosen(&steps, every) {
         prepare_gc(&fixture);
-        let answer = disturbed(&fixture, &gc(&fixture), step, Fault::Killed);
+        let answer = run_with_fault(&fixture, &gc(&fixture), step, Fault::Killed);
         let round = format!("{step}: {}", last_lines(&fixture));
         let mut wrong = Vec::new();
         if answer.code != Some(0) {
@@ -99,7 +99,7 @@ fn kill_gc(what: &str, kind: Kind, every: usize) {
     findings.finish();
 }
 
-/// A GC that keeps the other pod.
+/// A GC for which only the other pod is valid.
 fn gc(fixture: &Fixture) -> Call<'_> {
     let mut config = fixture.config();
     config["cniVersion"] = "1.1.0".into();
@@ -108,7 +108,7 @@ fn gc(fixture: &Fixture) -> Call<'_> {
     fixture.node.cni("bridge").verb("GC").config(&config)
 }
 
-/// Attaches a pod that is valid, and one that is not; what stands when the first is alone.
+/// Adds a valid pod and one that is not. Returns the state with the valid pod alone.
 fn prepare_gc(fixture: &Fixture) -> Vec<String> {
     fixture.call("ADD", &fixture.other).run().ok();
     let kept = fixture.state();
@@ -119,7 +119,7 @@ fn prepare_gc(fixture: &Fixture) -> Vec<String> {
 #[test]
 fn a_gc_killed_at_any_step_is_finished_by_the_next_one() {
     requires!("strace", "nft", "iptables", "ip6tables");
-    if skip_for_go("D4d: it collects nothing") {
+    if skip_for_go("D4d: its GC does nothing") {
         return;
     }
     let kind = Kind {
@@ -161,7 +161,7 @@ fn an_add_killed_at_any_step_leaves_nothing_after_its_del() {
 }
 
 #[test]
-fn an_add_with_rules_killed_at_any_step_leaves_nothing_after_its_del() {
+fn an_add_with_iptables_killed_at_any_step_leaves_nothing_after_its_del() {
     requires!("strace", "nft", "iptables", "ip6tables");
     kill_add("ADD with ipMasq killed", MASQUERADED, 3);
 }
@@ -189,7 +189,7 @@ fn an_add_with_legacy_rules_killed_at_any_step_leaves_nothing_after_its_del() {
 #[test]
 fn an_add_with_nftables_killed_at_any_step_leaves_nothing_after_its_del() {
     requires!("strace", "nft", "iptables", "ip6tables");
-    if skip_for_go("Debian's knows no nftables") {
+    if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let kind = Kind {
@@ -202,9 +202,9 @@ fn an_add_with_nftables_killed_at_any_step_leaves_nothing_after_its_del() {
 }
 
 #[test]
-fn a_first_add_with_nftables_killed_at_any_step_hinders_nobody() {
+fn a_first_add_with_nftables_killed_at_any_step_does_not_block_later_adds() {
     requires!("strace", "nft", "iptables", "ip6tables");
-    if skip_for_go("Debian's knows no nftables") {
+    if skip_for_go("Debian's version has no nftables backend") {
         return;
     }
     let kind = Kind {
@@ -217,7 +217,7 @@ fn a_first_add_with_nftables_killed_at_any_step_hinders_nobody() {
 }
 
 #[test]
-fn a_first_add_killed_at_any_step_leaves_a_bridge_that_the_next_one_makes_whole() {
+fn a_first_add_killed_at_any_step_leaves_a_bridge_that_the_next_add_completes() {
     requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
@@ -234,7 +234,7 @@ fn a_del_killed_at_any_step_is_finished_by_the_next_one() {
 }
 
 #[test]
-fn a_del_with_rules_killed_at_any_step_is_finished_by_the_next_one() {
+fn a_del_with_iptables_killed_at_any_step_is_finished_by_the_next_one() {
     requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         dual: true,
@@ -244,9 +244,9 @@ fn a_del_with_rules_killed_at_any_step_is_finished_by_the_next_one() {
 }
 
 #[test]
-fn what_a_killed_add_has_started_is_waited_for() {
+fn del_waits_for_a_program_started_by_a_killed_add() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("its DEL comes too early, and the rules stay") {
+    if skip_for_go("its DEL does not wait, so the rules stay") {
         return;
     }
     let fixture = Fixture::new(MASQUERADED);
@@ -256,15 +256,15 @@ fn what_a_killed_add_has_started_is_waited_for() {
     assert_eq!(answer.code, Some(137), "{answer:?}");
     fixture.call("DEL", &fixture.pod).run().ok();
     assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
-    // Time for whoever is late.
+    // Wait for a process that may still be running.
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert_eq!(difference(&fixture.empty, &fixture.state()), [""; 0]);
 }
 
 #[test]
-fn what_a_killed_del_has_started_does_not_meet_the_next_add() {
+fn a_program_started_by_a_killed_del_does_not_affect_the_next_add() {
     requires!("iptables-legacy", "ip6tables-legacy");
-    if skip_for_go("it has no single program that could be late") {
+    if skip_for_go("it runs a program per rule") {
         return;
     }
     let fixture = Fixture::new(Kind {

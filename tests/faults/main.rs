@@ -1,9 +1,8 @@
-//! Nothing lost: a verb is killed before each of its system calls in turn, or has each of them fail, and afterwards
-//! its own DEL, repeated, and the next ADD find nothing in their way.
-//!
-//! By default a suite of minutes takes each call of the plain cases and every few of the others.
-//! `GANGPLANK_FAULTS=all` takes all of them. With `GANGPLANK_TEST_PLUGINS=/usr/lib/cni` the same is done to the Go
-//! plugins, and only counted (`-- --nocapture` shows it).
+//! Fault injection with strace: a call is killed before one of its system calls, gets SIGTERM there, or that system
+//! call fails. Afterwards a repeated DEL must remove everything, and the next ADD must succeed.
+//! By default, faults are injected at each system call in simple cases and at a sample in the others, which takes
+//! minutes. `GANGPLANK_FAULTS=all` injects faults at all system calls. With `GANGPLANK_TEST_PLUGINS=/usr/lib/cni`
+//! failures of the Go plugins are only counted (shown with `-- --nocapture`).
 
 use gangplank_test_support as support;
 

@@ -1,11 +1,11 @@
-//! What must hold after a call that was disturbed.
+//! What must hold after a call with an injected fault.
 
 use serde_json::Value;
 
 use crate::fixture::{Fixture, difference};
 use crate::support::Answer;
 
-/// Whether an answer is that of a success; otherwise what it says.
+/// The result of a successful call; otherwise adds a failure to `wrong`.
 pub fn succeeded(what: &str, answer: &Answer, wrong: &mut Vec<String>) -> Option<Value> {
     if answer.code == Some(0) {
         return Some(serde_json::from_str(&answer.stdout).unwrap_or(Value::Null));
@@ -19,7 +19,7 @@ pub fn succeeded(what: &str, answer: &Answer, wrong: &mut Vec<String>) -> Option
     None
 }
 
-/// What is wrong after an ADD that was disturbed: DEL must take all of it, and then ADDs must do all they should.
+/// Failures after an ADD with a fault: DEL must remove everything, and the next ADDs must succeed.
 pub fn wrong_after_add(fixture: &Fixture) -> Vec<String> {
     let mut wrong = Vec::new();
     succeeded("DEL", &fixture.call("DEL", &fixture.pod).run(), &mut wrong);
@@ -28,8 +28,8 @@ pub fn wrong_after_add(fixture: &Fixture) -> Vec<String> {
     wrong
 }
 
-/// What stands though no pod is attached, and what does not. The bridge, the directory and forwarding are made once and
-/// stay: what a first ADD was still to make of them is no loss, for the next one makes it.
+/// Differences from the state without attached pods. If the network was not used before, the bridge, the lease
+/// directory and forwarding may be missing: the next ADD creates them.
 pub fn left(fixture: &Fixture) -> Vec<String> {
     let mut left = difference(&fixture.empty, &fixture.state());
     let is_made_once = |fact: &String| {
@@ -39,7 +39,7 @@ pub fn left(fixture: &Fixture) -> Vec<String> {
     left
 }
 
-/// What is wrong when the same container and another one are attached now, and detached.
+/// Failures when the same container and another one are now added and deleted.
 pub fn wrong_with_next(fixture: &Fixture) -> Vec<String> {
     let mut wrong = Vec::new();
     let added = fixture.call("ADD", &fixture.pod).run();

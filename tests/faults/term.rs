@@ -1,4 +1,4 @@
-//! SIGTERM: an ADD turns back in order, wherever it is; a DEL goes on to its end.
+//! SIGTERM: an ADD is rolled back at any step; a DEL is completed.
 
 use std::fs::File;
 
@@ -8,9 +8,9 @@ use crate::findings::{Findings, chosen};
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::wrong_after_add;
 use crate::support::{Answer, Call, Node, requires, skip_for_go};
-use crate::trace::{Fault, disturbed, last_lines, steps};
+use crate::trace::{Fault, last_lines, run_with_fault, steps};
 
-/// What is wrong with the answer of an ADD that got the signal.
+/// Failures in the answer of an ADD that got SIGTERM.
 fn wrong_answer(fixture: &Fixture, answer: &Answer) -> Vec<String> {
     match answer.code {
         Some(0) => Vec::new(),
@@ -18,11 +18,11 @@ fn wrong_answer(fixture: &Fixture, answer: &Answer) -> Vec<String> {
             let error = answer.error();
             let mut wrong = difference(&fixture.empty, &fixture.state());
             if error.code != 11 || !error.msg.contains("SIGTERM") {
-                wrong.push(format!("it says {error:?}"));
+                wrong.push(format!("unexpected error {error:?}"));
             }
             wrong
         }
-        // It came while the process started, or read its configuration.
+        // The signal came while the process started or read its configuration.
         _ if answer.stdout.is_empty() => difference(&fixture.empty, &fixture.state()),
         _ => vec![format!("{answer:?}")],
     }
@@ -42,7 +42,7 @@ fn terminate(verb: &str, kind: Kind, every: usize) {
     for step in chosen(&steps, every) {
         prepare(&fixture);
         let call = fixture.call(verb, &fixture.pod);
-        let answer = disturbed(&fixture, &call, step, Fault::Terminated);
+        let answer = run_with_fault(&fixture, &call, step, Fault::Terminated);
         let round = format!("{step}: {}", last_lines(&fixture));
         let mut wrong = match verb {
             "ADD" => wrong_answer(&fixture, &answer),
@@ -61,7 +61,7 @@ fn terminate(verb: &str, kind: Kind, every: usize) {
 }
 
 #[test]
-fn an_add_terminated_at_any_step_turns_back() {
+fn an_add_terminated_at_any_step_is_rolled_back() {
     requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         rules: Rules::Iptables,
@@ -71,7 +71,7 @@ fn an_add_terminated_at_any_step_turns_back() {
 }
 
 #[test]
-fn a_del_terminated_at_any_step_goes_on_to_its_end() {
+fn a_del_terminated_at_any_step_is_completed() {
     requires!("strace", "nft", "iptables", "ip6tables");
     let kind = Kind {
         rules: Rules::Iptables,
@@ -80,7 +80,7 @@ fn a_del_terminated_at_any_step_goes_on_to_its_end() {
     terminate("DEL", kind, 7);
 }
 
-/// A call that gets the signal so many seconds after its start, more than once.
+/// Runs a call and sends it SIGTERM repeatedly, with these pauses in seconds.
 fn terminated_after(fixture: &Fixture, call: &Call, seconds: &[&str]) -> Answer {
     let kills: Vec<String> = seconds
         .iter()
@@ -95,7 +95,7 @@ fn terminated_after(fixture: &Fixture, call: &Call, seconds: &[&str]) -> Answer 
 }
 
 #[track_caller]
-fn turned_back(fixture: &Fixture, answer: &Answer) {
+fn assert_rolled_back(fixture: &Fixture, answer: &Answer) {
     let error = answer.error();
     assert_eq!(error.code, 11, "{error:?}");
     assert!(error.msg.contains("SIGTERM"), "{error:?}");
@@ -103,7 +103,7 @@ fn turned_back(fixture: &Fixture, answer: &Answer) {
 }
 
 #[test]
-fn an_add_that_waits_for_the_lock_of_the_leases_turns_back() {
+fn an_add_waiting_for_the_lease_lock_is_rolled_back() {
     requires!("nft", "iptables", "ip6tables");
     if skip_for_go("it ends without a document") {
         return;
@@ -113,13 +113,13 @@ fn an_add_that_waits_for_the_lock_of_the_leases_turns_back() {
     let lock = fixture.node.inside(|| File::open(path).unwrap());
     lock.lock().unwrap();
     let answer = terminated_after(&fixture, &fixture.call("ADD", &fixture.pod), &["0.5"]);
-    turned_back(&fixture, &answer);
+    assert_rolled_back(&fixture, &answer);
     drop(lock);
     fixture.call("ADD", &fixture.pod).run().ok();
 }
 
 #[test]
-fn an_add_that_waits_for_iptables_turns_back_and_nothing_stops_its_undo() {
+fn an_add_waiting_for_iptables_is_rolled_back_and_the_undo_is_not_interrupted() {
     requires!("nft", "iptables", "ip6tables");
     if skip_for_go("it ends without a document") {
         return;
@@ -131,11 +131,11 @@ fn an_add_that_waits_for_iptables_turns_back_and_nothing_stops_its_undo() {
     fixture.slow_iptables("20", "1.5");
     let call = fixture.call("ADD", &fixture.pod);
     let answer = terminated_after(&fixture, &call, &["0.7", "0.7", "0.3"]);
-    turned_back(&fixture, &answer);
+    assert_rolled_back(&fixture, &answer);
 }
 
 #[test]
-fn a_del_that_waits_for_iptables_goes_on_to_its_end() {
+fn a_del_waiting_for_iptables_is_completed() {
     requires!("iptables-legacy", "ip6tables-legacy");
     if skip_for_go("it ends without a document") {
         return;
@@ -154,27 +154,26 @@ fn a_del_that_waits_for_iptables_goes_on_to_its_end() {
 }
 
 #[test]
-fn an_ipam_plugin_that_was_waited_for_is_asked_to_take_back_what_it_gave() {
+fn an_add_waiting_for_an_ipam_plugin_calls_its_del() {
     requires!("nft", "iptables", "ip6tables");
     if skip_for_go("it ends without a document") {
         return;
     }
     let fixture = Fixture::new(PLAIN);
     let file = format!("{}/slow", Node::BIN);
-    fixture.node.write(
+    fixture.node.write_executable(
         &file,
         "#!/bin/sh\n\
          echo $CNI_COMMAND >>/run/asked\n\
          grep -E 'Sig(Blk|Ign)' /proc/self/status >>/run/signals\n\
          [ $CNI_COMMAND = DEL ] || exec sleep 30\n",
     );
-    fixture.node.run(&format!("chmod 755 {file}"));
     let mut config = fixture.config();
     config["ipam"] = json!({ "type": "slow" });
     let call = fixture.node.network(config).call("ADD", &fixture.pod);
-    turned_back(&fixture, &terminated_after(&fixture, &call, &["0.7"]));
+    assert_rolled_back(&fixture, &terminated_after(&fixture, &call, &["0.7"]));
     assert_eq!(fixture.node.read("/run/asked"), "ADD\nDEL\n");
-    // It does not inherit what we do about signals.
+    // It does not inherit the plugin's signal dispositions.
     for line in fixture.node.read("/run/signals").lines() {
         let (what, set) = line.split_once(':').unwrap();
         let set = u64::from_str_radix(set.trim(), 16).unwrap();

@@ -1,4 +1,4 @@
-//! strace(1) as the hand that disturbs: which system call of the plugin, and what becomes of it.
+//! Fault injection with strace(1).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,19 +6,19 @@ use std::fmt;
 use crate::fixture::Fixture;
 use crate::support::{Answer, Call};
 
-/// Where strace writes what it saw, on the node.
+/// The log of strace on the node.
 const LOG: &str = "/run/trace";
 
-/// A plugin that takes longer than this does not end: strace makes a call some 20 ms slower.
+/// Time limit of a plugin; strace slows a call down by about 20 ms.
 const LIMIT: &str = "timeout --signal=KILL 60";
 
-/// One system call of a plugin: strace counts those of each name apart.
+/// A system call of a plugin. strace counts per name.
 #[derive(Clone, Debug)]
 pub struct Step {
     pub name: String,
-    /// The how many-th of its name it is.
+    /// `when=` of strace: the number of the call among those with the same name.
     pub occurrence: usize,
-    /// How it looked when nothing disturbed it.
+    /// The line in the log without a fault.
     pub line: String,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// What befalls a call instead of a step.
+/// The injected fault.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// The process is killed.
@@ -39,8 +39,8 @@ pub enum Fault {
     Failing(&'static str),
 }
 
-/// Makes a call that is disturbed at a step.
-pub fn disturbed(fixture: &Fixture, call: &Call, step: &Step, fault: Fault) -> Answer {
+/// Runs a call with a fault at a step.
+pub fn run_with_fault(fixture: &Fixture, call: &Call, step: &Step, fault: Fault) -> Answer {
     let what = match fault {
         Fault::Killed => "signal=KILL".to_owned(),
         Fault::Terminated => "signal=TERM".to_owned(),
@@ -56,10 +56,10 @@ pub fn disturbed(fixture: &Fixture, call: &Call, step: &Step, fault: Fault) -> A
         .run()
 }
 
-/// The system calls of an uncancellable call.
+/// The system calls of a call without a fault.
 pub fn steps(fixture: &Fixture, call: &Call) -> Vec<Step> {
-    let uncancellable = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
-    uncancellable.run().ok();
+    let traced = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
+    traced.run().ok();
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut step = |line: &str| {
         let (name, _) = line.split_once('(')?;
@@ -78,7 +78,7 @@ pub fn steps(fixture: &Fixture, call: &Call) -> Vec<Step> {
     calls.filter_map(&mut step).collect()
 }
 
-/// The last lines of the log of the last disturbed call.
+/// The last lines of the log.
 pub fn last_lines(fixture: &Fixture) -> String {
     let log = fixture.node.read(LOG);
     let lines: Vec<&str> = log
@@ -90,7 +90,7 @@ pub fn last_lines(fixture: &Fixture) -> String {
     last.collect::<Vec<_>>().join(" / ")
 }
 
-/// The line of the call that failed on purpose; `None` when no call was disturbed.
+/// The line of the system call that failed; `None` if none did.
 pub fn injected_line(fixture: &Fixture) -> Option<String> {
     let log = fixture.node.read(LOG);
     let line = log.lines().find(|line| line.contains("(INJECTED)"))?;

@@ -1,13 +1,12 @@
-//! Beside the reference: the Go plugins that Debian packages, and ours, on the same nodes, with the same files.
-//!
-//! Everything here is first proven on the reference itself. Where ours is deliberately better, a table says so and
-//! why, and the reference must really do worse there.
+//! Debian's package of the Go plugins and gangplank on the same nodes, with the same files.
+//! Each test also runs with the Go plugins alone, to prove that its expectations are right. Deliberate differences are
+//! listed in a table with their reason, and the Go plugins must show them.
 
 use gangplank_test_support::{self as support, implementation};
 
 mod concurrency;
 mod defects;
-mod keys;
-mod matrix;
-mod normal;
+mod gangplank_keys;
+mod hot_swap;
+mod normalize;
 mod side_by_side;

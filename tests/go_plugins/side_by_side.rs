@@ -1,15 +1,15 @@
-//! The same configuration and the same ids on two fresh nodes, one for each party: what stands there afterwards is
-//! the same, and so is what the runtime was told.
+//! The same configuration and container IDs on two nodes, one per implementation: results and the state of the nodes
+//! must be equal.
 
 use serde_json::{Value, json};
 
 use crate::implementation::Implementation::{Gangplank, Go};
 use crate::implementation::{Attachment, IPTABLES, Implementation, for_each_case, node, ready};
-use crate::normal;
+use crate::normalize;
 use crate::support::Node;
 
-/// A version, and the one that the reference is asked for: Debian's does not know 1.1.0, whose results have the same
-/// shape as those of 1.0.0.
+/// Versions for gangplank and for the Go plugin: Debian's does not support 1.1.0, whose results have the same format as
+/// those of 1.0.0.
 const VERSIONS: [(&str, &str); 7] = [
     ("0.1.0", "0.1.0"),
     ("0.2.0", "0.2.0"),
@@ -26,11 +26,11 @@ const FAMILIES: [&[&str]; 3] = [
     &["10.77.0.0/24", "fd77::/64"],
 ];
 
-/// A configuration: the keys it has beside `ipam`'s ranges.
-struct Wish {
+/// A configuration, without the ranges of `ipam`.
+struct InterfaceOptions {
     name: &'static str,
     keys: fn() -> Value,
-    /// Keys of `ipam`, for the families that the network has.
+    /// Keys of `ipam`, for these subnets.
     ipam: fn(&[&str]) -> Value,
     args: &'static str,
     iptables: &'static str,
@@ -39,8 +39,8 @@ struct Wish {
 const NFT: &str = "xtables-nft-multi";
 const LEGACY: &str = "xtables-legacy-multi";
 
-const fn wish(name: &'static str, keys: fn() -> Value) -> Wish {
-    Wish {
+const fn options(name: &'static str, keys: fn() -> Value) -> InterfaceOptions {
+    InterfaceOptions {
         name,
         keys,
         ipam: |_| json!({}),
@@ -49,60 +49,60 @@ const fn wish(name: &'static str, keys: fn() -> Value) -> Wish {
     }
 }
 
-fn wishes() -> Vec<Wish> {
-    let mut wishes = vec![
-        wish("plain", || json!({})),
-        wish("gateway", || json!({ "isGateway": true })),
-        wish("default gateway", || json!({ "isDefaultGateway": true })),
-        wish(
+fn all_options() -> Vec<InterfaceOptions> {
+    let mut all = vec![
+        options("plain", || json!({})),
+        options("gateway", || json!({ "isGateway": true })),
+        options("default gateway", || json!({ "isDefaultGateway": true })),
+        options(
             "hairpin",
             || json!({ "isGateway": true, "hairpinMode": true }),
         ),
-        wish("promiscuous", || json!({ "promiscMode": true })),
-        wish("mtu", || json!({ "isDefaultGateway": true, "mtu": 1400 })),
-        wish(
+        options("promiscuous", || json!({ "promiscMode": true })),
+        options("mtu", || json!({ "isDefaultGateway": true, "mtu": 1400 })),
+        options(
             "dns",
             || json!({ "dns": { "nameservers": ["10.0.0.53"], "search": ["a.test"], "domain": "b.test" } }),
         ),
-        wish(
+        options(
             "masquerade, nft",
             || json!({ "isDefaultGateway": true, "ipMasq": true }),
         ),
-        Wish {
+        InterfaceOptions {
             iptables: LEGACY,
-            ..wish(
+            ..options(
                 "masquerade, legacy",
                 || json!({ "isDefaultGateway": true, "ipMasq": true }),
             )
         },
-        wish("masquerade without a gateway", || json!({ "ipMasq": true })),
-        Wish {
+        options("masquerade without a gateway", || json!({ "ipMasq": true })),
+        InterfaceOptions {
             ipam: routes,
-            ..wish("routes", || json!({ "isGateway": true }))
+            ..options("routes", || json!({ "isGateway": true }))
         },
-        Wish {
+        InterfaceOptions {
             ipam: default_routes,
-            ..wish(
+            ..options(
                 "a default route of its own",
                 || json!({ "isDefaultGateway": true }),
             )
         },
-        wish(
+        options(
             "requested addresses",
             || json!({ "isGateway": true, "runtimeConfig": { "mac": "02:00:00:00:00:07" } }),
         ),
-        Wish {
+        InterfaceOptions {
             args: "IgnoreUnknown=1;K8S_POD_NAME=web-0;MAC=02:00:00:00:00:08",
-            ..wish("args", || json!({ "isGateway": true }))
+            ..options("args", || json!({ "isGateway": true }))
         },
-        Wish {
+        InterfaceOptions {
             ipam: |_| json!({ "dataDir": "/var/lib/cni/elsewhere" }),
-            ..wish("a directory of its own", || json!({ "name": "else.where" }))
+            ..options("a directory of its own", || json!({ "name": "else.where" }))
         },
     ];
     let keys = || json!({ "isGateway": true, "macspoofchk": true });
-    wishes.push(wish("spoof check", keys));
-    wishes
+    all.push(options("spoof check", keys));
+    all
 }
 
 fn routes(subnets: &[&str]) -> Value {
@@ -127,74 +127,79 @@ fn default_routes(subnets: &[&str]) -> Value {
     json!({ "routes": subnets.iter().map(of_family).collect::<Vec<Value>>() })
 }
 
-struct Cell<'w> {
+struct Case<'w> {
     versions: (&'static str, &'static str),
     subnets: &'static [&'static str],
-    wish: &'w Wish,
+    options: &'w InterfaceOptions,
 }
 
-impl Cell<'_> {
+impl Case<'_> {
     fn name(&self) -> String {
         format!(
             "{}, {}, {}",
             self.versions.0,
             self.subnets.join(" and "),
-            self.wish.name
+            self.options.name
         )
     }
 
-    fn config(&self, party: Implementation) -> Value {
+    fn config(&self, implementation: Implementation) -> Value {
         let (ours, theirs) = self.versions;
         let mut config = json!({
-            "cniVersion": if party == Gangplank { ours } else { theirs },
+            "cniVersion": if implementation == Gangplank { ours } else { theirs },
             "name": "side",
             "type": "bridge",
             "bridge": "br0",
         });
-        merge(&mut config, (self.wish.keys)());
+        merge(&mut config, (self.options.keys)());
         let ranges: Vec<Value> = self
             .subnets
             .iter()
             .map(|subnet| json!([{ "subnet": subnet }]))
             .collect();
         let mut ipam = json!({ "type": "host-local", "ranges": ranges });
-        merge(&mut ipam, (self.wish.ipam)(self.subnets));
+        merge(&mut ipam, (self.options.ipam)(self.subnets));
         config["ipam"] = ipam;
         config
     }
 
-    /// Two pods are added by one party on a fresh node, one of them is deleted: what is seen after each step.
-    fn seen(&self, party: Implementation) -> Vec<(&'static str, Value)> {
+    /// Adds two pods on a new node and deletes one. Returns what is observed after each step.
+    fn observe(&self, implementation: Implementation) -> Vec<(&'static str, Value)> {
         let node = node();
-        node.use_iptables_variant(self.wish.iptables);
-        let config = self.config(party);
+        node.use_iptables_variant(self.options.iptables);
+        let config = self.config(implementation);
         let pods = [node.pod("first"), node.pod("second")];
-        let mut seen = Vec::new();
+        let mut observed = Vec::new();
         let mut attached = Vec::new();
         for pod in &pods {
             let mut attachment = Attachment::new(&node, pod, &config);
-            let call = attachment.call(party, "ADD").args(self.wish.args);
+            let call = attachment
+                .call(implementation, "ADD")
+                .args(self.options.args);
             let mut result = call.run().ok();
             attachment.result = result.clone();
             result["cniVersion"] = self.versions.0.into();
-            seen.push(("the result", normal::result(result)));
-            seen.push(("the pod's links", json!(normal::links(pod))));
-            seen.push(("the pod's routes", json!(normal::routes(pod))));
+            observed.push(("the result", normalize::result(result)));
+            observed.push(("the pod's links", json!(normalize::links(pod))));
+            observed.push(("the pod's routes", json!(normalize::routes(pod))));
             attached.push(attachment);
         }
-        seen.extend(on_host(&node));
+        observed.extend(on_host(&node));
         attached[0]
-            .call(party, "DEL")
-            .args(self.wish.args)
+            .call(implementation, "DEL")
+            .args(self.options.args)
             .run()
             .ok();
-        seen.push(("the pod's links after DEL", json!(normal::links(&pods[0]))));
-        seen.extend(on_host(&node));
-        seen
+        observed.push((
+            "the pod's links after DEL",
+            json!(normalize::links(&pods[0])),
+        ));
+        observed.extend(on_host(&node));
+        observed
     }
 
     fn compare(&self) {
-        let (ours, theirs) = (self.seen(Gangplank), self.seen(Go));
+        let (ours, theirs) = (self.observe(Gangplank), self.observe(Go));
         for ((what, ours), (_, theirs)) in ours.into_iter().zip(theirs) {
             assert!(ours == theirs, "{what}:\n  ours {ours}\ntheirs {theirs}");
         }
@@ -205,12 +210,12 @@ fn on_host(node: &Node) -> [(&'static str, Value); 7] {
     let forwarding = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
         .map(|key| node.read(&format!("/proc/sys/net/{key}")));
     [
-        ("the host's links", json!(normal::links(node))),
-        ("the host's routes", json!(normal::routes(node))),
-        ("the bridge's ports", json!(normal::ports(node))),
-        ("the nat rules", json!(normal::nat(node))),
-        ("the spoof rules", json!(normal::spoof_rules(node))),
-        ("the leases", json!(normal::files(node))),
+        ("the host's links", json!(normalize::links(node))),
+        ("the host's routes", json!(normalize::routes(node))),
+        ("the bridge's ports", json!(normalize::ports(node))),
+        ("the nat rules", json!(normalize::nat(node))),
+        ("the spoof rules", json!(normalize::spoof_rules(node))),
+        ("the leases", json!(normalize::files(node))),
         ("forwarding", json!(forwarding)),
     ]
 }
@@ -222,26 +227,26 @@ fn merge(config: &mut Value, keys: Value) {
 }
 
 #[test]
-fn the_same_call_leaves_the_same_behind() {
+fn both_implementations_give_the_same_results_and_state() {
     if !ready(&[IPTABLES, &["nft"]].concat()) {
         return;
     }
-    let wishes = wishes();
-    let mut cells = Vec::new();
-    for wish in &wishes {
+    let all = all_options();
+    let mut cases = Vec::new();
+    for options in &all {
         for subnets in FAMILIES {
             for versions in VERSIONS {
-                // No runtime asks for the oldest ones today; they get both families at once.
+                // The oldest versions are only tested with dual-stack.
                 if versions.0 < "0.3.1" && subnets.len() == 1 {
                     continue;
                 }
-                cells.push(Cell {
+                cases.push(Case {
                     versions,
                     subnets,
-                    wish,
+                    options,
                 });
             }
         }
     }
-    for_each_case(&cells, Cell::name, Cell::compare);
+    for_each_case(&cases, Case::name, Case::compare);
 }

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use serde_json::{Value, json};
 
 use crate::implementation::{Attachment, BOTH, Implementation, node, ready};
-use crate::support::{Node, Pod, requires, skip_for_go, small_network, wire};
+use crate::support::{Node, Pod, connect, requires, skip_for_go, small_network};
 
 /// A bridge without addresses: no gateway, no IPAM.
 fn layer_2() -> Value {
@@ -229,7 +229,7 @@ fn a_flat_layer_2_bridge_keeps_the_mac_address_of_its_uplink() {
         return;
     }
     let (node, outside) = (Node::new("node"), Node::new("outside"));
-    wire(&node, "up0", &outside, "eth0");
+    connect(&node, "up0", &outside, "eth0");
     // A bridge without a fixed address takes the lowest MAC address of its ports, so each new port would change it.
     node.run_all("ip link set up0 address fe:ff:ff:ff:ff:01\nip link add br0 type bridge\nip link set up0 master br0\nip addr add 192.0.2.1/24 dev br0\nip link set br0 up");
     outside.run("ip addr add 192.0.2.2/24 dev eth0");

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 
 use crate::implementation::Implementation::{self, Gangplank, Go};
-use crate::support::{Answer, Call, Node, Pod, go_plugins, require, say};
+use crate::support::{Answer, Call, Node, Pod, go_plugins, note, require};
 use document::Json;
 use generate::Case;
 use test_random::TestRandom;
@@ -347,7 +347,7 @@ fn compare_generated(plugins: &[&'static str], cases: usize) {
     let cases = number("GANGPLANK_CONFIGURATIONS", cases as u64) as usize;
     let [rejected, same, exceptions] = compare(plugins, cases);
     let directory = go_plugins();
-    say(&format!(
+    note(&format!(
         "{cases} configurations compared with {}, {plugins:?}: {rejected} rejected by the Go plugin, {same} with the same result, {exceptions} known exceptions",
         directory.display()
     ));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::implementation::{self, Attachment, BOTH, Implementation};
 use crate::support::{
-    Answer, Network, Node, NodeState, Pod, binary, leases, requires, say, small_network,
+    Answer, Network, Node, NodeState, Pod, binary, leases, note, requires, small_network,
 };
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -134,7 +134,7 @@ fn leases_from_before_a_reboot_are_released() {
     network.add(&b);
     a.end();
     b.end();
-    node.wait_until_veths_are_gone();
+    node.wait_until_veths_are_deleted();
     set_boot_id(&node, SECOND);
     // podman and Nomad restart a container with the same ID.
     let a = node.pod("a");
@@ -156,7 +156,7 @@ fn running_pods_with_macvlan_interfaces_keep_their_leases() {
         .status
         .success()
     {
-        say("cannot run: this kernel has no macvlan");
+        note("cannot run: this kernel has no macvlan");
         return;
     }
     node.run("ip link del probe");

@@ -39,7 +39,7 @@ use history::Finding;
 use minimize::{minimize, violations};
 
 use crate::implementation::{IPTABLES, ready};
-use crate::support::say;
+use crate::support::note;
 
 /// Actions in one history: long enough for names and addresses to be reused, short enough to be minimized.
 const LENGTH: usize = 50;
@@ -102,7 +102,7 @@ fn write_sequence(name: &str, finding: &Finding, text: &str) {
     let path = dir.join(format!("{file}.txt"));
     fs::create_dir_all(&dir).unwrap();
     fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    say(&format!("written to {}", path.display()));
+    note(&format!("written to {}", path.display()));
 }
 
 /// Runs histories on several nodes at once.
@@ -127,7 +127,7 @@ fn run_all(
                 step, kind, text, ..
             } in &found
             {
-                say(&format!("{name}, step {}: {kind}: {text}", step + 1));
+                note(&format!("{name}, step {}: {kind}: {text}", step + 1));
             }
             let new = report.lock().unwrap().count(&found);
             for finding in new {
@@ -151,7 +151,7 @@ fn run_all(
     });
     let seconds = began.elapsed().as_secs_f64();
     let steps = steps.into_inner();
-    say(&format!("{steps} steps in {seconds:.0} s"));
+    note(&format!("{steps} steps in {seconds:.0} s"));
     let report = report.into_inner().unwrap();
     let list = report
         .violations

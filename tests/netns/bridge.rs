@@ -10,7 +10,7 @@ mod neighbour_caches;
 mod uplink;
 mod vlan;
 
-use crate::support::{Network, Node, requires, skip_for_go, small_network, testing_go, wire};
+use crate::support::{Network, Node, connect, requires, skip_for_go, small_network, testing_go};
 
 fn dual_stack() -> Value {
     json!({
@@ -58,7 +58,7 @@ fn the_first_pod_on_a_new_bridge_is_reachable_over_ipv6_immediately() {
         return;
     }
     let (node, world) = (Node::new("node"), Node::new("world"));
-    wire(&node, "up0", &world, "up0");
+    connect(&node, "up0", &world, "up0");
     node.run("ip addr add fd00:5::1/64 dev up0");
     world.run_all("ip addr add fd00:5::2/64 dev up0\nip route add fd00:77::/64 via fd00:5::1");
     node.wait_for_dad();

@@ -12,8 +12,7 @@ fn with_ipam(ipam: Value) -> Value {
 
 /// Installs a shell script as a plugin.
 fn script(node: &Node, path: &str, text: &str) {
-    node.write(path, &format!("#!/bin/sh\n{text}\n"));
-    node.run(&format!("chmod 755 {path}"));
+    node.write_executable(path, &format!("#!/bin/sh\n{text}\n"));
 }
 
 #[test]

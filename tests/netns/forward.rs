@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Namespace, Network, Node, Pod, binary, requires, skip_for_go, small_network, wire,
+    Namespace, Network, Node, Pod, binary, connect, requires, skip_for_go, small_network,
 };
 
 const WHY: &str = "it has no such key; the firewall plugin does this";
@@ -27,7 +27,7 @@ fn networks(node: &Node) -> [Network<'_>; 2] {
 fn node_and_outside_host(variant: &str) -> (Node, Node) {
     let (node, outside) = (Node::new("node"), Node::new("outside"));
     node.use_iptables_variant(variant);
-    wire(&node, "up0", &outside, "up0");
+    connect(&node, "up0", &outside, "up0");
     node.run_all("ip addr add 172.18.0.5/24 dev up0\nip addr add fd18::5/64 dev up0 nodad");
     outside.run_all(
         "ip addr add 172.18.0.9/24 dev up0\nip addr add fd18::9/64 dev up0 nodad\n\

@@ -176,11 +176,10 @@ fn gc_calls_the_delegate_with_the_same_stdin_and_returns_its_error() {
     let mut config = dual_stack_masquerade();
     config["ipam"] = json!({ "type": "spy" });
     let spy = format!("{}/spy", Node::BIN);
-    node.write(
+    node.write_executable(
         &spy,
         "#!/bin/sh\ncat > /run/stdin; echo $CNI_COMMAND > /run/verb\n",
     );
-    node.run(&format!("chmod 755 {spy}"));
     let text = config
         .to_string()
         .replacen('{', "{ \"cni.dev/valid-attachments\" : [],\n", 1);

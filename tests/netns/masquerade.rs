@@ -8,7 +8,8 @@ mod nftables;
 mod policy;
 
 use crate::support::{
-    Network, Node, NodeState, Pod, chain_of, requires, skip_for_go, small_network, testing_go, wire,
+    Network, Node, NodeState, Pod, chain_of, connect, requires, skip_for_go, small_network,
+    testing_go,
 };
 
 fn masquerade_network() -> Value {
@@ -56,7 +57,7 @@ fn expected(program: &str, pods: &[&str]) -> Vec<String> {
 
 fn outside_host(node: &Node) -> Node {
     let outside = Node::new("outside");
-    wire(node, "eth0", &outside, "eth0");
+    connect(node, "eth0", &outside, "eth0");
     node.run_all("ip addr add 172.18.0.5/24 dev eth0\nip addr add fd18::5/64 dev eth0 nodad");
     outside.run_all("ip addr add 172.18.0.9/24 dev eth0\nip addr add fd18::9/64 dev eth0 nodad");
     outside
@@ -121,15 +122,7 @@ fn iptables_legacy_is_used_if_it_is_the_default() {
         "ip6tables-legacy"
     );
     let node = Node::new("node");
-    for program in ["iptables", "ip6tables"] {
-        for part in ["", "-restore", "-save"] {
-            // Of the programs' names only argv[0] counts, so each file may be the one of all of them.
-            node.bind(
-                &format!("/usr/sbin/{program}-legacy{part}"),
-                &format!("/usr/sbin/{program}{part}"),
-            );
-        }
-    }
+    node.use_iptables_variant("xtables-legacy-multi");
     let version = node.run("iptables --version");
     assert!(version.contains("legacy"), "{version}");
     let outside = outside_host(&node);
@@ -243,9 +236,7 @@ fn one_process_per_family_adds_the_rules_and_none_removes_them() {
     config["ipMasq"] = true.into();
     let network = node.network(config);
     let a = node.pod("a");
-    node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
-    let script = "echo $0 $* >> /run/log\nexec /run/xtables ${0##*/} \"$@\"";
-    node.replace_program("/usr/sbin/iptables", script);
+    node.run_before_iptables("/usr/sbin/xtables-nft-multi", "echo $0 $* >> /run/log");
     node.replace_program("/usr/sbin/nft", "echo $0 $* >> /run/log\nexit 1");
     for (verb, programs) in [("ADD", 1), ("DEL", 0)] {
         node.write("/run/log", "");

@@ -204,8 +204,7 @@ fn status_of_a_delegate_is_passed_on() {
         assert!(error.text().contains("spy"), "{error:?}");
     }
     let spy = format!("{}/spy", Node::BIN);
-    node.write(&spy, "#!/bin/sh\necho $CNI_COMMAND > /run/verb\n");
-    node.run(&format!("chmod 755 {spy}"));
+    node.write_executable(&spy, "#!/bin/sh\necho $CNI_COMMAND > /run/verb\n");
     status(&node, &config).ok();
     assert_eq!(node.read("/run/verb"), "STATUS\n");
     node.write(
@@ -233,13 +232,12 @@ fn a_delegate_without_status_is_checked_by_its_versions() {
     let spy = format!("{}/spy", Node::BIN);
     let answer = |versions: &str, output: &str| {
         let versions = format!(r#"{{"cniVersion":"1.0.0","supportedVersions":[{versions}]}}"#);
-        node.write(
+        node.write_executable(
             &spy,
             &format!(
                 "#!/bin/sh\nif [ $CNI_COMMAND = VERSION ]; then echo '{versions}'; else {output}; exit 1; fi\n"
             ),
         );
-        node.run(&format!("chmod 755 {spy}"));
         status(&node, &config)
     };
     let old = r#"echo '{"code": 4, "msg": "missing containerID"}'"#;

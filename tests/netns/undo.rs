@@ -151,13 +151,8 @@ fn add_with_an_unavailable_address_is_undone() {
 
 /// Lets one of the iptables programs fail with this message on stderr.
 fn break_program(node: &Node, program: &str, message: &str) {
-    node.run("cp /usr/sbin/xtables-nft-multi /run/xtables");
-    let script = format!(
-        "name=${{0##*/}}\n\
-         [ $name = {program} ] && echo '{message}' >&2 && exit 4\n\
-         exec /run/xtables $name \"$@\""
-    );
-    node.replace_program(&format!("/usr/sbin/{program}"), &script);
+    let script = format!("[ $name = {program} ] && echo '{message}' >&2 && exit 4");
+    node.run_before_iptables("/usr/sbin/xtables-nft-multi", &script);
 }
 
 #[test]
@@ -167,12 +162,12 @@ fn add_with_a_failing_iptables_restore_is_undone() {
         return;
     }
     let node = Node::new("node");
-    break_program(&node, "iptables-restore", "it rains");
+    break_program(&node, "iptables-restore", "injected failure");
     let error = assert_undone(&node, masqueraded(), &|node| {
         node.unbind("/usr/sbin/iptables-restore");
         masqueraded()
     });
-    assert!(error.text().contains("it rains"), "{error:?}");
+    assert!(error.text().contains("injected failure"), "{error:?}");
 }
 
 #[test]
@@ -210,8 +205,7 @@ fn add_with_a_failing_missing_or_broken_ipam_plugin_is_undone() {
     node.network(small_network()).add(&neighbour);
     for (name, script, word) in scripts {
         let file = format!("{}/{name}", Node::BIN);
-        node.write(&file, &format!("#!/bin/sh\n{script}\n"));
-        node.run(&format!("chmod 755 {file}"));
+        node.write_executable(&file, &format!("#!/bin/sh\n{script}\n"));
         let mut config = masqueraded();
         config["ipam"] = json!({ "type": name });
         let pod = node.pod(&format!("pod-{name}"));

@@ -1,6 +1,6 @@
 //! Examples of the documentation, with the configurations under `examples/`.
 
-use crate::support::{Network, Node, NodeState, Pod, chain_of, example, requires, wire};
+use crate::support::{Network, Node, NodeState, Pod, chain_of, connect, example, requires};
 
 /// An attached pod and its address.
 fn attached(node: &Node, network: &Network, name: &str) -> (Pod, String) {
@@ -13,7 +13,7 @@ fn attached(node: &Node, network: &Network, name: &str) -> (Pod, String) {
 /// A node with an address on a link other than the bridge.
 fn node_with_nic(name: &str) -> (Node, Node) {
     let (node, outside) = (Node::new(name), Node::new("outside"));
-    wire(&node, "eth0", &outside, "eth0");
+    connect(&node, "eth0", &outside, "eth0");
     node.run("ip addr add 172.18.0.5/24 dev eth0");
     outside.run("ip addr add 172.18.0.9/24 dev eth0");
     (node, outside)
@@ -130,7 +130,7 @@ fn with_masquerade_outside_hosts_see_the_address_of_the_node() {
 fn two_nodes_route_between_their_pod_subnets() {
     requires!("ping");
     let (one, two) = (Node::new("node1"), Node::new("node2"));
-    wire(&one, "eth0", &two, "eth0");
+    connect(&one, "eth0", &two, "eth0");
     one.run_all("ip addr add 172.18.0.5/24 dev eth0\nip route add 10.12.2.0/24 via 172.18.0.6");
     two.run_all("ip addr add 172.18.0.6/24 dev eth0\nip route add 10.12.1.0/24 via 172.18.0.5");
     let network = one.network_from(&example("2-two-nodes/node1.conf"));
@@ -163,7 +163,7 @@ fn on_a_flat_layer_2_network_pods_of_two_nodes_share_a_segment_with_an_outside_h
     let switch = Node::new("switch");
     switch.run_all("ip link add lan type bridge\nip link set lan up");
     for (machine, port) in [(&one, "p1"), (&two, "p2"), (&outside, "p3")] {
-        wire(machine, "eth0", &switch, port);
+        connect(machine, "eth0", &switch, port);
         switch.run(&format!("ip link set {port} master lan"));
     }
     outside.run("ip addr add 10.10.250.1/16 dev eth0");
@@ -212,7 +212,7 @@ fn with_the_kubenet_example_all_pods_and_hosts_reach_all_pods() {
     let mut pods = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let n = index + 1;
-        wire(node, "eth0", &switch, &format!("p{n}"));
+        connect(node, "eth0", &switch, &format!("p{n}"));
         switch.run(&format!("ip link set p{n} master lan"));
         node.run(&format!("ip addr add 172.18.0.{n}/24 dev eth0"));
         for other in (1..=3).filter(|other| *other != n) {

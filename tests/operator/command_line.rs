@@ -1,7 +1,7 @@
-//! The command line itself: help, misuse, completions and the manual page.
+//! Help, invalid arguments, completions and the manual page.
 
 use crate::fixture::Fixture;
-use crate::support::{PATH, requires, say};
+use crate::support::{PATH, note, requires};
 
 const COMMANDS: [&str; 9] = [
     "status",
@@ -15,13 +15,13 @@ const COMMANDS: [&str; 9] = [
     "man",
 ];
 
-fn has(program: &str) -> bool {
+fn is_installed(program: &str) -> bool {
     PATH.split(':')
         .any(|dir| std::path::Path::new(dir).join(program).exists())
 }
 
 #[test]
-fn each_command_explains_itself() {
+fn each_command_has_help() {
     requires!();
     let fixture = Fixture::new();
     let help = fixture.gangplank("--help");
@@ -51,7 +51,7 @@ fn each_command_explains_itself() {
 }
 
 #[test]
-fn misuse_is_said_on_stderr_with_status_2() {
+fn invalid_arguments_are_reported_on_stderr_with_exit_status_2() {
     requires!();
     let fixture = Fixture::new();
     for line in [
@@ -86,16 +86,16 @@ fn misuse_is_said_on_stderr_with_status_2() {
 }
 
 #[test]
-fn completions_are_understood_by_their_shells() {
+fn shells_accept_their_completions() {
     requires!("bash");
     let fixture = Fixture::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = fixture.gangplank(&format!("completions {shell}"));
         fixture.write(&format!("/run/{shell}"), script.success());
-        if has(shell) {
+        if is_installed(shell) {
             fixture.run(&format!("{shell} -n /run/{shell}"));
         } else {
-            say(&format!("{shell} is not there to read its completions"));
+            note(&format!("cannot run: {shell} is not installed"));
         }
         for command in COMMANDS {
             assert!(script.stdout.contains(command), "{shell}: {command}");
@@ -108,7 +108,7 @@ fn completions_are_understood_by_their_shells() {
 }
 
 #[test]
-fn the_manual_page_can_be_read() {
+fn the_manual_page_renders_without_warnings() {
     requires!();
     let fixture = Fixture::new();
     let page = fixture.gangplank("man");
@@ -120,8 +120,8 @@ fn the_manual_page_can_be_read() {
             "{command}"
         );
     }
-    if !has("man") || !has("groff") {
-        say("man and groff are not there to render the page");
+    if !is_installed("man") || !is_installed("groff") {
+        note("cannot run: man and groff are not installed");
         return;
     }
     fixture.write(

@@ -1,11 +1,11 @@
-//! `gangplank conf`: what it prints is what both plugins take.
+//! `gangplank conf`: both implementations accept its output.
 
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::support::{Node, requires, wire};
+use crate::support::{Node, connect, requires};
 
-/// The plugin of a list with what a runtime adds, for a call.
+/// The configuration that a runtime passes to the plugin of a list.
 fn request(list: &Value) -> Value {
     let mut plugin = list["plugins"][0].clone();
     plugin["name"] = list["name"].clone();
@@ -13,11 +13,11 @@ fn request(list: &Value) -> Value {
     plugin
 }
 
-/// A node with an uplink of that MTU.
-fn uplinked(mtu: u32) -> (Fixture, Node) {
+/// A node with an uplink with this MTU.
+fn node_with_uplink(mtu: u32) -> (Fixture, Node) {
     let fixture = Fixture::new();
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run_all(&format!(
         "ip link set up0 mtu {mtu}\nip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2\nip route add 10.8.0.0/16 via 192.0.2.3"
     ));
@@ -26,9 +26,9 @@ fn uplinked(mtu: u32) -> (Fixture, Node) {
 }
 
 #[test]
-fn what_it_prints_both_plugins_take() {
+fn both_implementations_accept_the_output() {
     requires!("ping", "iptables", "cni:bridge", "cni:host-local");
-    let (fixture, _outside) = uplinked(1400);
+    let (fixture, _outside) = node_with_uplink(1400);
     let flags = "--name kube --bridge kube0 --overhead 50 --non-masquerade 10.0.0.0/8";
     let list = fixture
         .gangplank(&format!("conf 10.44.3.0/24 fd44:3::/64 {flags}"))
@@ -49,9 +49,9 @@ fn what_it_prints_both_plugins_take() {
         pod.reaches("fd44:3::1");
         pod.reaches("192.0.2.2");
     }
-    // Through a Service, a pod reaches itself.
+    // hairpinMode is set, so that a pod reaches itself through a Service.
     assert!(fixture.run("bridge -d link").matches("hairpin on").count() == 2);
-    // Go does not know of destinations that are left alone; `reconcile` makes up for it.
+    // The Go plugin ignores nonMasqueradeCIDRs; `reconcile` adds the rules.
     let health = || fixture.status("--json").ok()[0]["pods"][1]["health"].clone();
     assert_eq!(health(), json!(["not masqueraded as configured"]));
     fixture.reconcile("").success();
@@ -59,11 +59,11 @@ fn what_it_prints_both_plugins_take() {
 }
 
 #[test]
-fn a_kubernetes_node_tells_its_ranges() {
+fn ranges_are_read_from_a_kubernetes_node() {
     requires!();
-    let (fixture, _outside) = uplinked(9000);
+    let (fixture, _outside) = node_with_uplink(9000);
     let ranges = |text: &str| {
-        fixture.gangplank_reading("conf", text).ok()["plugins"][0]["ipam"]["ranges"].clone()
+        fixture.gangplank_with_stdin("conf", text).ok()["plugins"][0]["ipam"]["ranges"].clone()
     };
     let node = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd10:1::/64"] } });
     assert_eq!(
@@ -80,33 +80,33 @@ fn a_kubernetes_node_tells_its_ranges() {
         ranges(&list.to_string()),
         json!([[{ "subnet": "10.244.1.0/24" }]])
     );
-    let answer = fixture.gangplank_reading("conf", &node.to_string()).ok();
+    let answer = fixture.gangplank_with_stdin("conf", &node.to_string()).ok();
     assert_eq!(answer["plugins"][0]["mtu"], 9000);
     assert_eq!(
         answer["plugins"][0]["ipam"]["routes"],
         json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }])
     );
     let bare = json!({ "kind": "Node", "metadata": { "name": "a" }, "spec": {} });
-    let said = fixture.gangplank_reading("conf", &bare.to_string());
+    let answer = fixture.gangplank_with_stdin("conf", &bare.to_string());
     assert!(
-        said.failure().contains("node a has no spec.podCIDRs")
-            && said.stderr.contains("--allocate-node-cidrs"),
-        "{said:?}"
+        answer.failure().contains("node a has no spec.podCIDRs")
+            && answer.stderr.contains("--allocate-node-cidrs"),
+        "{answer:?}"
     );
     let two = json!({ "items": [
         { "metadata": { "name": "a" }, "spec": { "podCIDR": "10.244.1.0/24" } },
         { "metadata": { "name": "b" }, "spec": { "podCIDR": "10.244.2.0/24" } },
     ] });
-    let said = fixture.gangplank_reading("conf", &two.to_string());
-    assert!(said.failure().contains("2 nodes"), "{said:?}");
-    let said = fixture.gangplank_reading("conf", "");
-    assert!(said.failure().contains("empty"), "{said:?}");
+    let answer = fixture.gangplank_with_stdin("conf", &two.to_string());
+    assert!(answer.failure().contains("2 nodes"), "{answer:?}");
+    let answer = fixture.gangplank_with_stdin("conf", "");
+    assert!(answer.failure().contains("empty"), "{answer:?}");
 }
 
 #[test]
-fn flags_do_what_they_say() {
+fn flags_set_their_keys() {
     requires!();
-    let (fixture, _outside) = uplinked(1500);
+    let (fixture, _outside) = node_with_uplink(1500);
     let of = |words: &str| {
         fixture
             .gangplank(&format!("conf 10.44.3.0/24 {words}"))
@@ -120,7 +120,7 @@ fn flags_do_what_they_say() {
         portmap["plugins"][1],
         json!({ "type": "portmap", "capabilities": { "portMappings": true } })
     );
-    // Without a way to the world there is nothing to go by.
+    // Without a default route there is no MTU to use.
     let lone = Fixture::new();
     assert_eq!(
         lone.gangplank("conf 10.44.3.0/24").ok()["plugins"][0].get("mtu"),
@@ -129,9 +129,9 @@ fn flags_do_what_they_say() {
 }
 
 #[test]
-fn what_no_plugin_would_take_is_refused() {
+fn invalid_arguments_are_rejected() {
     requires!();
-    let (fixture, _outside) = uplinked(1500);
+    let (fixture, _outside) = node_with_uplink(1500);
     for (words, wanted) in [
         ("10.44.3.0/24 10.45.0.0/24", "both IPv4"),
         ("fd44::/64 fd45::/64", "both IPv6"),
@@ -175,9 +175,9 @@ fn what_no_plugin_would_take_is_refused() {
 }
 
 #[test]
-fn a_network_that_runs_already_can_be_described_again() {
+fn conf_can_be_repeated_for_a_running_network() {
     requires!();
-    let (fixture, _outside) = uplinked(1500);
+    let (fixture, _outside) = node_with_uplink(1500);
     let list = fixture.gangplank("conf 10.44.3.0/24").ok();
     let pod = fixture.pod("a");
     fixture.network(request(&list)).add(&pod);
@@ -187,9 +187,9 @@ fn a_network_that_runs_already_can_be_described_again() {
 }
 
 #[test]
-fn a_file_is_written_whole_or_not_at_all() {
+fn the_file_is_written_completely_or_not_at_all() {
     requires!();
-    let (fixture, _outside) = uplinked(1500);
+    let (fixture, _outside) = node_with_uplink(1500);
     fixture.run("mkdir /run/out");
     let line = "conf 10.44.3.0/24 --output /run/out/10-pods.conflist";
     assert_eq!(
@@ -221,9 +221,9 @@ fn a_file_is_written_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
+fn a_plugin_without_support_for_the_version_is_a_warning() {
     requires!("cni:portmap");
-    let (fixture, _outside) = uplinked(1500);
+    let (fixture, _outside) = node_with_uplink(1500);
     let bin = "/run/chain";
     fixture.run_all(&format!(
         "mkdir {bin}\ncp -L {} {bin}/bridge",
@@ -238,7 +238,7 @@ fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
             "conf 10.44.3.0/24 --portmap --cni-path {bin} {flags}"
         ))
     };
-    // Debian's portmap is of a release before cniVersion 1.1.0, and does not know STATUS.
+    // Debian's portmap is older than cniVersion 1.1.0 and has no STATUS.
     let answer = conf("--cni-version 1.1.0");
     assert_eq!(answer.ok()["cniVersion"], "1.1.0");
     let is_old = !fixture
@@ -256,11 +256,10 @@ fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
     }
     assert!(!answer.stderr.contains("plugin bridge "), "{answer:?}");
     assert_eq!(conf("").stderr, "", "1.0.0 has no STATUS");
-    // One that supports the version, but not the verb.
+    // A plugin that supports the version, but not STATUS.
     let script = "case $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}';; *) echo '{\"code\":4,\"msg\":\"unknown CNI_COMMAND\"}'; exit 1;; esac\n";
     fixture.run(&format!("rm {bin}/portmap"));
-    fixture.write(&format!("{bin}/portmap"), &format!("#!/bin/sh\n{script}"));
-    fixture.run(&format!("chmod 755 {bin}/portmap"));
+    fixture.write_executable(&format!("{bin}/portmap"), &format!("#!/bin/sh\n{script}"));
     let answer = conf("--cni-version 1.1.0");
     for word in [
         "answers STATUS with an error",
@@ -269,7 +268,7 @@ fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
     ] {
         assert!(answer.stderr.contains(word), "{word}: {answer:?}");
     }
-    // One that hangs is not waited for without end, and one that is not there is not asked.
+    // A hanging plugin is killed, and a missing plugin is ignored.
     fixture.write(&format!("{bin}/portmap"), "#!/bin/sh\nexec sleep 60\n");
     let answer = conf("--cni-version 1.1.0");
     assert!(
@@ -281,9 +280,9 @@ fn a_plugin_that_cannot_take_part_in_the_list_is_warned_of() {
 }
 
 #[test]
-fn the_output_is_written_aside_under_a_name_that_cannot_be_foreseen() {
+fn the_output_is_written_to_an_unpredictable_temporary_file() {
     requires!("strace");
-    let (fixture, _outside) = uplinked(1500);
+    let (fixture, _outside) = node_with_uplink(1500);
     fixture.write("/run/victim", "precious");
     fixture.run_all("mkdir -m 777 /run/out\nln -s /run/victim /run/out/10-pods.gangplank-new\nln -s /run/victim /run/out/10-pods.conflist");
     let line = "conf 10.44.3.0/24 --output /run/out/10-pods.conflist";
@@ -301,11 +300,8 @@ fn the_output_is_written_aside_under_a_name_that_cannot_be_foreseen() {
     };
     let first = opened(&trace);
     assert!(first.len() == 1 && first[0].contains("O_EXCL"), "{first:?}");
-    let synced = trace.find("fsync(").expect("it is synced");
-    assert!(
-        synced < trace.find("rename").expect("and renamed"),
-        "{trace}"
-    );
+    let synced = trace.find("fsync(").expect("fsync");
+    assert!(synced < trace.find("rename").expect("rename"), "{trace}");
     let answer = fixture.under(&format!("strace -f -o /run/trace BINARY {line}"));
     assert_eq!(answer.code, Some(0), "{answer:?}");
     let name = |line: &str| line.split('"').nth(1).unwrap().to_owned();

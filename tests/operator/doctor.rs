@@ -1,18 +1,18 @@
-//! `gangplank doctor`: each finding on a node that is broken in just that way, and none on one that is not.
+//! `gangplank doctor`: each finding on a node with exactly that problem, and none on a healthy node.
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CACHE, CONF, Fixture, LEASES, doctors_places};
-use crate::support::{Network, Node, binary, requires, small_network, wire};
+use crate::fixture::{CACHE, CONF, Fixture, LEASES, doctor_flags};
+use crate::support::{Network, Node, binary, connect, requires, small_network};
 
-fn masquerading() -> Value {
+fn masquerade_network() -> Value {
     let mut config = small_network();
     config["ipMasq"] = true.into();
     config
 }
 
 fn dual() -> Value {
-    let mut config = masquerading();
+    let mut config = masquerade_network();
     config["hairpinMode"] = true.into();
     config["ipam"] = json!({ "type": "host-local", "ranges": [
         [{ "subnet": "10.77.0.0/24" }], [{ "subnet": "fd77::/64" }],
@@ -20,8 +20,8 @@ fn dual() -> Value {
     config
 }
 
-/// A node with one pod of a network; the name of its link.
-fn populated(config: &Value) -> (Fixture, crate::support::Pod, String) {
+/// A node with one pod, and the name of the pod's link on the host.
+fn node_with_pod(config: &Value) -> (Fixture, crate::support::Pod, String) {
     let fixture = Fixture::with(config);
     let pod = fixture.pod("a");
     let result = fixture.run_pod(&fixture.network(config.clone()), &pod);
@@ -29,24 +29,24 @@ fn populated(config: &Value) -> (Fixture, crate::support::Pod, String) {
 }
 
 #[test]
-fn a_healthy_node_has_nothing_whoever_made_its_pods() {
+fn a_healthy_node_has_no_findings() {
     requires!("iptables", "nft", "cni:bridge", "cni:host-local");
     for backend in ["iptables", "nftables"] {
         let mut config = dual();
         config["ipMasqBackend"] = backend.into();
         config["macspoofchk"] = true.into();
         let fixture = Fixture::with(&config);
-        fixture.is_healthy();
+        fixture.assert_healthy();
         let pods = ["ours", "kept", "theirs", "bare"].map(|name| fixture.pod(name));
         let network = fixture.network(config.clone());
         network.add(&pods[0]);
         fixture.run_pod(&network, &pods[1]);
-        // Backends of Go that both write into one table would be in each other's way.
+        // The backends of the Go plugins would conflict in one table.
         if backend == "iptables" {
             fixture.run_pod(&fixture.go(&config), &pods[2]);
             fixture.go(&config).add(&pods[3]);
         }
-        fixture.is_healthy();
+        fixture.assert_healthy();
         let text = fixture.doctor("");
         assert_eq!(text.success(), "ok: nothing found\n");
         assert!(fixture.fix().all.is_empty());
@@ -54,9 +54,9 @@ fn a_healthy_node_has_nothing_whoever_made_its_pods() {
 }
 
 #[test]
-fn pods_that_come_and_go_meanwhile_are_no_finding() {
+fn concurrent_adds_and_dels_cause_no_findings() {
     requires!("iptables");
-    let config = masquerading();
+    let config = masquerade_network();
     let fixture = Fixture::with(&config);
     let network = fixture.network(config);
     let still = fixture.pod("still");
@@ -68,7 +68,7 @@ fn pods_that_come_and_go_meanwhile_are_no_finding() {
                 for turn in 0..12 {
                     let pod = fixture.pod(&format!("p{worker}-{turn}"));
                     network.add(&pod);
-                    // As old as those of pods that run for long.
+                    // As old as the leases of long-running pods.
                     fixture.run(&format!("find {LEASES}/small -name 10.* -exec touch --no-create --date=-1hour {{}} +"));
                     network.del(&pod);
                 }
@@ -83,11 +83,11 @@ fn pods_that_come_and_go_meanwhile_are_no_finding() {
             assert!(findings.all.is_empty(), "{:#?}", findings.all);
         }
     });
-    fixture.is_healthy();
+    fixture.assert_healthy();
 }
 
 #[test]
-fn leases_of_pods_that_are_gone_are_found() {
+fn leases_of_deleted_pods_are_found() {
     requires!("cni:bridge", "cni:host-local");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -95,18 +95,18 @@ fn leases_of_pods_that_are_gone_are_found() {
     let gone = fixture.pod("gone");
     network.add(&gone);
     gone.end();
-    // The one end of a veth takes the other with it, but not at once.
+    // The kernel deletes the other end of a veth asynchronously.
     let mut left = 50;
     while fixture.run("ip link").contains("veth") && left > 0 {
         std::thread::sleep(std::time::Duration::from_millis(20));
         left -= 1;
     }
-    // It may be an ADD at work.
-    fixture.is_healthy();
+    // An ADD may be in progress.
+    fixture.assert_healthy();
     fixture.age("small", "10.77.0.2");
     let findings = fixture.findings();
     assert_eq!(findings.ids(), ["stale-lease"]);
-    let stale = findings.the("stale-lease");
+    let stale = findings.text_of("stale-lease");
     assert!(
         stale.contains("10.77.0.2") && stale.contains("gone") && stale.contains("60 min"),
         "{stale}"
@@ -120,31 +120,31 @@ fn leases_of_pods_that_are_gone_are_found() {
 }
 
 #[test]
-fn links_without_a_lease_are_found_with_and_without_a_runtimes_memory() {
+fn links_without_a_lease_are_found_with_and_without_a_cache_entry() {
     requires!();
-    let (fixture, _pod, veth) = populated(&small_network());
+    let (fixture, _pod, veth) = node_with_pod(&small_network());
     fixture.run(&format!("rm {LEASES}/small/10.77.0.2"));
     let found = fixture.findings();
     assert_eq!(found.ids(), ["link-without-lease"]);
-    assert!(found.the("link-without-lease").contains(&veth));
-    assert!(found.the("link-without-lease").contains("shop/a-0"));
+    assert!(found.text_of("link-without-lease").contains(&veth));
+    assert!(found.text_of("link-without-lease").contains("shop/a-0"));
     fixture.run(&format!("rm {CACHE}/small-a-eth0"));
     let found = fixture.findings();
     assert_eq!(found.ids(), ["link-without-lease"]);
-    assert!(found.the("link-without-lease").contains(&veth));
+    assert!(found.text_of("link-without-lease").contains(&veth));
 }
 
 #[test]
-fn empty_and_garbled_leases_are_found() {
+fn empty_and_corrupt_leases_are_found() {
     requires!();
-    let (fixture, _pod, _) = populated(&small_network());
+    let (fixture, _pod, _) = node_with_pod(&small_network());
     fixture.write(&format!("{LEASES}/small/10.77.0.8"), "");
     fixture.write(&format!("{LEASES}/small/10.77.0.9"), "\0\0\0\0");
-    // These are no leases.
+    // These files are no leases.
     fixture.write(&format!("{LEASES}/small/notes.txt"), "mine");
     let found = fixture.findings();
     assert_eq!(found.ids(), ["garbled-lease"], "{found:#?}");
-    let found = found.the("garbled-lease");
+    let found = found.text_of("garbled-lease");
     assert!(
         found.contains("10.77.0.8")
             && found.contains("10.77.0.9")
@@ -154,7 +154,7 @@ fn empty_and_garbled_leases_are_found() {
 }
 
 #[test]
-fn ranges_that_are_used_up_are_found() {
+fn exhausted_ranges_are_found() {
     requires!();
     let mut config = small_network();
     config["ipam"]["subnet"] = "10.77.0.0/28".into();
@@ -164,17 +164,17 @@ fn ranges_that_are_used_up_are_found() {
     for pod in &pods[..11] {
         network.add(pod);
     }
-    fixture.is_healthy();
+    fixture.assert_healthy();
     network.add(&pods[11]);
     let found = fixture.findings();
     assert_eq!(found.ids(), ["range-nearly-full"]);
-    assert!(found.the("range-nearly-full").contains("12 of 13"));
+    assert!(found.text_of("range-nearly-full").contains("12 of 13"));
     network.add(&pods[12]);
     assert_eq!(fixture.findings().ids(), ["range-full"]);
 }
 
 #[test]
-fn ranges_of_two_networks_that_overlap_are_found() {
+fn overlapping_ranges_of_two_networks_are_found() {
     requires!();
     let fixture = Fixture::with(&small_network());
     let mut other = small_network();
@@ -184,7 +184,7 @@ fn ranges_of_two_networks_that_overlap_are_found() {
     fixture.configure("20-other.conflist", &other);
     let found = fixture.findings();
     assert_eq!(found.ids(), ["overlapping-ranges"]);
-    let found = found.the("overlapping-ranges");
+    let found = found.text_of("overlapping-ranges");
     assert!(
         found.contains("10-net.conflist") && found.contains("20-other.conflist"),
         "{found}"
@@ -192,19 +192,23 @@ fn ranges_of_two_networks_that_overlap_are_found() {
 }
 
 #[test]
-fn leases_of_a_network_that_is_not_configured_are_found() {
+fn leases_of_an_unknown_network_are_found() {
     requires!();
-    let (fixture, _pod, _) = populated(&small_network());
+    let (fixture, _pod, _) = node_with_pod(&small_network());
     fixture.run(&format!(
         "mv {CONF}/10-net.conflist {CONF}/10-net.conflist.off"
     ));
     let found = fixture.findings();
     assert_eq!(found.ids(), ["unknown-network"]);
-    assert!(found.the("unknown-network").contains("/small: 10.77.0.2"));
+    assert!(
+        found
+            .text_of("unknown-network")
+            .contains("/small: 10.77.0.2")
+    );
 }
 
 #[test]
-fn configurations_that_no_runtime_can_use_are_found() {
+fn unusable_configurations_are_found() {
     requires!();
     let fixture = Fixture::new();
     for (file, text, wanted) in [
@@ -241,26 +245,26 @@ fn configurations_that_no_runtime_can_use_are_found() {
         fixture.write(&format!("{CONF}/{file}"), text);
         let found = fixture.findings();
         assert_eq!(found.ids(), ["unusable-configuration"], "{text}");
-        let found = found.the("unusable-configuration");
+        let found = found.text_of("unusable-configuration");
         assert!(found.contains(wanted) && found.contains(file), "{found}");
         fixture.run(&format!("rm {CONF}/{file}"));
     }
-    // Runtimes read no other files.
+    // Runtimes ignore other files.
     fixture.write(&format!("{CONF}/notes.txt"), "{");
     fixture.write(&format!("{CONF}/old.conflist.bak"), "{");
-    fixture.is_healthy();
+    fixture.assert_healthy();
 }
 
 #[test]
-fn a_name_given_twice_and_plugins_that_are_missing_are_found() {
+fn duplicate_names_and_missing_plugins_are_found() {
     requires!();
     let fixture = Fixture::with(&small_network());
     let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
     fixture.configure_list("20-again.conflist", &[&small_network(), &portmap]);
     let found = fixture.findings();
     assert_eq!(found.ids(), ["plugin-missing", "same-name"], "{found:#?}");
-    assert!(found.the("plugin-missing").contains("portmap"));
-    assert!(found.the("same-name").contains("20-again.conflist"));
+    assert!(found.text_of("plugin-missing").contains("portmap"));
+    assert!(found.text_of("same-name").contains("20-again.conflist"));
     fixture.run(&format!("rm {CONF}/20-again.conflist"));
     fixture.run(&format!("rm {}/host-local", Node::BIN));
     let mut delegating = small_network();
@@ -268,22 +272,21 @@ fn a_name_given_twice_and_plugins_that_are_missing_are_found() {
     fixture.configure("10-net.conflist", &delegating);
     let found = fixture.findings();
     assert_eq!(found.ids(), ["plugin-missing"], "{found:#?}");
-    assert!(found.the("plugin-missing").contains("dhcp"));
+    assert!(found.text_of("plugin-missing").contains("dhcp"));
 }
 
 #[test]
-fn plugins_that_are_not_this_program_are_found() {
+fn plugins_other_than_this_program_are_found() {
     requires!("cni:bridge");
     let fixture = Fixture::with(&small_network());
     fixture.run_all(&format!(
         "mkdir /run/bin\ncp /usr/lib/cni/bridge /run/bin/bridge\ncp -L {} /run/bin/host-local",
         binary().display()
     ));
-    fixture.write(
+    fixture.write_executable(
         "/run/bin/loopback",
         "#!/bin/sh\necho 'CNI plugin loopback (gangplank 0.0.1)' >&2\n",
     );
-    fixture.run("chmod 755 /run/bin/loopback");
     let flags = format!(
         "--json --cni-path /run/none:/run/bin --conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE}"
     );
@@ -307,7 +310,7 @@ fn plugins_that_are_not_this_program_are_found() {
         !found.to_string().contains("/run/bin/host-local"),
         "{found}"
     );
-    // CNI_PATH says the same as the flag.
+    // CNI_PATH is equivalent to the flag.
     let line = format!(
         "env CNI_PATH=/run/bin BINARY doctor --conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE}"
     );
@@ -316,7 +319,7 @@ fn plugins_that_are_not_this_program_are_found() {
 }
 
 #[test]
-fn what_others_took_from_living_pods_is_found() {
+fn resources_of_running_pods_removed_by_other_tools_are_found() {
     requires!("iptables", "nft");
     let mut config = dual();
     config["macspoofchk"] = true.into();
@@ -343,36 +346,37 @@ fn what_others_took_from_living_pods_is_found() {
             vec!["forwarding-off"],
         ),
     ] {
-        let (fixture, _pod, veth) = populated(if harm.contains("promisc") {
+        let (fixture, _pod, veth) = node_with_pod(if harm.contains("promisc") {
             &promiscuous
         } else {
             &config
         });
-        fixture.is_healthy();
+        fixture.assert_healthy();
         fixture.run(&harm.replace("VETH", &veth));
         let found = fixture.findings();
         let mut found = found.ids();
-        // Taking the only port or the bridge down takes the pod's carrier too, and IPv6 addresses go with a link that is down.
+        // Without the only port or the bridge the pod has no carrier, and IPv6 addresses are removed from a link that
+        // is down.
         found.retain(|id| ids.contains(id) || *id != "gateway-address");
         assert_eq!(found, ids, "{harm}");
     }
 }
 
 #[test]
-fn a_pod_whose_own_end_is_down_is_found() {
+fn a_pod_interface_that_is_down_is_found() {
     requires!();
-    let (fixture, pod, veth) = populated(&small_network());
+    let (fixture, pod, veth) = node_with_pod(&small_network());
     pod.run("ip link set eth0 down");
-    // The kernel settles the port's carrier when it is asked for that one (rtnl_getlink), and else in a moment.
+    // The kernel updates the carrier of the port when it is queried (rtnl_getlink), or after a short time.
     fixture.link(&veth);
     let found = fixture.findings();
     assert_eq!(found.ids(), ["pod-link-down"]);
-    assert!(found.the("pod-link-down").contains("shop/a-0"));
+    assert!(found.text_of("pod-link-down").contains("shop/a-0"));
     assert_eq!(fixture.fix().ids(), ["pod-link-down"]);
 }
 
 #[test]
-fn a_bridge_with_another_address_and_a_link_in_its_place_are_found() {
+fn another_address_on_the_bridge_and_another_link_with_its_name_are_found() {
     requires!();
     let fixture = Fixture::with(&small_network());
     fixture.run_all(
@@ -380,7 +384,7 @@ fn a_bridge_with_another_address_and_a_link_in_its_place_are_found() {
     );
     let found = fixture.findings();
     assert_eq!(found.ids(), ["bridge-address"]);
-    let found = found.the("bridge-address");
+    let found = found.text_of("bridge-address");
     assert!(
         found.contains("10.9.9.1/24") && found.contains("10.77.0.1/24"),
         "{found}"
@@ -391,26 +395,28 @@ fn a_bridge_with_another_address_and_a_link_in_its_place_are_found() {
 }
 
 #[test]
-fn mtus_at_odds_are_found() {
+fn mtu_mismatches_are_found() {
     requires!();
     let mut config = small_network();
     config["mtu"] = 1400.into();
-    let (fixture, _pod, veth) = populated(&config);
+    let (fixture, _pod, veth) = node_with_pod(&config);
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run_all("ip addr add 192.0.2.1/24 dev up0\nip route add default via 192.0.2.2");
-    fixture.is_healthy();
+    fixture.assert_healthy();
     fixture.run("ip link set up0 mtu 1300");
     let found = fixture.findings();
     assert_eq!(found.ids(), ["mtu-uplink"]);
-    assert!(found.the("mtu-uplink").contains("1300") && found.the("mtu-uplink").contains("up0"));
+    assert!(
+        found.text_of("mtu-uplink").contains("1300") && found.text_of("mtu-uplink").contains("up0")
+    );
     fixture.run("ip link set up0 mtu 1500");
     let other = fixture.pod("b");
     fixture.run_pod(&fixture.network(config), &other);
     fixture.run(&format!("ip link set {veth} mtu 1450"));
     let found = fixture.findings();
     assert_eq!(found.ids(), ["mtu-differs"], "{found:#?}");
-    let found = found.the("mtu-differs");
+    let found = found.text_of("mtu-differs");
     assert!(
         found.contains("pod shop/a-0 (container a) has 1450") && !found.contains("b-0"),
         "{found}"
@@ -418,10 +424,10 @@ fn mtus_at_odds_are_found() {
 }
 
 #[test]
-fn masquerading_of_pods_that_are_gone_is_found_whoever_made_it() {
+fn stale_masquerade_rules_of_both_implementations_are_found() {
     requires!("iptables", "nft", "cni:bridge", "cni:host-local");
     for (backend, go) in [("iptables", true), ("iptables", false), ("nftables", false)] {
-        let mut config = masquerading();
+        let mut config = masquerade_network();
         config["ipMasqBackend"] = backend.into();
         let fixture = Fixture::with(&config);
         let pod = fixture.pod("gone");
@@ -433,14 +439,14 @@ fn masquerading_of_pods_that_are_gone_is_found_whoever_made_it() {
         fixture.run_all(&format!("ip link del {veth}\nrm {LEASES}/small/10.77.0.2"));
         let found = fixture.findings();
         assert_eq!(found.ids(), ["masquerade-left-over"], "{backend} {go}");
-        assert!(found.the("masquerade-left-over").contains("gone"));
+        assert!(found.text_of("masquerade-left-over").contains("gone"));
         let status = fixture.status("--json").ok();
         assert_eq!(status[0]["masquerade"], json!([backend]), "{go}");
     }
 }
 
 #[test]
-fn forwarding_that_is_off_or_dropped_is_found() {
+fn disabled_forwarding_and_a_drop_policy_are_found() {
     requires!("iptables");
     let fixture = Fixture::with(&dual());
     fixture.run_all("sysctl -qw net.ipv4.ip_forward=0\nsysctl -qw net.ipv6.conf.all.forwarding=0");
@@ -449,54 +455,54 @@ fn forwarding_that_is_off_or_dropped_is_found() {
         ["forwarding-off", "forwarding-off"]
     );
     fixture.run_all("sysctl -qw net.ipv4.ip_forward=1\nsysctl -qw net.ipv6.conf.all.forwarding=1");
-    fixture.is_healthy();
+    fixture.assert_healthy();
     fixture.run("iptables -P FORWARD DROP");
     let found = fixture.findings();
     assert_eq!(found.ids(), ["forward-drop"]);
     assert!(
         found
-            .the("forward-drop")
+            .text_of("forward-drop")
             .contains("policy of FORWARD is DROP")
     );
     fixture.run_all("iptables -A FORWARD -i br0 -j ACCEPT\niptables -A FORWARD -o br0 -j ACCEPT");
-    fixture.is_healthy();
+    fixture.assert_healthy();
     fixture.run("ip6tables -I FORWARD -i br0 -j REJECT");
     let found = fixture.findings();
     assert_eq!(found.ids(), ["forward-drop"]);
-    assert!(found.the("forward-drop").contains("IPv6"), "{found:#?}");
+    assert!(found.text_of("forward-drop").contains("IPv6"), "{found:#?}");
 }
 
 #[test]
-fn answers_that_forward_would_drop_are_found() {
+fn dropped_replies_in_forward_are_found() {
     requires!("iptables");
     let fixture = Fixture::with(&small_network());
     fixture.run_all("iptables -P FORWARD DROP\niptables -A FORWARD -i br0 -j ACCEPT");
     let found = fixture.findings();
     assert_eq!(found.ids(), ["forward-drop"], "{found:#?}");
     fixture.run("iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
-    fixture.is_healthy();
+    fixture.assert_healthy();
 }
 
 #[test]
-fn a_default_route_in_danger_is_found() {
+fn a_default_route_that_would_expire_is_found() {
     requires!();
     let fixture = Fixture::with(&dual());
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run("ip -6 addr add 2001:db8::2/64 dev up0 nodad");
     fixture.run("ip -6 route add default via 2001:db8::1 dev up0 proto ra");
     let found = fixture.findings();
     assert!(found.ids().contains(&"advertised-route"), "{found:#?}");
-    assert!(found.the("advertised-route").contains("up0"));
+    assert!(found.text_of("advertised-route").contains("up0"));
     fixture.run("sysctl -qw net.ipv6.conf.up0.accept_ra=2");
     assert!(!fixture.findings().ids().contains(&"advertised-route"));
 }
 
 #[test]
-fn kube_proxy_without_bridge_netfilter_and_both_kinds_of_iptables_are_found() {
+fn kube_proxy_without_bridge_netfilter_and_mixed_iptables_variants_are_found() {
     requires!("iptables-legacy", "iptables-nft");
     let fixture = Fixture::with(&small_network());
-    fixture.is_healthy();
+    fixture.assert_healthy();
     fixture.run("iptables-nft -t nat -N KUBE-SERVICES");
     let has = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
     if has {
@@ -509,7 +515,7 @@ fn kube_proxy_without_bridge_netfilter_and_both_kinds_of_iptables_are_found() {
     fixture.run("iptables-legacy -t nat -A POSTROUTING -s 192.0.2.2 -j ACCEPT");
     let found = fixture.findings();
     assert_eq!(found.ids(), ["two-iptables"], "{found:#?}");
-    let found = found.the("two-iptables");
+    let found = found.text_of("two-iptables");
     assert!(
         found.contains("192.0.2.1") && found.contains("192.0.2.2"),
         "{found}"
@@ -517,16 +523,16 @@ fn kube_proxy_without_bridge_netfilter_and_both_kinds_of_iptables_are_found() {
 }
 
 #[test]
-fn a_node_without_iptables_is_examined_all_the_same() {
+fn a_node_without_iptables_is_examined() {
     requires!();
-    let mut config = masquerading();
+    let mut config = masquerade_network();
     config["ipMasqBackend"] = "nftables".into();
     let fixture = Fixture::with(&config);
-    // This node has nothing there.
+    // This node has no iptables.
     fixture.run("mount -t tmpfs tmpfs /usr/sbin");
     let pod = fixture.pod("a");
     fixture.run_pod(&fixture.network(config), &pod);
-    fixture.is_healthy();
+    fixture.assert_healthy();
     assert_eq!(
         fixture.status("--json").ok()[0]["masquerade"],
         json!(["nftables"])
@@ -534,24 +540,24 @@ fn a_node_without_iptables_is_examined_all_the_same() {
 }
 
 #[test]
-fn ipv6_alone_and_a_directory_of_many_leases_are_no_finding() {
+fn an_ipv6_only_network_with_many_leases_has_no_findings() {
     requires!();
-    let mut config = masquerading();
+    let mut config = masquerade_network();
     config["ipam"] = json!({ "type": "host-local", "subnet": "fd77::/64" });
-    let (fixture, _pod, _) = populated(&config);
-    fixture.is_healthy();
+    let (fixture, _pod, _) = node_with_pod(&config);
+    fixture.assert_healthy();
     let status = fixture.status("--json").ok();
     assert_eq!(
         status[0]["ranges"][0]["size"], "18446744073709551614",
         "{status}"
     );
-    // Ten thousand files, all young.
+    // Ten thousand recent files.
     fixture.write("/run/many", &format!("cd {LEASES}/small && for i in $(seq 2 9999); do printf 'c%s\\r\\neth0' $i >fd77::1:$i; done\n"));
     fixture.run("bash /run/many");
     let start = std::time::Instant::now();
     let status = fixture.under(&format!(
         "timeout 60 BINARY doctor --json {}",
-        doctors_places()
+        doctor_flags()
     ));
     let took = start.elapsed();
     assert_eq!(
@@ -564,23 +570,23 @@ fn ipv6_alone_and_a_directory_of_many_leases_are_no_finding() {
 }
 
 #[test]
-fn somebody_who_may_not_look_is_told_so() {
+fn missing_permissions_are_reported() {
     requires!("setpriv");
-    let (fixture, _pod, _) = populated(&small_network());
+    let (fixture, _pod, _) = node_with_pod(&small_network());
     fixture.run_all(&format!(
         "cp -L {} /run/gangplank\nchmod 755 /run/gangplank",
         binary().display()
     ));
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all /run/gangplank";
-    let answer = fixture.under(&format!("{user} doctor {}", doctors_places()));
+    let answer = fixture.under(&format!("{user} doctor {}", doctor_flags()));
     assert!(
         answer.failure().contains("Permission denied") && answer.stderr.contains("run it as root"),
         "{answer:?}"
     );
-    // Without a lease there is nothing that it may not read but rules.
+    // Without a lease, only rules are unreadable.
     fixture.run(&format!("rm -r {LEASES}/small"));
     for flag in ["", "--fix"] {
-        let answer = fixture.under(&format!("{user} doctor {flag} {}", doctors_places()));
+        let answer = fixture.under(&format!("{user} doctor {flag} {}", doctor_flags()));
         assert_eq!(answer.code, Some(3), "{answer:?}");
         assert!(
             answer.stdout.contains("[not-seen]") && answer.stdout.contains("run it as root"),
@@ -590,7 +596,7 @@ fn somebody_who_may_not_look_is_told_so() {
 }
 
 #[test]
-fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
+fn plugins_that_do_not_support_the_version_or_status_are_found() {
     requires!("cni:portmap", "cni:tuning");
     let mut config = small_network();
     config["cniVersion"] = "1.1.0".into();
@@ -610,9 +616,9 @@ fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
             "10-net.conflist",
             &[config, &chained("portmap"), &chained("tuning")],
         );
-        let places =
+        let directory_flags =
             format!("--conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE} --cni-path {bin}");
-        let answer = fixture.gangplank(&format!("doctor --json {places}"));
+        let answer = fixture.gangplank(&format!("doctor --json {directory_flags}"));
         let found: Value = serde_json::from_str(&answer.stdout).unwrap();
         let found = found.as_array().unwrap().iter();
         found
@@ -649,13 +655,13 @@ fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
             assert!(finding.to_string().contains(word), "{word}: {finding}");
         }
     }
-    // It was asked as a runtime asks it.
+    // The plugin was called as by a runtime.
     let asked: Value = serde_json::from_str(&fixture.read("/run/asked")).unwrap();
     assert_eq!(
         asked,
         json!({ "type": "tuning", "name": "small", "cniVersion": "1.1.0" })
     );
-    // Before 1.1.0 there is no STATUS, and tuning does not support 1.0.0.
+    // STATUS requires 1.1.0, and tuning does not support 1.0.0.
     config["cniVersion"] = "1.0.0".into();
     let ids: Vec<Value> = found(&config)
         .iter()
@@ -672,7 +678,7 @@ fn plugins_of_a_list_that_do_not_know_its_version_or_status_are_found() {
 }
 
 #[test]
-fn keys_that_work_but_not_as_they_seem_are_named() {
+fn ineffective_keys_are_reported() {
     requires!();
     let mut config = small_network();
     config["mtu"] = json!(-1);

@@ -1,21 +1,21 @@
-//! `gangplank doctor --fix`: what it repairs is repaired, and what lives is left alone.
+//! `gangplank doctor --fix`: repairs its findings, and keeps the resources of running pods.
 
 use serde_json::{Value, json};
 
 use crate::fixture::{CACHE, CONF, Fixture, LEASES};
-use crate::support::{Network, Node, NodeState, requires, small_network, wire};
+use crate::support::{Network, Node, NodeState, connect, requires, small_network};
 
-fn masquerading() -> Value {
+fn masquerade_network() -> Value {
     let mut config = small_network();
     config["ipMasq"] = true.into();
     config
 }
 
 #[test]
-fn leases_and_rules_of_the_dead_go_and_those_of_the_living_stay() {
+fn leases_and_rules_of_deleted_pods_are_removed_and_others_kept() {
     requires!("ping", "iptables", "cni:bridge", "cni:host-local");
     for backend in ["iptables", "nftables"] {
-        let mut config = masquerading();
+        let mut config = masquerade_network();
         config["ipMasqBackend"] = backend.into();
         let fixture = Fixture::with(&config);
         let network = fixture.network(config.clone());
@@ -35,13 +35,13 @@ fn leases_and_rules_of_the_dead_go_and_those_of_the_living_stay() {
             fixture.run(&format!("touch --no-create --date=-1hour {lease}"));
         }
         fixture.write(&format!("{LEASES}/small/10.77.0.99"), "");
-        // Without the memory of Go's pod its link may be any.
+        // Without a cache entry, the link of a pod of the Go plugin cannot be identified.
         let found = fixture.findings();
         let fixed = fixture.fix();
         if backend == "nftables" {
             assert_eq!(found.ids(), ["garbled-lease", "stale-lease"]);
             assert!(fixed.all.iter().all(|it| it["fixed"] == true), "{fixed:#?}");
-            fixture.is_healthy();
+            fixture.assert_healthy();
             assert_eq!(NodeState::of_pods(&fixture), living);
         } else {
             assert_eq!(found.ids(), ["garbled-lease"]);
@@ -54,60 +54,60 @@ fn leases_and_rules_of_the_dead_go_and_those_of_the_living_stay() {
 }
 
 #[test]
-fn a_living_pod_of_go_keeps_its_lease_whatever_became_of_its_port_and_bridge() {
+fn a_running_pod_of_the_go_plugin_keeps_its_lease_despite_a_broken_port_or_bridge() {
     requires!("iptables", "cni:bridge", "cni:host-local");
-    let config = masquerading();
-    for harm in [
+    let config = masquerade_network();
+    for damage in [
         "ip link set VETH nomaster",
         "ip link del br0",
         "ip link set br0 down",
         "ip link set VETH down",
     ] {
-        for memory in ["none", "garbled", "old", "whole"] {
+        for cache in ["none", "garbled", "old", "whole"] {
             let fixture = Fixture::with(&config);
             let pod = fixture.pod("go");
             let go = fixture.go(&config);
             let mut result = go.add(&pod);
             let veth = Network::host_link(&result);
-            match memory {
+            match cache {
                 "none" => {}
-                "garbled" => fixture.remember(&go, &pod, &json!("what?")),
-                // Results of CNI 0.2.0 tell no interfaces.
-                "old" => fixture.remember(
+                "garbled" => fixture.write_cache(&go, &pod, &json!("what?")),
+                // Results of CNI 0.2.0 have no interfaces.
+                "old" => fixture.write_cache(
                     &go,
                     &pod,
                     &json!({ "cniVersion": "0.2.0", "ip4": { "ip": "10.77.0.2/24" } }),
                 ),
                 _ => {
                     result["cniVersion"] = "1.0.0".into();
-                    fixture.remember(&go, &pod, &result);
+                    fixture.write_cache(&go, &pod, &result);
                 }
             }
             fixture.age("small", "10.77.0.2");
-            fixture.run(&harm.replace("VETH", &veth));
+            fixture.run(&damage.replace("VETH", &veth));
             let fixed = fixture.fix();
-            if harm == "ip link del br0" && memory != "whole" {
-                fixed.the("bridge-missing");
+            if damage == "ip link del br0" && cache != "whole" {
+                fixed.text_of("bridge-missing");
             }
             assert!(
                 fixture.lease("small", "10.77.0.2").is_some(),
-                "{harm}, {memory}: {fixed:#?}"
+                "{damage}, {cache}: {fixed:#?}"
             );
             assert!(
                 !fixed.ids().contains(&"stale-lease"),
-                "{harm}, {memory}: {fixed:#?}"
+                "{damage}, {cache}: {fixed:#?}"
             );
             let chains = fixture.nat("iptables");
             assert!(
                 chains.iter().any(|rule| rule.contains("MASQUERADE")),
-                "{harm}, {memory}: {chains:?}"
+                "{damage}, {cache}: {chains:?}"
             );
         }
     }
 }
 
 #[test]
-fn a_pod_that_lost_its_link_but_lives_keeps_its_lease() {
+fn a_running_pod_without_its_link_keeps_its_lease() {
     requires!();
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -118,19 +118,19 @@ fn a_pod_that_lost_its_link_but_lives_keeps_its_lease() {
     let fixed = fixture.fix();
     assert_eq!(fixed.ids(), ["stale-lease"]);
     assert_eq!(fixed.all[0]["fixable"], false);
-    assert!(fixed.the("stale-lease").contains("restart the pod"));
+    assert!(fixed.text_of("stale-lease").contains("restart the pod"));
     assert!(fixture.lease("small", "10.77.0.2").is_some());
 }
 
 #[test]
-fn a_name_that_two_networks_share_is_reason_to_free_nothing() {
+fn no_lease_is_released_if_two_networks_share_a_name() {
     requires!();
     let config = small_network();
     let fixture = Fixture::with(&config);
     let other =
         json!({ "cniVersion": "1.0.0", "name": "small", "type": "ptp", "ipam": config["ipam"] });
     fixture.configure("20-ptp.conflist", &other);
-    // A pod of the other plugin, of whose links nobody here knows.
+    // A pod of another plugin, with an unknown link.
     fixture.run(&format!("mkdir -p {LEASES}/small"));
     fixture.write(&format!("{LEASES}/small/10.77.0.5"), "other\r\neth0");
     fixture.age("small", "10.77.0.5");
@@ -140,10 +140,10 @@ fn a_name_that_two_networks_share_is_reason_to_free_nothing() {
 }
 
 #[test]
-fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
+fn stale_masquerade_rules_of_all_implementations_and_networks_are_removed() {
     requires!("iptables", "nft", "cni:bridge", "cni:host-local");
     for (backend, go) in [("iptables", true), ("iptables", false), ("nftables", false)] {
-        let mut config = masquerading();
+        let mut config = masquerade_network();
         config["ipMasqBackend"] = backend.into();
         let fixture = Fixture::with(&config);
         let (stays, goes) = (fixture.pod("stays"), fixture.pod("goes"));
@@ -159,7 +159,7 @@ fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
         fixture.run(&format!("rm {LEASES}/small/{}", Network::address(&result)));
         let fixed = fixture.fix();
         assert_eq!(fixed.ids(), ["masquerade-left-over"], "{backend} {go}");
-        fixture.is_healthy();
+        fixture.assert_healthy();
         let handles = |text: String| {
             text.lines()
                 .filter(|line| !line.contains("packets"))
@@ -175,12 +175,12 @@ fn masquerading_left_over_goes_whoever_made_it_and_whatever_network() {
 }
 
 #[test]
-fn masquerading_of_a_network_whose_leases_are_elsewhere_stays() {
+fn masquerade_rules_of_a_network_with_another_data_dir_are_kept() {
     requires!("iptables", "nft");
     for backend in ["iptables", "nftables"] {
         let fixture = Fixture::with(&small_network());
-        // As flannel does it: the plugin that a configuration names calls bridge with leases in a place of its own.
-        let mut config = masquerading();
+        // As with flannel: the configured plugin delegates to bridge, with another lease directory.
+        let mut config = masquerade_network();
         config["name"] = "cbr0".into();
         config["ipMasqBackend"] = backend.into();
         config["ipam"]["dataDir"] = "/run/elsewhere".into();
@@ -197,7 +197,7 @@ fn masquerading_of_a_network_whose_leases_are_elsewhere_stays() {
             let fixed = fixture.fix();
             assert!(
                 fixed
-                    .the("masquerade-left-over")
+                    .text_of("masquerade-left-over")
                     .contains("no leases of that network"),
                 "{backend}: {fixed:#?}"
             );
@@ -207,14 +207,14 @@ fn masquerading_of_a_network_whose_leases_are_elsewhere_stays() {
 }
 
 #[test]
-fn rules_of_a_newer_go_plugin_are_seen_and_those_of_the_dead_go() {
+fn stale_nftables_rules_of_newer_go_plugins_are_removed() {
     requires!("nft");
-    let mut config = masquerading();
+    let mut config = masquerade_network();
     config["ipMasqBackend"] = "nftables".into();
     let fixture = Fixture::with(&config);
     let pod = fixture.pod("stays");
     fixture.run_pod(&fixture.network(config), &pod);
-    // As version 1.6 and later writes them: one rule for each address, its comment begins with two hashes.
+    // The format of version 1.6 and later: one rule per address, with a comment that begins with two hashes.
     let told = fixture.run("nft list map inet gangplank pods4");
     let comment = told.split('"').nth(1).unwrap();
     let of = |container: &str, address: &str| {
@@ -237,10 +237,12 @@ fn rules_of_a_newer_go_plugin_are_seen_and_those_of_the_dead_go() {
     let fixed = fixture.fix();
     assert_eq!(fixed.ids(), ["masquerade-left-over"], "{fixed:#?}");
     assert!(
-        fixed.the("masquerade-left-over").contains("container gone"),
+        fixed
+            .text_of("masquerade-left-over")
+            .contains("container gone"),
         "{fixed:#?}"
     );
-    fixture.is_healthy();
+    fixture.assert_healthy();
     let left = fixture.run("nft list table inet cni_plugins_masquerade");
     assert!(
         left.contains("10.77.0.2") && !left.contains("10.77.0.9"),
@@ -253,9 +255,9 @@ fn rules_of_a_newer_go_plugin_are_seen_and_those_of_the_dead_go() {
 }
 
 #[test]
-fn what_others_took_comes_back() {
+fn resources_removed_by_other_tools_are_restored() {
     requires!("ping", "iptables", "nft");
-    let mut config = masquerading();
+    let mut config = masquerade_network();
     config["macspoofchk"] = true.into();
     config["hairpinMode"] = true.into();
     let fixture = Fixture::with(&config);
@@ -278,19 +280,19 @@ fn what_others_took_comes_back() {
         assert!(ids.contains(&id), "{id}: {ids:?}");
     }
     assert!(fixed.all.iter().all(|it| it["fixed"] == true), "{fixed:#?}");
-    fixture.is_healthy();
+    fixture.assert_healthy();
     a.reaches(&to);
     a.reaches("10.77.0.1");
 }
 
 #[test]
-fn the_default_route_is_kept_from_vanishing() {
+fn accept_ra_is_set_to_keep_the_default_route() {
     requires!();
     let mut config = small_network();
     config["ipam"]["subnet"] = "fd77::/64".into();
     let fixture = Fixture::with(&config);
     let outside = Node::new("outside");
-    wire(&fixture, "up0", &outside, "eth0");
+    connect(&fixture, "up0", &outside, "eth0");
     fixture.run_all(
         "sysctl -qw net.ipv6.conf.all.forwarding=0\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra",
     );
@@ -301,32 +303,32 @@ fn the_default_route_is_kept_from_vanishing() {
         fixture.read("/proc/sys/net/ipv6/conf/all/forwarding"),
         "1\n"
     );
-    fixture.is_healthy();
+    fixture.assert_healthy();
 }
 
 #[test]
-fn advertisements_that_a_network_manager_handles_stay_out_of_the_kernel() {
+fn accept_ra_is_kept_if_a_network_manager_handles_router_advertisements() {
     requires!();
     let mut config = small_network();
     config["ipam"]["subnet"] = "fd77::/64".into();
     for accepted in [0, 2] {
         let fixture = Fixture::with(&config);
         let outside = Node::new("outside");
-        wire(&fixture, "up0", &outside, "eth0");
+        connect(&fixture, "up0", &outside, "eth0");
         fixture.run_all(&format!(
             "sysctl -qw net.ipv6.conf.up0.accept_ra={accepted}\nip -6 addr add 2001:db8::2/64 dev up0 nodad\nip -6 route add default via 2001:db8::1 dev up0 proto ra"
         ));
         let parameter = "/proc/sys/net/ipv6/conf/up0/accept_ra";
         assert_eq!(fixture.fix().ids(), Vec::<&str>::new());
         assert_eq!(fixture.read(parameter), format!("{accepted}\n"));
-        // Nor does an ADD of an IPv6 pod touch it.
+        // An ADD of an IPv6 pod does not change it either.
         fixture.network(config.clone()).add(&fixture.pod("a"));
         assert_eq!(fixture.read(parameter), format!("{accepted}\n"));
     }
 }
 
 #[test]
-fn a_default_route_that_a_pod_advertised_is_shown() {
+fn a_default_route_advertised_by_a_pod_is_reported() {
     requires!("iptables");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -337,15 +339,15 @@ fn a_default_route_that_a_pod_advertised_is_shown() {
     assert_eq!(fixed.ids(), ["route-from-pod"]);
     assert!(
         fixed
-            .the("route-from-pod")
+            .text_of("route-from-pod")
             .contains("ip -6 route del default dev br0")
     );
     fixture.run("ip -6 route del default dev br0 proto ra");
-    fixture.is_healthy();
+    fixture.assert_healthy();
 }
 
 #[test]
-fn what_is_not_safe_is_left_to_the_operator() {
+fn unsafe_repairs_are_left_to_the_operator() {
     requires!("iptables");
     let fixture = Fixture::with(&small_network());
     let mut other = small_network();

@@ -1,4 +1,4 @@
-//! A node as an operator finds it: configurations, pods, what their runtime remembers, and the command to look at it all.
+//! A node with configurations, pods and a runtime's cache, on which commands of gangplank run.
 
 use std::io::Write;
 use std::ops::Deref;
@@ -8,12 +8,11 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Network, Node, PATH, Pod, binary, command};
 
-/// Where the fixture has its configurations, what runtimes remember, and leases.
+/// Directories of the configurations, of the runtime's cache, and of the leases.
 pub const CONF: &str = "/run/net.d";
 pub const CACHE: &str = "/run/results";
 pub const LEASES: &str = "/var/lib/cni/networks";
 
-/// A node with directories of its own.
 pub struct Fixture {
     node: Node,
 }
@@ -27,8 +26,8 @@ impl Deref for Fixture {
 }
 
 impl Fixture {
-    /// A node on which nothing is configured; it forwards packets, as one of a cluster does, and the plugins of Go are
-    /// there as `go-bridge` and `go-host-local`.
+    /// A node without configurations. It forwards packets, as in a cluster, and the Go plugins are installed as
+    /// `go-bridge` and `go-host-local`.
     pub fn new() -> Fixture {
         let node = Node::new("node");
         for plugin in ["bridge", "host-local"] {
@@ -39,19 +38,18 @@ impl Fixture {
         Fixture { node }
     }
 
-    /// A node with this network.
     pub fn with(config: &Value) -> Fixture {
         let fixture = Fixture::new();
         fixture.configure("10-net.conflist", config);
         fixture
     }
 
-    /// Writes a network of one plugin as a list.
+    /// Writes a configuration list with one plugin.
     pub fn configure(&self, file: &str, config: &Value) {
         self.configure_list(file, &[config]);
     }
 
-    /// Writes a network of several plugins, with the name and version of the first.
+    /// Writes a configuration list, with the name and version of the first plugin.
     pub fn configure_list(&self, file: &str, plugins: &[&Value]) {
         let first = plugins[0];
         let list =
@@ -59,7 +57,7 @@ impl Fixture {
         self.write(&format!("{CONF}/{file}"), &list.to_string());
     }
 
-    /// The network of a configuration as the plugin of Go makes it.
+    /// A network with the Go plugins instead of gangplank's.
     pub fn go(&self, config: &Value) -> Network<'_> {
         let mut config = config.clone();
         config["type"] = "go-bridge".into();
@@ -67,8 +65,8 @@ impl Fixture {
         self.network(config)
     }
 
-    /// Writes what libcni keeps of an ADD.
-    pub fn remember(&self, network: &Network, pod: &Pod, result: &Value) {
+    /// Writes libcni's cache entry of an ADD.
+    pub fn write_cache(&self, network: &Network, pod: &Pod, result: &Value) {
         let name = network.config["name"].as_str().unwrap();
         let id = pod.id();
         let cache = json!({
@@ -84,33 +82,33 @@ impl Fixture {
         self.write(&format!("{CACHE}/{name}-{id}-eth0"), &cache.to_string());
     }
 
-    /// Attaches a pod, and remembers it as a runtime does; the result.
+    /// Attaches a pod and writes the cache entry, as a runtime does.
     #[track_caller]
     pub fn run_pod(&self, network: &Network, pod: &Pod) -> Value {
         let result = network.add(pod);
-        self.remember(network, pod, &result);
+        self.write_cache(network, pod, &result);
         result
     }
 
-    /// Runs the binary as it is told, with nothing on stdin.
+    /// Runs a command of gangplank with an empty stdin.
     pub fn gangplank(&self, line: &str) -> Answer {
-        self.gangplank_reading(line, "")
+        self.gangplank_with_stdin(line, "")
     }
 
-    /// Runs the binary as it is told, with a text on stdin.
-    pub fn gangplank_reading(&self, line: &str, text: &str) -> Answer {
+    /// Runs a command of gangplank with a text on stdin.
+    pub fn gangplank_with_stdin(&self, line: &str, text: &str) -> Answer {
         let mut command = Command::new(binary());
         command.args(line.split_whitespace());
-        self.finish(command, text)
+        self.run_command(command, text)
     }
 
-    /// Runs a command that may be another program which starts the binary: `BINARY` in its words is that.
+    /// Runs a command line in which `BINARY` stands for the gangplank binary.
     pub fn under(&self, line: &str) -> Answer {
         let line = line.replace("BINARY", binary().to_str().unwrap());
-        self.finish(command(&line), "")
+        self.run_command(command(&line), "")
     }
 
-    fn finish(&self, mut command: Command, text: &str) -> Answer {
+    fn run_command(&self, mut command: Command, text: &str) -> Answer {
         let has_path = command.get_envs().any(|(name, _)| name == "PATH");
         command.env_remove("CNI_PATH").env_remove("NO_COLOR");
         if !has_path {
@@ -129,58 +127,52 @@ impl Fixture {
         Answer::of(output)
     }
 
-    /// `status` on the fixture's directories.
     pub fn status(&self, words: &str) -> Answer {
-        self.gangplank(&format!("status {words} {}", places()))
+        self.gangplank(&format!("status {words} {}", directory_flags()))
     }
 
-    /// `reconcile` on the fixture's directories.
     pub fn reconcile(&self, words: &str) -> Answer {
-        self.gangplank(&format!("reconcile {words} {}", places()))
+        self.gangplank(&format!("reconcile {words} {}", directory_flags()))
     }
 
-    /// `doctor` on the fixture's directories.
     pub fn doctor(&self, words: &str) -> Answer {
-        self.gangplank(&format!("doctor {words} {}", doctors_places()))
+        self.gangplank(&format!("doctor {words} {}", doctor_flags()))
     }
 
-    /// The findings of `doctor`; fails when its exit status is not of them.
+    /// The findings of `doctor`, whose exit status must match.
     #[track_caller]
     pub fn findings(&self) -> Findings {
         Findings::of(&self.doctor("--json"))
     }
 
-    /// The findings of `doctor --fix`.
     #[track_caller]
     pub fn fix(&self) -> Findings {
         Findings::of(&self.doctor("--fix --json"))
     }
 
-    /// Fails unless `doctor` finds nothing.
     #[track_caller]
-    pub fn is_healthy(&self) {
+    pub fn assert_healthy(&self) {
         let findings = self.findings();
         assert!(findings.all.is_empty(), "{:#?}", findings.all);
     }
 
-    /// Makes a lease look as if it were written an hour ago.
+    /// Sets the modification time of a lease to an hour ago.
     pub fn age(&self, network: &str, address: &str) {
         let file = format!("{LEASES}/{network}/{address}");
         self.run(&format!("touch --no-create --date=-1hour {file}"));
     }
 }
 
-/// The flags for `status` and `reconcile`.
-pub fn places() -> String {
+/// Flags for `status` and `reconcile`.
+pub fn directory_flags() -> String {
     format!("--conf-dir {CONF} --cache-dir {CACHE} --data-dir {LEASES}")
 }
 
-/// The flags for `doctor`.
-pub fn doctors_places() -> String {
-    format!("{} --cni-path {}", places(), Node::BIN)
+/// Flags for `doctor`.
+pub fn doctor_flags() -> String {
+    format!("{} --cni-path {}", directory_flags(), Node::BIN)
 }
 
-/// What `doctor` found.
 #[derive(Debug)]
 pub struct Findings {
     pub all: Vec<Value>,
@@ -192,8 +184,8 @@ impl Findings {
         assert_eq!(answer.stderr, "", "{answer:?}");
         let all: Vec<Value> =
             serde_json::from_str(&answer.stdout).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
-        let stands = all.iter().any(|it| it["fixed"] == false);
-        let status = if stands { 3 } else { 0 };
+        let is_unresolved = all.iter().any(|it| it["fixed"] == false);
+        let status = if is_unresolved { 3 } else { 0 };
         assert_eq!(answer.code, Some(status), "{answer:?}");
         for finding in &all {
             for key in ["cause", "remedy"] {
@@ -208,7 +200,7 @@ impl Findings {
         Findings { all }
     }
 
-    /// Their names.
+    /// The finding IDs, sorted.
     pub fn ids(&self) -> Vec<&str> {
         let mut ids: Vec<&str> = self
             .all
@@ -219,9 +211,9 @@ impl Findings {
         ids
     }
 
-    /// The one of that name, as text; fails when there is none.
+    /// The finding with this ID, which must exist, as text.
     #[track_caller]
-    pub fn the(&self, id: &str) -> String {
+    pub fn text_of(&self, id: &str) -> String {
         let found = self.all.iter().find(|it| it["id"] == id);
         found
             .unwrap_or_else(|| panic!("no {id} in {:#?}", self.all))

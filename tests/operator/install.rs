@@ -6,7 +6,7 @@ use crate::support::{binary, requires};
 const BIN: &str = "/run/opt/bin";
 const NAMES: [&str; 3] = ["bridge", "host-local", "loopback"];
 
-/// A node with the binary of its own, and the plugins of Go in a directory.
+/// A node with its own copy of the binary, and with the Go plugins in a directory.
 fn with_go() -> Fixture {
     let fixture = Fixture::new();
     fixture.run_all(&format!(
@@ -35,15 +35,15 @@ fn installed(fixture: &Fixture) -> Vec<bool> {
 }
 
 #[test]
-fn the_plugins_of_go_are_kept_and_come_back() {
+fn the_go_plugins_are_saved_and_restored() {
     requires!("cni:bridge", "cni:portmap");
     let fixture = with_go();
     let before = fixture.files(BIN);
-    let said = fixture.under(&format!("/run/gangplank install {BIN}"));
+    let answer = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(
-        said.success().contains("CNI bridge plugin")
-            && said.stdout.contains("is kept as bridge.orig"),
-        "{said:?}"
+        answer.success().contains("CNI bridge plugin")
+            && answer.stdout.contains("is kept as bridge.orig"),
+        "{answer:?}"
     );
     assert_eq!(installed(&fixture), [true; 3]);
     for name in NAMES {
@@ -57,10 +57,10 @@ fn the_plugins_of_go_are_kept_and_come_back() {
         );
         assert_eq!(fixture.run(&format!("stat -c %a {BIN}/{name}")), "755\n");
     }
-    // It says what it is under its new name.
+    // It reports its version under its new name.
     let about = fixture.under(&format!("env CNI_COMMAND=VERSION {BIN}/bridge"));
     assert_eq!(about.code, Some(0), "{about:?}");
-    // A second time nothing is lost.
+    // A second install overwrites no backup.
     let again = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(!again.success().contains("kept"), "{again:?}");
     assert!(is_same(
@@ -71,25 +71,25 @@ fn the_plugins_of_go_are_kept_and_come_back() {
     let back = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
     assert_eq!(back.success().matches("is back").count(), 3, "{back:?}");
     assert_eq!(fixture.files(BIN), before);
-    // And a second uninstall touches nothing of Go's.
+    // A second uninstall keeps the Go plugins.
     let again = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
     assert_eq!(again.success().matches("and stays").count(), 3, "{again:?}");
     assert_eq!(fixture.files(BIN), before);
 }
 
 #[test]
-fn an_older_gangplank_is_replaced_and_what_it_kept_is_kept_on() {
+fn an_older_gangplank_is_replaced_and_its_saved_plugins_are_kept() {
     requires!("cni:bridge", "cni:portmap");
     let fixture = with_go();
     fixture
         .under(&format!("/run/gangplank install {BIN}"))
         .success();
-    // Another build: the same program with something behind it.
+    // Another build: the binary with appended bytes.
     fixture.write("/run/more", &format!("for f in bridge host-local loopback; do cp {BIN}/$f /run/old && echo x >>/run/old && mv /run/old {BIN}/$f; done\n"));
     fixture.run("bash /run/more");
     assert_eq!(installed(&fixture), [false; 3]);
-    let said = fixture.under(&format!("/run/gangplank install {BIN}"));
-    assert!(!said.success().contains("kept"), "{said:?}");
+    let answer = fixture.under(&format!("/run/gangplank install {BIN}"));
+    assert!(!answer.success().contains("kept"), "{answer:?}");
     assert_eq!(installed(&fixture), [true; 3]);
     assert!(is_same(
         &fixture,
@@ -99,7 +99,7 @@ fn an_older_gangplank_is_replaced_and_what_it_kept_is_kept_on() {
 }
 
 #[test]
-fn a_foreign_program_that_came_later_is_kept_in_its_turn() {
+fn a_foreign_program_installed_later_is_saved_too() {
     requires!("cni:bridge", "cni:portmap");
     let fixture = with_go();
     fixture
@@ -117,11 +117,12 @@ fn a_foreign_program_that_came_later_is_kept_in_its_turn() {
         "{stays:?}"
     );
     assert!(is_same(&fixture, &format!("{BIN}/bridge"), "/run/newer"));
-    let said = fixture.under(&format!("/run/gangplank install {BIN}"));
+    let answer = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(
-        said.success()
+        answer
+            .success()
             .contains("CNI bridge plugin v9 is kept as bridge.orig"),
-        "{said:?}"
+        "{answer:?}"
     );
     assert!(is_same(
         &fixture,
@@ -135,11 +136,11 @@ fn a_foreign_program_that_came_later_is_kept_in_its_turn() {
 }
 
 #[test]
-fn where_nothing_was_nothing_stays() {
+fn uninstall_leaves_an_empty_directory_if_nothing_was_replaced() {
     requires!();
     let fixture = Fixture::new();
-    let said = fixture.gangplank("install /run/new/cni/bin");
-    assert_eq!(said.success().lines().count(), 3);
+    let answer = fixture.gangplank("install /run/new/cni/bin");
+    assert_eq!(answer.success().lines().count(), 3);
     assert_eq!(
         fixture.run("ls -A /run/new/cni/bin"),
         "bridge\nhost-local\nloopback\n"
@@ -169,7 +170,7 @@ fn where_nothing_was_nothing_stays() {
 }
 
 #[test]
-fn an_installed_binary_installs_and_removes_itself() {
+fn an_installed_binary_can_install_and_uninstall_itself() {
     requires!();
     let fixture = Fixture::new();
     fixture.run_all(&format!(
@@ -186,13 +187,13 @@ fn an_installed_binary_installs_and_removes_itself() {
         ("host-local", "install"),
         ("bridge", "uninstall"),
     ] {
-        let said = fixture.under(&format!("bash /run/self {program} {verb}"));
+        let answer = fixture.under(&format!("bash /run/self {program} {verb}"));
         assert_eq!(
-            said.success().lines().count(),
+            answer.success().lines().count(),
             3,
-            "{program} {verb}: {said:?}"
+            "{program} {verb}: {answer:?}"
         );
-        assert!(!said.stdout.contains("orig"), "{said:?}");
+        assert!(!answer.stdout.contains("orig"), "{answer:?}");
         let names = fixture.run(&format!("ls -A {BIN}"));
         let wanted = if verb == "install" {
             "bridge\ngangplank\nhost-local\nloopback\n"
@@ -204,7 +205,7 @@ fn an_installed_binary_installs_and_removes_itself() {
 }
 
 #[test]
-fn links_and_what_is_no_program_are_kept_too() {
+fn symbolic_links_and_other_files_are_saved_too() {
     requires!("cni:bridge", "cni:portmap");
     let fixture = with_go();
     fixture.run_all(&format!("ln -sf /usr/lib/cni/bridge {BIN}/bridge\nln -sf /nowhere {BIN}/loopback\nrm {BIN}/host-local"));
@@ -229,21 +230,21 @@ fn links_and_what_is_no_program_are_kept_too() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_left_as_it_was() {
+fn an_unwritable_directory_is_unchanged() {
     requires!("cni:bridge", "cni:portmap");
     let fixture = with_go();
     let before = fixture.files(BIN);
     fixture.run_all(&format!(
         "mount --bind {BIN} {BIN}\nmount -o remount,bind,ro {BIN}"
     ));
-    let refused = fixture.under(&format!("/run/gangplank install {BIN}"));
+    let failed = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(
-        refused.failure().contains(BIN) && refused.stderr.contains("Read-only file system"),
-        "{refused:?}"
+        failed.failure().contains(BIN) && failed.stderr.contains("Read-only file system"),
+        "{failed:?}"
     );
     assert!(
-        !refused.stderr.contains("as root"),
-        "it is not the user's fault: {refused:?}"
+        !failed.stderr.contains("as root"),
+        "not a usage error: {failed:?}"
     );
     assert_eq!(fixture.files(BIN), before);
     let file = fixture.gangplank("install /run/gangplank");
@@ -251,7 +252,7 @@ fn a_directory_that_cannot_be_written_is_left_as_it_was() {
 }
 
 #[test]
-fn a_wrapper_that_says_it_is_gangplank_is_kept_and_not_run_to_find_out() {
+fn a_wrapper_script_is_saved_and_not_executed_to_identify_it() {
     requires!();
     let fixture = Fixture::new();
     let wrapper = "#!/bin/sh\ntouch /run/ran-with-$CNI_COMMAND\necho 'CNI bridge plugin v1.9.1+gangplank.0.1.0 (gangplank)' >&2\nexec /run/gangplank-real \"$@\"\n";
@@ -262,12 +263,11 @@ fn a_wrapper_that_says_it_is_gangplank_is_kept_and_not_run_to_find_out() {
         mark.to_owned(),
     ] {
         fixture.run_all(&format!("rm -rf {BIN}\nmkdir -p {BIN}"));
-        fixture.write(&format!("{BIN}/bridge"), &content);
-        fixture.run(&format!("chmod 755 {BIN}/bridge"));
-        let said = fixture.gangplank(&format!("install {BIN}"));
+        fixture.write_executable(&format!("{BIN}/bridge"), &content);
+        let answer = fixture.gangplank(&format!("install {BIN}"));
         assert!(
-            said.success().contains("is kept as bridge.orig"),
-            "{said:?}"
+            answer.success().contains("is kept as bridge.orig"),
+            "{answer:?}"
         );
         assert_eq!(fixture.read(&format!("{BIN}/bridge.orig")), content);
         let back = fixture.gangplank(&format!("uninstall {BIN}"));
@@ -276,12 +276,12 @@ fn a_wrapper_that_says_it_is_gangplank_is_kept_and_not_run_to_find_out() {
         let stays = fixture.gangplank(&format!("uninstall {BIN}"));
         assert!(stays.success().contains("and stays"), "{stays:?}");
     }
-    // It is asked what it is for the message, without a command.
+    // It is executed only without CNI_COMMAND, for the message.
     assert!(fixture.run("ls /run").contains("ran-with-\n"));
 }
 
 #[test]
-fn what_is_kept_already_is_not_lost_to_what_comes_later() {
+fn earlier_saved_files_are_not_overwritten() {
     requires!("cni:bridge", "cni:portmap");
     let fixture = with_go();
     let put = |text: &str| {
@@ -299,7 +299,7 @@ fn what_is_kept_already_is_not_lost_to_what_comes_later() {
     assert!(install().contains("the bridge.orig of before as bridge.orig.1"));
     put("#!/bin/sh\n# third\n");
     assert!(install().contains("the bridge.orig of before as bridge.orig.2"));
-    // The same once more is not kept twice.
+    // The same file is not saved twice.
     put("#!/bin/sh\n# third\n");
     assert!(!install().contains("of before"));
     let orig = |suffix: &str| format!("{BIN}/bridge.orig{suffix}");
@@ -313,7 +313,7 @@ fn what_is_kept_already_is_not_lost_to_what_comes_later() {
     assert!(fixture.read(&format!("{BIN}/bridge")).contains("third"));
 }
 
-/// Runs the installer as the DaemonSet's container does: as root with these capabilities and no others.
+/// Runs the installer as the DaemonSet's container: as root with only these capabilities.
 fn install_with(fixture: &Fixture, capabilities: &str) -> crate::support::Answer {
     let sets = ["--bounding-set", "--inh-caps"].map(|set| format!("{set} {capabilities}"));
     fixture.under(&format!(
@@ -323,7 +323,7 @@ fn install_with(fixture: &Fixture, capabilities: &str) -> crate::support::Answer
 }
 
 #[test]
-fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
+fn the_capabilities_of_the_daemonset_suffice_for_a_directory_of_another_user() {
     requires!("cni:bridge", "cni:portmap", "setpriv");
     let manifest = crate::support::example("install/daemonset.yaml");
     let lines: Vec<&str> = manifest.lines().map(str::trim).collect();
@@ -332,12 +332,12 @@ fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
         lines.contains(&r#"add: ["DAC_OVERRIDE", "FOWNER"]"#),
         "{manifest}"
     );
-    // As kubespray leaves it: directory and programs belong to the user kube.
+    // As installed by kubespray: directory and programs belong to the user kube.
     let fixture = with_go();
     fixture.run_all(&format!("chown -R 997:997 {BIN}\nchmod 755 {BIN}"));
     let before = fixture.files(BIN);
-    let refused = install_with(&fixture, "-all");
-    let said = refused.failure();
+    let failed = install_with(&fixture, "-all");
+    let answer = failed.failure();
     for word in [
         "Permission denied",
         BIN,
@@ -345,17 +345,21 @@ fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
         "DAC_OVERRIDE",
         "FOWNER",
     ] {
-        assert!(said.contains(word), "{word}: {refused:?}");
+        assert!(answer.contains(word), "{word}: {failed:?}");
     }
     assert_eq!(fixture.files(BIN), before);
     for program in NAMES {
-        // It has the sticky bit on some systems, and the programs another owner still.
+        // With the sticky bit, and programs of another owner.
         fixture.run_all(&format!(
             "chown 996:996 {BIN}/{program}\nchmod 4750 {BIN}/{program}\nchmod 1775 {BIN}"
         ));
     }
-    let said = install_with(&fixture, "-all,+dac_override,+fowner");
-    assert_eq!(said.success().matches("is kept as").count(), 3, "{said:?}");
+    let answer = install_with(&fixture, "-all,+dac_override,+fowner");
+    assert_eq!(
+        answer.success().matches("is kept as").count(),
+        3,
+        "{answer:?}"
+    );
     assert_eq!(installed(&fixture), [true; 3]);
     assert!(is_same(
         &fixture,
@@ -365,7 +369,7 @@ fn a_directory_of_another_user_needs_the_capabilities_of_the_daemonset() {
 }
 
 #[test]
-fn a_link_in_the_place_of_the_staged_file_is_not_followed() {
+fn a_symbolic_link_at_the_temporary_file_is_not_followed() {
     requires!();
     let fixture = Fixture::new();
     fixture.run_all(&format!("mkdir -p {BIN}\nln -s /run/victim {BIN}/.gangplank.new\nln -s /run/victim {BIN}/.bridge.new"));

@@ -1,5 +1,5 @@
-//! The operator's command line at work: each command on nodes in namespaces of their own, with pods that the plugins made,
-//! ours and those of Go, and with networks that somebody broke.
+//! The operator's command line: each command on nodes in their own namespaces, with pods of gangplank and of the Go
+//! plugins, and with broken networks.
 
 use gangplank_test_support as support;
 

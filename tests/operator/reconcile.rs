@@ -1,9 +1,9 @@
-//! `gangplank reconcile`: after a firewall reload or a network manager packets flow again.
+//! `gangplank reconcile`: restores connectivity after a firewall reload or changes by a network manager.
 
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::support::{Network, Node, NodeState, Pod, requires, small_network, wire};
+use crate::support::{Network, Node, NodeState, Pod, connect, requires, small_network};
 
 fn full() -> Value {
     let mut config = small_network();
@@ -13,7 +13,7 @@ fn full() -> Value {
     config
 }
 
-/// Two pods on a network, and a node outside it that knows no way back to them.
+/// Two pods on a network, and a host outside without routes to them.
 struct Attached {
     fixture: Fixture,
     outside: Node,
@@ -30,7 +30,7 @@ impl Attached {
     fn of(config: &Value, is_go: bool) -> Attached {
         let fixture = Fixture::with(config);
         let outside = Node::new("outside");
-        wire(&fixture, "up0", &outside, "eth0");
+        connect(&fixture, "up0", &outside, "eth0");
         fixture.run("ip addr add 192.0.2.1/24 dev up0");
         outside.run("ip addr add 192.0.2.2/24 dev eth0");
         let pods = ["a", "b"].map(|name| fixture.pod(name));
@@ -52,11 +52,11 @@ impl Attached {
             veths,
             config: config.clone(),
         };
-        attached.flows();
+        attached.assert_connectivity();
         attached
     }
 
-    fn flows(&self) {
+    fn assert_connectivity(&self) {
         let [a, b] = &self.pods;
         a.reaches("10.77.0.3");
         b.reaches("10.77.0.1");
@@ -66,7 +66,7 @@ impl Attached {
         }
     }
 
-    fn harm(&self, lines: &str) {
+    fn damage(&self, lines: &str) {
         let [one, two] = &self.veths[..] else {
             panic!()
         };
@@ -78,10 +78,10 @@ impl Attached {
         );
     }
 
-    /// Breaks the node, looks without changing, restores, and looks once more.
-    fn comes_back(&self, lines: &str) {
+    /// Damages the node, then runs a dry run, a reconcile, and a second reconcile that has nothing to restore.
+    fn assert_restored(&self, lines: &str) {
         let whole = flags(&self.fixture);
-        self.harm(lines);
+        self.damage(lines);
         let broken = (NodeState::of(&self.fixture), flags(&self.fixture));
         let plan = self.fixture.reconcile("--dry-run --json").ok();
         assert_eq!(plan["dryRun"], true);
@@ -99,13 +99,13 @@ impl Attached {
             "nothing to restore\n",
             "{lines}"
         );
-        self.flows();
+        self.assert_connectivity();
         assert_eq!(flags(&self.fixture), whole, "{lines}");
-        self.fixture.is_healthy();
+        self.fixture.assert_healthy();
     }
 }
 
-/// What `ip` says of the ports and the bridge, but for what is new when it was made again.
+/// The state of ports and bridge as `ip` shows it, without values that change when they are recreated.
 fn flags(fixture: &Fixture) -> Vec<String> {
     let links: Value = serde_json::from_str(&fixture.run("ip -d -j link")).unwrap();
     let mut flags: Vec<String> = links
@@ -131,58 +131,58 @@ fn flags(fixture: &Fixture) -> Vec<String> {
 }
 
 #[test]
-fn what_a_firewall_reload_took_comes_back() {
+fn the_effects_of_a_firewall_reload_are_repaired() {
     requires!("ping", "iptables", "nft");
     let attached = Attached::new(&full());
-    attached.comes_back("iptables -t nat -F");
-    attached.comes_back("iptables -t nat -F; iptables -t nat -X");
-    attached.comes_back("iptables -t nat -F POSTROUTING");
-    attached.comes_back("nft flush table bridge nat");
-    attached.comes_back("nft delete table bridge nat");
-    attached.comes_back("sysctl -qw net.ipv4.ip_forward=0");
+    attached.assert_restored("iptables -t nat -F");
+    attached.assert_restored("iptables -t nat -F; iptables -t nat -X");
+    attached.assert_restored("iptables -t nat -F POSTROUTING");
+    attached.assert_restored("nft flush table bridge nat");
+    attached.assert_restored("nft delete table bridge nat");
+    attached.assert_restored("sysctl -qw net.ipv4.ip_forward=0");
 }
 
 #[test]
-fn a_flushed_ruleset_comes_back_with_the_nftables_backend() {
+fn a_flushed_nftables_ruleset_is_restored() {
     requires!("ping", "iptables", "nft");
     let mut config = full();
     config["ipMasqBackend"] = "nftables".into();
     let attached = Attached::new(&config);
-    attached.comes_back("nft flush ruleset");
-    attached.comes_back("nft flush table inet gangplank");
-    attached.comes_back("nft delete table inet gangplank");
+    attached.assert_restored("nft flush ruleset");
+    attached.assert_restored("nft flush table inet gangplank");
+    attached.assert_restored("nft delete table inet gangplank");
 }
 
 #[test]
-fn what_a_network_manager_took_comes_back() {
+fn the_effects_of_a_network_manager_are_repaired() {
     requires!("ping", "iptables", "nft");
     let mut config = full();
     config["promiscMode"] = true.into();
     config["hairpinMode"] = false.into();
     let attached = Attached::new(&config);
-    attached.comes_back("ip addr flush dev br0");
-    attached.comes_back("ip link set VETH1 nomaster");
-    attached.comes_back("ip link set VETH1 nomaster; ip link set VETH1 down; ip link set VETH2 type bridge_slave hairpin on");
-    attached.comes_back("ip link set br0 promisc off");
-    attached.comes_back("ip link set br0 down");
-    attached.comes_back("ip link del br0");
+    attached.assert_restored("ip addr flush dev br0");
+    attached.assert_restored("ip link set VETH1 nomaster");
+    attached.assert_restored("ip link set VETH1 nomaster; ip link set VETH1 down; ip link set VETH2 type bridge_slave hairpin on");
+    attached.assert_restored("ip link set br0 promisc off");
+    attached.assert_restored("ip link set br0 down");
+    attached.assert_restored("ip link del br0");
 }
 
 #[test]
-fn router_advertisements_of_pods_are_refused_again() {
+fn accept_ra_is_disabled_again() {
     requires!("ping", "iptables", "nft");
     let attached = Attached::new(&full());
     for link in ["br0", &attached.veths[0]] {
-        attached.comes_back(&format!("sysctl -qw net.ipv6.conf.{link}.accept_ra=1"));
+        attached.assert_restored(&format!("sysctl -qw net.ipv6.conf.{link}.accept_ra=1"));
         let parameter = format!("/proc/sys/net/ipv6/conf/{link}/accept_ra");
         assert_eq!(attached.fixture.read(&parameter), "0\n");
     }
 }
 
 #[test]
-fn the_mac_address_of_a_bridge_is_fixed_as_it_is() {
+fn the_mac_address_of_a_bridge_is_pinned() {
     requires!("cni:bridge");
-    // Without a gateway the Go plugin leaves it to the kernel, and only /sys tells.
+    // Without a gateway the Go plugin does not set it, which only addr_assign_type in /sys shows.
     let config =
         json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br0" });
     let fixture = Fixture::with(&config);
@@ -197,18 +197,18 @@ fn the_mac_address_of_a_bridge_is_fixed_as_it_is() {
     let [mac, before] = state();
     assert_ne!(before, "3\n");
     assert_eq!(fixture.findings().ids(), ["bridge-mac"]);
-    let said = fixture.reconcile("");
+    let answer = fixture.reconcile("");
     assert!(
-        said.success().contains("MAC address of the bridge"),
-        "{said:?}"
+        answer.success().contains("MAC address of the bridge"),
+        "{answer:?}"
     );
     assert_eq!(state(), [mac, "3\n".to_owned()]);
     assert_eq!(fixture.reconcile("").success(), "nothing to restore\n");
-    fixture.is_healthy();
+    fixture.assert_healthy();
 }
 
 #[test]
-fn ports_stay_on_their_bridge_when_the_configuration_names_another() {
+fn ports_stay_on_their_bridge_if_the_configuration_names_another() {
     requires!("ping", "iptables", "nft", "cni:bridge", "cni:host-local");
     for is_go in [false, true] {
         let mut config = small_network();
@@ -223,52 +223,59 @@ fn ports_stay_on_their_bridge_when_the_configuration_names_another() {
         for existing in ["", "ip link add br1 type bridge\nip link set br1 up"] {
             fixture.run_all(existing);
             let before = (NodeState::of(fixture), flags(fixture));
-            let said = fixture.reconcile("");
-            let said = said.success();
+            let answer = fixture.reconcile("");
+            let answer = answer.success();
             for veth in &attached.veths {
-                assert!(said.contains(&format!("left port {veth}")), "{said}");
+                assert!(answer.contains(&format!("left port {veth}")), "{answer}");
             }
             assert!(
-                said.contains("on bridge br0") && !said.contains("restored"),
-                "{said}"
+                answer.contains("on bridge br0") && !answer.contains("restored"),
+                "{answer}"
             );
             let fixed = fixture.fix();
             assert_eq!(fixed.ids(), ["port-elsewhere"], "{fixed:#?}");
-            assert!(fixed.the("port-elsewhere").contains("restart these pods"));
+            assert!(
+                fixed
+                    .text_of("port-elsewhere")
+                    .contains("restart these pods")
+            );
             assert_eq!(
                 (NodeState::of(fixture), flags(fixture)),
                 before,
                 "{existing}"
             );
-            attached.flows();
+            attached.assert_connectivity();
         }
-        // What does not depend on the bridge comes back all the same.
+        // Resources that do not depend on the bridge are restored.
         fixture.run("iptables -t nat -F");
-        let said = fixture.reconcile("");
-        assert!(said.success().contains("restored masquerading"), "{said:?}");
-        attached.flows();
+        let answer = fixture.reconcile("");
+        assert!(
+            answer.success().contains("restored masquerading"),
+            "{answer:?}"
+        );
+        attached.assert_connectivity();
     }
 }
 
 #[test]
-fn ports_keep_their_flags_when_the_configuration_asks_for_others() {
+fn ports_keep_their_flags_if_the_configuration_changed() {
     requires!("ping", "iptables");
     let attached = Attached::new(&small_network());
     let mut config = attached.config.clone();
     config["portIsolation"] = true.into();
     attached.fixture.configure("10-net.conflist", &config);
     let before = flags(&attached.fixture);
-    let said = attached.fixture.reconcile("");
+    let answer = attached.fixture.reconcile("");
     assert!(
-        said.success().contains("left the flags of port"),
-        "{said:?}"
+        answer.success().contains("left the flags of port"),
+        "{answer:?}"
     );
     let fixed = attached.fixture.fix();
     assert_eq!(fixed.ids(), ["port-flags"], "{fixed:#?}");
     assert_eq!(flags(&attached.fixture), before);
-    attached.flows();
-    // A port that has come off the bridge is attached as the configuration says.
-    attached.harm("ip link set VETH1 nomaster; ip link set VETH2 down");
+    attached.assert_connectivity();
+    // A port that was removed from the bridge is added with the configured flags.
+    attached.damage("ip link set VETH1 nomaster; ip link set VETH2 down");
     assert!(
         attached
             .fixture
@@ -283,11 +290,11 @@ fn ports_keep_their_flags_when_the_configuration_asks_for_others() {
         [0, 1].map(|at| isolated(&attached.veths[at])),
         [json!(true), json!(false)]
     );
-    attached.flows();
+    attached.assert_connectivity();
 }
 
 #[test]
-fn masquerading_stays_when_the_configuration_has_another_subnet() {
+fn masquerade_rules_are_kept_if_the_configured_subnet_changed() {
     requires!("ping", "iptables");
     for remembers in [true, false] {
         let mut config = small_network();
@@ -308,7 +315,7 @@ fn masquerading_stays_when_the_configuration_has_another_subnet() {
         );
         attached.fixture.fix();
         assert_eq!(attached.fixture.nat("iptables"), rules);
-        attached.flows();
+        attached.assert_connectivity();
         if remembers {
             attached.fixture.run("iptables -t nat -F");
             assert!(
@@ -318,16 +325,16 @@ fn masquerading_stays_when_the_configuration_has_another_subnet() {
                     .success()
                     .contains("masquerading")
             );
-            attached.flows();
+            attached.assert_connectivity();
         }
     }
 }
 
 #[test]
-fn a_port_that_an_administrator_has_moved_is_reported_and_stays() {
+fn a_port_moved_by_an_administrator_is_reported_and_kept() {
     requires!("ping", "iptables", "nft");
     let attached = Attached::new(&full());
-    attached.harm(
+    attached.damage(
         "ip link add other type bridge; ip link set other up; ip link set VETH1 master other",
     );
     let before = flags(&attached.fixture);
@@ -342,14 +349,14 @@ fn a_port_that_an_administrator_has_moved_is_reported_and_stays() {
         "{left}"
     );
     assert_eq!(flags(&attached.fixture), before);
-    // Once it is on no bridge it is a port that somebody took.
-    attached.harm("ip link set VETH1 nomaster");
+    // A port that is on no bridge is restored.
+    attached.damage("ip link set VETH1 nomaster");
     assert_eq!(attached.fixture.reconcile("--json").ok()["left"], json!([]));
-    attached.flows();
+    attached.assert_connectivity();
 }
 
 #[test]
-fn a_gateway_that_another_network_has_replaced_is_left_to_the_operator() {
+fn a_gateway_replaced_by_another_network_is_left_to_the_operator() {
     requires!("ping", "iptables");
     let mut config = small_network();
     config["forceAddress"] = true.into();
@@ -363,7 +370,7 @@ fn a_gateway_that_another_network_has_replaced_is_left_to_the_operator() {
 }
 
 #[test]
-fn isolated_ports_are_isolated_again() {
+fn port_isolation_is_restored() {
     requires!();
     let mut config = small_network();
     config["portIsolation"] = true.into();
@@ -380,17 +387,18 @@ fn isolated_ports_are_isolated_again() {
 }
 
 #[test]
-fn pods_of_go_come_back_too_when_their_runtime_remembers_them() {
+fn pods_of_the_go_plugins_are_restored_if_they_have_cache_entries() {
     requires!("ping", "iptables", "cni:bridge", "cni:host-local");
     let mut config = small_network();
     config["ipMasq"] = true.into();
     let attached = Attached::of(&config, true);
-    attached.comes_back("iptables -t nat -F; ip addr flush dev br0; ip link set VETH1 nomaster");
-    attached.comes_back("ip link del br0; iptables -t nat -F");
+    attached
+        .assert_restored("iptables -t nat -F; ip addr flush dev br0; ip link set VETH1 nomaster");
+    attached.assert_restored("ip link del br0; iptables -t nat -F");
 }
 
 #[test]
-fn both_families_come_back() {
+fn both_families_are_restored() {
     requires!("ping", "iptables", "ip6tables");
     let mut config = small_network();
     config["ipMasq"] = true.into();
@@ -398,16 +406,16 @@ fn both_families_come_back() {
         [{ "subnet": "10.77.0.0/24" }], [{ "subnet": "fd77::/64" }],
     ] });
     let attached = Attached::new(&config);
-    attached.comes_back("ip addr flush dev br0");
+    attached.assert_restored("ip addr flush dev br0");
     attached.pods[0].reaches("fd77::1");
-    attached.comes_back("ip6tables -t nat -F");
-    attached.comes_back("ip link del br0; sysctl -qw net.ipv6.conf.all.forwarding=0");
+    attached.assert_restored("ip6tables -t nat -F");
+    attached.assert_restored("ip link del br0; sysctl -qw net.ipv6.conf.all.forwarding=0");
     attached.pods[0].reaches("fd77::1");
     attached.pods[0].reaches("fd77::3");
 }
 
 #[test]
-fn addresses_of_another_ipam_plugin_come_back() {
+fn pods_with_another_ipam_plugin_are_restored() {
     requires!("ping", "iptables", "cni:static");
     let mut config = small_network();
     config["ipMasq"] = true.into();
@@ -418,18 +426,18 @@ fn addresses_of_another_ipam_plugin_come_back() {
     fixture.run_pod(&fixture.network(config), &pod);
     pod.reaches("10.77.0.1");
     fixture.run_all("iptables -t nat -F\nip addr flush dev br0");
-    let said = fixture.reconcile("");
+    let answer = fixture.reconcile("");
     assert!(
-        said.success().contains("masquerading of")
-            && said.success().contains("gateway address 10.77.0.1/24"),
-        "{said:?}"
+        answer.success().contains("masquerading of")
+            && answer.success().contains("gateway address 10.77.0.1/24"),
+        "{answer:?}"
     );
     assert_eq!(fixture.reconcile("").success(), "nothing to restore\n");
     pod.reaches("10.77.0.1");
 }
 
 #[test]
-fn nothing_comes_back_for_pods_that_are_gone_and_nothing_is_invented() {
+fn nothing_is_restored_for_deleted_pods() {
     requires!("iptables");
     let config = full();
     let fixture = Fixture::with(&config);
@@ -445,14 +453,14 @@ fn nothing_comes_back_for_pods_that_are_gone_and_nothing_is_invented() {
 }
 
 #[test]
-fn what_cannot_be_put_back_is_said_and_the_rest_is_put_back() {
+fn failures_are_reported_and_everything_else_is_restored() {
     requires!("iptables");
     let mut config = small_network();
     config["ipMasq"] = true.into();
     let fixture = Fixture::with(&config);
     let pod = fixture.pod("a");
     fixture.run_pod(&fixture.network(config), &pod);
-    // Somebody else's address in the place of ours: that is for the operator to decide.
+    // A foreign address instead of the gateway: left to the operator.
     fixture.run_all("ip addr flush dev br0\nip addr add 10.9.9.1/24 dev br0\niptables -t nat -F");
     let answer = fixture.reconcile("");
     assert_eq!(answer.code, Some(1), "{answer:?}");
@@ -480,7 +488,7 @@ fn what_cannot_be_put_back_is_said_and_the_rest_is_put_back() {
 }
 
 #[test]
-fn one_network_can_be_asked_for() {
+fn a_single_network_can_be_selected() {
     requires!("iptables");
     let fixture = Fixture::with(&small_network());
     let mut other = small_network();
@@ -492,14 +500,17 @@ fn one_network_can_be_asked_for() {
     fixture.network(small_network()).add(&a);
     fixture.network(other).add(&b);
     fixture.run_all("ip addr flush dev br0\nip addr flush dev br1");
-    let said = fixture.reconcile("other");
-    assert!(said.success().starts_with("other: restored"), "{said:?}");
+    let answer = fixture.reconcile("other");
+    assert!(
+        answer.success().starts_with("other: restored"),
+        "{answer:?}"
+    );
     assert_eq!(fixture.addresses("br0"), [""; 0]);
     assert!(fixture.reconcile("nope").failure().contains("\"nope\""));
 }
 
 #[test]
-fn pods_stay_on_the_bridge_that_they_are_on_when_two_networks_share_a_name() {
+fn pods_stay_on_their_bridge_if_two_networks_share_a_name() {
     requires!("ping", "iptables", "nft");
     let attached = Attached::new(&full());
     let mut twin = full();
@@ -510,7 +521,7 @@ fn pods_stay_on_the_bridge_that_they_are_on_when_two_networks_share_a_name() {
         attached.fixture.reconcile("").success(),
         "nothing to restore\n"
     );
-    // Also when there is such a bridge.
+    // The same if the other bridge exists.
     attached.fixture.run("ip link add br7 type bridge");
     attached.fixture.fix();
     attached.fixture.run("ip link del br7");
@@ -518,5 +529,5 @@ fn pods_stay_on_the_bridge_that_they_are_on_when_two_networks_share_a_name() {
         (NodeState::of(&attached.fixture), flags(&attached.fixture)),
         before
     );
-    attached.flows();
+    attached.assert_connectivity();
 }

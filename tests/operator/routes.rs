@@ -1,11 +1,11 @@
-//! `gangplank routes`: nodes on a wire, and their pods.
+//! `gangplank routes`: routes between the pods of several nodes.
 
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-use crate::support::{Answer, requires, small_network, wire};
+use crate::support::{Answer, connect, requires, small_network};
 
-/// Three nodes on one network: 192.0.2.11, .12 and .13, the second and third joined by a bridge on the first.
+/// Three nodes on one network: 192.0.2.11, .12 and .13, connected by a bridge on the first.
 struct Cluster {
     nodes: Vec<Fixture>,
 }
@@ -14,14 +14,14 @@ impl Cluster {
     fn new() -> Cluster {
         let nodes: Vec<Fixture> = (0..3).map(|_| Fixture::new()).collect();
         for node in &nodes {
-            // Neighbours are asked for from link-local addresses, which otherwise take a second to be there.
+            // Neighbour solicitations use link-local addresses, for which duplicate address detection takes a second.
             node.run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
         }
         nodes[0].run_all("ip link add lan type bridge\nip link set lan up");
         for (at, node) in nodes.iter().enumerate() {
             let link = if at == 0 { "lan" } else { "eth0" };
             if at > 0 {
-                wire(&nodes[0], &format!("p{at}"), node, "eth0");
+                connect(&nodes[0], &format!("p{at}"), node, "eth0");
                 nodes[0].run(&format!("ip link set p{at} master lan"));
             }
             node.run(&format!("ip addr add 192.0.2.1{}/24 dev {link}", at + 1));
@@ -34,10 +34,10 @@ impl Cluster {
     }
 
     fn routes(&self, at: usize, words: &str, list: &str) -> Answer {
-        self.nodes[at].gangplank_reading(&format!("routes {words}"), list)
+        self.nodes[at].gangplank_with_stdin(&format!("routes {words}"), list)
     }
 
-    /// Our routes, and all others.
+    /// `ours`: routes of gangplank (protocol 71); otherwise all other routes.
     fn table(&self, at: usize, which: &str) -> Vec<String> {
         let node = &self.nodes[at];
         let mut lines: Vec<String> = [node.run("ip -4 route"), node.run("ip -6 route")]
@@ -102,14 +102,14 @@ fn pods_of_different_nodes_reach_each_other() {
     for (from, to) in [(0, 2), (1, 2), (2, 0)] {
         assert_eq!(pods[from].reaches(&format!("10.244.{}.2", to + 1)), 62);
         assert_eq!(pods[from].reaches(&format!("fd10:{}::2", to + 1)), 62);
-        // Nothing translates its address on the way.
+        // The source address is not translated.
         let seen = pods[from].seen_as(&pods[to], &format!("10.244.{}.2", to + 1));
         assert_eq!(seen, format!("10.244.{}.2", from + 1));
     }
 }
 
 #[test]
-fn routes_are_added_replaced_and_removed_and_others_stay() {
+fn routes_are_added_replaced_and_removed_and_foreign_ones_kept() {
     requires!();
     let cluster = Cluster::new();
     cluster.nodes[0].run_all(
@@ -147,7 +147,7 @@ fn routes_are_added_replaced_and_removed_and_others_stay() {
     );
     let again = cluster.routes(0, "", &three());
     assert_eq!(again.success(), "0 changed, 4 right already, 0 failed\n");
-    // The nodes swap their ranges, and one has a new one.
+    // The nodes swap their ranges, and one gets a new range.
     let swapped = list(&[
         node(1, &["10.244.1.0/24"]),
         node(2, &["10.244.3.0/24", "fd10:3::/64"]),
@@ -195,7 +195,7 @@ fn routes_are_added_replaced_and_removed_and_others_stay() {
 }
 
 #[test]
-fn a_metric_is_given_changed_and_taken_away() {
+fn a_metric_is_set_changed_and_removed() {
     requires!();
     let cluster = Cluster::new();
     for (words, wanted) in [
@@ -226,7 +226,7 @@ fn a_metric_is_given_changed_and_taken_away() {
 }
 
 #[test]
-fn lines_do_as_well_as_kubernetes() {
+fn nodes_can_be_listed_as_plain_lines() {
     requires!();
     let cluster = Cluster::new();
     let text = "# our three\n192.0.2.11 10.244.1.0/24\n192.0.2.12 10.244.2.0/24 # the second\n\n192.0.2.13\t10.244.3.0/24\n192.0.2.13 10.244.4.0/24\nfd00::13 fd10:3::/64\n";
@@ -236,7 +236,7 @@ fn lines_do_as_well_as_kubernetes() {
             .ends_with("4 changed, 0 right already, 0 failed\n"),
         "{done:?}"
     );
-    // From a machine that is none of them.
+    // On a machine that is not in the list.
     let all = cluster.routes(
         2,
         "",
@@ -250,7 +250,7 @@ fn lines_do_as_well_as_kubernetes() {
 }
 
 #[test]
-fn this_node_is_found_by_its_address_or_told_by_name() {
+fn the_local_node_is_found_by_address_or_by_name() {
     requires!();
     let cluster = Cluster::new();
     let answer = cluster.routes(1, "--json --dry-run", &three()).ok();
@@ -273,7 +273,7 @@ fn this_node_is_found_by_its_address_or_told_by_name() {
 }
 
 #[test]
-fn a_range_of_two_nodes_is_refused_by_both_names_before_anything_changes() {
+fn a_range_of_two_nodes_is_rejected_with_both_names_before_any_change() {
     requires!();
     let cluster = Cluster::new();
     cluster.routes(0, "", &three()).success();
@@ -334,7 +334,7 @@ fn a_range_of_two_nodes_is_refused_by_both_names_before_anything_changes() {
 }
 
 #[test]
-fn a_next_hop_beyond_a_router_is_explained_and_the_others_are_reached() {
+fn an_unreachable_next_hop_is_reported_and_other_routes_are_added() {
     requires!();
     let cluster = Cluster::new();
     cluster.nodes[0].run("ip route add 198.51.100.0/24 via 192.0.2.13");
@@ -353,7 +353,7 @@ fn a_next_hop_beyond_a_router_is_explained_and_the_others_are_reached() {
 }
 
 #[test]
-fn somebody_elses_route_to_the_same_pods_stays() {
+fn an_existing_foreign_route_to_the_same_range_is_kept() {
     requires!();
     let cluster = Cluster::new();
     cluster.nodes[0].run_all("ip route add 10.244.2.0/24 via 192.0.2.12 proto static\nip route add 10.244.3.0/24 via 192.0.2.12 proto static");
@@ -371,7 +371,7 @@ fn somebody_elses_route_to_the_same_pods_stays() {
 }
 
 #[test]
-fn what_somebody_else_refuses_packets_by_stays() {
+fn foreign_unreachable_and_prohibit_routes_are_kept() {
     requires!();
     let cluster = Cluster::new();
     let node = &cluster.nodes[0];
@@ -392,7 +392,7 @@ fn what_somebody_else_refuses_packets_by_stays() {
 }
 
 #[test]
-fn a_change_of_metric_that_was_cut_short_ends_with_the_new_one() {
+fn an_interrupted_change_of_metric_is_completed() {
     requires!();
     let cluster = Cluster::new();
     for (metric, wanted) in [("70", " metric 70"), ("0", "")] {
@@ -409,7 +409,7 @@ fn a_change_of_metric_that_was_cut_short_ends_with_the_new_one() {
 }
 
 #[test]
-fn a_node_without_an_address_of_the_family_or_without_ranges_is_no_reason_to_stop() {
+fn a_node_without_ranges_or_without_an_address_of_the_family_is_skipped() {
     requires!();
     let cluster = Cluster::new();
     let mut two = node(2, &["10.244.2.0/24", "fd10:2::/64"]);

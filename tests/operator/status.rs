@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::{CACHE, CONF, Fixture, LEASES, places};
+use crate::fixture::{CACHE, CONF, Fixture, LEASES, directory_flags};
 use crate::support::{Network, binary, chain_of, requires, small_network};
 
 fn dual() -> Value {
@@ -14,7 +14,7 @@ fn dual() -> Value {
     config
 }
 
-/// The line of a table that has these words.
+/// The line of a table that contains this text.
 #[track_caller]
 fn line<'a>(text: &'a str, words: &str) -> &'a str {
     let line = text.lines().find(|line| line.contains(words));
@@ -22,7 +22,7 @@ fn line<'a>(text: &'a str, words: &str) -> &'a str {
 }
 
 #[test]
-fn our_pods_and_those_of_go_are_shown_alike() {
+fn pods_of_both_implementations_are_shown() {
     requires!("ping", "iptables", "cni:bridge", "cni:host-local");
     let config = dual();
     let fixture = Fixture::with(&config);
@@ -72,7 +72,7 @@ fn our_pods_and_those_of_go_are_shown_alike() {
 }
 
 #[test]
-fn traffic_is_counted_as_the_pod_sees_it() {
+fn traffic_is_counted_from_the_view_of_the_pod() {
     requires!("ping");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -86,7 +86,7 @@ fn traffic_is_counted_as_the_pod_sees_it() {
         ["sentBytes", "receivedBytes"].map(|key| pod[key].as_u64().unwrap())
     };
     let before = counted(&fixture);
-    // Nobody listens there: what comes back is short.
+    // No listener: the replies are short.
     let socket = a.socket("0.0.0.0".parse().unwrap()).unwrap();
     for _ in 0..20 {
         let _ = socket.send_to(&[0; 1400], (&*to, 9));
@@ -98,7 +98,7 @@ fn traffic_is_counted_as_the_pod_sees_it() {
 }
 
 #[test]
-fn what_ails_a_pod_is_said_in_words() {
+fn problems_of_pods_are_shown() {
     requires!("iptables");
     let mut config = small_network();
     config["ipMasq"] = true.into();
@@ -114,7 +114,7 @@ fn what_ails_a_pod_is_said_in_words() {
     fixture.run(&format!("ip link set {} nomaster", veths[1]));
     let chain = chain_of("small", "bare");
     fixture.run(&format!("iptables -t nat -F {chain}"));
-    // A bridge is as wide as its narrowest port.
+    // A bridge has the smallest MTU of its ports.
     fixture.run(&format!("ip link set {} mtu 1600", veths[3]));
     fixture.run(&format!("ip link del {}", veths[4]));
     fixture.run(&format!("rm {LEASES}/small/10.77.0.7"));
@@ -137,7 +137,7 @@ fn what_ails_a_pod_is_said_in_words() {
 }
 
 #[test]
-fn a_pod_of_go_that_nobody_remembers_is_not_called_sick() {
+fn a_pod_of_the_go_plugin_without_a_cache_entry_has_an_unknown_link() {
     requires!("cni:bridge", "cni:host-local");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -151,7 +151,7 @@ fn a_pod_of_go_that_nobody_remembers_is_not_called_sick() {
 }
 
 #[test]
-fn colours_come_only_when_they_are_asked_for() {
+fn colors_are_used_on_a_terminal_or_on_request() {
     requires!("script");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -165,14 +165,17 @@ fn colours_come_only_when_they_are_asked_for() {
             .success()
             .contains("\x1b[32mup\x1b[0m")
     );
-    // On a terminal, unless NO_COLOR is set.
     for (set, coloured) in [
         ("-u NO_COLOR", true),
         ("NO_COLOR=1", false),
         ("NO_COLOR=", true),
     ] {
         let program = binary();
-        let look = format!("env {set} {} status {}", program.display(), places());
+        let look = format!(
+            "env {set} {} status {}",
+            program.display(),
+            directory_flags()
+        );
         fixture.write(
             "/run/look",
             &format!("script --quiet --return --command '{look}' /dev/null\n"),
@@ -186,7 +189,7 @@ fn colours_come_only_when_they_are_asked_for() {
 }
 
 #[test]
-fn the_mac_of_a_pod_that_no_runtime_remembers_is_what_the_bridge_learned() {
+fn the_mac_address_of_a_pod_without_a_cache_entry_is_read_from_the_fdb() {
     requires!("ping");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -209,7 +212,7 @@ fn the_mac_of_a_pod_that_no_runtime_remembers_is_what_the_bridge_learned() {
 }
 
 #[test]
-fn a_network_that_is_not_there_is_an_error() {
+fn an_unknown_network_is_an_error() {
     requires!();
     let fixture = Fixture::with(&small_network());
     let complaint = fixture.status("nope");
@@ -221,7 +224,7 @@ fn a_network_that_is_not_there_is_an_error() {
 }
 
 #[test]
-fn a_node_without_anything_is_shown_as_such() {
+fn a_node_without_networks_is_shown_as_empty() {
     requires!();
     let fixture = Fixture::new();
     assert_eq!(
@@ -238,27 +241,27 @@ fn a_node_without_anything_is_shown_as_such() {
 }
 
 #[test]
-fn what_kubelet_remembers_is_found_without_being_told_where() {
+fn the_cache_of_cri_runtimes_is_found_by_default() {
     requires!();
     let config = small_network();
-    for place in ["results", "cache/results"] {
+    for directory in ["results", "cache/results"] {
         let fixture = Fixture::with(&config);
         let pod = fixture.pod("a");
         fixture.run_pod(&fixture.network(config.clone()), &pod);
-        fixture.run(&format!("mkdir -p /var/lib/cni/{place}"));
-        fixture.run(&format!("cp -r {CACHE}/. /var/lib/cni/{place}"));
+        fixture.run(&format!("mkdir -p /var/lib/cni/{directory}"));
+        fixture.run(&format!("cp -r {CACHE}/. /var/lib/cni/{directory}"));
         let status = fixture
             .gangplank(&format!("status --json --conf-dir {CONF}"))
             .ok();
         assert_eq!(
             status[0]["pods"][0]["name"], "shop/a-0",
-            "{place}: {status}"
+            "{directory}: {status}"
         );
     }
 }
 
 #[test]
-fn networks_without_addresses_and_with_addresses_of_others_are_shown() {
+fn networks_without_ipam_and_with_other_ipam_plugins_are_shown() {
     requires!("cni:static");
     let fixture = Fixture::new();
     let flat = json!({ "cniVersion": "1.0.0", "name": "flat", "type": "bridge", "bridge": "br1" });
@@ -291,7 +294,7 @@ fn networks_without_addresses_and_with_addresses_of_others_are_shown() {
 }
 
 #[test]
-fn garbage_in_the_cache_and_among_the_configurations_hides_nothing() {
+fn invalid_files_in_cache_and_configurations_are_ignored() {
     requires!();
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -324,14 +327,14 @@ fn garbage_in_the_cache_and_among_the_configurations_hides_nothing() {
     fixture.run(&format!("mkfifo {CACHE}/fifo {CONF}/60-fifo.conf"));
     fixture.run(&format!("ln -s /nowhere {CONF}/70-dangling.conf"));
     fixture.write(&format!("{CONF}/80-half.conf"), "{\"name\": ");
-    let answer = fixture.under(&format!("timeout 20 BINARY status {}", places()));
+    let answer = fixture.under(&format!("timeout 20 BINARY status {}", directory_flags()));
     let text = answer.success();
     assert!(line(text, "shop/a-0").ends_with("ok"), "{text}");
     assert!(line(text, "unusable").contains("80-half.conf"), "{text}");
 }
 
 #[test]
-fn two_networks_on_one_bridge_keep_their_pods_apart() {
+fn pods_of_two_networks_on_one_bridge_are_shown_separately() {
     requires!();
     let fixture = Fixture::new();
     let mut other = small_network();
@@ -345,7 +348,7 @@ fn two_networks_on_one_bridge_keep_their_pods_apart() {
         fixture.network(other).with("forceAddress", false),
     );
     fixture.run_pod(&one, &a);
-    // The bridge has the address of the other subnet.
+    // The bridge has the gateway address of the other subnet.
     let refused = two.call("ADD", &b).run();
     let is_refused = refused.code == Some(1);
     let status = fixture.status("--json").ok();
@@ -358,7 +361,7 @@ fn two_networks_on_one_bridge_keep_their_pods_apart() {
 }
 
 #[test]
-fn an_ordinary_user_is_told_what_cannot_be_seen() {
+fn missing_permissions_are_shown_to_an_unprivileged_user() {
     requires!("setpriv");
     let config = small_network();
     let fixture = Fixture::with(&config);
@@ -367,17 +370,17 @@ fn an_ordinary_user_is_told_what_cannot_be_seen() {
     fixture.run(&format!("cp -L {} /run/gangplank", binary().display()));
     fixture.run("chmod 755 /run/gangplank");
     let user = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all /run/gangplank";
-    let answer = fixture.under(&format!("{user} status {}", places()));
+    let answer = fixture.under(&format!("{user} status {}", directory_flags()));
     assert!(
         answer.failure().contains("10.77.0.2: Permission denied")
             && answer.stderr.contains("run it as root"),
         "{answer:?}"
     );
     fixture.run(&format!("rm {LEASES}/small/10.77.0.2"));
-    let answer = fixture.under(&format!("{user} status {}", places()));
+    let answer = fixture.under(&format!("{user} status {}", directory_flags()));
     assert!(answer.success().contains("not seen"), "{answer:?}");
     fixture.run(&format!("chmod 700 {CONF}"));
-    let answer = fixture.under(&format!("{user} status {}", places()));
+    let answer = fixture.under(&format!("{user} status {}", directory_flags()));
     assert!(
         answer.failure().contains(&format!("cannot read {CONF}")),
         "{answer:?}"
@@ -385,7 +388,7 @@ fn an_ordinary_user_is_told_what_cannot_be_seen() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_failure() {
+fn a_closed_pipe_is_no_error() {
     requires!();
     let fixture = Fixture::with(&small_network());
     fixture.write(
@@ -393,7 +396,7 @@ fn a_reader_that_leaves_early_is_no_failure() {
         &format!(
             "set -o pipefail\n{} status {} | true\n",
             binary().display(),
-            places()
+            directory_flags()
         ),
     );
     fixture.run("bash /run/pipe");

@@ -1,32 +1,28 @@
-//! The table of wrong inputs. Each row changes one thing about an ADD that is right.
+//! The table of invalid inputs. Each entry changes one thing in a valid ADD.
 
 use serde_json::{Value, json};
 
-use crate::values;
+use crate::invalid_values;
 
-/// One wrong input.
 pub struct InvalidInput {
-    /// What is wrong.
     pub name: &'static str,
-    /// The plugin that is called.
     pub plugin: &'static str,
-    /// Variables that are set otherwise, or not at all.
+    /// Changed variables; `None` unsets a variable.
     pub env: Vec<(&'static str, Option<String>)>,
-    /// The configuration.
     pub config: Value,
     /// Bytes on stdin instead of the configuration.
     pub raw: Option<Vec<u8>>,
-    /// The error codes that are right.
+    /// Accepted error codes.
     pub codes: Vec<u64>,
-    /// What the message must name: the field and the value.
+    /// Texts that the message must contain: field and value.
     pub words: Vec<&'static str>,
-    /// Whether the reference takes it for right.
+    /// Whether the Go plugins accept the input.
     pub accepted_by_go: bool,
 }
 
 impl InvalidInput {
-    /// The configuration that rows spoil.
-    pub fn right() -> Value {
+    /// The valid configuration that the entries modify.
+    pub fn valid() -> Value {
         json!({
             "cniVersion": "1.0.0",
             "name": "net",
@@ -38,13 +34,13 @@ impl InvalidInput {
         })
     }
 
-    /// A row that spoils nothing yet.
+    /// An entry without modification.
     pub fn new(name: &'static str, codes: &[u64], words: &[&'static str]) -> InvalidInput {
         InvalidInput {
             name,
             plugin: "bridge",
             env: Vec::new(),
-            config: InvalidInput::right(),
+            config: InvalidInput::valid(),
             raw: None,
             codes: codes.to_vec(),
             words: words.to_vec(),
@@ -52,7 +48,7 @@ impl InvalidInput {
         }
     }
 
-    /// The value at a path, `/ipam/subnet`, is another one.
+    /// Sets the value at a path such as `/ipam/subnet`.
     pub fn set(mut self, path: &str, value: Value) -> InvalidInput {
         let (parents, key) = path.rsplit_once('/').unwrap();
         let mut at = &mut self.config;
@@ -63,70 +59,69 @@ impl InvalidInput {
         self
     }
 
-    /// A variable has another value.
+    /// Sets a variable.
     pub fn var(mut self, name: &'static str, value: &str) -> InvalidInput {
         self.env.push((name, Some(value.to_owned())));
         self
     }
 
-    /// A variable is unset.
-    fn no_var(mut self, name: &'static str) -> InvalidInput {
+    /// Unsets a variable.
+    fn unset(mut self, name: &'static str) -> InvalidInput {
         self.env.push((name, None));
         self
     }
 
-    /// These bytes are on stdin.
+    /// Sets the bytes on stdin.
     fn bytes(mut self, bytes: impl Into<Vec<u8>>) -> InvalidInput {
         self.raw = Some(bytes.into());
         self
     }
 
-    /// Other codes are right.
+    /// Sets the accepted error codes.
     pub fn codes(mut self, codes: &[u64]) -> InvalidInput {
         self.codes = codes.to_vec();
         self
     }
 
-    /// The reference takes it.
+    /// The Go plugins accept the input.
     pub fn accepted_by_go(mut self) -> InvalidInput {
         self.accepted_by_go = true;
         self
     }
 }
 
-/// All of them.
 pub fn invalid_inputs() -> Vec<InvalidInput> {
-    let mut rows = documents();
-    rows.extend(identity());
-    rows.extend(environment());
-    rows.extend(namespaces());
-    rows.extend(types());
-    rows.extend(values::of_the_bridge());
-    rows.extend(values::of_our_own_keys());
-    rows.extend(values::of_ranges());
-    rows.extend(values::of_requests());
-    rows.extend(values::of_routes());
-    rows
+    let mut inputs = documents();
+    inputs.extend(identity());
+    inputs.extend(environment());
+    inputs.extend(namespaces());
+    inputs.extend(types());
+    inputs.extend(invalid_values::of_the_bridge());
+    inputs.extend(invalid_values::of_gangplank_keys());
+    inputs.extend(invalid_values::of_ranges());
+    inputs.extend(invalid_values::of_requests());
+    inputs.extend(invalid_values::of_routes());
+    inputs
 }
 
 fn documents() -> Vec<InvalidInput> {
-    let right = InvalidInput::right().to_string();
+    let valid = InvalidInput::valid().to_string();
     let mut bom = b"\xef\xbb\xbf".to_vec();
-    bom.extend(right.bytes());
+    bom.extend(valid.bytes());
     let bad = |name, words: &[&'static str]| InvalidInput::new(name, &[6], words);
     vec![
         bad("nothing on stdin", &["configuration"]).bytes(""),
         bad("only white space", &["configuration"]).bytes(" \n\t "),
-        bad("half a document", &["configuration", "JSON"]).bytes(&right[..right.len() / 2]),
-        bad("two documents", &["configuration", "JSON"]).bytes(format!("{right}{right}")),
-        bad("something behind the document", &["JSON"]).bytes(format!("{right} x")),
+        bad("half a document", &["configuration", "JSON"]).bytes(&valid[..valid.len() / 2]),
+        bad("two documents", &["configuration", "JSON"]).bytes(format!("{valid}{valid}")),
+        bad("something behind the document", &["JSON"]).bytes(format!("{valid} x")),
         bad("a byte order mark", &["JSON"]).bytes(bom),
         bad("a list", &["configuration"]).bytes("[]"),
         bad("a string", &["configuration"]).bytes("\"bridge\""),
         bad("a number", &["configuration"]).bytes("5"),
         bad("YAML", &["JSON"]).bytes("cniVersion: 1.0.0\nname: net\n"),
         bad("single quotes", &["JSON"]).bytes("{'name': 'net'}"),
-        bad("a comment", &["JSON"]).bytes(format!("// the pods' network\n{right}")),
+        bad("a comment", &["JSON"]).bytes(format!("// the pods' network\n{valid}")),
         bad("deep nesting", &["JSON"]).bytes("[".repeat(20_000)),
         InvalidInput::new("null", &[7], &["name"]).bytes("null"),
     ]
@@ -188,10 +183,10 @@ fn environment() -> Vec<InvalidInput> {
     vec![
         var("a verb in lower case", "CNI_COMMAND", "add", "\"add\""),
         var("a verb that is none", "CNI_COMMAND", "UPDATE", "UPDATE"),
-        InvalidInput::new("no container id", &[4], &[id]).no_var(id),
-        InvalidInput::new("no interface name", &[4], &[ifname]).no_var(ifname),
-        InvalidInput::new("no netns", &[4], &["CNI_NETNS"]).no_var("CNI_NETNS"),
-        InvalidInput::new("no path", &[4], &["CNI_PATH"]).no_var("CNI_PATH"),
+        InvalidInput::new("no container id", &[4], &[id]).unset(id),
+        InvalidInput::new("no interface name", &[4], &[ifname]).unset(ifname),
+        InvalidInput::new("no netns", &[4], &["CNI_NETNS"]).unset("CNI_NETNS"),
+        InvalidInput::new("no path", &[4], &["CNI_PATH"]).unset("CNI_PATH"),
         var("a container id with a slash", id, "a/b", "a/b"),
         var(
             "a container id that begins with an underscore",
@@ -222,19 +217,19 @@ fn environment() -> Vec<InvalidInput> {
         var("args that end in ;", args, "IgnoreUnknown=1;", "entry 2"),
         var("args with an unknown key", args, "COLOUR=red", "COLOUR"),
         var(
-            "args that ignore perhaps",
+            "args with an invalid IgnoreUnknown",
             args,
             "IgnoreUnknown=perhaps",
             "perhaps",
         ),
         var(
-            "args with a MAC that is none",
+            "args with an invalid MAC",
             args,
             "IgnoreUnknown=1;MAC=zz",
             "zz",
         ),
         var(
-            "args with an address that is none",
+            "args with an invalid address",
             args,
             "IP=10.1.2.300",
             "10.1.2.300",

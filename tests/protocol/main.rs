@@ -1,10 +1,10 @@
-//! The protocol as a runtime sees it, up to where a plugin begins to work.
+//! The CNI protocol: environment, stdin, results and errors, without a network.
 
 use gangplank_test_support as support;
 
-mod bad_input;
 mod invalid_inputs;
-mod values;
+mod invalid_values;
+mod rejection;
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -19,7 +19,7 @@ const VERSIONS: [&str; 7] = [
 ];
 const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 
-/// Versions of what runs: Debian's plugins are older.
+/// The versions of the plugins under test: Debian's are older.
 fn versions() -> &'static [&'static str] {
     if testing_go() {
         &VERSIONS[..6]
@@ -28,7 +28,7 @@ fn versions() -> &'static [&'static str] {
     }
 }
 
-/// Calls the binary by a name, with these variables and no others.
+/// Runs a plugin with only these variables.
 fn call(name: &str, arguments: &[&str], env: &[(&str, &str)], stdin: &str) -> Answer {
     let mut child = Command::new(plugin_file(name))
         .arg0(format!("/opt/cni/bin/{name}"))
@@ -44,7 +44,6 @@ fn call(name: &str, arguments: &[&str], env: &[(&str, &str)], stdin: &str) -> An
     Answer::of(child.wait_with_output().unwrap())
 }
 
-/// Calls the operator's command line.
 fn gangplank(arguments: &[&str], env: &[(&str, &str)]) -> Answer {
     let output = Command::new(binary())
         .arg0("gangplank")
@@ -64,7 +63,7 @@ fn config(version: &str) -> String {
 }
 
 #[test]
-fn without_a_command_a_plugin_says_what_it_is_on_stderr() {
+fn without_a_command_a_plugin_prints_its_version_on_stderr() {
     for plugin in PLUGINS {
         let answer = call(plugin, &[], &[], "");
         assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), ""));
@@ -83,7 +82,7 @@ fn without_a_command_a_plugin_says_what_it_is_on_stderr() {
 }
 
 #[test]
-fn version_is_answered_in_one_line_whatever_is_on_stdin() {
+fn version_is_one_line_and_ignores_stdin() {
     let expected = "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.1.0\",\"0.2.0\",\"0.3.0\",\
                     \"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n";
     for plugin in PLUGINS {
@@ -109,7 +108,7 @@ fn version_is_answered_in_one_line_whatever_is_on_stdin() {
 }
 
 /// The environment of a verb for a pod that does not exist.
-fn env_of(verb: &str) -> Vec<(&str, &str)> {
+fn environment(verb: &str) -> Vec<(&str, &str)> {
     vec![
         ("CNI_COMMAND", verb),
         ("CNI_CONTAINERID", "c1"),
@@ -120,16 +119,16 @@ fn env_of(verb: &str) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn check_comes_with_0_4_0() {
+fn check_requires_0_4_0() {
     for plugin in PLUGINS {
         for version in versions() {
-            let answer = call(plugin, &[], &env_of("CHECK"), &config(version));
+            let answer = call(plugin, &[], &environment("CHECK"), &config(version));
             let too_old = *version < "0.4.0";
             let code = answer.error().code;
             assert_eq!(code == 1, too_old, "{plugin} {version}: {answer:?}");
         }
         for version in ["0.5.0", "9.9.9", "1.1", "x"] {
-            let error = call(plugin, &[], &env_of("CHECK"), &config(version)).error();
+            let error = call(plugin, &[], &environment("CHECK"), &config(version)).error();
             if !testing_go() {
                 assert_eq!(error.code, 1, "{version}");
                 assert!(error.text().contains(version), "{error:?}");
@@ -139,15 +138,15 @@ fn check_comes_with_0_4_0() {
 }
 
 #[test]
-fn gc_and_status_come_with_1_1_0() {
-    if skip_for_go("Debian's version knows neither") {
+fn gc_and_status_require_1_1_0() {
+    if skip_for_go("Debian's version has neither") {
         return;
     }
     for plugin in PLUGINS {
         for verb in ["GC", "STATUS"] {
             for version in VERSIONS {
-                let answer = call(plugin, &[], &env_of(verb), &config(version));
-                // What the verbs then miss in so small a configuration is another matter.
+                let answer = call(plugin, &[], &environment(verb), &config(version));
+                // The verbs may fail for another reason with this minimal configuration.
                 let too_old = answer.code != Some(0) && answer.error().code == 1;
                 assert_eq!(too_old, version != "1.1.0", "{plugin} {verb} {version}");
             }
@@ -166,7 +165,7 @@ fn gc_and_status_come_with_1_1_0() {
 }
 
 #[test]
-fn all_missing_variables_are_named_at_once_in_order() {
+fn all_missing_variables_are_reported_together() {
     let cases = [
         ("ADD", "[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH]"),
         ("CHECK", "[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME,CNI_PATH]"),
@@ -186,7 +185,7 @@ fn all_missing_variables_are_named_at_once_in_order() {
                 assert!(error.msg.contains(missing), "{error:?}");
             }
         }
-        // A malformed one is told first.
+        // A malformed variable is reported first.
         let env = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "a/b")];
         let error = call(plugin, &[], &env, &config("1.0.0")).error();
         assert_eq!(error.code, 4);
@@ -196,29 +195,29 @@ fn all_missing_variables_are_named_at_once_in_order() {
 }
 
 #[test]
-fn an_error_is_one_document_on_stdout_and_nothing_else() {
+fn an_error_is_one_document_on_stdout() {
     for plugin in PLUGINS {
-        let answer = call(plugin, &[], &env_of("ADD"), "{");
+        let answer = call(plugin, &[], &environment("ADD"), "{");
         let error = answer.error();
         assert_eq!(error.code, 6);
         assert!(answer.stdout.starts_with("{\n    \""), "{}", answer.stdout);
-        let place = |key: &str| answer.stdout.find(&format!("\n    \"{key}\": "));
-        assert!(place("code").unwrap() < place("msg").unwrap());
-        if let Some(details) = place("details") {
-            assert!(place("msg").unwrap() < details);
+        let position = |key: &str| answer.stdout.find(&format!("\n    \"{key}\": "));
+        assert!(position("code").unwrap() < position("msg").unwrap());
+        if let Some(details) = position("details") {
+            assert!(position("msg").unwrap() < details);
             assert!(!error.details.is_empty());
         }
     }
 }
 
 #[test]
-fn the_name_it_is_called_by_makes_the_plugin() {
-    // With the same configuration each plugin fails in its own way.
+fn argv_0_selects_the_plugin() {
+    // With the same configuration each plugin fails with its own error.
     let conf = json!({ "cniVersion": "1.0.0", "name": "net", "type": "any", "mtu": "big",
                        "ipam": { "type": "host-local", "subnet": "10.1.2.3/24" } })
     .to_string();
     let said = |plugin| {
-        let answer = call(plugin, &[], &env_of("ADD"), &conf);
+        let answer = call(plugin, &[], &environment("ADD"), &conf);
         answer.error().text()
     };
     if !testing_go() {
@@ -233,8 +232,8 @@ fn the_name_it_is_called_by_makes_the_plugin() {
 }
 
 #[test]
-fn gangplank_with_a_command_is_bridge() {
-    if skip_for_go("there is no such thing") {
+fn gangplank_with_cni_command_is_the_bridge_plugin() {
+    if skip_for_go("the Go plugins have no command line") {
         return;
     }
     let version = gangplank(&[], &[("CNI_COMMAND", "VERSION")]);
@@ -244,8 +243,8 @@ fn gangplank_with_a_command_is_bridge() {
 }
 
 #[test]
-fn the_operators_command_line_explains_itself() {
-    if skip_for_go("there is no such thing") {
+fn the_command_line_has_help_and_version() {
+    if skip_for_go("the Go plugins have no command line") {
         return;
     }
     for arguments in [&["--help"][..], &["-h"], &["help"], &[]] {
@@ -266,19 +265,19 @@ fn the_operators_command_line_explains_itself() {
     ] {
         let answer = gangplank(wrong, &[]);
         assert!(answer.code.is_some_and(|code| code != 0), "{wrong:?}");
-        assert_eq!(answer.stdout, "", "what is wrong is said on stderr");
+        assert_eq!(answer.stdout, "", "errors are printed on stderr");
         assert!(answer.stderr.contains(wrong[wrong.len() - 1]), "{answer:?}");
     }
 }
 
 #[test]
-fn install_puts_the_binary_under_its_plugin_names() {
-    if skip_for_go("there is no such thing") {
+fn install_creates_the_plugins() {
+    if skip_for_go("the Go plugins have no command line") {
         return;
     }
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("installed/bin");
     let _ = std::fs::remove_dir_all(&dir);
-    // The second time it replaces what is there, even while it runs.
+    // A second install replaces the files, even while they are executed.
     for _ in 0..2 {
         let answer = gangplank(&["install", dir.to_str().unwrap()], &[]);
         assert_eq!(answer.code, Some(0), "{answer:?}");
@@ -298,14 +297,14 @@ fn install_puts_the_binary_under_its_plugin_names() {
         .filter(|name| name != "gangplank")
         .collect();
     names.sort();
-    assert_eq!(names, PLUGINS, "nothing half-written is left");
+    assert_eq!(names, PLUGINS, "no temporary file is left");
     let nowhere = gangplank(&["install", "/proc/nowhere/bin"], &[]);
     assert!(nowhere.code.is_some_and(|code| code != 0));
     assert!(nowhere.stderr.contains("/proc/nowhere"), "{nowhere:?}");
 }
 
 #[test]
-fn a_reader_that_went_away_does_not_make_it_crash() {
+fn a_closed_stdout_causes_no_panic() {
     let mut child = Command::new(plugin_file("bridge"))
         .arg0("bridge")
         .env_clear()
@@ -323,13 +322,13 @@ fn a_reader_that_went_away_does_not_make_it_crash() {
 }
 
 #[test]
-fn the_release_binary_needs_no_library_and_is_small() {
+fn the_release_binary_is_static_and_small() {
     let Some(file) = std::env::var_os("GANGPLANK_BIN") else {
-        return support::say("cannot run: tests/run tells where the release binary is");
+        return support::note("cannot run: GANGPLANK_BIN is not set; use tests/run");
     };
     let elf = std::fs::read(file).unwrap();
     assert!(elf.len() <= 3_000_000, "{} bytes", elf.len());
-    // ELF-64: where the program headers are, how large one is, how many there are (elf(5)).
+    // ELF-64: offset, size and number of the program headers (elf(5)).
     let number = |at: usize, bytes: usize| {
         let read = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);
         elf[at..at + bytes].iter().rev().fold(0, read)
@@ -338,6 +337,10 @@ fn the_release_binary_needs_no_library_and_is_small() {
     let (table, size, count) = (number(32, 8), number(54, 2), number(56, 2));
     const PT_INTERP: usize = 3;
     for header in 0..count {
-        assert_ne!(number(table + header * size, 4), PT_INTERP, "it is dynamic");
+        assert_ne!(
+            number(table + header * size, 4),
+            PT_INTERP,
+            "dynamically linked"
+        );
     }
 }

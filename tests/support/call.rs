@@ -1,4 +1,4 @@
-//! Calls of a plugin, as a runtime makes them, and what it answers.
+//! Plugin calls as a runtime makes them, and their answers.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::{Node, PATH, Pod};
 
-/// One call: a verb, an attachment, a configuration.
 #[derive(Clone)]
 pub struct Call<'n> {
     node: &'n Node,
@@ -19,7 +18,7 @@ pub struct Call<'n> {
 }
 
 impl<'n> Call<'n> {
-    /// A call that says nothing yet but where plugins are.
+    /// A call with PATH and CNI_PATH only.
     pub fn new(node: &'n Node, plugin: &str) -> Call<'n> {
         Call {
             node,
@@ -32,73 +31,63 @@ impl<'n> Call<'n> {
         .env("CNI_PATH", Node::BIN)
     }
 
-    /// Sets a variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// Leaves a variable out.
     pub fn unset(mut self, name: &str) -> Self {
         self.env.remove(name);
         self
     }
 
-    /// CNI_COMMAND.
     pub fn verb(self, verb: &str) -> Self {
         self.env("CNI_COMMAND", verb)
     }
 
-    /// CNI_CONTAINERID.
     pub fn container(self, id: &str) -> Self {
         self.env("CNI_CONTAINERID", id)
     }
 
-    /// CNI_IFNAME.
     pub fn ifname(self, name: &str) -> Self {
         self.env("CNI_IFNAME", name)
     }
 
-    /// CNI_NETNS.
     pub fn netns(self, path: &str) -> Self {
         self.env("CNI_NETNS", path)
     }
 
-    /// CNI_ARGS.
     pub fn args(self, args: &str) -> Self {
         self.env("CNI_ARGS", args)
     }
 
-    /// The attachment of a pod's `eth0`.
+    /// Sets the variables for a pod's `eth0`.
     pub fn pod(self, pod: &Pod) -> Self {
         self.container(pod.id()).netns(&pod.path).ifname("eth0")
     }
 
-    /// The configuration.
     pub fn config(self, config: &Value) -> Self {
         self.stdin(config.to_string())
     }
 
-    /// The bytes on stdin.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
-    /// Has another program start the plugin: `strace -o log`, `timeout 10`.
+    /// Starts the plugin with another program, for example `strace -o log`.
     pub fn under(mut self, wrapper: &str) -> Self {
         self.wrapper = wrapper.split_whitespace().map(str::to_owned).collect();
         self
     }
 
-    /// Makes the call.
     pub fn run(&self) -> Answer {
         let file = format!("{}/{}", Node::BIN, self.plugin);
-        let mut words = self.wrapper.iter().chain([&file]);
-        let program = words.next().expect("there is the plugin at least");
+        let mut arguments = self.wrapper.iter().chain([&file]);
+        let program = arguments.next().expect("at least the plugin");
         let output = self.node.inside(|| {
             let mut child = Command::new(program)
-                .args(words)
+                .args(arguments)
                 .env_clear()
                 .envs(&self.env)
                 .stdin(Stdio::piped())
@@ -106,7 +95,7 @@ impl<'n> Call<'n> {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap_or_else(|e| panic!("{file}: {e}"));
-            // A plugin that refuses its environment need not read.
+            // A plugin that rejects its environment does not read stdin.
             let _ = child.stdin.take().unwrap().write_all(&self.stdin);
             child.wait_with_output().unwrap()
         });
@@ -114,38 +103,33 @@ impl<'n> Call<'n> {
     }
 }
 
-/// What a plugin answered.
+/// Exit code and output of a call.
 #[derive(Debug)]
 #[must_use]
 pub struct Answer {
-    /// Its exit code; `None` when a signal ended it.
+    /// `None` if the process was killed by a signal.
     pub code: Option<i32>,
-    /// All of its stdout.
     pub stdout: String,
-    /// All of its stderr.
     pub stderr: String,
 }
 
-/// An error document.
+/// The error document of a failed call.
 #[derive(Debug)]
 pub struct CniError {
-    /// The CNI error code.
     pub code: u64,
-    /// The message.
     pub msg: String,
-    /// The details; empty when there are none.
+    /// Empty if there are none.
     pub details: String,
 }
 
 impl CniError {
-    /// Message and details, for searching.
+    /// Message and details.
     pub fn text(&self) -> String {
         format!("{} {}", self.msg, self.details)
     }
 }
 
 impl Answer {
-    /// What a process that ended has said.
     pub fn of(output: Output) -> Answer {
         Answer {
             code: output.status.code(),
@@ -154,7 +138,7 @@ impl Answer {
         }
     }
 
-    /// Fails unless the call succeeded; the result, or null where nothing was printed.
+    /// Asserts that the call succeeded. Returns the result, or null if nothing was printed.
     #[track_caller]
     pub fn ok(&self) -> Value {
         assert_eq!(self.code, Some(0), "the call failed: {self:?}");
@@ -164,13 +148,13 @@ impl Answer {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    /// Fails unless the call was refused with exactly one error document on stdout.
+    /// Asserts that the call failed with exactly one error document on stdout.
     #[track_caller]
     pub fn error(&self) -> CniError {
         assert_eq!(
             self.code,
             Some(1),
-            "the call was not refused in order: {self:?}"
+            "the call did not fail with exit code 1: {self:?}"
         );
         let document: Value = serde_json::from_str(&self.stdout)
             .unwrap_or_else(|e| panic!("not one JSON document, {e}: {self:?}"));
@@ -196,16 +180,16 @@ impl Answer {
     }
 }
 
-/// Answers of the operator's command line.
+/// For calls of the command line.
 impl Answer {
-    /// Fails unless the command succeeded and wrote nothing to stderr; its stdout.
+    /// Asserts that the command succeeded and wrote nothing to stderr. Returns stdout.
     #[track_caller]
     pub fn success(&self) -> &str {
         assert_eq!((self.code, &*self.stderr), (Some(0), ""), "{self:?}");
         &self.stdout
     }
 
-    /// Fails unless the command failed and wrote nothing to stdout; its stderr.
+    /// Asserts that the command failed and wrote nothing to stdout. Returns stderr.
     #[track_caller]
     pub fn failure(&self) -> &str {
         assert_eq!((self.code, &*self.stdout), (Some(1), ""), "{self:?}");
@@ -214,21 +198,20 @@ impl Answer {
     }
 }
 
-/// A network on a node: the calls that a runtime makes for its pods.
+/// A network on a node, with the calls that a runtime makes.
 #[derive(Clone)]
 pub struct Network<'n> {
     node: &'n Node,
-    /// The configuration, without what a runtime adds.
+    /// The configuration, without the keys that a runtime adds.
     pub config: Value,
 }
 
 impl<'n> Network<'n> {
-    /// The network of a configuration.
     pub fn new(node: &'n Node, config: Value) -> Network<'n> {
         Network { node, config }
     }
 
-    /// The same network with another value of a key at the top.
+    /// The same network with another value for a top-level key.
     pub fn with(&self, key: &str, value: impl Into<Value>) -> Network<'n> {
         let mut network = self.clone();
         network.config[key] = value.into();
@@ -240,7 +223,7 @@ impl<'n> Network<'n> {
         self.call_for(verb, pod.id()).netns(&pod.path)
     }
 
-    /// A call for a container whose namespace is not told.
+    /// A call without CNI_NETNS.
     pub fn call_for(&self, verb: &str, container: &str) -> Call<'n> {
         let plugin = self.config["type"].as_str().expect("a plugin's name");
         self.node
@@ -251,19 +234,19 @@ impl<'n> Network<'n> {
             .config(&self.config)
     }
 
-    /// Attaches a pod; the result.
+    /// Runs ADD, which must succeed.
     #[track_caller]
     pub fn add(&self, pod: &Pod) -> Value {
         self.call("ADD", pod).run().ok()
     }
 
-    /// Detaches a pod.
+    /// Runs DEL, which must succeed.
     #[track_caller]
     pub fn del(&self, pod: &Pod) {
         assert_eq!(self.call("DEL", pod).run().ok(), Value::Null);
     }
 
-    /// Checks a pod against the result of its ADD.
+    /// Runs CHECK with the result of ADD.
     pub fn check(&self, pod: &Pod, result: &Value) -> Answer {
         self.with("prevResult", result.clone())
             .call("CHECK", pod)
@@ -279,7 +262,7 @@ impl<'n> Network<'n> {
         ip.split('/').next().unwrap().to_owned()
     }
 
-    /// The name of the pod's interface on the host.
+    /// The name of the host end of the pod's link.
     #[track_caller]
     pub fn host_link(result: &Value) -> String {
         let interfaces = result["interfaces"].as_array().expect("interfaces");
@@ -291,7 +274,7 @@ impl<'n> Network<'n> {
     }
 }
 
-/// A small bridge network, to be changed by the test: `10.77.0.0/24` on `br0`.
+/// A bridge network that tests modify: `10.77.0.0/24` on `br0`.
 pub fn small_network() -> Value {
     json!({
         "cniVersion": "1.0.0",

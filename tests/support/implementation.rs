@@ -1,4 +1,4 @@
-//! Who does a deed, ours or the reference, and what a runtime keeps of an attachment between its calls.
+//! Tests that run gangplank and the Go plugins on the same nodes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use super::{Answer, Call, Node, Pod, go_plugins, leases, require, say, testing_go};
+use super::{Answer, Call, Node, Pod, go_plugins, leases, note, require, testing_go};
 
-/// Whose plugin does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
     Gangplank,
@@ -17,22 +16,19 @@ pub enum Implementation {
 
 use Implementation::{Gangplank, Go};
 
-/// Both, ours first.
 pub const BOTH: [Implementation; 2] = [Gangplank, Go];
 
-/// Whether the suite can run: it needs the reference beside ours, and these programs.
+/// Whether a test can run that needs both implementations and these programs.
 pub fn ready(programs: &[&str]) -> bool {
     if testing_go() {
-        say(
-            "passed by: this suite has both plugins at hand, GANGPLANK_TEST_PLUGINS would hide ours",
-        );
+        note("skipped: this test runs both implementations; unset GANGPLANK_TEST_PLUGINS");
         return false;
     }
     let always = ["cni:bridge", "cni:host-local", "cni:loopback"];
     require(&[always.as_slice(), programs].concat())
 }
 
-/// What the suite's tests of iptables need.
+/// The programs of both iptables variants.
 pub const IPTABLES: &[&str] = &[
     "iptables",
     "ip6tables",
@@ -40,7 +36,7 @@ pub const IPTABLES: &[&str] = &[
     "ip6tables-legacy",
 ];
 
-/// A fresh node with both parties' plugins.
+/// A node with the plugins of both implementations.
 pub fn node() -> Node {
     let node = Node::new("node");
     for plugin in ["bridge", "host-local", "loopback"] {
@@ -50,7 +46,7 @@ pub fn node() -> Node {
 }
 
 impl Implementation {
-    /// A call of this party's plugin, which finds its delegates among its own.
+    /// A call of a plugin of this implementation, with CNI_PATH set to the same implementation.
     pub fn call<'n>(self, node: &'n Node, plugin: &str) -> Call<'n> {
         match self {
             Gangplank => node.cni(plugin),
@@ -60,20 +56,20 @@ impl Implementation {
         }
     }
 
-    /// The same for the plugin that a configuration names.
+    /// A call of the plugin that a configuration names.
     pub fn call_for<'n>(self, node: &'n Node, config: &Value) -> Call<'n> {
         let plugin = config["type"].as_str().expect("a plugin's name");
         self.call(node, plugin).config(config)
     }
 }
 
-/// One interface of a pod, as its runtime knows it.
+/// An attachment, as its runtime tracks it.
 pub struct Attachment<'n> {
     node: &'n Node,
     pub pod: &'n Pod,
     pub ifname: &'static str,
     pub config: Value,
-    /// The result of its ADD, which since 0.4.0 is passed on to CHECK and DEL.
+    /// The result of ADD, which since 0.4.0 is passed to CHECK and DEL.
     pub result: Value,
 }
 
@@ -93,7 +89,6 @@ impl<'n> Attachment<'n> {
         self
     }
 
-    /// The call as a runtime makes it.
     pub fn call(&self, by: Implementation, verb: &str) -> Call<'n> {
         let mut config = self.config.clone();
         let version = config["cniVersion"].as_str().unwrap_or("0.1.0");
@@ -121,7 +116,7 @@ impl<'n> Attachment<'n> {
     }
 }
 
-/// The rules of both families in the nat table.
+/// The iptables nat rules of both families.
 pub fn nat_rules(node: &Node) -> Vec<String> {
     let mut rules = Vec::new();
     for program in ["iptables", "ip6tables"] {
@@ -132,7 +127,7 @@ pub fn nat_rules(node: &Node) -> Vec<String> {
     rules
 }
 
-/// What nftables has beside the translation of iptables' tables, which [`nat_rules`] tells.
+/// The nftables tables, without those of iptables-nft.
 pub fn nft_tables(node: &Node) -> Vec<String> {
     let tables = node.run("nft list tables");
     let of_iptables = |line: &&str| line.starts_with("table ip ") || line.starts_with("table ip6 ");
@@ -140,7 +135,7 @@ pub fn nft_tables(node: &Node) -> Vec<String> {
     tables.map(str::to_owned).collect()
 }
 
-/// What is left of attachments to `network` on `bridge`: links, nat rules of either kind, leases.
+/// The remaining links, nat rules and leases of attachments to `network` on `bridge`.
 pub fn remains(node: &Node, network: &str, bridge: &str) -> Vec<String> {
     let mut remains: Vec<String> = Vec::new();
     for line in node.run("ip -o link").lines() {
@@ -156,26 +151,26 @@ pub fn remains(node: &Node, network: &str, bridge: &str) -> Vec<String> {
     remains
 }
 
-/// Does the work for every cell, a few at a time, and fails with their troubles, each under its cell's name.
+/// Runs `work` for all cases, several at a time. Panics with the failures and the names of their cases.
 pub fn for_each_case<C: Sync>(
-    cells: &[C],
+    cases: &[C],
     name: impl Fn(&C) -> String + Sync,
     work: impl Fn(&C) + Sync,
 ) {
     let next = AtomicUsize::new(0);
-    let troubles = Mutex::new(Vec::new());
+    let failures = Mutex::new(Vec::new());
     let worker = || {
-        while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(cell))) {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(case))) {
                 let why = panic
                     .downcast_ref::<String>()
                     .cloned()
                     .or_else(|| panic.downcast_ref::<&str>().map(|why| (*why).to_owned()));
-                let why = why.unwrap_or_else(|| "it panicked".to_owned());
-                troubles
+                let why = why.unwrap_or_else(|| "panic".to_owned());
+                failures
                     .lock()
                     .unwrap()
-                    .push(format!("{}: {why}", name(cell)));
+                    .push(format!("{}: {why}", name(case)));
             }
         }
     };
@@ -185,12 +180,12 @@ pub fn for_each_case<C: Sync>(
             scope.spawn(worker);
         }
     });
-    let troubles = troubles.into_inner().unwrap();
+    let failures = failures.into_inner().unwrap();
     assert!(
-        troubles.is_empty(),
-        "{} of {} cells failed; the first of them:\n{}",
-        troubles.len(),
-        cells.len(),
-        troubles[..troubles.len().min(12)].join("\n")
+        failures.is_empty(),
+        "{} of {} cases failed; the first ones:\n{}",
+        failures.len(),
+        cases.len(),
+        failures[..failures.len().min(12)].join("\n")
     );
 }

@@ -1,4 +1,4 @@
-//! What all test suites share: nodes and pods in private namespaces, calls of a plugin, and snapshots of a node's state.
+//! Shared by all test suites: nodes and pods in private namespaces, plugin calls, and snapshots of a node's state.
 //!
 //! The machine's own network is not touched: a [`Node`] has its own network and mount namespaces, and all packets stay in
 //! them. The plugins under test are gangplank's, or those in the directory `GANGPLANK_TEST_PLUGINS`, for example the Go
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use call::{Answer, Call, CniError, Network, small_network};
-pub use node::{Node, Pod, wire};
+pub use node::{Node, Pod, connect};
 pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
@@ -33,16 +33,17 @@ fn plugins_under_test() -> Option<PathBuf> {
     std::env::var_os("GANGPLANK_TEST_PLUGINS").map(PathBuf::from)
 }
 
-/// Whether other plugins than gangplank's are tested: the Go plugins.
+/// Whether the Go plugins are tested instead of gangplank's.
 pub fn testing_go() -> bool {
     plugins_under_test().is_some()
 }
 
-/// Whether the running test must return because the Go plugins are tested, which are known to fail it (`why`).
+/// Whether the running test must return, because the Go plugins are tested and are known to fail it for the reason
+/// `why`. Numbers such as D1 are those of `tests/go_plugins/defects/mod.rs`.
 pub fn skip_for_go(why: &str) -> bool {
     let skipped = testing_go();
     if skipped {
-        say(&format!("skipped for the Go plugins: {why}"));
+        note(&format!("skipped for the Go plugins: {why}"));
     }
     skipped
 }
@@ -64,7 +65,7 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-/// The file of a plugin under test. Plugins that gangplank does not have are those of Debian's package.
+/// The file of a plugin under test. Plugins that gangplank does not have are Go plugins.
 pub fn plugin_file(plugin: &str) -> PathBuf {
     match (plugin, plugins_under_test()) {
         ("bridge" | "host-local" | "loopback", None) => binary(),
@@ -79,7 +80,7 @@ pub fn plugin_file(plugin: &str) -> PathBuf {
 pub fn require(programs: &[&str]) -> bool {
     let mut missing: Vec<String> = Vec::new();
     if !nix::unistd::geteuid().is_root() {
-        missing.push("the permission to create namespaces: use tests/run, or root".into());
+        missing.push("the permission to create namespaces (use tests/run, or root)".into());
     }
     for program in ["ip"].iter().chain(programs) {
         let found = match program.strip_prefix("cni:") {
@@ -89,7 +90,7 @@ pub fn require(programs: &[&str]) -> bool {
                 .any(|dir| Path::new(dir).join(program).exists()),
         };
         if !found {
-            missing.push(format!("the program {program}: use tests/run"));
+            missing.push(format!("the program {program} (use tests/run)"));
         }
     }
     if missing.is_empty() {
@@ -97,7 +98,7 @@ pub fn require(programs: &[&str]) -> bool {
     }
     let why = format!("cannot run: missing {}", missing.join(", and "));
     assert!(std::env::var_os("CI").is_none(), "{why}");
-    say(&why);
+    note(&why);
     false
 }
 
@@ -112,7 +113,7 @@ macro_rules! requires {
 }
 
 /// Prints a note about the running test even if it passes: the test harness captures only `print!` and `eprint!`.
-pub fn say(what: &str) {
+pub fn note(what: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let _ = writeln!(std::io::stderr(), "NOTE {test}: {what}");

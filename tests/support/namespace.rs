@@ -1,6 +1,5 @@
-//! Nodes and pods as namespaces, which a closure can run in, and packets between them.
-//!
-//! Needs no program: `examples/demo` uses it too.
+//! The namespaces of nodes and pods: running closures in them, and packets between them.
+//! Requires no programs: `examples/demo` uses it too.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,11 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 const NONE: Option<&str> = None;
 
-/// A point of view: a network namespace together with the mount namespace of its host. Several things may be done in
-/// one namespace at the same time; it goes when nobody holds it any more.
+/// A network namespace together with the mount namespace of its host. Several threads may run in it at the same time.
+/// The kernel deletes it when the last clone is dropped.
 #[derive(Clone)]
 pub struct Namespace {
-    /// What people call it.
     pub name: String,
     pub(super) netns: Arc<File>,
     pub(super) mntns: Arc<File>,
@@ -33,13 +31,13 @@ pub struct Namespace {
 
 /// A packet and its answer.
 pub struct Exchange {
-    /// The address that the receiver saw as the packet's source.
+    /// The source address of the packet at the receiver.
     pub seen_as: IpAddr,
-    /// The time until the answer was there.
+    /// Time until the answer arrived.
     pub took: Duration,
 }
 
-/// Runs `work` on a thread of its own, so that what it does to its namespaces ends with it.
+/// Runs `work` on a new thread, so that changes of its namespaces do not affect the caller.
 pub fn on_own_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let outcome = std::thread::scope(|scope| scope.spawn(work).join());
     outcome.unwrap_or_else(|panic| resume_unwind(panic))
@@ -84,15 +82,15 @@ impl Namespace {
         })
     }
 
-    /// Where the host has the namespace of a pod.
+    /// The path of a pod's namespace on the host.
     pub fn netns_path(&self) -> String {
         netns_path(&self.name)
     }
 
-    /// Runs a closure here.
+    /// Runs a closure in this namespace.
     pub fn inside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         on_own_thread(|| {
-            // The kernel lets only a task with a root and a working directory of its own change mount namespaces.
+            // setns(2) with CLONE_NEWNS requires that the thread does not share its filesystem attributes.
             unshare(CloneFlags::CLONE_FS).unwrap();
             setns(&*self.mntns, CloneFlags::CLONE_NEWNS).unwrap();
             setns(&*self.netns, CloneFlags::CLONE_NEWNET).unwrap();
@@ -100,23 +98,23 @@ impl Namespace {
         })
     }
 
-    /// A socket that lives here, whichever thread uses it; its port is the kernel's choice.
+    /// A UDP socket in this namespace, with an ephemeral port.
     pub fn socket(&self, address: IpAddr) -> io::Result<UdpSocket> {
         let socket = self.inside(|| UdpSocket::bind((address, 0)))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
 
-    /// Sends a packet from here to `to`, an address at `namespace`, and takes the answer.
-    pub fn exchange(&self, namespace: &Namespace, to: IpAddr) -> io::Result<Exchange> {
+    /// Sends a packet to `to`, an address in the namespace `peer`, and receives an answer.
+    pub fn exchange(&self, peer: &Namespace, to: IpAddr) -> io::Result<Exchange> {
         let any: IpAddr = match to {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let (sender, receiver) = (self.socket(any)?, namespace.socket(to)?);
+        let (sender, receiver) = (self.socket(any)?, peer.socket(to)?);
         let mut buffer = [0; 16];
         let start = Instant::now();
-        // Connected, it takes an answer from nobody else.
+        // A connected socket receives answers only from this peer.
         sender.connect(receiver.local_addr()?)?;
         sender.send(b"who am I?")?;
         let (_, from) = receiver.recv_from(&mut buffer)?;
@@ -128,7 +126,7 @@ impl Namespace {
         })
     }
 
-    /// The addresses that are leased on a network of this host, in order.
+    /// The leased addresses of a network on this host, sorted.
     pub fn leases(&self, network: &str) -> Vec<IpAddr> {
         let dir = Path::new("/var/lib/cni/networks").join(network);
         let mut leases: Vec<IpAddr> = self.inside(|| {

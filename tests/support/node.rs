@@ -1,4 +1,4 @@
-//! Hosts and pods.
+//! Nodes and pods.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::namespace::{self, Namespace, on_own_thread};
 use super::{Call, Network, go_plugins, plugin_file};
 
-/// A host: network and mount namespaces of its own, with empty /run and /var/lib. It goes when it is dropped.
+/// A host with its own network and mount namespaces, and with empty /run and /var/lib. They are deleted when it is
+/// dropped.
 pub struct Node {
     namespace: Namespace,
 }
@@ -27,10 +28,9 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// Where a node has its plugins.
     pub const BIN: &str = namespace::BIN;
 
-    /// A host with nothing but a loopback interface, which is up.
+    /// A host with a loopback interface that is up, and the plugins under test.
     pub fn new(name: &str) -> Node {
         let namespace = Namespace::host(name).unwrap();
         let node = Node { namespace };
@@ -41,12 +41,12 @@ impl Node {
         node
     }
 
-    /// Puts a plugin into the node's directory of plugins.
+    /// Installs a plugin.
     pub fn install(&self, plugin: &str) {
         self.link_plugin(&plugin_file(plugin), plugin);
     }
 
-    /// Puts a plugin of the reference beside ours; it is then called `go-NAME`.
+    /// Installs a Go plugin as `go-NAME`.
     pub fn install_go_plugin(&self, plugin: &str) {
         let file = go_plugins().join(plugin);
         self.link_plugin(&file, &format!("go-{plugin}"));
@@ -57,7 +57,7 @@ impl Node {
             .unwrap();
     }
 
-    /// Puts a shell script where a program is, for this node alone.
+    /// Replaces a program with a shell script, on this node only.
     pub fn replace_program(&self, program: &str, script: &str) {
         let file = format!("/run/replaced-{}", program.replace('/', "-"));
         self.write(&file, &format!("#!/bin/sh\n{script}\n"));
@@ -65,7 +65,15 @@ impl Node {
         self.bind(&file, program);
     }
 
-    /// Lays one file over another, for this node alone.
+    /// Runs shell commands before each call of iptables on this node; `$name` is the name of the called program.
+    /// `file` is that of all programs of a variant: `/usr/sbin/xtables-nft-multi` or `/usr/sbin/xtables-legacy-multi`.
+    pub fn run_before_iptables(&self, file: &str, script: &str) {
+        self.run(&format!("cp {file} /run/xtables"));
+        let script = format!("name=${{0##*/}}\n{script}\nexec /run/xtables $name \"$@\"");
+        self.replace_program(file, &script);
+    }
+
+    /// Bind-mounts a file over another, on this node only.
     pub fn bind(&self, file: &str, over: &str) {
         self.inside(|| {
             let over = fs::canonicalize(over).unwrap();
@@ -74,9 +82,9 @@ impl Node {
         });
     }
 
-    /// Makes one of the two variants, `xtables-nft-multi` or `xtables-legacy-multi`, this node's iptables.
+    /// Makes a variant, `xtables-nft-multi` or `xtables-legacy-multi`, the default iptables of this node.
     pub fn use_iptables_variant(&self, variant: &str) {
-        // Of the programs' names only argv[0] counts, so one file may be the one of all of them.
+        // The programs are links to one file, which only evaluates argv[0].
         let variant = format!("/usr/sbin/{variant}");
         let programs = ["iptables", "ip6tables"].map(|name| format!("/usr/sbin/{name}"));
         let installed = |name: &String| fs::canonicalize(name).unwrap();
@@ -89,7 +97,7 @@ impl Node {
         }
     }
 
-    /// Takes the last file laid over another away.
+    /// Undoes the last [`Node::bind`] over a file.
     pub fn unbind(&self, over: &str) {
         self.inside(|| umount2(&fs::canonicalize(over).unwrap(), MntFlags::MNT_DETACH))
             .unwrap();
@@ -102,8 +110,8 @@ impl Node {
         Pod { namespace, path }
     }
 
-    /// Waits until the kernel has deleted the links of namespaces that have ended, which takes it a while.
-    pub fn wait_until_veths_are_gone(&self) {
+    /// Waits until the kernel has deleted the links of ended namespaces, which it does asynchronously.
+    pub fn wait_until_veths_are_deleted(&self) {
         for _ in 0..200 {
             if !self.run("ip -o link").contains("veth") {
                 return;
@@ -113,26 +121,23 @@ impl Node {
         panic!("{}", self.run("ip -o link"));
     }
 
-    /// A call of a plugin on this node.
     pub fn cni(&self, plugin: &str) -> Call<'_> {
         Call::new(self, plugin)
     }
 
-    /// A network of the plugin that the configuration names.
     pub fn network(&self, config: impl Into<Value>) -> Network<'_> {
         Network::new(self, config.into())
     }
 
-    /// A network from the text of a configuration file.
     pub fn network_from(&self, text: &str) -> Network<'_> {
         Network::new(self, serde_json::from_str(text).unwrap())
     }
 }
 
-/// A pod. Its interfaces are those that plugins made, and a loopback interface that is down.
+/// A network namespace with a loopback interface that is down.
 pub struct Pod {
     namespace: Namespace,
-    /// CNI_NETNS.
+    /// The path for CNI_NETNS.
     pub path: String,
 }
 
@@ -145,12 +150,12 @@ impl Deref for Pod {
 }
 
 impl Pod {
-    /// Its name, which is also its container id.
+    /// The name, which is also the container ID.
     pub fn id(&self) -> &str {
         &self.name
     }
 
-    /// Ends the pod: its namespace goes, with the path to it.
+    /// Deletes the namespace and its path.
     pub fn end(self) {
         let Pod { namespace, path } = self;
         let host = namespace.mntns.clone();
@@ -164,8 +169,8 @@ impl Pod {
     }
 }
 
-/// Joins two nodes by a cable: `wire(&a, "eth0", &b, "eth1")`. Both ends are up.
-pub fn wire(one: &Node, one_link: &str, other: &Node, other_link: &str) {
+/// Connects two nodes with a veth pair: `connect(&a, "eth0", &b, "eth1")`. Both ends are up.
+pub fn connect(one: &Node, one_link: &str, other: &Node, other_link: &str) {
     let netns = format!(
         "/proc/{}/fd/{}",
         std::process::id(),

@@ -1,4 +1,4 @@
-//! What stands on a host, read by programs that are not ours.
+//! The state of a node, read with iproute2, iptables and nft.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,23 +9,21 @@ use sha2::{Digest, Sha512};
 
 use super::Node;
 
-/// What a failed call must leave as it was.
+/// The state that a failed call must not change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeState {
-    /// Names of all links, with the bridge each belongs to.
     pub links: Vec<String>,
-    /// All addresses that the kernel did not make itself.
+    /// All addresses except link-local ones.
     pub addresses: Vec<String>,
-    /// The nat rules and chains of both families, and the ruleset of the nftables backend.
+    /// The iptables nat rules and chains of both families.
     pub rules: Vec<String>,
-    /// Files under /var/lib/cni with their contents.
+    /// The contents of the files under /var/lib/cni.
     pub files: BTreeMap<String, Vec<u8>>,
-    /// Whether packets are forwarded.
+    /// net.ipv4.ip_forward.
     pub forwarding: String,
 }
 
 impl NodeState {
-    /// That of a node now.
     pub fn of(node: &Node) -> NodeState {
         let links = node.run("ip -o link");
         let addresses = node.run("ip -o addr");
@@ -47,7 +45,7 @@ impl NodeState {
         }
     }
 
-    /// The same without what lives on after every pod: the cursor and the lock of a network's leases.
+    /// The state without lease cursors, locks and other files that remain after the last pod.
     pub fn of_pods(node: &Node) -> NodeState {
         let mut footprint = NodeState::of(node);
         footprint.files.retain(|path, _| is_lease(path));
@@ -60,12 +58,11 @@ fn is_lease(path: &str) -> bool {
     name.to_string_lossy().parse::<IpAddr>().is_ok()
 }
 
-/// The addresses that are leased on a network, in order.
 pub fn leases(node: &Node, network: &str) -> Vec<IpAddr> {
     node.leases(network)
 }
 
-/// The name of the chain that masquerades a container of a network.
+/// The name of a container's masquerade chain.
 pub fn chain_of(network: &str, container: &str) -> String {
     let hash = Sha512::digest(format!("{network}{container}"));
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -73,17 +70,19 @@ pub fn chain_of(network: &str, container: &str) -> String {
 }
 
 impl Node {
-    /// The nat table as `iptables -t nat -S` prints it, without the policies of the built-in chains.
+    /// The output of `iptables -t nat -S` without policies.
     pub fn nat(&self, program: &str) -> Vec<String> {
         let table = self.inside(|| {
-            let witness = iptables::new(program == "ip6tables").unwrap();
-            witness.list_table("nat").unwrap()
+            iptables::new(program == "ip6tables")
+                .unwrap()
+                .list_table("nat")
+                .unwrap()
         });
         let ours = |line: &String| !line.is_empty() && !line.starts_with("-P ");
         table.into_iter().filter(ours).collect()
     }
 
-    /// All files below a directory, with their contents.
+    /// The contents of all files below a directory.
     pub fn files(&self, dir: &str) -> BTreeMap<String, Vec<u8>> {
         fn walk(dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
             for entry in fs::read_dir(dir).into_iter().flatten() {
@@ -101,7 +100,7 @@ impl Node {
         files
     }
 
-    /// The lease of an address on a network, as it is in its file.
+    /// The content of a lease file.
     pub fn lease(&self, network: &str, address: &str) -> Option<String> {
         let path = format!("/var/lib/cni/networks/{network}/{address}");
         self.inside(|| fs::read_to_string(path)).ok()

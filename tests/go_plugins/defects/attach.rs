@@ -1,14 +1,14 @@
-//! ADDs that did damage, or none of their work.
+//! Defects of ADD and of loopback.
 
 use serde_json::{Value, json};
 
-use super::{Fixture, is_in_order, masqueraded, succeeds, with};
+use super::{Fixture, is_valid_answer, masquerade_network, succeeds, with};
 use crate::implementation::Implementation::{self, Gangplank, Go};
 use crate::implementation::{BOTH, IPTABLES, ready};
 use crate::support::{Answer, Network, NodeState, small_network};
 
 #[test]
-fn d5_a_gateway_comes_to_a_bridge_without_ports() {
+fn d5_a_gateway_is_added_to_a_bridge_without_ports() {
     if !ready(&["ping"]) {
         return;
     }
@@ -18,7 +18,7 @@ fn d5_a_gateway_comes_to_a_bridge_without_ports() {
         let (a, b) = (fixture.node.pod("a"), fixture.node.pod("b"));
         fixture.add(&a, &plain);
         fixture.del(&a, &plain);
-        fixture.party = then;
+        fixture.implementation = then;
         let answer = fixture.call("ADD", &b, &small_network());
         if succeeds(&answer) {
             fixture.node.reaches(&Network::address(&answer.ok()));
@@ -26,65 +26,71 @@ fn d5_a_gateway_comes_to_a_bridge_without_ports() {
         succeeds(&answer)
     };
     assert!(scenario(Gangplank, Gangplank));
-    assert!(scenario(Go, Gangplank), "the bridge is the reference's");
-    assert!(scenario(Gangplank, Go), "ours has given it a MAC");
+    assert!(scenario(Go, Gangplank), "a bridge of the Go plugin");
+    assert!(scenario(Gangplank, Go), "gangplank has set a MAC address");
     assert!(!scenario(Go, Go));
 }
 
-/// ADD into the namespace that the plugin itself runs in: its answer, and whether the node is as it was.
-fn add_at_home(party: Implementation) -> (Answer, bool) {
-    let fixture = Fixture::new(party);
+/// ADD with the plugin's own namespace. Returns the answer, and whether the node is unchanged.
+fn add_in_own_namespace(implementation: Implementation) -> (Answer, bool) {
+    let fixture = Fixture::new(implementation);
     let before = NodeState::of(&fixture.node);
-    let call = party.call_for(&fixture.node, &small_network());
+    let call = implementation.call_for(&fixture.node, &small_network());
     let call = call.verb("ADD").container("a").ifname("eth0");
     let answer = call.netns("/proc/self/ns/net").run();
     (answer, NodeState::of(&fixture.node) == before)
 }
 
 #[test]
-fn d9_its_own_namespace_is_refused_before_anything_is_touched() {
+fn d9_the_own_namespace_is_rejected_before_any_change() {
     if !ready(&[]) {
         return;
     }
-    let (answer, untouched) = add_at_home(Gangplank);
+    let (answer, untouched) = add_in_own_namespace(Gangplank);
     assert_eq!(answer.error().code, 8);
     assert!(untouched);
-    // Debian's 1.1.1 does not notice at all; the reference of today does when all is done.
-    let (_, untouched) = add_at_home(Go);
+    // Go plugins 1.1.1 do not check this; newer ones check it last.
+    let (_, untouched) = add_in_own_namespace(Go);
     assert!(!untouched);
 }
 
 #[test]
-fn d11_loopback_answers_in_the_shape_that_was_asked_for() {
+fn d11_loopback_results_have_the_requested_version() {
     if !ready(&[]) {
         return;
     }
-    let scenario = |party: Implementation, version: &str| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation, version: &str| {
+        let fixture = Fixture::new(implementation);
         let config = json!({ "cniVersion": version, "name": "lo", "type": "loopback" });
         fixture.add(&fixture.node.pod("a"), &config)
     };
-    for party in BOTH {
-        let old = scenario(party, "0.2.0").get("ip4").is_some();
-        let middle = scenario(party, "0.4.0")["ips"][0]["version"] == "4";
-        let new = scenario(party, "1.0.0")["ips"][0].get("version").is_none();
-        let right = party == Gangplank;
-        assert_eq!((old, middle, new), (right, right, true), "{party:?}");
+    for implementation in BOTH {
+        let old = scenario(implementation, "0.2.0").get("ip4").is_some();
+        let middle = scenario(implementation, "0.4.0")["ips"][0]["version"] == "4";
+        let new = scenario(implementation, "1.0.0")["ips"][0]
+            .get("version")
+            .is_none();
+        let right = implementation == Gangplank;
+        assert_eq!(
+            (old, middle, new),
+            (right, right, true),
+            "{implementation:?}"
+        );
     }
 }
 
-/// What came of an ADD by `plugin`: whether its answer was in order, and whether an address leaked that nobody was told.
-fn add_with(party: Implementation, plugin: &str, config: &Value) -> (bool, bool) {
-    let fixture = Fixture::new(party);
+/// Runs ADD of `plugin`. Returns whether the answer was valid, and whether an address leaked.
+fn add_with(implementation: Implementation, plugin: &str, config: &Value) -> (bool, bool) {
+    let fixture = Fixture::new(implementation);
     let pod = fixture.node.pod("a");
-    let call = party.call(&fixture.node, plugin).config(config);
+    let call = implementation.call(&fixture.node, plugin).config(config);
     let answer = call.verb("ADD").pod(&pod).run();
     let leaked = !succeeds(&answer) && !fixture.leases().is_empty();
-    (is_in_order(&answer), leaked)
+    (is_valid_answer(&answer), leaked)
 }
 
 #[test]
-fn d13_null_elements_crash_nothing() {
+fn d13_null_elements_cause_no_crash() {
     if !ready(&[]) {
         return;
     }
@@ -107,7 +113,7 @@ fn d13_null_elements_crash_nothing() {
         ("host-local", &args, true),
         ("host-local", &ranges, false),
         ("host-local", &range, false),
-        // Debian's 1.1.1 does not know the key yet.
+        // Go plugins 1.1.1 do not have this key.
         ("bridge", &trunk, false),
     ] {
         assert_eq!(
@@ -115,18 +121,25 @@ fn d13_null_elements_crash_nothing() {
             (true, false),
             "{config}"
         );
-        let (in_order, _) = add_with(Go, plugin, config);
-        assert_eq!(in_order, !crashes, "the reference's {plugin}: {config}");
+        let (is_valid, _) = add_with(Go, plugin, config);
+        assert_eq!(is_valid, !crashes, "Go plugin {plugin}: {config}");
     }
 }
 
-/// Whether a refused ADD leaves its node as it was.
-fn refused_early(party: Implementation, config: &Value, netns: Option<&str>) -> bool {
-    let fixture = Fixture::new(party);
+/// Whether a failed ADD leaves the node unchanged.
+fn fails_without_change(
+    implementation: Implementation,
+    config: &Value,
+    netns: Option<&str>,
+) -> bool {
+    let fixture = Fixture::new(implementation);
     let before = NodeState::of(&fixture.node);
     let pod = fixture.node.pod("a");
     fixture.node.write("/run/netns/plain", "");
-    let call = party.call_for(&fixture.node, config).verb("ADD").pod(&pod);
+    let call = implementation
+        .call_for(&fixture.node, config)
+        .verb("ADD")
+        .pod(&pod);
     let call = match netns {
         Some(path) => call.netns(path),
         None => call,
@@ -136,7 +149,7 @@ fn refused_early(party: Implementation, config: &Value, netns: Option<&str>) -> 
 }
 
 #[test]
-fn d15_a_bad_mac_or_namespace_is_refused_before_there_is_a_bridge() {
+fn d15_an_invalid_mac_or_namespace_is_rejected_before_the_bridge_is_created() {
     if !ready(IPTABLES) {
         return;
     }
@@ -147,12 +160,15 @@ fn d15_a_bad_mac_or_namespace_is_refused_before_there_is_a_bridge() {
         (&small_network(), Some("/run/netns/plain")),
     ] {
         assert!(
-            refused_early(Gangplank, config, netns),
+            fails_without_change(Gangplank, config, netns),
             "{config} {netns:?}"
         );
-        assert!(!refused_early(Go, config, netns), "{config} {netns:?}");
+        assert!(
+            !fails_without_change(Go, config, netns),
+            "{config} {netns:?}"
+        );
     }
-    // Debian's 1.1.1 does not know this key yet; the reference of today has made all but the rules by then.
-    let backend = with(&masqueraded(), "ipMasqBackend", "ipchains");
-    assert!(refused_early(Gangplank, &backend, None));
+    // Go plugins 1.1.1 do not have this key; newer ones check it after everything but the rules was created.
+    let backend = with(&masquerade_network(), "ipMasqBackend", "ipchains");
+    assert!(fails_without_change(Gangplank, &backend, None));
 }

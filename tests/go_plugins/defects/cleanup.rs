@@ -1,32 +1,35 @@
-//! What a DEL must not leave, and what a failed ADD must not.
+//! Resources that DEL and a failed ADD must not leave.
 
 use serde_json::json;
 
-use super::{Fixture, dual_masqueraded, host_link, masqueraded, succeeds, with};
+use super::{Fixture, dual_stack_masquerade, host_link, masquerade_network, succeeds, with};
 use crate::implementation::Implementation::{self, Gangplank, Go};
 use crate::implementation::{IPTABLES, nft_tables, ready};
 use crate::support::small_network;
 
-/// How the way to a pod's addresses is lost before its DEL.
+/// How DEL loses access to the pod's addresses.
 #[derive(Clone, Copy)]
 enum Loss {
     /// CNI_NETNS is empty.
     NetnsUntold,
-    /// The namespace has ended.
+    /// The namespace was deleted.
     NetnsGone,
     /// The container's interface was deleted.
     LinkGone,
-    /// The host's end was.
+    /// The host end was deleted.
     PortGone,
 }
 
-/// The rules that are left after a DEL.
-fn rules_after(party: Implementation, loss: Loss) -> Vec<String> {
-    let fixture = Fixture::new(party);
-    let (config, pod) = (dual_masqueraded(), fixture.node.pod("a"));
+/// The rules that remain after DEL.
+fn rules_after(implementation: Implementation, loss: Loss) -> Vec<String> {
+    let fixture = Fixture::new(implementation);
+    let (config, pod) = (dual_stack_masquerade(), fixture.node.pod("a"));
     let result = fixture.add(&pod, &config);
     assert_eq!(fixture.rules().len(), 8);
-    let del = party.call_for(&fixture.node, &config).verb("DEL").pod(&pod);
+    let del = implementation
+        .call_for(&fixture.node, &config)
+        .verb("DEL")
+        .pod(&pod);
     let answer = match loss {
         Loss::NetnsUntold => del.netns("").run(),
         Loss::NetnsGone => {
@@ -49,7 +52,7 @@ fn rules_after(party: Implementation, loss: Loss) -> Vec<String> {
 }
 
 #[test]
-fn d1_rules_go_though_the_netns_or_the_link_has_gone_before() {
+fn d1_rules_are_removed_after_the_netns_or_the_link_was_deleted() {
     if !ready(IPTABLES) {
         return;
     }
@@ -65,25 +68,25 @@ fn d1_rules_go_though_the_netns_or_the_link_has_gone_before() {
 }
 
 #[test]
-fn d2_the_first_of_two_interfaces_goes_without_harm_to_the_other() {
+fn d2_del_of_one_of_two_interfaces_keeps_the_rules_of_the_other() {
     if !ready(IPTABLES) {
         return;
     }
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
-        let (config, pod) = (masqueraded(), fixture.node.pod("a"));
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
+        let (config, pod) = (masquerade_network(), fixture.node.pod("a"));
         fixture.add(&pod, &config);
-        let second = party
+        let second = implementation
             .call_for(&fixture.node, &config)
             .pod(&pod)
             .ifname("net1");
         second.clone().verb("ADD").run().ok();
         let first = fixture.call("DEL", &pod, &config);
         let rules = fixture.rules();
-        let masqueraded = rules.iter().any(|rule| rule.ends_with("MASQUERADE"));
+        let masquerade_network = rules.iter().any(|rule| rule.ends_with("MASQUERADE"));
         second.verb("DEL").run().ok();
         assert_eq!(fixture.rules(), [""; 0]);
-        (succeeds(&first), masqueraded)
+        (succeeds(&first), masquerade_network)
     };
     assert_eq!(scenario(Gangplank), (true, true));
     assert_eq!(scenario(Go), (false, false));
@@ -94,20 +97,23 @@ fn d3_a_failed_add_leaves_no_link_and_can_be_repeated() {
     if !ready(IPTABLES) {
         return;
     }
-    let mut exhausted = masqueraded();
+    let mut exhausted = masquerade_network();
     exhausted["ipam"]["rangeStart"] = "10.77.0.5".into();
     exhausted["ipam"]["rangeEnd"] = "10.77.0.5".into();
-    let mut unreachable = masqueraded();
+    let mut unreachable = masquerade_network();
     unreachable["ipam"]["routes"] = json!([{ "dst": "192.0.2.0/24", "gw": "10.99.99.99" }]);
-    let scenario = |party: Implementation, config: &serde_json::Value| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation, config: &serde_json::Value| {
+        let fixture = Fixture::new(implementation);
         if *config == exhausted {
             fixture.add(&fixture.node.pod("neighbour"), config);
         }
         let pod = fixture.node.pod("a");
         fixture.call("ADD", &pod, config).error();
         let left = pod.link("eth0").is_some();
-        (left, succeeds(&fixture.call("ADD", &pod, &masqueraded())))
+        (
+            left,
+            succeeds(&fixture.call("ADD", &pod, &masquerade_network())),
+        )
     };
     for config in [&exhausted, &unreachable] {
         assert_eq!(scenario(Gangplank, config), (false, true));
@@ -116,13 +122,13 @@ fn d3_a_failed_add_leaves_no_link_and_can_be_repeated() {
 }
 
 #[test]
-fn d4_rules_go_though_the_pod_has_changed_its_address() {
+fn d4_rules_are_removed_after_the_pod_changed_its_address() {
     if !ready(IPTABLES) {
         return;
     }
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
-        let (config, pod) = (masqueraded(), fixture.node.pod("a"));
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
+        let (config, pod) = (masquerade_network(), fixture.node.pod("a"));
         fixture.add(&pod, &config);
         pod.run("ip addr flush dev eth0");
         pod.run("ip addr add 10.77.0.99/24 dev eth0");
@@ -134,13 +140,13 @@ fn d4_rules_go_though_the_pod_has_changed_its_address() {
 }
 
 #[test]
-fn d4_two_ipv6_addresses_of_a_pod_go_in_one_del() {
+fn d4_one_del_removes_the_rules_of_two_ipv6_addresses() {
     if !ready(IPTABLES) {
         return;
     }
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
-        let mut config = masqueraded();
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
+        let mut config = masquerade_network();
         config["isGateway"] = false.into();
         let ranges = json!([[{ "subnet": "fd00:77::/64" }], [{ "subnet": "fd00:78::/64" }]]);
         config["ipam"] = json!({ "type": "host-local", "ranges": ranges });
@@ -154,16 +160,19 @@ fn d4_two_ipv6_addresses_of_a_pod_go_in_one_del() {
 }
 
 #[test]
-fn d4c_a_path_that_is_no_namespace_does_not_keep_an_address() {
+fn d4c_del_with_a_path_that_is_no_namespace_releases_the_address() {
     if !ready(IPTABLES) {
         return;
     }
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
-        let (config, pod) = (masqueraded(), fixture.node.pod("a"));
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
+        let (config, pod) = (masquerade_network(), fixture.node.pod("a"));
         fixture.add(&pod, &config);
         fixture.node.write("/run/netns/plain", "");
-        let del = party.call_for(&fixture.node, &config).verb("DEL").pod(&pod);
+        let del = implementation
+            .call_for(&fixture.node, &config)
+            .verb("DEL")
+            .pod(&pod);
         let answer = del.netns("/run/netns/plain").run();
         (
             succeeds(&answer),
@@ -175,10 +184,10 @@ fn d4c_a_path_that_is_no_namespace_does_not_keep_an_address() {
     assert_eq!(scenario(Go), (false, false, false));
 }
 
-/// Takes the programs of ip6tables away from a node.
+/// Removes ip6tables from a node.
 fn hide_ip6tables(fixture: &Fixture) {
     let node = &fixture.node;
-    // What Debian calls ip6tables is a link into /etc/alternatives; without that one it leads nowhere.
+    // /usr/sbin/ip6tables is a symbolic link to /etc/alternatives.
     node.run("cp -a /etc/alternatives /run/alternatives");
     for program in ["ip6tables", "ip6tables-restore", "ip6tables-save"] {
         node.run(&format!("rm /run/alternatives/{program}"));
@@ -187,17 +196,17 @@ fn hide_ip6tables(fixture: &Fixture) {
 }
 
 #[test]
-fn d18_without_ip6tables_a_dual_stack_pod_is_masqueraded_and_goes_without_trace() {
+fn d18_dual_stack_masquerade_works_without_ip6tables() {
     if !ready(&[IPTABLES, &["nft"]].concat()) {
         return;
     }
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
         hide_ip6tables(&fixture);
         let pod = fixture.node.pod("a");
-        let added = succeeds(&fixture.call("ADD", &pod, &dual_masqueraded()));
+        let added = succeeds(&fixture.call("ADD", &pod, &dual_stack_masquerade()));
         let v4_left = !added && fixture.node.run("iptables -t nat -S").contains("CNI-");
-        let deleted = succeeds(&fixture.call("DEL", &pod, &dual_masqueraded()));
+        let deleted = succeeds(&fixture.call("DEL", &pod, &dual_stack_masquerade()));
         fixture.node.unbind("/etc/alternatives");
         let clean = fixture.rules().is_empty() && nft_tables(&fixture.node).is_empty();
         (added, v4_left, deleted && clean)
@@ -208,13 +217,13 @@ fn d18_without_ip6tables_a_dual_stack_pod_is_masqueraded_and_goes_without_trace(
 }
 
 #[test]
-fn d4b_a_pod_of_nftables_leaves_no_table_of_iptables() {
+fn d4b_the_nftables_backend_leaves_no_iptables_tables() {
     if !ready(&["nft"]) {
         return;
     }
-    // Debian's 1.1.1 has no nftables backend; the reference of today leaves empty `ip nat` and `ip6 nat`.
+    // Go plugins 1.1.1 have no nftables backend; newer ones leave empty tables `ip nat` and `ip6 nat`.
     let fixture = Fixture::new(Gangplank);
-    let (config, pod) = (dual_masqueraded(), fixture.node.pod("a"));
+    let (config, pod) = (dual_stack_masquerade(), fixture.node.pod("a"));
     let config = with(&config, "ipMasqBackend", "nftables");
     fixture.add(&pod, &config);
     assert!(fixture.node.run("nft list ruleset").contains("masquerade"));
@@ -223,27 +232,29 @@ fn d4b_a_pod_of_nftables_leaves_no_table_of_iptables() {
 }
 
 #[test]
-fn d17_a_failed_request_does_not_free_what_the_attachment_had() {
+fn d17_a_failed_request_keeps_the_existing_leases_of_the_attachment() {
     if !ready(&[]) {
         return;
     }
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
         let mut config = small_network();
         config["ipam"]["ranges"] = json!([[{ "subnet": "10.66.0.0/24" }]]);
         let host_local = |ips: serde_json::Value| {
             let mut config = config.clone();
             config["args"]["cni"]["ips"] = ips;
-            let call = party.call(&fixture.node, "host-local").config(&config);
+            let call = implementation
+                .call(&fixture.node, "host-local")
+                .config(&config);
             let call = call.verb("ADD").container("a").ifname("eth0");
             call.netns("/run/netns/a").run()
         };
         host_local(json!([])).ok();
         assert_eq!(fixture.leases(), ["10.66.0.2", "10.77.0.2"]);
-        // The first range set has the address that is asked for, the second one's is taken.
+        // The address requested from the first range set is free, that from the second is taken.
         host_local(json!(["10.77.0.9", "10.66.0.2"])).error();
         fixture.leases().len()
     };
-    assert_eq!(scenario(Gangplank), 2, "the older leases stay");
-    assert_eq!(scenario(Go), 0, "all were freed");
+    assert_eq!(scenario(Gangplank), 2, "existing leases are kept");
+    assert_eq!(scenario(Go), 0, "all were released");
 }

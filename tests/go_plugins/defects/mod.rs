@@ -1,7 +1,34 @@
-//! Defects of the reference that must be gone. Each test plays one scenario with both parties: ours must do well,
-//! and the reference must show the defect, so that the test itself is proven. The numbers are those of the
-//! behaviour specification, section 6. D4d, D14, D16, D19 and D21 to D23 are not here: Debian's 1.1.1 does not have
-//! them, they cannot be provoked from outside, or their tests are in `tests/netns`.
+//! Known defects of the Go plugins. Each test runs one scenario with both implementations: gangplank must pass it, and the
+//! Go plugins must show the defect, which proves that the test detects it. "1.1.1" is Debian's version, "newer" are later
+//! releases.
+//!
+//! - D1: masquerade and spoof check rules are not removed if netns or interface are already gone at DEL.
+//! - D2: two interfaces of a container on one network share an iptables chain; DEL of one breaks the other and fails.
+//! - D3: a failed ADD is not undone.
+//! - D4: DEL removes the rules of the addresses found in the pod, not of those assigned by ADD. D4b: DEL with nftables
+//!   leaves empty iptables tables. D4c: DEL fails if CNI_NETNS is no namespace. D4d: GC and STATUS do nothing.
+//! - D5: ADD sets an all-zero MAC address on a bridge without ports and fails.
+//! - D6: without a gateway, the MAC address of the bridge changes with its ports, and CHECK of older pods fails.
+//! - D7: isDefaultGateway fails if IPAM returns a default route without gw.
+//! - D8: CHECK fails on layer-2 networks, D8b: for routes in other tables, D8c: on a promiscuous bridge, D8d: for MAC
+//!   addresses in upper case.
+//! - D9: the plugin's own namespace is detected after all changes, and ADD prints two documents.
+//! - D10: the second address of a family is masqueraded within its subnet. D10b: a bridge cannot be the gateway of
+//!   several IPv4 subnets.
+//! - D11: results of loopback have the wrong format in old versions.
+//! - D12: route attributes are not set, and routes of link scope get a gateway.
+//! - D13: null in lists crashes the plugin.
+//! - D14: the host end has a queue length of 0.
+//! - D15: invalid values are detected after changes were made.
+//! - D16: a repeated ADD duplicates the jump rule of the spoof check.
+//! - D17: host-local allocates gateways of other ranges, and a failed request releases existing leases.
+//! - D18: without ip6tables, dual-stack masquerade fails after the IPv4 rules were added.
+//! - D19: a delegate that cannot be executed (ETXTBSY) counts as a success.
+//! - D20: the IPv6 gateway is still tentative when ADD returns.
+//! - D21: a crash while a lease is written leaves an empty file that is never removed.
+//! - D22: if writing the cursor fails, the lease remains. D23: several range sets are not allocated in one critical section.
+//!
+//! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
 mod addresses;
 mod attach;
@@ -14,22 +41,22 @@ use serde_json::{Value, json};
 use crate::implementation::{Implementation, node};
 use crate::support::{Answer, Network, Node, Pod, small_network};
 
-/// A fresh node, the plugins of one party, and a network on it.
+/// A node with the plugins of one implementation.
 struct Fixture {
     node: Node,
-    party: Implementation,
+    implementation: Implementation,
 }
 
 impl Fixture {
-    fn new(party: Implementation) -> Fixture {
+    fn new(implementation: Implementation) -> Fixture {
         Fixture {
             node: node(),
-            party,
+            implementation,
         }
     }
 
     fn call(&self, verb: &str, pod: &Pod, config: &Value) -> Answer {
-        self.party
+        self.implementation
             .call_for(&self.node, config)
             .verb(verb)
             .pod(pod)
@@ -51,12 +78,11 @@ impl Fixture {
         self.call("CHECK", pod, &config)
     }
 
-    /// The nat rules of both families.
     fn rules(&self) -> Vec<String> {
         crate::implementation::nat_rules(&self.node)
     }
 
-    /// The addresses that are leased on the network `small`.
+    /// The leased addresses of the network `small`.
     fn leases(&self) -> Vec<String> {
         let leases = crate::support::leases(&self.node, "small");
         leases.iter().map(ToString::to_string).collect()
@@ -69,12 +95,12 @@ fn with(config: &Value, key: &str, value: impl Into<Value>) -> Value {
     config
 }
 
-fn masqueraded() -> Value {
+fn masquerade_network() -> Value {
     with(&small_network(), "ipMasq", true)
 }
 
-fn dual_masqueraded() -> Value {
-    let mut config = masqueraded();
+fn dual_stack_masquerade() -> Value {
+    let mut config = masquerade_network();
     config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:77::/64" }]]);
     config
 }
@@ -83,8 +109,8 @@ fn succeeds(answer: &Answer) -> bool {
     answer.code == Some(0)
 }
 
-/// Whether an answer is in order, good or bad: one document on stdout, no crash.
-fn is_in_order(answer: &Answer) -> bool {
+/// Whether the plugin did not crash and printed at most one valid document.
+fn is_valid_answer(answer: &Answer) -> bool {
     let documents = serde_json::Deserializer::from_str(&answer.stdout).into_iter::<Value>();
     let documents = documents.collect::<Vec<_>>();
     matches!(answer.code, Some(0 | 1))

@@ -2,20 +2,20 @@
 
 use serde_json::{Value, json};
 
-use super::{Fixture, masqueraded, succeeds, with};
+use super::{Fixture, masquerade_network, succeeds, with};
 use crate::implementation::Implementation::{self, Gangplank, Go};
 use crate::implementation::{IPTABLES, ready};
 use crate::support::small_network;
 
 #[test]
-fn d7_a_default_gateway_goes_with_a_default_route_that_has_none() {
+fn d7_is_default_gateway_works_with_a_default_route_without_gw() {
     if !ready(&[]) {
         return;
     }
     let mut config = with(&small_network(), "isDefaultGateway", true);
     config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
         let pod = fixture.node.pod("a");
         let answer = fixture.call("ADD", &pod, &config);
         let routes = pod.run("ip route show default");
@@ -26,14 +26,14 @@ fn d7_a_default_gateway_goes_with_a_default_route_that_has_none() {
 }
 
 #[test]
-fn d10_the_second_address_of_a_family_is_not_masqueraded_in_its_own_subnet() {
+fn d10_the_second_address_of_a_family_is_not_masqueraded_within_its_subnet() {
     if !ready(IPTABLES) {
         return;
     }
-    let mut config = with(&masqueraded(), "isGateway", false);
+    let mut config = with(&masquerade_network(), "isGateway", false);
     config["ipam"]["ranges"] = json!([[{ "subnet": "10.78.0.0/24" }]]);
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
         fixture.add(&fixture.node.pod("a"), &config);
         let rules = fixture.rules();
         let position = |end: &str| rules.iter().rposition(|rule| rule.ends_with(end)).unwrap();
@@ -50,8 +50,8 @@ fn d10b_a_bridge_can_be_the_gateway_of_several_ipv4_subnets() {
     }
     let mut config = small_network();
     config["ipam"]["ranges"] = json!([[{ "subnet": "10.78.0.0/24" }]]);
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
         let pods = [fixture.node.pod("a"), fixture.node.pod("b")];
         for pod in &pods {
             if !succeeds(&fixture.call("ADD", pod, &config)) {
@@ -67,9 +67,9 @@ fn d10b_a_bridge_can_be_the_gateway_of_several_ipv4_subnets() {
     assert!(!scenario(Go));
 }
 
-/// The lines about 192.0.2.0/24 in a pod whose network has that route with these attributes.
-fn route_with(party: Implementation, attributes: Value) -> Option<String> {
-    let fixture = Fixture::new(party);
+/// The route to 192.0.2.0/24 in a pod whose network has it with these attributes.
+fn route_with(implementation: Implementation, attributes: Value) -> Option<String> {
+    let fixture = Fixture::new(implementation);
     let mut config = small_network();
     let mut route = attributes;
     route["dst"] = "192.0.2.0/24".into();
@@ -83,11 +83,11 @@ fn route_with(party: Implementation, attributes: Value) -> Option<String> {
 }
 
 #[test]
-fn d12_the_attributes_of_a_route_are_programmed() {
+fn d12_route_attributes_are_set() {
     if !ready(&[]) {
         return;
     }
-    // Of these, Debian's 1.1.1 knows none; the reference of today still not the first two.
+    // Go plugins 1.1.1 set none of these, newer ones not the first two.
     for (attributes, words) in [
         (json!({ "mtu": 1300 }), "mtu 1300"),
         (json!({ "advmss": 1200 }), "advmss 1200"),
@@ -102,7 +102,7 @@ fn d12_the_attributes_of_a_route_are_programmed() {
 }
 
 #[test]
-fn d12_a_route_of_the_links_scope_gets_no_gateway() {
+fn d12_a_route_of_link_scope_gets_no_gateway() {
     if !ready(&[]) {
         return;
     }
@@ -111,20 +111,20 @@ fn d12_a_route_of_the_links_scope_gets_no_gateway() {
         ours.contains("scope link") && !ours.contains("via"),
         "{ours}"
     );
-    // Debian's 1.1.1 does not know `scope`; the reference of today fails.
+    // Go plugins 1.1.1 ignore `scope`; newer ones fail.
     let theirs = route_with(Go, json!({ "scope": 253 })).unwrap();
     assert!(theirs.contains("via 10.77.0.1"), "{theirs}");
 }
 
 #[test]
-fn d20_the_ipv6_gateway_is_there_when_add_returns() {
+fn d20_the_ipv6_gateway_is_usable_when_add_returns() {
     if !ready(&["ping"]) {
         return;
     }
     let mut config = small_network();
     config["ipam"] = json!({ "type": "host-local", "subnet": "fd00:77::/64" });
-    let scenario = |party: Implementation| {
-        let fixture = Fixture::new(party);
+    let scenario = |implementation: Implementation| {
+        let fixture = Fixture::new(implementation);
         let pod = fixture.node.pod("a");
         fixture.add(&pod, &config);
         let tentative = fixture.node.run("ip -6 addr show dev br0 tentative");
@@ -135,6 +135,6 @@ fn d20_the_ipv6_gateway_is_there_when_add_returns() {
         gateway
     };
     assert!(scenario(Gangplank));
-    // It can be used after a second or two, which may have passed already on a busy machine.
+    // It is usable after a second or two, which may have passed on a busy machine.
     assert!((0..3).any(|_| !scenario(Go)));
 }

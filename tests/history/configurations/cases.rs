@@ -20,7 +20,7 @@ fn link_local() -> Value {
 /// A host `fd00:9::9` behind the node's interface `up0`.
 fn outside_host(node: &Node) -> Node {
     let outside = Node::new("outside");
-    crate::support::wire(node, "up0", &outside, "eth0");
+    crate::support::connect(node, "up0", &outside, "eth0");
     node.run_all(
         "sysctl -qw net.ipv6.conf.all.forwarding=1\nip addr add fd00:9::1/64 dev up0 nodad",
     );

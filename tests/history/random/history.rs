@@ -17,7 +17,7 @@ use super::model::{Attachment, State};
 use super::snapshot::{Snapshot, Subject};
 use super::traffic::Edge;
 use super::world::{Outcome, World};
-use crate::support::say;
+use crate::support::note;
 
 /// A violation of an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl History {
     fn next(&mut self, action: &Action) {
         let outcome = self.world.act(action);
         if std::env::var_os("GANGPLANK_HISTORY_FILE").is_some() {
-            say(&format!("{action}: {:?}", outcome.answer));
+            note(&format!("{action}: {:?}", outcome.answer));
         }
         if outcome.was_killed() {
             self.killed.insert(self.step);

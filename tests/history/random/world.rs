@@ -12,7 +12,7 @@ use super::model::{Attachment, Model, State};
 use super::networks::{self, NETWORKS};
 use super::snapshot::{LEASES, Snapshot};
 use super::traffic::{Edge, Sender, Traffic};
-use crate::support::{Answer, Call, Node, PATH, Pod, binary, go_plugins, wire};
+use crate::support::{Answer, Call, Node, PATH, Pod, binary, connect, go_plugins};
 
 const CONF: &str = "/run/net.d";
 const CACHE: &str = "/run/results";
@@ -79,7 +79,7 @@ impl World {
         for plugin in ["bridge", "host-local"] {
             node.install_go_plugin(plugin);
         }
-        wire(&node, "eth0", &outside, "eth0");
+        connect(&node, "eth0", &outside, "eth0");
         shell(&node, PREPARE, &[]);
         shell(
             &outside,

@@ -1,6 +1,6 @@
 //! `mtu` "auto": links get the MTU of the node's default route.
 
-use crate::support::{Node, requires, skip_for_go, small_network, wire};
+use crate::support::{Node, connect, requires, skip_for_go, small_network};
 
 /// The MTUs of a new pod's interface and of the bridge.
 fn mtus(node: &Node, bridge: &str) -> [u64; 2] {
@@ -21,7 +21,7 @@ fn mtus(node: &Node, bridge: &str) -> [u64; 2] {
 
 fn uplink(node: &Node, mtu: u32) -> Node {
     let outside = Node::new("outside");
-    wire(node, "up0", &outside, "up0");
+    connect(node, "up0", &outside, "up0");
     node.run_all(&format!(
         "ip link set up0 mtu {mtu}\nip addr add 172.18.0.5/24 dev up0\nip addr add fd18::5/64 dev up0 nodad"
     ));
@@ -40,7 +40,7 @@ fn mtu_auto_is_the_mtu_of_the_default_route() {
     node.run("ip -6 route add default via fd18::9");
     assert_eq!(mtus(&node, "six0"), [8900, 8900], "only IPv6");
     let other = Node::new("other");
-    wire(&node, "up1", &other, "up1");
+    connect(&node, "up1", &other, "up1");
     node.run_all("ip addr add 172.19.0.5/24 dev up1\nip link set up1 mtu 1400");
     node.run("ip route add default via 172.19.0.9 metric 200");
     assert_eq!(mtus(&node, "four0"), [1400, 1400], "IPv4 is preferred");

@@ -1,7 +1,7 @@
 //! VLANs on a kernel without VLAN support: rejected before any change. `tests/vm/run` tests them on a kernel with
 //! support.
 
-use crate::support::{Node, NodeState, leases, requires, say, skip_for_go, small_network};
+use crate::support::{Node, NodeState, leases, note, requires, skip_for_go, small_network};
 use serde_json::json;
 
 /// Whether the kernel supports VLAN filtering on bridges.
@@ -9,7 +9,7 @@ fn supports_vlans(node: &Node) -> bool {
     let made = node.try_run("ip link add probe type bridge vlan_filtering 1");
     let _ = node.try_run("ip link del probe");
     if made.status.success() {
-        say("cannot run: this kernel supports VLANs; tests/vm/run tests them");
+        note("cannot run: this kernel supports VLANs; tests/vm/run tests them");
     }
     made.status.success()
 }

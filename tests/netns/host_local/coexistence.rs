@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, leases, requires, say, skip_for_go, small_network};
+use crate::support::{Network, Node, leases, note, requires, skip_for_go, small_network};
 
 fn network() -> Value {
     json!({
@@ -140,7 +140,7 @@ fn the_macvlan_plugin_works_with_host_local() {
     node.run_all("ip link set eth9 up\nip link set far9 up");
     let probe = node.try_run("ip link add probe link eth9 type macvlan mode bridge");
     if !probe.status.success() {
-        say("cannot run: this kernel has no macvlan");
+        note("cannot run: this kernel has no macvlan");
         return;
     }
     node.run("ip link del probe");
@@ -242,7 +242,7 @@ fn leases_that_the_go_plugin_allocated_since_the_reboot_are_kept() {
     assert_eq!(leases(&node, "small").len(), 2);
     // After a reboot, the Go plugin is the first to allocate an address.
     before.end();
-    node.wait_until_veths_are_gone();
+    node.wait_until_veths_are_deleted();
     node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
     node.bind("/run/next-boot", "/proc/sys/kernel/random/boot_id");
     let (c, d, e) = (node.pod("c"), node.pod("d"), node.pod("e"));

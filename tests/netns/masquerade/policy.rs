@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, Pod, chain_of, requires, skip_for_go, small_network, wire};
+use crate::support::{Network, Node, Pod, chain_of, connect, requires, skip_for_go, small_network};
 
 const WHY: &str = "it has no such keys";
 
@@ -10,7 +10,7 @@ const WHY: &str = "it has no such keys";
 /// node.
 fn node_and_outside_host() -> (Node, Node) {
     let (node, outside) = (Node::new("node"), Node::new("outside"));
-    wire(&node, "eth0", &outside, "eth0");
+    connect(&node, "eth0", &outside, "eth0");
     node.run_all(
         "ip addr add 172.18.0.5/24 dev eth0\nip addr add fd18::5/64 dev eth0 nodad\n\
          ip addr add 198.51.100.7/32 dev lo\nip addr add fd51::7/128 dev lo nodad\n\

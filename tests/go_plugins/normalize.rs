@@ -1,5 +1,5 @@
-//! What may differ between two nodes on which the same was done: what the kernel or chance chooses, and what
-//! Debian's reference (1.1.1) is known to do otherwise. Everything else must be equal.
+//! Removes differences that are expected between two nodes after the same calls: values chosen by the kernel or at
+//! random, and known differences of Debian's Go plugins (1.1.1). Everything else must be equal.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -8,10 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::support::{Namespace, Node};
 
-/// A result without chance: MAC addresses and the name of the host's end become words.
-///
-/// Debian's 1.1.1 prints `dns` in 1.0.0 even when it is empty, where the reference of today leaves it out
-/// (specification, appendix B): an empty one is taken away from both.
+/// A result with placeholders for MAC addresses and the name of the host end.
+/// Go plugins 1.1.1 print an empty `dns` in results of 1.0.0, newer ones do not: it is removed from both.
 pub fn result(mut result: Value) -> Value {
     let interfaces = result.get_mut("interfaces").and_then(Value::as_array_mut);
     for interface in interfaces.into_iter().flatten() {
@@ -31,22 +29,20 @@ pub fn result(mut result: Value) -> Value {
     result
 }
 
-/// The links of a place with their addresses, by name.
-///
-/// Left out: what is counted or chosen by the kernel (indices, MACs, link-local addresses which follow from them,
-/// aliases, which are ours alone), the length of the queue, which the reference sets to 0 on the host's end (D14), and
-/// how an IPv6 address came to be usable: ours says `nodad`, the reference's is tentative at first (D20).
-///
-/// The kernel tells a new link's state a moment after frames pass (its link watch); that is waited for.
-pub fn links(place: &Namespace) -> Vec<Value> {
-    let list = || -> Value { serde_json::from_str(&place.run("ip -j addr")).unwrap() };
-    let is_unsettled = |link: &Value| {
+/// The links of a namespace with their addresses, sorted by name.
+/// Without values chosen by the kernel (indices, MAC addresses, link-local addresses), aliases, which only gangplank
+/// sets, the queue length, which the Go plugin sets to 0 on the host end (D14), and the flags `nodad` (gangplank) and
+/// `tentative` (Go plugin, D20) of IPv6 addresses.
+/// The kernel updates the operational state of a link asynchronously (linkwatch), so this waits for it.
+pub fn links(namespace: &Namespace) -> Vec<Value> {
+    let list = || -> Value { serde_json::from_str(&namespace.run("ip -j addr")).unwrap() };
+    let is_changing = |link: &Value| {
         let flags = link["flags"].to_string();
         link["link_type"] == "ether" && flags.contains("LOWER_UP") && link["operstate"] != "UP"
     };
     let mut listed = list();
     for _ in 0..200 {
-        if !listed.as_array().unwrap().iter().any(is_unsettled) {
+        if !listed.as_array().unwrap().iter().any(is_changing) {
             break;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -60,7 +56,7 @@ pub fn links(place: &Namespace) -> Vec<Value> {
 fn link(listed: &Value) -> Value {
     let mut link = Map::new();
     let name = listed["ifname"].as_str().unwrap();
-    link.insert("ifname".into(), end(name).into());
+    link.insert("ifname".into(), link_name(name).into());
     for key in ["flags", "mtu", "qdisc", "operstate", "link_type", "master"] {
         if let Some(value) = listed.get(key) {
             link.insert(key.to_owned(), value.clone());
@@ -81,8 +77,8 @@ fn link(listed: &Value) -> Value {
     Value::Object(link)
 }
 
-/// The name of a link, or `VETH` for the host's end, whose name is made up.
-fn end(name: &str) -> &str {
+/// The name of a link, or `VETH` for the host end.
+fn link_name(name: &str) -> &str {
     let digits = name.strip_prefix("veth").unwrap_or_default();
     if digits.len() >= 8 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         "VETH"
@@ -91,13 +87,12 @@ fn end(name: &str) -> &str {
     }
 }
 
-/// The routes of a place in all tables, without those of link-local addresses and multicast, which follow from MACs.
-///
-/// Left out: IPv6 routes that the kernel adds once an address is no longer tentative (`local`, `anycast`).
-pub fn routes(place: &Namespace) -> Vec<String> {
+/// The routes of a namespace in all tables, without link-local and multicast routes.
+/// Without IPv6 routes that the kernel adds after duplicate address detection (`local`, `anycast`).
+pub fn routes(namespace: &Namespace) -> Vec<String> {
     let mut routes = Vec::new();
     for family in ["-4", "-6"] {
-        let listed = place.run(&format!("ip {family} -j route show table all"));
+        let listed = namespace.run(&format!("ip {family} -j route show table all"));
         let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
         for route in listed.as_array().into_iter().flatten() {
             let dst = route["dst"].as_str().unwrap_or_default();
@@ -113,7 +108,7 @@ pub fn routes(place: &Namespace) -> Vec<String> {
     routes
 }
 
-/// The nat tables as `iptables-save` prints them, without its comments, counters of packets and empty tables.
+/// The output of `iptables-save -t nat` without comments, counters and built-in chains.
 pub fn nat(node: &Node) -> Vec<String> {
     let mut lines = Vec::new();
     for program in ["iptables-save", "ip6tables-save"] {
@@ -130,9 +125,8 @@ fn without_counters(line: &str) -> &str {
     line.split(" [").next().unwrap()
 }
 
-/// The files of leases: path, mode, content. Debian's 1.1.1 makes them 0644, the reference of today 0600.
-///
-/// Ours keeps two files more, the boot that the leases are of and an index of them; the reference walks past them.
+/// Lease files: path, mode and content. Go plugins 1.1.1 create them with mode 0644, newer ones with 0600.
+/// Without gangplank's two additional files, the boot ID and the lease index, which the Go plugins ignore.
 pub fn files(node: &Node) -> Vec<String> {
     let mut files = node.files("/var/lib/cni");
     files.retain(|path, _| !path.contains("/.gangplank."));
@@ -144,7 +138,6 @@ pub fn files(node: &Node) -> Vec<String> {
     node.inside(|| files.iter().map(line).collect())
 }
 
-/// The flags of the bridge's ports.
 pub fn ports(node: &Node) -> Vec<String> {
     let text = node.run("bridge -d link show");
     let mut ports = Vec::new();
@@ -156,7 +149,7 @@ pub fn ports(node: &Node) -> Vec<String> {
     ports
 }
 
-/// The rules of `macspoofchk`, with the names of ports and the MAC addresses of pods made words.
+/// The rules of `macspoofchk`, with placeholders for port names and MAC addresses.
 pub fn spoof_rules(node: &Node) -> Vec<String> {
     let listed = node.try_run("nft list table bridge nat").stdout;
     let listed = String::from_utf8(listed).unwrap();

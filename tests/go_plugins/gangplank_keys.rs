@@ -1,4 +1,5 @@
-//! Keys that are ours alone: the reference passes them by, and takes down what they made. The one exception is proven too.
+//! Keys that only gangplank has: the Go plugins ignore them, and remove the resources they create, except for
+//! forwardAccept and a textual MTU.
 
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ fn config() -> Value {
 }
 
 #[test]
-fn either_party_serves_a_configuration_with_our_keys_and_takes_down_what_the_other_made() {
+fn both_implementations_work_with_gangplanks_keys_and_remove_each_others_resources() {
     if !ready(IPTABLES) {
         return;
     }
@@ -51,7 +52,7 @@ fn either_party_serves_a_configuration_with_our_keys_and_takes_down_what_the_oth
 }
 
 #[test]
-fn the_reference_passes_forward_accept_by_and_ours_takes_its_rules_down_at_the_next_chance() {
+fn rules_of_forward_accept_left_by_the_go_plugin_are_removed_by_the_next_del() {
     if !ready(IPTABLES) {
         return;
     }
@@ -66,7 +67,10 @@ fn the_reference_passes_forward_accept_by_and_ours_takes_its_rules_down_at_the_n
     first.del(Go).ok();
     first.try_add(Gangplank).ok();
     first.del(Go).ok();
-    assert!(filter().contains("GANGPLANK-br0"), "it does not know them");
+    assert!(
+        filter().contains("GANGPLANK-br0"),
+        "the Go plugin ignores them"
+    );
     let mut second = Attachment::new(&node, &b, &config);
     second.try_add(Gangplank).ok();
     second.del(Gangplank).ok();
@@ -74,7 +78,7 @@ fn the_reference_passes_forward_accept_by_and_ours_takes_its_rules_down_at_the_n
 }
 
 #[test]
-fn the_reference_refuses_an_mtu_that_is_a_word_in_all_its_verbs() {
+fn the_go_plugin_rejects_mtu_auto_in_all_verbs() {
     if !ready(IPTABLES) {
         return;
     }
@@ -84,11 +88,11 @@ fn the_reference_refuses_an_mtu_that_is_a_word_in_all_its_verbs() {
     config["mtu"] = "auto".into();
     let mut attachment = Attachment::new(&node, &pod, &config);
     attachment.try_add(Gangplank).ok();
-    for refused in [attachment.check(Go), attachment.del(Go)] {
-        let error = refused.error();
+    for answer in [attachment.check(Go), attachment.del(Go)] {
+        let error = answer.error();
         assert!(error.text().contains("mtu"), "{error:?}");
     }
-    // With a number it goes.
+    // With a number DEL works.
     attachment.config["mtu"] = 1500.into();
     attachment.del(Go).ok();
     assert_eq!(remains(&node, "small", "br0"), [""; 0]);

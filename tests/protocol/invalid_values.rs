@@ -1,157 +1,156 @@
-//! Rows of the table of wrong inputs: JSON of the right types that asks for what cannot be.
+//! Invalid inputs: values of the right JSON type that are not allowed.
 
 use serde_json::{Value, json};
 
 use crate::invalid_inputs::InvalidInput;
 
-fn bad(name: &'static str, words: &[&'static str]) -> InvalidInput {
+fn invalid(name: &'static str, words: &[&'static str]) -> InvalidInput {
     InvalidInput::new(name, &[7], words)
 }
 
 pub fn of_the_bridge() -> Vec<InvalidInput> {
     let mac = |what, mac: &'static str| {
-        bad(what, &["mac", mac]).set("/runtimeConfig", json!({ "mac": mac }))
+        invalid(what, &["mac", mac]).set("/runtimeConfig", json!({ "mac": mac }))
     };
-    let mut without_type = bad("ipam without a type", &["ipam", "type"]).accepted_by_go();
+    let mut without_type = invalid("ipam without a type", &["ipam", "type"]).accepted_by_go();
     let ipam = without_type.config["ipam"].as_object_mut().unwrap();
     ipam.remove("type");
     vec![
         without_type,
-        bad("a bridge without a name", &["bridge", "\"\""]).set("/bridge", "".into()),
-        bad("a bridge name of 16 bytes", &["bridge", "abcdefghijklmnop"])
+        invalid("a bridge without a name", &["bridge", "\"\""]).set("/bridge", "".into()),
+        invalid("a bridge name of 16 bytes", &["bridge", "abcdefghijklmnop"])
             .set("/bridge", "abcdefghijklmnop".into()),
-        bad("a bridge name with a slash", &["bridge", "a/b"]).set("/bridge", "a/b".into()),
-        bad("a bridge name with a NUL", &["bridge"])
+        invalid("a bridge name with a slash", &["bridge", "a/b"]).set("/bridge", "a/b".into()),
+        invalid("a bridge name with a NUL", &["bridge"])
             .set("/bridge", "a\0b".into())
             .accepted_by_go(),
-        bad("an MTU too small for IPv4", &["mtu", "67"]).set("/mtu", json!(67)),
-        bad("an MTU above what a veth takes", &["mtu", "65536"]).set("/mtu", json!(65536)),
-        bad("a VLAN below zero", &["vlan", "-1"]).set("/vlan", json!(-1)),
-        bad("a VLAN above 4094", &["vlan", "4095"]).set("/vlan", json!(4095)),
-        bad("hairpin with promisc", &["hairpinMode", "promiscMode"])
+        invalid("an MTU too small for IPv4", &["mtu", "67"]).set("/mtu", json!(67)),
+        invalid("an MTU above what a veth takes", &["mtu", "65536"]).set("/mtu", json!(65536)),
+        invalid("a VLAN below zero", &["vlan", "-1"]).set("/vlan", json!(-1)),
+        invalid("a VLAN above 4094", &["vlan", "4095"]).set("/vlan", json!(4095)),
+        invalid("hairpin with promisc", &["hairpinMode", "promiscMode"])
             .set("/hairpinMode", true.into())
             .set("/promiscMode", true.into()),
-        bad(
-            "a masquerade backend that is none",
-            &["ipMasqBackend", "pf"],
-        )
-        .set("/ipMasqBackend", "pf".into())
-        .set("/ipMasq", true.into())
-        .accepted_by_go(),
-        mac("a MAC that is none", "zz"),
+        invalid("an invalid masquerade backend", &["ipMasqBackend", "pf"])
+            .set("/ipMasqBackend", "pf".into())
+            .set("/ipMasq", true.into())
+            .accepted_by_go(),
+        mac("an invalid MAC", "zz"),
         mac("a MAC of eight bytes", "02:00:00:00:00:00:00:01"),
         mac("a multicast MAC", "01:00:5e:00:00:01"),
         mac("a MAC of zeros", "00:00:00:00:00:00"),
-        bad("a MAC in args.cni that is none", &["mac", "02:00"])
+        invalid("an invalid MAC in args.cni", &["mac", "02:00"])
             .set("/args", json!({ "cni": { "mac": "02:00" } })),
         InvalidInput::new("an IPAM plugin that is missing", &[4, 7, 999], &["dhcpd"])
             .set("/ipam", json!({ "type": "dhcpd" })),
-        bad("an IPAM plugin with a slash", &["ipam.type", "../bin/sh"])
+        invalid("an IPAM plugin with a slash", &["ipam.type", "../bin/sh"])
             .set("/ipam", json!({ "type": "../bin/sh" })),
     ]
 }
 
-/// Those of keys that the reference passes by, but for the MTU.
-pub fn of_our_own_keys() -> Vec<InvalidInput> {
-    let own = |what, words: &[&'static str], path, value: Value| {
-        bad(what, words).set(path, value).accepted_by_go()
+/// Keys that the Go plugins ignore, and `mtu`.
+pub fn of_gangplank_keys() -> Vec<InvalidInput> {
+    let gangplank_key = |what, words: &[&'static str], path, value: Value| {
+        invalid(what, words).set(path, value).accepted_by_go()
     };
-    let kept =
-        |what, words: &[&'static str], list: Value| own(what, words, "/nonMasqueradeCIDRs", list);
-    let sources =
-        |what, words: &[&'static str], list: Value| own(what, words, "/snatAddresses", list);
+    let non_masquerade = |what, words: &[&'static str], list: Value| {
+        gangplank_key(what, words, "/nonMasqueradeCIDRs", list)
+    };
+    let snat = |what, words: &[&'static str], list: Value| {
+        gangplank_key(what, words, "/snatAddresses", list)
+    };
     let many: Vec<String> = (0..1025)
         .map(|n| format!("10.{}.{}.0/24", n / 256, n % 256))
         .collect();
     vec![
-        kept(
+        non_masquerade(
             "a destination without a prefix",
             &["nonMasqueradeCIDRs[0]", "10.0.0.0"],
             json!(["10.0.0.0"]),
         ),
-        kept(
+        non_masquerade(
             "host bits in a destination",
             &["nonMasqueradeCIDRs[1]", "10.0.0.0/8"],
             json!(["fd00::/8", "10.1.0.0/8"]),
         ),
-        kept(
+        non_masquerade(
             "a destination that is a number",
             &["nonMasqueradeCIDRs[0]", "10"],
             json!([10]),
         )
         .codes(&[6]),
-        kept(
+        non_masquerade(
             "one destination without a list",
             &["nonMasqueradeCIDRs", "a list"],
             json!("10.0.0.0/8"),
         )
         .codes(&[6]),
-        kept(
+        non_masquerade(
             "too many destinations",
             &["nonMasqueradeCIDRs", "1025", "1024"],
             json!(many),
         ),
-        sources(
+        snat(
             "a source that is a network",
             &["snatAddresses[0]", "203.0.113.0/24"],
             json!(["203.0.113.0/24"]),
         ),
-        sources(
+        snat(
             "two sources of a family",
             &["snatAddresses[1]", "203.0.113.6"],
             json!(["203.0.113.5", "203.0.113.6"]),
         ),
-        sources(
+        snat(
             "a multicast source",
             &["snatAddresses[0]", "224.0.0.5"],
             json!(["224.0.0.5"]),
         ),
-        sources(
+        snat(
             "a link-local source",
             &["snatAddresses[0]", "fe80::5"],
             json!(["fe80::5"]),
         ),
-        own(
+        gangplank_key(
             "random ports: a string",
             &["ipMasqRandomFully", "yes"],
             "/ipMasqRandomFully",
             "yes".into(),
         )
         .codes(&[6]),
-        own(
+        gangplank_key(
             "forwardAccept: a number",
             &["forwardAccept", "1"],
             "/forwardAccept",
             json!(1),
         )
         .codes(&[6]),
-        bad(
-            "an MTU that is another word",
+        invalid(
+            "an MTU that is an unknown word",
             &["mtu", "\"automatic\"", "\"auto\""],
         )
         .set("/mtu", "automatic".into()),
-        own(
+        gangplank_key(
             "forwardAccept with a pattern for a bridge",
             &["bridge", "br+", "forwardAccept"],
             "/bridge",
             "br+".into(),
         )
         .set("/forwardAccept", true.into()),
-        own(
-            "a log without a place",
+        gangplank_key(
+            "a relative log path",
             &["logFile", "a.log", "absolute"],
             "/logFile",
             "a.log".into(),
         ),
-        own(
-            "a log that is a directory by its name",
+        gangplank_key(
+            "the root directory as log path",
             &["logFile", "\"/\""],
             "/logFile",
             "/".into(),
         ),
-        own("a log: a number", &["logFile", "5"], "/logFile", json!(5)).codes(&[6]),
-        own(
-            "a level that is none",
+        gangplank_key("a log: a number", &["logFile", "5"], "/logFile", json!(5)).codes(&[6]),
+        gangplank_key(
+            "an invalid level",
             &["logLevel", "verbose", "debug"],
             "/logLevel",
             "verbose".into(),
@@ -161,14 +160,15 @@ pub fn of_our_own_keys() -> Vec<InvalidInput> {
 
 pub fn of_ranges() -> Vec<InvalidInput> {
     let sets = |what, words: &[&'static str], ranges: Value| {
-        bad(what, words).set("/ipam", json!({ "type": "host-local", "ranges": ranges }))
+        invalid(what, words).set("/ipam", json!({ "type": "host-local", "ranges": ranges }))
     };
     let one = |what, words: &[&'static str], range: Value| sets(what, words, json!([[range]]));
     let subnet =
         |what, subnet: &'static str| one(what, &["subnet", subnet], json!({ "subnet": subnet }));
     let net = "10.1.2.0/24";
     vec![
-        bad("no range at all", &["ipam", "range"]).set("/ipam", json!({ "type": "host-local" })),
+        invalid("no range at all", &["ipam", "range"])
+            .set("/ipam", json!({ "type": "host-local" })),
         sets("an empty list of sets", &["range"], json!([])),
         sets("an empty set", &["ranges[0]"], json!([[]])),
         sets("a set that is null", &["ranges[0]"], json!([null])).codes(&[6, 7]),
@@ -202,7 +202,7 @@ pub fn of_ranges() -> Vec<InvalidInput> {
             json!({ "subnet": net, "rangeEnd": "10.1.3.5" }),
         ),
         one(
-            "a start that is no address",
+            "a start that is not an address",
             &["rangeStart", "ten"],
             json!({ "subnet": net, "rangeStart": "ten" }),
         ),
@@ -217,7 +217,7 @@ pub fn of_ranges() -> Vec<InvalidInput> {
             json!({ "subnet": net, "rangeStart": "10.1.2.9", "rangeEnd": "10.1.2.5" }),
         ),
         one(
-            "a gateway that is no address",
+            "a gateway that is not an address",
             &["gateway", "gate"],
             json!({ "subnet": net, "gateway": "gate" }),
         ),
@@ -236,9 +236,9 @@ pub fn of_ranges() -> Vec<InvalidInput> {
             &["ranges[0]", "famil"],
             json!([[{ "subnet": net }, { "subnet": "fd00::/64" }]]),
         ),
-        bad("a legacy range that overlaps", &["10.1.2.", "overlap"])
+        invalid("a legacy range that overlaps", &["10.1.2.", "overlap"])
             .set("/ipam/subnet", net.into()),
-        bad(
+        invalid(
             "a range of the runtime that overlaps",
             &["10.1.2.", "overlap"],
         )
@@ -246,7 +246,7 @@ pub fn of_ranges() -> Vec<InvalidInput> {
             "/runtimeConfig",
             json!({ "ipRanges": [[{ "subnet": net }]] }),
         ),
-        bad(
+        invalid(
             "a range of the runtime with host bits",
             &["ipRanges", "10.9.9.9/24"],
         )
@@ -262,10 +262,10 @@ pub fn of_requests() -> Vec<InvalidInput> {
         InvalidInput::new(what, &[4, 7], words).var("CNI_ARGS", args)
     };
     let by_cni = |what, words: &[&'static str], ips: Value| {
-        bad(what, words).set("/args", json!({ "cni": { "ips": ips } }))
+        invalid(what, words).set("/args", json!({ "cni": { "ips": ips } }))
     };
     let by_runtime = |what, words: &[&'static str], ips: Value| {
-        bad(what, words).set("/runtimeConfig", json!({ "ips": ips }))
+        invalid(what, words).set("/runtimeConfig", json!({ "ips": ips }))
     };
     let mut types = by_runtime("an address that is a number", &["ips"], json!([5]));
     types.codes = vec![6];
@@ -297,7 +297,7 @@ pub fn of_requests() -> Vec<InvalidInput> {
             json!([""]),
         ),
         by_cni(
-            "an address in words in args.cni",
+            "a textual address in args.cni",
             &["ips", "ten"],
             json!(["ten"]),
         ),
@@ -317,7 +317,7 @@ pub fn of_requests() -> Vec<InvalidInput> {
             &["/run/no-resolv.conf"],
         )
         .set("/ipam/resolvConf", "/run/no-resolv.conf".into()),
-        bad("a data directory that is a file", &["/run/plain"])
+        invalid("a data directory that is a file", &["/run/plain"])
             .set("/ipam/dataDir", "/run/plain".into())
             .codes(&[5, 7, 999]),
     ]
@@ -325,7 +325,7 @@ pub fn of_requests() -> Vec<InvalidInput> {
 
 pub fn of_routes() -> Vec<InvalidInput> {
     let route = |what, words: &[&'static str], route: Value| {
-        bad(what, words).set("/ipam/routes", json!([route]))
+        invalid(what, words).set("/ipam/routes", json!([route]))
     };
     vec![
         route(
@@ -344,7 +344,7 @@ pub fn of_routes() -> Vec<InvalidInput> {
             json!({ "dst": "192.0.2.5/24" }),
         ),
         route(
-            "a route by a next hop that is none",
+            "a route with an invalid next hop",
             &["gw", "gate"],
             json!({ "dst": "192.0.2.0/24", "gw": "gate" }),
         ),

@@ -1,7 +1,7 @@
-//! What is wrong is refused before anything is touched, with the field and the value.
+//! Invalid inputs are rejected before any change, with an error that names field and value.
 
 use crate::invalid_inputs::{InvalidInput, invalid_inputs};
-use crate::support::{Answer, Network, Node, NodeState, Pod, requires, say, testing_go};
+use crate::support::{Answer, Network, Node, NodeState, Pod, note, requires, testing_go};
 
 impl InvalidInput {
     fn run(&self, node: &Node, pod: &Pod) -> Answer {
@@ -19,10 +19,10 @@ impl InvalidInput {
         call.run()
     }
 
-    /// What is wrong with the answer, if anything is.
-    fn verdict(&self, answer: &Answer) -> Result<(), String> {
+    /// Checks the answer to an invalid input.
+    fn verify(&self, answer: &Answer) -> Result<(), String> {
         if answer.code != Some(1) {
-            return Err(format!("it was not refused: {answer:?}"));
+            return Err(format!("not rejected: {answer:?}"));
         }
         let document: serde_json::Value = serde_json::from_str(&answer.stdout)
             .map_err(|e| format!("not one JSON document, {e}: {answer:?}"))?;
@@ -34,19 +34,19 @@ impl InvalidInput {
             ));
         }
         let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
-        let said = format!("{} {}", text("msg"), text("details"));
-        match self.words.iter().find(|word| !said.contains(**word)) {
-            Some(word) => Err(format!("it does not say {word:?}: {said}")),
+        let message = format!("{} {}", text("msg"), text("details"));
+        match self.words.iter().find(|word| !message.contains(**word)) {
+            Some(word) => Err(format!("no {word:?} in: {message}")),
             None => Ok(()),
         }
     }
 }
 
 #[test]
-fn every_wrong_input_is_refused_and_nothing_is_touched() {
+fn invalid_inputs_are_rejected_before_any_change() {
     requires!("iptables", "ip6tables");
     if testing_go() {
-        return every_wrong_input_is_wrong_to_the_reference_too();
+        return assert_rejected_by_go_too();
     }
     let node = Node::new("node");
     node.write("/run/plain", "");
@@ -54,51 +54,51 @@ fn every_wrong_input_is_refused_and_nothing_is_touched() {
     let before = NodeState::of(&node);
     let in_pod = pod.run("ip -o link");
     let mut wrong = Vec::new();
-    let rows = invalid_inputs();
-    for row in &rows {
-        let answer = row.run(&node, &pod);
-        if let Err(why) = row.verdict(&answer) {
-            wrong.push(format!("{}: {why}", row.name));
+    let inputs = invalid_inputs();
+    for input in &inputs {
+        let answer = input.run(&node, &pod);
+        if let Err(why) = input.verify(&answer) {
+            wrong.push(format!("{}: {why}", input.name));
         }
         let after = NodeState::of(&node);
         if after != before || pod.run("ip -o link") != in_pod {
-            wrong.push(format!("{}: something was touched: {after:?}", row.name));
+            wrong.push(format!("{}: the state changed: {after:?}", input.name));
             break;
         }
     }
     assert!(
         wrong.is_empty(),
-        "{} of {} rows:\n{}",
+        "{} of {} inputs:\n{}",
         wrong.len(),
-        rows.len(),
+        inputs.len(),
         wrong.join("\n")
     );
-    // What the rows change is right as it stands.
-    let network = node.network(InvalidInput::right());
+    // The unmodified configuration is valid.
+    let network = node.network(InvalidInput::valid());
     let result = network.add(&pod);
     node.reaches(&Network::address(&result));
 }
 
-/// The reference refuses the same inputs, except where a row says otherwise: so each of them is really wrong.
-fn every_wrong_input_is_wrong_to_the_reference_too() {
+/// The Go plugins reject the same inputs, except those marked with `accepted_by_go`.
+fn assert_rejected_by_go_too() {
     let mut wrong = Vec::new();
-    for row in invalid_inputs() {
+    for input in invalid_inputs() {
         let node = Node::new("node");
         node.write("/run/plain", "");
         let pod = node.pod("pod");
-        let answer = row.run(&node, &pod);
-        if (answer.code == Some(0)) != row.accepted_by_go {
-            wrong.push(format!("{}: {answer:?}", row.name));
+        let answer = input.run(&node, &pod);
+        if (answer.code == Some(0)) != input.accepted_by_go {
+            wrong.push(format!("{}: {answer:?}", input.name));
         }
     }
-    say("its codes, its words and what it leaves behind are not looked at");
+    note("error codes, messages and resources left by the Go plugins are not checked");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn the_table_is_as_long_as_it_should_be_and_its_names_differ() {
-    let rows = invalid_inputs();
-    assert!(rows.len() >= 70, "{}", rows.len());
-    let names: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.name).collect();
-    assert_eq!(names.len(), rows.len());
+fn the_table_is_complete_and_its_names_are_unique() {
+    let inputs = invalid_inputs();
+    assert!(inputs.len() >= 70, "{}", inputs.len());
+    let names: std::collections::BTreeSet<&str> = inputs.iter().map(|input| input.name).collect();
+    assert_eq!(names.len(), inputs.len());
 }
