@@ -92,7 +92,7 @@ fn warn(cause: &str) {
 /// Reports a panic.
 pub fn report_internal_error(cause: &str) {
     let error = Error::new(Code::PLUGIN, format!("internal error: {cause}"))
-        .details("this is a fault of gangplank; run DEL to clean up, and please report it");
+        .details("this is a bug in gangplank; run DEL to clean up, and please report it");
     fail(&error, Version::NEWEST);
     log_record::write_fatal(&error);
 }

@@ -98,7 +98,16 @@ impl History {
         let is_up = names
             .chain(bridge)
             .all(|name| self.world.snapshot.is_up(name));
+        // The Go plugin adds its rules behind those of an earlier pod, whose last rule drops all frames.
+        let chain = format!(
+            "nft bridge nat cni-br-iface-{}-{}-mac ",
+            target.pod, target.ifname
+        );
+        let keys = self.world.snapshot.facts.keys();
+        let rules = keys.filter(|key| key.starts_with(&chain) && !key.contains(" chain "));
+        let has_old_rules = rules.count() > 2;
         attachment.state == State::Live
+            && !has_old_rules
             && !attachment.lost_lease
             && is_port
             && is_up

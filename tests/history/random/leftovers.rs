@@ -74,7 +74,7 @@ impl History {
         match action {
             Action::Call(_, Verb::Del, target, options) => {
                 // An attachment whose pod ended keeps its resources until DEL.
-                leftovers.extend(self.leftovers(target, |_| true));
+                leftovers.extend(self.leftovers(target, |_, _| true));
                 leftovers.retain(|it| !self.is_for_gc(it, target));
                 // A link without lease, address and bridge, left by a killed ADD of the Go plugin, cannot be
                 // identified.
@@ -105,7 +105,10 @@ impl History {
                 let dead = all.filter(|(it, attachment)| {
                     it.network == *network && attachment.state == State::Dead
                 });
-                let keeps = |other: &Attachment| other.state != State::Dead;
+                // A MAC spoof check does not name its network.
+                let keeps = |other: &Target, attachment: &Attachment| {
+                    attachment.state != State::Dead || other.network != *network
+                };
                 leftovers = dead
                     .flat_map(|(target, _)| self.leftovers(target, keeps))
                     .collect();
@@ -122,7 +125,11 @@ impl History {
     }
 
     /// Objects that belong to an attachment and not to another one that keeps them.
-    fn leftovers(&self, target: &Target, keeps: impl Fn(&Attachment) -> bool) -> Vec<String> {
+    fn leftovers(
+        &self,
+        target: &Target,
+        keeps: impl Fn(&Target, &Attachment) -> bool,
+    ) -> Vec<String> {
         let is_left = |owner: &Owner| {
             let mut others = self
                 .world
@@ -130,7 +137,7 @@ impl History {
                 .attachments
                 .iter()
                 .filter(|(it, attachment)| {
-                    let is_other = *it != target && keeps(attachment);
+                    let is_other = *it != target && keeps(it, attachment);
                     is_other && owner.may_be(it)
                 });
             let its = self.world.model.attachments.get(target);
