@@ -30,14 +30,14 @@ const SEED: u64 = 0x5eed;
 /// guide.
 const REJECTED_BY_GANGPLANK: &[(&str, &str)] = &[
     (
-        "dst is missing, but a route requires a destination",
+        "dst is missing, but a route needs a destination",
         "A route without a destination",
     ),
     (
         "] is null, but it must be an object",
         "A route without a destination",
     ),
-    ("number out of range", "A number greater than 1e308"),
+    ("number out of range", "A number beyond 1e308"),
     (
         "ipam.type is missing, though ipam has",
         "An `ipam` without `type`",
