@@ -10,12 +10,12 @@ pub fn succeeded(what: &str, answer: &Answer, wrong: &mut Vec<String>) -> Option
     if answer.code == Some(0) {
         return Some(serde_json::from_str(&answer.stdout).unwrap_or(Value::Null));
     }
-    let said = answer
+    let stdout = answer
         .stdout
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ");
-    wrong.push(format!("{what} failed: {said} {}", answer.stderr));
+    wrong.push(format!("{what} failed: {stdout} {}", answer.stderr));
     None
 }
 

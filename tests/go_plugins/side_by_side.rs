@@ -144,9 +144,9 @@ impl Case<'_> {
     }
 
     fn config(&self, implementation: Implementation) -> Value {
-        let (ours, theirs) = self.versions;
+        let (gangplank, go) = self.versions;
         let mut config = json!({
-            "cniVersion": if implementation == Gangplank { ours } else { theirs },
+            "cniVersion": if implementation == Gangplank { gangplank } else { go },
             "name": "side",
             "type": "bridge",
             "bridge": "br0",
@@ -199,9 +199,12 @@ impl Case<'_> {
     }
 
     fn compare(&self) {
-        let (ours, theirs) = (self.observe(Gangplank), self.observe(Go));
-        for ((what, ours), (_, theirs)) in ours.into_iter().zip(theirs) {
-            assert!(ours == theirs, "{what}:\n  ours {ours}\ntheirs {theirs}");
+        let (gangplank, go) = (self.observe(Gangplank), self.observe(Go));
+        for ((what, gangplank), (_, go)) in gangplank.into_iter().zip(go) {
+            assert!(
+                gangplank == go,
+                "{what}:\ngangplank: {gangplank}\nGo plugin: {go}"
+            );
         }
     }
 }

@@ -132,13 +132,17 @@ impl Fixture {
 
     /// Compares the results of both implementations if the Go plugin succeeds.
     fn difference(&mut self, case: &Case) -> Outcome {
-        let theirs = self.add(Go, case);
-        if theirs.code != Some(0) {
+        let go = self.add(Go, case);
+        if go.code != Some(0) {
             return Outcome::Rejected;
         }
-        let ours = self.add(Gangplank, case);
-        if ours.code != Some(0) {
-            let message = ours.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        let gangplank = self.add(Gangplank, case);
+        if gangplank.code != Some(0) {
+            let message = gangplank
+                .stdout
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
             let is_known = |(error, _): &&(&str, &str)| message.contains(error);
             let is_unchecked_by_go =
                 self.is_old && UNCHECKED_BY_OLD_GO.iter().any(|key| message.contains(key));
@@ -149,26 +153,26 @@ impl Fixture {
                 false => Outcome::Differs(message),
             };
         }
-        let (theirs, ours) = (self.comparable(&theirs.ok(), None), {
-            let theirs = theirs.ok();
-            self.comparable(&ours.ok(), Some(&theirs))
+        let (go, gangplank) = (self.comparable(&go.ok(), None), {
+            let go = go.ok();
+            self.comparable(&gangplank.ok(), Some(&go))
         });
-        match theirs == ours {
+        match go == gangplank {
             true => Outcome::Same,
-            false if has_network_or_broadcast_address(&theirs) || has_gateway(&theirs) => {
+            false if has_network_or_broadcast_address(&go) || has_gateway(&go) => {
                 Outcome::KnownException
             }
-            false => Outcome::Differs(format!("{ours} instead of {theirs}")),
+            false => Outcome::Differs(format!("{gangplank} instead of {go}")),
         }
     }
 
     /// A result without random values, without the items taken from prevResult, and without the keys that old Go
     /// plugins do not know.
-    fn comparable(&self, result: &Value, theirs: Option<&Value>) -> Value {
+    fn comparable(&self, result: &Value, go: Option<&Value>) -> Value {
         let mut result = result.clone();
         round_numbers(&mut result);
-        if let Some(theirs) = theirs {
-            remove_previous(&mut result, theirs);
+        if let Some(go) = go {
+            remove_previous(&mut result, go);
         }
         for (at, interface) in list(&mut result, "interfaces").iter_mut().enumerate() {
             interface["mac"] = "*".into();
@@ -214,19 +218,19 @@ fn round_numbers(value: &mut Value) {
 }
 
 /// Removes the items of prevResult, which come first in gangplank's lists: the Go plugin's ADD drops them.
-fn remove_previous(ours: &mut Value, theirs: &Value) {
+fn remove_previous(gangplank: &mut Value, go: &Value) {
     let count = |value: &Value, key: &str| value[key].as_array().map_or(0, Vec::len);
-    let shift = count(ours, "interfaces").saturating_sub(count(theirs, "interfaces"));
+    let shift = count(gangplank, "interfaces").saturating_sub(count(go, "interfaces"));
     for key in ["interfaces", "ips", "routes"] {
-        let extra = count(ours, key).saturating_sub(count(theirs, key));
-        if let Some(list) = ours.get_mut(key).and_then(Value::as_array_mut) {
+        let extra = count(gangplank, key).saturating_sub(count(go, key));
+        if let Some(list) = gangplank.get_mut(key).and_then(Value::as_array_mut) {
             list.drain(..extra);
             if list.is_empty() {
-                ours.as_object_mut().unwrap().remove(key);
+                gangplank.as_object_mut().unwrap().remove(key);
             }
         }
     }
-    for ip in list(ours, "ips") {
+    for ip in list(gangplank, "ips") {
         if let Some(index) = ip["interface"].as_f64() {
             ip["interface"] = (index - shift as f64).into();
         }

@@ -85,9 +85,9 @@ fn the_version_text_has_the_same_lines_as_that_of_the_go_plugin() {
             assert_eq!(lines.len(), 2, "{lines:?}");
             lines[1].clone()
         };
-        let (ours, theirs) = (call(Gangplank), call(Go));
+        let (gangplank, go) = (call(Gangplank), call(Go));
         // Debian's plugins are older and support fewer versions.
-        assert!(ours.starts_with(&theirs), "{ours} and {theirs}");
+        assert!(gangplank.starts_with(&go), "{gangplank} and {go}");
     }
 }
 

@@ -85,10 +85,10 @@ fn resources_of_the_go_plugins_are_removed() {
     let mut old = dual_stack_masquerade();
     old["cniVersion"] = "1.0.0".into();
     old["type"] = "go-bridge".into();
-    let theirs = node.network(old);
+    let go = node.network(old);
     let (kept, gone) = (node.pod("kept"), node.pod("gone"));
-    let result = theirs.add(&kept);
-    theirs.add(&gone);
+    let result = go.add(&kept);
+    go.add(&gone);
     gone.end();
     gc(&node, &dual_stack_masquerade(), &[&kept]).ok();
     assert_eq!(leases(&node, "small").len(), 2);

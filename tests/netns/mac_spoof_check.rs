@@ -58,7 +58,7 @@ fn mac_of(pod: &Pod) -> String {
 #[test]
 fn the_rules_equal_those_of_the_go_plugin() {
     requires!("nft", "cni:bridge", "cni:host-local");
-    let [ours, theirs] = ["bridge", "go-bridge"].map(|plugin| {
+    let [gangplank, go] = ["bridge", "go-bridge"].map(|plugin| {
         let node = Node::new("node");
         node.install_go_plugin("bridge");
         let network = node.network(with_spoof_check()).with("type", plugin);
@@ -67,8 +67,8 @@ fn the_rules_equal_those_of_the_go_plugin() {
         let result = network.add(&pod);
         rules(&node, &Network::host_link(&result))
     });
-    assert_eq!(theirs, expected("spec-ctr-0001", "02:11:22:33:44:55"));
-    assert_eq!(ours, theirs);
+    assert_eq!(go, expected("spec-ctr-0001", "02:11:22:33:44:55"));
+    assert_eq!(gangplank, go);
 }
 
 #[test]
@@ -128,12 +128,12 @@ fn each_implementation_removes_the_rules_of_the_other() {
     }
     let node = Node::new("node");
     node.install_go_plugin("bridge");
-    let ours = node.network(with_spoof_check());
-    let theirs = ours.with("type", "go-bridge");
-    for (add, del) in [(&ours, &theirs), (&theirs, &ours)] {
+    let gangplank = node.network(with_spoof_check());
+    let go = gangplank.with("type", "go-bridge");
+    for (add, del) in [(&gangplank, &go), (&go, &gangplank)] {
         let pod = node.pod("a");
         let result = add.add(&pod);
-        ours.check(&pod, &result).ok();
+        gangplank.check(&pod, &result).ok();
         del.del(&pod);
         assert_eq!(rules(&node, "?"), EMPTY);
         pod.end();
@@ -251,15 +251,15 @@ fn gc_removes_only_rules_that_are_certainly_stale() {
     let node = Node::new("node");
     node.install_go_plugin("bridge");
     let network = node.network(with_spoof_check());
-    let theirs = network.with("type", "go-bridge");
+    let go = network.with("type", "go-bridge");
     let other = network.with("name", "other");
     let names = ["kept", "stale", "go-live", "go-dead", "foreign"];
     let pods = names.map(|name| node.pod(name));
     let [kept, stale, go_live, go_dead, foreign] = &pods;
     network.add(kept);
     network.add(stale);
-    theirs.add(go_live);
-    let dead = Network::host_link(&theirs.add(go_dead));
+    go.add(go_live);
+    let dead = Network::host_link(&go.add(go_dead));
     node.run(&format!("ip link del {dead}"));
     other.add(foreign);
     let gc = network.with("cniVersion", "1.1.0").with(

@@ -40,10 +40,10 @@ fn both_implementations_accept_the_output() {
     assert_eq!(list["plugins"].as_array().unwrap().len(), 1);
     let config = request(&list);
     fixture.configure("10-kube.conflist", &config);
-    let (ours, theirs) = (fixture.pod("ours"), fixture.pod("theirs"));
-    fixture.run_pod(&fixture.network(config.clone()), &ours);
-    fixture.run_pod(&fixture.go(&config), &theirs);
-    for pod in [&ours, &theirs] {
+    let (gangplank_pod, go_pod) = (fixture.pod("ours"), fixture.pod("theirs"));
+    fixture.run_pod(&fixture.network(config.clone()), &gangplank_pod);
+    fixture.run_pod(&fixture.go(&config), &go_pod);
+    for pod in [&gangplank_pod, &go_pod] {
         assert_eq!(pod.link("eth0").unwrap()["mtu"], 1350);
         pod.reaches("10.44.3.1");
         pod.reaches("fd44:3::1");

@@ -146,15 +146,15 @@ fn stale_masquerade_rules_of_all_implementations_and_networks_are_removed() {
         let mut config = masquerade_network();
         config["ipMasqBackend"] = backend.into();
         let fixture = Fixture::with(&config);
-        let (stays, goes) = (fixture.pod("stays"), fixture.pod("goes"));
+        let (running, deleted) = (fixture.pod("stays"), fixture.pod("goes"));
         let network = if go {
             fixture.go(&config)
         } else {
             fixture.network(config.clone())
         };
-        fixture.run_pod(&network, &stays);
+        fixture.run_pod(&network, &running);
         let rules = fixture.run("nft list ruleset");
-        let result = network.add(&goes);
+        let result = network.add(&deleted);
         fixture.run(&format!("ip link del {}", Network::host_link(&result)));
         fixture.run(&format!("rm {LEASES}/small/{}", Network::address(&result)));
         let fixed = fixture.fix();
@@ -215,8 +215,8 @@ fn stale_nftables_rules_of_newer_go_plugins_are_removed() {
     let pod = fixture.pod("stays");
     fixture.run_pod(&fixture.network(config), &pod);
     // The format of version 1.6 and later: one rule per address, with a comment that begins with two hashes.
-    let told = fixture.run("nft list map inet gangplank pods4");
-    let comment = told.split('"').nth(1).unwrap();
+    let map = fixture.run("nft list map inet gangplank pods4");
+    let comment = map.split('"').nth(1).unwrap();
     let of = |container: &str, address: &str| {
         let comment = match container {
             "stays" => comment.to_owned(),

@@ -109,12 +109,12 @@ fn a_foreign_program_installed_later_is_saved_too() {
     fixture.run_all(&format!(
         "chmod 755 /run/newer\ncp --remove-destination /run/newer {BIN}/bridge"
     ));
-    let stays = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
+    let running = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
     assert!(
-        stays
+        running
             .success()
             .contains("is not gangplank but \"CNI bridge plugin v9\", and stays"),
-        "{stays:?}"
+        "{running:?}"
     );
     assert!(is_same(&fixture, &format!("{BIN}/bridge"), "/run/newer"));
     let answer = fixture.under(&format!("/run/gangplank install {BIN}"));
@@ -273,8 +273,8 @@ fn a_wrapper_script_is_saved_and_not_executed_to_identify_it() {
         let back = fixture.gangplank(&format!("uninstall {BIN}"));
         assert!(back.success().contains("bridge.orig is back"), "{back:?}");
         assert_eq!(fixture.read(&format!("{BIN}/bridge")), content);
-        let stays = fixture.gangplank(&format!("uninstall {BIN}"));
-        assert!(stays.success().contains("and stays"), "{stays:?}");
+        let running = fixture.gangplank(&format!("uninstall {BIN}"));
+        assert!(running.success().contains("and stays"), "{running:?}");
     }
     // It is executed only without CNI_COMMAND, for the message.
     assert!(fixture.run("ls /run").contains("ran-with-\n"));

@@ -37,13 +37,13 @@ impl Cluster {
         self.nodes[at].gangplank_with_stdin(&format!("routes {words}"), list)
     }
 
-    /// `ours`: routes of gangplank (protocol 71); otherwise all other routes.
+    /// With `gangplank` the routes of gangplank (protocol 71), otherwise all other routes.
     fn table(&self, at: usize, which: &str) -> Vec<String> {
         let node = &self.nodes[at];
         let mut lines: Vec<String> = [node.run("ip -4 route"), node.run("ip -6 route")]
             .concat()
             .lines()
-            .filter(|line| line.contains("proto 71") == (which == "ours"))
+            .filter(|line| line.contains("proto 71") == (which == "gangplank"))
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect();
         lines.sort();
@@ -128,14 +128,14 @@ fn routes_are_added_replaced_and_removed_and_foreign_ones_kept() {
             .ends_with("4 would be changed, 0 right already, 0 failed\n"),
         "{dry:?}"
     );
-    assert_eq!(cluster.table(0, "ours"), [""; 0]);
+    assert_eq!(cluster.table(0, "gangplank"), [""; 0]);
     let done = cluster.routes(0, "", &three());
     assert!(
         done.success()
             .ends_with("4 changed, 0 right already, 0 failed\n"),
         "{done:?}"
     );
-    let table = cluster.table(0, "ours");
+    let table = cluster.table(0, "gangplank");
     assert_eq!(
         table,
         [
@@ -166,7 +166,7 @@ fn routes_are_added_replaced_and_removed_and_foreign_ones_kept() {
         "{report}"
     );
     assert_eq!(
-        cluster.table(0, "ours"),
+        cluster.table(0, "gangplank"),
         [
             "10.244.3.0/24 via 192.0.2.12 dev lan proto 71",
             "10.244.5.0/24 via 192.0.2.13 dev lan proto 71",
@@ -185,7 +185,7 @@ fn routes_are_added_replaced_and_removed_and_foreign_ones_kept() {
             .success()
             .ends_with("4 changed, 0 right already, 0 failed\n")
     );
-    assert_eq!(cluster.table(0, "ours"), [""; 0]);
+    assert_eq!(cluster.table(0, "gangplank"), [""; 0]);
     assert_eq!(cluster.table(0, "others"), others);
     assert!(
         cluster.nodes[0]
@@ -215,7 +215,7 @@ fn a_metric_is_set_changed_and_removed() {
                 .ends_with("4 changed, 0 right already, 0 failed\n"),
             "{done:?}"
         );
-        let table = cluster.table(2, "ours");
+        let table = cluster.table(2, "gangplank");
         assert_eq!(table.len(), 4, "{table:?}");
         assert!(table.contains(&wanted.to_owned()), "{table:?}");
         assert_eq!(
@@ -269,7 +269,7 @@ fn the_local_node_is_found_by_address_or_by_name() {
     let strangers = list(&[node(4, &["10.244.4.0/24"])]);
     let answer = cluster.routes(1, "", &strangers);
     assert!(answer.failure().contains("--node NAME"), "{answer:?}");
-    assert_eq!(cluster.table(1, "ours"), [""; 0]);
+    assert_eq!(cluster.table(1, "gangplank"), [""; 0]);
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn a_range_of_two_nodes_is_rejected_with_both_names_before_any_change() {
     requires!();
     let cluster = Cluster::new();
     cluster.routes(0, "", &three()).success();
-    let before = cluster.table(0, "ours");
+    let before = cluster.table(0, "gangplank");
     for (two, three, wanted) in [
         (
             "10.244.2.0/24",
@@ -309,7 +309,7 @@ fn a_range_of_two_nodes_is_rejected_with_both_names_before_any_change() {
         for word in wanted {
             assert!(answer.failure().contains(word), "{answer:?}");
         }
-        assert_eq!(cluster.table(0, "ours"), before);
+        assert_eq!(cluster.table(0, "gangplank"), before);
     }
     let mut twin = node(3, &["10.244.3.0/24"]);
     twin["status"] = node(2, &[])["status"].clone();
@@ -329,7 +329,7 @@ fn a_range_of_two_nodes_is_rejected_with_both_names_before_any_change() {
     ] {
         let answer = cluster.routes(0, "", text);
         assert!(!answer.failure().is_empty(), "{text}");
-        assert_eq!(cluster.table(0, "ours"), before, "{text}");
+        assert_eq!(cluster.table(0, "gangplank"), before, "{text}");
     }
 }
 
@@ -347,7 +347,7 @@ fn an_unreachable_next_hop_is_reported_and_other_routes_are_added() {
         assert!(answer.stdout.ends_with(", 2 failed\n"), "{answer:?}");
     }
     assert_eq!(
-        cluster.table(0, "ours"),
+        cluster.table(0, "gangplank"),
         ["10.244.2.0/24 via 192.0.2.12 dev lan proto 71"]
     );
 }
@@ -404,7 +404,7 @@ fn an_interrupted_change_of_metric_is_completed() {
         );
         assert_eq!(answer.code, Some(0), "{answer:?}");
         let left = format!("10.244.2.0/24 via 192.0.2.12 dev lan proto 71{wanted}");
-        assert_eq!(cluster.table(0, "ours"), [left], "{answer:?}");
+        assert_eq!(cluster.table(0, "gangplank"), [left], "{answer:?}");
     }
 }
 

@@ -26,13 +26,13 @@ fn pods_of_both_implementations_are_shown() {
     requires!("ping", "iptables", "cni:bridge", "cni:host-local");
     let config = dual();
     let fixture = Fixture::with(&config);
-    let (ours, theirs) = (fixture.pod("ours"), fixture.pod("theirs"));
+    let (gangplank_pod, go_pod) = (fixture.pod("ours"), fixture.pod("theirs"));
     let network = fixture.network(config.clone());
-    fixture.run_pod(&network, &ours);
+    fixture.run_pod(&network, &gangplank_pod);
     let go = fixture.go(&config);
-    let result = fixture.run_pod(&go, &theirs);
-    ours.reaches("10.77.0.1");
-    theirs.reaches("10.77.0.1");
+    let result = fixture.run_pod(&go, &go_pod);
+    gangplank_pod.reaches("10.77.0.1");
+    go_pod.reaches("10.77.0.1");
     let status = fixture.status("--json").ok();
     let [net] = &status.as_array().unwrap()[..] else {
         panic!("{status}")
@@ -49,7 +49,7 @@ fn pods_of_both_implementations_are_shown() {
     assert_eq!(net["ranges"][0]["used"], 2);
     assert_eq!(net["ranges"][0]["size"], "253");
     assert_eq!(net["otherPorts"], json!([]));
-    for (at, pod) in [&ours, &theirs].into_iter().enumerate() {
+    for (at, pod) in [&gangplank_pod, &go_pod].into_iter().enumerate() {
         let shown = &net["pods"][at];
         assert_eq!(shown["name"], format!("shop/{}-0", pod.id()));
         assert_eq!(shown["container"], pod.id());

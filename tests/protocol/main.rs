@@ -189,8 +189,8 @@ fn all_missing_variables_are_reported_together() {
         let env = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "a/b")];
         let error = call(plugin, &[], &env, &config("1.0.0")).error();
         assert_eq!(error.code, 4);
-        let told = error.text().contains("a/b");
-        assert!(told || testing_go(), "{error:?}");
+        let is_named = error.text().contains("a/b");
+        assert!(is_named || testing_go(), "{error:?}");
     }
 }
 
@@ -216,18 +216,22 @@ fn argv_0_selects_the_plugin() {
     let conf = json!({ "cniVersion": "1.0.0", "name": "net", "type": "any", "mtu": "big",
                        "ipam": { "type": "host-local", "subnet": "10.1.2.3/24" } })
     .to_string();
-    let said = |plugin| {
+    let error_text = |plugin| {
         let answer = call(plugin, &[], &environment("ADD"), &conf);
         answer.error().text()
     };
     if !testing_go() {
-        assert!(said("bridge").contains("mtu"), "{}", said("bridge"));
-        assert!(said("loopback").contains("/nonexistent/netns"));
+        assert!(
+            error_text("bridge").contains("mtu"),
+            "{}",
+            error_text("bridge")
+        );
+        assert!(error_text("loopback").contains("/nonexistent/netns"));
     }
     assert!(
-        said("host-local").contains("10.1.2."),
+        error_text("host-local").contains("10.1.2."),
         "{}",
-        said("host-local")
+        error_text("host-local")
     );
 }
 

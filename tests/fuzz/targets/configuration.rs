@@ -1,4 +1,4 @@
-//! The configuration on stdin: what is accepted is what its types promise, up to the result that is printed.
+//! The configuration on stdin: accepted values satisfy the invariants of their types, up to the printed result.
 
 #![no_main]
 
@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
     let args = Args::default();
     let _ = Ipam::parse(&conf, &[], &args);
     let _ = IpamLeases::parse(&conf, &[]);
-    let addresses = Config::parse(&conf, &args).map(|config| reserved(&config));
+    let addresses = Config::parse(&conf, &args).map(|config| allocate(&config));
     let Ok(bridge) = BridgeConfig::parse(&conf, &args) else {
         return;
     };
@@ -50,23 +50,23 @@ fuzz_target!(|data: &[u8]| {
         spoof_check: None,
     };
     if let Ok(plan) = Plan::new(input, addresses.unwrap_or_default()) {
-        planned(plan, &bridge, conf.version);
+        check_plan(plan, &bridge, conf.version);
     }
 });
 
-/// Takes the first addresses of each range set, as some ADDs after each other would.
-fn reserved(config: &Config) -> Lease {
+/// Allocates the first addresses of each range set, as consecutive ADDs do.
+fn allocate(config: &Config) -> Lease {
     let mut ips = Vec::new();
     for pool in &config.pools {
-        if let Some(asked) = pool.requested {
-            assert!(pool.set.range_of(asked).is_some() && !config.gateways.contains(&asked));
+        if let Some(requested) = pool.requested {
+            assert!(pool.set.range_of(requested).is_some() && !config.gateways.contains(&requested));
         }
         let mut taken = HashSet::new();
         let mut last = pool.requested;
         for round in 0..3 {
             let next = next_free(&pool.set, last, &config.gateways, |ip| taken.contains(&ip));
             let Some((range, address)) = next else {
-                assert!(round > 0, "an accepted set has room: {}", pool.set);
+                assert!(round > 0, "a valid set has a free address: {}", pool.set);
                 break;
             };
             assert!(range.contains(address) && !range.is_edge(address));
@@ -86,7 +86,7 @@ fn reserved(config: &Config) -> Lease {
         }
     }
     let distinct: HashSet<_> = ips.iter().map(|ip| ip.address.address()).collect();
-    assert_eq!(distinct.len(), ips.len(), "sets do not overlap");
+    assert_eq!(distinct.len(), ips.len(), "sets overlap");
     Lease {
         ips,
         routes: config.routes.clone(),
@@ -94,24 +94,24 @@ fn reserved(config: &Config) -> Lease {
     }
 }
 
-fn planned(plan: Plan, config: &BridgeConfig, version: Version) {
+fn check_plan(plan: Plan, config: &BridgeConfig, version: Version) {
     assert_eq!(plan.host.as_str().len(), 15);
     assert!(plan.mac.is_assignable());
     assert!(plan.alias.len() <= 255);
     for route in &plan.routes {
         assert_eq!(route.dst.to_string().parse(), Ok(route.dst));
     }
-    let facts = ObservedLinks {
+    let observed = ObservedLinks {
         bridge_mac: None,
         gateway_mac: None,
         host_mac: Some(plan.mac),
     };
-    let result = plan.into_result(&config.bridge, &facts, "/run/netns/x");
+    let result = plan.into_result(&config.bridge, &observed, "/run/netns/x");
     let Ok(document) = result.to_document(version) else {
         assert_eq!(version.schema(), Schema::V0_1);
         return;
     };
-    let value = json::parse("result", document.as_bytes()).expect("what we print is JSON");
+    let value = json::parse("result", document.as_bytes()).expect("valid JSON");
     let again = AddResult::parse(&JsonCursor::root("result", &value), Version::NEWEST).unwrap();
     if version.schema() == Schema::V1 {
         assert_eq!(again, result);

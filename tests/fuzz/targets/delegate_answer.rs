@@ -1,4 +1,4 @@
-//! What another IPAM plugin prints: a result becomes a lease that a plan can be made of, an error an error.
+//! The output of another IPAM plugin: a result becomes a lease and a plan, an error document an error.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use gangplank::cni::result::AddResult;
 use gangplank::ipam::delegate::{Delegate, parse_error};
 use libfuzzer_sys::fuzz_target;
 
-struct Setting {
+struct Fixture {
     delegate: Delegate,
     config: BridgeConfig,
     conf: NetConf,
@@ -21,8 +21,8 @@ struct Setting {
 }
 
 fuzz_target!(|data: &[u8]| {
-    static SETTING: OnceLock<Setting> = OnceLock::new();
-    let Setting { delegate, config, conf, attachment } = SETTING.get_or_init(setting);
+    static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+    let Fixture { delegate, config, conf, attachment } = FIXTURE.get_or_init(fixture);
     if let Some(error) = parse_error(data) {
         let _ = error.to_string();
     }
@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
         Ok(lease) => lease,
         Err(error) => {
             assert_eq!(error.code.0, 999);
-            assert!(error.msg.len() < 16 << 10, "a message is no dump");
+            assert!(error.msg.len() < 16 << 10, "the message is bounded");
             return;
         }
     };
@@ -50,13 +50,13 @@ fuzz_target!(|data: &[u8]| {
     for gateway in &plan.gateways {
         assert_eq!(gateway.to_string().parse(), Ok(*gateway));
     }
-    AddResult::from(lease).to_document(conf.version).expect("it has an address");
+    AddResult::from(lease).to_document(conf.version).expect("a document");
 });
 
-fn setting() -> Setting {
+fn fixture() -> Fixture {
     let conf = br#"{"cniVersion":"1.0.0","name":"n","type":"bridge","isDefaultGateway":true,"ipam":{"type":"x"}}"#;
     let conf = NetConf::parse(conf.to_vec()).unwrap();
-    Setting {
+    Fixture {
         delegate: Delegate::new("x", &conf, &[]),
         config: BridgeConfig::parse(&conf, &Args::default()).unwrap(),
         conf,

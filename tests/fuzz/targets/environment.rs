@@ -1,4 +1,4 @@
-//! The environment of a runtime: variables as the kernel keeps them, ended by NUL.
+//! The environment of a plugin: variables separated by NUL, as in /proc/PID/environ.
 
 #![no_main]
 
@@ -38,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(env.var("CNI_COMMAND").as_deref(), Some(invocation.command.as_str()));
 });
 
-/// What names files, links and rules.
+/// Checks the names that are used for files, links and rules.
 fn attachment(of: &Attachment) {
     let container = of.container.as_str();
     assert!(!container.is_empty() && container.is_ascii() && !container.starts_with(['.', '-']));
@@ -61,18 +61,18 @@ fn args(text: &str) {
         again.push_str(&format!(";IP={}", ips.join(",")));
     }
     if let Some((namespace, name)) = args.pod.as_ref().and_then(|pod| pod.split_once('/')) {
-        // A slash in the namespace itself would be cut elsewhere.
+        // With a slash in the namespace the text would be split at another position.
         if !name.contains('/') {
             again.push_str(&format!(";K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"));
-            same(&again, &args);
+            assert_same(&again, &args);
         }
     } else {
-        same(&again, &args);
+        assert_same(&again, &args);
     }
 }
 
-/// Values that are invalid are not printed again.
-fn same(again: &str, args: &Args) {
+/// Compares arguments. Invalid values are not compared.
+fn assert_same(again: &str, args: &Args) {
     let again = Args::parse(again).unwrap();
     assert_eq!(again.pod, args.pod);
     if let (Ok(mac), Ok(ips)) = (args.mac(), args.ips()) {

@@ -1,5 +1,5 @@
-//! A network's directory with any files in it, in memory: who has which address, which one is next, what the index
-//! says of it and what GC leaves. A test beside host-local does the same with real files, less often.
+//! A lease directory with arbitrary files, in memory: owners of addresses, the next address, the index, and GC. A test
+//! of host-local does the same with real files.
 
 #![no_main]
 
@@ -23,36 +23,36 @@ use gangplank::ipam::store::index::{Index, text_of};
 use gangplank::ipam::store::is_kept;
 use libfuzzer_sys::fuzz_target;
 
-/// The file of the index.
 const INDEX: &[u8] = b".gangplank.index";
 
-/// Names with what they hold: each name once, as in a directory.
+/// File names and contents.
 type Files<'a> = BTreeMap<&'a [u8], &'a [u8]>;
 
-struct Place {
+struct Directory {
     config: Config,
     attachments: [Attachment; 3],
-    /// With the first of them alone.
+    /// Only the first attachment.
     valid: ValidAttachments,
 }
 
 fuzz_target!(|data: &[u8]| {
-    static PLACE: OnceLock<Place> = OnceLock::new();
-    let place = PLACE.get_or_init(Place::new);
+    static DIRECTORY: OnceLock<Directory> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(Directory::new);
     let mut files = Files::new();
     let mut pieces = data.split(|byte| *byte == b'|');
     while let (Some(name), Some(content)) = (pieces.next(), pieces.next()) {
         files.entry(name).or_insert(content);
     }
-    for who in &place.attachments {
+    for who in &directory.attachments {
         let scan = scan(&files, who);
-        place.give(&files, who, &scan);
-        place.index(&files, who, &scan);
+        directory.check_next_address(&files, who, &scan);
+        directory.index(&files, who, &scan);
     }
-    place.collect(&files);
+    directory.check_gc(&files);
 });
 
-/// What reading gives: `>` stands for a symbolic link, `/` for a directory, `?` for a file that is gone meanwhile.
+/// The result of reading a file: `>` stands for a symbolic link, `/` for a directory, `?` for a file that was deleted
+/// concurrently.
 fn read(content: &[u8]) -> Result<Vec<u8>, Error> {
     match content.first() {
         Some(b'>' | b'/') => Err(Error::other("not a file")),
@@ -66,14 +66,14 @@ fn scan(files: &Files, who: &Attachment) -> LeaseScan {
     LeaseScan::of(entries, who)
 }
 
-/// What the file of an address says of an attachment; `None` when there is none or it cannot be read.
-fn claim_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<LeaseOwner> {
+/// The owner of a lease, relative to an attachment; `None` if there is no readable lease.
+fn owner_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<LeaseOwner> {
     let content = read(files.get(address.to_string().as_bytes())?).ok()?;
     Some(owner_for(&content, who))
 }
 
-/// Whether there is nothing of that name that could be somebody's.
-fn is_nobodys(files: &Files, address: IpAddr, who: &Attachment) -> bool {
+/// Whether an address is free: its file does not exist or is corrupt.
+fn is_free(files: &Files, address: IpAddr, who: &Attachment) -> bool {
     match files.get(address.to_string().as_bytes()).map(|content| read(content)) {
         None => true,
         Some(Ok(content)) => owner_for(&content, who) == LeaseOwner::Invalid,
@@ -81,8 +81,8 @@ fn is_nobodys(files: &Files, address: IpAddr, who: &Attachment) -> bool {
     }
 }
 
-impl Place {
-    fn new() -> Place {
+impl Directory {
+    fn new() -> Directory {
         let text = r#"{"cniVersion":"1.0.0","name":"net","ipam":{"type":"host-local","ranges":
             [[{"subnet":"10.1.0.0/29"}],[{"subnet":"fd00::/125","rangeStart":"fd00::2","rangeEnd":"fd00::3"}]]}}"#;
         let conf = NetConf::parse(text.as_bytes().to_vec()).unwrap();
@@ -92,34 +92,41 @@ impl Place {
         };
         let attachments = [("c1", "eth0"), ("c1", "net1"), ("10.1.0.2", "eth0")];
         let attachments = attachments.map(|(container, interface)| attachment(container, interface));
-        Place {
+        Directory {
             config: Config::parse(&conf, &Args::default()).unwrap(),
             valid: [attachments[0].clone()].into_iter().collect(),
             attachments,
         }
     }
 
-    /// The next address of each range is nobody's, and where there is none all are somebody's; with its lease the
-    /// attachment has it, and nobody has less than before.
-    fn give(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
+    /// The next address of each range is free; without one, all are leased. After its lease is added, the attachment
+    /// has it, and no other lease is lost.
+    fn check_next_address(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
         let taken = scan.taken();
         let mine = |address: &IpAddr| {
+<<<<<<< HEAD
             matches!(claim_of(files, *address, who), Some(LeaseOwner::Attachment | LeaseOwner::Container))
         };
         assert!(scan.of_attachment.iter().all(mine));
         assert!(taken.iter().all(|address| !is_nobodys(files, *address, who)));
+=======
+            matches!(owner_of(files, *address, who), Some(LeaseOwner::Mine | LeaseOwner::Containers))
+        };
+        assert!(scan.mine.iter().all(mine));
+        assert!(taken.iter().all(|address| !is_free(files, *address, who)));
+>>>>>>> lang-tests
         for (index, pool) in self.config.pools.iter().enumerate() {
             let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
             let last = cursor.and_then(|content| parse_last_reserved(content));
             let is_taken = |address| taken.contains(&address);
             let Some((range, address)) = next_free(&pool.set, last, &self.config.gateways, is_taken) else {
-                let there = taken.iter().filter(|address| pool.set.range_of(**address).is_some());
-                assert!(there.count() as u128 >= pool.set.usable(&self.config.gateways));
+                let leased = taken.iter().filter(|address| pool.set.range_of(**address).is_some());
+                assert!(leased.count() as u128 >= pool.set.usable(&self.config.gateways));
                 continue;
             };
             assert!(range.contains(address) && !range.is_edge(address));
             assert!(!self.config.gateways.contains(&address));
-            assert!(is_nobodys(files, address, who), "{address} is somebody's");
+            assert!(is_free(files, address, who), "{address} is leased");
             let (name, lease) = (address.to_string(), format!("{}\r\n{}", who.container, who.interface));
             let mut after = files.clone();
             after.insert(name.as_bytes(), lease.as_bytes());
@@ -129,7 +136,7 @@ impl Place {
         }
     }
 
-    /// The index says the same as the leases, wherever it is believed; any other text is no harm.
+    /// A valid index agrees with the leases; arbitrary text causes no panic.
     fn index(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
         let changed = UNIX_EPOCH + Duration::new(1_700_000_000, 5);
         let text = text_of(&scan.owned, changed, (7, 8));
@@ -137,6 +144,7 @@ impl Place {
         assert!(Index::validate(text.clone(), changed, (7, 9)).is_none());
         let index = Index::validate(text.clone(), changed, (7, 8)).unwrap();
         assert_eq!(index.addresses(), scan.taken());
+<<<<<<< HEAD
         let indexed = index.leases_of(who);
         let is = |expected: LeaseOwner| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
         if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment)) && indexed.of_container.iter().all(is(LeaseOwner::Container)) {
@@ -146,6 +154,17 @@ impl Place {
             seen.sort();
             assert_eq!(told, seen);
             assert!(indexed.other_interfaces || !scan.other_interfaces);
+=======
+        let claims = index.claims(who);
+        let is = |expected: LeaseOwner| move |address: &IpAddr| owner_of(files, *address, who).as_ref() == Some(&expected);
+        if claims.mine.iter().all(is(LeaseOwner::Mine)) && claims.of_container.iter().all(is(LeaseOwner::Containers)) {
+            let mut from_index = if claims.mine.is_empty() { claims.of_container } else { claims.mine };
+            let mut from_scan = scan.mine.clone();
+            from_index.sort();
+            from_scan.sort();
+            assert_eq!(from_index, from_scan);
+            assert!(claims.siblings || !scan.siblings);
+>>>>>>> lang-tests
         }
         if let Some(garbage) = files.get(INDEX) {
             let head = text.lines().next().unwrap_or_default();
@@ -156,17 +175,26 @@ impl Place {
         }
     }
 
+<<<<<<< HEAD
     /// What GC keeps is a valid attachment's, and what a valid attachment indexed is kept.
     fn collect(&self, files: &Files) {
+=======
+    /// GC keeps exactly the leases of valid attachments.
+    fn check_gc(&self, files: &Files) {
+>>>>>>> lang-tests
         let valid = &self.attachments[0];
         for (name, content) in files {
             let Some(address) = address_named(OsStr::from_bytes(name)) else { continue };
             let kept = is_kept(content, &self.valid);
+<<<<<<< HEAD
             if matches!(claim_of(files, address, valid), Some(LeaseOwner::Attachment | LeaseOwner::Container)) {
+=======
+            if matches!(owner_of(files, address, valid), Some(LeaseOwner::Mine | LeaseOwner::Containers)) {
+>>>>>>> lang-tests
                 assert!(kept, "{address} is valid");
             }
             let names_it = content.windows(2).any(|bytes| bytes == b"c1");
-            assert!(names_it || !kept, "{address} is nobody's");
+            assert!(names_it || !kept, "{address} has no valid owner");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Messages of the kernel, through the decoder we use: links, addresses, routes.
+//! Netlink messages of the kernel: links, addresses, routes.
 
 #![no_main]
 

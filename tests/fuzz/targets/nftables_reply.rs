@@ -1,4 +1,4 @@
-//! What the kernel lists of nf_tables: rules and the elements of maps.
+//! nf_tables replies of the kernel: rules and map elements.
 
 #![no_main]
 

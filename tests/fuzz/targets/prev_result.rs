@@ -1,4 +1,4 @@
-//! A prevResult, in the shape of any version: what is read is told and read again without loss.
+//! A prevResult of any version: parsing and printing it is lossless.
 
 #![no_main]
 
@@ -16,11 +16,11 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     for version in Version::ALL {
-        let Ok(told) = result.to_document(version) else {
+        let Ok(printed) = result.to_document(version) else {
             assert!(version.schema() == Schema::V0_1 && result.ips.is_empty());
             continue;
         };
-        let again = read(told.as_bytes(), Version::NEWEST).expect("what we print is a result");
+        let again = read(printed.as_bytes(), Version::NEWEST).expect("a valid result");
         match version.schema() {
             Schema::V1 => assert_eq!(again, result),
             Schema::V0_3 => {
@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
             }
             Schema::V0_1 => assert_eq!(again.dns, result.dns),
         }
-        assert_eq!(again.to_document(version).unwrap(), told);
+        assert_eq!(again.to_document(version).unwrap(), printed);
     }
 });
 

@@ -1,4 +1,4 @@
-//! A resolv.conf: what is read is told as one and read again without loss.
+//! A resolv.conf: parsing and printing it is lossless.
 
 #![no_main]
 

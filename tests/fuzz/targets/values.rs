@@ -1,4 +1,4 @@
-//! Texts of addresses, names and MAC addresses: what is accepted is printed and read again as the same value.
+//! Addresses, names and MAC addresses: parsing and printing them is lossless.
 
 #![no_main]
 

@@ -34,9 +34,9 @@ fn d17_the_gateway_of_a_range_is_not_allocated_from_another_range() {
         { "subnet": "10.77.0.0/24", "rangeStart": "10.77.0.10", "rangeEnd": "10.77.0.11", "gateway": "10.77.0.21" },
         { "subnet": "10.77.0.0/24", "rangeStart": "10.77.0.20", "rangeEnd": "10.77.0.22" },
     ]]);
-    let ours = allocated(Gangplank, ranges.clone());
+    let gangplank = allocated(Gangplank, ranges.clone());
     assert_eq!(
-        ours,
+        gangplank,
         [
             "10.77.0.10/24",
             "10.77.0.11/24",
@@ -44,6 +44,6 @@ fn d17_the_gateway_of_a_range_is_not_allocated_from_another_range() {
             "10.77.0.22/24"
         ]
     );
-    let theirs = allocated(Go, ranges);
-    assert!(theirs.contains(&"10.77.0.21/24".to_owned()), "{theirs:?}");
+    let go = allocated(Go, ranges);
+    assert!(go.contains(&"10.77.0.21/24".to_owned()), "{go:?}");
 }

@@ -94,10 +94,10 @@ fn d12_route_attributes_are_set() {
         (json!({ "priority": 77 }), "metric 77"),
         (json!({ "table": 1000 }), "table 1000"),
     ] {
-        let ours = route_with(Gangplank, attributes.clone()).unwrap();
-        assert!(ours.contains(words), "{words}: {ours}");
-        let theirs = route_with(Go, attributes).unwrap();
-        assert!(!theirs.contains(words), "{words}: {theirs}");
+        let gangplank = route_with(Gangplank, attributes.clone()).unwrap();
+        assert!(gangplank.contains(words), "{words}: {gangplank}");
+        let go = route_with(Go, attributes).unwrap();
+        assert!(!go.contains(words), "{words}: {go}");
     }
 }
 
@@ -106,14 +106,14 @@ fn d12_a_route_of_link_scope_gets_no_gateway() {
     if !ready(&[]) {
         return;
     }
-    let ours = route_with(Gangplank, json!({ "scope": 253 })).unwrap();
+    let gangplank = route_with(Gangplank, json!({ "scope": 253 })).unwrap();
     assert!(
-        ours.contains("scope link") && !ours.contains("via"),
-        "{ours}"
+        gangplank.contains("scope link") && !gangplank.contains("via"),
+        "{gangplank}"
     );
     // Go plugins 1.1.1 ignore `scope`; newer ones fail.
-    let theirs = route_with(Go, json!({ "scope": 253 })).unwrap();
-    assert!(theirs.contains("via 10.77.0.1"), "{theirs}");
+    let go = route_with(Go, json!({ "scope": 253 })).unwrap();
+    assert!(go.contains("via 10.77.0.1"), "{go}");
 }
 
 #[test]

@@ -279,11 +279,11 @@ fn configurations_that_the_go_plugins_accept_give_the_same_addresses_and_routes(
     let node = node();
     for (plugins, keys) in &cases {
         for plugin in *plugins {
-            let [ours, theirs] =
+            let [gangplank, go] =
                 BOTH.map(|implementation| add(implementation, &node, plugin, keys).ok());
             for key in ["address", "gateway"] {
                 assert_eq!(
-                    ours["ips"][0][key], theirs["ips"][0][key],
+                    gangplank["ips"][0][key], go["ips"][0][key],
                     "{plugin} {keys}"
                 );
             }
@@ -293,7 +293,7 @@ fn configurations_that_the_go_plugins_accept_give_the_same_addresses_and_routes(
                     .map(|route| json!([route["dst"], route["gw"]]))
                     .collect()
             };
-            assert_eq!(routes(&ours), routes(&theirs), "{plugin} {keys}");
+            assert_eq!(routes(&gangplank), routes(&go), "{plugin} {keys}");
         }
     }
 }
@@ -382,20 +382,20 @@ fn deeply_nested_json_and_unpaired_surrogates_are_parsed_as_by_go() {
             let text = format!(
                 r#"{{"x":{junk},"cniVersion":"1.0.0","name":"n","type":"{plugin}","bridge":"br0","dns":{{"domain":"\ud800."}},"ipam":{ipam}}}"#
             );
-            let [ours, theirs] =
+            let [gangplank, go] =
                 BOTH.map(|implementation| add_text(implementation, &node, plugin, &text).ok());
             for key in ["dns", "ips"] {
                 // Debian's plugins are older and print empty values.
                 let empty =
                     |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
-                let [ours, theirs] = [&ours[key], &theirs[key]].map(|it| {
+                let [gangplank, go] = [&gangplank[key], &go[key]].map(|it| {
                     (!empty(it))
                         .then_some(it)
                         .filter(|it| key == "dns" || it.is_array())
                 });
                 assert_eq!(
-                    ours.filter(|it| !it.is_null()),
-                    theirs.filter(|it| !it.is_null()),
+                    gangplank.filter(|it| !it.is_null()),
+                    go.filter(|it| !it.is_null()),
                     "{what}: {plugin}"
                 );
             }

@@ -49,7 +49,7 @@ impl History {
         &mut self,
         action: &Action,
         outcome: &Outcome,
-        gone: Option<&Attachment>,
+        deleted: Option<&Attachment>,
     ) {
         let duplicate_addresses = self.duplicate_addresses();
         let model = &self.world.model;
@@ -72,7 +72,7 @@ impl History {
         };
         let has_lost_twin = |edge: &Edge| {
             let is_to_twin = matches!(&edge.to, Peer::Pod(to) if is_twin(to));
-            let is_deleted = gone.is_some()
+            let is_deleted = deleted.is_some()
                 || matches!(action, Action::Call(_, _, target, _)
                     if self.possible_leftovers.contains(&(target.pod.clone(), target.ifname.clone())));
             is_deleted && (is_twin(&edge.from) || is_to_twin)
@@ -98,7 +98,7 @@ impl History {
         let has_doubled_address = |target: &Target| {
             let its = model.attachments.get(target).map(|it| &it.addresses);
             let is_same = |ip: &IpAddr| its.is_some_and(|its| its.contains(ip));
-            gone.is_some_and(|gone| gone.addresses.iter().any(is_same))
+            deleted.is_some_and(|deleted| deleted.addresses.iter().any(is_same))
         };
         let is_expected = |edge: &&Edge| {
             let lives = |target: &Target| model.lives(target);

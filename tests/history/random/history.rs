@@ -56,9 +56,9 @@ pub struct Findings {
 }
 
 /// Carries out a sequence on a fresh node.
-pub fn run(actions: &[Action], ours: Implementation) -> Findings {
+pub fn run(actions: &[Action], under_test: Implementation) -> Findings {
     let mut history = History {
-        world: World::new(ours),
+        world: World::new(under_test),
         findings: Vec::new(),
         killed: BTreeSet::new(),
         step: 0,
@@ -112,25 +112,25 @@ impl History {
         self.left.retain(|key, _| exists(key));
         self.unfindable.retain(exists);
         // The allowed changes depend on the state before the call.
-        if action.is_gangplank() && self.world.ours == Implementation::Gangplank {
+        if action.is_gangplank() && self.world.under_test == Implementation::Gangplank {
             self.check_changes(action, &outcome, &before);
         }
         if action.is_gangplank() {
             self.check_answer(action, &outcome, &before);
             self.check_advertisements(action, &outcome);
         }
-        let gone = self.update_model(action, &outcome, &before);
+        let deleted = self.update_model(action, &outcome, &before);
         if !action.is_gangplank() {
             self.world.model.note_losses(&self.world.snapshot);
         }
         if action.is_gangplank()
             && outcome.succeeded()
-            && self.world.ours == Implementation::Gangplank
+            && self.world.under_test == Implementation::Gangplank
         {
-            self.check_leftovers(action, gone.as_ref());
+            self.check_leftovers(action, deleted.as_ref());
         }
         self.check_addresses(action);
-        self.check_connectivity(action, &outcome, gone.as_ref());
+        self.check_connectivity(action, &outcome, deleted.as_ref());
     }
 
     /// Invariant 2.
@@ -293,8 +293,8 @@ impl History {
             }
             return None;
         }
-        let gone = self.world.model.attachments.remove(target);
+        let deleted = self.world.model.attachments.remove(target);
         self.world.update_cache(target);
-        gone
+        deleted
     }
 }

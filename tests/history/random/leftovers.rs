@@ -69,7 +69,7 @@ impl History {
     }
 
     /// Invariant 3. Resources that a Go plugin should have removed may remain.
-    pub(super) fn check_leftovers(&mut self, action: &Action, gone: Option<&Attachment>) {
+    pub(super) fn check_leftovers(&mut self, action: &Action, deleted: Option<&Attachment>) {
         let mut leftovers: Vec<String> = Vec::new();
         match action {
             Action::Call(_, Verb::Del, target, options) => {
@@ -81,20 +81,20 @@ impl History {
                 let is_unknown = |index: &u64| {
                     let links = BTreeSet::from([*index]);
                     let is_port = self.world.snapshot.bridge_of(&links) != Some("null");
-                    let mut of_go = gone.iter().filter(|it| it.made_by == Implementation::Go);
+                    let mut of_go = deleted.iter().filter(|it| it.made_by == Implementation::Go);
                     !is_port && of_go.any(|it| it.state == State::Unknown && it.result.is_null())
                 };
-                let links = gone.iter().flat_map(|attachment| &attachment.links);
+                let links = deleted.iter().flat_map(|attachment| &attachment.links);
                 for index in links.filter(|index| !is_unknown(index)) {
                     let Some(name) = self.world.snapshot.link_name(*index) else {
                         continue;
                     };
                     // A renamed link can only be identified by its peer in the pod.
-                    let is_found_by_name = gone
+                    let is_found_by_name = deleted
                         .is_some_and(|it| it.made_by == Implementation::Gangplank)
                         && name.starts_with("veth");
                     let is_findable = options.netns == NetnsArgument::Own
-                        && gone.is_some_and(|it| self.is_findable(target, it, options));
+                        && deleted.is_some_and(|it| self.is_findable(target, it, options));
                     if is_found_by_name || is_findable {
                         leftovers.push(format!("link {name}"));
                     }

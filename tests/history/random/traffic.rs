@@ -58,7 +58,7 @@ impl fmt::Display for Edge {
 /// An end that sends probes.
 pub struct Sender<'p> {
     pub target: Target,
-    pub place: &'p Namespace,
+    pub namespace: &'p Namespace,
     pub addresses: Vec<IpAddr>,
     pub gateways: Vec<IpAddr>,
     pub is_masqueraded: bool,
@@ -75,7 +75,7 @@ impl Traffic {
     pub fn new(node: &Node, world: &Node, outside: [IpAddr; 2]) -> Traffic {
         // A socket of the unspecified IPv6 address receives IPv4 as well.
         let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
-        let listen = |place: &Namespace| place.inside(|| open_socket(any, PORT).unwrap());
+        let listen = |namespace: &Namespace| namespace.inside(|| open_socket(any, PORT).unwrap());
         let answering = vec![listen(node), listen(world)];
         Traffic { answering, outside }
     }
@@ -95,7 +95,7 @@ impl Traffic {
                 let bound = sender.addresses.iter().map(|ip| open_socket(*ip, 0));
                 bound.flatten().collect()
             };
-            for socket in sender.place.inside(open) {
+            for socket in sender.namespace.inside(open) {
                 let address = socket.local_addr().unwrap();
                 let key = (sender.target.clone(), address.is_ipv6());
                 at.insert(key, (sockets.len(), address));

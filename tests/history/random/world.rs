@@ -65,7 +65,7 @@ pub struct World {
     pods: BTreeMap<String, Pod>,
     configs: BTreeMap<String, Value>,
     /// The plugins that are called instead of gangplank's.
-    pub ours: Implementation,
+    pub under_test: Implementation,
     pub model: Model,
     /// The state after the last action.
     pub snapshot: Snapshot,
@@ -74,7 +74,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(ours: Implementation) -> World {
+    pub fn new(under_test: Implementation) -> World {
         let (node, outside) = (Node::new("node"), Node::new("outside"));
         for plugin in ["bridge", "host-local"] {
             node.install_go_plugin(plugin);
@@ -97,7 +97,7 @@ impl World {
             _outside: outside,
             pods: BTreeMap::new(),
             configs: configs.collect(),
-            ours,
+            under_test,
             model: Model::default(),
             snapshot: Snapshot::default(),
             edges: BTreeSet::new(),
@@ -124,7 +124,7 @@ impl World {
                 config["cniVersion"] = "1.1.0".into();
                 Some(self.plugin(*by, &config).verb("STATUS").run())
             }
-            Action::Cli(words) => match self.ours {
+            Action::Cli(words) => match self.under_test {
                 Implementation::Gangplank => Some(self.command_line(words)),
                 Implementation::Go => None,
             },
@@ -165,7 +165,7 @@ impl World {
             .filter_map(|(target, attachment)| {
                 Some(Sender {
                     target: target.clone(),
-                    place: self
+                    namespace: self
                         .pods
                         .get(&target.pod)
                         .filter(|_| target.network != "raw")?,
@@ -181,7 +181,7 @@ impl World {
     /// A call of the plugin that a configuration names.
     fn plugin(&self, by: Implementation, config: &Value) -> Call<'_> {
         let plugin = config["type"].as_str().expect("a plugin's name");
-        let is_go = by == Implementation::Go || self.ours == Implementation::Go;
+        let is_go = by == Implementation::Go || self.under_test == Implementation::Go;
         let call = match is_go {
             true => {
                 let call = self.node.cni(&format!("go-{plugin}"));

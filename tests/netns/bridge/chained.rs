@@ -52,8 +52,8 @@ fn the_items_of_prev_result_come_first_in_the_result() {
         assert_eq!(result["interfaces"][index], previous()["interfaces"][index]);
     }
     assert_eq!(result["ips"][0], previous()["ips"][0]);
-    let ours = json!({ "interface": 4, "address": "10.77.0.2/24", "gateway": "10.77.0.1" });
-    assert_eq!(result["ips"][1], ours);
+    let gangplank = json!({ "interface": 4, "address": "10.77.0.2/24", "gateway": "10.77.0.1" });
+    assert_eq!(result["ips"][1], gangplank);
     assert_eq!(result["routes"][0], previous()["routes"][0]);
     assert_eq!(
         result["routes"][1],

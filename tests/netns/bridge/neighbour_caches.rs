@@ -51,8 +51,8 @@ fn the_next_pod_is_reachable_after_a_go_pod_with_a_random_mac_address() {
     requires!("ping", "cni:bridge", "cni:host-local");
     let node = Node::new("node");
     node.install_go_plugin("bridge");
-    let ours = node.network(network());
-    assert_next_owner_is_reachable(&node, &ours.with("type", "go-bridge"), &ours);
+    let gangplank = node.network(network());
+    assert_next_owner_is_reachable(&node, &gangplank.with("type", "go-bridge"), &gangplank);
 }
 
 #[test]
@@ -62,9 +62,9 @@ fn the_next_pod_is_reachable_after_a_pod_with_a_requested_mac_address() {
         return;
     }
     let node = Node::new("node");
-    let ours = node.network(network());
-    let asked = ours.with("runtimeConfig", json!({"mac": "02:00:00:00:00:77"}));
-    assert_next_owner_is_reachable(&node, &asked, &ours);
+    let gangplank = node.network(network());
+    let asked = gangplank.with("runtimeConfig", json!({"mac": "02:00:00:00:00:77"}));
+    assert_next_owner_is_reachable(&node, &asked, &gangplank);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_pod_with_a_requested_mac_address_is_reachable_after_another_pod() {
         return;
     }
     let node = Node::new("node");
-    let ours = node.network(network());
-    let asked = ours.with("runtimeConfig", json!({"mac": "02:00:00:00:00:77"}));
-    assert_next_owner_is_reachable(&node, &ours, &asked);
+    let gangplank = node.network(network());
+    let asked = gangplank.with("runtimeConfig", json!({"mac": "02:00:00:00:00:77"}));
+    assert_next_owner_is_reachable(&node, &gangplank, &asked);
 }

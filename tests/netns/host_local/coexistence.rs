@@ -40,11 +40,11 @@ fn three_hundred_allocations_have_the_same_order_as_with_the_go_plugin() {
     let mut held = Vec::new();
     for n in 0..300 {
         let name = format!("c{n}");
-        let [ours, theirs] = [(&nodes[0], "host-local"), (&nodes[1], "go-host-local")]
+        let [gangplank, go] = [(&nodes[0], "host-local"), (&nodes[1], "go-host-local")]
             .map(|(node, plugin)| call(node, plugin, "ADD", &name));
-        assert_eq!(ours.is_ok(), theirs.is_ok(), "allocation {n}");
-        if let (Ok(ours), Ok(theirs)) = (ours, theirs) {
-            assert_eq!(ours, theirs, "allocation {n}");
+        assert_eq!(gangplank.is_ok(), go.is_ok(), "allocation {n}");
+        if let (Ok(gangplank), Ok(go)) = (gangplank, go) {
+            assert_eq!(gangplank, go, "allocation {n}");
             held.push(name);
         }
         // A Lehmer generator chooses the zero to two containers to delete.
@@ -58,8 +58,8 @@ fn three_hundred_allocations_have_the_same_order_as_with_the_go_plugin() {
             }
         }
     }
-    let [ours, theirs] = [&nodes[0], &nodes[1]].map(|node| leases(node, "lan"));
-    assert_eq!(ours, theirs);
+    let [gangplank, go] = [&nodes[0], &nodes[1]].map(|node| leases(node, "lan"));
+    assert_eq!(gangplank, go);
 }
 
 #[test]
@@ -171,17 +171,17 @@ fn running_pods_migrate_from_the_go_plugins() {
     let mut config = small_network();
     config["cniVersion"] = "0.4.0".into();
     config["ipMasq"] = true.into();
-    let ours = node.network(config);
-    let theirs = ours.with("type", "go-bridge");
+    let gangplank = node.network(config);
+    let go = gangplank.with("type", "go-bridge");
     let (a, b) = (node.pod("a"), node.pod("b"));
-    let at_a = theirs.add(&a);
-    let at_b = ours.add(&b);
+    let at_a = go.add(&a);
+    let at_b = gangplank.add(&b);
     assert_eq!(Network::address(&at_b), "10.77.0.3");
     b.reaches("10.77.0.2");
-    ours.check(&a, &at_a).ok();
-    theirs.check(&b, &at_b).ok();
-    ours.del(&a);
-    theirs.del(&b);
+    gangplank.check(&a, &at_a).ok();
+    go.check(&b, &at_b).ok();
+    gangplank.del(&a);
+    go.del(&b);
     assert_eq!(node.nat("iptables"), [""; 0]);
     assert_eq!(leases(&node, "small").len(), 0);
 }
@@ -228,17 +228,17 @@ fn leases_that_the_go_plugin_allocated_since_the_reboot_are_kept() {
     for plugin in ["bridge", "host-local"] {
         node.install_go_plugin(plugin);
     }
-    let ours = node.network(small_network());
+    let gangplank = node.network(small_network());
     let mut config = small_network();
     config["cniVersion"] = "0.4.0".into();
     config["type"] = "go-bridge".into();
     config["ipam"]["type"] = "go-host-local".into();
-    let theirs = node.network(config);
+    let go = node.network(config);
     // Existing leases are kept when gangplank uses the directory for the first time.
     node.run("mkdir -p /var/lib/cni/networks/small");
     node.write("/var/lib/cni/networks/small/10.77.0.9", "gone\r\neth0");
     let before = node.pod("before");
-    ours.add(&before);
+    gangplank.add(&before);
     assert_eq!(leases(&node, "small").len(), 2);
     // After a reboot, the Go plugin is the first to allocate an address.
     before.end();
@@ -246,14 +246,17 @@ fn leases_that_the_go_plugin_allocated_since_the_reboot_are_kept() {
     node.write("/run/next-boot", "11111111-2222-3333-4444-555555555555\n");
     node.bind("/run/next-boot", "/proc/sys/kernel/random/boot_id");
     let (c, d, e) = (node.pod("c"), node.pod("d"), node.pod("e"));
-    let result_c = theirs.add(&c);
-    ours.add(&d);
+    let result_c = go.add(&c);
+    gangplank.add(&d);
     let held = leases(&node, "small");
     let held: Vec<String> = held.iter().map(ToString::to_string).collect();
     assert_eq!(held, ["10.77.0.3", "10.77.0.4"]);
-    ours.with("cniVersion", "0.4.0").check(&c, &result_c).ok();
+    gangplank
+        .with("cniVersion", "0.4.0")
+        .check(&c, &result_c)
+        .ok();
     d.reaches("10.77.0.3");
     // No further lease is released during this boot.
-    ours.add(&e);
+    gangplank.add(&e);
     assert_eq!(leases(&node, "small").len(), 3);
 }

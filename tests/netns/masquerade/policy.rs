@@ -48,8 +48,8 @@ fn source_addresses(pod: &Pod, outside: &Node) -> [String; 4] {
 /// All rules of a node, of iptables and of nftables.
 fn rules(node: &Node) -> String {
     let nat = [node.nat("iptables"), node.nat("ip6tables")].concat();
-    let ours = node.try_run("nft list table inet gangplank");
-    nat.join("\n") + &String::from_utf8_lossy(&ours.stdout)
+    let gangplank = node.try_run("nft list table inet gangplank");
+    nat.join("\n") + &String::from_utf8_lossy(&gangplank.stdout)
 }
 
 #[test]
