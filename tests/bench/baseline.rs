@@ -47,7 +47,7 @@ pub fn run(verb: &str) {
         .expect("a bridge");
     let veth = NewVeth {
         port: &host_end,
-        bridge: bridge.index,
+        bridge: Some(bridge.index),
         end: &name("eth0"),
         mac: "0a:58:0a:40:00:02".parse().expect("a MAC address"),
         mtu: None,

@@ -5,17 +5,17 @@
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-use gangplank::plugins::bridge::config::{BridgeConfig, Mtu};
-use gangplank::plugins::bridge::plan::{ObservedLinks, Plan, PlanInput};
-use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
+use gangplank::cni::conf::NetConf;
+use gangplank::cni::json::{self, JsonCursor};
 use gangplank::cni::names::Attachment;
 use gangplank::cni::result::{AddResult, IpConfig};
-use gangplank::cni::json::{self, JsonCursor};
 use gangplank::cni::{Schema, Version};
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
 use gangplank::ipam::{Ipam, IpamLeases, Lease};
+use gangplank::plugins::bridge::config::{BridgeConfig, Mtu};
+use gangplank::plugins::bridge::plan::{ObservedLinks, Plan, PlanInput};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -26,7 +26,11 @@ fuzz_target!(|data: &[u8]| {
     assert!(!name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']));
     let _ = conf.prev_result();
     if let Ok(Some(valid)) = conf.valid_attachments() {
-        assert!(valid.containers().all(|container| valid.has_container(container)));
+        assert!(
+            valid
+                .containers()
+                .all(|container| valid.has_container(container))
+        );
     }
     let args = Args::default();
     let _ = Ipam::parse(&conf, &[], &args);
@@ -59,7 +63,9 @@ fn allocate(config: &Config) -> Lease {
     let mut ips = Vec::new();
     for pool in &config.pools {
         if let Some(requested) = pool.requested {
-            assert!(pool.set.range_of(requested).is_some() && !config.gateways.contains(&requested));
+            assert!(
+                pool.set.range_of(requested).is_some() && !config.gateways.contains(&requested)
+            );
         }
         let mut taken = HashSet::new();
         let mut last = pool.requested;

@@ -4,13 +4,13 @@
 
 use std::sync::OnceLock;
 
-use gangplank::plugins::bridge::config::BridgeConfig;
-use gangplank::plugins::bridge::plan::{Plan, PlanInput};
-use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
+use gangplank::cni::conf::NetConf;
 use gangplank::cni::names::Attachment;
 use gangplank::cni::result::AddResult;
 use gangplank::ipam::delegate::{Delegate, parse_error};
+use gangplank::plugins::bridge::config::BridgeConfig;
+use gangplank::plugins::bridge::plan::{Plan, PlanInput};
 use libfuzzer_sys::fuzz_target;
 
 struct Fixture {
@@ -22,7 +22,12 @@ struct Fixture {
 
 fuzz_target!(|data: &[u8]| {
     static FIXTURE: OnceLock<Fixture> = OnceLock::new();
-    let Fixture { delegate, config, conf, attachment } = FIXTURE.get_or_init(fixture);
+    let Fixture {
+        delegate,
+        config,
+        conf,
+        attachment,
+    } = FIXTURE.get_or_init(fixture);
     if let Some(error) = parse_error(data) {
         let _ = error.to_string();
     }
@@ -46,11 +51,13 @@ fuzz_target!(|data: &[u8]| {
     let Ok(plan) = Plan::new(input, lease.clone()) else {
         return;
     };
-    assert!(plan.mac.is_assignable() && plan.addresses().len() == lease.ips.len());
+    assert!(plan.veth.mac.is_assignable() && plan.veth.addresses.len() == lease.ips.len());
     for gateway in &plan.gateways {
         assert_eq!(gateway.to_string().parse(), Ok(*gateway));
     }
-    AddResult::from(lease).to_document(conf.version).expect("a document");
+    AddResult::from(lease)
+        .to_document(conf.version)
+        .expect("a document");
 });
 
 fn fixture() -> Fixture {

@@ -24,25 +24,39 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     match &invocation.operation {
-        Operation::Add(Target { attachment: of, netns })
-        | Operation::Check(Target { attachment: of, netns }) => {
+        Operation::Add(Target {
+            attachment: of,
+            netns,
+        })
+        | Operation::Check(Target {
+            attachment: of,
+            netns,
+        }) => {
             assert!(!netns.is_empty());
             attachment(of);
         }
-        Operation::Del(DelTarget { attachment: of, netns }) => {
+        Operation::Del(DelTarget {
+            attachment: of,
+            netns,
+        }) => {
             assert!(netns.as_ref().is_none_or(|netns| !netns.is_empty()));
             attachment(of);
         }
         Operation::Gc | Operation::Status | Operation::Version => {}
     }
-    assert_eq!(env.var("CNI_COMMAND").as_deref(), Some(invocation.command.as_str()));
+    assert_eq!(
+        env.var("CNI_COMMAND").as_deref(),
+        Some(invocation.command.as_str())
+    );
 });
 
 /// Checks the names that are used for files, links and rules.
 fn attachment(of: &Attachment) {
     let container = of.container.as_str();
     assert!(!container.is_empty() && container.is_ascii() && !container.starts_with(['.', '-']));
-    assert!(!container.contains(|c: char| c.is_whitespace() || c.is_control() || "/\"\\'".contains(c)));
+    assert!(
+        !container.contains(|c: char| c.is_whitespace() || c.is_control() || "/\"\\'".contains(c))
+    );
     let interface = of.interface.as_str();
     assert!((1..=15).contains(&interface.len()) && !matches!(interface, "." | ".."));
     assert!(!interface.contains(|c: char| c.is_whitespace() || "/:\0".contains(c)));
@@ -63,7 +77,9 @@ fn args(text: &str) {
     if let Some((namespace, name)) = args.pod.as_ref().and_then(|pod| pod.split_once('/')) {
         // With a slash in the namespace the text would be split at another position.
         if !name.contains('/') {
-            again.push_str(&format!(";K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"));
+            again.push_str(&format!(
+                ";K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"
+            ));
             assert_same(&again, &args);
         }
     } else {

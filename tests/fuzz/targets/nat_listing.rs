@@ -5,10 +5,10 @@
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
-use gangplank::netfilter::masquerade::Policy;
-use gangplank::netfilter::iptables_save::Listing;
-use gangplank::netfilter::masquerade::rules::Chain;
 use gangplank::net::Cidr;
+use gangplank::netfilter::iptables_save::Listing;
+use gangplank::netfilter::masquerade::Policy;
+use gangplank::netfilter::masquerade::rules::Chain;
 use libfuzzer_sys::fuzz_target;
 
 const NAME: &str = "CNI-9144d59fbceca2a02b5592f2";
@@ -16,7 +16,10 @@ const NAME: &str = "CNI-9144d59fbceca2a02b5592f2";
 fuzz_target!(|data: &[u8]| {
     static CHAIN: OnceLock<Chain> = OnceLock::new();
     let chain = CHAIN.get_or_init(|| {
-        Chain::of(&"spec-masq".parse().unwrap(), &"spec-ctr-0001".parse().unwrap())
+        Chain::of(
+            &"spec-masq".parse().unwrap(),
+            &"spec-ctr-0001".parse().unwrap(),
+        )
     });
     let listing = Listing::parse(&String::from_utf8_lossy(data));
     let addresses: [Cidr; 2] = ["10.1.0.2/24", "10.1.0.3/24"].map(|text| text.parse().unwrap());
@@ -36,11 +39,18 @@ fuzz_target!(|data: &[u8]| {
         assert!(script.starts_with("*nat\n") && script.ends_with("\nCOMMIT\n"));
         let lines: Vec<&str> = script.split('\n').collect();
         for line in &lines[1..lines.len() - 2] {
-            let own = ["-N", "-F", "-X"].iter().any(|verb| *line == format!("{verb} {NAME}"));
-            let inside = ["-A", "-D"].iter().any(|verb| line.starts_with(&format!("{verb} {NAME} ")))
+            let own = ["-N", "-F", "-X"]
+                .iter()
+                .any(|verb| *line == format!("{verb} {NAME}"));
+            let inside = ["-A", "-D"]
+                .iter()
+                .any(|verb| line.starts_with(&format!("{verb} {NAME} ")))
                 || line.starts_with(&format!("-I {NAME} 1 "));
             let jump = line.starts_with("-A POSTROUTING -s 10.1.0.") || line.starts_with("-D ");
-            assert!(own || inside || (jump && line.ends_with(&format!("-j {NAME}"))), "{line:?}");
+            assert!(
+                own || inside || (jump && line.ends_with(&format!("-j {NAME}"))),
+                "{line:?}"
+            );
         }
     }
 });

@@ -12,7 +12,11 @@ fuzz_target!(|data: &[u8]| {
         assert!(element.chain.len() <= data.len() && element.comment.len() <= 3 * data.len());
     }
     if let Some(entry) = RuleEntry::parse(data) {
-        for action in [Action::Return, Action::Masquerade(PortAllocation::Preserve), Action::Jump("x".to_owned())] {
+        for action in [
+            Action::Return,
+            Action::Masquerade(PortAllocation::Preserve),
+            Action::Jump("x".to_owned()),
+        ] {
             let _ = entry.is(&Rule::new(vec![Match::Family(Family::V4)], action));
         }
     }

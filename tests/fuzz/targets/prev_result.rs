@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use gangplank::cni::result::AddResult;
 use gangplank::cni::json::{self, JsonCursor};
+use gangplank::cni::result::AddResult;
 use gangplank::cni::{Schema, Version};
 use libfuzzer_sys::fuzz_target;
 
@@ -24,7 +24,10 @@ fuzz_target!(|data: &[u8]| {
         match version.schema() {
             Schema::V1 => assert_eq!(again, result),
             Schema::V0_3 => {
-                assert_eq!((&again.ips, &again.routes, &again.dns), (&result.ips, &result.routes, &result.dns));
+                assert_eq!(
+                    (&again.ips, &again.routes, &again.dns),
+                    (&result.ips, &result.routes, &result.dns)
+                );
                 assert_eq!(again.interfaces.len(), result.interfaces.len());
             }
             Schema::V0_1 => assert_eq!(again.dns, result.dns),

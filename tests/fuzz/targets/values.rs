@@ -13,7 +13,10 @@ fuzz_target!(|data: &[u8]| {
     };
     if let Ok(address) = parse_ip(text) {
         assert_eq!(parse_ip(&address.to_string()), Ok(address));
-        assert_eq!(ip_from_bits(Family::of(address), ip_to_bits(address)), address);
+        assert_eq!(
+            ip_from_bits(Family::of(address), ip_to_bits(address)),
+            address
+        );
         assert_eq!(parse_requested_ip(text), Ok(address));
     }
     if let Ok(cidr) = text.parse::<Cidr>() {
@@ -32,8 +35,13 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(name) = text.parse::<IfName>() {
         assert_eq!(name.as_str(), text);
     }
-    assert_eq!(text.parse::<ContainerId>().is_ok(), text.parse::<NetworkName>().is_ok());
+    assert_eq!(
+        text.parse::<ContainerId>().is_ok(),
+        text.parse::<NetworkName>().is_ok()
+    );
     if let Ok(id) = text.parse::<ContainerId>() {
-        assert!(id.as_str() == text && text.is_ascii() && !text.contains(['/', '"', '\n', ' ', ';']));
+        assert!(
+            id.as_str() == text && text.is_ascii() && !text.contains(['/', '"', '\n', ' ', ';'])
+        );
     }
 });
