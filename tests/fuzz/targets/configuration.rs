@@ -101,16 +101,16 @@ fn allocate(config: &Config) -> Lease {
 }
 
 fn check_plan(plan: Plan, config: &BridgeConfig, version: Version) {
-    assert_eq!(plan.host.as_str().len(), 15);
-    assert!(plan.mac.is_assignable());
-    assert!(plan.alias.len() <= 255);
-    for route in &plan.routes {
+    assert_eq!(plan.veth.host.as_str().len(), 15);
+    assert!(plan.veth.mac.is_assignable());
+    assert!(plan.veth.alias.len() <= 255);
+    for route in &plan.veth.routes {
         assert_eq!(route.dst.to_string().parse(), Ok(route.dst));
     }
     let observed = ObservedLinks {
         bridge_mac: None,
         gateway_mac: None,
-        host_mac: Some(plan.mac),
+        host_mac: Some(plan.veth.mac),
     };
     let result = plan.into_result(&config.bridge, &observed, "/run/netns/x");
     let Ok(document) = result.to_document(version) else {

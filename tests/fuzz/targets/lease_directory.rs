@@ -104,17 +104,10 @@ impl Directory {
     fn check_next_address(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
         let taken = scan.taken();
         let mine = |address: &IpAddr| {
-<<<<<<< HEAD
-            matches!(claim_of(files, *address, who), Some(LeaseOwner::Attachment | LeaseOwner::Container))
+            matches!(owner_of(files, *address, who), Some(LeaseOwner::Attachment | LeaseOwner::Container))
         };
         assert!(scan.of_attachment.iter().all(mine));
-        assert!(taken.iter().all(|address| !is_nobodys(files, *address, who)));
-=======
-            matches!(owner_of(files, *address, who), Some(LeaseOwner::Mine | LeaseOwner::Containers))
-        };
-        assert!(scan.mine.iter().all(mine));
         assert!(taken.iter().all(|address| !is_free(files, *address, who)));
->>>>>>> lang-tests
         for (index, pool) in self.config.pools.iter().enumerate() {
             let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
             let last = cursor.and_then(|content| parse_last_reserved(content));
@@ -144,27 +137,15 @@ impl Directory {
         assert!(Index::validate(text.clone(), changed, (7, 9)).is_none());
         let index = Index::validate(text.clone(), changed, (7, 8)).unwrap();
         assert_eq!(index.addresses(), scan.taken());
-<<<<<<< HEAD
         let indexed = index.leases_of(who);
-        let is = |expected: LeaseOwner| move |address: &IpAddr| claim_of(files, *address, who).as_ref() == Some(&expected);
-        if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment)) && indexed.of_container.iter().all(is(LeaseOwner::Container)) {
-            let mut told = if indexed.of_attachment.is_empty() { indexed.of_container } else { indexed.of_attachment };
-            let mut seen = scan.of_attachment.clone();
-            told.sort();
-            seen.sort();
-            assert_eq!(told, seen);
-            assert!(indexed.other_interfaces || !scan.other_interfaces);
-=======
-        let claims = index.claims(who);
         let is = |expected: LeaseOwner| move |address: &IpAddr| owner_of(files, *address, who).as_ref() == Some(&expected);
-        if claims.mine.iter().all(is(LeaseOwner::Mine)) && claims.of_container.iter().all(is(LeaseOwner::Containers)) {
-            let mut from_index = if claims.mine.is_empty() { claims.of_container } else { claims.mine };
-            let mut from_scan = scan.mine.clone();
+        if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment)) && indexed.of_container.iter().all(is(LeaseOwner::Container)) {
+            let mut from_index = if indexed.of_attachment.is_empty() { indexed.of_container } else { indexed.of_attachment };
+            let mut from_scan = scan.of_attachment.clone();
             from_index.sort();
             from_scan.sort();
             assert_eq!(from_index, from_scan);
-            assert!(claims.siblings || !scan.siblings);
->>>>>>> lang-tests
+            assert!(indexed.other_interfaces || !scan.other_interfaces);
         }
         if let Some(garbage) = files.get(INDEX) {
             let head = text.lines().next().unwrap_or_default();
@@ -175,22 +156,13 @@ impl Directory {
         }
     }
 
-<<<<<<< HEAD
-    /// What GC keeps is a valid attachment's, and what a valid attachment indexed is kept.
-    fn collect(&self, files: &Files) {
-=======
     /// GC keeps exactly the leases of valid attachments.
     fn check_gc(&self, files: &Files) {
->>>>>>> lang-tests
         let valid = &self.attachments[0];
         for (name, content) in files {
             let Some(address) = address_named(OsStr::from_bytes(name)) else { continue };
             let kept = is_kept(content, &self.valid);
-<<<<<<< HEAD
-            if matches!(claim_of(files, address, valid), Some(LeaseOwner::Attachment | LeaseOwner::Container)) {
-=======
-            if matches!(owner_of(files, address, valid), Some(LeaseOwner::Mine | LeaseOwner::Containers)) {
->>>>>>> lang-tests
+            if matches!(owner_of(files, address, valid), Some(LeaseOwner::Attachment | LeaseOwner::Container)) {
                 assert!(kept, "{address} is valid");
             }
             let names_it = content.windows(2).any(|bytes| bytes == b"c1");
