@@ -104,7 +104,7 @@ fn ten_thousand_leases_do_not_increase_the_number_of_system_calls() {
                 100 + index / 250,
                 1 + index % 250
             );
-            std::fs::write(lease, format!("crowd{index}\r\neth0")).unwrap();
+            std::fs::write(lease, format!("other{index}\r\neth0")).unwrap();
         }
     });
     // Reads all leases once and creates the index.

@@ -265,10 +265,10 @@ fn reconcile_restores_forward_rules_and_masquerading() {
         "iptables -F FORWARD\nip6tables -F GANGPLANK-br0\niptables -t nat -F\niptables -t nat -X",
     );
     let reconcile = format!("{} reconcile --conf-dir /run/net.d", binary().display());
-    let said = node.run(&reconcile);
+    let output = node.run(&reconcile);
     assert!(
-        said.contains("FORWARD") && said.contains("masquerading"),
-        "{said}"
+        output.contains("FORWARD") && output.contains("masquerading"),
+        "{output}"
     );
     network.check(&pod, &result).ok();
     let nat = node.nat("iptables").join("\n");

@@ -97,14 +97,14 @@ fn every_call_is_logged_with_result_and_timings() {
     let [add, check, del, gc] = &lines[..] else {
         panic!("{lines:?}")
     };
-    let who = [
+    let identity = [
         ("plugin", "bridge"),
         ("network", "small"),
         ("level", "info"),
         ("result", "ok"),
     ];
     for (line, verb) in [(add, "ADD"), (check, "CHECK"), (del, "DEL"), (gc, "GC")] {
-        assert_fields(line, &who);
+        assert_fields(line, &identity);
         assert_fields(line, &[("verb", verb)]);
         let parts = ["ipam_ms", "link_ms", "masquerade_ms"];
         let sum: f64 = parts
@@ -359,8 +359,8 @@ fn concurrent_processes_rotate_the_log_once_without_losing_lines() {
             });
         }
     });
-    let aside = node.inside(|| std::fs::read(format!("{FILE}.1")).unwrap());
-    let late = String::from_utf8(aside[10 << 20..].to_vec()).unwrap();
+    let rotated = node.inside(|| std::fs::read(format!("{FILE}.1")).unwrap());
+    let late = String::from_utf8(rotated[10 << 20..].to_vec()).unwrap();
     let all = late + &node.read(FILE);
     assert_eq!(all.lines().count(), 40);
     for (line, pod) in pods.iter().flat_map(|pod| [("ADD", pod), ("DEL", pod)]) {

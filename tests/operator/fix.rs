@@ -25,13 +25,13 @@ fn leases_and_rules_of_deleted_pods_are_removed_and_others_kept() {
             fixture.run_pod(&fixture.go(&config), &pods[1]);
             fixture.go(&config).add(&pods[2]);
         }
-        let living = NodeState::of_pods(&fixture);
+        let before = NodeState::of_pods(&fixture);
         let dead = fixture.pod("dead");
         let result = network.add(&dead);
         fixture.run(&format!("ip link del {}", Network::host_link(&result)));
         let address = Network::address(&result);
         fixture.age("small", &address);
-        for lease in living.files.keys() {
+        for lease in before.files.keys() {
             fixture.run(&format!("touch --no-create --date=-1hour {lease}"));
         }
         fixture.write(&format!("{LEASES}/small/10.77.0.99"), "");
@@ -42,7 +42,7 @@ fn leases_and_rules_of_deleted_pods_are_removed_and_others_kept() {
             assert_eq!(found.ids(), ["garbled-lease", "stale-lease"]);
             assert!(fixed.all.iter().all(|it| it["fixed"] == true), "{fixed:#?}");
             fixture.assert_healthy();
-            assert_eq!(NodeState::of_pods(&fixture), living);
+            assert_eq!(NodeState::of_pods(&fixture), before);
         } else {
             assert_eq!(found.ids(), ["garbled-lease"]);
             assert!(fixture.lease("small", &address).is_some());

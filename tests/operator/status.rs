@@ -215,11 +215,11 @@ fn the_mac_address_of_a_pod_without_a_cache_entry_is_read_from_the_fdb() {
 fn an_unknown_network_is_an_error() {
     requires!();
     let fixture = Fixture::with(&small_network());
-    let complaint = fixture.status("nope");
-    let complaint = complaint.failure();
+    let error = fixture.status("nope");
+    let error = error.failure();
     assert!(
-        complaint.contains("\"nope\"") && complaint.contains("there are: small"),
-        "{complaint}"
+        error.contains("\"nope\"") && error.contains("there are: small"),
+        "{error}"
     );
 }
 

@@ -8,8 +8,8 @@ use super::error::NetlinkError;
 use crate::net::Mac;
 
 impl Netlink {
-    /// The MAC addresses that bridges learned, each with the index of the port. Bridges forget an address five minutes
-    /// after the last frame by default.
+    /// The dynamic entries: MAC addresses of received frames, each with the index of the port. By default a bridge
+    /// removes an entry five minutes after the last frame.
     ///
     /// # Errors
     /// When the kernel refuses the request.
@@ -17,7 +17,7 @@ impl Netlink {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         let entries = self.dump(&message)?;
-        Ok(entries.iter().filter_map(learned_entry).collect())
+        Ok(entries.iter().filter_map(dynamic_entry).collect())
     }
 
     /// The index of the port to which a bridge assigns a MAC address; the bridge's own for its own MAC address, unless
@@ -36,8 +36,8 @@ impl Netlink {
     }
 }
 
-/// The port and the address of an entry that was learned: a port's own address and multicast groups are permanent.
-fn learned_entry(entry: &NeighbourMessage) -> Option<(u32, Mac)> {
+/// The port and the address of a dynamic entry: a port's own address and multicast groups are permanent.
+fn dynamic_entry(entry: &NeighbourMessage) -> Option<(u32, Mac)> {
     if entry.header.state == NeighbourState::Permanent {
         return None;
     }
@@ -57,11 +57,11 @@ mod tests {
         let mut entry = NeighbourMessage::default();
         entry.header.ifindex = 3;
         entry.header.state = NeighbourState::Reachable;
-        assert_eq!(learned_entry(&entry), None);
+        assert_eq!(dynamic_entry(&entry), None);
         let mac = [2, 0, 0, 0, 0, 1];
         entry.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
-        assert_eq!(learned_entry(&entry), Some((3, Mac::from_bytes(mac))));
+        assert_eq!(dynamic_entry(&entry), Some((3, Mac::from_bytes(mac))));
         entry.header.state = NeighbourState::Permanent;
-        assert_eq!(learned_entry(&entry), None);
+        assert_eq!(dynamic_entry(&entry), None);
     }
 }

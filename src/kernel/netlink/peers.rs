@@ -50,7 +50,7 @@ impl Netlink {
     }
 
     /// All addresses in another namespace; `None` if that has ended. Its links are still there for a while then, but
-    /// nobody can use it any more (`get_net_ns_by_id`, net/core/net_namespace.c).
+    /// it cannot be used any more (`get_net_ns_by_id`, net/core/net_namespace.c).
     ///
     /// # Errors
     /// [`NetlinkError::Unsupported`] before Linux 4.20; when the kernel refuses the request.

@@ -30,10 +30,10 @@ impl History {
 
     /// Pairs of live attachments with the same address, and whether one of them had lost its lease.
     fn duplicate_addresses(&self) -> Vec<(Target, Target, bool)> {
-        let living: Vec<(&Target, &Attachment)> = self.world.model.living().collect();
+        let live: Vec<(&Target, &Attachment)> = self.world.model.live().collect();
         let mut duplicate_addresses = Vec::new();
-        for (at, (one, attachment)) in living.iter().enumerate() {
-            for (other, its) in &living[at + 1..] {
+        for (at, (one, attachment)) in live.iter().enumerate() {
+            for (other, its) in &live[at + 1..] {
                 let is_same = |ip: &IpAddr| its.addresses.contains(ip);
                 if one.network == other.network && attachment.addresses.iter().any(is_same) {
                     let is_excused = attachment.lost_lease || its.lost_lease;
@@ -268,8 +268,8 @@ impl History {
                 edges.insert(edge(target, Peer::Gateway));
             }
             // Only one network has the pod's default route.
-            let mut living = self.world.model.living();
-            let is_only = !living.any(|(it, _)| it.pod == target.pod && it != target);
+            let mut live = self.world.model.live();
+            let is_only = !live.any(|(it, _)| it.pod == target.pod && it != target);
             if attachment.is_masqueraded()
                 && is_reachable
                 && !self.world.snapshot.drops_forwarded()
@@ -280,7 +280,7 @@ impl History {
             }
             // With two interfaces in one subnet, the interface that replies is undefined.
             let is_alone = |it: &Target| {
-                let mut all = self.world.model.living();
+                let mut all = self.world.model.live();
                 !all.any(|(other, _)| {
                     other.pod == it.pod && other != it && other.network == it.network
                 })
@@ -290,8 +290,8 @@ impl History {
             if !is_v6 && self.world.snapshot.drops_forwarded() {
                 continue;
             }
-            let living = self.world.model.living();
-            let peers = living.filter(|(it, _)| it.network == target.network && *it != target);
+            let live = self.world.model.live();
+            let peers = live.filter(|(it, _)| it.network == target.network && *it != target);
             let peers = peers.filter(|(it, _)| is_alone(it) && is_alone(target));
             for (peer, its) in peers {
                 // A peer whose link an administrator broke has no connectivity.

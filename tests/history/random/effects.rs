@@ -64,7 +64,7 @@ impl Effects<'_> {
                     owner.may_be(target) || self.is_reassigned(owner)
                 }
                 // The rule of an address follows the address to its new attachment.
-                false => !self.model.is_of_living(owner, None) || self.is_reassigned(owner),
+                false => !self.model.is_of_live(owner, None) || self.is_reassigned(owner),
             },
             Subject::Lease { network, .. } => {
                 *network == target.network && self.add_lease(target, change)
@@ -75,8 +75,8 @@ impl Effects<'_> {
 
     fn is_reassigned(&self, owner: &Owner) -> bool {
         let of_owner = |target: &Target| owner.network.is_some() && owner.may_be(target);
-        let mut living = self.model.living();
-        living.any(|(target, attachment)| attachment.lost_lease && of_owner(target))
+        let mut live = self.model.live();
+        live.any(|(target, attachment)| attachment.lost_lease && of_owner(target))
     }
 
     /// Whether the rule is in a chain without a jump, because POSTROUTING was flushed.
@@ -103,20 +103,20 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            Some(owner) => self.model.has_rebooted && !self.is_lease_of_living(owner, change),
+            Some(owner) => self.model.has_rebooted && !self.is_lease_of_live(owner, change),
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove
     }
 
-    /// Whether a lease is that of a living attachment: one that was restored from a backup may be for an address that the
+    /// Whether a lease is that of a live attachment: one that was restored from a backup may be for an address that the
     /// attachment had before.
-    fn is_lease_of_living(&self, owner: &Owner, change: &Change<'_>) -> bool {
+    fn is_lease_of_live(&self, owner: &Owner, change: &Change<'_>) -> bool {
         let file = change.key.rsplit('/').next();
         let address: Option<IpAddr> = file.and_then(|name| name.parse().ok());
         let has_it = |it: &Attachment| address.is_none_or(|ip| it.addresses.contains(&ip));
-        let mut living = self.model.living();
-        living.any(|(target, attachment)| owner.may_be(target) && has_it(attachment))
+        let mut live = self.model.live();
+        live.any(|(target, attachment)| owner.may_be(target) && has_it(attachment))
     }
 
     fn del(&self, target: &Target, change: &Change<'_>) -> bool {
@@ -128,7 +128,7 @@ impl Effects<'_> {
             Subject::Link { index, name } => is_gone && self.is_own_link(target, *index, name),
             Subject::Rule(owner) => {
                 let is_living =
-                    self.model.is_of_living(owner, Some(target)) && owner.ifname.is_some();
+                    self.model.is_of_live(owner, Some(target)) && owner.ifname.is_some();
                 is_gone && owner.may_be(target) && (!is_living || self.is_dead_jump(change))
             }
             Subject::Lease { network, owner } => {
@@ -158,7 +158,7 @@ impl Effects<'_> {
     fn is_own_link(&self, target: &Target, index: u64, name: &str) -> bool {
         let known = self.model.attachments.get(target);
         let is_own = known.is_some_and(|attachment| attachment.links.contains(&index));
-        let is_left = name.starts_with("veth") && self.model.living_with_link(index).is_none();
+        let is_left = name.starts_with("veth") && self.model.live_with_link(index).is_none();
         is_own || is_left
     }
 
@@ -219,7 +219,7 @@ impl Effects<'_> {
             Subject::Lease { network, owner } => {
                 // After a reboot only leases of live attachments are kept.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
-                    true => is_valid(owner) && self.is_lease_of_living(owner, change),
+                    true => is_valid(owner) && self.is_lease_of_live(owner, change),
                     false => is_valid(owner),
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)

@@ -49,7 +49,7 @@ impl Attachment {
     }
 
     /// A live attachment with this result.
-    pub fn living(by: Implementation, config: &Value, result: Value) -> Attachment {
+    pub fn live(by: Implementation, config: &Value, result: Value) -> Attachment {
         let ips = |key: &str| -> Vec<IpAddr> {
             let list = result["ips"].as_array().into_iter().flatten();
             let texts = list.filter_map(|ip| ip[key].as_str()?.split('/').next());
@@ -87,7 +87,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn living(&self) -> impl Iterator<Item = (&Target, &Attachment)> {
+    pub fn live(&self) -> impl Iterator<Item = (&Target, &Attachment)> {
         let all = self.attachments.iter();
         all.filter(|(_, attachment)| attachment.state == State::Live)
     }
@@ -98,8 +98,8 @@ impl Model {
     }
 
     /// Whether an object belongs to a live attachment other than `except`.
-    pub fn is_of_living(&self, owner: &Owner, except: Option<&Target>) -> bool {
-        let mut others = self.living().filter(|(target, _)| Some(*target) != except);
+    pub fn is_of_live(&self, owner: &Owner, except: Option<&Target>) -> bool {
+        let mut others = self.live().filter(|(target, _)| Some(*target) != except);
         others.any(|(target, attachment)| attachment.may_have(owner) && owner.may_be(target))
     }
 
@@ -139,9 +139,9 @@ impl Model {
     }
 
     /// The live attachment with this link on the host.
-    pub fn living_with_link(&self, index: u64) -> Option<&Target> {
-        let mut living = self.living();
-        let found = living.find(|(_, attachment)| attachment.links.contains(&index));
+    pub fn live_with_link(&self, index: u64) -> Option<&Target> {
+        let mut live = self.live();
+        let found = live.find(|(_, attachment)| attachment.links.contains(&index));
         found.map(|(target, _)| target)
     }
 

@@ -160,8 +160,8 @@ impl World {
     }
 
     pub fn measure(&self, expected: &BTreeSet<Edge>, rounds: u32) -> BTreeSet<Edge> {
-        let living = self.model.living();
-        let senders: Vec<Sender<'_>> = living
+        let live = self.model.live();
+        let senders: Vec<Sender<'_>> = live
             .filter_map(|(target, attachment)| {
                 Some(Sender {
                     target: target.clone(),
@@ -331,12 +331,12 @@ impl World {
             ifname,
         } = target;
         let path = format!("{CACHE}/{network}-{pod}-{ifname}");
-        let living = self
+        let live = self
             .model
             .attachments
             .get(target)
             .filter(|it| !it.result.is_null());
-        let text = living.map(|attachment| {
+        let text = live.map(|attachment| {
             json!({
                 "kind": "cniCacheV1", "containerId": pod, "config": "e30=", "ifName": ifname,
                 "networkName": network, "netns": format!("/run/netns/{pod}"), "result": attachment.result,
@@ -406,7 +406,7 @@ impl World {
         answer: &Answer,
     ) -> Attachment {
         let config = self.config(&target.network);
-        let mut attachment = Attachment::living(by, config, answer.ok());
+        let mut attachment = Attachment::live(by, config, answer.ok());
         if target.network == "flat" {
             let address = flat_address(target);
             attachment.addresses = vec![address.split('/').next().unwrap().parse().unwrap()];
@@ -416,8 +416,8 @@ impl World {
 
     /// Whether the pod of an attachment has an interface of its name already.
     pub fn has_interface(&self, target: &Target) -> bool {
-        let mut living = self.model.attachments.iter();
-        living.any(|(it, attachment)| {
+        let mut live = self.model.attachments.iter();
+        live.any(|(it, attachment)| {
             it.pod == target.pod
                 && it.ifname == target.ifname
                 && it.network != "raw"
