@@ -64,6 +64,9 @@ impl Effects<'_> {
                     owner.may_be(target) || self.is_reassigned(owner)
                 }
                 // The rule of an address follows the address to its new attachment.
+                false if change.key.starts_with("nft inet gangplank ") => {
+                    !self.is_address_of_live(owner, change) || self.is_reassigned(owner)
+                }
                 false => !self.model.is_of_live(owner, None) || self.is_reassigned(owner),
             },
             Subject::Lease { network, .. } => {
@@ -103,17 +106,17 @@ impl Effects<'_> {
             .after
             .is_none_or(|fact| is_own(fact) && !self.is_refused);
         let may_remove = change.before.is_none_or(|fact| match lease_owner(fact) {
-            Some(owner) => self.model.has_rebooted && !self.is_lease_of_live(owner, change),
+            Some(owner) => self.model.has_rebooted && !self.is_address_of_live(owner, change),
             None => is_corrupt(&fact.value) || self.model.has_rebooted,
         });
         may_add && may_remove
     }
 
-    /// Whether a lease is that of a live attachment: one that was restored from a backup may be for an address that the
-    /// attachment had before.
-    fn is_lease_of_live(&self, owner: &Owner, change: &Change<'_>) -> bool {
-        let file = change.key.rsplit('/').next();
-        let address: Option<IpAddr> = file.and_then(|name| name.parse().ok());
+    /// Whether a lease or map element is that of a live attachment. One from a backup or of an earlier attachment may be
+    /// for an address that the attachment had before.
+    fn is_address_of_live(&self, owner: &Owner, change: &Change<'_>) -> bool {
+        let mut words = change.key.split(['/', ' ']);
+        let address: Option<IpAddr> = words.find_map(|word| word.parse().ok());
         let has_it = |it: &Attachment| address.is_none_or(|ip| it.addresses.contains(&ip));
         let mut live = self.model.live();
         live.any(|(target, attachment)| owner.may_be(target) && has_it(attachment))
@@ -219,7 +222,7 @@ impl Effects<'_> {
             Subject::Lease { network, owner } => {
                 // After a reboot only leases of live attachments are kept.
                 let is_kept = |owner: &Owner| match self.model.has_rebooted {
-                    true => is_valid(owner) && self.is_lease_of_live(owner, change),
+                    true => is_valid(owner) && self.is_address_of_live(owner, change),
                     false => is_valid(owner),
                 };
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)
