@@ -228,9 +228,7 @@ impl Effects<'_> {
                 is_gone && is_of(network) && !owner.as_ref().is_some_and(is_kept)
             }
             Subject::Link { name, .. } if is_bridge(name) => !is_gone,
-            Subject::Link { index, name } => {
-                is_gone && name.starts_with("veth") && !has_link(*index)
-            }
+            Subject::Link { index, name } => is_gone && is_pods(name) && !has_link(*index),
             Subject::Parameter { link } => is_gone && is_pods(link),
             _ => false,
         }
