@@ -23,7 +23,7 @@ pub enum Level {
     Error,
     /// Changing operations.
     Info,
-    /// Also CHECK, STATUS and VERSION, transactions and programs.
+    /// Also CHECK, STATUS and VERSION, and each step: netlink requests and programs.
     Debug,
 }
 
