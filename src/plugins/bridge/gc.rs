@@ -149,7 +149,9 @@ impl StaleLinks<'_> {
             false => veths(host, is_wanted),
         };
         match found {
-            Ok(veths) => in_use.extend(self.delete_links_of_go_plugin(host, (&others, &veths), failures)),
+            Ok(veths) => {
+                in_use.extend(self.delete_links_of_go_plugin(host, (&others, &veths), failures))
+            }
             Err(cause) => {
                 let what = "cannot list the interfaces in other network namespaces";
                 failures.note::<()>(Err(Error::failed(format!("{what}: {cause}"))));
@@ -234,7 +236,5 @@ fn delete_veth(host: &Netlink, veth: &Veth) -> Result<(), Error> {
         .parse()
         .map_err(|cause| Error::failed(format!("cannot delete link {name}: {cause}")))?;
     let deleted = not_found_as_none(host.delete_link(&parsed));
-    deleted
-        .map(drop)
-        .context("delete", &parsed)
+    deleted.map(drop).context("delete", &parsed)
 }

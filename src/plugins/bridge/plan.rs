@@ -238,7 +238,9 @@ mod tests {
         let v6 = plan("", &[("fd00::7/64", "")], vec![]).unwrap();
         let again = plan("", &[("fd00::7/112", "")], vec![]).unwrap();
         assert_eq!(v6.veth.mac, again.veth.mac);
-        assert!(v6.veth.mac.is_assignable() && plan("", &[], vec![]).unwrap().veth.mac.is_assignable());
+        assert!(
+            v6.veth.mac.is_assignable() && plan("", &[], vec![]).unwrap().veth.mac.is_assignable()
+        );
     }
 
     #[test]
