@@ -120,7 +120,8 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
             fixture = Fixture::new(kind);
         }
     }
-    if std::env::var_os("GANGPLANK_FAULTS_TELL").is_some() {
+    // For a review of the error messages.
+    if std::env::var_os("GANGPLANK_FAULTS_MESSAGES").is_some() {
         println!("{}", Vec::from_iter(messages).join("\n"));
     }
     report.finish();
