@@ -209,7 +209,7 @@ fn names_cannot_escape_the_data_directory() {
 
 #[test]
 fn symbolic_links_below_the_data_directory_are_not_followed() {
-    if skip_for_go("it follows them") {
+    if skip_for_go("it follows symbolic links") {
         return;
     }
     let scratch = Scratch::new("links");

@@ -73,7 +73,7 @@ fn concurrent_calls(
 #[test]
 fn two_hundred_pods_are_added_and_deleted_twenty_at_a_time() {
     requires!("cni:host-local", "nft", "iptables", "ip6tables");
-    if skip_for_go("the first pods race for the bridge") {
+    if skip_for_go("concurrent first ADDs fail to create the bridge") {
         return;
     }
     for backend in ["iptables", "nftables"] {
@@ -139,7 +139,7 @@ fn system_calls(fixture: &Fixture, network: &Network) -> [Vec<Step>; 2] {
 #[test]
 fn ten_thousand_leases_add_at_most_twenty_system_calls_to_add_and_del() {
     requires!("strace", "nft");
-    if skip_for_go("it opens each of them") {
+    if skip_for_go("it opens each lease file") {
         return;
     }
     let fixture = Fixture::new(PLAIN);

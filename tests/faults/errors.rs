@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::findings::{Findings, chosen};
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::{left, succeeded, wrong_with_next};
+use crate::report::{FaultReport, chosen};
 use crate::support::{Answer, requires, skip_for_go, testing_go};
 use crate::trace::{Fault, Step, injected_line, run_with_fault, steps};
 
@@ -85,7 +85,7 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     let steps = after_start(&steps(&fixture, &fixture.call("ADD", &fixture.pod)));
     fixture.call("DEL", &fixture.pod).run().ok();
-    let mut findings = Findings::of(what, steps.len());
+    let mut report = FaultReport::of(what, steps.len());
     let mut messages = BTreeSet::new();
     let rounds: Vec<(Step, &str)> = steps
         .iter()
@@ -116,14 +116,15 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
         if *errno == "EINTR" && answer.code != Some(0) && step.name != "close" {
             wrong.push(format!("EINTR was not retried: {}", answer.stdout));
         }
-        if findings.note(&format!("{step}: {line}"), &wrong) {
+        if report.note(&format!("{step}: {line}"), &wrong) {
             fixture = Fixture::new(kind);
         }
     }
-    if std::env::var_os("GANGPLANK_FAULTS_TELL").is_some() {
+    // For a review of the error messages.
+    if std::env::var_os("GANGPLANK_FAULTS_MESSAGES").is_some() {
         println!("{}", Vec::from_iter(messages).join("\n"));
     }
-    findings.finish();
+    report.finish();
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::findings::{Findings, chosen};
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::{succeeded, wrong_after_add, wrong_with_next};
+use crate::report::{FaultReport, chosen};
 use crate::support::{Call, requires, skip_for_go};
 use crate::trace::{Fault, last_lines, run_with_fault, steps};
 
@@ -18,7 +18,7 @@ fn kill_add(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     let steps = steps(&fixture, &fixture.call("ADD", &fixture.pod));
     fixture.call("DEL", &fixture.pod).run().ok();
-    let mut findings = Findings::of(what, steps.len());
+    let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
         if !kind.used {
             fixture = Fixture::bare_like(&fixture);
@@ -35,11 +35,11 @@ fn kill_add(what: &str, kind: Kind, every: usize) {
             continue;
         }
         let round = format!("{step}: {}", last_lines(&fixture));
-        if findings.note(&round, &wrong_after_add(&fixture)) {
+        if report.note(&round, &wrong_after_add(&fixture)) {
             fixture = Fixture::new(kind);
         }
     }
-    findings.finish();
+    report.finish();
 }
 
 /// Kills DEL before every `every`-th system call, and repeats it.
@@ -47,7 +47,7 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     fixture.call("ADD", &fixture.pod).run().ok();
     let steps = steps(&fixture, &fixture.call("DEL", &fixture.pod));
-    let mut findings = Findings::of(what, steps.len());
+    let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
         fixture.call("ADD", &fixture.pod).run().ok();
         let answer = run_with_fault(
@@ -60,11 +60,11 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
             continue;
         }
         let round = format!("{step}: {}", last_lines(&fixture));
-        if findings.note(&round, &wrong_after_add(&fixture)) {
+        if report.note(&round, &wrong_after_add(&fixture)) {
             fixture = Fixture::new(kind);
         }
     }
-    findings.finish();
+    report.finish();
 }
 
 /// Kills GC before every `every`-th system call, and repeats it.
@@ -73,7 +73,7 @@ fn kill_gc(what: &str, kind: Kind, every: usize) {
     let mut kept = prepare_gc(&fixture);
     let steps = steps(&fixture, &gc(&fixture));
     fixture.call("DEL", &fixture.other).run().ok();
-    let mut findings = Findings::of(what, steps.len());
+    let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
         prepare_gc(&fixture);
         let answer = run_with_fault(&fixture, &gc(&fixture), step, Fault::Killed);
@@ -89,14 +89,14 @@ fn kill_gc(what: &str, kind: Kind, every: usize) {
             &mut wrong,
         );
         wrong.extend(wrong_with_next(&fixture));
-        if findings.note(&round, &wrong) {
+        if report.note(&round, &wrong) {
             fixture = Fixture::new(kind);
             kept = prepare_gc(&fixture);
             gc(&fixture).run().ok();
             fixture.call("DEL", &fixture.other).run().ok();
         }
     }
-    findings.finish();
+    report.finish();
 }
 
 /// A GC for which only the other pod is valid.

@@ -4,9 +4,9 @@ use std::fs::File;
 
 use serde_json::json;
 
-use crate::findings::{Findings, chosen};
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::wrong_after_add;
+use crate::report::{FaultReport, chosen};
 use crate::support::{Answer, Call, Node, requires, skip_for_go};
 use crate::trace::{Fault, last_lines, run_with_fault, steps};
 
@@ -38,7 +38,7 @@ fn terminate(verb: &str, kind: Kind, every: usize) {
     prepare(&fixture);
     let steps = steps(&fixture, &fixture.call(verb, &fixture.pod));
     fixture.call("DEL", &fixture.pod).run().ok();
-    let mut findings = Findings::of(&format!("{verb} terminated"), steps.len());
+    let mut report = FaultReport::of(&format!("{verb} terminated"), steps.len());
     for step in chosen(&steps, every) {
         prepare(&fixture);
         let call = fixture.call(verb, &fixture.pod);
@@ -53,11 +53,11 @@ fn terminate(verb: &str, kind: Kind, every: usize) {
             wrong.extend(wrong_after_add(&fixture));
         }
         wrong.extend(difference(&fixture.empty, &fixture.state()));
-        if findings.note(&round, &wrong) {
+        if report.note(&round, &wrong) {
             fixture = Fixture::new(kind);
         }
     }
-    findings.finish();
+    report.finish();
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn assert_rolled_back(fixture: &Fixture, answer: &Answer) {
 #[test]
 fn an_add_waiting_for_the_lease_lock_is_rolled_back() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("it ends without a document") {
+    if skip_for_go("it prints no error document") {
         return;
     }
     let fixture = Fixture::new(PLAIN);
@@ -121,7 +121,7 @@ fn an_add_waiting_for_the_lease_lock_is_rolled_back() {
 #[test]
 fn an_add_waiting_for_iptables_is_rolled_back_and_the_undo_is_not_interrupted() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("it ends without a document") {
+    if skip_for_go("it prints no error document") {
         return;
     }
     let fixture = Fixture::new(Kind {
@@ -137,7 +137,7 @@ fn an_add_waiting_for_iptables_is_rolled_back_and_the_undo_is_not_interrupted() 
 #[test]
 fn a_del_waiting_for_iptables_is_completed() {
     requires!("iptables-legacy", "ip6tables-legacy");
-    if skip_for_go("it ends without a document") {
+    if skip_for_go("it prints no error document") {
         return;
     }
     let fixture = Fixture::new(Kind {
@@ -156,7 +156,7 @@ fn a_del_waiting_for_iptables_is_completed() {
 #[test]
 fn an_add_waiting_for_an_ipam_plugin_calls_its_del() {
     requires!("nft", "iptables", "ip6tables");
-    if skip_for_go("it ends without a document") {
+    if skip_for_go("it prints no error document") {
         return;
     }
     let fixture = Fixture::new(PLAIN);

@@ -225,7 +225,7 @@ fn an_existing_bridge_keeps_its_mac_address_and_pods_reach_the_gateway_without_i
 #[test]
 fn a_flat_layer_2_bridge_keeps_the_mac_address_of_its_uplink() {
     requires!("ping");
-    if skip_for_go("without a gateway the bridge's MAC address follows its ports'") {
+    if skip_for_go("without a gateway the MAC address of the bridge changes with its ports") {
         return;
     }
     let (node, outside) = (Node::new("node"), Node::new("outside"));

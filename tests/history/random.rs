@@ -1,12 +1,13 @@
-//! Random histories: sequences of actions by administrators, other tools, the Go plugins and gangplank on one node, with
-//! invariants checked after each action (see [`history`]).
+//! Random histories: sequences of actions by administrators, other tools, the Go plugins and gangplank on one node,
+//! with invariants checked after each action (see [`history`]).
 //!
-//! An action is a line of text (see [`action`]). The files in `tests/history/sequences` are minimized histories that once
-//! violated an invariant; they run first. Then histories are generated from a seed. A plain run generates a few, always the
-//! same, without killed calls, because their outcome depends on the speed of the machine; with `GANGPLANK_HISTORY_STEPS`
-//! calls are killed too. A violation is minimized, printed and written to a file, which belongs into
-//! `tests/history/sequences` once the bug is fixed. Some invariants are violated by the Go plugins too: such a history is
-//! run again with the Go plugins instead of gangplank, and only violations that they do not have are reported.
+//! An action is a line of text (see [`action`]). The files in `tests/history/sequences` are minimized histories that
+//! once violated an invariant; they run first. Then histories are generated from a seed. A plain run generates a few,
+//! always the same, without killed calls, because their outcome depends on the speed of the machine; with
+//! `GANGPLANK_HISTORY_STEPS` calls are killed too. A violation is minimized, printed and written to a file, which
+//! belongs into `tests/history/sequences` once the bug is fixed. Some invariants are violated by the Go plugins too:
+//! such a history is run again with the Go plugins instead of gangplank, and only violations that they do not have are
+//! reported.
 //!
 //! - `GANGPLANK_HISTORY_STEPS`: the number of random steps;
 //! - `GANGPLANK_HISTORY_SEED`: the first seed, 1 by default;

@@ -330,14 +330,14 @@ fn an_add_names_the_table_that_iptables_cannot_read() {
     let before = leases(&node, "small");
     let mut second = Attachment::new(&node, &pod, &masqueraded());
     second.ifname = "eth1";
-    let refusal = second.try_add(Gangplank).error();
-    let text = refusal.text();
+    let error = second.try_add(Gangplank).error();
+    let text = error.text();
     assert!(
         text.contains("cannot list the nat table") && text.contains("nft"),
         "{text}"
     );
     assert_eq!(leases(&node, "small"), before);
-    // What needs no listing still works.
+    // Calls that do not need a listing succeed.
     attachment.check(Gangplank).ok();
     let other = node.pod("b");
     let mut third = Attachment::new(&node, &other, &masqueraded());

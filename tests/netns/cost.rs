@@ -88,7 +88,7 @@ fn an_attachment_needs_few_requests_and_system_calls() {
 #[test]
 fn ten_thousand_leases_do_not_increase_the_number_of_system_calls() {
     requires!("strace");
-    if skip_for_go("it opens each of them") {
+    if skip_for_go("it opens each lease file") {
         return;
     }
     let node = Node::new("node");

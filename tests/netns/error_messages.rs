@@ -36,7 +36,7 @@ fn an_exhausted_range_is_reported_with_its_size_and_oldest_leases() {
 #[test]
 fn a_gateway_conflict_is_reported_with_addresses_ports_and_remedies() {
     requires!();
-    if skip_for_go("it names neither the ports nor a remedy") {
+    if skip_for_go("its error names neither the ports nor a remedy") {
         return;
     }
     let node = Node::new("node");

@@ -32,7 +32,7 @@ fn status_of_a_usable_network_succeeds_without_any_change() {
     let before = NodeState::of(&node);
     assert_eq!(status(&node, &config()).ok(), Value::Null);
     assert_eq!(NodeState::of(&node), before);
-    if skip_for_go("it runs host-local, which makes its directory") {
+    if skip_for_go("it runs host-local, which creates its directory") {
         return;
     }
     // The same with an attached pod: no process, no lock, no write.
@@ -199,7 +199,7 @@ fn status_of_a_delegate_is_passed_on() {
     let node = Node::new("node");
     let mut config = config();
     config["ipam"] = json!({ "type": "spy" });
-    if !skip_for_go("999") {
+    if !skip_for_go("it reports error 999 for a missing delegate") {
         let error = unavailable(&node, &config);
         assert!(error.text().contains("spy"), "{error:?}");
     }
@@ -214,7 +214,7 @@ fn status_of_a_delegate_is_passed_on() {
     let error = status(&node, &config).error();
     assert_eq!((error.code, error.msg.as_str()), (51, "few left"));
     node.write(&spy, "#!/bin/sh\nexit 3\n");
-    if !skip_for_go("0") {
+    if !skip_for_go("it ignores a failed delegate without output") {
         unavailable(&node, &config);
     }
 }

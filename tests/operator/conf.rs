@@ -215,8 +215,11 @@ fn the_file_is_written_completely_or_not_at_all() {
         "{none:?}"
     );
     fixture.run("mkdir /run/out/there");
-    let there = fixture.gangplank("conf 10.44.3.0/24 -o /run/out/there");
-    assert!(there.failure().contains("/run/out/there"), "{there:?}");
+    let existing = fixture.gangplank("conf 10.44.3.0/24 -o /run/out/there");
+    assert!(
+        existing.failure().contains("/run/out/there"),
+        "{existing:?}"
+    );
     assert_eq!(fixture.run("ls -A /run/out"), "10-pods.conflist\nthere\n");
 }
 

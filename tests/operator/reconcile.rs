@@ -80,7 +80,7 @@ impl Attached {
 
     /// Damages the node, then runs a dry run, a reconcile, and a second reconcile that has nothing to restore.
     fn assert_restored(&self, lines: &str) {
-        let whole = flags(&self.fixture);
+        let complete = flags(&self.fixture);
         self.damage(lines);
         let broken = (NodeState::of(&self.fixture), flags(&self.fixture));
         let plan = self.fixture.reconcile("--dry-run --json").ok();
@@ -100,7 +100,7 @@ impl Attached {
             "{lines}"
         );
         self.assert_connectivity();
-        assert_eq!(flags(&self.fixture), whole, "{lines}");
+        assert_eq!(flags(&self.fixture), complete, "{lines}");
         self.fixture.assert_healthy();
     }
 }
@@ -377,12 +377,12 @@ fn port_isolation_is_restored() {
     let fixture = Fixture::with(&config);
     let pod = fixture.pod("a");
     let veth = Network::host_link(&fixture.network(config).add(&pod));
-    let whole = flags(&fixture);
+    let complete = flags(&fixture);
     fixture.run(&format!(
         "ip link set {veth} type bridge_slave isolated off hairpin on"
     ));
     assert!(fixture.reconcile("small").success().contains(&veth));
-    assert_eq!(flags(&fixture), whole);
+    assert_eq!(flags(&fixture), complete);
     assert_eq!(fixture.reconcile("small").success(), "nothing to restore\n");
 }
 

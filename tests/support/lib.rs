@@ -1,8 +1,8 @@
 //! Shared by all test suites: nodes and pods in private namespaces, plugin calls, and snapshots of a node's state.
 //!
-//! The machine's own network is not touched: a [`Node`] has its own network and mount namespaces, and all packets stay in
-//! them. The plugins under test are gangplank's, or those in the directory `GANGPLANK_TEST_PLUGINS`, for example the Go
-//! plugins.
+//! The machine's own network is not touched: a [`Node`] has its own network and mount namespaces, and all packets stay
+//! in them. The plugins under test are gangplank's, or those in the directory `GANGPLANK_TEST_PLUGINS`, for example the
+//! Go plugins.
 
 mod call;
 pub mod implementation;

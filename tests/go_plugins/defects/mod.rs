@@ -1,6 +1,6 @@
-//! Known defects of the Go plugins. Each test runs one scenario with both implementations: gangplank must pass it, and the
-//! Go plugins must show the defect, which proves that the test detects it. "1.1.1" is Debian's version, "newer" are later
-//! releases.
+//! Known defects of the Go plugins. Each test runs one scenario with both implementations: gangplank must pass it, and
+//! the Go plugins must show the defect, which proves that the test detects it. "1.1.1" is Debian's version, "newer" are
+//! later releases.
 //!
 //! - D1: masquerade and spoof check rules are not removed if netns or interface are already gone at DEL.
 //! - D2: two interfaces of a container on one network share an iptables chain; DEL of one breaks the other and fails.
@@ -26,7 +26,8 @@
 //! - D19: a delegate that cannot be executed (ETXTBSY) counts as a success.
 //! - D20: the IPv6 gateway is still tentative when ADD returns.
 //! - D21: a crash while a lease is written leaves an empty file that is never removed.
-//! - D22: if writing the cursor fails, the lease remains. D23: several range sets are not allocated in one critical section.
+//! - D22: if writing the cursor fails, the lease remains. D23: several range sets are not allocated in one critical
+//!   section.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 

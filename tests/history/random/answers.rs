@@ -132,9 +132,9 @@ impl History {
         config["ipMasq"] == true && config["ipMasqBackend"] != "nftables" && !self.has_iptables()
     }
 
-    /// Whether a lease names another owner than the attachment with its address, whose link does not identify it either:
-    /// it is no port of the network's bridge, or has a random name. GC keeps the lease and fails, because the address
-    /// would be assigned twice.
+    /// Whether a lease names another owner than the attachment with its address, whose link does not identify it
+    /// either: it is no port of the network's bridge, or has a random name. GC keeps the lease and fails, because the
+    /// address would be assigned twice.
     fn has_unowned_lease(&self, network: &str) -> bool {
         let has_stray = |ip: &IpAddr, target: &Target| {
             let lease = self.world.snapshot.lease(network, &ip.to_string());
@@ -151,8 +151,8 @@ impl History {
         })
     }
 
-    /// Whether an attachment that may be valid has no lease. The link of a stale lease may belong to it, so that GC keeps
-    /// both and fails.
+    /// Whether an attachment that may be valid has no lease. The link of a stale lease may belong to it, so that GC
+    /// keeps both and fails.
     fn lacks_a_lease(&self, network: &str) -> bool {
         let mut all = self.world.model.attachments.iter();
         all.any(|(target, attachment)| {

@@ -126,7 +126,7 @@ impl History {
                 has_two(&edge.from) || matches!(&edge.to, Peer::Pod(to) if has_two(to));
             both_live && !has_duplicate && !is_excused && !is_ambiguous
         };
-        let kept: BTreeSet<Edge> = self
+        let expected_before: BTreeSet<Edge> = self
             .world
             .edges
             .iter()
@@ -149,7 +149,7 @@ impl History {
         };
         let new = self.new_edges(action, outcome);
         let new: BTreeSet<Edge> = new.iter().filter(is_expected).cloned().collect();
-        let expected = kept
+        let expected = expected_before
             .iter()
             .chain(&to_restore)
             .chain(&new)
@@ -163,7 +163,11 @@ impl History {
         let missing = |edges: &BTreeSet<Edge>| -> Vec<Edge> {
             edges.difference(&answered).cloned().collect()
         };
-        let (lost, unrestored, unconnected) = (missing(&kept), missing(&to_restore), missing(&new));
+        let (lost, unrestored, unconnected) = (
+            missing(&expected_before),
+            missing(&to_restore),
+            missing(&new),
+        );
         self.update_restorable(action, &lost, &answered);
         self.world.edges = answered;
         // Restored rules may belong to an attachment that had the address before.
@@ -195,9 +199,9 @@ impl History {
         }
     }
 
-    /// Whether the gateway has another MAC address than at the ADD, because the configuration names another bridge or an
-    /// ADD created the bridge again. The container uses the old address for as long as its neighbour entry is reachable
-    /// (15 to 45 seconds).
+    /// Whether the gateway has another MAC address than at the ADD, because the configuration names another bridge or
+    /// an ADD created the bridge again. The container uses the old address for as long as its neighbour entry is
+    /// reachable (15 to 45 seconds).
     fn has_other_bridge(&self, target: &Target) -> bool {
         let Some(attachment) = self.world.model.attachments.get(target) else {
             return false;

@@ -112,8 +112,8 @@ impl Effects<'_> {
         may_add && may_remove
     }
 
-    /// Whether a lease or map element is that of a live attachment. One from a backup or of an earlier attachment may be
-    /// for an address that the attachment had before.
+    /// Whether a lease or map element is that of a live attachment. One from a backup or of an earlier attachment may
+    /// be for an address that the attachment had before.
     fn is_address_of_live(&self, owner: &Owner, change: &Change<'_>) -> bool {
         let mut words = change.key.split(['/', ' ']);
         let address: Option<IpAddr> = words.find_map(|word| word.parse().ok());
@@ -165,9 +165,9 @@ impl Effects<'_> {
         is_own || is_left
     }
 
-    /// Whether the rule is of a MAC spoof check whose jump rule is for an interface that no longer exists. It matches no
-    /// packet, even if a live attachment to another network has the same container ID and interface name, and so the same
-    /// chain.
+    /// Whether the rule is of a MAC spoof check whose jump rule is for an interface that no longer exists. It matches
+    /// no packet, even if a live attachment to another network has the same container ID and interface name, and so the
+    /// same chain.
     fn is_dead_jump(&self, change: &Change<'_>) -> bool {
         const TABLE: &str = "nft bridge nat ";
         let is_dead = |key: &str| {

@@ -1,8 +1,8 @@
 //! One history: actions carried out on a fresh node, with the invariants checked after each.
 //!
 //! 1. A call of gangplank does not interrupt the connectivity of a live attachment, and a new attachment has the
-//!    connectivity that the Go plugin provides. Connectivity broken by a foreign action is not expected afterwards, unless
-//!    `reconcile` is documented to restore it: then it is expected after `reconcile`.
+//!    connectivity that the Go plugin provides. Connectivity broken by a foreign action is not expected afterwards,
+//!    unless `reconcile` is documented to restore it: then it is expected after `reconcile`.
 //! 2. A call of gangplank changes only what [`Effects`] allows.
 //! 3. A successful DEL or GC of gangplank leaves no resource of the attachment.
 //! 4. No address is assigned twice on a network.
@@ -49,14 +49,14 @@ pub struct History {
     pub(super) unfindable: BTreeSet<String>,
 }
 
-pub struct Findings {
+pub struct HistoryResult {
     pub findings: Vec<Finding>,
     /// Steps whose call was killed.
     pub killed: BTreeSet<usize>,
 }
 
 /// Carries out a sequence on a fresh node.
-pub fn run(actions: &[Action], under_test: Implementation) -> Findings {
+pub fn run(actions: &[Action], under_test: Implementation) -> HistoryResult {
     let mut history = History {
         world: World::new(under_test),
         findings: Vec::new(),
@@ -71,7 +71,7 @@ pub fn run(actions: &[Action], under_test: Implementation) -> Findings {
         history.next(action);
         history.step += 1;
     }
-    Findings {
+    HistoryResult {
         findings: history.findings,
         killed: history.killed,
     }

@@ -10,8 +10,8 @@ use super::world::Outcome;
 
 impl History {
     /// Whether DEL can find the link of an attachment. A link of the Go plugin cannot be found without namespace and
-    /// prevResult. Without prevResult it is identified by the lease, or on a layer-2 network by its bridge, which may have
-    /// been renamed. A MAC spoof check is distinguished from that of another network by its link.
+    /// prevResult. Without prevResult it is identified by the lease, or on a layer-2 network by its bridge, which may
+    /// have been renamed. A MAC spoof check is distinguished from that of another network by its link.
     fn is_findable(&self, target: &Target, known: &Attachment, options: &Options) -> bool {
         if known.made_by == Implementation::Gangplank {
             return true;

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Implementation};
-use super::history::{self, Finding, Findings};
+use super::history::{self, Finding, HistoryResult};
 
 /// Time limit.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The findings of a sequence that the Go plugins do not have at the same steps.
 pub fn violations(actions: &[Action]) -> Vec<Finding> {
-    let Findings { findings, killed } = history::run(actions, Implementation::Gangplank);
+    let HistoryResult { findings, killed } = history::run(actions, Implementation::Gangplank);
     if !findings.iter().any(|finding| finding.is_excused_by_go) {
         return findings;
     }

@@ -188,8 +188,8 @@ impl Snapshot {
         self.link(name).is_some()
     }
 
-    /// Whether a bridge has the spanning tree protocol enabled. A port then forwards nothing for 30 seconds after it came up
-    /// (twice the default forward delay).
+    /// Whether a bridge has the spanning tree protocol enabled. A port then forwards nothing for 30 seconds after it
+    /// came up (twice the default forward delay).
     pub fn has_spanning_tree(&self, bridge: &str) -> bool {
         self.link(bridge)
             .is_some_and(|link| link.value.contains(" stp=1 "))

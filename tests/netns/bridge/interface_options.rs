@@ -160,7 +160,7 @@ fn routes_are_added_as_configured() {
 #[test]
 fn route_attributes_are_set_and_reported() {
     requires!();
-    if skip_for_go("D12: mtu and advmss are not programmed; Debian's drops the others too") {
+    if skip_for_go("D12: mtu and advmss are not set; Debian's drops the others too") {
         return;
     }
     let node = Node::new("node");

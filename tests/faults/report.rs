@@ -16,17 +16,17 @@ pub fn chosen<T>(rounds: &[T], every: usize) -> impl Iterator<Item = &T> {
 }
 
 /// The failures of many rounds.
-pub struct Findings {
+pub struct FaultReport {
     what: String,
     calls: usize,
     rounds: usize,
     bad: Vec<String>,
 }
 
-impl Findings {
+impl FaultReport {
     /// For a call that makes this many system calls.
-    pub fn of(what: &str, calls: usize) -> Findings {
-        Findings {
+    pub fn of(what: &str, calls: usize) -> FaultReport {
+        FaultReport {
             what: what.to_owned(),
             calls,
             rounds: 0,
@@ -46,7 +46,7 @@ impl Findings {
 
     /// Panics if there were failures; those of the Go plugins are only printed.
     pub fn finish(self) {
-        let Findings {
+        let FaultReport {
             what,
             calls,
             rounds,
