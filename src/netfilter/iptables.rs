@@ -18,6 +18,9 @@ const LOCKED: i32 = 4;
 /// The number of attempts if the table is changed concurrently.
 const MAX_RETRIES: u32 = 50;
 
+/// The number of attempts with the same transaction.
+const MAX_REFUSALS: usize = 3;
+
 /// A table, and the feature that uses it, for errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableUse {
@@ -150,27 +153,28 @@ impl Iptables {
         }
     }
 
-    /// Lists the table and applies the change that `plan` derives from it. If another program changes the table
-    /// meanwhile and the change is refused, this is repeated as long as the listing differs from the previous one.
+    /// Lists the table and applies the change that `plan` derives from it. If the change is refused because another
+    /// program has changed the table meanwhile, this is repeated.
     ///
     /// # Errors
-    /// When the table cannot be listed, or refuses the same change twice.
+    /// When the table cannot be listed, or refuses the same change repeatedly.
     pub fn apply_with_retry(&self, plan: &dyn Fn(&Listing) -> Option<String>) -> Result<(), Error> {
-        let mut refused: Option<(String, Error)> = None;
+        let mut refusals: Vec<(String, Error)> = Vec::new();
         for _ in 0..MAX_RETRIES {
             let Some(script) = plan(&self.list()?) else {
                 return Ok(());
             };
-            match refused.take() {
-                Some((same, error)) if same == script => return Err(error),
-                _ => {}
+            // A concurrent removal and installation may leave the table as it was.
+            refusals.retain(|(refused, _)| *refused == script);
+            if refusals.len() >= MAX_REFUSALS {
+                break;
             }
             match self.commit(&script) {
                 Ok(()) => return Ok(()),
-                Err(error) => refused = Some((script, error)),
+                Err(error) => refusals.push((script, error)),
             }
         }
-        refused.map_or(Ok(()), |(_, error)| Err(error))
+        refusals.pop().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     ///

@@ -52,7 +52,10 @@ impl Effects<'_> {
                 // Another interface of the container has the same chain of iptables.
                 true => {
                     let mut others = self.model.attachments.keys().filter(|it| *it != target);
-                    let is_needed = others.any(|it| owner.may_be(it));
+                    // A failed DEL may have left a jump into the chain.
+                    let known = self.model.attachments.get(target);
+                    let has_jump = known.is_some_and(|it| it.state == State::Unknown);
+                    let is_needed = has_jump || others.any(|it| owner.may_be(it));
                     owner.may_be(target) && (!self.is_refused || is_needed)
                 }
                 // A chain without rules.
@@ -139,7 +142,9 @@ impl Effects<'_> {
                 is_gone && *network == target.network && is_own
             }
             Subject::Parameter { link } => is_gone && is_pods(link),
-            Subject::Address { .. } | Subject::Route { .. } | Subject::Foreign => false,
+            // A restore by nft may have removed targets and comments of rules in the chain of the container.
+            Subject::Foreign => is_gone && change.key.contains(" nat CNI-"),
+            Subject::Address { .. } | Subject::Route { .. } => false,
         }
     }
 
