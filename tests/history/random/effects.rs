@@ -143,7 +143,7 @@ impl Effects<'_> {
             }
             Subject::Parameter { link } => is_gone && is_pods(link),
             // A restore by nft may have removed targets and comments of rules in the chain of the container.
-            Subject::Foreign => is_gone && change.key.contains(" nat CNI-"),
+            Subject::Foreign => is_gone && is_chain_of_container(change),
             Subject::Address { .. } | Subject::Route { .. } => false,
         }
     }
@@ -264,7 +264,7 @@ impl Effects<'_> {
             }
             Subject::Lease { .. } => false,
             // A restore by nft may have removed targets and comments of rules in the chain of a container.
-            Subject::Foreign => change.key.contains(" nat CNI-"),
+            Subject::Foreign => is_chain_of_container(change),
         }
     }
 
@@ -308,6 +308,12 @@ pub fn bridges_of(
     names
         .filter_map(|config| config["bridge"].as_str().map(str::to_owned))
         .collect()
+}
+
+/// Whether rules without a comment are in the chain of a container, or jump into it.
+fn is_chain_of_container(change: &Change<'_>) -> bool {
+    let value = change.before.map_or("", |fact| &fact.value);
+    change.key.contains(" nat CNI-") || value.lines().all(|rule| rule.contains(" -j CNI-"))
 }
 
 /// Whether a link is a bridge by its name; `adm0` is one that an administrator renamed.
