@@ -139,8 +139,15 @@ impl History {
             Action::Cli(words) if words == "reconcile" && outcome.succeeded() => {
                 let restorable = self.restorable.iter().filter(is_expected);
                 let restorable = restorable.filter(|edge| !self.has_other_bridge(&edge.from));
-                let is_masqueraded =
-                    |edge: &&Edge| self.world.config(&edge.from.network)["ipMasq"] == true;
+                // Of several networks one has the pod's default route.
+                let is_only = |target: &Target| {
+                    let mut all = model.attachments.keys();
+                    !all.any(|it| it.pod == target.pod && it != target)
+                };
+                let is_masqueraded = |edge: &&Edge| {
+                    let config = self.world.config(&edge.from.network);
+                    config["ipMasq"] == true && is_only(&edge.from)
+                };
                 let restorable =
                     restorable.filter(|edge| edge.to != Peer::Outside || is_masqueraded(edge));
                 restorable.filter(has_leases).cloned().collect()
@@ -325,8 +332,8 @@ fn is_reconcilable(command: &str) -> bool {
         "nft delete table inet gangplank",
         "sysctl -qw net.ipv4.ip_forward=0",
     ];
-    // A renamed bridge no longer belongs to the network, though its ports remain.
-    if command.contains(" name ") {
+    // A renamed bridge no longer belongs to the network, though its ports remain. Restored rules may drop packets.
+    if command.contains(" name ") || command.contains("nft -f ") {
         return false;
     }
     let is_port = command.starts_with("ip link set $")
