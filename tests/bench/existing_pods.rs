@@ -27,7 +27,7 @@ pub fn create(node: &Node, count: usize, fills: &[Fill]) {
         fs::create_dir_all(leases).expect("a lease directory");
         for index in 0..count {
             let lease = format!("{leases}/{}", Ipv4Addr::from(FIRST + index as u32));
-            fs::write(lease, format!("pod{index}\r\neth0")).expect("a lease");
+            fs::write(lease, format!("existing{index}\r\neth0")).expect("a lease");
         }
     });
     for fill in fills.iter().filter(|_| count > 0) {
@@ -57,7 +57,7 @@ fn elements(count: usize) -> String {
         let key = format!("{:016x}-{index:016x}", 0x00c0_ffee);
         writeln!(
             script,
-            "{address} comment \"{key}, net: bench, if: eth0, id: pod{index}\" : goto net-bench,"
+            "{address} comment \"{key}, net: bench, if: eth0, id: existing{index}\" : goto net-bench,"
         )
         .expect("writing to a string");
     }
@@ -86,7 +86,7 @@ fn rules(count: usize, addresses: fn(u32) -> Addresses) -> String {
     for index in 0..count {
         let chain = format!("CNI-{index:024x}");
         let comment =
-            format!("-m comment --comment \"name: \\\"bench\\\" id: \\\"pod{index}\\\"\"");
+            format!("-m comment --comment \"name: \\\"bench\\\" id: \\\"existing{index}\\\"\"");
         let (address, subnet, multicast) = addresses(index as u32);
         writeln!(
             script,
