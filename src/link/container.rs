@@ -8,8 +8,8 @@ use crate::kernel::netns::Netns;
 use crate::kernel::sysctl::Parameter;
 use crate::link::namespace::AttachContext;
 use crate::link::plan::VethPlan;
-use crate::link::{Context, PORT_LIMIT, failed, namespace};
-use crate::net::{Cidr, Family, IfName};
+use crate::link::{Context, failed, namespace};
+use crate::net::{Family, IfName};
 
 /// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -116,29 +116,9 @@ fn enable_ipv6(name: &IfName) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until packets to the IPv6 addresses are delivered; those to IPv4 addresses are at once.
-///
-/// # Errors
-/// When they are not delivered in time.
-pub fn wait_delivered(plan: &VethPlan, context: &AttachContext, link: u32) -> Result<(), Error> {
-    let is_v6 = |cidr: &&Cidr| cidr.family() == Family::V6;
-    for cidr in plan.addresses.iter().filter(is_v6) {
-        let address = (link, cidr.address());
-        let delivered = context
-            .pod
-            .wait_delivered(address, Some(&context.netns), PORT_LIMIT);
-        let operation = format!("wait until packets to {cidr} are delivered on");
-        delivered.context(&operation, &plan.container)?;
-    }
-    Ok(())
-}
-
 /// Announces the addresses, which may recently have belonged to another MAC address. Setting the MAC address, also to
 /// its current value, makes the kernel announce all addresses (`inetdev_event` and `ndisc_netdev_event` on
 /// NETDEV_CHANGEADDR). Its announcements when the link came up were lost, because the port did not forward yet.
-///
-/// # Errors
-/// When the kernel refuses.
 ///
 /// # Errors
 /// When the kernel refuses.

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use crate::error::{Code, Error};
 use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError};
+use crate::kernel::netns::Netns;
 use crate::kernel::random;
-use crate::net::{IfName, Mac};
+use crate::net::{Cidr, Family, IfName, Mac};
 
 pub use veths::{Veth, veths};
 
@@ -63,4 +64,24 @@ pub(crate) fn peer_on_host(host: &Netlink, veth: &Link) -> Result<Option<Link>, 
 pub(crate) fn created_link(host: &Netlink, name: &IfName) -> Result<Link, Error> {
     look_up(host, name)?
         .ok_or_else(|| Error::failed(format!("{name} was deleted right after it was created")))
+}
+
+/// Waits until packets to the IPv6 addresses among these of a link are delivered; those to IPv4 addresses are at once.
+/// `netns` is the network namespace of `netlink` if it is not the thread's.
+pub(crate) fn wait_delivered(
+    netlink: &Netlink,
+    netns: Option<&Netns>,
+    addresses: &[Cidr],
+    (index, name): (u32, &str),
+) -> Result<(), Error> {
+    let is_v6 = |cidr: &&Cidr| cidr.family() == Family::V6;
+    for cidr in addresses.iter().filter(is_v6) {
+        netlink
+            .wait_delivered((index, cidr.address()), netns, PORT_LIMIT)
+            .context(
+                &format!("wait until packets to {cidr} are delivered on"),
+                name,
+            )?;
+    }
+    Ok(())
 }

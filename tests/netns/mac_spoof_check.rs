@@ -161,14 +161,7 @@ fn check_names_the_changed_chain() {
         ),
         ("nft delete table bridge nat", "chain PREROUTING"),
     ];
-    for (change, named) in changes {
-        let result = network.add(&pod);
-        network.check(&pod, &result).ok();
-        node.run(change);
-        let error = network.check(&pod, &result).error();
-        assert!(error.text().contains(named), "{change}: {error:?}");
-        network.del(&pod);
-    }
+    network.assert_check_names(&pod, &changes);
 }
 
 #[test]

@@ -246,6 +246,19 @@ impl<'n> Network<'n> {
         assert_eq!(self.call("DEL", pod).run().ok(), Value::Null);
     }
 
+    /// For each change of the node: after ADD, CHECK succeeds; after the change, its error names the second text.
+    #[track_caller]
+    pub fn assert_check_names(&self, pod: &Pod, changes: &[(&str, &str)]) {
+        for (change, named) in changes {
+            let result = self.add(pod);
+            self.check(pod, &result).ok();
+            self.node.run(change);
+            let error = self.check(pod, &result).error();
+            assert!(error.text().contains(named), "{change}: {error:?}");
+            self.del(pod);
+        }
+    }
+
     /// Runs CHECK with the result of ADD.
     pub fn check(&self, pod: &Pod, result: &Value) -> Answer {
         self.with("prevResult", result.clone())

@@ -5,9 +5,9 @@
 
 use std::borrow::Cow;
 
-use super::attribute::{Attributes, attributes, get_path, get_str};
-use super::expression::{Expressions, destination_offset, source_offset};
-use super::rule::{RuleEntry, name_of};
+use super::attribute::{Attributes, attributes, get, get_path, get_str};
+use super::expression::{Expressions, destination_offset, name_of, source_offset};
+use super::rule::RuleEntry;
 use super::uapi::*;
 use crate::net::{Cidr, Family};
 
@@ -87,7 +87,7 @@ impl CompatRule {
 /// The comment of a rule of iptables: of its comment match, or of its user data after a restore with nft(8).
 pub fn comment(entry: &RuleEntry) -> Cow<'_, str> {
     let is_comment = |expression: &&[u8]| {
-        let data = get_path(expression, &[NFTA_EXPR_DATA]).unwrap_or_default();
+        let data = get(expression, NFTA_EXPR_DATA).unwrap_or_default();
         name_of(expression) == Some("match") && get_str(data, NFTA_MATCH_NAME) == Some("comment")
     };
     let in_match = entry

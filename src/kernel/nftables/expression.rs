@@ -140,8 +140,8 @@ impl Expressions {
     pub fn before_5_6(&self) -> Expressions {
         let expressions = attributes(self.as_bytes()).map(|(_, expression)| expression);
         expressions.fold(Expressions::default(), |so_far, expression| {
-            let name = get_str(expression, NFTA_EXPR_NAME);
-            let data = get(expression, NFTA_EXPR_DATA).filter(|_| name == Some("bitwise"));
+            let is_bitwise = name_of(expression) == Some("bitwise");
+            let data = get(expression, NFTA_EXPR_DATA).filter(|_| is_bitwise);
             let Some(data) = data else {
                 return so_far.push_encoded(expression);
             };
@@ -160,6 +160,11 @@ impl Expressions {
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
+}
+
+/// The name of an expression.
+pub(super) fn name_of(expression: &[u8]) -> Option<&str> {
+    get_str(expression, NFTA_EXPR_NAME)
 }
 
 pub(super) fn verdict(code: i32, chain: Option<&str>) -> Attributes {

@@ -7,7 +7,9 @@ use super::attribute::{
     Attributes, as_be32, as_ip, as_str, attributes, get, get_be32, get_be64, get_path, get_str,
 };
 use super::comment::{comment_of, userdata};
-use super::expression::{Expressions, address_length, destination_offset, nfproto, source_offset};
+use super::expression::{
+    Expressions, address_length, destination_offset, name_of, nfproto, source_offset,
+};
 use super::uapi::*;
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, IfName, Mac};
@@ -235,11 +237,6 @@ impl RuleEntry {
         let path = [NFTA_EXPR_DATA, NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, kind];
         get_path(last, &path)
     }
-}
-
-/// The name of an expression.
-pub(super) fn name_of(expression: &[u8]) -> Option<&str> {
-    get_str(expression, NFTA_EXPR_NAME)
 }
 
 /// An integer of an expression.

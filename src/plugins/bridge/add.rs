@@ -6,8 +6,7 @@ use crate::kernel::signals;
 use crate::kernel::sysctl::Parameter;
 use crate::link::container::{self, ContainerOptions};
 use crate::link::namespace::AttachContext;
-use crate::link::{Context, PORT_LIMIT, created_link};
-use crate::net::Family;
+use crate::link::{Context, PORT_LIMIT, created_link, wait_delivered};
 use crate::plugins::bridge::config::BridgeConfig;
 use crate::plugins::bridge::ensure::ensure_bridge;
 use crate::plugins::bridge::gateway;
@@ -55,8 +54,12 @@ pub fn attach(
         .flatten()
         .unwrap_or(bridge);
     if !veth.addresses.is_empty() {
-        container::wait_delivered(veth, context, index)?;
-        wait_gateways_delivered(plan, context, gateway.as_ref().unwrap_or(&bridge))?;
+        let container_end = (index, veth.container.as_str());
+        let netns = Some(&context.netns);
+        wait_delivered(&context.pod, netns, &veth.addresses, container_end)?;
+        let gateway = gateway.as_ref().unwrap_or(&bridge);
+        let gateway_link = (gateway.index, gateway.name.as_str());
+        wait_delivered(&context.host, None, &plan.gateways, gateway_link)?;
         container::announce(veth, context, index)?;
     }
     Ok(ObservedLinks {
@@ -64,22 +67,6 @@ pub fn attach(
         host_mac: host_end.mac,
         gateway_mac: gateway.and_then(|gateway| gateway.mac),
     })
-}
-
-/// Waits until packets to the IPv6 addresses of the gateway are delivered; those to IPv4 addresses are at once.
-fn wait_gateways_delivered(
-    plan: &Plan,
-    context: &AttachContext,
-    gateway: &Link,
-) -> Result<(), Error> {
-    let gateways = plan.gateways.iter();
-    for cidr in gateways.filter(|cidr| cidr.family() == Family::V6) {
-        let address = (gateway.index, cidr.address());
-        let delivered = context.host.wait_delivered(address, None, PORT_LIMIT);
-        let operation = format!("wait until packets to {cidr} are delivered on");
-        delivered.context(&operation, &gateway.name)?;
-    }
-    Ok(())
 }
 
 /// Starts the host end as a port of the bridge.

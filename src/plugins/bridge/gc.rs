@@ -36,12 +36,16 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
         };
     };
     let mut failures = Failures::default();
+    let host = failures.note(host_netlink());
     let (mut stale, mut in_use) = (Vec::new(), None);
     if let Some(IpamLeases::HostLocal(store)) = &ipam
         && let Some((of_valid, others)) = failures.note(store.by_validity(&valid))
     {
-        let links = StaleLinks::new(conf, store, (&valid, of_valid));
-        in_use = Some(links.delete(&others, &mut failures));
+        in_use = Some(match &host {
+            Some(host) => StaleLinks::new(conf, (store, host), (&valid, of_valid))
+                .delete(&others, &mut failures),
+            None => others.iter().map(|lease| lease.address).collect(),
+        });
         stale = others;
     }
     let is_kept = |lease: &LeaseFile| {
@@ -66,9 +70,9 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
         }
         _ => {}
     }
-    if let Some(host) = failures.note(host_netlink()) {
-        failures.note(mac_spoof_check::gc(&conf.name, &kept, &host));
-        failures.note(forward_accept::remove_if_unused(&host, conf));
+    if let Some(host) = &host {
+        failures.note(mac_spoof_check::gc(&conf.name, &kept, host));
+        failures.note(forward_accept::remove_if_unused(host, conf));
     }
     failures.into_result()
 }
@@ -78,6 +82,7 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
 struct StaleLinks<'a> {
     conf: &'a NetConf,
     store: &'a Store,
+    host: &'a Netlink,
     /// The addresses of valid attachments.
     valid: HashSet<IpAddr>,
     /// The valid attachments without a lease.
@@ -87,7 +92,7 @@ struct StaleLinks<'a> {
 impl StaleLinks<'_> {
     fn new<'a>(
         conf: &'a NetConf,
-        store: &'a Store,
+        (store, host): (&'a Store, &'a Netlink),
         (valid, leases): (&ValidAttachments, Vec<LeaseFile>),
     ) -> StaleLinks<'a> {
         let has_lease = |attachment: &Attachment| {
@@ -101,6 +106,7 @@ impl StaleLinks<'_> {
         StaleLinks {
             conf,
             store,
+            host,
             valid: leases.iter().map(|lease| lease.address).collect(),
             without_lease: valid.all().filter(|it| !has_lease(it)).collect(),
         }
@@ -108,29 +114,13 @@ impl StaleLinks<'_> {
 
     /// Returns the addresses that are still in use, because their links could not or must not be deleted.
     fn delete(&self, stale: &[LeaseFile], failures: &mut Failures) -> HashSet<IpAddr> {
-        let all = || stale.iter().map(|lease| lease.address).collect();
-        if stale.is_empty() {
-            return HashSet::new();
-        }
-        match failures.note(host_netlink()) {
-            Some(host) => self.delete_from(&host, stale, failures),
-            None => all(),
-        }
-    }
-
-    fn delete_from(
-        &self,
-        host: &Netlink,
-        stale: &[LeaseFile],
-        failures: &mut Failures,
-    ) -> HashSet<IpAddr> {
         let mut in_use = HashSet::new();
         let mut others = Vec::new();
         let mut deleted: HashSet<IfName> = HashSet::new();
         for lease in stale {
             let attachment = lease.attachment();
             let name = attachment.map(|attachment| attachment.host_interface(&self.conf.name));
-            match name.map(|name| (host.delete_link(&name), name)) {
+            match name.map(|name| (self.host.delete_link(&name), name)) {
                 Some((Ok(()), name)) => {
                     deleted.insert(name);
                 }
@@ -146,12 +136,10 @@ impl StaleLinks<'_> {
         let is_wanted = |address| others.iter().any(|lease| lease.address == address);
         let found = match others.is_empty() {
             true => Ok(Vec::new()),
-            false => veths(host, is_wanted),
+            false => veths(self.host, is_wanted),
         };
         match found {
-            Ok(veths) => {
-                in_use.extend(self.delete_links_of_go_plugin(host, (&others, &veths), failures))
-            }
+            Ok(veths) => in_use.extend(self.delete_links_of_go_plugin(&others, &veths, failures)),
             Err(cause) => {
                 let what = "cannot list the interfaces in other network namespaces";
                 failures.note::<()>(Err(Error::failed(format!("{what}: {cause}"))));
@@ -164,8 +152,8 @@ impl StaleLinks<'_> {
     /// Deletes links of the Go plugin, which have random names.
     fn delete_links_of_go_plugin(
         &self,
-        host: &Netlink,
-        (stale, veths): (&[&LeaseFile], &[Veth]),
+        stale: &[&LeaseFile],
+        veths: &[Veth],
         failures: &mut Failures,
     ) -> Vec<IpAddr> {
         let mut in_use = Vec::new();
@@ -176,8 +164,8 @@ impl StaleLinks<'_> {
             };
             for veth in veths.iter().filter(has_address) {
                 let deleted = self
-                    .check_ownership(host, veth, lease)
-                    .and_then(|()| delete_veth(host, veth));
+                    .check_ownership(veth, lease)
+                    .and_then(|()| delete_veth(self.host, veth));
                 if failures.note(deleted).is_none() {
                     in_use.push(lease.address);
                 }
@@ -187,14 +175,14 @@ impl StaleLinks<'_> {
     }
 
     /// Whether a veth with a random name belongs to the attachment of this lease.
-    fn check_ownership(&self, host: &Netlink, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
+    fn check_ownership(&self, veth: &Veth, lease: &LeaseFile) -> Result<(), Error> {
         let (link, interface) = (&veth.host.name, &veth.interface);
         let kept = |reason: String| {
             let cause = format!("{interface}, the peer of {link}, has the address, {reason}");
             Err(lease.kept(cause))
         };
         let bridge = bridge_of(&self.conf.root())?;
-        let found = look_up(host, &bridge)?;
+        let found = look_up(self.host, &bridge)?;
         let owner = lease.owner.as_ref().map(|(_, interface)| interface.trim());
         if found.is_none_or(|found| veth.host.master != Some(found.index)) {
             return kept(format!("and {link} is no port of bridge {bridge}"));
@@ -211,7 +199,7 @@ impl StaleLinks<'_> {
         }
         // Of other attachments than the Go plugin's, the name of the host end is known.
         let has_no_link = |other: &Attachment| {
-            let link = host.link(&other.host_interface(&self.conf.name));
+            let link = self.host.link(&other.host_interface(&self.conf.name));
             !matches!(link, Ok(Some(_)))
         };
         let mut without_lease = self.without_lease.iter();

@@ -182,18 +182,18 @@ impl Bridge {
         let plan = Plan::new(input, lease)?;
         // Rules and link are independent and are created concurrently.
         let rules = Masquerade::of(&self.network, attachment);
-        let addresses = plan.veth.addresses.clone();
+        let addresses = &plan.veth.addresses;
         let mut installing = None;
         if let Some(policy) = self.config.masquerade.as_ref()
             && !addresses.is_empty()
         {
-            let (masquerade, owned) = (rules.clone(), addresses.clone());
-            let owned = owned.iter().map(|address| address.address()).collect();
+            let masquerade = rules.clone();
+            let owned = addresses.iter().map(|address| address.address()).collect();
             // Pushed before the installation: if it cannot be started for one address family, it may be running for the
             // other.
             let remove = move || masquerade.remove(owned, Scope::Addresses, Evidence::Started);
             undo.push(move || remove().finish());
-            let install = || rules.install(&addresses, policy);
+            let install = || rules.install(addresses, policy);
             installing = Some(log::timed_span("masquerade", install)?);
         }
         let forwarding = self.config.forwarding.as_ref();
@@ -209,7 +209,7 @@ impl Bridge {
         let observed = attached?;
         installed?;
         if let Some(forwarding) = forwarding {
-            let install = || forwarding.install(&forward_accept::families(&addresses));
+            let install = || forwarding.install(&forward_accept::families(addresses));
             log::timed_span("forward", install)?;
         }
         let sandbox = context.netns.path().to_string_lossy();

@@ -438,14 +438,7 @@ fn check_succeeds_and_names_missing_elements() {
         ),
         ("nft delete table inet gangplank", "map pods4"),
     ];
-    for (change, named) in changes {
-        let result = network.add(&pod);
-        network.check(&pod, &result).ok();
-        node.run(change);
-        let error = network.check(&pod, &result).error();
-        assert!(error.text().contains(named), "{change}: {error:?}");
-        network.del(&pod);
-    }
+    network.assert_check_names(&pod, &changes);
     // Rules of the other backend, from an earlier configuration, are accepted.
     let result = network.with("ipMasqBackend", "iptables").add(&pod);
     network.check(&pod, &result).ok();
