@@ -10,7 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use serde::Serialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::Error;
 
 pub use route::{Route, RouteAttributes};
 pub use vlan::{PortVlans, VlanId, VlanSet};
@@ -25,6 +28,12 @@ pub struct ParseError {
 }
 
 impl ParseError {
+    /// The error of a configuration whose key `field` has this text.
+    pub fn at(&self, field: impl fmt::Display) -> Error {
+        let wanted = format!("it must be {}", self.wanted);
+        Error::config(field, format!("{:?}", self.value), wanted)
+    }
+
     fn new(value: &str, wanted: &'static str) -> ParseError {
         ParseError {
             value: value.to_owned(),
@@ -208,7 +217,7 @@ impl fmt::Display for Cidr {
 
 /// A network interface name: 1 to 15 bytes (`dev_valid_name`, net/core/dev.c). Names that the kernel treats specially
 /// are rejected: `%` is a pattern (`dev_prep_valid_name`), `all` and `default` are directories of net.ipv4.conf.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct IfName(String);
 
 impl IfName {
@@ -313,6 +322,20 @@ impl FromStr for Mac {
         Ok(Mac(bytes))
     }
 }
+
+/// Deserializes text; the error of another text is the expected form.
+macro_rules! deserialize_text {
+    ($($type:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(|invalid: ParseError| D::Error::custom(invalid.wanted))
+            }
+        }
+    )*};
+}
+
+deserialize_text!(Cidr, IfName, Mac);
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

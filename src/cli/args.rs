@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::net::Cidr;
+use crate::net::{Cidr, IfName};
 
 /// The directory in which runtimes look for plugins by default.
 const DEFAULT_BIN_DIR: &str = "/opt/cni/bin";
@@ -158,7 +158,7 @@ pub struct ConfArgs {
     pub name: String,
     /// Name of the bridge
     #[arg(long, default_value = "cni0")]
-    pub bridge: String,
+    pub bridge: IfName,
     /// MTU of the bridge and the pods in bytes; by default the uplink's
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u32>,

@@ -15,15 +15,18 @@ use crate::cli::routes;
 use crate::cli::{Answer, unreadable};
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::result::pretty;
+use crate::cni::result::{RouteKeys, pretty};
 use crate::error::{Code, Error};
 use crate::ipam::HostLocal;
+use crate::ipam::config::{HostLocalKeys, IpamKeys};
+use crate::ipam::range::RangeKeys;
 use crate::kernel::netlink::{Netlink, RouteQuery};
 use crate::kernel::random;
 use crate::link::namespace::host_netlink;
 use crate::link::plan::MIN_MTU_IPV6;
 use crate::net::{Cidr, Family};
-use crate::plugins::bridge::config::BridgeConfig;
+use crate::netfilter::masquerade::MasqueradeKeys;
+use crate::plugins::bridge::config::{BridgeConfig, BridgeKeys, Mtu};
 
 /// A list of plugins (CNI spec 1.1, section 1).
 #[derive(Serialize)]
@@ -31,42 +34,25 @@ use crate::plugins::bridge::config::BridgeConfig;
 struct ListConf<'a> {
     cni_version: &'a str,
     name: &'a str,
-    plugins: Vec<PluginConf<'a>>,
+    plugins: Vec<PluginConf>,
 }
 
-#[derive(Serialize)]
-#[serde(
-    tag = "type",
-    rename_all = "kebab-case",
-    rename_all_fields = "camelCase"
-)]
-enum PluginConf<'a> {
-    Bridge {
-        bridge: &'a str,
-        is_gateway: bool,
-        ip_masq: bool,
-        #[serde(
-            rename = "nonMasqueradeCIDRs",
-            skip_serializing_if = "<[Cidr]>::is_empty"
-        )]
-        non_masquerade: &'a [Cidr],
-        hairpin_mode: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        mtu: Option<u32>,
-        ipam: IpamConf,
-    },
-    Portmap {
-        capabilities: Value,
-    },
-}
-
+/// The structs are those from which the plugins read their keys.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
-enum IpamConf {
-    HostLocal {
-        ranges: Vec<[Value; 1]>,
-        routes: Vec<Value>,
-    },
+enum PluginConf {
+    Bridge(Box<BridgeConf>),
+    Portmap { capabilities: Value },
+}
+
+#[derive(Serialize)]
+struct BridgeConf {
+    #[serde(flatten)]
+    bridge: BridgeKeys,
+    #[serde(flatten)]
+    masquerade: MasqueradeKeys,
+    #[serde(flatten)]
+    host_local: HostLocalKeys,
 }
 
 /// Prints the configuration, or writes it to a file.
@@ -84,7 +70,7 @@ pub fn conf(
     };
     check_subnets(&subnets)?;
     let host = host_netlink()?;
-    check_overlap(&host, &subnets, &args.bridge)?;
+    check_overlap(&host, &subnets, args.bridge.as_str())?;
     let mtu = match args.mtu {
         Some(mtu) => Some(mtu),
         None => uplink_mtu(&host, args.overhead)?,
@@ -137,20 +123,39 @@ fn check_subnets(subnets: &[Cidr]) -> Result<(), Error> {
 }
 
 fn list_conf<'a>(args: &'a ConfArgs, subnets: &[Cidr], mtu: Option<u32>) -> ListConf<'a> {
-    let ranges = subnets.iter().map(|subnet| [json!({ "subnet": subnet })]);
-    let destinations = subnets.iter().map(|it| it.family().default_destination());
-    let mut plugins = vec![PluginConf::Bridge {
-        bridge: &args.bridge,
-        is_gateway: true,
-        ip_masq: !args.no_masquerade,
-        non_masquerade: &args.non_masquerade,
-        hairpin_mode: true,
-        mtu,
-        ipam: IpamConf::HostLocal {
-            ranges: ranges.collect(),
-            routes: destinations.map(|dst| json!({ "dst": dst })).collect(),
+    let range = |subnet: &Cidr| RangeKeys {
+        subnet: Some(subnet.to_string()),
+        ..RangeKeys::default()
+    };
+    let default_route = |subnet: &Cidr| RouteKeys {
+        dst: Some(subnet.family().default_destination()),
+        ..RouteKeys::default()
+    };
+    let ipam = IpamKeys {
+        r#type: "host-local".to_owned(),
+        ranges: subnets.iter().map(|subnet| vec![range(subnet)]).collect(),
+        routes: subnets.iter().map(default_route).collect(),
+        ..IpamKeys::default()
+    };
+    let bridge = BridgeConf {
+        bridge: BridgeKeys {
+            bridge: Some(args.bridge.clone()),
+            is_gateway: true,
+            mtu: mtu.map_or(Mtu::Kernel, Mtu::Bytes),
+            hairpin_mode: true,
+            ..BridgeKeys::default()
         },
-    }];
+        masquerade: MasqueradeKeys {
+            ip_masq: !args.no_masquerade,
+            non_masquerade_cidrs: args.non_masquerade.clone(),
+            ..MasqueradeKeys::default()
+        },
+        host_local: HostLocalKeys {
+            ipam,
+            ..HostLocalKeys::default()
+        },
+    };
+    let mut plugins = vec![PluginConf::Bridge(Box::new(bridge))];
     if args.portmap {
         plugins.push(PluginConf::Portmap {
             capabilities: json!({ "portMappings": true }),

@@ -4,10 +4,12 @@
 //! duplicate keys the last one wins (objects are merged), `null` means absent, unknown keys are ignored, integers have
 //! no fraction or exponent, an unpaired surrogate is U+FFFD.
 
+mod deserialize;
 mod escape;
 
 use std::cell::Cell;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::de::{
@@ -17,6 +19,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Code, Error};
 use crate::net::ParseError;
+
+pub use deserialize::{KeyPath, KeyPaths, key_paths};
 
 /// Maximum length of a document in bytes: enough for a GC of 40,000 attachments.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -172,6 +176,25 @@ fn merge(object: &mut Map<String, Value>, key: String, value: Value) {
     }
 }
 
+/// Whether a key is left out of a configuration that is written.
+pub fn is_unset<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A number of the configuration within a range.
+///
+/// # Errors
+/// Code 7; `path` names the key.
+pub fn within<T>(path: &str, value: i64, range: RangeInclusive<T>) -> Result<T, Error>
+where
+    T: TryFrom<i64> + PartialOrd + fmt::Display,
+{
+    let number = T::try_from(value).ok();
+    let wanted = || format!("it must be {} to {}", range.start(), range.end());
+    let number = number.filter(|number| range.contains(number));
+    number.ok_or_else(|| Error::config(path, value, wanted()))
+}
+
 /// A value and its path in the document.
 #[derive(Clone, Debug)]
 pub struct JsonCursor<'a> {
@@ -247,11 +270,7 @@ impl<'a> JsonCursor<'a> {
     ///
     /// # Errors
     /// Code 6 for another JSON type, code 7 for a number out of range.
-    pub fn number<T>(
-        &self,
-        key: &str,
-        range: std::ops::RangeInclusive<T>,
-    ) -> Result<Option<T>, Error>
+    pub fn number<T>(&self, key: &str, range: RangeInclusive<T>) -> Result<Option<T>, Error>
     where
         T: TryFrom<i64> + PartialOrd + fmt::Display + Copy,
     {
@@ -314,7 +333,19 @@ impl<'a> JsonCursor<'a> {
     }
 
     pub fn parse_with<T>(&self, parse: impl Fn(&str) -> Result<T, ParseError>) -> Result<T, Error> {
-        parse(self.as_text()?).map_err(|error| {
+        self.parse_text(self.as_text()?, parse)
+    }
+
+    /// Parses text that was read from here.
+    ///
+    /// # Errors
+    /// Code 7 for invalid text.
+    pub fn parse_text<T>(
+        &self,
+        text: &str,
+        parse: impl Fn(&str) -> Result<T, ParseError>,
+    ) -> Result<T, Error> {
+        parse(text).map_err(|error| {
             self.invalid(
                 format!("{:?}", error.value),
                 format!("it must be {}", error.wanted),

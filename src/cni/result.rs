@@ -5,12 +5,12 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
 use serde::ser::Error as _;
+use serde::{Deserialize, Serialize};
 use serde_json::ser::{PrettyFormatter, Serializer};
 use serde_json::{Value, json};
 
-use crate::cni::json::JsonCursor;
+use crate::cni::json::{JsonCursor, is_unset};
 use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
 use crate::net::{Cidr, Family, Route, parse_ip};
@@ -84,26 +84,49 @@ impl Dns {
     }
 }
 
+/// The keys of a route.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct RouteKeys {
+    #[serde(skip_serializing_if = "is_unset")]
+    pub dst: Option<Cidr>,
+    /// Empty for none.
+    #[serde(skip_serializing_if = "is_unset")]
+    pub gw: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub mtu: Option<i64>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub advmss: Option<i64>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub priority: Option<i64>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub table: Option<i64>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub scope: Option<i64>,
+}
+
 /// # Errors
 /// Code 6 for a wrong type, code 7 for an invalid destination or next hop. Other values are checked when the route is
 /// added.
 pub fn parse_route(json: JsonCursor) -> Result<Route, Error> {
-    let json = json.into_object()?;
-    let dst = json.parsed("dst")?.ok_or_else(|| {
+    let keys: RouteKeys = json.read()?;
+    let missing = || {
         json.at("dst")
             .invalid("missing", "a route needs a destination")
-    })?;
-    let gw = json.get("gw").filter(|gw| gw.as_text() != Ok(""));
+    };
+    let gw = Some(keys.gw).filter(|gw| !gw.is_empty());
     // The Go plugins omit zero from results ("omitempty").
-    let not_zero = |key| Ok::<_, Error>(json.integer(key)?.filter(|number| *number != 0));
+    let not_zero = |number: Option<i64>| number.filter(|number| *number != 0);
     Ok(Route {
-        dst,
-        gw: gw.map(|gw| gw.parse_with(parse_ip)).transpose()?,
-        mtu: not_zero("mtu")?,
-        advmss: not_zero("advmss")?,
-        priority: not_zero("priority")?,
-        table: json.integer("table")?,
-        scope: json.integer("scope")?,
+        dst: keys.dst.ok_or_else(missing)?,
+        gw: gw
+            .map(|gw| json.at("gw").parse_text(&gw, parse_ip))
+            .transpose()?,
+        mtu: not_zero(keys.mtu),
+        advmss: not_zero(keys.advmss),
+        priority: not_zero(keys.priority),
+        table: keys.table,
+        scope: keys.scope,
     })
 }
 

@@ -6,21 +6,55 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cni::args::{Args, parse_requested_ip};
 use crate::cni::conf::NetConf;
-use crate::cni::json::JsonCursor;
-use crate::cni::result::parse_route;
+use crate::cni::json::{JsonCursor, is_unset};
+use crate::cni::result::{RouteKeys, parse_route};
 use crate::cni::{Schema, Version};
 use crate::error::{Code, Error};
-use crate::ipam::range::{Range, RangeSet};
+use crate::ipam::range::{Range, RangeKeys, RangeSet};
 use crate::net::{Family, Route};
 
-/// The keys whose values are logged.
-pub const KEYS: &[&str] = &[
-    "ipam subnet rangestart rangeend gateway ranges routes resolvconf datadir",
-    "ranges subnet rangestart rangeend gateway",
-    "ipranges subnet rangestart rangeend gateway",
-];
+/// The keys of host-local in a configuration.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HostLocalKeys {
+    pub ipam: IpamKeys,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub runtime_config: RuntimeKeys,
+}
+
+/// `subnet` and the keys after it are those of a range ([`RangeKeys`]).
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct IpamKeys {
+    pub r#type: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub ranges: Vec<Vec<RangeKeys>>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub routes: Vec<RouteKeys>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub resolv_conf: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub data_dir: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub subnet: Option<String>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub range_start: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub range_end: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub gateway: String,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RuntimeKeys {
+    #[serde(skip_serializing_if = "is_unset")]
+    pub ip_ranges: Vec<Vec<RangeKeys>>,
+}
 
 /// The default of `ipam.dataDir`.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
@@ -74,7 +108,8 @@ impl Config {
             let wanted = "host-local needs an object with ranges";
             return Err(root.at("ipam").invalid("missing", wanted));
         };
-        check_file_names(conf, &ipam)?;
+        let keys: HostLocalKeys = root.read()?;
+        check_file_names(conf, &keys.ipam)?;
         let mut sets = parse_sets(&root, &ipam)?;
         check_sets(&sets, &ipam, conf.version)?;
         let gateways = gateways_of(&sets);
@@ -91,23 +126,30 @@ impl Config {
             routes: parse_routes(&ipam, &sets, conf.version)?,
             pools: assign(sets, &requested, &gateways)?,
             gateways,
-            resolv_conf: ipam.non_empty_text("resolvConf")?.map(PathBuf::from),
+            resolv_conf: Some(keys.ipam.resolv_conf)
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
         })
     }
 }
 
-fn check_file_names(conf: &NetConf, ipam: &JsonCursor) -> Result<(), Error> {
+fn check_file_names(conf: &NetConf, ipam: &IpamKeys) -> Result<(), Error> {
     let length = conf.name.as_str().len();
     if length > NAME_MAX {
         let wanted = format!("host-local names a directory after it: at most {NAME_MAX} bytes");
-        let name = conf.root().at("name");
-        return Err(name.invalid(format!("{length} bytes long"), wanted));
+        return Err(Error::config(
+            "name",
+            format!("{length} bytes long"),
+            wanted,
+        ));
     }
-    for key in ["dataDir", "resolvConf"] {
-        if let Some(path) = ipam.text(key)?.filter(|path| path.contains('\0')) {
-            return Err(ipam
-                .at(key)
-                .invalid(format!("{path:?}"), "it must be a path"));
+    for (key, path) in [
+        ("dataDir", &ipam.data_dir),
+        ("resolvConf", &ipam.resolv_conf),
+    ] {
+        if path.contains('\0') {
+            let key = format!("ipam.{key}");
+            return Err(Error::config(key, format!("{path:?}"), "it must be a path"));
         }
     }
     Ok(())

@@ -5,9 +5,25 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::cni::json::JsonCursor;
+use serde::{Deserialize, Serialize};
+
+use crate::cni::json::{JsonCursor, is_unset};
 use crate::error::Error;
 use crate::net::{Cidr, Family, ip_from_bits, ip_to_bits, parse_ip};
+
+/// The keys of a range. Empty text means absent, except for `subnet`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RangeKeys {
+    #[serde(skip_serializing_if = "is_unset")]
+    pub subnet: Option<String>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub range_start: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub range_end: String,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub gateway: String,
+}
 
 /// A range of addresses in one subnet, including both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +42,12 @@ impl Range {
     /// Code 6 for a wrong type, code 7 for a subnet with host bits or too few addresses, an end outside the subnet, an
     /// inverted range. The gateway may be outside the subnet: `fe80::1` is usual for IPv6.
     pub fn parse(json: &JsonCursor) -> Result<Range, Error> {
-        let subnet = parse_subnet(json)?;
-        let gateway = address(json, "gateway")?;
-        let first = address_within(json, "rangeStart", subnet)?;
-        let last = address_within(json, "rangeEnd", subnet)?;
+        let keys: RangeKeys = json.read()?;
+        let subnet = parse_subnet(keys.subnet.as_deref(), json)?;
+        let gateway = address(&keys.gateway, &json.at("gateway"))?;
+        let within = |text: &str, key| address_within(text, &json.at(key), subnet);
+        let first = within(&keys.range_start, "rangeStart")?;
+        let last = within(&keys.range_end, "rangeEnd")?;
         let first = first.unwrap_or_else(|| subnet.first_host());
         let range = Range {
             subnet,
@@ -141,14 +159,15 @@ impl fmt::Display for Range {
 /// Room for the network address, a gateway, a container and the broadcast address.
 const HOST_BITS: u8 = 2;
 
-fn parse_subnet(json: &JsonCursor) -> Result<Cidr, Error> {
-    let Some(subnet) = json.parsed::<Cidr>("subnet")? else {
+fn parse_subnet(text: Option<&str>, json: &JsonCursor) -> Result<Cidr, Error> {
+    let json = json.at("subnet");
+    let Some(text) = text else {
         let wanted = "a range needs a subnet like 10.1.2.0/24 or fd00::/64";
-        return Err(json.at("subnet").invalid("missing", wanted));
+        return Err(json.invalid("missing", wanted));
     };
-    let invalid = |wanted: String| Err(json.at("subnet").invalid(subnet, wanted));
-    if json.text("subnet")?.is_some_and(|text| text.contains(':')) && subnet.family() == Family::V4
-    {
+    let subnet: Cidr = json.parse_text(text, str::parse)?;
+    let invalid = |wanted: String| Err(json.invalid(subnet, wanted));
+    if text.contains(':') && subnet.family() == Family::V4 {
         return invalid("an IPv4 subnet must be written as IPv4".to_owned());
     }
     let longest = subnet.family().bits() - HOST_BITS;
@@ -166,16 +185,16 @@ fn parse_subnet(json: &JsonCursor) -> Result<Cidr, Error> {
     Ok(subnet)
 }
 
-fn address(json: &JsonCursor, key: &str) -> Result<Option<IpAddr>, Error> {
-    let value = json.get(key).filter(|value| value.as_text() != Ok(""));
-    value.map(|value| value.parse_with(parse_ip)).transpose()
+fn address(text: &str, json: &JsonCursor) -> Result<Option<IpAddr>, Error> {
+    let text = Some(text).filter(|text| !text.is_empty());
+    text.map(|text| json.parse_text(text, parse_ip)).transpose()
 }
 
-fn address_within(json: &JsonCursor, key: &str, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
-    match address(json, key)? {
+fn address_within(text: &str, json: &JsonCursor, subnet: Cidr) -> Result<Option<IpAddr>, Error> {
+    match address(text, json)? {
         Some(address) if !subnet.contains(address) => {
             let wanted = format!("it must lie in the subnet {subnet}");
-            Err(json.at(key).invalid(address, wanted))
+            Err(json.invalid(address, wanted))
         }
         address => Ok(address),
     }

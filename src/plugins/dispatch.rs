@@ -12,13 +12,13 @@ use crate::build;
 use crate::cni::Version;
 use crate::cni::conf::NetConf;
 use crate::cni::environment::{Environment, Invocation, Operation};
+use crate::cni::json::KeyPaths;
 use crate::cni::request::Request;
 use crate::cni::result::{AddResult, pretty};
 use crate::error::{Code, Error};
 use crate::kernel::log::{self, Level};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals;
-use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::log_record::{self, Record, Settings};
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
@@ -31,7 +31,7 @@ const GO_RELEASE: &str = "v1.9.1";
 #[derive(Clone, Copy)]
 pub struct Entry {
     name: &'static str,
-    keys: &'static [Keys],
+    keys: &'static [fn() -> KeyPaths],
     run: for<'e> fn(&mut Call<'e>, &Operation, &Request) -> Result<(), Error>,
 }
 

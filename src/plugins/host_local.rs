@@ -2,14 +2,15 @@
 
 use crate::cni::args::Args;
 use crate::cni::environment::{DelTarget, Target};
+use crate::cni::json::{KeyPaths, key_paths};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::ipam::{self, HostLocal, Store};
+use crate::ipam::config::HostLocalKeys;
+use crate::ipam::{HostLocal, Store};
 use crate::kernel::log;
 use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
 use crate::link::namespace;
-use crate::plugins::log_record::redaction::Keys;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
@@ -20,7 +21,7 @@ pub struct HostLocalPlugin {
 }
 
 impl Plugin for HostLocalPlugin {
-    const KEYS: &'static [Keys] = &[ipam::config::KEYS];
+    const KEYS: &'static [fn() -> KeyPaths] = &[key_paths::<HostLocalKeys>];
 
     fn parse(request: &Request) -> Result<HostLocalPlugin, Error> {
         Ok(HostLocalPlugin {

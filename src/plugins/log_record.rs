@@ -15,10 +15,10 @@ use std::time::Instant;
 
 use crate::cni::environment::Environment;
 use crate::cni::json::JsonCursor;
+use crate::cni::json::KeyPaths;
 use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::kernel::log::{self, Level, Line};
-use crate::plugins::log_record::redaction::Keys;
 
 const VARIABLE: &str = "GANGPLANK_LOG";
 
@@ -95,7 +95,7 @@ fn path_of(text: &str) -> Option<PathBuf> {
 #[derive(Debug)]
 pub struct Record<'a> {
     plugin: &'static str,
-    keys: &'static [Keys],
+    keys: &'static [fn() -> KeyPaths],
     env: &'a Environment,
     began: Instant,
     network: String,
@@ -105,7 +105,11 @@ pub struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// The record of a call of `plugin`, whose keys are `keys`.
-    pub fn new(plugin: &'static str, keys: &'static [Keys], env: &'a Environment) -> Record<'a> {
+    pub fn new(
+        plugin: &'static str,
+        keys: &'static [fn() -> KeyPaths],
+        env: &'a Environment,
+    ) -> Record<'a> {
         Record {
             plugin,
             keys,

@@ -1,16 +1,17 @@
 //! The trait that every plugin implements.
 
 use crate::cni::environment::{DelTarget, Target};
+use crate::cni::json::KeyPaths;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::plugins::log_record::redaction::Keys;
 use crate::undo::Undo;
 
 /// A CNI plugin. A value of the type is a valid request.
 pub trait Plugin: Sized {
-    /// The keys of its configuration, whose values are logged. Other values are redacted.
-    const KEYS: &'static [Keys] = &[];
+    /// The keys of its configuration ([`crate::cni::json::key_paths`] of each struct that it reads). Values of other keys
+    /// are redacted in the log.
+    const KEYS: &'static [fn() -> KeyPaths] = &[];
 
     /// Parses a request for ADD, CHECK or STATUS. Changes nothing.
     ///

@@ -25,7 +25,7 @@ use crate::netfilter::masquerade::nftables::FEATURE;
 use crate::netfilter::masquerade::rules::{Chain, StaleChains};
 
 pub use inventory::{Inventory, MasqueradeEntry};
-pub use policy::{Backend, Policy};
+pub use policy::{Backend, MasqueradeKeys, Policy};
 pub use removal::{Evidence, Removing, Scope};
 
 /// The masquerading of an attachment.

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use crate::cni::json::JsonCursor;
+use serde::{Deserialize, Serialize};
+
+use crate::cni::json::{JsonCursor, is_unset};
 use crate::error::Error;
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, parse_ip};
@@ -16,6 +18,21 @@ pub enum Backend {
     Iptables,
     /// nftables, over netlink.
     Nftables,
+}
+
+/// The keys of masquerading.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MasqueradeKeys {
+    pub ip_masq: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub ip_masq_backend: Option<String>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub ip_masq_random_fully: bool,
+    #[serde(rename = "nonMasqueradeCIDRs", skip_serializing_if = "is_unset")]
+    pub non_masquerade_cidrs: Vec<Cidr>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub snat_addresses: Vec<String>,
 }
 
 /// The masquerade settings; by default those of the Go plugin.
@@ -32,20 +49,22 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Parses the keys, also without `ipMasq`: an invalid value is reported before it takes effect.
+    /// Parses the keys; `None` without `ipMasq`, but an invalid value is reported before it takes effect.
     ///
     /// # Errors
     /// Code 6 for a wrong type, 7 for a wrong value; each names the key.
-    pub fn parse(root: &JsonCursor) -> Result<Policy, Error> {
-        Ok(Policy {
-            backend: parse_backend(root)?,
-            non_masquerade_cidrs: parse_non_masquerade_cidrs(root)?,
-            snat_addresses: parse_snat_addresses(root)?,
-            ports: match root.bool("ipMasqRandomFully")? {
-                Some(true) => PortAllocation::Random,
-                _ => PortAllocation::Preserve,
+    pub fn parse(root: &JsonCursor) -> Result<Option<Policy>, Error> {
+        let keys: MasqueradeKeys = root.read()?;
+        let policy = Policy {
+            backend: parse_backend(&keys, root)?,
+            non_masquerade_cidrs: non_masquerade_cidrs(keys.non_masquerade_cidrs)?,
+            snat_addresses: parse_snat_addresses(&keys.snat_addresses)?,
+            ports: match keys.ip_masq_random_fully {
+                true => PortAllocation::Random,
+                false => PortAllocation::Preserve,
             },
-        })
+        };
+        Ok(keys.ip_masq.then_some(policy))
     }
 
     pub fn non_masquerade_cidrs_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
@@ -60,57 +79,55 @@ impl Policy {
     }
 }
 
-fn parse_backend(root: &JsonCursor) -> Result<Option<Backend>, Error> {
-    match root.text("ipMasqBackend")? {
+fn parse_backend(keys: &MasqueradeKeys, root: &JsonCursor) -> Result<Option<Backend>, Error> {
+    match keys.ip_masq_backend.as_deref() {
         None => Ok(None),
         Some("iptables") => Ok(Some(Backend::Iptables)),
         Some("nftables") => Ok(Some(Backend::Nftables)),
         // The Go plugin reads the value only if it masquerades.
-        Some(_) if !has_masquerading(root)? => Ok(None),
+        Some(_) if !keys.ip_masq || !has_ipam(root)? => Ok(None),
         Some(other) => {
             let wanted = "it must be \"iptables\" or \"nftables\"";
-            Err(root
-                .at("ipMasqBackend")
-                .invalid(format!("{other:?}"), wanted))
+            Err(Error::config("ipMasqBackend", format!("{other:?}"), wanted))
         }
     }
 }
 
-/// Whether addresses will be masqueraded: `ipMasq` is set, and IPAM is configured.
-fn has_masquerading(root: &JsonCursor) -> Result<bool, Error> {
+fn has_ipam(root: &JsonCursor) -> Result<bool, Error> {
     let ipam = root.object("ipam")?;
     let plugin = ipam.map(|ipam| ipam.non_empty_text("type")).transpose()?;
-    Ok(plugin.flatten().is_some() && root.bool("ipMasq")? == Some(true))
+    Ok(plugin.flatten().is_some())
 }
 
-fn parse_non_masquerade_cidrs(root: &JsonCursor) -> Result<Vec<Cidr>, Error> {
-    let mut non_masquerade_cidrs = Vec::new();
-    let list = root.list("nonMasqueradeCIDRs")?.unwrap_or_default();
+/// The networks without duplicates.
+fn non_masquerade_cidrs(list: Vec<Cidr>) -> Result<Vec<Cidr>, Error> {
+    const KEY: &str = "nonMasqueradeCIDRs";
+    let mut cidrs = Vec::new();
     if list.len() > MAX_NON_MASQUERADE_CIDRS {
         let what = format!("a list of {}", list.len());
         let wanted = format!("it must not have more than {MAX_NON_MASQUERADE_CIDRS} networks");
-        return Err(root.at("nonMasqueradeCIDRs").invalid(what, wanted));
+        return Err(Error::config(KEY, what, wanted));
     }
-    for item in list {
-        let cidr: Cidr = item.parse_with(str::parse)?;
+    for (index, cidr) in list.into_iter().enumerate() {
         if !cidr.is_network() {
             let wanted = format!("its network is {}", cidr.network());
-            return Err(item.invalid(cidr, wanted));
+            return Err(Error::config(format!("{KEY}[{index}]"), cidr, wanted));
         }
-        if !non_masquerade_cidrs.contains(&cidr) {
-            non_masquerade_cidrs.push(cidr);
+        if !cidrs.contains(&cidr) {
+            cidrs.push(cidr);
         }
     }
-    Ok(non_masquerade_cidrs)
+    Ok(cidrs)
 }
 
-fn parse_snat_addresses(root: &JsonCursor) -> Result<Vec<IpAddr>, Error> {
+fn parse_snat_addresses(list: &[String]) -> Result<Vec<IpAddr>, Error> {
     let mut snat_addresses: Vec<IpAddr> = Vec::new();
-    for item in root.list("snatAddresses")?.unwrap_or_default() {
-        let address = item.parse_with(parse_ip)?;
-        if !can_stand_in(address) {
+    for (index, text) in list.iter().enumerate() {
+        let key = format!("snatAddresses[{index}]");
+        let address = parse_ip(text).map_err(|cause| cause.at(&key))?;
+        if !can_be_source(address) {
             let wanted = "it must be a unicast address that others can answer to";
-            return Err(item.invalid(address, wanted));
+            return Err(Error::config(key, address, wanted));
         }
         let family = Family::of(address);
         if let Some(other) = snat_addresses
@@ -119,7 +136,7 @@ fn parse_snat_addresses(root: &JsonCursor) -> Result<Vec<IpAddr>, Error> {
         {
             let wanted =
                 format!("{other} is listed already, and there can be one {family} address");
-            return Err(item.invalid(address, wanted));
+            return Err(Error::config(key, address, wanted));
         }
         snat_addresses.push(address);
     }
@@ -127,7 +144,7 @@ fn parse_snat_addresses(root: &JsonCursor) -> Result<Vec<IpAddr>, Error> {
 }
 
 /// Whether replies can be routed to an address (RFC 6890).
-fn can_stand_in(address: IpAddr) -> bool {
+fn can_be_source(address: IpAddr) -> bool {
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
         return false;
     }
@@ -141,26 +158,27 @@ fn can_stand_in(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Policy, Error> {
+    fn parse(text: &str) -> Result<Option<Policy>, Error> {
         let value = crate::cni::json::parse("configuration", text.as_bytes())?;
         Policy::parse(&JsonCursor::root("configuration", &value))
     }
 
     #[test]
-    fn nothing_said_is_what_the_reference_does() {
-        assert_eq!(parse("{}").unwrap(), Policy::default());
-        let nothing =
-            r#"{"nonMasqueradeCIDRs": null, "snatAddresses": [], "ipMasqRandomFully": false}"#;
-        assert_eq!(parse(nothing).unwrap(), Policy::default());
+    fn the_defaults_are_those_of_the_go_plugin() {
+        let default = Some(Policy::default());
+        assert_eq!(parse(r#"{"ipMasq": true}"#).unwrap(), default);
+        let unset = r#"{"ipMasq": true, "nonMasqueradeCIDRs": null, "snatAddresses": [], "ipMasqRandomFully": false}"#;
+        assert_eq!(parse(unset).unwrap(), default);
+        assert_eq!(parse("{}").unwrap(), None);
     }
 
     #[test]
-    fn networks_are_kept_once_and_addresses_stand_in_by_family() {
+    fn duplicate_networks_are_removed_and_snat_addresses_are_chosen_by_family() {
         let policy = parse(
             r#"{"nonMasqueradeCIDRs": ["10.0.0.0/8", "fd00::/8", "10.0.0.0/8", "::/0"],
-                "snatAddresses": ["fd18::9", "192.0.2.7"], "ipMasqRandomFully": true}"#,
-        )
-        .unwrap();
+                "snatAddresses": ["fd18::9", "192.0.2.7"], "ipMasqRandomFully": true, "ipMasq": true}"#,
+        );
+        let policy = policy.unwrap().unwrap();
         let non_masquerade_cidrs = |family| -> Vec<String> {
             policy
                 .non_masquerade_cidrs_of(family)
@@ -175,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_its_place_and_value() {
+    fn errors_name_path_and_value() {
         for (text, path, code) in [
             (
                 r#"{"nonMasqueradeCIDRs": "10.0.0.0/8"}"#,

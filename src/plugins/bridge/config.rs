@@ -1,10 +1,14 @@
 //! The keys of a `bridge` configuration.
 
+use std::fmt;
 use std::ops::RangeInclusive;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
-use crate::cni::json::JsonCursor;
+use crate::cni::json::{JsonCursor, is_unset};
 use crate::cni::result::Dns;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
@@ -13,20 +17,41 @@ use crate::net::{IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
 use crate::plugins::bridge::vlan::Vlans;
-use crate::plugins::log_record::redaction::Keys;
 use crate::state::DesiredBridge;
 
 pub use crate::plugins::bridge::role::Gateway;
 
-/// The keys whose values are logged; see [`crate::plugins::log_record::redaction`].
-pub const KEYS: Keys = &[
-    "/ bridge isgateway isdefaultgateway forceaddress ipmasqbackend ipmasqrandomfully nonmasqueradecidrs snataddresses \
-     forwardaccept mtu hairpinmode promiscmode portisolation macspoofchk vlan vlantrunk preservedefaultvlan enabledad \
-     disablecontainerinterface",
-    "vlantrunk id minid maxid",
-];
-
 const DEFAULT_BRIDGE: &str = "cni0";
+
+/// The keys of the plugin, without those of masquerading, VLANs and IPAM.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct BridgeKeys {
+    #[serde(skip_serializing_if = "is_unset")]
+    pub bridge: Option<IfName>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub is_gateway: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub is_default_gateway: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub force_address: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub forward_accept: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub mtu: Mtu,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub hairpin_mode: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub promisc_mode: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub port_isolation: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub macspoofchk: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub enabledad: bool,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub disable_container_interface: bool,
+}
 
 /// What to do if the bridge has another address in place of the gateway's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +61,58 @@ pub enum AddressConflict {
     Replace,
 }
 
-/// The MTU of bridge and veth pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The MTU of bridge and veth pair: a number or `"auto"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mtu {
-    /// The kernel's default: 1500.
+    /// The kernel's default: 1500. Numbers below 1 mean "not set", as in the Go plugin.
+    #[default]
     Kernel,
     Bytes(u32),
     /// That of the node's uplink (`"auto"`), looked up when the link is created.
     Uplink,
+}
+
+impl<'de> Deserialize<'de> for Mtu {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Mtu, D::Error> {
+        deserializer.deserialize_any(MtuVisitor)
+    }
+}
+
+struct MtuVisitor;
+
+impl Visitor<'_> for MtuVisitor {
+    type Value = Mtu;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number or \"auto\"")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Mtu, E> {
+        if number <= 0 {
+            return Ok(Mtu::Kernel);
+        }
+        let bytes = u32::try_from(number).ok();
+        let bytes = bytes.filter(|bytes| MTUS.contains(bytes)).map(Mtu::Bytes);
+        let wanted = || format!("{} to {}", MTUS.start(), MTUS.end());
+        bytes.ok_or_else(|| E::custom(wanted()))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Mtu, E> {
+        match text {
+            "auto" => Ok(Mtu::Uplink),
+            _ => Err(E::custom("a number or \"auto\"")),
+        }
+    }
+}
+
+impl Serialize for Mtu {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Mtu::Kernel => serializer.serialize_none(),
+            Mtu::Bytes(bytes) => serializer.serialize_u32(*bytes),
+            Mtu::Uplink => serializer.serialize_str("auto"),
+        }
+    }
 }
 
 /// The smallest MTU of IPv4 (RFC 791) and the largest of a veth (`ETH_MAX_MTU`), in bytes.
@@ -103,37 +172,36 @@ impl BridgeConfig {
     /// Code 6 for a wrong type, 7 for a wrong value, 2 for a key that is not supported; each names the key.
     pub fn parse(conf: &NetConf, args: &Args) -> Result<BridgeConfig, Error> {
         let root = conf.root();
-        let flag = |key| root.bool(key).map(|value| value.unwrap_or(false));
-        let gateway = match (flag("isGateway")?, flag("isDefaultGateway")?) {
+        let keys: BridgeKeys = root.read()?;
+        let gateway = match (keys.is_gateway, keys.is_default_gateway) {
             (_, true) => Gateway::DefaultRoute,
             (true, false) => Gateway::Address,
             (false, false) => Gateway::None,
         };
-        let conflict = match flag("forceAddress")? {
+        let conflict = match keys.force_address {
             true => AddressConflict::Replace,
             false => AddressConflict::Reject,
         };
-        let (hairpin, promiscuous) = (flag("hairpinMode")?, flag("promiscMode")?);
-        if hairpin && promiscuous {
+        if keys.hairpin_mode && keys.promisc_mode {
             let wanted = "promiscMode is set too: a bridge in promiscuous mode would see each frame twice; set one of them";
-            return Err(root.at("hairpinMode").invalid("true", wanted));
+            return Err(Error::config("hairpinMode", "true", wanted));
         }
-        let (masquerade, policy) = (flag("ipMasq")?, Policy::parse(&root)?);
-        let bridge = bridge_of(&root)?;
+        let bridge = keys.bridge.unwrap_or_else(default_bridge);
+        let forwarding = keys.forward_accept.then(|| forwarding_of(&bridge));
         Ok(BridgeConfig {
-            forwarding: parse_forwarding(&root, &bridge)?,
+            forwarding: forwarding.transpose()?,
             vlans: Vlans::parse(&root, &bridge, gateway)?,
             bridge,
             gateway,
             conflict,
-            masquerade: Some(policy).filter(|_| masquerade),
-            mtu: parse_mtu(&root)?,
-            hairpin,
-            promiscuous,
-            isolated: flag("portIsolation")?,
-            mac_spoof_check: flag("macspoofchk")?,
-            detect_duplicates: flag("enabledad")?,
-            leave_down: flag("disableContainerInterface")?,
+            masquerade: Policy::parse(&root)?,
+            mtu: keys.mtu,
+            hairpin: keys.hairpin_mode,
+            promiscuous: keys.promisc_mode,
+            isolated: keys.port_isolation,
+            mac_spoof_check: keys.macspoofchk,
+            detect_duplicates: keys.enabledad,
+            leave_down: keys.disable_container_interface,
             mac: parse_mac(&root, args)?,
             dns: parse_dns(&root)?,
         })
@@ -181,37 +249,17 @@ impl AddressingMode {
 /// # Errors
 /// Code 6 or 7 for an invalid name.
 pub fn bridge_of(root: &JsonCursor) -> Result<IfName, Error> {
-    let bridge = root.parsed("bridge")?;
-    Ok(bridge.unwrap_or_else(|| DEFAULT_BRIDGE.parse().expect("it is a name")))
+    Ok(root.parsed("bridge")?.unwrap_or_else(default_bridge))
 }
 
-fn parse_forwarding(root: &JsonCursor, bridge: &IfName) -> Result<Option<Forwarding>, Error> {
-    if root.bool("forwardAccept")? != Some(true) {
-        return Ok(None);
-    }
+fn default_bridge() -> IfName {
+    DEFAULT_BRIDGE.parse().expect("it is a name")
+}
+
+fn forwarding_of(bridge: &IfName) -> Result<Forwarding, Error> {
     let wanted = "with forwardAccept it must be made of letters, digits, \"-\", \"_\" and \".\"";
-    let invalid = || {
-        root.at("bridge")
-            .invalid(format!("{:?}", bridge.as_str()), wanted)
-    };
-    Forwarding::of(bridge).ok_or_else(invalid).map(Some)
-}
-
-/// A number or `"auto"`. Numbers below 1 mean "not set", as in the Go plugin.
-fn parse_mtu(root: &JsonCursor) -> Result<Mtu, Error> {
-    let Some(mtu) = root.get("mtu") else {
-        return Ok(Mtu::Kernel);
-    };
-    if let Ok(text) = mtu.as_text() {
-        return match text {
-            "auto" => Ok(Mtu::Uplink),
-            text => Err(mtu.invalid(format!("{text:?}"), "it must be a number or \"auto\"")),
-        };
-    }
-    match root.integer("mtu")? {
-        None | Some(i64::MIN..=0) => Ok(Mtu::Kernel),
-        Some(_) => Ok(root.number("mtu", MTUS)?.map_or(Mtu::Kernel, Mtu::Bytes)),
-    }
+    let invalid = || Error::config("bridge", format!("{:?}", bridge.as_str()), wanted);
+    Forwarding::of(bridge).ok_or_else(invalid)
 }
 
 fn parse_mac(root: &JsonCursor, args: &Args) -> Result<Option<Mac>, Error> {

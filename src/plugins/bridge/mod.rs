@@ -23,11 +23,13 @@ use crate::cni::Schema;
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::cni::environment::{DelTarget, Target};
+use crate::cni::json::{KeyPaths, key_paths};
 use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::ipam::{self, Ipam, Lease};
+use crate::ipam::config::HostLocalKeys;
+use crate::ipam::{Ipam, Lease};
 use crate::kernel::log;
 use crate::kernel::netns::OwnNetns;
 use crate::kernel::signals;
@@ -35,12 +37,12 @@ use crate::link::namespace::AttachContext;
 use crate::link::plan::check_routes;
 use crate::link::veth::require_unused_names;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
-use crate::netfilter::masquerade::{self, Evidence, Masquerade, Scope};
+use crate::netfilter::masquerade::{self, Evidence, Masquerade, MasqueradeKeys, Scope};
 use crate::plugins::bridge::add::attach;
-use crate::plugins::bridge::config::{AddressingMode, BridgeConfig};
+use crate::plugins::bridge::config::{AddressingMode, BridgeConfig, BridgeKeys};
 use crate::plugins::bridge::ensure::ensure_bridge;
 use crate::plugins::bridge::plan::{Plan, PlanInput};
-use crate::plugins::log_record::redaction::Keys;
+use crate::plugins::bridge::vlan::VlanKeys;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
@@ -61,7 +63,12 @@ pub struct Bridge {
 }
 
 impl Plugin for Bridge {
-    const KEYS: &'static [Keys] = &[config::KEYS, ipam::config::KEYS];
+    const KEYS: &'static [fn() -> KeyPaths] = &[
+        key_paths::<BridgeKeys>,
+        key_paths::<VlanKeys>,
+        key_paths::<MasqueradeKeys>,
+        key_paths::<HostLocalKeys>,
+    ];
 
     fn parse(request: &Request) -> Result<Bridge, Error> {
         let conf = &request.conf;

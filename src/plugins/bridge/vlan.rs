@@ -4,10 +4,35 @@
 //! `bridge vlan add vid FIRST-LAST dev PORT`. Unless `preserveDefaultVlan` is true, `bridge vlan del vid 1 dev PORT`
 //! precedes them.
 
-use crate::cni::json::JsonCursor;
+use serde::{Deserialize, Serialize};
+
+use crate::cni::json::{JsonCursor, is_unset, within};
 use crate::error::Error;
 use crate::net::{IfName, PortVlans, VlanId, VlanSet};
 use crate::plugins::bridge::role::Gateway;
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct VlanKeys {
+    #[serde(skip_serializing_if = "is_unset")]
+    pub vlan: Option<i64>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub vlan_trunk: Option<Vec<TrunkKeys>>,
+    #[serde(skip_serializing_if = "is_unset")]
+    pub preserve_default_vlan: bool,
+}
+
+/// An item of `vlanTrunk`: a range, a single VLAN, both or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct TrunkKeys {
+    #[serde(skip_serializing_if = "is_unset")]
+    pub id: Option<i64>,
+    #[serde(rename = "minID", skip_serializing_if = "is_unset")]
+    pub min_id: Option<i64>,
+    #[serde(rename = "maxID", skip_serializing_if = "is_unset")]
+    pub max_id: Option<i64>,
+}
 
 /// The VLAN settings of a network whose bridge must have VLAN filtering.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,21 +65,21 @@ impl Vlans {
         bridge: &IfName,
         gateway: Gateway,
     ) -> Result<Option<Vlans>, Error> {
-        let native = root.number::<u16>("vlan", 0..=*VlanId::RANGE.end())?;
-        let native = native.and_then(VlanId::new);
-        let trunk = root.list("vlanTrunk")?;
-        let default = match root.bool("preserveDefaultVlan")? {
-            Some(true) => DefaultVlan::Preserved,
-            Some(false) | None => DefaultVlan::Removed,
+        let keys: VlanKeys = root.read()?;
+        let native = keys.vlan.unwrap_or_default();
+        let native = VlanId::new(within("vlan", native, 0..=*VlanId::RANGE.end())?);
+        let default = match keys.preserve_default_vlan {
+            true => DefaultVlan::Preserved,
+            false => DefaultVlan::Removed,
         };
-        if native.is_none() && trunk.is_none() {
+        if native.is_none() && keys.vlan_trunk.is_none() {
             return Ok(None);
         }
         let gateway = native.filter(|_| gateway != Gateway::None);
-        let gateway = gateway.map(|vlan| gateway_name(root, bridge, vlan));
+        let gateway = gateway.map(|vlan| gateway_name(bridge, vlan));
         let mut vlans = VlanSet::EMPTY;
-        for item in trunk.into_iter().flatten() {
-            vlans = vlans.union(parse_item(&item.into_object()?)?);
+        for (index, item) in keys.vlan_trunk.iter().flatten().enumerate() {
+            vlans = vlans.union(item.vlans(&format!("vlanTrunk[{index}]"))?);
         }
         Ok(Some(Vlans {
             native,
@@ -124,38 +149,41 @@ impl Vlans {
 }
 
 /// `<bridge>.<vlan>`, as with the Go plugin.
-fn gateway_name(root: &JsonCursor, bridge: &IfName, vlan: VlanId) -> Result<IfName, Error> {
+fn gateway_name(bridge: &IfName, vlan: VlanId) -> Result<IfName, Error> {
     let name = format!("{bridge}.{vlan}");
     name.parse().map_err(|_| {
         let wanted = format!(
             "the gateway's interface would be {name}, longer than the kernel's 15 bytes; choose a shorter name"
         );
-        root.at("bridge").invalid(format!("{:?}", bridge.as_str()), wanted)
+        Error::config("bridge", format!("{:?}", bridge.as_str()), wanted)
     })
 }
 
-/// One item of `vlanTrunk`: a range, a single VLAN, both or nothing.
-fn parse_item(item: &JsonCursor) -> Result<VlanSet, Error> {
-    let vlan = |key| -> Result<Option<VlanId>, Error> {
-        Ok(item
-            .number::<u16>(key, VlanId::RANGE)?
-            .and_then(VlanId::new))
-    };
-    let missing = |key: &str, other: &str, vlan: VlanId| {
-        let wanted = format!("{other} is {vlan}: a range needs both; for a single VLAN use id");
-        Err(item.at(key).invalid("missing", wanted))
-    };
-    let range = match (vlan("minID")?, vlan("maxID")?) {
-        (Some(first), Some(last)) if last < first => {
-            let wanted = format!("it must not be smaller than minID, which is {first}");
-            return Err(item.at("maxID").invalid(last, wanted));
-        }
-        (Some(first), Some(last)) => VlanSet::span(first, last),
-        (Some(first), None) => return missing("maxID", "minID", first),
-        (None, Some(last)) => return missing("minID", "maxID", last),
-        (None, None) => VlanSet::EMPTY,
-    };
-    Ok(range.union(vlan("id")?.map_or(VlanSet::EMPTY, VlanSet::of)))
+impl TrunkKeys {
+    /// The VLANs of the item; `path` is that of the item, for errors.
+    fn vlans(&self, path: &str) -> Result<VlanSet, Error> {
+        let vlan = |key: &str, number: Option<i64>| -> Result<Option<VlanId>, Error> {
+            let path = format!("{path}.{key}");
+            let number = number.map(|number| within(&path, number, VlanId::RANGE));
+            Ok(number.transpose()?.and_then(VlanId::new))
+        };
+        let missing = |key: &str, other: &str, vlan: VlanId| {
+            let wanted = format!("{other} is {vlan}: a range needs both; for a single VLAN use id");
+            Err(Error::config(format!("{path}.{key}"), "missing", wanted))
+        };
+        let range = match (vlan("minID", self.min_id)?, vlan("maxID", self.max_id)?) {
+            (Some(first), Some(last)) if last < first => {
+                let wanted = format!("it must not be smaller than minID, which is {first}");
+                return Err(Error::config(format!("{path}.maxID"), last, wanted));
+            }
+            (Some(first), Some(last)) => VlanSet::span(first, last),
+            (Some(first), None) => return missing("maxID", "minID", first),
+            (None, Some(last)) => return missing("minID", "maxID", last),
+            (None, None) => VlanSet::EMPTY,
+        };
+        let single = vlan("id", self.id)?;
+        Ok(range.union(single.map_or(VlanSet::EMPTY, VlanSet::of)))
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::cni::environment::Environment;
-use crate::cni::json;
+use crate::cni::json::{self, KeyPath, KeyPaths};
 
 /// The variables of the protocol except CNI_ARGS, separated by spaces.
 const VARIABLES: &str =
@@ -16,16 +16,12 @@ const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME 
 
 const HIDDEN: &str = "…";
 
-/// The keys of an object whose values are logged: first the key of the object, or `/` for the configuration itself,
-/// then its keys, separated by spaces. Lower case, because keys are case-insensitive. Each plugin declares its keys
-/// next to its parser ([`crate::plugins::plugin::Plugin::KEYS`]).
-pub type Keys = &'static [&'static str];
-
-/// The keys of the CNI specification and conventions, and those of the log.
-const KEYS: Keys = &[
+/// The keys of the CNI specification and conventions, and those of the log: first the key of an object, or `/` for the
+/// configuration itself, then its keys, separated by spaces. Lower case, because keys are case-insensitive.
+const KEYS: &[&str] = &[
     "/ cniversion name type ipmasq dns ipam args runtimeconfig prevresult capabilities logfile loglevel \
      cni.dev/valid-attachments cni.dev/attachments",
-    "ipam type addresses dns",
+    "ipam type addresses routes dns",
     "addresses address gateway",
     "routes dst gw mtu advmss priority table scope",
     "dns nameservers domain search options",
@@ -74,11 +70,13 @@ fn argument(entry: &str) -> String {
     }
 }
 
-/// The redacted configuration as it was parsed: keys in lower case, each once. `keys` are those of the plugin.
-pub fn configuration(bytes: &[u8], keys: &[Keys]) -> String {
+/// The redacted configuration as it was parsed: keys in lower case, each once. `keys` are those of the plugin
+/// ([`crate::plugins::plugin::Plugin::KEYS`]).
+pub fn configuration(bytes: &[u8], keys: &[fn() -> KeyPaths]) -> String {
     match json::parse("configuration", bytes) {
         Ok(mut value) => {
-            hide(&mut value, "/", keys);
+            let known = keys.iter().flat_map(|of_struct| of_struct()).collect();
+            hide(&mut value, &mut KeyPath::new(), &known);
             value.to_string()
         }
         Err(_) if bytes.is_empty() => String::new(),
@@ -86,25 +84,32 @@ pub fn configuration(bytes: &[u8], keys: &[Keys]) -> String {
     }
 }
 
-/// Redacts unknown keys below `parent`. Elements of a list belong to the key of the list.
-fn hide(value: &mut Value, parent: &str, keys: &[Keys]) {
+/// Redacts unknown keys below the value at `path`. Elements of a list have the path of the list.
+fn hide(value: &mut Value, path: &mut KeyPath, known: &KeyPaths) {
     match value {
-        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, parent, keys)),
+        Value::Array(list) => list.iter_mut().for_each(|item| hide(item, path, known)),
         Value::Object(object) => {
             for (key, value) in object {
-                match is_known(parent, key, keys) {
-                    true => hide(value, key, keys),
+                path.push(key.clone());
+                match known.contains(path) || is_specified(path) {
+                    true => hide(value, path, known),
                     false => *value = HIDDEN.into(),
                 }
+                path.pop();
             }
         }
         _ => {}
     }
 }
 
-fn is_known(parent: &str, key: &str, keys: &[Keys]) -> bool {
-    let mut lines = keys.iter().chain([&KEYS]).copied().flatten();
-    lines.any(|line| {
+/// Whether the specification has the key at the end of a path.
+fn is_specified(path: &[String]) -> bool {
+    let (parent, key) = match path {
+        [.., parent, key] => (parent.as_str(), key),
+        [key] => ("/", key),
+        [] => return false,
+    };
+    KEYS.iter().any(|line| {
         let (under, known) = line.split_once(' ').unwrap_or((line, ""));
         under == parent && has(known, key)
     })
