@@ -1,9 +1,10 @@
 //! Errors: machine-readable for the runtime, actionable for operators.
 //!
-//! An [`Error`] is a CNI error: a code, a message that names operation, object and value, and details with cause and
-//! remedy. [`Failures`] collects the errors of operations that continue after the first one.
+//! An [`Error`] has a code, a message that names operation, object and value, and details with cause and remedy.
+//! [`Failures`] collects the errors of operations that continue after the first one.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 /// A CNI error code (CNI spec 1.1, section "Error").
 ///
@@ -34,13 +35,31 @@ impl Code {
     pub const PLUGIN: Code = Code(999);
 }
 
+/// A CNI error. Boxed: as part of nearly every result it would be moved from call to call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Error {
+pub struct Error(Box<Fields>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fields {
     pub code: Code,
     /// Operation, object, value and cause, in one line.
     pub msg: String,
     /// Remedy, attempts, errors of the undo. May be empty.
     pub details: String,
+}
+
+impl Deref for Error {
+    type Target = Fields;
+
+    fn deref(&self) -> &Fields {
+        &self.0
+    }
+}
+
+impl DerefMut for Error {
+    fn deref_mut(&mut self) -> &mut Fields {
+        &mut self.0
+    }
 }
 
 impl fmt::Display for Error {
@@ -55,11 +74,17 @@ impl fmt::Display for Error {
 
 impl Error {
     pub fn new(code: Code, msg: impl Into<String>) -> Error {
-        Error {
+        Error(Box::new(Fields {
             code,
             msg: msg.into(),
             details: String::new(),
-        }
+        }))
+    }
+
+    /// The same error with another code.
+    pub fn with_code(mut self, code: Code) -> Error {
+        self.code = code;
+        self
     }
 
     /// A failed operation, code 999.
@@ -69,10 +94,7 @@ impl Error {
 
     /// Changes the code to 50: an ADD would fail with this error.
     pub fn into_not_available(self) -> Error {
-        Error {
-            code: Code::NOT_AVAILABLE,
-            ..self
-        }
+        self.with_code(Code::NOT_AVAILABLE)
     }
 
     /// Code 7: a configuration value is invalid.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::build;
 use crate::cni::Version;
-use crate::error::Error;
 use crate::ipam::delegate::parse_error;
 use crate::kernel::process::{self, Output};
 
@@ -93,7 +92,7 @@ fn call(file: &Path, command: &str, cni_path: &str, stdin: &[u8]) -> Result<Outp
 /// The message of a CNI error document, or else stderr.
 fn error_of(output: &Output) -> String {
     match parse_error(&output.stdout) {
-        Some(Error { code, msg, .. }) => format!("{msg} (code {})", code.0),
+        Some(error) => format!("{} (code {})", error.msg, error.code.0),
         None => output.stderr_summary(),
     }
 }

@@ -248,10 +248,7 @@ impl Delegate {
         if stdout.trim_ascii().is_empty() {
             return Err(Error::failed("it succeeded without a result"));
         }
-        let invalid = |error: Error| Error {
-            code: Code::PLUGIN,
-            ..error
-        };
+        let invalid = |error: Error| error.with_code(Code::PLUGIN);
         let value = json::parse("result", stdout).map_err(invalid)?;
         let result = match value {
             serde_json::Value::Null => AddResult::default(),
@@ -307,10 +304,10 @@ pub fn parse_error(stdout: &[u8]) -> Option<Error> {
     let code = root.number("code", 0..=u32::MAX).ok()??;
     let msg = root.text("msg").ok()?.unwrap_or_default();
     let details = root.text("details").ok()?.unwrap_or_default();
-    Some(Error {
-        code: Code(code),
-        msg: msg.to_owned(),
-        details: details.to_owned(),
+    let error = Error::new(Code(code), msg);
+    Some(match details {
+        "" => error,
+        details => error.details(details),
     })
 }
 

@@ -243,10 +243,7 @@ impl Transaction {
         }
         let error = table_use.refusal("change", &output);
         if output.status.code() == Some(LOCKED) && output.stderr_summary().contains("lock") {
-            let error = Error {
-                code: Code::TRY_AGAIN,
-                ..error
-            };
+            let error = error.with_code(Code::TRY_AGAIN);
             return Err(match xtables::lock_holder() {
                 Some(holder) => error.details(format!("the lock is held by {holder}")),
                 None => error,

@@ -59,9 +59,12 @@ pub fn key_paths<T: DeserializeOwned>() -> KeyPaths {
     known
 }
 
-/// Why a value was rejected.
+/// A value was rejected. Boxed, because derived code moves it from field to field.
 #[derive(Debug)]
-enum Invalid {
+struct Invalid(Box<Cause>);
+
+#[derive(Debug)]
+enum Cause {
     /// A wrong JSON type; what the value must be.
     Type(String),
     /// A wrong value; what the value must be.
@@ -72,17 +75,21 @@ enum Invalid {
 
 impl Invalid {
     fn at(self, json: &JsonCursor) -> Error {
-        match self {
-            Invalid::Type(wanted) => json.mistyped(&wanted),
-            Invalid::Value(wanted) => json.invalid(json.value, format!("it must be {wanted}")),
-            Invalid::Located(error) => error,
+        match *self.0 {
+            Cause::Type(wanted) => json.mistyped(&wanted),
+            Cause::Value(wanted) => json.invalid(json.value, format!("it must be {wanted}")),
+            Cause::Located(error) => error,
         }
     }
 }
 
+fn located(error: Error) -> Invalid {
+    Invalid(Box::new(Cause::Located(error)))
+}
+
 impl Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
+        write!(f, "{:?}", self.0)
     }
 }
 
@@ -90,16 +97,16 @@ impl std::error::Error for Invalid {}
 
 impl de::Error for Invalid {
     fn custom<T: Display>(wanted: T) -> Invalid {
-        Invalid::Value(wanted.to_string())
+        Invalid(Box::new(Cause::Value(wanted.to_string())))
     }
 
     fn invalid_type(_: Unexpected, expected: &dyn de::Expected) -> Invalid {
-        Invalid::Type(expected.to_string())
+        Invalid(Box::new(Cause::Type(expected.to_string())))
     }
 
     fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Invalid {
         let quoted: Vec<String> = expected.iter().map(|name| format!("{name:?}")).collect();
-        Invalid::Value(quoted.join(" or "))
+        Invalid::custom(quoted.join(" or "))
     }
 }
 
@@ -124,11 +131,11 @@ impl<'de, 'r> ValueDeserializer<'de, 'r> {
         seed: T,
     ) -> Result<T::Value, Invalid> {
         let outcome = seed.deserialize(self.of(json.clone()));
-        outcome.map_err(|invalid| Invalid::Located(invalid.at(&json)))
+        outcome.map_err(|invalid| located(invalid.at(&json)))
     }
 
     fn read<T>(&self, outcome: Result<T, Error>) -> Result<T, Invalid> {
-        outcome.map_err(Invalid::Located)
+        outcome.map_err(located)
     }
 }
 
@@ -141,7 +148,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de, '_> {
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Number(number) => match number.as_i64() {
                 Some(number) => visitor.visit_i64(number),
-                None => Err(Invalid::Type("a whole number".to_owned())),
+                None => Err(located(self.json.mistyped("a whole number"))),
             },
             Value::Array(_) => visitor.visit_seq(Elements::of(self)?),
             Value::Null | Value::Object(_) => visitor.visit_unit(),

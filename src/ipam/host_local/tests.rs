@@ -262,7 +262,7 @@ fn results_with_and_without_an_index_are_equal() {
                 release(pool, &container);
                 Ok(Vec::new())
             }
-            _ => reserve(pool, &container).map_err(|error| error.msg),
+            _ => reserve(pool, &container).map_err(|error| error.msg.clone()),
         });
         let [one, other] = results;
         let path = |scratch: &Scratch| scratch.path().display().to_string();
