@@ -19,4 +19,5 @@ pub mod retry;
 pub mod signals;
 pub mod sysctl;
 pub mod sysfs;
+pub mod threads;
 pub mod xtables;

@@ -146,7 +146,7 @@ struct Input {
 ///
 /// # Errors
 /// If it cannot be started or its input cannot be written.
-pub fn start(
+fn start(
     program: &Path,
     args: &[&str],
     env: &[(&str, &str)],

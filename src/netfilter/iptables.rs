@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Code, Error};
-use crate::kernel::process::{self, Output, ProcessError, Running};
+use crate::kernel::process::{self, Output, ProcessError};
 use crate::kernel::xtables;
 use crate::net::Family;
 use crate::netfilter::iptables_save::Listing;
@@ -14,6 +14,9 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// The exit status of iptables if the xtables lock is held (RESOURCE_PROBLEM, include/xtables.h).
 const LOCKED: i32 = 4;
+
+/// The comment of iptables-nft-save in place of a table with rules that only nft(8) can list.
+const INCOMPATIBLE: &str = "is incompatible, use 'nft' tool";
 
 /// The number of attempts if the table is changed concurrently.
 const MAX_RETRIES: u32 = 50;
@@ -74,14 +77,6 @@ pub struct Iptables {
     table_use: TableUse,
 }
 
-/// A running iptables-restore.
-#[derive(Debug)]
-pub struct Transaction(Running, TableUse);
-
-/// A running iptables-save.
-#[derive(Debug)]
-pub struct Saving(Running, TableUse);
-
 /// The outcome of a transaction.
 #[derive(Debug)]
 pub enum Outcome {
@@ -130,27 +125,27 @@ impl Iptables {
         })
     }
 
-    /// Starts a transaction.
-    ///
-    /// # Errors
-    /// When the program cannot be started.
-    pub fn start(&self, script: &str) -> Result<Transaction, Error> {
-        // With a time limit, because this process may be killed before it ends.
-        let args = ["--noflush", "--wait=20"];
-        process::start(&self.restore, &args, &[], script.as_bytes(), LIMIT)
-            .map(|running| Transaction(running, self.table_use))
-            .map_err(|cause| self.table_use.failure(cause))
-    }
-
     /// Runs a transaction.
     ///
     /// # Errors
-    /// When it failed or was refused.
-    pub fn commit(&self, script: &str) -> Result<(), Error> {
-        match self.start(script)?.finish()? {
-            Outcome::Committed => Ok(()),
-            Outcome::Refused(error) => Err(error),
+    /// Code 11 when it timed out or the xtables lock is held, 999 when the program cannot be run.
+    pub fn commit(&self, script: &str) -> Result<Outcome, Error> {
+        // With a time limit, because this process may be killed before it ends.
+        let args = ["--noflush", "--wait=20"];
+        let output = process::run(&self.restore, &args, &[], script.as_bytes(), LIMIT);
+        let output = output.map_err(|cause| self.table_use.failure(cause))?;
+        if output.status.success() {
+            return Ok(Outcome::Committed);
         }
+        let error = self.table_use.refusal("change", &output);
+        if output.status.code() == Some(LOCKED) && output.stderr_summary().contains("lock") {
+            let error = error.with_code(Code::TRY_AGAIN);
+            return Err(match xtables::lock_holder() {
+                Some(holder) => error.details(format!("the lock is held by {holder}")),
+                None => error,
+            });
+        }
+        Ok(Outcome::Refused(error))
     }
 
     /// Lists the table and applies the change that `plan` derives from it. If the change is refused because another
@@ -170,8 +165,8 @@ impl Iptables {
                 break;
             }
             match self.commit(&script) {
-                Ok(()) => return Ok(()),
-                Err(error) => refusals.push((script, error)),
+                Ok(Outcome::Committed) => return Ok(()),
+                Ok(Outcome::Refused(error)) | Err(error) => refusals.push((script, error)),
             }
         }
         refusals.pop().map_or(Ok(()), |(_, error)| Err(error))
@@ -189,31 +184,9 @@ impl Iptables {
     /// # Errors
     /// When it cannot be listed.
     pub fn save(&self, table: &str) -> Result<String, Error> {
-        self.start_saving(table)?.finish()
-    }
-
-    /// Starts to list a table.
-    ///
-    /// # Errors
-    /// When the program cannot be started.
-    pub fn start_saving(&self, table: &str) -> Result<Saving, Error> {
-        process::start(&self.save, &["-t", table], &[], b"", LIMIT)
-            .map(|running| Saving(running, self.table_use))
-            .map_err(|cause| self.table_use.failure(cause))
-    }
-}
-
-/// The comment of iptables-nft-save in place of a table with rules that only nft(8) can list.
-const INCOMPATIBLE: &str = "is incompatible, use 'nft' tool";
-
-impl Saving {
-    /// Waits for it to end; empty if the kernel has no such table.
-    ///
-    /// # Errors
-    /// When the table cannot be listed.
-    pub fn finish(self) -> Result<String, Error> {
-        let Saving(running, table_use) = self;
-        let output = running.finish().map_err(|cause| table_use.failure(cause))?;
+        let table_use = self.table_use;
+        let output = process::run(&self.save, &["-t", table], &[], b"", LIMIT);
+        let output = output.map_err(|cause| table_use.failure(cause))?;
         if !output.status.success() {
             // The message of iptables-legacy on a kernel without this table.
             if output.stderr_summary().contains("Table does not exist") {
@@ -227,29 +200,6 @@ impl Saving {
             return Err(table_use.incompatible());
         }
         Ok(listing)
-    }
-}
-
-impl Transaction {
-    /// Waits for it to end.
-    ///
-    /// # Errors
-    /// Code 11 when it timed out or the xtables lock is held, 999 when the program cannot be run.
-    pub fn finish(self) -> Result<Outcome, Error> {
-        let Transaction(running, table_use) = self;
-        let output = running.finish().map_err(|cause| table_use.failure(cause))?;
-        if output.status.success() {
-            return Ok(Outcome::Committed);
-        }
-        let error = table_use.refusal("change", &output);
-        if output.status.code() == Some(LOCKED) && output.stderr_summary().contains("lock") {
-            let error = error.with_code(Code::TRY_AGAIN);
-            return Err(match xtables::lock_holder() {
-                Some(holder) => error.details(format!("the lock is held by {holder}")),
-                None => error,
-            });
-        }
-        Ok(Outcome::Refused(error))
     }
 }
 

@@ -1,6 +1,4 @@
 //! Masquerading: packets of a container that leave its subnet get the address of the host.
-//! [`Masquerade::install`] and [`Masquerade::remove`] start the work, so that the caller can create or delete the link
-//! at the same time, and return what to wait for.
 
 mod comment;
 mod inventory;
@@ -16,9 +14,10 @@ use crate::cni::ValidAttachments;
 use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Error, Failures};
 use crate::kernel::nftables::{Nftables, not_found_as_none};
+use crate::kernel::threads::concurrently;
 use crate::kernel::xtables;
 use crate::net::{Cidr, Family};
-use crate::netfilter::iptables::{Iptables, Outcome, Transaction, Variant};
+use crate::netfilter::iptables::{Iptables, Outcome, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::masquerade::nftables::FEATURE;
@@ -26,7 +25,7 @@ use crate::netfilter::masquerade::rules::{Chain, StaleChains};
 
 pub use inventory::{Inventory, MasqueradeEntry};
 pub use policy::{Backend, MasqueradeKeys, Policy};
-pub use removal::{Evidence, Removing, Scope};
+pub use removal::{Evidence, Scope};
 
 /// The masquerading of an attachment.
 #[derive(Clone, Debug)]
@@ -34,15 +33,6 @@ pub struct Masquerade {
     network: NetworkName,
     chain: Chain,
     comment: RuleComment,
-}
-
-/// An installation that was started.
-#[derive(Debug)]
-#[must_use = "rules are not in place before `finish`"]
-pub struct Installing {
-    chain: Chain,
-    policy: Policy,
-    families: Vec<(Iptables, Vec<Cidr>, Transaction)>,
 }
 
 impl Masquerade {
@@ -54,28 +44,21 @@ impl Masquerade {
         }
     }
 
-    /// Starts to masquerade addresses: one transaction per family with iptables, one in all with nftables. The default
+    /// Masquerades addresses: one transaction per family with iptables, one in all with nftables. The default
     /// backend is iptables if it is installed for the families of all addresses. Missing rules are added to existing
     /// ones, and those of another policy removed.
     ///
     /// # Errors
-    /// When iptables is not installed or cannot be started, or nf_tables refuses; one family may have its rules.
-    pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
+    /// When iptables is not installed or fails, or nf_tables refuses; one family may have its rules.
+    pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
         let families = addresses.iter().map(|address| address.family());
         match policy.backend.unwrap_or_else(|| default_backend(families)) {
             Backend::Iptables => self.install_iptables(addresses, policy),
-            Backend::Nftables => {
-                nftables::install(&self.network, &self.comment, addresses, policy)?;
-                Ok(Installing {
-                    chain: self.chain.clone(),
-                    policy: policy.clone(),
-                    families: Vec::new(),
-                })
-            }
+            Backend::Nftables => nftables::install(&self.network, &self.comment, addresses, policy),
         }
     }
 
-    fn install_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Installing, Error> {
+    fn install_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
         let mut found = Vec::new();
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
@@ -87,22 +70,19 @@ impl Masquerade {
                 ));
             }
         }
-        let mut installing = Installing {
-            chain: self.chain.clone(),
-            policy: policy.clone(),
-            families: Vec::new(),
-        };
-        for (iptables, own) in found {
-            match iptables.start(&self.chain.create(&own, policy)) {
-                Ok(transaction) => installing.families.push((iptables, own, transaction)),
-                // The other family must end before its rules can be removed.
-                Err(error) => {
-                    let _ = installing.finish();
-                    return Err(error);
-                }
+        let mut failures = Failures::default();
+        for installed in concurrently(&found, |(iptables, own)| {
+            match iptables.commit(&self.chain.create(own, policy))? {
+                Outcome::Committed => Ok(()),
+                // Some rules exist: list them and add the missing ones.
+                Outcome::Refused(why) => iptables
+                    .apply_with_retry(&|listing| self.chain.complete(own, policy, listing))
+                    .map_err(|error| why.details(error)),
             }
+        }) {
+            failures.note(installed);
         }
-        Ok(installing)
+        failures.into_result()
     }
 
     /// Checks that addresses are masqueraded, by either plugin and any backend.
@@ -130,7 +110,7 @@ impl Masquerade {
     fn check_iptables(&self, addresses: &[Cidr], policy: &Policy) -> Result<Option<Error>, Error> {
         let nftables = not_found_as_none(Nftables::open());
         let nftables = nftables.map_err(|cause| FEATURE.failed("list nftables", cause))?;
-        let mut listings = Vec::new();
+        let (mut expected, mut programs) = (Vec::new(), Vec::new());
         for family in Family::BOTH {
             let of_family = |address: &Cidr| address.family() == family;
             let own: Vec<Cidr> = addresses.iter().copied().filter(of_family).collect();
@@ -142,20 +122,22 @@ impl Masquerade {
             {
                 continue;
             }
-            let mut savings = Vec::new();
             for variant in variants_with(&self.chain, family, nftables.as_ref())? {
                 let iptables = Iptables::nat(variant, family);
-                let iptables = iptables.ok_or_else(|| not_installed(family))?;
-                savings.push(iptables.start_saving("nat")?);
+                programs.push((family, iptables.ok_or_else(|| not_installed(family))?));
             }
-            listings.push((family, own, savings));
+            expected.push((family, own));
         }
-        for (family, own, savings) in listings {
-            let mut lacking = own.first().copied();
-            for saving in savings {
-                let listing = Listing::parse(&saving.finish()?);
-                lacking = lacking.and_then(|_| self.chain.lacking(&own, policy, &listing));
-            }
+        let list = |(family, iptables): &(Family, Iptables)| -> Result<_, Error> {
+            Ok((*family, iptables.list()?))
+        };
+        let listings = concurrently(&programs, list).into_iter();
+        let listings: Vec<(Family, Listing)> = listings.collect::<Result<_, _>>()?;
+        for (family, own) in expected {
+            let mut of_family = listings.iter().filter(|(listed, _)| *listed == family);
+            let lacking = of_family.try_fold(own[0], |_, (_, listing)| {
+                self.chain.lacking(&own, policy, listing)
+            });
             if let Some(address) = lacking {
                 let what = format!("check: rules that masquerade {address} are missing");
                 return Ok(Some(Error::failed(what).details(format!(
@@ -286,31 +268,6 @@ fn variants_with(
 fn legacy_table(family: Family) -> Result<bool, Error> {
     let has_table = xtables::has_table(family, "nat");
     has_table.map_err(|cause| Error::failed(format!("masquerade: {cause}")))
-}
-
-impl Installing {
-    /// Waits until the rules are installed.
-    ///
-    /// # Errors
-    /// When one family failed; the other may have its rules.
-    pub fn finish(self) -> Result<(), Error> {
-        let mut failures = Failures::default();
-        for (iptables, addresses, transaction) in self.families {
-            failures.note(match transaction.finish() {
-                Ok(Outcome::Committed) => Ok(()),
-                Ok(Outcome::Refused(why)) => {
-                    // Some rules exist: list them and add the missing ones.
-                    let plan =
-                        |listing: &Listing| self.chain.complete(&addresses, &self.policy, listing);
-                    iptables
-                        .apply_with_retry(&plan)
-                        .map_err(|error| why.details(error))
-                }
-                Err(error) => Err(error),
-            });
-        }
-        failures.into_result()
-    }
 }
 
 fn not_installed(family: Family) -> Error {

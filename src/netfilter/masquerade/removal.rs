@@ -3,13 +3,13 @@
 //! iptables-legacy need its programs: iptables-save takes no lock, iptables-restore waits for it.
 
 use std::net::IpAddr;
-use std::thread::{self, JoinHandle};
 
 use crate::cni::json::JsonCursor;
 use crate::error::{Code, Error, Failures};
 use crate::kernel::nftables::{Nftables, NftablesError, not_found_as_none};
+use crate::kernel::threads::concurrently;
 use crate::net::Family;
-use crate::netfilter::iptables::{Iptables, Outcome, Saving, Transaction, Variant};
+use crate::netfilter::iptables::{Iptables, Outcome, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::masquerade::iptables_nft::{self, Search};
 use crate::netfilter::masquerade::nftables::FEATURE;
@@ -46,22 +46,6 @@ impl Evidence {
     }
 }
 
-/// A removal that was started.
-#[derive(Debug)]
-#[must_use = "rules are not gone before `finish`"]
-pub struct Removing {
-    target: Target,
-    legacy: Vec<(Iptables, Legacy)>,
-    /// The family whose legacy rules cannot be listed, because no program is installed.
-    unseen: Option<Family>,
-    /// The transaction in nf_tables, in a thread: the kernel processes it while it is sent, which takes as long as
-    /// deleting a link.
-    nf_tables: Option<JoinHandle<Result<bool, Error>>>,
-    /// Whether nf_tables had rules of the attachment.
-    was_found: bool,
-    failures: Failures,
-}
-
 /// What is to be removed.
 #[derive(Clone, Debug)]
 struct Target {
@@ -70,16 +54,16 @@ struct Target {
     scope: Scope,
 }
 
-/// How the rules of iptables-legacy are removed.
-#[derive(Debug)]
-enum Legacy {
-    /// They are expected: iptables-restore is running.
-    Removal(Transaction),
-    /// They are listed first, without the lock; on most nodes there are none.
-    Listing(Saving),
+/// Where rules may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    NfTables,
+    /// The table of iptables-legacy.
+    Legacy(Family),
 }
 
 /// What nf_tables has.
+#[derive(Default)]
 struct Found {
     /// The families in which iptables-nft has the chain.
     chains: Vec<Family>,
@@ -88,36 +72,60 @@ struct Found {
 }
 
 impl Masquerade {
-    /// Starts the removal.
-    pub fn remove(&self, addresses: Vec<IpAddr>, scope: Scope, evidence: Evidence) -> Removing {
-        let mut removing = Removing {
-            target: Target {
-                masquerade: self.clone(),
-                addresses,
-                scope,
-            },
-            legacy: Vec::new(),
-            unseen: None,
-            nf_tables: None,
-            was_found: false,
-            failures: Failures::default(),
+    /// Removes the rules of these addresses or of the whole container, from nf_tables and each legacy table
+    /// concurrently.
+    ///
+    /// # Errors
+    /// When rules could not be removed or listed.
+    pub fn remove(
+        &self,
+        addresses: Vec<IpAddr>,
+        scope: Scope,
+        evidence: Evidence,
+    ) -> Result<(), Error> {
+        let target = Target {
+            masquerade: self.clone(),
+            addresses,
+            scope,
         };
-        let found = removing.target.look();
+        let mut failures = Failures::default();
+        let found = target.look();
         let found = found.map_err(|cause| FEATURE.failed("look for rules in nftables", cause));
-        let chains = removing.failures.note(found).map_or(Vec::new(), |found| {
-            if found.has_table || !found.chains.is_empty() {
-                removing.start_nf_tables();
+        let found = failures.note(found).unwrap_or_default();
+        let mut places = Vec::new();
+        if found.has_table || !found.chains.is_empty() {
+            places.push(Place::NfTables);
+        }
+        let is_legacy = |family: &Family| failures.note(legacy_table(*family)) == Some(true);
+        places.extend(
+            Family::BOTH
+                .into_iter()
+                .filter(is_legacy)
+                .map(Place::Legacy),
+        );
+        let remove = |place: &Place| match place {
+            Place::NfTables => target.remove_from_nf_tables(),
+            Place::Legacy(family) => {
+                let is_expected = evidence != Evidence::None && !found.chains.contains(family);
+                target.remove_legacy(*family, is_expected).map(|()| false)
             }
-            found.chains
-        });
-        for family in Family::BOTH {
-            let has_table = removing.failures.note(legacy_table(family));
-            if has_table == Some(true) {
-                let is_on_other_bridge = chains.contains(&family);
-                removing.start_legacy(family, evidence, is_on_other_bridge);
+        };
+        let mut was_found = false;
+        for outcome in concurrently(&places, remove) {
+            // An error is reported already.
+            was_found |= failures.note(outcome).unwrap_or(true);
+        }
+        if !was_found && evidence == Evidence::Configured {
+            let unseen = Family::BOTH.into_iter().filter(|family| {
+                places.contains(&Place::Legacy(*family))
+                    && !target.addresses_of(*family).is_empty()
+                    && Iptables::nat(Variant::Legacy, *family).is_none()
+            });
+            for family in unseen.take(1) {
+                failures.note::<()>(Err(unseen_rules(self, family)));
             }
         }
-        removing
+        failures.into_result()
     }
 }
 
@@ -177,6 +185,28 @@ impl Target {
         })
     }
 
+    /// Removes the rules of iptables-legacy, which only its programs can list. Expected rules are removed without listing
+    /// the table; otherwise it is listed first, without the lock, because on most nodes there are none.
+    fn remove_legacy(&self, family: Family, is_expected: bool) -> Result<(), Error> {
+        let Some(iptables) = Iptables::nat(Variant::Legacy, family) else {
+            return Ok(());
+        };
+        let own = self.addresses_of(family);
+        if !is_expected || own.is_empty() {
+            return self.clear(&iptables);
+        }
+        match iptables.commit(&self.masquerade.chain.destroy(&own)) {
+            Ok(Outcome::Committed) => Ok(()),
+            Ok(Outcome::Refused(_)) => self.clear(&iptables),
+            // Does not wait for the lock a second time. The error matters only if there are rules to remove.
+            Err(error) if error.code == Code::TRY_AGAIN => match self.clearing(&iptables.list()?) {
+                None => Ok(()),
+                Some(_) => Err(error),
+            },
+            Err(error) => self.clear(&iptables).map_err(|again| error.details(again)),
+        }
+    }
+
     /// Removes the rules that iptables-legacy lists.
     fn clear(&self, iptables: &Iptables) -> Result<(), Error> {
         iptables.apply_with_retry(&|listing| self.clearing(listing))
@@ -184,93 +214,6 @@ impl Target {
 
     fn clearing(&self, listing: &Listing) -> Option<String> {
         self.masquerade.chain.clear(self.only(), listing)
-    }
-}
-
-impl Removing {
-    fn start_nf_tables(&mut self) {
-        let target = self.target.clone();
-        let started = thread::Builder::new().spawn(move || target.remove_from_nf_tables());
-        // If no thread can be created, it is done here.
-        self.nf_tables = started.ok();
-        if self.nf_tables.is_none() {
-            let removed = self.target.remove_from_nf_tables();
-            self.was_found = self.failures.note(removed).unwrap_or_default();
-        }
-    }
-
-    fn start_legacy(&mut self, family: Family, evidence: Evidence, is_on_other_bridge: bool) {
-        let Some(iptables) = Iptables::nat(Variant::Legacy, family) else {
-            if evidence == Evidence::Configured && !self.target.addresses_of(family).is_empty() {
-                self.unseen = self.unseen.or(Some(family));
-            }
-            return;
-        };
-        let own = self.target.addresses_of(family);
-        let started = match evidence {
-            Evidence::Configured | Evidence::Started if !is_on_other_bridge && !own.is_empty() => {
-                let script = self.target.masquerade.chain.destroy(&own);
-                iptables.start(&script).map(Legacy::Removal)
-            }
-            _ => iptables.start_saving("nat").map(Legacy::Listing),
-        };
-        if let Some(started) = self.failures.note(started) {
-            self.legacy.push((iptables, started));
-        }
-    }
-
-    /// Waits until the rules are gone.
-    ///
-    /// # Errors
-    /// When rules could not be removed or listed.
-    pub fn finish(self) -> Result<(), Error> {
-        let Removing {
-            target,
-            legacy,
-            unseen,
-            nf_tables,
-            was_found,
-            mut failures,
-        } = self;
-        for (iptables, work) in legacy {
-            failures.note(target.finish_legacy(&iptables, work));
-        }
-        let removed = nf_tables.map(|thread| {
-            thread.join().unwrap_or_else(|_| {
-                let what = "masquerade: internal error while rules were removed";
-                Err(Error::failed(what))
-            })
-        });
-        let removed = failures.note(removed.unwrap_or(Ok(was_found)));
-        if let Some(family) = unseen.filter(|_| removed == Some(false)) {
-            failures.note::<()>(Err(unseen_rules(&target.masquerade, family)));
-        }
-        failures.into_result()
-    }
-}
-
-impl Target {
-    fn finish_legacy(&self, iptables: &Iptables, work: Legacy) -> Result<(), Error> {
-        let removal = match work {
-            Legacy::Listing(saving) => {
-                let listing = Listing::parse(&saving.finish()?);
-                return match self.clearing(&listing) {
-                    None => Ok(()),
-                    Some(_) => self.clear(iptables),
-                };
-            }
-            Legacy::Removal(transaction) => transaction.finish(),
-        };
-        match removal {
-            Ok(Outcome::Committed) => Ok(()),
-            Ok(Outcome::Refused(_)) => self.clear(iptables),
-            // Does not wait for the lock a second time. The error matters only if there are rules to remove.
-            Err(error) if error.code == Code::TRY_AGAIN => match self.clearing(&iptables.list()?) {
-                None => Ok(()),
-                Some(_) => Err(error),
-            },
-            Err(error) => self.clear(iptables).map_err(|again| error.details(again)),
-        }
     }
 }
 

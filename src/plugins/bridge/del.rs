@@ -13,11 +13,12 @@ use crate::ipam::{HeldLeases, IpamLeases};
 use crate::kernel::log::timed_span;
 use crate::kernel::netlink::{Kind, Netlink, not_found_as_none};
 use crate::kernel::netns::{Netns, OwnNetns};
+use crate::kernel::threads::join;
 use crate::link::namespace;
 use crate::link::{Context, failed, look_up, peer_on_host};
 use crate::net::{IfName, Mac};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
-use crate::netfilter::masquerade::{Evidence, Masquerade, Removing, Scope};
+use crate::netfilter::masquerade::{Evidence, Masquerade, Scope};
 use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
 use crate::plugins::bridge::ownership::{ContainerEnd, KnownAttachment, is_owner};
@@ -73,15 +74,17 @@ pub fn detach(
         attachment,
         host: &host,
     };
-    // Independent of the configuration, which may have changed since the ADD.
-    let removing = timed_span("masquerade", || detachment.start_unmasquerading());
-    failures.note(timed_span("link", || detachment.remove()));
+    // Independent of the configuration, which may have changed since the ADD. Both wait for the kernel.
+    let unmasquerade = detachment.unmasquerading();
+    let delete = || timed_span("link", || detachment.remove());
+    let (unmasqueraded, deleted) = join("masquerade", unmasquerade, delete);
+    failures.note(deleted);
     // If the name is too long for the check's chains, there is none.
     failures.note(
         MacSpoofCheck::of(&conf.name, attachment)
             .map_or(Ok(()), |spoof_check| spoof_check.remove(&host)),
     );
-    failures.note(timed_span("masquerade", || removing.finish()));
+    failures.note(unmasqueraded);
     failures.note(timed_span("forward", || {
         forward_accept::remove_if_unused(&host, conf)
     }));
@@ -195,9 +198,9 @@ impl Detachment<'_> {
         Ok(())
     }
 
-    /// Starts to remove the masquerading of the known addresses, and of the whole container unless another interface of
-    /// it on this network needs masquerading.
-    fn start_unmasquerading(&self) -> Removing {
+    /// The removal of the masquerading of the known addresses, and of the whole container unless another interface of it
+    /// on this network needs masquerading. The addresses are looked up now, before the link is deleted.
+    fn unmasquerading(&self) -> impl Fn() -> Result<(), Error> + Sync + use<> {
         let mut known = self
             .held
             .map(|held| held.addresses().to_vec())
@@ -216,7 +219,8 @@ impl Detachment<'_> {
         };
         let held = self.held.map(HeldLeases::addresses).unwrap_or_default();
         let evidence = Evidence::of(&self.conf.root(), held);
-        Masquerade::of(&self.conf.name, self.attachment).remove(known, scope, evidence)
+        let masquerade = Masquerade::of(&self.conf.name, self.attachment);
+        move || masquerade.remove(known.clone(), scope, evidence)
     }
 
     /// The addresses of the container end; `None` if it is not found.

@@ -33,6 +33,7 @@ use crate::ipam::{Ipam, Lease};
 use crate::kernel::log;
 use crate::kernel::netns::OwnNetns;
 use crate::kernel::signals;
+use crate::kernel::threads::join;
 use crate::link::namespace::AttachContext;
 use crate::link::plan::check_routes;
 use crate::link::veth::require_unused_names;
@@ -190,18 +191,13 @@ impl Bridge {
         // Rules and link are independent and are created concurrently.
         let rules = Masquerade::of(&self.network, attachment);
         let addresses = &plan.veth.addresses;
-        let mut installing = None;
-        if let Some(policy) = self.config.masquerade.as_ref()
-            && !addresses.is_empty()
-        {
+        let policy = self.config.masquerade.as_ref();
+        let policy = policy.filter(|_| !addresses.is_empty());
+        if policy.is_some() {
             let masquerade = rules.clone();
             let owned = addresses.iter().map(|address| address.address()).collect();
-            // Pushed before the installation: if it cannot be started for one address family, it may be running for the
-            // other.
-            let remove = move || masquerade.remove(owned, Scope::Addresses, Evidence::Started);
-            undo.push(move || remove().finish());
-            let install = || rules.install(addresses, policy);
-            installing = Some(log::timed_span("masquerade", install)?);
+            // Pushed before the installation, which may fail for one address family only.
+            undo.push(move || masquerade.remove(owned, Scope::Addresses, Evidence::Started));
         }
         let forwarding = self.config.forwarding.as_ref();
         if let Some(forwarding) = forwarding {
@@ -209,10 +205,14 @@ impl Bridge {
             // Pushed before the link, so that undo looks for remaining containers after the link is deleted.
             undo.push(move || forward_accept::remove_if_unused_on(&host, bridge, forwarding));
         }
-        let attached = log::timed_span("link", || attach(&plan, &self.config, context, undo));
-        let installed = installing.map_or(Ok(()), |installing| {
-            log::timed_span("masquerade", || installing.finish())
-        });
+        let mut attach = || log::timed_span("link", || attach(&plan, &self.config, context, undo));
+        let (installed, attached) = match policy {
+            None => (Ok(()), attach()),
+            Some(policy) => {
+                let install = || rules.install(addresses, policy);
+                join("masquerade", install, attach)
+            }
+        };
         let observed = attached?;
         installed?;
         if let Some(forwarding) = forwarding {

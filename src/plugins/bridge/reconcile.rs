@@ -258,7 +258,7 @@ impl Repair {
             Repair::Masquerade(live) => {
                 let masquerade = Masquerade::of(network, &live.attachment);
                 let policy = config.masquerade.clone().unwrap_or_default();
-                masquerade.install(&live.addresses, &policy)?.finish()
+                masquerade.install(&live.addresses, &policy)
             }
             Repair::ForwardAccept(forwarding, families) => forwarding.install(families),
         }
