@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_boot_and_a_machine_stay_the_same() {
+    fn boot_and_machine_ids_do_not_change() {
         assert_eq!(id().map(|id| id.len()), Some(36));
         assert_eq!(id(), id());
         assert_eq!(machine(), machine());

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_of_network_namespaces_are_told_from_others() {
+    fn mounts_of_network_namespaces_are_recognised() {
         let line = br"36 35 0:4 net:[4026532281] /run/netns/a\040b\134 rw shared:7 - nsfs nsfs rw";
         let (name, mount_point) = parse_nsfs_mount(line).unwrap();
         assert_eq!(name, "net:[4026532281]");

@@ -3,7 +3,7 @@
 //! each family:
 //!
 //! ```text
-//! -A FORWARD -j GANGPLANK-cni0                  first of all when it is made
+//! -A FORWARD -j GANGPLANK-cni0                  inserted at the top
 //! -A GANGPLANK-cni0 -i cni0 -j ACCEPT
 //! -A GANGPLANK-cni0 -o cni0 -j ACCEPT
 //! ```
@@ -280,7 +280,7 @@ mod tests {
                          -A GANGPLANK-cni0 -o cni0 -j ACCEPT\n-I FORWARD 1 -j GANGPLANK-cni0\nCOMMIT\n";
 
     #[test]
-    fn rules_are_about_one_bridge() {
+    fn names_that_rules_cannot_match_exactly_are_rejected() {
         for name in ["br+", "br\"", "br!", "bär", "br'"] {
             assert_eq!(Forwarding::of(&name.parse().unwrap()), None, "{name}");
         }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_made_and_what_is_there_stays() {
+    fn only_missing_rules_are_added() {
         let forwarding = forwarding();
         let nothing = Listing::parse(":FORWARD DROP [0:0]\n");
         assert_eq!(forwarding.complete(&nothing).as_deref(), Some(WHOLE));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn all_jumps_go_with_the_chain() {
+    fn all_jump_rules_are_removed_with_the_chain() {
         let forwarding = forwarding();
         let twice = ":GANGPLANK-cni0 - [0:0]\n-A FORWARD -j GANGPLANK-cni0\n-A FORWARD -j DROP\n\
                      -A FORWARD -j GANGPLANK-cni0\n";

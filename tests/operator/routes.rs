@@ -266,8 +266,8 @@ fn the_local_node_is_found_by_address_or_by_name() {
             .contains("no node is named \"n9\" (the list has n1, n2, n3"),
         "{answer:?}"
     );
-    let strangers = list(&[node(4, &["10.244.4.0/24"])]);
-    let answer = cluster.routes(1, "", &strangers);
+    let unknown_nodes = list(&[node(4, &["10.244.4.0/24"])]);
+    let answer = cluster.routes(1, "", &unknown_nodes);
     assert!(answer.failure().contains("--node NAME"), "{answer:?}");
     assert_eq!(cluster.table(1, "gangplank"), [""; 0]);
 }

@@ -36,7 +36,7 @@ fn results_of_all_versions_are_accepted() {
 }
 
 #[test]
-fn it_gets_command_attachment_and_stdin() {
+fn the_plugin_receives_command_attachment_and_stdin() {
     let scratch = Scratch::new();
     let out = scratch.path().display();
     let script = format!(
@@ -51,7 +51,7 @@ fn it_gets_command_attachment_and_stdin() {
 }
 
 #[test]
-fn its_error_is_returned_unchanged() {
+fn the_error_of_the_plugin_is_returned_unchanged() {
     let scratch = Scratch::new();
     let delegate = plugin(
         &scratch,

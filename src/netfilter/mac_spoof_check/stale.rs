@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reading_of_a_reference_is_tried() {
+    fn every_split_into_container_id_and_interface_is_tried() {
         let found: Vec<Attachment> = readings("a-b-net-1").collect();
         let expected = [("a", "b-net-1"), ("a-b", "net-1"), ("a-b-net", "1")];
         assert_eq!(

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn long_comments_are_cut_but_still_tell_attachments_apart() {
+    fn truncated_comments_still_identify_the_attachment() {
         let long = "x".repeat(300);
         let (one, other) = (comment("n", &long, "eth0"), comment("n", &long, "eth1"));
         assert_eq!(one.comment().len(), 128);

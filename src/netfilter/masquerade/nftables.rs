@@ -393,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chain_is_named_after_its_network_within_what_the_kernel_takes() {
+    fn the_name_of_a_chain_fits_into_the_limit_of_the_kernel() {
         let name = |network: String| chain_of(&network.parse().unwrap());
         assert_eq!(name("small".into()), "net-small");
         assert_eq!(name("x".repeat(251)).len(), 255);

@@ -73,14 +73,14 @@ impl Chain {
     /// The jump rule may match the whole subnet, as in old versions of the Go plugin.
     pub fn lacking(&self, addresses: &[Cidr], policy: &Policy, listing: &Listing) -> Option<Cidr> {
         let target = format!("-j {}", self.name);
-        let leads_in = |rule: &&String| rule.ends_with(&target) && !rule.contains(" ! -s ");
-        let ways_in: Vec<&String> = listing.rules.iter().filter(leads_in).collect();
+        let is_jump = |rule: &&String| rule.ends_with(&target) && !rule.contains(" ! -s ");
+        let jumps: Vec<&String> = listing.rules.iter().filter(is_jump).collect();
         let is_served = |address: &Cidr| {
             let rules = self.rules(&[*address], policy);
             // The last one is the jump rule.
             let mut in_chain = rules.iter().rev().skip(1);
-            let comes_in = |rule: &&String| comes_from(rule, &[address.address()]);
-            in_chain.all(|rule| listing.has(rule)) && ways_in.iter().any(comes_in)
+            let matches = |rule: &&String| comes_from(rule, &[address.address()]);
+            in_chain.all(|rule| listing.has(rule)) && jumps.iter().any(matches)
         };
         addresses
             .iter()

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_subnet_returns_once_and_masquerading_comes_last() {
+    fn each_subnet_has_one_return_rule_before_the_masquerade_rule() {
         let rules = rules(
             &["10.1.0.2/24", "10.1.0.3/24", "10.2.0.2/24", "fd00::2/64"],
             &Policy::default(),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_returns_more_and_names_the_keys_in_comments() {
+    fn rules_of_a_policy_have_their_key_as_comment() {
         let policy = Policy {
             non_masquerade_cidrs: ["10.1.0.0/24", "192.168.0.0/16", "::/0"]
                 .map(|it| it.parse().unwrap())

@@ -10,7 +10,7 @@ fn chain() -> Chain {
     )
 }
 
-fn usual() -> Policy {
+fn default_policy() -> Policy {
     Policy::default()
 }
 
@@ -30,7 +30,7 @@ fn listing_after(script: &str) -> Listing {
 }
 
 #[test]
-fn the_rules_are_the_references() {
+fn the_rules_are_those_of_the_go_plugin() {
     let expected = format!(
         "*nat\n-N {NAME}\n\
          -A {NAME} -d 10.104.0.0/24 {COMMENT} -j ACCEPT\n\
@@ -38,10 +38,10 @@ fn the_rules_are_the_references() {
          -A POSTROUTING -s 10.104.0.2/32 {COMMENT} -j {NAME}\nCOMMIT\n"
     );
     assert_eq!(
-        chain().create(&cidrs(&["10.104.0.2/24"]), &usual()),
+        chain().create(&cidrs(&["10.104.0.2/24"]), &default_policy()),
         expected
     );
-    let v6 = chain().create(&cidrs(&["fd00:109::2/64"]), &usual());
+    let v6 = chain().create(&cidrs(&["fd00:109::2/64"]), &default_policy());
     assert!(
         v6.contains("-d fd00:109::/64 ") && v6.contains("! -d ff00::/8 "),
         "{v6}"
@@ -53,7 +53,7 @@ fn the_rules_are_the_references() {
 fn every_subnet_is_accepted_before_anything_is_masqueraded() {
     let script = chain().create(
         &cidrs(&["10.1.0.2/24", "10.2.0.2/24", "10.2.0.3/24"]),
-        &usual(),
+        &default_policy(),
     );
     let targets: Vec<&str> = script
         .lines()
@@ -66,36 +66,41 @@ fn every_subnet_is_accepted_before_anything_is_masqueraded() {
 }
 
 #[test]
-fn a_second_interface_adds_only_what_is_missing_and_accepts_first() {
-    let one = listing_after(&chain().create(&cidrs(&["10.1.0.2/24"]), &usual()));
+fn a_second_interface_adds_the_missing_rules_with_accept_rules_first() {
+    let one = listing_after(&chain().create(&cidrs(&["10.1.0.2/24"]), &default_policy()));
     let same_subnet = chain()
-        .complete(&cidrs(&["10.1.0.3/24"]), &usual(), &one)
+        .complete(&cidrs(&["10.1.0.3/24"]), &default_policy(), &one)
         .unwrap();
     assert_eq!(
         same_subnet,
         format!("*nat\n-A POSTROUTING -s 10.1.0.3/32 {COMMENT} -j {NAME}\nCOMMIT\n")
     );
     let other_subnet = chain()
-        .complete(&cidrs(&["10.2.0.3/24"]), &usual(), &one)
+        .complete(&cidrs(&["10.2.0.3/24"]), &default_policy(), &one)
         .unwrap();
     assert!(
         other_subnet.contains(&format!("-I {NAME} 1 -d 10.2.0.0/24 ")),
         "{other_subnet}"
     );
     assert_eq!(
-        chain().complete(&cidrs(&["10.1.0.2/24"]), &usual(), &one),
+        chain().complete(&cidrs(&["10.1.0.2/24"]), &default_policy(), &one),
         None
     );
-    let whole = chain().complete(&cidrs(&["10.1.0.2/24"]), &usual(), &Listing::default());
+    let whole = chain().complete(
+        &cidrs(&["10.1.0.2/24"]),
+        &default_policy(),
+        &Listing::default(),
+    );
     assert_eq!(
         whole,
-        Some(chain().create(&cidrs(&["10.1.0.2/24"]), &usual()))
+        Some(chain().create(&cidrs(&["10.1.0.2/24"]), &default_policy()))
     );
 }
 
 #[test]
-fn the_chain_goes_with_the_last_way_into_it() {
-    let both = listing_after(&chain().create(&cidrs(&["10.1.0.2/24", "10.1.0.3/24"]), &usual()));
+fn the_chain_is_removed_with_the_last_jump_rule() {
+    let both =
+        listing_after(&chain().create(&cidrs(&["10.1.0.2/24", "10.1.0.3/24"]), &default_policy()));
     let first = chain().clear(Some(&ips(&["10.1.0.2"])), &both).unwrap();
     assert_eq!(
         first,
@@ -107,16 +112,16 @@ fn the_chain_goes_with_the_last_way_into_it() {
 }
 
 #[test]
-fn an_address_lacks_a_rule_that_is_not_listed() {
+fn lacking_names_the_address_of_the_missing_rule() {
     let both = cidrs(&["10.1.0.2/24", "10.2.0.2/24"]);
-    let script = chain().create(&both, &usual());
+    let script = chain().create(&both, &default_policy());
     assert_eq!(
-        chain().lacking(&both, &usual(), &listing_after(&script)),
+        chain().lacking(&both, &default_policy(), &listing_after(&script)),
         None
     );
     for rule in script.lines().filter(|line| line.starts_with("-A ")) {
         let rest = script.replace(&format!("{rule}\n"), "");
-        let lacking = chain().lacking(&both, &usual(), &listing_after(&rest));
+        let lacking = chain().lacking(&both, &default_policy(), &listing_after(&rest));
         let expected = if rule.contains("10.2.0") {
             both[1]
         } else {
@@ -125,11 +130,14 @@ fn an_address_lacks_a_rule_that_is_not_listed() {
         assert_eq!(lacking, Some(expected), "without {rule}");
     }
     let old = script.replace("-s 10.1.0.2/32", "-s 10.1.0.0/24");
-    assert_eq!(chain().lacking(&both, &usual(), &listing_after(&old)), None);
+    assert_eq!(
+        chain().lacking(&both, &default_policy(), &listing_after(&old)),
+        None
+    );
 }
 
 #[test]
-fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
+fn gc_removes_the_chains_of_a_network_except_the_valid_ones() {
     let of = |network: &str, container: &str| {
         Chain::of(&network.parse().unwrap(), &container.parse().unwrap())
     };
@@ -139,7 +147,7 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
         ("n2", "c", "10.2.0.2/24"),
     ]
     .map(|(network, container, address)| {
-        of(network, container).create(&cidrs(&[address]), &usual())
+        of(network, container).create(&cidrs(&[address]), &default_policy())
     })
     .concat();
     let listing = listing_after(&scripts);
@@ -180,7 +188,7 @@ fn a_sweep_takes_the_chains_of_the_network_but_the_valid_ones() {
 }
 
 #[test]
-fn a_way_in_from_the_whole_subnet_is_of_an_old_version_and_goes_too() {
+fn jump_rules_of_old_versions_for_the_whole_subnet_are_removed() {
     let old = format!(":{NAME} - [0:0]\n-A POSTROUTING -s 10.1.0.0/24 {COMMENT} -j {NAME}\n");
     let script = chain()
         .clear(Some(&ips(&["10.1.0.2"])), &Listing::parse(&old))
@@ -201,7 +209,7 @@ fn policy(non_masquerade_cidrs: &[&str], snat_addresses: &[&str], ports: PortAll
 }
 
 #[test]
-fn a_policy_is_rules_of_its_family_before_the_masquerading_and_another_target() {
+fn a_policy_adds_accept_rules_of_its_family_and_changes_the_target() {
     let policy = policy(
         &["192.168.0.0/16", "fd18::/16", "::/0"],
         &["203.0.113.7"],
@@ -226,7 +234,7 @@ fn a_policy_is_rules_of_its_family_before_the_masquerading_and_another_target() 
 }
 
 #[test]
-fn a_chain_of_an_older_policy_is_brought_to_the_newer_one() {
+fn rules_of_an_earlier_policy_are_replaced() {
     let old = policy(
         &["192.168.0.0/16"],
         &["203.0.113.7"],
@@ -235,7 +243,7 @@ fn a_chain_of_an_older_policy_is_brought_to_the_newer_one() {
     let two = cidrs(&["10.1.0.2/24", "10.2.0.2/24"]);
     let present = listing_after(&chain().create(&two, &old));
     let new = policy(&["172.16.0.0/12"], &[], PortAllocation::Random);
-    // Of the two interfaces one is asked about: what the other one needs stays.
+    // Only the first interface is updated: the accept rule of the second one's subnet is kept.
     let script = chain().complete(&two[..1], &new, &present).unwrap();
     let expected = format!(
         "*nat\n-D {NAME} -d 192.168.0.0/16 {COMMENT} -j ACCEPT\n\
