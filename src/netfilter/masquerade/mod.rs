@@ -25,7 +25,7 @@ use crate::netfilter::masquerade::rules::{Chain, StaleChains};
 
 pub use inventory::{Inventory, MasqueradeEntry};
 pub use policy::{Backend, MasqueradeKeys, Policy};
-pub use removal::{Evidence, Scope};
+pub use removal::{Evidence, Removal, Scope};
 
 /// The masquerading of an attachment.
 #[derive(Clone, Debug)]

@@ -59,7 +59,19 @@ struct Target {
 enum Place {
     NfTables,
     /// The table of iptables-legacy.
-    Legacy(Family),
+    Legacy {
+        family: Family,
+        is_expected: bool,
+    },
+}
+
+/// The rules to remove, as far as they are known before they are listed.
+#[derive(Debug)]
+pub struct Removal {
+    target: Target,
+    places: Vec<Place>,
+    /// A family whose rules, if iptables-legacy has them, cannot be listed: its programs are not installed.
+    unseen: Option<Family>,
 }
 
 /// What nf_tables has.
@@ -72,8 +84,49 @@ struct Found {
 }
 
 impl Masquerade {
-    /// Removes the rules of these addresses or of the whole container, from nf_tables and each legacy table
-    /// concurrently.
+    /// Finds the tables that may have rules of these addresses or of the whole container. A table that cannot be
+    /// examined is a failure.
+    pub fn find(
+        &self,
+        (addresses, scope): (Vec<IpAddr>, Scope),
+        evidence: Evidence,
+        failures: &mut Failures,
+    ) -> Removal {
+        let target = Target {
+            masquerade: self.clone(),
+            addresses,
+            scope,
+        };
+        let found = target.look();
+        let found = found.map_err(|cause| FEATURE.failed("look for rules in nftables", cause));
+        let found = failures.note(found).unwrap_or_default();
+        let mut removal = Removal {
+            target,
+            places: Vec::new(),
+            unseen: None,
+        };
+        if found.has_table || !found.chains.is_empty() {
+            removal.places.push(Place::NfTables);
+        }
+        for family in Family::BOTH {
+            if failures.note(legacy_table(family)) != Some(true) {
+                continue;
+            }
+            let has_addresses = !removal.target.addresses_of(family).is_empty();
+            if Iptables::nat(Variant::Legacy, family).is_some() {
+                let is_expected = evidence != Evidence::None && !found.chains.contains(&family);
+                removal.places.push(Place::Legacy {
+                    family,
+                    is_expected: is_expected && has_addresses,
+                });
+            } else if evidence == Evidence::Configured && has_addresses {
+                removal.unseen = removal.unseen.or(Some(family));
+            }
+        }
+        removal
+    }
+
+    /// Removes the rules of these addresses or of the whole container.
     ///
     /// # Errors
     /// When rules could not be removed or listed.
@@ -83,47 +136,41 @@ impl Masquerade {
         scope: Scope,
         evidence: Evidence,
     ) -> Result<(), Error> {
-        let target = Target {
-            masquerade: self.clone(),
-            addresses,
-            scope,
-        };
         let mut failures = Failures::default();
-        let found = target.look();
-        let found = found.map_err(|cause| FEATURE.failed("look for rules in nftables", cause));
-        let found = failures.note(found).unwrap_or_default();
-        let mut places = Vec::new();
-        if found.has_table || !found.chains.is_empty() {
-            places.push(Place::NfTables);
-        }
-        let is_legacy = |family: &Family| failures.note(legacy_table(*family)) == Some(true);
-        places.extend(
-            Family::BOTH
-                .into_iter()
-                .filter(is_legacy)
-                .map(Place::Legacy),
-        );
-        let remove = |place: &Place| match place {
-            Place::NfTables => target.remove_from_nf_tables(),
-            Place::Legacy(family) => {
-                let is_expected = evidence != Evidence::None && !found.chains.contains(family);
-                target.remove_legacy(*family, is_expected).map(|()| false)
-            }
+        let removal = self.find((addresses, scope), evidence, &mut failures);
+        failures.note(removal.apply());
+        failures.into_result()
+    }
+}
+
+impl Removal {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty() && self.unseen.is_none()
+    }
+
+    /// Removes the rules from nf_tables and each legacy table concurrently.
+    ///
+    /// # Errors
+    /// When rules could not be removed or listed.
+    pub fn apply(&self) -> Result<(), Error> {
+        let remove = |place: &Place| match *place {
+            Place::NfTables => self.target.remove_from_nf_tables(),
+            Place::Legacy {
+                family,
+                is_expected,
+            } => self
+                .target
+                .remove_legacy(family, is_expected)
+                .map(|()| false),
         };
-        let mut was_found = false;
-        for outcome in concurrently(&places, remove) {
+        let (mut failures, mut was_found) = (Failures::default(), false);
+        for outcome in concurrently(&self.places, remove) {
             // An error is reported already.
             was_found |= failures.note(outcome).unwrap_or(true);
         }
-        if !was_found && evidence == Evidence::Configured {
-            let unseen = Family::BOTH.into_iter().filter(|family| {
-                places.contains(&Place::Legacy(*family))
-                    && !target.addresses_of(*family).is_empty()
-                    && Iptables::nat(Variant::Legacy, *family).is_none()
-            });
-            for family in unseen.take(1) {
-                failures.note::<()>(Err(unseen_rules(self, family)));
-            }
+        if let Some(family) = self.unseen.filter(|_| !was_found) {
+            failures.note::<()>(Err(unseen_rules(&self.target.masquerade, family)));
         }
         failures.into_result()
     }
@@ -191,10 +238,10 @@ impl Target {
         let Some(iptables) = Iptables::nat(Variant::Legacy, family) else {
             return Ok(());
         };
-        let own = self.addresses_of(family);
-        if !is_expected || own.is_empty() {
+        if !is_expected {
             return self.clear(&iptables);
         }
+        let own = self.addresses_of(family);
         match iptables.commit(&self.masquerade.chain.destroy(&own)) {
             Ok(Outcome::Committed) => Ok(()),
             Ok(Outcome::Refused(_)) => self.clear(&iptables),

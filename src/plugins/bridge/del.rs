@@ -18,7 +18,7 @@ use crate::link::namespace;
 use crate::link::{Context, failed, look_up, peer_on_host};
 use crate::net::{IfName, Mac};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
-use crate::netfilter::masquerade::{Evidence, Masquerade, Scope};
+use crate::netfilter::masquerade::{Evidence, Masquerade, Removal, Scope};
 use crate::plugins::bridge::config::bridge_of;
 use crate::plugins::bridge::forward_accept;
 use crate::plugins::bridge::ownership::{ContainerEnd, KnownAttachment, is_owner};
@@ -74,10 +74,14 @@ pub fn detach(
         attachment,
         host: &host,
     };
-    // Independent of the configuration, which may have changed since the ADD. Both wait for the kernel.
-    let unmasquerade = detachment.unmasquerading();
+    // Independent of the configuration, which may have changed since the ADD.
+    let masquerade = timed_span("masquerade", || detachment.masquerade(&mut failures));
     let delete = || timed_span("link", || detachment.remove());
-    let (unmasqueraded, deleted) = join("masquerade", unmasquerade, delete);
+    let (unmasqueraded, deleted) = match masquerade.is_empty() {
+        true => (Ok(()), delete()),
+        // Both wait for the kernel.
+        false => join("masquerade", || masquerade.apply(), delete),
+    };
     failures.note(deleted);
     // If the name is too long for the check's chains, there is none.
     failures.note(
@@ -198,9 +202,9 @@ impl Detachment<'_> {
         Ok(())
     }
 
-    /// The removal of the masquerading of the known addresses, and of the whole container unless another interface of it
-    /// on this network needs masquerading. The addresses are looked up now, before the link is deleted.
-    fn unmasquerading(&self) -> impl Fn() -> Result<(), Error> + Sync + use<> {
+    /// The masquerading of the known addresses, and of the whole container unless another interface of it on this network
+    /// needs masquerading.
+    fn masquerade(&self, failures: &mut Failures) -> Removal {
         let mut known = self
             .held
             .map(|held| held.addresses().to_vec())
@@ -219,8 +223,7 @@ impl Detachment<'_> {
         };
         let held = self.held.map(HeldLeases::addresses).unwrap_or_default();
         let evidence = Evidence::of(&self.conf.root(), held);
-        let masquerade = Masquerade::of(&self.conf.name, self.attachment);
-        move || masquerade.remove(known.clone(), scope, evidence)
+        Masquerade::of(&self.conf.name, self.attachment).find((known, scope), evidence, failures)
     }
 
     /// The addresses of the container end; `None` if it is not found.
