@@ -14,6 +14,8 @@ pub fn join<A: Send, B>(
 ) -> (A, B) {
     thread::scope(|scope| {
         let started = thread::Builder::new().spawn_scoped(scope, &first);
+        // The new thread may be queued on this processor. It begins at once, and soon waits.
+        thread::yield_now();
         let second = second();
         let finish = || match started {
             Ok(thread) => thread.join().expect("a panic ends the process"),

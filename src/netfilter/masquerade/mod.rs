@@ -44,15 +44,13 @@ impl Masquerade {
         }
     }
 
-    /// Masquerades addresses: one transaction per family with iptables, one in all with nftables. The default
-    /// backend is iptables if it is installed for the families of all addresses. Missing rules are added to existing
-    /// ones, and those of another policy removed.
+    /// Masquerades addresses: one transaction per family with iptables, one in all with nftables. Missing rules are added
+    /// to existing ones, and those of another policy removed.
     ///
     /// # Errors
     /// When iptables is not installed or fails, or nf_tables refuses; one family may have its rules.
     pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
-        let families = addresses.iter().map(|address| address.family());
-        match policy.backend.unwrap_or_else(|| default_backend(families)) {
+        match policy.backend_for(addresses) {
             Backend::Iptables => self.install_iptables(addresses, policy),
             Backend::Nftables => nftables::install(&self.network, &self.comment, addresses, policy),
         }
@@ -93,12 +91,8 @@ impl Masquerade {
         let Err(lacking) = nftables::check(&self.network, &self.comment, addresses, policy) else {
             return Ok(());
         };
-        let families = addresses.iter().map(|address| address.family());
         let in_iptables = self.check_iptables(addresses, policy)?;
-        match (
-            in_iptables,
-            policy.backend.unwrap_or_else(|| default_backend(families)),
-        ) {
+        match (in_iptables, policy.backend_for(addresses)) {
             (None, _) => Ok(()),
             (Some(_), Backend::Nftables) => Err(lacking),
             (Some(error), Backend::Iptables) => Err(error),
@@ -277,12 +271,4 @@ fn not_installed(family: Family) -> Error {
     };
     Error::failed(format!("masquerade: ipMasq for {wanted} addresses needs {program}, which is not installed"))
         .details("looked in PATH and in the system's directories; install the package iptables, or set ipMasq to false")
-}
-
-/// The default backend: iptables if it is installed for all of these families.
-fn default_backend(mut families: impl Iterator<Item = Family>) -> Backend {
-    match families.all(|family| Iptables::find(family).is_some()) {
-        true => Backend::Iptables,
-        false => Backend::Nftables,
-    }
 }

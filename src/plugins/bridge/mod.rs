@@ -38,7 +38,7 @@ use crate::link::namespace::AttachContext;
 use crate::link::plan::check_routes;
 use crate::link::veth::require_unused_names;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
-use crate::netfilter::masquerade::{self, Evidence, Masquerade, MasqueradeKeys, Scope};
+use crate::netfilter::masquerade::{self, Backend, Evidence, Masquerade, MasqueradeKeys, Scope};
 use crate::plugins::bridge::add::attach;
 use crate::plugins::bridge::config::{AddressingMode, BridgeConfig, BridgeKeys};
 use crate::plugins::bridge::ensure::ensure_bridge;
@@ -188,7 +188,7 @@ impl Bridge {
         };
         signals::check()?;
         let plan = Plan::new(input, lease)?;
-        // Rules and link are independent and are created concurrently.
+        // Rules and link are independent. A program adds the rules while the link is created.
         let rules = Masquerade::of(&self.network, attachment);
         let addresses = &plan.veth.addresses;
         let policy = self.config.masquerade.as_ref();
@@ -206,12 +206,15 @@ impl Bridge {
             undo.push(move || forward_accept::remove_if_unused_on(&host, bridge, forwarding));
         }
         let mut attach = || log::timed_span("link", || attach(&plan, &self.config, context, undo));
-        let (installed, attached) = match policy {
-            None => (Ok(()), attach()),
-            Some(policy) => {
-                let install = || rules.install(addresses, policy);
-                join("masquerade", install, attach)
+        let install = || policy.map_or(Ok(()), |policy| rules.install(addresses, policy));
+        let (installed, attached) = match policy.map(|policy| policy.backend_for(addresses)) {
+            Some(Backend::Iptables) => join("masquerade", install, attach),
+            // A transaction over netlink takes less time than a thread would save.
+            Some(Backend::Nftables) => {
+                log::timed_span("masquerade", install)?;
+                (Ok(()), attach())
             }
+            None => (Ok(()), attach()),
         };
         let observed = attached?;
         installed?;
