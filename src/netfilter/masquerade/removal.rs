@@ -54,9 +54,9 @@ struct Target {
     scope: Scope,
 }
 
-/// Where rules may be.
+/// A ruleset that may have the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Ruleset {
     NfTables,
     /// The table of iptables-legacy.
     Legacy {
@@ -69,7 +69,7 @@ enum Place {
 #[derive(Debug)]
 pub struct Removal {
     target: Target,
-    places: Vec<Place>,
+    rulesets: Vec<Ruleset>,
     /// A family whose rules, if iptables-legacy has them, cannot be listed: its programs are not installed.
     unseen: Option<Family>,
 }
@@ -102,11 +102,11 @@ impl Masquerade {
         let found = failures.note(found).unwrap_or_default();
         let mut removal = Removal {
             target,
-            places: Vec::new(),
+            rulesets: Vec::new(),
             unseen: None,
         };
         if found.has_table || !found.chains.is_empty() {
-            removal.places.push(Place::NfTables);
+            removal.rulesets.push(Ruleset::NfTables);
         }
         for family in Family::BOTH {
             if failures.note(legacy_table(family)) != Some(true) {
@@ -115,7 +115,7 @@ impl Masquerade {
             let has_addresses = !removal.target.addresses_of(family).is_empty();
             if Iptables::nat(Variant::Legacy, family).is_some() {
                 let is_expected = evidence != Evidence::None && !found.chains.contains(&family);
-                removal.places.push(Place::Legacy {
+                removal.rulesets.push(Ruleset::Legacy {
                     family,
                     is_expected: is_expected && has_addresses,
                 });
@@ -146,7 +146,7 @@ impl Masquerade {
 impl Removal {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty() && self.unseen.is_none()
+        self.rulesets.is_empty() && self.unseen.is_none()
     }
 
     /// Removes the rules from nf_tables and each legacy table concurrently.
@@ -154,9 +154,9 @@ impl Removal {
     /// # Errors
     /// When rules could not be removed or listed.
     pub fn apply(&self) -> Result<(), Error> {
-        let remove = |place: &Place| match *place {
-            Place::NfTables => self.target.remove_from_nf_tables(),
-            Place::Legacy {
+        let remove = |ruleset: &Ruleset| match *ruleset {
+            Ruleset::NfTables => self.target.remove_from_nf_tables(),
+            Ruleset::Legacy {
                 family,
                 is_expected,
             } => self
@@ -165,7 +165,7 @@ impl Removal {
                 .map(|()| false),
         };
         let (mut failures, mut was_found) = (Failures::default(), false);
-        for outcome in concurrently(&self.places, remove) {
+        for outcome in concurrently(&self.rulesets, remove) {
             // An error is reported already.
             was_found |= failures.note(outcome).unwrap_or(true);
         }

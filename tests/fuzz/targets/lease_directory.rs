@@ -43,10 +43,10 @@ fuzz_target!(|data: &[u8]| {
     while let (Some(name), Some(content)) = (pieces.next(), pieces.next()) {
         files.entry(name).or_insert(content);
     }
-    for who in &directory.attachments {
-        let scan = scan(&files, who);
-        directory.check_next_address(&files, who, &scan);
-        directory.index(&files, who, &scan);
+    for attachment in &directory.attachments {
+        let scan = scan(&files, attachment);
+        directory.check_next_address(&files, attachment, &scan);
+        directory.index(&files, attachment, &scan);
     }
     directory.check_gc(&files);
 });
@@ -61,22 +61,22 @@ fn read(content: &[u8]) -> Result<Vec<u8>, Error> {
     }
 }
 
-fn scan(files: &Files, who: &Attachment) -> LeaseScan {
+fn scan(files: &Files, attachment: &Attachment) -> LeaseScan {
     let entries = files.iter().map(|(name, content)| (OsStr::from_bytes(name), || read(content)));
-    LeaseScan::of(entries, who)
+    LeaseScan::of(entries, attachment)
 }
 
 /// The owner of a lease, relative to an attachment; `None` if there is no readable lease.
-fn owner_of(files: &Files, address: IpAddr, who: &Attachment) -> Option<LeaseOwner> {
+fn owner_of(files: &Files, address: IpAddr, attachment: &Attachment) -> Option<LeaseOwner> {
     let content = read(files.get(address.to_string().as_bytes())?).ok()?;
-    Some(owner_for(&content, who))
+    Some(owner_for(&content, attachment))
 }
 
 /// Whether an address is free: its file does not exist or is corrupt.
-fn is_free(files: &Files, address: IpAddr, who: &Attachment) -> bool {
+fn is_free(files: &Files, address: IpAddr, attachment: &Attachment) -> bool {
     match files.get(address.to_string().as_bytes()).map(|content| read(content)) {
         None => true,
-        Some(Ok(content)) => owner_for(&content, who) == LeaseOwner::Invalid,
+        Some(Ok(content)) => owner_for(&content, attachment) == LeaseOwner::Invalid,
         Some(Err(cause)) => cause.kind() == ErrorKind::NotFound,
     }
 }
@@ -101,13 +101,13 @@ impl Directory {
 
     /// The next address of each range is free; without one, all are leased. After its lease is added, the attachment
     /// has it, and no other lease is lost.
-    fn check_next_address(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
+    fn check_next_address(&self, files: &Files, attachment: &Attachment, scan: &LeaseScan) {
         let taken = scan.taken();
         let mine = |address: &IpAddr| {
-            matches!(owner_of(files, *address, who), Some(LeaseOwner::Attachment | LeaseOwner::Container))
+            matches!(owner_of(files, *address, attachment), Some(LeaseOwner::Attachment | LeaseOwner::Container))
         };
         assert!(scan.of_attachment.iter().all(mine));
-        assert!(taken.iter().all(|address| !is_free(files, *address, who)));
+        assert!(taken.iter().all(|address| !is_free(files, *address, attachment)));
         for (index, pool) in self.config.pools.iter().enumerate() {
             let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
             let last = cursor.and_then(|content| parse_last_reserved(content));
@@ -119,26 +119,26 @@ impl Directory {
             };
             assert!(range.contains(address) && !range.is_edge(address));
             assert!(!self.config.gateways.contains(&address));
-            assert!(is_free(files, address, who), "{address} is leased");
-            let (name, lease) = (address.to_string(), format!("{}\r\n{}", who.container, who.interface));
+            assert!(is_free(files, address, attachment), "{address} is leased");
+            let (name, lease) = (address.to_string(), format!("{}\r\n{}", attachment.container, attachment.interface));
             let mut after = files.clone();
             after.insert(name.as_bytes(), lease.as_bytes());
-            let after = self::scan(&after, who);
+            let after = self::scan(&after, attachment);
             assert!(after.of_attachment.contains(&address) && after.taken().is_superset(&taken));
             assert_eq!(after.other_interfaces, scan.other_interfaces);
         }
     }
 
     /// A valid index agrees with the leases; arbitrary text causes no panic.
-    fn index(&self, files: &Files, who: &Attachment, scan: &LeaseScan) {
+    fn index(&self, files: &Files, attachment: &Attachment, scan: &LeaseScan) {
         let changed = UNIX_EPOCH + Duration::new(1_700_000_000, 5);
         let text = text_of(&scan.owned, changed, (7, 8));
         assert!(Index::validate(text.clone(), changed + Duration::from_nanos(1), (7, 8)).is_none());
         assert!(Index::validate(text.clone(), changed, (7, 9)).is_none());
         let index = Index::validate(text.clone(), changed, (7, 8)).unwrap();
         assert_eq!(index.addresses(), scan.taken());
-        let indexed = index.leases_of(who);
-        let is = |expected: LeaseOwner| move |address: &IpAddr| owner_of(files, *address, who).as_ref() == Some(&expected);
+        let indexed = index.leases_of(attachment);
+        let is = |expected: LeaseOwner| move |address: &IpAddr| owner_of(files, *address, attachment).as_ref() == Some(&expected);
         if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment)) && indexed.of_container.iter().all(is(LeaseOwner::Container)) {
             let mut from_index = if indexed.of_attachment.is_empty() { indexed.of_container } else { indexed.of_attachment };
             let mut from_scan = scan.of_attachment.clone();
@@ -152,7 +152,7 @@ impl Directory {
             let text = format!("{head}\n{}", String::from_utf8_lossy(garbage));
             let index = Index::validate(text, changed, (7, 8)).unwrap();
             index.addresses();
-            index.leases_of(who);
+            index.leases_of(attachment);
         }
     }
 

@@ -56,7 +56,7 @@ pub struct Fact {
     pub value: String,
 }
 
-/// Facts by a key that identifies the object.
+/// State by a key that identifies the object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub facts: BTreeMap<String, Fact>,
