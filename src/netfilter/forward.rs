@@ -22,6 +22,7 @@ use crate::net::{Family, IfName};
 use crate::netfilter::Feature;
 use crate::netfilter::iptables::{Iptables, TableUse, Variant};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
+use crate::netfilter::owned_chain::OwnedChain;
 
 const FILTER: TableUse = TableUse {
     table: "filter",
@@ -133,8 +134,8 @@ impl Forwarding {
     /// When the kernel refuses the request.
     pub fn is_in_nftables(&self) -> Result<bool, Error> {
         let found = FEATURE.with_existing("look for rules", |nftables| {
-            let [v4, v6] = Family::BOTH.map(|family| nftables.chain(table(family), &self.chain));
-            Ok(v4?.is_some() || v6?.is_some())
+            let [v4, v6] = Family::BOTH.map(|family| self.owned_chain(family).exists(nftables));
+            Ok(v4? || v6?)
         })?;
         Ok(found.unwrap_or_default())
     }
@@ -166,9 +167,9 @@ impl Forwarding {
 
     fn remove_from_nftables(&self, family: Family) -> Result<bool, Error> {
         let removed = FEATURE.with_existing("remove rules", |nftables| {
-            let chain = nftables.chain(table(family), &self.chain)?;
+            let existed = self.owned_chain(family).exists(nftables)?;
             nftables.change(&|| self.removal(nftables, family))?;
-            Ok(chain.is_some())
+            Ok(existed)
         })?;
         Ok(removed.unwrap_or_default())
     }
@@ -191,7 +192,8 @@ impl Forwarding {
         if !accepts(RuleEntry::output) {
             missing.push(Match::Output(bridge.clone()));
         }
-        let is_reached = jumps.iter().any(|rule| self.is_jump(rule));
+        let own = self.owned_chain(family);
+        let is_reached = jumps.iter().any(|rule| own.is_jump(rule));
         if is_reached && missing.is_empty() {
             return Ok(batch);
         }
@@ -212,22 +214,18 @@ impl Forwarding {
     }
 
     fn removal(&self, nftables: &Nftables, family: Family) -> Result<Batch, NftablesError> {
-        let table = table(family);
         let mut batch = Batch::default();
-        if nftables.chain(table, &self.chain)?.is_none() {
-            return Ok(batch);
-        }
-        for rule in nftables.rules(table, Some(FORWARD.name))? {
-            if self.is_jump(&rule) {
-                batch.delete_rule(table, FORWARD.name, rule.handle);
-            }
-        }
-        batch.delete_chain(table, &self.chain);
+        self.owned_chain(family)
+            .plan_removal(nftables, &mut batch, |_| true)?;
         Ok(batch)
     }
 
-    fn is_jump(&self, rule: &RuleEntry) -> bool {
-        rule.target() == Some(&self.chain)
+    fn owned_chain(&self, family: Family) -> OwnedChain<'_> {
+        OwnedChain {
+            table: table(family),
+            name: &self.chain,
+            from: Some(FORWARD.name),
+        }
     }
 
     fn jump(&self) -> String {

@@ -30,6 +30,7 @@ use crate::kernel::nftables::{
 };
 use crate::net::{IfName, Mac};
 use crate::netfilter::Feature;
+use crate::netfilter::owned_chain::OwnedChain;
 
 pub use stale::gc;
 
@@ -82,6 +83,24 @@ impl Chains {
             mac: format!("{first}-mac"),
             first,
         }
+    }
+
+    /// The first chain, to which a rule of PREROUTING jumps, and the second, to which the first jumps.
+    fn owned(&self) -> [OwnedChain<'_>; 2] {
+        let chain = |name, from| OwnedChain {
+            table: TABLE,
+            name,
+            from,
+        };
+        [
+            chain(&self.first, Some(PREROUTING.name)),
+            chain(&self.mac, None),
+        ]
+    }
+
+    fn exist(&self, nftables: &Nftables) -> Result<bool, NftablesError> {
+        let [first, mac] = self.owned();
+        Ok(first.exists(nftables)? || mac.exists(nftables)?)
     }
 
     /// The chains of a jump rule.
@@ -208,19 +227,12 @@ impl MacSpoofCheck {
         jumps: &[RuleEntry],
         is_own: &dyn Fn(&RuleEntry) -> bool,
     ) -> Result<bool, NftablesError> {
-        let leads_in = |rule: &&RuleEntry| rule.target() == Some(&self.chains.first);
-        if jumps.iter().filter(leads_in).any(|rule| !is_own(rule)) {
-            return Ok(true);
-        }
-        for chain in [&self.chains.first, &self.chains.mac] {
-            // The first chain of `c` with `eth0-mac` has the name of the second chain of `c` with `eth0`.
-            if nftables.chain(TABLE, chain)?.is_some()
-                && is_anothers(&nftables.rules(TABLE, Some(chain))?, &self.comment)
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let [first, mac] = self.chains.owned();
+        let mut jumps = jumps.iter().filter(|rule| first.is_jump(rule));
+        // The first chain of `c` with `eth0-mac` has the name of the second chain of `c` with `eth0`.
+        Ok(jumps.any(|rule| !is_own(rule))
+            || is_anothers(nftables, first, &self.comment)?
+            || is_anothers(nftables, mac, &self.comment)?)
     }
 
     /// Removes rules and chains of the attachment, also those of the Go plugin, but not table and base chain, which are
@@ -235,8 +247,7 @@ impl MacSpoofCheck {
                 let mut known = Vec::new();
                 for chains in [self.chains.clone(), self.own_chains()] {
                     // After PREROUTING was flushed, a chain exists without a jump rule.
-                    let first = nftables.chain(TABLE, &chains.first)?;
-                    if first.is_some() || nftables.chain(TABLE, &chains.mac)?.is_some() {
+                    if chains.exist(nftables)? {
                         known.push((chains, self.comment.clone()));
                     }
                 }
@@ -295,24 +306,30 @@ fn removal(
         let of_jump = Chains::of_jump(rule).map(|chains| (chains, rule.comment.clone()));
         chains.extend(of_jump.filter(|it| !chains.contains(it)));
     }
-    let is_used = |chain: &str| staying.iter().any(|rule| rule.target() == Some(chain));
-    for (chains, comment) in chains.iter().filter(|(chains, _)| !is_used(&chains.first)) {
+    for (chains, comment) in &chains {
+        let owned = chains.owned();
+        if staying.iter().any(|rule| owned[0].is_jump(rule)) {
+            continue;
+        }
         // The first chain has a jump to the second.
-        for chain in [&chains.first, &chains.mac] {
-            if nftables.chain(TABLE, chain)?.is_some()
-                && !is_anothers(&nftables.rules(TABLE, Some(chain))?, comment)
-            {
-                batch.delete_chain(TABLE, chain);
+        for chain in owned {
+            if chain.exists(nftables)? && !is_anothers(nftables, chain, comment)? {
+                batch.delete_chain(TABLE, chain.name);
             }
         }
     }
     Ok(batch)
 }
 
-/// Whether these rules of a chain belong to an attachment with another comment.
-fn is_anothers(rules: &[RuleEntry], comment: &str) -> bool {
+/// Whether the rules of a chain belong to an attachment with another comment.
+fn is_anothers(
+    nftables: &Nftables,
+    chain: OwnedChain,
+    comment: &str,
+) -> Result<bool, NftablesError> {
+    let rules = nftables.rules(TABLE, Some(chain.name))?;
     let mut comments = rules.iter().map(|rule| rule.comment.as_str());
-    comments.any(|it| it.starts_with(COMMENT_PREFIX) && it != comment)
+    Ok(comments.any(|it| it.starts_with(COMMENT_PREFIX) && it != comment))
 }
 
 /// The links of the host. A link counts as existing if the lookup fails.

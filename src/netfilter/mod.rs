@@ -5,6 +5,7 @@ pub(crate) mod iptables;
 pub mod iptables_save;
 pub mod mac_spoof_check;
 pub mod masquerade;
+mod owned_chain;
 pub mod tables;
 
 use crate::error::{Code, Error};

@@ -11,6 +11,7 @@ use crate::kernel::nftables::{
 };
 use crate::net::Family;
 use crate::netfilter::masquerade::rules::{self, StaleChains};
+use crate::netfilter::owned_chain::OwnedChain;
 
 /// The number of chains that one transaction removes, so that it fits into the default send buffer of a socket.
 const MAX_CHAINS: usize = 1000;
@@ -112,26 +113,17 @@ pub fn plan_removal(
     (family, chain): (Family, &str),
     (addresses, search): (Option<&[IpAddr]>, Search),
 ) -> Result<(), NftablesError> {
-    let table = nat(family);
-    if nftables.chain(table, chain)?.is_none() {
-        return Ok(());
-    }
-    let only = (search == Search::Postrouting).then_some("POSTROUTING");
-    let (mut is_used, rules) = (false, nftables.rules(table, only)?);
-    for jump in rules.iter().filter(|rule| rule.target() == Some(chain)) {
-        let is_from = |addresses: &[IpAddr]| {
+    let chain = OwnedChain {
+        table: nat(family),
+        name: chain,
+        from: (search == Search::Postrouting).then_some("POSTROUTING"),
+    };
+    chain.plan_removal(nftables, batch, |jump| {
+        addresses.is_none_or(|addresses| {
             let source = jump.source(family);
             source.is_some_and(|source| addresses.iter().any(|it| source.contains(*it)))
-        };
-        match addresses.is_none_or(is_from) {
-            true => batch.delete_rule(table, &jump.chain, jump.handle),
-            false => is_used = true,
-        }
-    }
-    if !is_used {
-        batch.delete_chain(table, chain);
-    }
-    Ok(())
+        })
+    })
 }
 
 /// Removes the stale chains of a network with their jump rules. Comments name the network; the `known` chains are

@@ -50,7 +50,7 @@ impl Masquerade {
     /// # Errors
     /// When iptables is not installed or fails, or nf_tables refuses; one family may have its rules.
     pub fn install(&self, addresses: &[Cidr], policy: &Policy) -> Result<(), Error> {
-        match policy.backend_for(addresses) {
+        match backend_for(addresses, policy) {
             Backend::Iptables => self.install_iptables(addresses, policy),
             Backend::Nftables => nftables::install(&self.network, &self.comment, addresses, policy),
         }
@@ -92,7 +92,7 @@ impl Masquerade {
             return Ok(());
         };
         let in_iptables = self.check_iptables(addresses, policy)?;
-        match (in_iptables, policy.backend_for(addresses)) {
+        match (in_iptables, backend_for(addresses, policy)) {
             (None, _) => Ok(()),
             (Some(_), Backend::Nftables) => Err(lacking),
             (Some(error), Backend::Iptables) => Err(error),
@@ -142,6 +142,17 @@ impl Masquerade {
         }
         Ok(None)
     }
+}
+
+/// The configured backend, or else iptables if it is installed for the families of all addresses.
+pub fn backend_for(addresses: &[Cidr], policy: &Policy) -> Backend {
+    let has_iptables = |address: &Cidr| Iptables::find(address.family()).is_some();
+    policy
+        .backend
+        .unwrap_or_else(|| match addresses.iter().all(has_iptables) {
+            true => Backend::Iptables,
+            false => Backend::Nftables,
+        })
 }
 
 /// Checks that addresses of these families can be masqueraded, or with `None` that those of any family can. Runs no

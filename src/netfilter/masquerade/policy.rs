@@ -8,7 +8,6 @@ use crate::cni::json::{JsonCursor, is_unset};
 use crate::error::Error;
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, parse_ip};
-use crate::netfilter::iptables::Iptables;
 
 /// The largest number of excluded destinations. Each is a rule that packets traverse.
 const MAX_NON_MASQUERADE_CIDRS: usize = 1024;
@@ -71,16 +70,6 @@ impl Policy {
     pub fn non_masquerade_cidrs_of(&self, family: Family) -> impl Iterator<Item = Cidr> {
         let non_masquerade_cidrs = self.non_masquerade_cidrs.iter().copied();
         non_masquerade_cidrs.filter(move |cidr| cidr.family() == family)
-    }
-
-    /// The configured backend, or else iptables if it is installed for the families of all addresses.
-    pub fn backend_for(&self, addresses: &[Cidr]) -> Backend {
-        let has_iptables = |address: &Cidr| Iptables::find(address.family()).is_some();
-        self.backend
-            .unwrap_or_else(|| match addresses.iter().all(has_iptables) {
-                true => Backend::Iptables,
-                false => Backend::Nftables,
-            })
     }
 
     /// The source address for a family.

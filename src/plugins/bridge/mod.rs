@@ -207,7 +207,8 @@ impl Bridge {
         }
         let mut attach = || log::timed_span("link", || attach(&plan, &self.config, context, undo));
         let install = || policy.map_or(Ok(()), |policy| rules.install(addresses, policy));
-        let (installed, attached) = match policy.map(|policy| policy.backend_for(addresses)) {
+        let backend = policy.map(|policy| masquerade::backend_for(addresses, policy));
+        let (installed, attached) = match backend {
             Some(Backend::Iptables) => join("masquerade", install, attach),
             // A transaction over netlink takes less time than a thread would save.
             Some(Backend::Nftables) => {
