@@ -6,6 +6,7 @@ pub mod iptables_save;
 pub mod mac_spoof_check;
 pub mod masquerade;
 mod owned_chain;
+pub mod portmap;
 pub mod tables;
 
 use crate::error::{Code, Error};

@@ -1,0 +1,132 @@
+//! Host ports that are forwarded to a container.
+
+pub mod rules;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use serde::Deserialize;
+
+use crate::net::{Cidr, Family};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Sctp,
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// In alphabetical order, as the Go plugin adds the rules.
+    pub const ALL: [Protocol; 3] = [Protocol::Sctp, Protocol::Tcp, Protocol::Udp];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Sctp => "sctp",
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An item of `portMappings`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortMapping {
+    pub protocol: Protocol,
+    pub host_port: NonZeroU16,
+    pub container_port: NonZeroU16,
+    /// `hostIP`. An unspecified address stands for all addresses of its family, `None` for all addresses.
+    pub host_ip: Option<IpAddr>,
+}
+
+impl PortMapping {
+    pub fn applies_to(&self, family: Family) -> bool {
+        self.host_ip
+            .is_none_or(|address| Family::of(address) == family)
+    }
+
+    /// The host address that packets must have; `None` for any.
+    pub fn host_address(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|address| !address.is_unspecified())
+    }
+
+    /// Whether packets to one host address and port can be meant for both.
+    pub fn overlaps(&self, other: &PortMapping) -> bool {
+        let families = Family::BOTH.into_iter();
+        let mut both = families.filter(|it| self.applies_to(*it) && other.applies_to(*it));
+        let is_same_address = match (self.host_address(), other.host_address()) {
+            (Some(address), Some(other)) => address == other,
+            _ => both.next().is_some(),
+        };
+        self.protocol == other.protocol && self.host_port == other.host_port && is_same_address
+    }
+}
+
+/// `HOSTIP:PORT/PROTOCOL`, as container runtimes write it.
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_address() {
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            None => {}
+        }
+        write!(f, "{}/{}", self.host_port, self.protocol)
+    }
+}
+
+/// Which forwarded connections get the address of the host as their source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceNat {
+    /// `snat` is false.
+    None,
+    /// From the host's loopback address and the container's subnet, whose replies would bypass the host.
+    Local,
+    /// All of them (`masqAll`).
+    All,
+}
+
+/// The chain that marks connections for [`SourceNat`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MarkChain {
+    /// Ours, which sets this bit (`markMasqBit`).
+    Own { bit: u8 },
+    /// An existing one (`externalSetMarkChain`).
+    External(String),
+}
+
+/// The settings of a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub source_nat: SourceNat,
+    pub mark: MarkChain,
+    /// Additional matches, as words in the syntax of the backend.
+    pub conditions_v4: Vec<String>,
+    pub conditions_v6: Vec<String>,
+}
+
+impl Settings {
+    pub fn conditions(&self, family: Family) -> &[String] {
+        match family {
+            Family::V4 => &self.conditions_v4,
+            Family::V6 => &self.conditions_v6,
+        }
+    }
+}
+
+/// The ports to forward to one address of a container.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarded<'a> {
+    /// With the prefix length of the container's subnet.
+    pub address: Cidr,
+    /// Those of other families are skipped.
+    pub mappings: &'a [PortMapping],
+    pub settings: &'a Settings,
+}
