@@ -88,7 +88,12 @@ pub enum Outcome {
 impl Iptables {
     /// The programs of the default variant for the nat table; `None` if they are not installed.
     pub fn find(family: Family) -> Option<Iptables> {
-        Iptables::named(name_of(family), MASQUERADE)
+        Iptables::default_for(family, MASQUERADE)
+    }
+
+    /// The programs of the default variant for a table; `None` if they are not installed.
+    pub fn default_for(family: Family, table_use: TableUse) -> Option<Iptables> {
+        Iptables::named(name_of(family), table_use)
     }
 
     /// The programs of a variant; `None` if they are not installed.

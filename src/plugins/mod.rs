@@ -39,6 +39,7 @@ registry! {
     "bridge" => bridge::Bridge,
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
+    "portmap" => portmap::Portmap,
 }
 
 /// The name of the operator's command line.

@@ -1,5 +1,6 @@
 //! Host ports that are forwarded to a container.
 
+pub mod iptables;
 pub mod rules;
 
 use std::fmt;

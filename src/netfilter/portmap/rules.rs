@@ -12,6 +12,7 @@
 //! -A CNI-HOSTPORT-MASQ -m mark --mark 0x2000/0x2000 -j MASQUERADE
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -23,9 +24,15 @@ use crate::net::{Cidr, Family};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
 use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping, Protocol, SourceNat};
 
-const DNAT: &str = "CNI-HOSTPORT-DNAT";
-const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
-const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
+pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
+pub const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
+pub const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
+
+/// The chain with the entry rules of `CNI-SN-…` chains, which the Go plugin had before 0.8.
+pub const OLD_SNAT: &str = "CNI-HOSTPORT-SNAT";
+
+/// The beginning of the names of containers' chains.
+const PREFIX: &str = "CNI-DN-";
 
 /// The largest number of ports of a multiport match (XT_MULTI_PORTS, linux/netfilter/xt_multiport.h).
 const MAX_PORTS: usize = 15;
@@ -34,13 +41,13 @@ const MAX_PORTS: usize = 15;
 const MAX_COMMENT: usize = 255;
 
 /// The base chains with a jump to [`DNAT`].
-const HOOKS: [&str; 2] = ["PREROUTING", "OUTPUT"];
+pub const HOOKS: [&str; 2] = ["PREROUTING", "OUTPUT"];
 
 /// Targets after which a packet does not reach the following rules of a base chain.
 const TERMINAL: [&str; 5] = ["ACCEPT", "RETURN", "MASQUERADE", "SNAT", "NETMAP"];
 
 /// The chain of a container on a network, shared by all its interfaces there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Chain {
     name: String,
     comment: String,
@@ -55,20 +62,34 @@ impl Chain {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let mut comment = format!("dnat name: \"{network}\" id: \"{container}\"");
+        let mut comment = format!("{}{container}\"", comment_of(network));
         if comment.len() > MAX_COMMENT {
             comment.truncate(MAX_COMMENT - 2);
             comment.push_str("...");
             comment.truncate(MAX_COMMENT);
         }
         Chain {
-            name: format!("CNI-DN-{hex:.21}"),
+            name: format!("{PREFIX}{hex:.21}"),
             comment,
         }
     }
 
+    /// The chain of an entry rule, if its comment names the network.
+    pub fn named(network: &NetworkName, comment: &str, target: &str) -> Option<Chain> {
+        let is_own = target.starts_with(PREFIX) && comment.starts_with(&comment_of(network));
+        is_own.then(|| Chain {
+            name: target.to_owned(),
+            comment: comment.to_owned(),
+        })
+    }
+
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The name of the chain of source NAT, which the Go plugin had before 0.8.
+    pub fn old_snat(&self) -> String {
+        self.name.replacen(PREFIX, "CNI-SN-", 1)
     }
 
     /// The rules that lead packets to the chain: for each protocol, one rule for each fifteen ports.
@@ -146,9 +167,18 @@ impl Chain {
     }
 
     /// Forwards the ports, in place of those that the container has: the shared chains and rules that a listing lacks,
-    /// then the container's own.
-    pub fn install(&self, forwarded: &Forwarded, listing: &Listing) -> Option<String> {
+    /// then the container's own. `stale` chains are removed.
+    pub fn install(
+        &self,
+        forwarded: &Forwarded,
+        listing: &Listing,
+        stale: &BTreeSet<String>,
+    ) -> String {
         let mut lines = shared(forwarded, listing);
+        for chain in stale {
+            lines.extend(jumps_to(chain, listing).map(|rule| deletion(rule)));
+            lines.extend(emptying(chain));
+        }
         lines.extend(self.jumps(listing).map(|rule| deletion(rule)));
         lines.push(match listing.has_chain(&self.name) {
             true => format!("-F {}", self.name),
@@ -156,13 +186,13 @@ impl Chain {
         });
         lines.extend(self.rules(forwarded));
         lines.extend(self.entries(forwarded));
-        transaction("nat", &lines)
+        transaction("nat", &lines).unwrap_or_default()
     }
 
     /// Removes the chain, its jumps and the chain of old versions of the Go plugin, and with the last container the shared
     /// chains. `None` if a listing has neither chain.
     pub fn remove(&self, listing: &Listing) -> Option<String> {
-        let snat = self.name.replacen("CNI-DN-", "CNI-SN-", 1);
+        let snat = self.old_snat();
         let own = [self.name.as_str(), &snat];
         let mut lines = Vec::new();
         for chain in own.into_iter().filter(|chain| listing.has_chain(chain)) {
@@ -311,6 +341,22 @@ fn move_to_top(listing: &Listing) -> Vec<String> {
     let mut lines: Vec<String> = copies.map(|rule| deletion(rule)).collect();
     lines.push(format!("-I POSTROUTING 1 {rest}"));
     lines
+}
+
+/// The chains of containers whose entry rules name a network.
+pub fn chains_of(network: &NetworkName, listing: &Listing) -> Vec<Chain> {
+    let prefix = format!("-A {DNAT} ");
+    let entries = listing.rules().filter(|rule| rule.starts_with(&prefix));
+    let chains = entries.filter_map(|entry| {
+        let comment = argument(entry, "--comment ")?.replace("\\\"", "\"");
+        Chain::named(network, &comment, entry.rsplit_once(" -j ")?.1)
+    });
+    chains.collect()
+}
+
+/// The beginning of the comments of a network's entry rules.
+fn comment_of(network: &NetworkName) -> String {
+    format!("dnat name: \"{network}\" id: \"")
 }
 
 /// A mapped port that a listing has.

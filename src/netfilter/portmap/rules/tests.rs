@@ -3,6 +3,9 @@ use crate::netfilter::portmap::Settings;
 
 const NAME: &str = "CNI-DN-c37c1b09cd1a8a00aefa6";
 
+/// No stale chains.
+const NONE: BTreeSet<String> = BTreeSet::new();
+
 fn chain(network: &str, container: &str) -> Chain {
     Chain::of(&network.parse().unwrap(), &container.parse().unwrap())
 }
@@ -74,7 +77,7 @@ fn the_first_container_creates_the_chains_of_the_go_plugin() {
         ],
     );
     let forwarded = forwarded("10.1.0.2/24", &mappings, &settings);
-    let script = chain("net1", "p1").install(&forwarded, &Listing::default());
+    let script = chain("net1", "p1").install(&forwarded, &Listing::default(), &NONE);
     let comment = r#"-m comment --comment "dnat name: \"net1\" id: \"p1\"""#;
     let expected = format!(
         "*nat\n-N CNI-HOSTPORT-SETMARK\n-N CNI-HOSTPORT-MASQ\n\
@@ -94,7 +97,7 @@ fn the_first_container_creates_the_chains_of_the_go_plugin() {
          -A CNI-HOSTPORT-DNAT -p tcp {comment} -m multiport --dports 8080 -j {NAME}\n\
          -A CNI-HOSTPORT-DNAT -p udp {comment} -m multiport --dports 5353 -j {NAME}\nCOMMIT\n"
     );
-    assert_eq!(script.unwrap(), expected);
+    assert_eq!(script, expected);
 }
 
 #[test]
@@ -105,13 +108,13 @@ fn a_repeated_add_changes_nothing_and_another_address_replaces_the_rules() {
     );
     let chain = chain("net1", "p1");
     let first = forwarded("10.1.0.77/24", &mappings, &settings);
-    let once = listing_after(&[&chain.install(&first, &Listing::default()).unwrap()]);
-    let again = chain.install(&first, &once).unwrap();
-    let install = chain.install(&first, &Listing::default()).unwrap();
+    let once = listing_after(&[&chain.install(&first, &Listing::default(), &NONE)]);
+    let again = chain.install(&first, &once, &NONE);
+    let install = chain.install(&first, &Listing::default(), &NONE);
     let twice = listing_after(&[&install, &again]);
     assert_eq!((&twice.chains, &twice.rules), (&once.chains, &once.rules));
     let other = forwarded("10.1.0.2/24", &mappings, &settings);
-    let replaced = listing_after(&[&install, &chain.install(&other, &once).unwrap()]);
+    let replaced = listing_after(&[&install, &chain.install(&other, &once, &NONE)]);
     assert!(
         replaced
             .rules
@@ -129,9 +132,7 @@ fn an_entry_rule_has_at_most_fifteen_ports() {
         .map(|port| mapping(Protocol::Tcp, port, None))
         .collect();
     let forwarded = forwarded("fd00::2/64", &mappings, &settings);
-    let script = chain("net1", "p1")
-        .install(&forwarded, &Listing::default())
-        .unwrap();
+    let script = chain("net1", "p1").install(&forwarded, &Listing::default(), &NONE);
     let entries: Vec<&str> = script
         .lines()
         .filter(|line| line.contains("--dports"))
@@ -149,7 +150,7 @@ fn a_jump_behind_an_accept_rule_is_moved_to_the_top() {
     );
     let forwarded = forwarded("10.1.0.2/24", &mappings, &settings);
     let chain = chain("net1", "p1");
-    let mut listing = listing_after(&[&chain.install(&forwarded, &Listing::default()).unwrap()]);
+    let mut listing = listing_after(&[&chain.install(&forwarded, &Listing::default(), &NONE)]);
     listing
         .rules
         .insert(0, "-A POSTROUTING -j KUBE-POSTROUTING".to_owned());
@@ -158,7 +159,7 @@ fn a_jump_behind_an_accept_rule_is_moved_to_the_top() {
         .rules
         .insert(0, "-A POSTROUTING -s 10.1.0.0/24 -j ACCEPT".to_owned());
     assert!(chain.difference(&forwarded, &listing).is_some());
-    let script = chain.install(&forwarded, &listing).unwrap();
+    let script = chain.install(&forwarded, &listing, &NONE);
     let moved = script.lines().filter(|line| line.contains("requiring"));
     let commands: Vec<&str> = moved.filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(commands, ["-D", "-I"]);
@@ -172,8 +173,8 @@ fn the_shared_chains_are_removed_with_the_last_container() {
     );
     let forwarded = forwarded("10.1.0.2/24", &mappings, &settings);
     let (first, second) = (chain("net1", "p1"), chain("net1", "p2"));
-    let one = first.install(&forwarded, &Listing::default()).unwrap();
-    let two = second.install(&forwarded, &listing_after(&[&one])).unwrap();
+    let one = first.install(&forwarded, &Listing::default(), &NONE);
+    let two = second.install(&forwarded, &listing_after(&[&one]), &NONE);
     let both = listing_after(&[&one, &two]);
     let three = first.remove(&both).unwrap();
     assert!(!three.contains("HOSTPORT-MASQ") && three.contains(&format!("-X {NAME}")));
@@ -198,8 +199,8 @@ fn mapped_ports_are_listed_with_their_owners() {
         ],
     );
     let forwarded = forwarded("10.1.0.2/24", &mappings, &settings);
-    let script = chain("net1", "p1").install(&forwarded, &Listing::default());
-    let mapped = mapped(&listing_after(&[&script.unwrap()]));
+    let script = chain("net1", "p1").install(&forwarded, &Listing::default(), &NONE);
+    let mapped = mapped(&listing_after(&[&script]));
     let found: Vec<PortMapping> = mapped.iter().map(|it| it.mapping).collect();
     assert_eq!(found, mappings);
     assert_eq!(
