@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use super::{Answer, Call, Node, Pod, go_plugins, leases, note, require, testing_go};
+use super::{Answer, Call, Node, PLUGINS, Pod, go_plugins, leases, note, require, testing_go};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
@@ -24,8 +24,8 @@ pub fn ready(programs: &[&str]) -> bool {
         note("skipped: this test runs both implementations; unset GANGPLANK_TEST_PLUGINS");
         return false;
     }
-    let always = ["cni:bridge", "cni:host-local", "cni:loopback"];
-    require(&[always.as_slice(), programs].concat())
+    let go_plugins = PLUGINS.map(|plugin| format!("cni:{plugin}"));
+    require(&[&go_plugins.each_ref().map(String::as_str), programs].concat())
 }
 
 /// The programs of both iptables variants.
@@ -39,7 +39,7 @@ pub const IPTABLES: &[&str] = &[
 /// A node with the plugins of both implementations.
 pub fn node() -> Node {
     let node = Node::new("node");
-    for plugin in ["bridge", "host-local", "loopback"] {
+    for plugin in PLUGINS {
         node.install_go_plugin(plugin);
     }
     node

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
 use super::namespace::{self, Namespace, on_own_thread};
-use super::{Call, Network, go_plugins, plugin_file};
+use super::{Call, Chain, Network, PLUGINS, go_plugins, plugin_file};
 
 /// A host with its own network and mount namespaces, and with empty /run and /var/lib. They are deleted when it is
 /// dropped.
@@ -35,7 +35,7 @@ impl Node {
         let namespace = Namespace::host(name).unwrap();
         let node = Node { namespace };
         node.run("ip link set lo up");
-        for plugin in ["bridge", "host-local", "loopback"] {
+        for plugin in PLUGINS {
             node.install(plugin);
         }
         node
@@ -127,6 +127,11 @@ impl Node {
 
     pub fn network(&self, config: impl Into<Value>) -> Network<'_> {
         Network::new(self, config.into())
+    }
+
+    /// A list of plugins; see [`Chain`].
+    pub fn chain(&self, list: &Value) -> Chain<'_> {
+        Chain::new(self, list)
     }
 
     pub fn network_from(&self, text: &str) -> Network<'_> {
