@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{ANSWER, BridgeFilter, NO_ANSWER, node_and_outside_host};
 use crate::support::implementation::for_each_case;
 use crate::support::{
-    Chain, EchoServer, Namespace, Node, Pod, Protocol, go_is_recent, note, requires, small_chain,
-    testing_go,
+    Chain, EchoServer, Namespace, Node, Pod, Protocol, go_is_recent, note, requires, skip_for_go,
+    small_chain, testing_go,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -348,4 +348,142 @@ fn clients_reach_a_mapped_port_with_the_source_address_that_snat_specifies() {
         |(table, backend)| format!("{backend}, {}", table.name),
         |(table, backend)| table.run(backend),
     );
+}
+
+/// Mappings with different host addresses, one host port each, and the node's addresses at which they are reached.
+const HOST_ADDRESSES: [(&str, &[&str]); 7] = [
+    ("", &NODE_ADDRESSES),
+    ("172.18.0.6", &["172.18.0.6"]),
+    ("fd18::6", &["fd18::6"]),
+    ("0.0.0.0", &["127.0.0.1", "172.18.0.5", "172.18.0.6"]),
+    ("::", &["fd18::5", "fd18::6"]),
+    ("127.0.0.1", &["127.0.0.1"]),
+    // No address of the node.
+    ("172.18.0.99", &[]),
+];
+
+const NODE_ADDRESSES: [&str; 5] = [
+    "127.0.0.1",
+    "172.18.0.5",
+    "172.18.0.6",
+    "fd18::5",
+    "fd18::6",
+];
+
+#[test]
+fn a_mapping_is_reached_at_its_host_address_only() {
+    requires!("iptables", "ip6tables", "nft", "cni:portmap");
+    for backend in backends() {
+        let (node, outside) = node_and_outside_host();
+        let pod = node.pod("pod");
+        let mapping = |(index, (host, _)): (usize, &(&str, _))| {
+            let port = 8000 + index;
+            json!({ "hostPort": port, "containerPort": 9000, "protocol": "tcp", "hostIP": host })
+        };
+        let mappings: Value = HOST_ADDRESSES.iter().enumerate().map(mapping).collect();
+        let chain = portmap_chain(&node, backend, &json!({})).with_ports(mappings);
+        let result = chain.add(&pod);
+        chain.check(&pod, &result).ok();
+        for namespace in [&*node, &*outside, &*pod] {
+            namespace.wait_for_dad();
+        }
+        let _server = pod.serve(9000);
+        std::thread::scope(|scope| {
+            for (index, (host, reached)) in HOST_ADDRESSES.iter().enumerate() {
+                for address in NODE_ADDRESSES {
+                    let client = if address == "127.0.0.1" {
+                        &node
+                    } else {
+                        &outside
+                    };
+                    scope.spawn(move || {
+                        let expected = reached.contains(&address);
+                        let limit = if expected { ANSWER } else { NO_ANSWER };
+                        let to = std::net::SocketAddr::new(
+                            address.parse().unwrap(),
+                            8000 + index as u16,
+                        );
+                        let seen = client.asks(Protocol::Tcp, &to.to_string(), limit);
+                        let what = format!("{backend}, hostIP {host:?}, to {address}");
+                        assert_eq!(seen.is_some(), expected, "{what}: {seen:?}");
+                    });
+                }
+            }
+        });
+        chain.del(&pod, &result);
+    }
+}
+
+/// A site without a server behind the mapped ports.
+fn site_without_server<'n>(node: &'n Node, backend: &str) -> (Chain<'n>, [Pod; 2]) {
+    let pods = ["pod", "neighbour"].map(|name| node.pod(name));
+    let chain = portmap_chain(node, backend, &json!({}));
+    (chain, pods)
+}
+
+#[test]
+fn packets_to_the_same_port_of_another_host_are_not_captured() {
+    // CVE-2025-67499: the Go plugins 1.7.0 to 1.8.0 did not limit the rules of nftables to addresses of the node.
+    requires!("iptables", "ip6tables", "nft", "cni:portmap");
+    for backend in backends() {
+        let (node, outside) = node_and_outside_host();
+        let (chain, [pod, neighbour]) = site_without_server(&node, backend);
+        let result = chain.with_ports(mappings()).add(&pod);
+        chain.add(&neighbour);
+        for namespace in [&*node, &*outside, &*neighbour] {
+            namespace.wait_for_dad();
+        }
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let _server = outside.serve(host_port(protocol));
+            for (address, source) in [("172.18.0.9", "10.77.0.3"), ("[fd18::9]", "fd00:77::3")] {
+                let to = format!("{address}:{}", host_port(protocol));
+                let seen = neighbour.asks(protocol, &to, ANSWER);
+                let seen = seen.map(|seen| seen.to_string());
+                assert_eq!(seen.as_deref(), Some(source), "{backend}: {to}");
+                assert!(
+                    node.asks(protocol, &to, ANSWER).is_some(),
+                    "{backend}: {to}"
+                );
+            }
+        }
+        chain.with_ports(mappings()).del(&pod, &result);
+    }
+}
+
+#[test]
+fn rules_of_the_administrator_stay_ahead_of_mappings() {
+    // CVE-2019-9946: the Go plugin before 0.7.5 inserted its rules at the top of PREROUTING and OUTPUT.
+    requires!("iptables", "ip6tables", "nft", "cni:portmap");
+    for backend in backends() {
+        if *backend == "nftables"
+            && skip_for_go("of hooks with equal priority, the newest runs first")
+        {
+            continue;
+        }
+        let (node, outside) = node_and_outside_host();
+        let (chain, [pod, neighbour]) = site_without_server(&node, backend);
+        chain.add(&neighbour);
+        let administrators = "-p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.77.0.2:9000";
+        for base_chain in ["PREROUTING", "OUTPUT"] {
+            node.run(&format!("iptables -t nat -A {base_chain} {administrators}"));
+        }
+        let _server = neighbour.serve(9000);
+        for _ in 0..2 {
+            let result = chain.with_ports(mappings()).add(&pod);
+            for (client, to) in [(&outside, "172.18.0.5:8080"), (&node, "172.18.0.5:8080")] {
+                let seen = client.asks(Protocol::Tcp, to, ANSWER);
+                assert!(seen.is_some(), "{backend}: {} to {to}", client.name);
+            }
+            let rules = node.nat("iptables");
+            for base_chain in ["PREROUTING", "OUTPUT"] {
+                let start = format!("-A {base_chain} ");
+                let first = rules.iter().find(|rule| rule.starts_with(&start));
+                assert!(
+                    first.is_some_and(|rule| rule.contains("10.77.0.2")),
+                    "{rules:?}"
+                );
+            }
+            chain.with_ports(mappings()).del(&pod, &result);
+        }
+    }
 }
