@@ -51,6 +51,12 @@ impl<'n> Chain<'n> {
         chain
     }
 
+    pub fn version(&self, version: &str) -> Chain<'n> {
+        let mut chain = self.clone();
+        chain.common["cniVersion"] = version.into();
+        chain
+    }
+
     pub fn named(&self, name: &str) -> Chain<'n> {
         let mut chain = self.clone();
         chain.common["name"] = name.into();
@@ -74,10 +80,9 @@ impl<'n> Chain<'n> {
         chain
     }
 
-    /// A call of the plugin at `index`.
-    pub fn call(&self, index: usize, verb: &str, prev: &Value) -> Call<'n> {
-        let Plugin { config, by } = &self.plugins[index];
-        let mut config = config.clone();
+    /// The configuration of the plugin at `index`, without prevResult.
+    pub fn config(&self, index: usize) -> Value {
+        let mut config = self.plugins[index].config.clone();
         for (key, value) in self.common.as_object().expect("an object") {
             config[key] = value.clone();
         }
@@ -86,9 +91,16 @@ impl<'n> Chain<'n> {
                 config["runtimeConfig"][capability] = value.clone();
             }
         }
+        config
+    }
+
+    /// A call of the plugin at `index`.
+    pub fn call(&self, index: usize, verb: &str, prev: &Value) -> Call<'n> {
+        let mut config = self.config(index);
         if !prev.is_null() {
             config["prevResult"] = prev.clone();
         }
+        let by = self.plugins[index].by;
         by.call_for(self.node, &config).verb(verb)
     }
 

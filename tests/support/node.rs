@@ -48,8 +48,12 @@ impl Node {
 
     /// Installs a Go plugin as `go-NAME`.
     pub fn install_go_plugin(&self, plugin: &str) {
-        let file = go_plugins().join(plugin);
-        self.link_plugin(&file, &format!("go-{plugin}"));
+        self.install_go_plugin_of(&go_plugins(), plugin);
+    }
+
+    /// Installs a plugin of a directory of Go plugins as `go-NAME`.
+    pub fn install_go_plugin_of(&self, directory: &Path, plugin: &str) {
+        self.link_plugin(&directory.join(plugin), &format!("go-{plugin}"));
     }
 
     fn link_plugin(&self, file: &Path, name: &str) {
