@@ -65,9 +65,10 @@ impl Implementation {
     pub fn call<'n>(self, node: &'n Node, plugin: &str) -> Call<'n> {
         match self {
             Gangplank => node.cni(plugin),
-            Go => node
-                .cni(&format!("go-{plugin}"))
-                .env("CNI_PATH", &go_plugins().to_string_lossy()),
+            Go => {
+                let call = node.cni(&format!("go-{plugin}"));
+                call.env("CNI_PATH", &node.go_plugin_directory(plugin))
+            }
         }
     }
 

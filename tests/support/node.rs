@@ -56,6 +56,14 @@ impl Node {
         self.link_plugin(&directory.join(plugin), &format!("go-{plugin}"));
     }
 
+    /// The directory of the plugin installed as `go-NAME`.
+    pub fn go_plugin_directory(&self, plugin: &str) -> String {
+        let link = format!("{}/go-{plugin}", Node::BIN);
+        let file = self.inside(|| fs::read_link(link)).unwrap();
+        let directory = file.parent().expect("a file in a directory");
+        directory.to_string_lossy().into_owned()
+    }
+
     fn link_plugin(&self, file: &Path, name: &str) {
         self.inside(|| std::os::unix::fs::symlink(file, format!("{}/{name}", Node::BIN)))
             .unwrap();
