@@ -9,6 +9,7 @@ mod defects;
 mod gangplank_keys;
 mod hot_swap;
 mod hot_swap_chain;
+mod iptables_versions;
 mod mixed_chains;
 mod normalize;
 mod side_by_side;
