@@ -8,5 +8,8 @@ mod concurrency;
 mod defects;
 mod gangplank_keys;
 mod hot_swap;
+mod hot_swap_chain;
+mod iptables_versions;
+mod mixed_chains;
 mod normalize;
 mod side_by_side;

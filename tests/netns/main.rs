@@ -4,6 +4,7 @@
 use gangplank_test_support as support;
 
 mod bridge;
+mod chain_packets;
 mod check;
 mod cost;
 mod del;

@@ -1,12 +1,16 @@
 //! Tests that run gangplank and the Go plugins on the same nodes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
-use super::{Answer, Call, Node, Pod, go_plugins, leases, note, require, testing_go};
+use super::{
+    Answer, Call, Node, PLUGINS, Pod, go_plugins, leases, note, recent_go_plugins, require,
+    testing_go,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Implementation {
@@ -24,8 +28,8 @@ pub fn ready(programs: &[&str]) -> bool {
         note("skipped: this test runs both implementations; unset GANGPLANK_TEST_PLUGINS");
         return false;
     }
-    let always = ["cni:bridge", "cni:host-local", "cni:loopback"];
-    require(&[always.as_slice(), programs].concat())
+    let go_plugins = PLUGINS.map(|plugin| format!("cni:{plugin}"));
+    require(&[&go_plugins.each_ref().map(String::as_str), programs].concat())
 }
 
 /// The programs of both iptables variants.
@@ -38,11 +42,22 @@ pub const IPTABLES: &[&str] = &[
 
 /// A node with the plugins of both implementations.
 pub fn node() -> Node {
+    node_with(&go_plugins())
+}
+
+/// A node with gangplank and the Go plugins of a directory.
+pub fn node_with(plugins: &Path) -> Node {
     let node = Node::new("node");
-    for plugin in ["bridge", "host-local", "loopback"] {
-        node.install_go_plugin(plugin);
+    for plugin in PLUGINS {
+        node.install_go_plugin_of(plugins, plugin);
     }
     node
+}
+
+/// Like [`ready`], for tests with chained plugins: returns the directory of recent Go plugins.
+pub fn ready_for_chains(programs: &[&str]) -> Option<PathBuf> {
+    let chained = ["iptables", "ip6tables", "nft"];
+    ready(&[&chained, programs].concat()).then(recent_go_plugins)?
 }
 
 impl Implementation {
@@ -50,9 +65,10 @@ impl Implementation {
     pub fn call<'n>(self, node: &'n Node, plugin: &str) -> Call<'n> {
         match self {
             Gangplank => node.cni(plugin),
-            Go => node
-                .cni(&format!("go-{plugin}"))
-                .env("CNI_PATH", &go_plugins().to_string_lossy()),
+            Go => {
+                let call = node.cni(&format!("go-{plugin}"));
+                call.env("CNI_PATH", &node.go_plugin_directory(plugin))
+            }
         }
     }
 

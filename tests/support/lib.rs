@@ -5,6 +5,8 @@
 //! Go plugins.
 
 mod call;
+mod chain;
+mod echo;
 pub mod implementation;
 pub mod namespace;
 mod node;
@@ -13,9 +15,11 @@ mod snapshot;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 pub use call::{Answer, Call, CniError, Network, small_network};
+pub use chain::{Chain, small_chain};
+pub use echo::{EchoServer, Protocol, UdpClient};
 pub use node::{Node, Pod, connect};
 pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
@@ -36,6 +40,44 @@ fn plugins_under_test() -> Option<PathBuf> {
 /// Whether the Go plugins are tested instead of gangplank's.
 pub fn testing_go() -> bool {
     plugins_under_test().is_some()
+}
+
+/// Whether the Go plugins that are tested, or compared with, support CNI 1.1.0: version 1.6.0 or newer. Since then
+/// portmap has an nftables backend.
+pub fn go_is_recent() -> bool {
+    is_recent(&plugins_under_test().unwrap_or_else(go_plugins))
+}
+
+fn is_recent(plugins: &Path) -> bool {
+    let mut version = Command::new(plugins.join("portmap"));
+    version.env_clear().env("CNI_COMMAND", "VERSION");
+    let answer = version.stdin(Stdio::null()).output();
+    answer.is_ok_and(|answer| String::from_utf8_lossy(&answer.stdout).contains("\"1.1.0\""))
+}
+
+/// The directory of recent Go plugins: [`go_plugins`], or those of Debian unstable.
+pub fn recent_go_plugins() -> Option<PathBuf> {
+    let installed = go_plugins();
+    if is_recent(&installed) {
+        return Some(installed);
+    }
+    Some(debian("sid", &["containernetworking-plugins"])?.join("usr/lib/cni"))
+}
+
+/// The directory of unpacked packages of a Debian release, with `tests/debian`. Prints the reason if there is none, and
+/// panics if the variable `CI` is set.
+pub fn debian(suite: &str, packages: &[&str]) -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../debian");
+    let output = Command::new(script).arg(suite).args(packages).output();
+    let output = output.expect("tests/debian is executable");
+    if output.status.success() {
+        let dir = String::from_utf8(output.stdout).expect("a path");
+        return Some(PathBuf::from(dir.trim_end()));
+    }
+    let why = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    note(&why);
+    None
 }
 
 /// Whether the running test must return, because the Go plugins are tested and are known to fail it for the reason
@@ -65,12 +107,15 @@ pub fn binary() -> PathBuf {
     binary
 }
 
+/// gangplank's plugins.
+pub const PLUGINS: [&str; 5] = ["bridge", "host-local", "loopback", "portmap", "firewall"];
+
 /// The file of a plugin under test. Plugins that gangplank does not have are Go plugins.
 pub fn plugin_file(plugin: &str) -> PathBuf {
-    match (plugin, plugins_under_test()) {
-        ("bridge" | "host-local" | "loopback", None) => binary(),
-        ("bridge" | "host-local" | "loopback", Some(dir)) => dir.join(plugin),
-        _ => go_plugins().join(plugin),
+    match (PLUGINS.contains(&plugin), plugins_under_test()) {
+        (true, None) => binary(),
+        (true, Some(dir)) => dir.join(plugin),
+        (false, _) => go_plugins().join(plugin),
     }
 }
 

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
 use super::namespace::{self, Namespace, on_own_thread};
-use super::{Call, Network, go_plugins, plugin_file};
+use super::{Call, Chain, Network, PLUGINS, go_plugins, plugin_file};
 
 /// A host with its own network and mount namespaces, and with empty /run and /var/lib. They are deleted when it is
 /// dropped.
@@ -35,7 +35,7 @@ impl Node {
         let namespace = Namespace::host(name).unwrap();
         let node = Node { namespace };
         node.run("ip link set lo up");
-        for plugin in ["bridge", "host-local", "loopback"] {
+        for plugin in PLUGINS {
             node.install(plugin);
         }
         node
@@ -48,8 +48,20 @@ impl Node {
 
     /// Installs a Go plugin as `go-NAME`.
     pub fn install_go_plugin(&self, plugin: &str) {
-        let file = go_plugins().join(plugin);
-        self.link_plugin(&file, &format!("go-{plugin}"));
+        self.install_go_plugin_of(&go_plugins(), plugin);
+    }
+
+    /// Installs a plugin of a directory of Go plugins as `go-NAME`.
+    pub fn install_go_plugin_of(&self, directory: &Path, plugin: &str) {
+        self.link_plugin(&directory.join(plugin), &format!("go-{plugin}"));
+    }
+
+    /// The directory of the plugin installed as `go-NAME`.
+    pub fn go_plugin_directory(&self, plugin: &str) -> String {
+        let link = format!("{}/go-{plugin}", Node::BIN);
+        let file = self.inside(|| fs::read_link(link)).unwrap();
+        let directory = file.parent().expect("a file in a directory");
+        directory.to_string_lossy().into_owned()
     }
 
     fn link_plugin(&self, file: &Path, name: &str) {
@@ -127,6 +139,11 @@ impl Node {
 
     pub fn network(&self, config: impl Into<Value>) -> Network<'_> {
         Network::new(self, config.into())
+    }
+
+    /// A list of plugins; see [`Chain`].
+    pub fn chain(&self, list: &Value) -> Chain<'_> {
+        Chain::new(self, list)
     }
 
     pub fn network_from(&self, text: &str) -> Network<'_> {

@@ -29,12 +29,41 @@
 //! - D22: if writing the cursor fails, the lease remains. D23: several range sets are not allocated in one critical
 //!   section.
 //!
+//! Chained plugins, compared with version 1.9.1 from Debian unstable:
+//! - PD1: conditions of one network apply to all, with nftables.
+//! - PD2: a repeated ADD duplicates the rules, with nftables.
+//! - PD3: DEL without portMappings removes nothing. PD14: DEL of a bad configuration fails, PD15: with another backend
+//!   it removes nothing, PD16: nor without ip6tables.
+//! - PD4: rules of an earlier address remain in front of the new ones.
+//! - PD5: a host port can be mapped to two containers.
+//! - PD6: conntrack entries of UDP remain after DEL, and ADD deletes those of other addresses.
+//! - PD7, PD8: with nftables masqAll is ignored, and neighbours are not masqueraded (`tests/netns/chain_packets`).
+//! - PD9: route_localnet is never reset, and admits packets of others to 127.0.0.0/8.
+//! - PD10: a mapping of ::1 is accepted and has no effect.
+//! - PD11: DEL of one attachment removes the rules of others of the same container.
+//! - PD12: invalid values are detected after changes were made. PD13: no address, no error.
+//! - PD17: concurrent first ADDs duplicate shared rules. PD18: the marks of two networks mix. PD19: an ACCEPT in front
+//!   of the masquerade rules stays there. PD20: CHECK ignores lost jumps. PD21: names of chains collide.
+//! - PD22: one program per rule (`tests/netns`), no GC.
+//! - FD1: an unknown backend is accepted. FD2: DEL without prevResult removes nothing. FD3: DEL removes rules of the
+//!   address's next owner. FD4: isolation rules are never removed. FD5: CHECK creates chains. FD6: IPv4 needs ip6tables.
+//! - FD7, FD8: `isolated` needs br_netfilter, and `open` accepts nothing if FORWARD drops (`tests/netns/chain_packets`).
+//! - FD9: isolation rules behind the accept rules have no effect, and stay there. FD10: CHECK ignores them. FD12: rules
+//!   of an earlier policy remain. FD13: an interface of the pod is taken for a bridge. FD14: invalid policies are
+//!   detected after changes were made, and make DEL fail. FD16: concurrent first ADDs duplicate shared rules.
+//! - FD11, FD15: firewalld (`tests/netns`).
+//!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
 mod addresses;
 mod attach;
+mod chained;
 mod check;
 mod cleanup;
+mod firewall;
+mod portmap;
+mod portmap_cleanup;
+mod portmap_packets;
 mod routes;
 
 use serde_json::{Value, json};
