@@ -22,6 +22,8 @@ pub enum Parameter {
     ArpNotify,
     /// net.ipv6.conf.*.ndisc_notify: the same for IPv6.
     NdiscNotify,
+    /// net.ipv4.conf.*.route_localnet: 127.0.0.0/8 is routed like other addresses.
+    RouteLocalnet,
 }
 
 impl Parameter {
@@ -34,6 +36,7 @@ impl Parameter {
             Parameter::KeepAddrOnDown => ("ipv6", "keep_addr_on_down"),
             Parameter::ArpNotify => ("ipv4", "arp_notify"),
             Parameter::NdiscNotify => ("ipv6", "ndisc_notify"),
+            Parameter::RouteLocalnet => ("ipv4", "route_localnet"),
         }
     }
 

@@ -221,6 +221,22 @@ impl HostPorts {
     }
 }
 
+/// Whether any container has mapped ports of a family.
+///
+/// # Errors
+/// When the tables cannot be listed.
+pub fn is_used(family: Family) -> Result<bool, Error> {
+    let in_nf_tables = FEATURE.with_existing("look for rules", |nftables| {
+        Ok(nftables.chain(nat(family), DNAT)?.is_some())
+    })?;
+    if in_nf_tables == Some(true) {
+        return Ok(true);
+    }
+    let has_table = tables::exists(Variant::Legacy, family, NAT.table)?;
+    let legacy = Iptables::of(Variant::Legacy, family, NAT).filter(|_| has_table);
+    legacy.map_or(Ok(false), |it| Ok(it.list()?.has_chain(DNAT)))
+}
+
 /// Removes the rules of a network that belong to no valid attachment.
 ///
 /// # Errors

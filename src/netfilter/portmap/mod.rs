@@ -1,6 +1,7 @@
 //! Host ports that are forwarded to a container.
 
 pub mod iptables;
+pub mod localnet;
 pub mod rules;
 
 use std::fmt;
@@ -52,6 +53,12 @@ impl PortMapping {
     pub fn applies_to(&self, family: Family) -> bool {
         self.host_ip
             .is_none_or(|address| Family::of(address) == family)
+    }
+
+    /// Whether packets to 127.0.0.1 are forwarded.
+    pub fn applies_to_loopback(&self) -> bool {
+        let addresses = self.host_address();
+        self.applies_to(Family::V4) && addresses.is_none_or(|address| address.is_loopback())
     }
 
     /// The host address that packets must have; `None` for any.

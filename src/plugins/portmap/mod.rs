@@ -12,9 +12,10 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::ipam::live::LiveAttachments;
 use crate::kernel::log;
+use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family, IfName};
-use crate::netfilter::portmap::Forwarded;
 use crate::netfilter::portmap::iptables::{self, HostPorts};
+use crate::netfilter::portmap::{Forwarded, PortMapping, SourceNat, localnet};
 use crate::plugins::plugin::Plugin;
 use crate::plugins::portmap::config::{PortmapConfig, PortmapKeys};
 use crate::undo::Undo;
@@ -43,20 +44,21 @@ impl Plugin for Portmap {
         let ports = HostPorts::of(&self.network, &target.attachment);
         if self.config.mappings.is_empty() {
             // Of an earlier ADD with ports.
-            ports.remove()?;
+            remove(&ports)?;
             return Ok(previous.clone());
         }
         let addresses = addresses(previous, &target.attachment.interface)?;
         let forwarded = self.forwarded(&addresses);
         let removed = ports.clone();
-        undo.push(move || removed.remove());
+        undo.push(move || remove(&removed));
         log::timed_span("portmap", || ports.install(&forwarded, &is_alive))?;
+        self.enable_loopback(&addresses)?;
         Ok(previous.clone())
     }
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
         let ports = HostPorts::of(&request.conf.name, &target.attachment);
-        log::timed_span("portmap", || ports.remove())
+        log::timed_span("portmap", || remove(&ports))
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
@@ -79,6 +81,32 @@ impl Plugin for Portmap {
 }
 
 impl Portmap {
+    /// Lets connections from 127.0.0.1 leave by the interface that leads to the container.
+    fn enable_loopback(&self, addresses: &[Cidr]) -> Result<(), Error> {
+        let mut mappings = self.config.mappings.iter();
+        let is_needed = mappings.any(PortMapping::applies_to_loopback)
+            && self.config.settings.source_nat != SourceNat::None;
+        let address = addresses.iter().find(|it| it.family() == Family::V4);
+        let Some(address) = address.filter(|_| is_needed) else {
+            return Ok(());
+        };
+        let host = host_netlink()?;
+        // Without a route, other clients may still reach the container.
+        let Ok(route) = host.route_to(address.address(), None) else {
+            return Ok(());
+        };
+        let link = route.link.map(|index| host.link_at(index));
+        let link = link.transpose().map_err(|cause| {
+            Error::failed(format!(
+                "portmap: cannot look up the interface of {address}: {cause}"
+            ))
+        })?;
+        match link.flatten().and_then(|link| link.name.parse().ok()) {
+            Some(name) => localnet::enable(&name),
+            None => Ok(()),
+        }
+    }
+
     fn previous(&self, missing: &str) -> Result<&AddResult, Error> {
         self.previous
             .as_ref()
@@ -92,6 +120,15 @@ impl Portmap {
             settings: &self.config.settings,
         });
         forwarded.collect()
+    }
+}
+
+/// Removes the mapped ports of a container, and with the last one route_localnet.
+fn remove(ports: &HostPorts) -> Result<(), Error> {
+    ports.remove()?;
+    match localnet::enabled()?.is_empty() || iptables::is_used(Family::V4)? {
+        true => Ok(()),
+        false => localnet::disable_all(),
     }
 }
 
