@@ -39,3 +39,31 @@ pub fn transaction(table: &str, lines: &[String]) -> Option<String> {
     let change = || format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
     (!lines.is_empty()).then(change)
 }
+
+/// For tests: the listing after scripts ran on an empty table.
+#[cfg(test)]
+pub fn listing_after(scripts: &[&str]) -> Listing {
+    let mut listing = Listing::default();
+    for line in scripts.iter().flat_map(|script| script.lines()) {
+        let (command, rest) = line.split_once(' ').unwrap_or_default();
+        match command {
+            "-N" => listing.chains.push(rest.to_owned()),
+            "-X" => listing.chains.retain(|chain| chain != rest),
+            "-F" => listing
+                .rules
+                .retain(|rule| !rule.starts_with(&format!("-A {rest} "))),
+            "-A" => listing.rules.push(line.to_owned()),
+            "-I" => {
+                let (chain, rule) = rest.split_once(" 1 ").unwrap();
+                listing.rules.insert(0, format!("-A {chain} {rule}"));
+            }
+            "-D" => {
+                let rule = format!("-A {rest}");
+                let index = listing.rules.iter().position(|it| *it == rule);
+                listing.rules.remove(index.expect("the rule exists"));
+            }
+            _ => {}
+        }
+    }
+    listing
+}

@@ -1,5 +1,6 @@
 //! Packet filter entries that attachments own, in iptables and nftables.
 
+pub mod firewall;
 pub mod forward;
 pub(crate) mod iptables;
 pub mod iptables_save;

@@ -37,6 +37,7 @@ pub fn named(name: &str) -> Option<Entry> {
 
 registry! {
     "bridge" => bridge::Bridge,
+    "firewall" => firewall::FirewallPlugin,
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
     "portmap" => portmap::Portmap,

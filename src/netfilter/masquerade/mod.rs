@@ -1,6 +1,6 @@
 //! Masquerading: packets of a container that leave its subnet get the address of the host.
 
-mod comment;
+pub mod comment;
 mod inventory;
 mod iptables_nft;
 mod nftables;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::netfilter::iptables_save::listing_after;
 use crate::netfilter::portmap::Settings;
 
 const NAME: &str = "CNI-DN-c37c1b09cd1a8a00aefa6";
@@ -38,33 +39,6 @@ fn forwarded<'a>(
         mappings,
         settings,
     }
-}
-
-/// The listing after scripts ran on an empty table.
-fn listing_after(scripts: &[&str]) -> Listing {
-    let mut listing = Listing::default();
-    for line in scripts.iter().flat_map(|script| script.lines()) {
-        let (command, rest) = line.split_once(' ').unwrap_or_default();
-        match command {
-            "-N" => listing.chains.push(rest.to_owned()),
-            "-X" => listing.chains.retain(|chain| chain != rest),
-            "-F" => listing
-                .rules
-                .retain(|rule| !rule.starts_with(&format!("-A {rest} "))),
-            "-A" => listing.rules.push(line.to_owned()),
-            "-I" => {
-                let (chain, rule) = rest.split_once(" 1 ").unwrap();
-                listing.rules.insert(0, format!("-A {chain} {rule}"));
-            }
-            "-D" => {
-                let rule = format!("-A {rest}");
-                let index = listing.rules.iter().position(|it| *it == rule);
-                listing.rules.remove(index.expect("the rule exists"));
-            }
-            _ => {}
-        }
-    }
-    listing
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! The keys of `firewall`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cni::json::JsonCursor;
+use crate::error::Error;
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct FirewallKeys {
+    pub backend: Option<String>,
+    pub iptables_admin_chain_name: String,
+    pub firewalld_zone: String,
+    pub ingress_policy: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Iptables,
+    Nftables,
+    Firewalld,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IngressPolicy {
+    Open,
+    SameBridge,
+    Isolated,
+}
+
+/// A `firewall` configuration.
+#[derive(Clone, Debug)]
+pub struct FirewallConfig {
+    /// `None` for the default.
+    pub backend: Option<Backend>,
+    pub admin_chain: String,
+    pub zone: String,
+    pub policy: IngressPolicy,
+}
+
+impl FirewallConfig {
+    /// # Errors
+    /// Code 6 for a wrong type, 7 for a wrong value; each names the key.
+    pub fn parse(root: &JsonCursor) -> Result<FirewallConfig, Error> {
+        let keys: FirewallKeys = root.read()?;
+        let invalid = |key: &str, value: &str, wanted: &str| {
+            Err(Error::config(key, format!("{value:?}"), wanted))
+        };
+        let backend = match keys.backend.as_deref() {
+            None | Some("") => None,
+            Some("iptables") => Some(Backend::Iptables),
+            Some("nftables") => Some(Backend::Nftables),
+            Some("firewalld") => Some(Backend::Firewalld),
+            Some(other) => {
+                let wanted = "it must be \"iptables\", \"nftables\" or \"firewalld\"";
+                return invalid("backend", other, wanted);
+            }
+        };
+        let policy = match keys.ingress_policy.as_str() {
+            "" | "open" => IngressPolicy::Open,
+            "same-bridge" => IngressPolicy::SameBridge,
+            "isolated" => IngressPolicy::Isolated,
+            other => {
+                let wanted =
+                    "unknown ingress policy: it must be \"open\", \"same-bridge\" or \"isolated\"";
+                return invalid("ingressPolicy", other, wanted);
+            }
+        };
+        let admin_chain = match keys.iptables_admin_chain_name {
+            name if name.is_empty() => "CNI-ADMIN".to_owned(),
+            name => name,
+        };
+        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+        // XT_EXTENSION_MAXNAMELEN (linux/netfilter/x_tables.h)
+        if admin_chain.len() > 28
+            || admin_chain.starts_with('-')
+            || !admin_chain.chars().all(is_valid)
+        {
+            let wanted = "it must be the name of a chain: 1 to 28 letters, digits, \"-\", \"_\", \".\" and \":\"";
+            return invalid("iptablesAdminChainName", &admin_chain, wanted);
+        }
+        Ok(FirewallConfig {
+            backend,
+            admin_chain,
+            zone: match keys.firewalld_zone {
+                zone if zone.is_empty() => "trusted".to_owned(),
+                zone => zone,
+            },
+            policy,
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! The `firewall` plugin: accepts the packets of a container that the host forwards, and isolates bridges.
+
+pub mod config;
+
+use std::net::IpAddr;
+
+use crate::cni::environment::{DelTarget, Target};
+use crate::cni::json::{KeyPaths, key_paths};
+use crate::cni::names::NetworkName;
+use crate::cni::request::Request;
+use crate::cni::result::AddResult;
+use crate::error::Error;
+use crate::kernel::log;
+use crate::kernel::netlink::{Kind, Netlink};
+use crate::link::namespace::host_netlink;
+use crate::net::IfName;
+use crate::netfilter::firewall::Ingress;
+use crate::netfilter::firewall::iptables::{self, Firewall, Settings};
+use crate::plugins::firewall::config::{FirewallConfig, FirewallKeys, IngressPolicy};
+use crate::plugins::plugin::Plugin;
+use crate::undo::Undo;
+
+/// A valid request for ADD, CHECK or STATUS.
+pub struct FirewallPlugin {
+    network: NetworkName,
+    config: FirewallConfig,
+    previous: Option<AddResult>,
+}
+
+impl Plugin for FirewallPlugin {
+    const KEYS: &'static [fn() -> KeyPaths] = &[key_paths::<FirewallKeys>];
+
+    fn parse(request: &Request) -> Result<FirewallPlugin, Error> {
+        let conf = &request.conf;
+        Ok(FirewallPlugin {
+            network: conf.name.clone(),
+            previous: conf.prev_result()?,
+            config: FirewallConfig::parse(&conf.root())?,
+        })
+    }
+
+    fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
+        let previous = self.previous()?;
+        let settings = self.settings(previous)?;
+        let firewall = Firewall::of(&self.network, &target.attachment);
+        let addresses = addresses(previous);
+        let installed = firewall.clone();
+        undo.push(move || installed.remove(&[], &leads_to));
+        log::timed_span("firewall", || firewall.install(&addresses, &settings))?;
+        Ok(previous.clone())
+    }
+
+    fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
+        // Reads only what names resources: an invalid key or prevResult does not prevent the removal.
+        let previous = request.conf.prev_result().ok().flatten();
+        let known = previous.as_ref().map(addresses).unwrap_or_default();
+        let firewall = Firewall::of(&request.conf.name, &target.attachment);
+        log::timed_span("firewall", || firewall.remove(&known, &leads_to))
+    }
+
+    fn check(&self, target: &Target) -> Result<(), Error> {
+        let previous = self.previous()?;
+        let settings = self.settings(previous)?;
+        let firewall = Firewall::of(&self.network, &target.attachment);
+        firewall.check(&addresses(previous), &settings)
+    }
+
+    fn gc(request: &Request) -> Result<(), Error> {
+        match request.conf.valid_attachments()? {
+            Some(valid) => iptables::gc(&request.conf.name, &valid, &leads_to),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FirewallPlugin {
+    fn previous(&self) -> Result<&AddResult, Error> {
+        let missing = "firewall: missing prevResult from earlier plugin";
+        self.previous.as_ref().ok_or_else(|| Error::failed(missing))
+    }
+
+    fn settings(&self, previous: &AddResult) -> Result<Settings, Error> {
+        Ok(Settings {
+            admin_chain: self.config.admin_chain.clone(),
+            ingress: match self.config.policy {
+                IngressPolicy::Open => Ingress::Open,
+                IngressPolicy::SameBridge => Ingress::SameBridge(bridge_of(previous)?),
+                IngressPolicy::Isolated => Ingress::Isolated(bridge_of(previous)?),
+            },
+        })
+    }
+}
+
+/// All addresses of prevResult, as with the Go plugin.
+fn addresses(previous: &AddResult) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for ip in &previous.ips {
+        if !addresses.contains(&ip.address.address()) {
+            addresses.push(ip.address.address());
+        }
+    }
+    addresses
+}
+
+/// The bridge of the host that prevResult lists first.
+fn bridge_of(previous: &AddResult) -> Result<IfName, Error> {
+    let invalid = |what: String| {
+        let error = Error::failed(format!(
+            "firewall: interface needs to be set for ingress policy: {what}"
+        ));
+        Err(error.details(
+            "a plugin such as bridge, which lists its bridge first, must precede in the chain",
+        ))
+    };
+    let Some(first) = previous.interfaces.first() else {
+        return invalid("prevResult has no interfaces".to_owned());
+    };
+    let Ok(name) = first.name.parse::<IfName>() else {
+        return invalid(format!("{:?} is no interface name", first.name));
+    };
+    let link = host_netlink()?.link(&name);
+    let link =
+        link.map_err(|cause| Error::failed(format!("firewall: cannot look up {name}: {cause}")))?;
+    match link {
+        Some(link) if link.kind == Kind::Bridge && first.sandbox.is_empty() => Ok(name),
+        _ => invalid(format!(
+            "interfaces[0] of prevResult is {name}, which is no bridge of the host"
+        )),
+    }
+}
+
+fn leads_to(address: IpAddr) -> Option<String> {
+    let host = Netlink::open().ok()?;
+    let link = host.route_to(address, None).ok()?.link?;
+    Some(host.link_at(link).ok()??.name)
+}
