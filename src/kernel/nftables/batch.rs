@@ -3,16 +3,14 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
 use super::attribute::Attributes;
-use super::element::{self, Element};
-use super::expression::address_length;
+use super::element::{self, Element, MapType};
 use super::message::Message;
 use super::rule::{Rule, rules_of};
 use super::uapi::*;
 use super::{Generation, Table};
-use crate::net::Family;
 
-/// The number of elements in one message: an attribute has at most 64 KiB (`nla_len`), the key of an IPv6 element 28
-/// bytes.
+/// The number of elements in one message: an attribute has at most 64 KiB (`nla_len`), and of the longest keys, an IPv6
+/// address with protocol and port, each takes 32 bytes.
 const MAX_ELEMENTS: usize = 2000;
 
 /// A chain with a hook.
@@ -29,6 +27,7 @@ pub struct BaseChain {
 pub enum Hook {
     Prerouting,
     Forward,
+    Output,
     Postrouting,
 }
 
@@ -37,6 +36,7 @@ impl Hook {
         match self {
             Hook::Prerouting => NF_INET_PRE_ROUTING,
             Hook::Forward => NF_INET_FORWARD,
+            Hook::Output => NF_INET_LOCAL_OUT,
             Hook::Postrouting => NF_INET_POST_ROUTING,
         }
     }
@@ -69,22 +69,11 @@ impl Batch {
         self.push(0, Message::new(NFT_MSG_DELTABLE, table, name));
     }
 
-    /// Creates a map from addresses to verdicts unless it exists.
-    pub fn create_map(&mut self, table: Table, name: &str, family: Family) {
-        // Only nft(8) uses the type: TYPE_IPADDR and TYPE_IP6ADDR (nftables, include/datatype.h).
-        let key_type = match family {
-            Family::V4 => 7,
-            Family::V6 => 8,
-        };
-        let map = Attributes::default()
-            .put_strz(NFTA_SET_TABLE, table.name)
-            .put_strz(NFTA_SET_NAME, name)
-            .put_be32(NFTA_SET_FLAGS, NFT_SET_MAP)
-            .put_be32(NFTA_SET_KEY_TYPE, key_type)
-            .put_be32(NFTA_SET_KEY_LEN, address_length(family))
-            .put_be32(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT)
-            // Identifies the set within this batch.
-            .put_be32(NFTA_SET_ID, self.messages.len() as u32);
+    /// Creates a map unless it exists.
+    pub fn create_map(&mut self, table: Table, name: &str, map_type: MapType) {
+        // The ID identifies the map within this batch.
+        let map = map_type.attributes(table, name);
+        let map = map.put_be32(NFTA_SET_ID, self.messages.len() as u32);
         self.push(NLM_F_CREATE, Message::new(NFT_MSG_NEWSET, table, map));
     }
 
@@ -135,7 +124,7 @@ impl Batch {
         self.push(0, Message::new(NFT_MSG_DELRULE, table, rule));
     }
 
-    /// Adds an element to a map; refused if the map has one with this address.
+    /// Adds an element to a map; refused if the map has one with this key.
     pub fn add_element(&mut self, table: Table, map: &str, element: &Element) {
         let element = element::list(table, map, [element.attributes()].iter());
         let message = Message::new(NFT_MSG_NEWSETELEM, table, element);
@@ -149,7 +138,7 @@ impl Batch {
         map: &str,
         elements: impl Iterator<Item = &'a Element>,
     ) {
-        let keys: Vec<_> = elements.map(|it| element::key(it.address)).collect();
+        let keys: Vec<_> = elements.map(|it| element::key(&it.key)).collect();
         for keys in keys.chunks(MAX_ELEMENTS) {
             let elements = element::list(table, map, keys.iter());
             self.push(0, Message::new(NFT_MSG_DELSETELEM, table, elements));

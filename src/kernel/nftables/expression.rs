@@ -30,16 +30,24 @@ impl Expressions {
 
     /// Loads metadata of the packet (NFT_META_*).
     pub fn meta(self, key: u32) -> Expressions {
+        self.meta_to(NFT_REG_1, key)
+    }
+
+    fn meta_to(self, register: u32, key: u32) -> Expressions {
         let data = Attributes::default()
             .put_be32(NFTA_META_KEY, key)
-            .put_be32(NFTA_META_DREG, NFT_REG_1);
+            .put_be32(NFTA_META_DREG, register);
         self.push("meta", data)
     }
 
     /// Loads bytes of a header (NFT_PAYLOAD_*).
     pub fn payload(self, base: u32, bytes: Range<u32>) -> Expressions {
+        self.payload_to(NFT_REG_1, base, bytes)
+    }
+
+    fn payload_to(self, register: u32, base: u32, bytes: Range<u32>) -> Expressions {
         let data = Attributes::default()
-            .put_be32(NFTA_PAYLOAD_DREG, NFT_REG_1)
+            .put_be32(NFTA_PAYLOAD_DREG, register)
             .put_be32(NFTA_PAYLOAD_BASE, base)
             .put_be32(NFTA_PAYLOAD_OFFSET, bytes.start)
             .put_be32(NFTA_PAYLOAD_LEN, bytes.end - bytes.start);
@@ -126,14 +134,89 @@ impl Expressions {
         self.push("masq", data)
     }
 
+    /// Loads fields of the packet into consecutive registers: a concatenation.
+    pub fn load(self, fields: &[Load]) -> Expressions {
+        let (mut loaded, mut slot) = (self, 0);
+        for field in fields {
+            let register = register(slot);
+            loaded = match *field {
+                Load::Protocol => loaded.meta_to(register, NFT_META_L4PROTO),
+                // In the headers of TCP, UDP and SCTP, the destination port follows the source port.
+                Load::DestinationPort => {
+                    loaded.payload_to(register, NFT_PAYLOAD_TRANSPORT_HEADER, 2..4)
+                }
+                Load::Source(family) => {
+                    let start = source_offset(family);
+                    let bytes = start..start + address_length(family);
+                    loaded.payload_to(register, NFT_PAYLOAD_NETWORK_HEADER, bytes)
+                }
+                Load::Destination(family) => {
+                    let start = destination_offset(family);
+                    let bytes = start..start + address_length(family);
+                    loaded.payload_to(register, NFT_PAYLOAD_NETWORK_HEADER, bytes)
+                }
+                Load::OriginalDestinationPort => {
+                    let data = Attributes::default()
+                        .put_be32(NFTA_CT_DREG, register)
+                        .put_be32(NFTA_CT_KEY, NFT_CT_PROTO_DST)
+                        .put(NFTA_CT_DIRECTION, &[IP_CT_DIR_ORIGINAL]);
+                    loaded.push("ct", data)
+                }
+            };
+            slot += field.length().div_ceil(4);
+        }
+        loaded
+    }
+
     /// Applies the verdict that a map has for the loaded value.
     pub fn verdict_map(self, map: &str) -> Expressions {
+        self.lookup(map, NFT_REG_VERDICT)
+    }
+
+    fn lookup(self, map: &str, register: u32) -> Expressions {
         let data = Attributes::default()
             .put_strz(NFTA_LOOKUP_SET, map)
             .put_be32(NFTA_LOOKUP_SREG, NFT_REG_1)
-            .put_be32(NFTA_LOOKUP_DREG, NFT_REG_VERDICT)
+            .put_be32(NFTA_LOOKUP_DREG, register)
             .put_be32(NFTA_LOOKUP_FLAGS, 0);
         self.push("lookup", data)
+    }
+
+    /// Translates the destination to the address and port that a map has for the loaded value.
+    pub fn destination_nat(self, family: Family, map: &str) -> Expressions {
+        let port = register(address_length(family) / 4);
+        let nat = Attributes::default()
+            .put_be32(NFTA_NAT_TYPE, NFT_NAT_DNAT)
+            .put_be32(NFTA_NAT_FAMILY, nfproto(family).into())
+            .put_be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1)
+            .put_be32(NFTA_NAT_REG_ADDR_MAX, NFT_REG_1)
+            .put_be32(NFTA_NAT_REG_PROTO_MIN, port)
+            .put_be32(NFTA_NAT_REG_PROTO_MAX, port)
+            .put_be32(
+                NFTA_NAT_FLAGS,
+                NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED,
+            );
+        self.lookup(map, NFT_REG_1).push("nat", nat)
+    }
+
+    /// Matches packets to an address of the host (`fib daddr type local`).
+    pub fn local_destination(self) -> Expressions {
+        let data = Attributes::default()
+            .put_be32(NFTA_FIB_DREG, NFT_REG_1)
+            .put_be32(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
+            .put_be32(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR);
+        self.push("fib", data)
+            .cmp(NFT_CMP_EQ, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// Matches connections that have one of these bits in a field of their entry (NFT_CT_*).
+    pub fn connection(self, key: u32, bits: u32) -> Expressions {
+        let data = Attributes::default()
+            .put_be32(NFTA_CT_DREG, NFT_REG_1)
+            .put_be32(NFTA_CT_KEY, key);
+        self.push("ct", data)
+            .bitwise_and(&bits.to_ne_bytes())
+            .cmp(NFT_CMP_NEQ, &[0; 4])
     }
 
     /// The same expressions as kernels before 5.6 list them, which lack NFTA_BITWISE_OP.
@@ -159,6 +242,38 @@ impl Expressions {
 
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
+    }
+}
+
+/// A field of a packet or its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// `meta l4proto`
+    Protocol,
+    /// `th dport`
+    DestinationPort,
+    Source(Family),
+    Destination(Family),
+    /// `ct original proto-dst`
+    OriginalDestinationPort,
+}
+
+impl Load {
+    /// In bytes.
+    fn length(self) -> u32 {
+        match self {
+            Load::Protocol => 1,
+            Load::DestinationPort | Load::OriginalDestinationPort => 2,
+            Load::Source(family) | Load::Destination(family) => address_length(family),
+        }
+    }
+}
+
+/// The register that begins at a slot of four bytes, as the kernel lists it (`nft_dump_register`).
+fn register(slot: u32) -> u32 {
+    match slot.is_multiple_of(4) {
+        true => NFT_REG_1 + slot / 4,
+        false => NFT_REG32_00 + slot,
     }
 }
 

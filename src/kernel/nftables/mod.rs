@@ -13,7 +13,6 @@ mod socket;
 mod uapi;
 
 use std::io;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -25,7 +24,8 @@ use crate::net::Family;
 use attribute::{Attributes, get_be32};
 pub use batch::{BaseChain, Batch, Hook};
 pub use compat::{CompatRule, Field, Target, comment};
-pub use element::Element;
+pub use element::{Element, Field as MapField, MapType, Value, address_key, concatenation};
+pub use expression::Load;
 use expression::nfproto;
 use message::Message;
 use rule::rules_of;
@@ -242,7 +242,7 @@ impl Nftables {
         })
     }
 
-    /// The elements of a map from addresses to chains; empty if the map does not exist.
+    /// The elements of a map; empty if the map does not exist.
     ///
     /// # Errors
     /// As [`Nftables::rules`].
@@ -253,8 +253,8 @@ impl Nftables {
         })?;
         // The kernel lists an element twice if it resizes the hash table meanwhile (nft_rhash_walk,
         // net/netfilter/nft_set_hash.c).
-        elements.sort_by_key(|element| element.address);
-        elements.dedup_by_key(|element| element.address);
+        elements.sort_by(|one, other| one.key.cmp(&other.key));
+        elements.dedup_by(|one, other| one.key == other.key);
         Ok(elements)
     }
 
@@ -274,7 +274,7 @@ impl Nftables {
         Err(NftablesError::Changed)
     }
 
-    /// The element with an address in a map from addresses to chains; `None` if it does not exist.
+    /// The element with a key; `None` if it does not exist.
     ///
     /// # Errors
     /// If the kernel refuses the query.
@@ -282,9 +282,9 @@ impl Nftables {
         &self,
         table: Table,
         map: &str,
-        address: IpAddr,
+        key: &[u8],
     ) -> Result<Option<Element>, NftablesError> {
-        let wanted = element::list(table, map, [element::key(address)].iter());
+        let wanted = element::list(table, map, [element::key(key)].iter());
         let request = Message::new(NFT_MSG_GETSETELEM, table, wanted);
         let answer = not_found_as_none(self.socket.fetch(request))?;
         Ok(answer.and_then(|answer| element::parse(&answer).into_iter().next()))

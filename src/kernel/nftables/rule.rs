@@ -8,7 +8,7 @@ use super::attribute::{
 };
 use super::comment::{comment_of, userdata};
 use super::expression::{
-    Expressions, address_length, destination_offset, name_of, nfproto, source_offset,
+    Expressions, Load, address_length, destination_offset, name_of, nfproto, source_offset,
 };
 use super::uapi::*;
 use crate::kernel::nat::PortAllocation;
@@ -25,6 +25,14 @@ pub enum Match {
     /// The output interface.
     Output(IfName),
     EthernetSource(Mac),
+    /// The source network.
+    Source(Cidr),
+    /// The destination is an address of the host.
+    LocalDestination,
+    /// The destination of the connection was translated (`ct status dnat`).
+    DestinationTranslated,
+    /// `ct state established,related`
+    Established,
 }
 
 /// The last expressions of a rule.
@@ -33,8 +41,10 @@ pub enum Action {
     Return,
     Drop,
     Jump(String),
-    /// Looks up the source address, of that family, in a verdict map.
-    SourceMap(Family, &'static str),
+    /// Continues in the chain that a map has for these fields.
+    VerdictMap(Vec<Load>, &'static str),
+    /// Translates the destination to the address, of that family, and the port that a map has for these fields.
+    DestinationMap(Family, Vec<Load>, &'static str),
     Accept,
     Masquerade(PortAllocation),
     SourceNat(IpAddr, PortAllocation),
@@ -119,6 +129,12 @@ impl Match {
             Match::EthernetSource(mac) => so_far
                 .payload(NFT_PAYLOAD_LL_HEADER, 6..12)
                 .cmp(NFT_CMP_EQ, &mac.bytes()),
+            Match::Source(cidr) => so_far.network(source_offset(cidr.family()), NFT_CMP_EQ, *cidr),
+            Match::LocalDestination => so_far.local_destination(),
+            Match::DestinationTranslated => so_far.connection(NFT_CT_STATUS, IPS_DST_NAT),
+            Match::Established => {
+                so_far.connection(NFT_CT_STATE, CT_STATE_ESTABLISHED | CT_STATE_RELATED)
+            }
         }
     }
 }
@@ -132,13 +148,9 @@ impl Action {
             Action::Accept => so_far.verdict(NF_ACCEPT, None),
             Action::Masquerade(ports) => so_far.masquerade(*ports),
             Action::SourceNat(address, ports) => so_far.source_nat(*address, *ports),
-            Action::SourceMap(family, map) => {
-                let start = source_offset(*family);
-                let address = start..start + address_length(*family);
-                Match::Family(*family)
-                    .add_to(so_far)
-                    .payload(NFT_PAYLOAD_NETWORK_HEADER, address)
-                    .verdict_map(map)
+            Action::VerdictMap(fields, map) => so_far.load(fields).verdict_map(map),
+            Action::DestinationMap(family, fields, map) => {
+                so_far.load(fields).destination_nat(*family, map)
             }
         }
     }

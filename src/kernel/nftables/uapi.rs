@@ -18,10 +18,12 @@ pub const NF_ACCEPT: i32 = 1;
 // On bridges, NF_BR_PRE_ROUTING and so on have the same values (linux/netfilter_bridge.h).
 pub const NF_INET_PRE_ROUTING: u32 = 0;
 pub const NF_INET_FORWARD: u32 = 2;
+pub const NF_INET_LOCAL_OUT: u32 = 3;
 pub const NF_INET_POST_ROUTING: u32 = 4;
 
 // linux/netfilter/nf_nat.h
 pub const NF_NAT_RANGE_MAP_IPS: u32 = 1;
+pub const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 // linux/if.h
@@ -46,6 +48,7 @@ pub const NFT_MSG_GETGEN: u16 = 16;
 // enum nft_registers
 pub const NFT_REG_VERDICT: u32 = 0;
 pub const NFT_REG_1: u32 = 1;
+pub const NFT_REG32_00: u32 = 8;
 
 // enum nft_verdicts
 pub const NFT_JUMP: i32 = -3;
@@ -85,6 +88,7 @@ pub const NFTA_SET_FLAGS: u16 = 3;
 pub const NFTA_SET_KEY_TYPE: u16 = 4;
 pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DATA_TYPE: u16 = 6;
+pub const NFTA_SET_DATA_LEN: u16 = 7;
 pub const NFTA_SET_ID: u16 = 10;
 pub const NFT_SET_MAP: u32 = 8;
 
@@ -117,6 +121,7 @@ pub const NFTA_META_KEY: u16 = 2;
 pub const NFT_META_IIFNAME: u32 = 6;
 pub const NFT_META_OIFNAME: u32 = 7;
 pub const NFT_META_NFPROTO: u32 = 15;
+pub const NFT_META_L4PROTO: u32 = 16;
 
 // enum nft_payload_attributes, enum nft_payload_bases
 pub const NFTA_PAYLOAD_DREG: u16 = 1;
@@ -125,6 +130,7 @@ pub const NFTA_PAYLOAD_OFFSET: u16 = 3;
 pub const NFTA_PAYLOAD_LEN: u16 = 4;
 pub const NFT_PAYLOAD_LL_HEADER: u32 = 0;
 pub const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+pub const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 
 // enum nft_bitwise_attributes, enum nft_bitwise_ops
 pub const NFTA_BITWISE_SREG: u16 = 1;
@@ -153,8 +159,35 @@ pub const NFTA_NAT_TYPE: u16 = 1;
 pub const NFTA_NAT_FAMILY: u16 = 2;
 pub const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
 pub const NFTA_NAT_REG_ADDR_MAX: u16 = 4;
+pub const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+pub const NFTA_NAT_REG_PROTO_MAX: u16 = 6;
 pub const NFTA_NAT_FLAGS: u16 = 7;
 pub const NFT_NAT_SNAT: u32 = 0;
+pub const NFT_NAT_DNAT: u32 = 1;
+
+// enum nft_fib_attributes, enum nft_fib_result, enum nft_fib_flags
+pub const NFTA_FIB_DREG: u16 = 1;
+pub const NFTA_FIB_RESULT: u16 = 2;
+pub const NFTA_FIB_FLAGS: u16 = 3;
+pub const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+pub const NFTA_FIB_F_DADDR: u32 = 1 << 1;
+
+// linux/rtnetlink.h
+pub const RTN_LOCAL: u32 = 2;
+
+// enum nft_ct_attributes, enum nft_ct_keys
+pub const NFTA_CT_DREG: u16 = 1;
+pub const NFTA_CT_KEY: u16 = 2;
+pub const NFTA_CT_DIRECTION: u16 = 3;
+pub const NFT_CT_STATE: u32 = 0;
+pub const NFT_CT_STATUS: u32 = 2;
+pub const NFT_CT_PROTO_DST: u32 = 12;
+
+// linux/netfilter/nf_conntrack_common.h; states as bits (NF_CT_STATE_BIT)
+pub const IP_CT_DIR_ORIGINAL: u8 = 0;
+pub const IPS_DST_NAT: u32 = 1 << 5;
+pub const CT_STATE_ESTABLISHED: u32 = 1 << 1;
+pub const CT_STATE_RELATED: u32 = 1 << 2;
 
 // enum nft_masq_attributes
 pub const NFTA_MASQ_FLAGS: u16 = 1;

@@ -29,8 +29,8 @@ use std::net::IpAddr;
 use crate::cni::names::NetworkName;
 use crate::error::Error;
 use crate::kernel::nftables::{
-    Action, BaseChain, Batch, Element, Hook, Nftables, NftablesError, Rule, RuleEntry, Table,
-    TableFamily,
+    Action, BaseChain, Batch, Element, Hook, Load, MapField, MapType, Match, Nftables,
+    NftablesError, Rule, RuleEntry, Table, TableFamily, address_key,
 };
 use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
@@ -96,13 +96,9 @@ pub fn install(
         }
         for address in addresses {
             let map = map_of(address.family());
-            let element = Element {
-                address: address.address(),
-                chain: chain.clone(),
-                comment: comment.comment().to_owned(),
-            };
+            let element = Element::to_chain(address.address(), &chain, comment.comment());
             // Of the previous owner of the address, or of an earlier ADD of this attachment.
-            if let Some(old) = nftables.element(TABLE, map, element.address)? {
+            if let Some(old) = nftables.element(TABLE, map, &element.key)? {
                 batch.delete_elements(TABLE, map, [old].iter());
             }
             batch.add_element(TABLE, map, &element);
@@ -211,8 +207,8 @@ pub fn entries(nftables: &Nftables) -> Result<Vec<NftablesEntry>, NftablesError>
         .iter()
         .all(|rule| holds(&rules, POSTROUTING.name, rule));
     let elements = listed(nftables)?.into_iter().map(|it| NftablesEntry {
-        address: Some(it.address),
-        is_in_force: has_base && rules.iter().any(|rule| rule.chain == it.chain),
+        address: it.address(),
+        is_in_force: has_base && rules.iter().any(|rule| it.chain() == Some(&rule.chain)),
         comment: it.comment,
     });
     let theirs = nftables.rules(GO_TABLE, Some(GO_CHAIN))?;
@@ -281,8 +277,8 @@ fn without_element(
 ) -> Result<Option<String>, NftablesError> {
     for address in addresses {
         let (ip, map) = (address.address(), map_of(address.family()));
-        let element = nftables.element(TABLE, map, ip)?;
-        if !element.is_some_and(|it| it.chain == chain && comment.matches(&it.comment)) {
+        let element = nftables.element(TABLE, map, &address_key(ip))?;
+        if !element.is_some_and(|it| it.chain() == Some(chain) && comment.matches(&it.comment)) {
             return Ok(Some(format!("{ip} lacks its element in the map {map}")));
         }
     }
@@ -306,8 +302,23 @@ fn map_of(family: Family) -> &'static str {
     }
 }
 
+fn map_type(family: Family) -> MapType {
+    MapType {
+        key: match family {
+            Family::V4 => &[MapField::Ipv4],
+            Family::V6 => &[MapField::Ipv6],
+        },
+        value: &[],
+    }
+}
+
 fn base_rules() -> [Rule; 2] {
-    Family::BOTH.map(|family| Rule::new(vec![], Action::SourceMap(family, map_of(family))))
+    Family::BOTH.map(|family| {
+        Rule::new(
+            vec![Match::Family(family)],
+            Action::VerdictMap(vec![Load::Source(family)], map_of(family)),
+        )
+    })
 }
 
 fn holds(present: &[RuleEntry], chain: &str, rule: &Rule) -> bool {
@@ -325,7 +336,7 @@ fn complete_base(batch: &mut Batch, present: &[RuleEntry]) {
     }
     batch.create_table(TABLE);
     for family in Family::BOTH {
-        batch.create_map(TABLE, map_of(family), family);
+        batch.create_map(TABLE, map_of(family), map_type(family));
     }
     batch.create_base_chain(TABLE, POSTROUTING);
     for rule in &missing {
@@ -341,7 +352,8 @@ fn elements_of(
 ) -> Result<Vec<Element>, NftablesError> {
     let mut elements = Vec::new();
     for address in addresses {
-        let element = nftables.element(TABLE, map_of(Family::of(*address)), *address)?;
+        let element =
+            nftables.element(TABLE, map_of(Family::of(*address)), &address_key(*address))?;
         elements.extend(element.filter(|it| comment.matches(&it.comment)));
     }
     if addresses.is_empty() || elements.len() < addresses.len() {
@@ -368,14 +380,17 @@ fn removal(
 ) -> Result<Batch, NftablesError> {
     let mut batch = Batch::default();
     for family in Family::BOTH {
-        let of_family = |element: &&Element| Family::of(element.address) == family;
+        let of_family = |element: &&Element| element.address().map(Family::of) == Some(family);
         batch.delete_elements(TABLE, map_of(family), elements.iter().filter(of_family));
     }
     let Some(uses) = nftables.chain(TABLE, chain)? else {
         return Ok(batch);
     };
     let rules = nftables.rules(TABLE, Some(chain))?.len();
-    let going = elements.iter().filter(|it| it.chain == chain).count();
+    let going = elements
+        .iter()
+        .filter(|it| it.chain() == Some(chain))
+        .count();
     if uses as usize > rules + going {
         return Ok(batch);
     }
