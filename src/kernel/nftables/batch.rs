@@ -77,6 +77,14 @@ impl Batch {
         self.push(NLM_F_CREATE, Message::new(NFT_MSG_NEWSET, table, map));
     }
 
+    /// Deletes a map; refused if a rule uses it.
+    pub fn delete_map(&mut self, table: Table, name: &str) {
+        let map = Attributes::default()
+            .put_strz(NFTA_SET_TABLE, table.name)
+            .put_strz(NFTA_SET_NAME, name);
+        self.push(0, Message::new(NFT_MSG_DELSET, table, map));
+    }
+
     /// Creates a base chain unless it exists.
     pub fn create_base_chain(&mut self, table: Table, base: BaseChain) {
         let hook = Attributes::default()

@@ -221,6 +221,10 @@ impl HostPorts {
     }
 }
 
+pub fn is_installed(family: Family) -> bool {
+    Iptables::default_for(family, NAT).is_some()
+}
+
 /// Whether any container has mapped ports of a family.
 ///
 /// # Errors

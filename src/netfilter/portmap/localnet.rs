@@ -14,17 +14,12 @@
 
 use crate::error::{Error, Failures};
 use crate::kernel::nftables::{
-    Action, BaseChain, Batch, Hook, Match, Nftables, NftablesError, Rule, RuleEntry, Table,
-    TableFamily,
+    Action, BaseChain, Batch, Hook, Match, Nftables, NftablesError, Rule, RuleEntry,
 };
 use crate::kernel::sysctl::Parameter;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::Feature;
-
-const TABLE: Table = Table {
-    family: TableFamily::Inet,
-    name: "gangplank_portmap",
-};
+use crate::netfilter::portmap::TABLE;
 
 /// The priority is NF_IP_PRI_RAW (linux/netfilter_ipv4.h): before connection tracking translates addresses of replies.
 const CHAIN: BaseChain = BaseChain {
@@ -105,7 +100,10 @@ pub fn enabled() -> Result<Vec<IfName>, Error> {
 fn removal(nftables: &Nftables) -> Result<Batch, NftablesError> {
     let mut batch = Batch::default();
     if nftables.chain(TABLE, CHAIN.name)?.is_some() {
-        batch.delete_table(TABLE);
+        match nftables.table(TABLE)? {
+            Some(1) => batch.delete_table(TABLE),
+            _ => batch.delete_chain(TABLE, CHAIN.name),
+        }
     }
     Ok(batch)
 }

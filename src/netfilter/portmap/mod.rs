@@ -2,6 +2,7 @@
 
 pub mod iptables;
 pub mod localnet;
+pub mod nftables;
 pub mod rules;
 
 use std::fmt;
@@ -10,7 +11,14 @@ use std::num::NonZeroU16;
 
 use serde::Deserialize;
 
+use crate::kernel::nftables::{Table, TableFamily};
 use crate::net::{Cidr, Family};
+
+/// Our table in nf_tables.
+const TABLE: Table = Table {
+    family: TableFamily::Inet,
+    name: "gangplank_portmap",
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,6 +37,17 @@ impl Protocol {
             Protocol::Sctp => "sctp",
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
+        }
+    }
+}
+
+impl Protocol {
+    /// IPPROTO_* (linux/in.h)
+    fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
         }
     }
 }

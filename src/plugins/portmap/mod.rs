@@ -6,18 +6,19 @@ use std::net::IpAddr;
 
 use crate::cni::environment::{DelTarget, Target};
 use crate::cni::json::{KeyPaths, key_paths};
-use crate::cni::names::NetworkName;
+use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
-use crate::error::Error;
+use crate::error::{Error, Failures};
 use crate::ipam::live::LiveAttachments;
 use crate::kernel::log;
 use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::portmap::iptables::{self, HostPorts};
+use crate::netfilter::portmap::nftables::{self, MapEntries};
 use crate::netfilter::portmap::{Forwarded, PortMapping, SourceNat, localnet};
 use crate::plugins::plugin::Plugin;
-use crate::plugins::portmap::config::{PortmapConfig, PortmapKeys};
+use crate::plugins::portmap::config::{Backend, PortmapConfig, PortmapKeys};
 use crate::undo::Undo;
 
 /// A valid request for ADD, CHECK or STATUS.
@@ -41,24 +42,33 @@ impl Plugin for Portmap {
 
     fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
         let previous = self.previous("must be called as chained plugin")?;
-        let ports = HostPorts::of(&self.network, &target.attachment);
+        let ports = Ports::of(&self.network, &target.attachment);
         if self.config.mappings.is_empty() {
             // Of an earlier ADD with ports.
-            remove(&ports)?;
+            ports.remove()?;
             return Ok(previous.clone());
         }
         let addresses = addresses(previous, &target.attachment.interface)?;
         let forwarded = self.forwarded(&addresses);
         let removed = ports.clone();
-        undo.push(move || remove(&removed));
-        log::timed_span("portmap", || ports.install(&forwarded, &is_alive))?;
+        undo.push(move || removed.remove());
+        log::timed_span("portmap", || match self.backend(&addresses) {
+            Backend::Iptables => {
+                ports.in_nftables.remove()?;
+                ports.in_iptables.install(&forwarded, &is_alive)
+            }
+            Backend::Nftables => {
+                ports.in_iptables.remove()?;
+                ports.in_nftables.install(&forwarded, &is_alive)
+            }
+        })?;
         self.enable_loopback(&addresses)?;
         Ok(previous.clone())
     }
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
-        let ports = HostPorts::of(&request.conf.name, &target.attachment);
-        log::timed_span("portmap", || remove(&ports))
+        let ports = Ports::of(&request.conf.name, &target.attachment);
+        log::timed_span("portmap", || ports.remove())
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
@@ -66,21 +76,70 @@ impl Plugin for Portmap {
         if self.config.mappings.is_empty() {
             return Ok(());
         }
-        let ports = HostPorts::of(&self.network, &target.attachment);
+        let ports = Ports::of(&self.network, &target.attachment);
         let addresses = addresses(previous, &target.attachment.interface)?;
-        let mut forwarded = self.forwarded(&addresses).into_iter();
-        forwarded.try_for_each(|forwarded| ports.check(&forwarded))
+        let forwarded = self.forwarded(&addresses);
+        let mut families = forwarded.iter();
+        match self.backend(&addresses) {
+            Backend::Iptables => families.try_for_each(|it| ports.in_iptables.check(it)),
+            Backend::Nftables => ports.in_nftables.check(&forwarded),
+        }
     }
 
     fn gc(request: &Request) -> Result<(), Error> {
-        match request.conf.valid_attachments()? {
-            Some(valid) => iptables::gc(&request.conf.name, &valid),
-            None => Ok(()),
+        let Some(valid) = request.conf.valid_attachments()? else {
+            return Ok(());
+        };
+        let mut failures = Failures::default();
+        failures.note(iptables::gc(&request.conf.name, &valid));
+        failures.note(nftables::gc(&request.conf.name, &valid));
+        failures.into_result()
+    }
+}
+
+/// The mapped ports of an attachment, which another configuration may have added with another backend.
+#[derive(Clone)]
+struct Ports {
+    in_iptables: HostPorts,
+    in_nftables: MapEntries,
+}
+
+impl Ports {
+    fn of(network: &NetworkName, attachment: &Attachment) -> Ports {
+        Ports {
+            in_iptables: HostPorts::of(network, attachment),
+            in_nftables: MapEntries::of(network, attachment),
+        }
+    }
+
+    /// Removes the mapped ports, and with the last one of the host route_localnet.
+    fn remove(&self) -> Result<(), Error> {
+        let mut failures = Failures::default();
+        failures.note(self.in_nftables.remove());
+        failures.note(self.in_iptables.remove());
+        failures.into_result()?;
+        let is_needed = localnet::enabled()?.is_empty()
+            || nftables::is_used()?
+            || iptables::is_used(Family::V4)?;
+        match is_needed {
+            true => Ok(()),
+            false => localnet::disable_all(),
         }
     }
 }
 
 impl Portmap {
+    /// The configured backend, or else iptables if it is installed for the families of all addresses.
+    fn backend(&self, addresses: &[Cidr]) -> Backend {
+        let has_iptables = |address: &Cidr| iptables::is_installed(address.family());
+        self.config
+            .backend
+            .unwrap_or_else(|| match addresses.iter().all(has_iptables) {
+                true => Backend::Iptables,
+                false => Backend::Nftables,
+            })
+    }
+
     /// Lets connections from 127.0.0.1 leave by the interface that leads to the container.
     fn enable_loopback(&self, addresses: &[Cidr]) -> Result<(), Error> {
         let mut mappings = self.config.mappings.iter();
@@ -120,15 +179,6 @@ impl Portmap {
             settings: &self.config.settings,
         });
         forwarded.collect()
-    }
-}
-
-/// Removes the mapped ports of a container, and with the last one route_localnet.
-fn remove(ports: &HostPorts) -> Result<(), Error> {
-    ports.remove()?;
-    match localnet::enabled()?.is_empty() || iptables::is_used(Family::V4)? {
-        true => Ok(()),
-        false => localnet::disable_all(),
     }
 }
 
