@@ -27,7 +27,7 @@ fn config(backend: &str) -> Value {
 }
 
 /// Runs `work` for each item on [`AT_ONCE`] threads.
-fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+pub fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let rest = Mutex::new(items.iter());
     let next = || rest.lock().unwrap().next();
     thread::scope(|scope| {
