@@ -23,6 +23,8 @@ pub struct Case {
     pub pod_counts: &'static [usize],
     /// The configurations of the plugins for the pod with an index.
     pub config: fn(usize) -> Vec<Value>,
+    /// The configurations for the other plugins, if different.
+    pub theirs: Option<fn(usize) -> Vec<Value>>,
     /// The result of the plugins before, which are not measured.
     pub previous: fn(usize) -> Value,
 }
@@ -56,6 +58,7 @@ pub fn case(name: &'static str, config: fn(usize) -> Vec<Value>) -> Case {
         fills: [&[], &[]],
         pod_counts: &[0, 500, 4000],
         config,
+        theirs: None,
         previous: |_| Value::Null,
     }
 }
@@ -152,7 +155,10 @@ impl Case {
         Setting {
             path: plugins.cloned().unwrap_or_else(|| Node::BIN.into()),
             plugins: self.plugins,
-            config: self.config,
+            config: match plugins {
+                Some(_) => self.theirs.unwrap_or(self.config),
+                None => self.config,
+            },
             previous: self.previous,
         }
     }

@@ -44,7 +44,7 @@ pub fn all() -> Vec<Case> {
             vec![portmap_config(Some("nftables"), 100 * index, 100)]
         }),
         firewall("firewall-iptables", |_| vec![firewall_config("iptables")]),
-        // The Go plugin has no nftables backend: compared with its iptables backend.
+        // The Go plugin firewall has no nftables backend: compared with its iptables backend.
         firewall("firewall-nftables", |_| vec![firewall_config("nftables")]),
         Case {
             plugins: &["bridge", "portmap", "firewall"],
@@ -54,6 +54,7 @@ pub fn all() -> Vec<Case> {
         Case {
             plugins: &["bridge", "portmap", "firewall"],
             previous: |_| Value::Null,
+            theirs: Some(|_| chain("iptables")),
             ..firewall("chain-nftables", |_| chain("nftables"))
         },
     ]

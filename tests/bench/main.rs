@@ -33,8 +33,8 @@ Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
   --against DIR   the plugins to compare with (/usr/lib/cni)
   CASE            only cases whose name contains one of these words; besides the networks and chains:
                   \"baseline\" (bare netlink requests), \"concurrent\" (100 ADDs, 10 at a time),
-                  \"memory\" (peak of an ADD), \"connections\" (new connections through masquerade and
-                  through mapped ports)
+                  \"memory\" (peak of an ADD), \"connections\" (new connections through masquerade),
+                  \"mapped-ports\" (new connections through a mapped port)
 ";
 
 struct Options {
@@ -99,6 +99,8 @@ fn main() {
         for line in connections::measure(&cases) {
             println!("{line}");
         }
+    }
+    if options.wants("mapped-ports") {
         println!("\n{}", mapped_connections::HEADER);
         for line in mapped_connections::measure(&cases, &options.against) {
             println!("{line}");
