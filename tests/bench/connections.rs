@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use crate::Side;
 use crate::cases::Case;
-use crate::support::{Node, connect};
+use crate::support::{Namespace, Node, connect};
 
 pub const HEADER: &str = "\
 | backend | pods | new connections per second: median (least, most) |
@@ -15,7 +15,7 @@ pub const HEADER: &str = "\
 
 /// Sequential connections per round, and rounds.
 const CONNECTIONS: usize = 1000;
-const ROUNDS: usize = 9;
+pub const ROUNDS: usize = 9;
 
 /// A masqueraded pod, and a listener outside the node.
 struct ConnectionTest {
@@ -63,23 +63,39 @@ impl ConnectionTest {
 
     /// Connections per second.
     fn rate(&self) -> f64 {
-        let listener = self.outside.inside(|| TcpListener::bind("172.18.0.9:0"));
-        let listener = listener.expect("a listener");
-        let address = listener.local_addr().expect("it has an address");
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| (0..CONNECTIONS).try_for_each(|_| accept(&listener)));
-            let took = self.side.pods[0].inside(|| {
-                let start = Instant::now();
-                for _ in 0..CONNECTIONS {
-                    TcpStream::connect(address).expect("a connection");
-                }
-                start.elapsed()
-            });
-            let accepted = accepting.join().expect("the listener thread");
-            accepted.expect("accept");
-            CONNECTIONS as f64 / took.as_secs_f64()
-        })
+        rate(&self.side.pods[0], (&self.outside, "172.18.0.9:0"), None)
     }
+}
+
+/// New connections per second from a client to a listener at an address, or to the address `to` that is translated to
+/// it.
+pub fn rate(client: &Namespace, (listener, at): (&Namespace, &str), to: Option<&str>) -> f64 {
+    let listener = listener
+        .inside(|| TcpListener::bind(at))
+        .expect("a listener");
+    let own = listener.local_addr().expect("it has an address");
+    let to: SocketAddr = to.map_or(own, |to| to.parse().expect("ADDRESS:PORT"));
+    std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| (0..CONNECTIONS).try_for_each(|_| accept(&listener)));
+        let took = client.inside(|| {
+            let start = Instant::now();
+            for _ in 0..CONNECTIONS {
+                TcpStream::connect(to).expect("a connection");
+            }
+            start.elapsed()
+        });
+        let accepted = accepting.join().expect("the listener thread");
+        accepted.expect("accept");
+        CONNECTIONS as f64 / took.as_secs_f64()
+    })
+}
+
+/// Median, least and most.
+pub fn spread(rates: &[f64]) -> String {
+    let mut rates = rates.to_vec();
+    rates.sort_by(f64::total_cmp);
+    let (least, most) = (rates[0], rates[rates.len() - 1]);
+    format!("{:.0} ({least:.0}, {most:.0})", rates[rates.len() / 2])
 }
 
 fn accept(listener: &TcpListener) -> io::Result<()> {
@@ -88,16 +104,7 @@ fn accept(listener: &TcpListener) -> io::Result<()> {
 
 impl fmt::Display for ConnectionTest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        write!(
-            f,
-            "| {} | {} | {:.0} ({:.0}, {:.0}) |",
-            self.case,
-            self.pods,
-            rates[rates.len() / 2],
-            rates[0],
-            rates[rates.len() - 1]
-        )
+        let rates = spread(&self.rates);
+        write!(f, "| {} | {} | {rates} |", self.case, self.pods)
     }
 }

@@ -11,12 +11,14 @@ use crate::support::Node;
 const FIRST: u32 = 0x0a40_8000;
 
 /// The masquerade entries of a pod.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
     /// A chain and a jump in the nat table, added with this program.
     Rules(&'static str),
     /// An element of gangplank's map.
     Elements,
+    /// A mapped port, added by the plugin itself.
+    Mappings,
 }
 
 /// Adds `count` leases of the network `bench` and as many masquerade entries.
@@ -35,10 +37,11 @@ pub fn create(node: &Node, count: usize, fills: &[Fill]) {
             Fill::Rules(restore) if restore.starts_with("ip6") => (*restore, rules(count, v6)),
             Fill::Rules(restore) => (*restore, rules(count, v4)),
             Fill::Elements => ("nft", elements(count)),
+            Fill::Mappings => unreachable!("added by the plugin"),
         };
         let arguments = match fill {
             Fill::Rules(_) => "--noflush",
-            Fill::Elements => "-f -",
+            Fill::Elements | Fill::Mappings => "-f -",
         };
         node.write("/run/existing", &script);
         node.write(

@@ -5,8 +5,10 @@ use gangplank_test_support as support;
 
 mod baseline;
 mod cases;
+mod chain_cases;
 mod connections;
 mod existing_pods;
+mod mapped_connections;
 mod memory;
 mod report;
 mod timed;
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use cases::{Case, Setting};
 use existing_pods::Fill;
 use report::Row;
+use serde_json::Value;
 use support::{Node, Pod};
 use timed::Call;
 
@@ -28,9 +31,10 @@ Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
   --runs N        measured pairs per row (25)
   --pods N,N,…    numbers of pods already on the node (0,500,4000; host-local: 0,1000,10000)
   --against DIR   the plugins to compare with (/usr/lib/cni)
-  CASE            only cases whose name contains one of these words; besides the networks:
+  CASE            only cases whose name contains one of these words; besides the networks and chains:
                   \"baseline\" (bare netlink requests), \"concurrent\" (100 ADDs, 10 at a time),
-                  \"memory\" (peak of an ADD), \"connections\" (new connections through masquerade)
+                  \"memory\" (peak of an ADD), \"connections\" (new connections through masquerade),
+                  \"mapped-ports\" (new connections through a mapped port)
 ";
 
 struct Options {
@@ -60,7 +64,7 @@ fn main() {
     };
     let cases = cases::all();
     for case in cases.iter().filter(|case| options.wants(case.name)) {
-        for pods in options.pods.as_deref().unwrap_or(&case.pod_counts) {
+        for pods in options.pods.as_deref().unwrap_or(case.pod_counts) {
             measure(case, *pods, &options)
                 .into_iter()
                 .for_each(&mut show);
@@ -76,15 +80,15 @@ fn main() {
             .for_each(&mut show);
     }
     if options.wants("concurrent") {
-        for case in cases
-            .iter()
-            .filter(|case| case.name.contains("gateway") || case.name.contains("nft"))
-        {
+        for case in cases.iter().filter(|case| {
+            case.name == "gateway"
+                || case.name.starts_with("masquerade-") && case.name.contains("nft")
+        }) {
             show(measure_concurrent_adds(case, &options));
         }
     }
     if options.wants("memory") {
-        let of_bridge = |case: &&Case| case.name != "host-local";
+        let of_bridge = |case: &&Case| case.plugins == ["bridge"];
         println!("\n{}", memory::HEADER);
         for case in cases.iter().filter(of_bridge) {
             println!("{}", memory::measure(case, &options.against));
@@ -93,6 +97,12 @@ fn main() {
     if options.wants("connections") {
         println!("\n{}", connections::HEADER);
         for line in connections::measure(&cases) {
+            println!("{line}");
+        }
+    }
+    if options.wants("mapped-ports") {
+        println!("\n{}", mapped_connections::HEADER);
+        for line in mapped_connections::measure(&cases, &options.against) {
             println!("{line}");
         }
     }
@@ -144,7 +154,7 @@ struct Side {
     node: Node,
     setting: Setting,
     pods: Vec<Pod>,
-    results: Vec<String>,
+    results: Vec<Value>,
 }
 
 impl Side {
@@ -164,25 +174,28 @@ impl Side {
         if fills.iter().any(|fill| matches!(fill, Fill::Elements)) {
             // It creates the table, and stays attached.
             let first = side.node.pod("first");
-            let call = side.setting.command("ADD", &first, None);
-            timed::call(&side.node, &call);
+            timed::call(&side.node, &side.setting.first_add(&first, 0));
+        }
+        if fills.contains(&Fill::Mappings) {
+            chain_cases::map_ports(&side, existing);
+            return side;
         }
         existing_pods::create(&side.node, existing, fills);
         side
     }
 
-    /// Calls the plugin for the pod with this index. The result of ADD is kept for the later verbs.
-    fn call<T>(
+    /// Calls the plugins for the pod with this index. The result of ADD is kept for the later verbs.
+    fn call<T: std::iter::Sum>(
         &mut self,
         verb: &str,
         index: usize,
         how: impl Fn(&Node, &Call) -> (T, String),
     ) -> T {
-        let prev = self.results.get(index).map(String::as_str);
-        let call = self.setting.command(verb, &self.pods[index], prev);
-        let (measured, stdout) = how(&self.node, &call);
+        let pod = (&self.pods[index], index);
+        let how = |call: &Call| how(&self.node, call);
+        let (measured, result) = self.setting.run(verb, pod, self.results.get(index), how);
         if verb == "ADD" {
-            self.results.push(stdout);
+            self.results.push(result);
         }
         measured
     }
@@ -248,7 +261,7 @@ fn measure_concurrent_adds(case: &Case, options: &Options) -> Row {
                     let setting = &side.setting;
                     scope.spawn(move || {
                         for pod in pods {
-                            timed::run_here(&setting.command("ADD", pod, None));
+                            timed::run_here(&setting.first_add(pod, 0));
                         }
                     });
                 }

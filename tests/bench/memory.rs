@@ -26,7 +26,7 @@ pub fn measure(case: &Case, against: &PathBuf) -> String {
     let median = |plugins: Option<&PathBuf>| {
         let side = Side::new(case, plugins, 0, 5);
         let peak = |pod| {
-            let call = side.setting.command("ADD", pod, None);
+            let call = side.setting.first_add(pod, 0);
             side.node.inside(|| peak_of(&call))
         };
         let mut peaks: Vec<usize> = side.pods.iter().map(peak).collect();

@@ -22,6 +22,15 @@ pub struct Counts {
     pub calls: usize,
 }
 
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Counts>>(all: I) -> Counts {
+        all.fold(Counts::default(), |sum, next| Counts {
+            processes: sum.processes + next.processes,
+            calls: sum.calls + next.calls,
+        })
+    }
+}
+
 /// Runs a call. Returns the duration from the start to the end of the process, and stdout.
 pub fn call(node: &Node, call: &Call) -> (Duration, String) {
     let command = Command::new(&call.program);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, PLAIN};
 use crate::support::{Network, Node, Pod, leases, note, requires, skip_for_go};
-use crate::trace::{Step, steps};
+use crate::trace::{Step, steps_of_call};
 
 const PODS: usize = 200;
 const AT_ONCE: usize = 20;
@@ -27,7 +27,7 @@ fn config(backend: &str) -> Value {
 }
 
 /// Runs `work` for each item on [`AT_ONCE`] threads.
-fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+pub fn at_once<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let rest = Mutex::new(items.iter());
     let next = || rest.lock().unwrap().next();
     thread::scope(|scope| {
@@ -133,7 +133,7 @@ fn add_and_delete_all(config: Value) {
 
 /// The system calls of an ADD and of the DEL after it.
 fn system_calls(fixture: &Fixture, network: &Network) -> [Vec<Step>; 2] {
-    ["ADD", "DEL"].map(|verb| steps(fixture, &network.call(verb, &fixture.pod)))
+    ["ADD", "DEL"].map(|verb| steps_of_call(fixture, &network.call(verb, &fixture.pod)))
 }
 
 #[test]

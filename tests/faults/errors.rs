@@ -30,13 +30,14 @@ const NOT_INJECTED: [&str; 8] = [
 
 /// The steps after the start of the process: from the read of the configuration.
 fn after_start(steps: &[Step]) -> Vec<Step> {
-    let after_start = steps
-        .iter()
-        .skip_while(|step| !step.line.starts_with("read(0,"));
+    let mut after_start = Vec::new();
+    for of_plugin in steps.chunk_by(|one, next| one.plugin == next.plugin) {
+        let rest = of_plugin.iter();
+        let rest = rest.skip_while(|step| !step.line.starts_with("read(0,"));
+        let injected = rest.filter(|step| !NOT_INJECTED.contains(&step.name.as_str()));
+        after_start.extend(injected.cloned());
+    }
     after_start
-        .filter(|step| !NOT_INJECTED.contains(&step.name.as_str()))
-        .cloned()
-        .collect()
 }
 
 /// A failure unless the answer is one error document.
@@ -50,25 +51,30 @@ fn wrong_error(answer: &Answer) -> Vec<String> {
     vec![format!("not one error document: {answer:?}")]
 }
 
-/// Failures after an ADD in which a system call failed.
-fn wrong_after(fixture: &Fixture, answer: &Answer) -> Vec<String> {
+/// Failures after an ADD in which a system call of a plugin failed.
+fn wrong_after(fixture: &Fixture, answer: &Answer, plugin: usize) -> Vec<String> {
     let mut wrong = Vec::new();
-    if answer.code == Some(0) {
+    let mut left = if answer.code == Some(0) {
         let mut missing = difference(&fixture.full, &fixture.state());
         missing.retain(|fact| !is_unrecorded_boot(fact));
         wrong.extend(missing);
         if let Some(result) = succeeded("ADD", answer, &mut wrong) {
             succeeded("CHECK", &fixture.check(&fixture.pod, &result), &mut wrong);
         }
-        succeeded("DEL", &fixture.call("DEL", &fixture.pod).run(), &mut wrong);
+        succeeded("DEL", &fixture.run("DEL", &fixture.pod), &mut wrong);
+        left(fixture, 0)
     } else {
         wrong.extend(wrong_error(answer));
-    }
-    let mut left = left(fixture);
+        left(fixture, plugin)
+    };
     let is_unrecorded = left.iter().any(|fact| is_unrecorded_boot(fact));
     left.retain(|fact| !is_unrecorded_boot(fact));
     wrong.extend(left);
-    if !fixture.kind.used || !wrong.is_empty() || is_unrecorded {
+    if plugin > 0 {
+        // The runtime calls DEL after a failed ADD.
+        succeeded("DEL", &fixture.run("DEL", &fixture.pod), &mut wrong);
+    }
+    if plugin > 0 || !fixture.kind.used || !wrong.is_empty() || is_unrecorded {
         wrong.extend(wrong_with_next(fixture));
     }
     wrong
@@ -81,10 +87,10 @@ fn is_unrecorded_boot(fact: &str) -> bool {
 
 /// Lets one of `every` system calls of an ADD fail, with each errno. EINTR must be retried, except for close(2), which
 /// is not restarted on Linux.
-fn fail_add(what: &str, kind: Kind, every: usize) {
+pub fn fail_add(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
-    let steps = after_start(&steps(&fixture, &fixture.call("ADD", &fixture.pod)));
-    fixture.call("DEL", &fixture.pod).run().ok();
+    let steps = after_start(&steps(&fixture, "ADD", &fixture.pod));
+    fixture.run("DEL", &fixture.pod).ok();
     let mut report = FaultReport::of(what, steps.len());
     let mut messages = BTreeSet::new();
     let rounds: Vec<(Step, &str)> = steps
@@ -95,11 +101,11 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
         if !kind.used {
             fixture = Fixture::bare_like(&fixture);
         }
-        let call = fixture.call("ADD", &fixture.pod);
-        let answer = run_with_fault(&fixture, &call, step, Fault::Failing(errno));
+        let add = ("ADD", &fixture.pod);
+        let answer = run_with_fault(&fixture, add, step, Fault::Failing(errno));
         let Some(line) = injected_line(&fixture) else {
             // This run made fewer system calls.
-            fixture.call("DEL", &fixture.pod).run().ok();
+            fixture.run("DEL", &fixture.pod).ok();
             continue;
         };
         // The Go runtime failed to start: this is no failure of the plugin.
@@ -112,7 +118,7 @@ fn fail_add(what: &str, kind: Kind, every: usize) {
             "{} {}  <= {line}",
             message["msg"], message["details"]
         ));
-        let mut wrong = wrong_after(&fixture, &answer);
+        let mut wrong = wrong_after(&fixture, &answer, step.plugin);
         if *errno == "EINTR" && answer.code != Some(0) && step.name != "close" {
             wrong.push(format!("EINTR was not retried: {}", answer.stdout));
         }
@@ -198,7 +204,7 @@ fn an_add_whose_iptables_restore_is_killed_succeeds_or_leaves_nothing() {
                 "[ $name = {program} ] && mkdir /run/once 2>/dev/null && {{ {when}kill -9 $$; }}"
             ));
             let answer = fixture.call("ADD", &fixture.pod).run();
-            let wrong = wrong_after(&fixture, &answer);
+            let wrong = wrong_after(&fixture, &answer, 0);
             assert!(wrong.is_empty(), "{program}: {wrong:?} {answer:?}");
         }
     }

@@ -1,8 +1,11 @@
 //! A node with a network and two pods, and its state as text.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Call, Node, Pod, small_network};
+use crate::support::{Answer, Call, Chain, Node, Pod, small_chain, small_network};
 
 /// The backend of the masquerade rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub struct Kind {
     pub used: bool,
     /// Whether there are so many other leases that the lease index exists.
     pub many_leases: bool,
+    /// The backend of portmap and firewall, if the network is a chain with them.
+    pub chain: Option<&'static str>,
 }
 
 /// A gateway with addresses of one family, on a node that was used before.
@@ -34,6 +39,7 @@ pub const PLAIN: Kind = Kind {
     dual: false,
     used: true,
     many_leases: false,
+    chain: None,
 };
 
 pub struct Fixture {
@@ -45,6 +51,10 @@ pub struct Fixture {
     pub empty: Vec<String>,
     /// The state with `pod` attached.
     pub full: Vec<String>,
+    /// The states after none, one and more plugins of the chain were executed for `pod`.
+    pub partial: Vec<Vec<String>>,
+    /// The results of ADD, as a runtime stores them.
+    results: Mutex<BTreeMap<String, Value>>,
 }
 
 /// Shell commands that print the state of the node.
@@ -66,25 +76,36 @@ impl Fixture {
         Fixture {
             empty: like.empty.clone(),
             full: like.full.clone(),
+            partial: like.partial.clone(),
             ..Fixture::bare(like.kind)
         }
     }
 
     fn used(kind: Kind) -> Fixture {
         let mut fixture = Fixture::bare(kind);
-        fixture.call("ADD", &fixture.pod).run().ok();
+        fixture.run("ADD", &fixture.pod).ok();
         if kind.many_leases {
             // The first ADD recorded the boot ID; these leases are as written by the Go plugin.
-            fixture.call("DEL", &fixture.pod).run().ok();
+            fixture.run("DEL", &fixture.pod).ok();
             for n in 101..181 {
                 let path = format!("/var/lib/cni/networks/small/10.77.0.{n}");
                 fixture.node.write(&path, &format!("c{n}\r\neth0"));
             }
-            fixture.call("ADD", &fixture.pod).run().ok();
+            fixture.run("ADD", &fixture.pod).ok();
         }
-        fixture.full = fixture.state();
-        fixture.call("DEL", &fixture.pod).run().ok();
+        fixture.run("DEL", &fixture.pod).ok();
         fixture.empty = fixture.state();
+        let mut partial = Vec::new();
+        let before = |partial: &mut Vec<_>| partial.push(fixture.state());
+        let added = fixture.run_with("ADD", &fixture.pod, |_, call| {
+            before(&mut partial);
+            call.run()
+        });
+        added.ok();
+        before(&mut partial);
+        fixture.run("DEL", &fixture.pod).ok();
+        fixture.full = partial.last().expect("a state").clone();
+        fixture.partial = partial;
         fixture
     }
 
@@ -94,6 +115,7 @@ impl Fixture {
             node.use_iptables_variant("xtables-legacy-multi");
         }
         let rules = match kind.rules {
+            _ if kind.chain.is_some() => "iptables-save; ip6tables-save; nft list ruleset",
             Rules::Without | Rules::Nftables => "nft list ruleset",
             Rules::Iptables | Rules::Legacy => "iptables-save -t nat; ip6tables-save -t nat",
         };
@@ -106,6 +128,8 @@ impl Fixture {
             other,
             empty: Vec::new(),
             full: Vec::new(),
+            partial: Vec::new(),
+            results: Mutex::default(),
         }
     }
 
@@ -145,14 +169,76 @@ impl Fixture {
         ));
     }
 
-    /// A call for a pod on the network.
+    /// The network as a chain: of bridge alone, or with portmap and firewall.
+    fn chain(&self, pod: &Pod) -> Chain<'_> {
+        let bridge = self.config();
+        let mut list = json!({
+            "cniVersion": bridge["cniVersion"],
+            "name": bridge["name"],
+            "plugins": [bridge],
+        });
+        let Some(backend) = self.kind.chain else {
+            return self.node.chain(&list);
+        };
+        let chained = small_chain()["plugins"].as_array().expect("plugins")[1..].to_vec();
+        list["plugins"]
+            .as_array_mut()
+            .expect("plugins")
+            .extend(chained);
+        let first = if pod.id() == self.pod.id() {
+            8000
+        } else {
+            8100
+        };
+        let mapping = |port: u16, protocol: &str| json!({ "hostPort": first + port, "containerPort": 80, "protocol": protocol });
+        self.node
+            .chain(&list)
+            .with("portmap", "backend", backend)
+            .with("firewall", "backend", backend)
+            .with("firewall", "ingressPolicy", "same-bridge")
+            .with_ports(json!([mapping(80, "tcp"), mapping(53, "udp")]))
+    }
+
+    /// Runs a verb of each plugin, up to the first failure.
+    pub fn run(&self, verb: &str, pod: &Pod) -> Answer {
+        self.run_with(verb, pod, |_, call| call.run())
+    }
+
+    /// Like [`Fixture::run`]. `execute` gets the index of the plugin and its call.
+    pub fn run_with(
+        &self,
+        verb: &str,
+        pod: &Pod,
+        execute: impl FnMut(usize, &Call) -> Answer,
+    ) -> Answer {
+        let mut results = self.results.lock().unwrap();
+        let prev = match (verb, self.kind.chain) {
+            ("ADD", _) => results.remove(pod.id()),
+            (_, Some(_)) => results.get(pod.id()).cloned(),
+            // bridge does not need it.
+            (_, None) => None,
+        };
+        drop(results);
+        let prev = prev.unwrap_or_default();
+        let answer = self.chain(pod).run(verb, (pod, &prev), execute);
+        if verb == "ADD" && answer.code == Some(0) {
+            let result = answer.ok();
+            self.results
+                .lock()
+                .unwrap()
+                .insert(pod.id().to_owned(), result);
+        }
+        answer
+    }
+
+    /// A call for a pod on the network, which is no chain.
     pub fn call(&self, verb: &str, pod: &Pod) -> Call<'_> {
         self.node.network(self.config()).call(verb, pod)
     }
 
     /// A CHECK against the result of an ADD.
     pub fn check(&self, pod: &Pod, result: &Value) -> Answer {
-        self.node.network(self.config()).check(pod, result)
+        self.chain(pod).check(pod, result)
     }
 
     /// The state of the node and its pods, without values that differ between ADDs: indices, MAC addresses, addresses

@@ -6,7 +6,7 @@ use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::recovery::{succeeded, wrong_after_add, wrong_with_next};
 use crate::report::{FaultReport, chosen};
 use crate::support::{Call, requires, skip_for_go};
-use crate::trace::{Fault, last_lines, run_with_fault, steps};
+use crate::trace::{Fault, call_with_fault, last_lines, run_with_fault, steps, steps_of_call};
 
 const MASQUERADED: Kind = Kind {
     rules: Rules::Iptables,
@@ -14,24 +14,19 @@ const MASQUERADED: Kind = Kind {
 };
 
 /// Kills ADD before every `every`-th system call.
-fn kill_add(what: &str, kind: Kind, every: usize) {
+pub fn kill_add(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
-    let steps = steps(&fixture, &fixture.call("ADD", &fixture.pod));
-    fixture.call("DEL", &fixture.pod).run().ok();
+    let steps = steps(&fixture, "ADD", &fixture.pod);
+    fixture.run("DEL", &fixture.pod).ok();
     let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
         if !kind.used {
             fixture = Fixture::bare_like(&fixture);
         }
-        let answer = run_with_fault(
-            &fixture,
-            &fixture.call("ADD", &fixture.pod),
-            step,
-            Fault::Killed,
-        );
+        let answer = run_with_fault(&fixture, ("ADD", &fixture.pod), step, Fault::Killed);
         // This run made fewer system calls.
         if answer.code == Some(0) {
-            fixture.call("DEL", &fixture.pod).run().ok();
+            fixture.run("DEL", &fixture.pod).ok();
             continue;
         }
         let round = format!("{step}: {}", last_lines(&fixture));
@@ -43,19 +38,14 @@ fn kill_add(what: &str, kind: Kind, every: usize) {
 }
 
 /// Kills DEL before every `every`-th system call, and repeats it.
-fn kill_del(what: &str, kind: Kind, every: usize) {
+pub fn kill_del(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
-    fixture.call("ADD", &fixture.pod).run().ok();
-    let steps = steps(&fixture, &fixture.call("DEL", &fixture.pod));
+    fixture.run("ADD", &fixture.pod).ok();
+    let steps = steps(&fixture, "DEL", &fixture.pod);
     let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
-        fixture.call("ADD", &fixture.pod).run().ok();
-        let answer = run_with_fault(
-            &fixture,
-            &fixture.call("DEL", &fixture.pod),
-            step,
-            Fault::Killed,
-        );
+        fixture.run("ADD", &fixture.pod).ok();
+        let answer = run_with_fault(&fixture, ("DEL", &fixture.pod), step, Fault::Killed);
         if answer.code == Some(0) {
             continue;
         }
@@ -71,12 +61,12 @@ fn kill_del(what: &str, kind: Kind, every: usize) {
 fn kill_gc(what: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     let mut kept = prepare_gc(&fixture);
-    let steps = steps(&fixture, &gc(&fixture));
+    let steps = steps_of_call(&fixture, &gc(&fixture));
     fixture.call("DEL", &fixture.other).run().ok();
     let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
         prepare_gc(&fixture);
-        let answer = run_with_fault(&fixture, &gc(&fixture), step, Fault::Killed);
+        let answer = call_with_fault(&fixture, &gc(&fixture), step, Fault::Killed);
         let round = format!("{step}: {}", last_lines(&fixture));
         let mut wrong = Vec::new();
         if answer.code != Some(0) {

@@ -6,6 +6,7 @@
 
 use gangplank_test_support as support;
 
+mod chains;
 mod concurrency;
 mod del;
 mod errors;

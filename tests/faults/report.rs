@@ -24,7 +24,7 @@ pub struct FaultReport {
 }
 
 impl FaultReport {
-    /// For a call that makes this many system calls.
+    /// For a call that makes this many system calls, or 0 for many calls.
     pub fn of(what: &str, calls: usize) -> FaultReport {
         FaultReport {
             what: what.to_owned(),
@@ -53,10 +53,11 @@ impl FaultReport {
             bad,
         } = self;
         assert!(rounds > 0, "{what}: no fault was injected");
-        let summary = format!(
-            "{what}, {calls} system calls: {} of {rounds} rounds failed",
-            bad.len()
-        );
+        let what_with_calls = match calls {
+            0 => what.clone(),
+            _ => format!("{what}, {calls} system calls"),
+        };
+        let summary = format!("{what_with_calls}: {} of {rounds} rounds failed", bad.len());
         note(&summary);
         if let Some(file) = std::env::var_os(TABLE) {
             let mut table = OpenOptions::new()

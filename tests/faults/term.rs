@@ -11,45 +11,47 @@ use crate::support::{Answer, Call, Node, requires, skip_for_go};
 use crate::trace::{Fault, last_lines, run_with_fault, steps};
 
 /// Failures in the answer of an ADD that got SIGTERM.
-fn wrong_answer(fixture: &Fixture, answer: &Answer) -> Vec<String> {
+fn wrong_answer(fixture: &Fixture, answer: &Answer, plugin: usize) -> Vec<String> {
+    let before = &fixture.partial[plugin];
     match answer.code {
         Some(0) => Vec::new(),
         Some(1) => {
             let error = answer.error();
-            let mut wrong = difference(&fixture.empty, &fixture.state());
+            let mut wrong = difference(before, &fixture.state());
             if error.code != 11 || !error.msg.contains("SIGTERM") {
                 wrong.push(format!("unexpected error {error:?}"));
             }
             wrong
         }
         // The signal came while the process started or read its configuration.
-        _ if answer.stdout.is_empty() => difference(&fixture.empty, &fixture.state()),
+        _ if answer.stdout.is_empty() => difference(before, &fixture.state()),
         _ => vec![format!("{answer:?}")],
     }
 }
 
-fn terminate(verb: &str, kind: Kind, every: usize) {
+pub fn terminate(what: &str, verb: &str, kind: Kind, every: usize) {
     let mut fixture = Fixture::new(kind);
     let prepare = |fixture: &Fixture| {
         if verb == "DEL" {
-            fixture.call("ADD", &fixture.pod).run().ok();
+            fixture.run("ADD", &fixture.pod).ok();
         }
     };
     prepare(&fixture);
-    let steps = steps(&fixture, &fixture.call(verb, &fixture.pod));
-    fixture.call("DEL", &fixture.pod).run().ok();
-    let mut report = FaultReport::of(&format!("{verb} terminated"), steps.len());
+    let steps = steps(&fixture, verb, &fixture.pod);
+    fixture.run("DEL", &fixture.pod).ok();
+    let mut report = FaultReport::of(what, steps.len());
     for step in chosen(&steps, every) {
         prepare(&fixture);
-        let call = fixture.call(verb, &fixture.pod);
-        let answer = run_with_fault(&fixture, &call, step, Fault::Terminated);
+        let call = (verb, &fixture.pod);
+        let answer = run_with_fault(&fixture, call, step, Fault::Terminated);
         let round = format!("{step}: {}", last_lines(&fixture));
         let mut wrong = match verb {
-            "ADD" => wrong_answer(&fixture, &answer),
+            "ADD" => wrong_answer(&fixture, &answer, step.plugin),
             _ if answer.code == Some(1) => vec![format!("{answer:?}")],
             _ => Vec::new(),
         };
-        if verb == "ADD" && answer.code == Some(0) || answer.code.is_none_or(|code| code > 1) {
+        let is_added = verb == "ADD" && (answer.code == Some(0) || step.plugin > 0);
+        if is_added || answer.code.is_none_or(|code| code > 1) {
             wrong.extend(wrong_after_add(&fixture));
         }
         wrong.extend(difference(&fixture.empty, &fixture.state()));
@@ -67,7 +69,7 @@ fn an_add_terminated_at_any_step_is_rolled_back() {
         rules: Rules::Iptables,
         ..PLAIN
     };
-    terminate("ADD", kind, 4);
+    terminate("ADD terminated", "ADD", kind, 4);
 }
 
 #[test]
@@ -77,7 +79,7 @@ fn a_del_terminated_at_any_step_is_completed() {
         rules: Rules::Iptables,
         ..PLAIN
     };
-    terminate("DEL", kind, 7);
+    terminate("DEL terminated", "DEL", kind, 7);
 }
 
 /// Runs a call and sends it SIGTERM repeatedly, with these pauses in seconds.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use crate::fixture::Fixture;
-use crate::support::{Answer, Call};
+use crate::support::{Answer, Call, Pod};
 
 /// The log of strace on the node.
 const LOG: &str = "/run/trace";
@@ -15,6 +15,8 @@ const LIMIT: &str = "timeout --signal=KILL 60";
 /// A system call of a plugin. strace counts per name.
 #[derive(Clone, Debug)]
 pub struct Step {
+    /// The index of the plugin in the chain.
+    pub plugin: usize,
     pub name: String,
     /// `when=` of strace: the number of the call among those with the same name.
     pub occurrence: usize,
@@ -24,7 +26,11 @@ pub struct Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.name, self.occurrence)
+        write!(
+            f,
+            "plugin {}, {} {}",
+            self.plugin, self.name, self.occurrence
+        )
     }
 }
 
@@ -39,8 +45,21 @@ pub enum Fault {
     Failing(&'static str),
 }
 
+/// Runs a verb for a pod with a fault at a step.
+pub fn run_with_fault(
+    fixture: &Fixture,
+    (verb, pod): (&str, &Pod),
+    step: &Step,
+    fault: Fault,
+) -> Answer {
+    fixture.run_with(verb, pod, |plugin, call| match plugin == step.plugin {
+        true => call_with_fault(fixture, call, step, fault),
+        false => call.run(),
+    })
+}
+
 /// Runs a call with a fault at a step.
-pub fn run_with_fault(fixture: &Fixture, call: &Call, step: &Step, fault: Fault) -> Answer {
+pub fn call_with_fault(fixture: &Fixture, call: &Call, step: &Step, fault: Fault) -> Answer {
     let what = match fault {
         Fault::Killed => "signal=KILL".to_owned(),
         Fault::Terminated => "signal=TERM".to_owned(),
@@ -56,10 +75,28 @@ pub fn run_with_fault(fixture: &Fixture, call: &Call, step: &Step, fault: Fault)
         .run()
 }
 
-/// The system calls of a call without a fault.
-pub fn steps(fixture: &Fixture, call: &Call) -> Vec<Step> {
+/// The system calls of a verb without a fault.
+pub fn steps(fixture: &Fixture, verb: &str, pod: &Pod) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let answer = fixture.run_with(verb, pod, |plugin, call| {
+        let (answer, of_call) = traced(fixture, call);
+        steps.extend(of_call.into_iter().map(|step| Step { plugin, ..step }));
+        answer
+    });
+    answer.ok();
+    steps
+}
+
+/// The system calls of a call, which must succeed.
+pub fn steps_of_call(fixture: &Fixture, call: &Call) -> Vec<Step> {
+    let (answer, steps) = traced(fixture, call);
+    answer.ok();
+    steps
+}
+
+fn traced(fixture: &Fixture, call: &Call) -> (Answer, Vec<Step>) {
     let traced = call.clone().under(&format!("{LIMIT} strace -o {LOG}"));
-    traced.run().ok();
+    let answer = traced.run();
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut step = |line: &str| {
         let (name, _) = line.split_once('(')?;
@@ -68,6 +105,7 @@ pub fn steps(fixture: &Fixture, call: &Call) -> Vec<Step> {
         *occurrence += 1;
         let occurrence = *occurrence;
         Some(Step {
+            plugin: 0,
             name,
             occurrence,
             line: line.to_owned(),
@@ -75,7 +113,7 @@ pub fn steps(fixture: &Fixture, call: &Call) -> Vec<Step> {
     };
     let log = fixture.node.read(LOG);
     let calls = log.lines().filter(|line| !line.starts_with(['-', '+']));
-    calls.filter_map(&mut step).collect()
+    (answer, calls.filter_map(&mut step).collect())
 }
 
 /// The last lines of the log.

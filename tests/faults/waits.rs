@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::fixture::{Fixture, Kind, PLAIN, Rules, difference};
 use crate::support::{Call, CniError, Node, requires, skip_for_go};
-use crate::trace::steps;
+use crate::trace::steps_of_call;
 
 const LEGACY: Kind = Kind {
     rules: Rules::Legacy,
@@ -148,7 +148,7 @@ fn waiting_for_an_ipam_plugin_that_closed_its_stderr_does_not_poll() {
     );
     let mut config = fixture.config();
     config["ipam"] = json!({ "type": "quiet" });
-    let steps = steps(
+    let steps = steps_of_call(
         &fixture,
         &fixture.node.network(config).call("ADD", &fixture.pod),
     );

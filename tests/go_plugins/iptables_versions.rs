@@ -129,7 +129,7 @@ fn as_listed(rule: &str, version: &str) -> String {
 }
 
 /// Adds a pod. Returns the result.
-fn add<'n>(node: &'n Node, by: Implementation) -> (Pod, Value) {
+fn add(node: &Node, by: Implementation) -> (Pod, Value) {
     let pod = node.pod("a");
     let result = chain(node, by).add(&pod);
     (pod, result)

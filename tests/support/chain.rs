@@ -104,24 +104,37 @@ impl<'n> Chain<'n> {
         by.call_for(self.node, &config).verb(verb)
     }
 
-    /// Runs ADD of each plugin for the pod's `eth0`, up to the first failure. Returns the answer of the last.
-    pub fn try_add(&self, pod: &Pod) -> Answer {
-        let mut prev = Value::Null;
-        let mut add = |index: usize| {
-            let answer = self.call(index, "ADD", &prev).pod(pod).run();
-            if answer.code == Some(0) {
+    /// Runs a verb of each plugin for the pod's `eth0`, up to the first failure; DEL in reverse order. `prev` is the
+    /// result of ADD, for other verbs. `execute` gets the index of the plugin and its call.
+    pub fn run(
+        &self,
+        verb: &str,
+        (pod, prev): (&Pod, &Value),
+        mut execute: impl FnMut(usize, &Call) -> Answer,
+    ) -> Answer {
+        let mut prev = prev.clone();
+        let mut order: Vec<usize> = (0..self.plugins.len()).collect();
+        if verb == "DEL" {
+            order.reverse();
+        }
+        let mut last = None;
+        for index in order {
+            let answer = execute(index, &self.call(index, verb, &prev).pod(pod));
+            let failed = answer.code != Some(0);
+            if verb == "ADD" && !failed {
                 prev = answer.ok();
             }
-            answer
-        };
-        let mut answer = add(0);
-        for index in 1..self.plugins.len() {
-            if answer.code != Some(0) {
+            last = Some(answer);
+            if failed {
                 break;
             }
-            answer = add(index);
         }
-        answer
+        last.expect("a plugin")
+    }
+
+    /// Runs ADD. Returns the answer of the last executed plugin.
+    pub fn try_add(&self, pod: &Pod) -> Answer {
+        self.run("ADD", (pod, &Value::Null), |_, call| call.run())
     }
 
     /// Runs ADD, which must succeed.
@@ -130,26 +143,13 @@ impl<'n> Chain<'n> {
         self.try_add(pod).ok()
     }
 
-    /// Runs CHECK of each plugin with the result of ADD, up to the first failure.
+    /// Runs CHECK with the result of ADD.
     pub fn check(&self, pod: &Pod, result: &Value) -> Answer {
-        let check = |index: usize| self.call(index, "CHECK", result).pod(pod).run();
-        let answers = (0..self.plugins.len()).map(check);
-        answers
-            .reduce(|first, next| if first.code == Some(0) { next } else { first })
-            .expect("a plugin")
+        self.run("CHECK", (pod, result), |_, call| call.run())
     }
 
-    /// Runs DEL of each plugin in reverse order, up to the first failure.
     pub fn try_del(&self, pod: &Pod, result: &Value) -> Answer {
-        let del = |index: usize| self.call(index, "DEL", result).pod(pod).run();
-        let mut rest = (0..self.plugins.len()).rev();
-        let mut answer = del(rest.next().expect("a plugin"));
-        for index in rest {
-            if answer.code == Some(0) {
-                answer = del(index);
-            }
-        }
-        answer
+        self.run("DEL", (pod, result), |_, call| call.run())
     }
 
     /// Runs DEL, which must succeed.
