@@ -4,6 +4,7 @@ pub mod firewall;
 pub mod forward;
 pub(crate) mod iptables;
 pub mod iptables_save;
+mod lock;
 pub mod mac_spoof_check;
 pub mod masquerade;
 mod owned_chain;

@@ -273,7 +273,10 @@ fn leftovers(node: &Node) -> Vec<String> {
     let mut left = Vec::new();
     for program in ["iptables-save", "ip6tables-save"] {
         let saved = node.run(program);
-        let of_plugins = saved.lines().filter(|line| line.contains("CNI"));
+        // The chain of the administrator is kept.
+        let of_plugins = saved
+            .lines()
+            .filter(|line| line.contains("CNI") && !line.starts_with(":CNI-ADMIN "));
         left.extend(of_plugins.map(|line| format!("{program} {line}")));
     }
     let mut table = "";

@@ -12,6 +12,7 @@ use crate::netfilter::Feature;
 use crate::netfilter::firewall::Ingress;
 use crate::netfilter::firewall::rules::{FORWARD, Record, Wanted, records_of};
 use crate::netfilter::iptables::{Iptables, TableUse, Variant};
+use crate::netfilter::lock::serialized;
 use crate::netfilter::tables;
 
 const FILTER: TableUse = TableUse {
@@ -58,14 +59,17 @@ impl Firewall {
             let iptables = Iptables::default_for(family, FILTER);
             changes.push((iptables.ok_or_else(|| not_installed(family))?, own));
         }
-        let mut failures = Failures::default();
-        for installed in concurrently(&changes, |(iptables, own)| {
+        let install = |(iptables, own): &(Iptables, Vec<IpAddr>)| {
             let wanted = settings.wanted(own);
             iptables.apply_with_retry(&|listing| self.record.install(&wanted, listing))
-        }) {
-            failures.note(installed);
-        }
-        failures.into_result()
+        };
+        serialized(FILTER.name, || {
+            let mut failures = Failures::default();
+            for installed in concurrently(&changes, install) {
+                failures.note(installed);
+            }
+            failures.into_result()
+        })
     }
 
     /// Removes the rules of the attachment from both families and variants, and with the last ones the shared chains.
@@ -84,14 +88,21 @@ impl Firewall {
                 }
             }
         }
-        for removed in concurrently(&tables, |(variant, family)| {
+        let remove = |(variant, family): &(Variant, Family)| {
             let iptables = Iptables::of(*variant, *family, FILTER);
             let iptables = iptables.ok_or_else(|| not_installed(*family))?;
             let of_family = known.iter().copied();
             let known: Vec<IpAddr> = of_family.filter(|it| Family::of(*it) == *family).collect();
             iptables.apply_with_retry(&|listing| self.record.remove(&known, leads_to, listing))
-        }) {
-            failures.note(removed);
+        };
+        if !tables.is_empty() {
+            failures.note(serialized(FILTER.name, || {
+                let mut failures = Failures::default();
+                for removed in concurrently(&tables, remove) {
+                    failures.note(removed);
+                }
+                failures.into_result()
+            }));
         }
         failures.into_result()
     }

@@ -127,8 +127,7 @@ impl Record {
     }
 
     /// Removes the rules of the attachment, and with the last ones the shared chains. `known` are addresses that the Go
-    /// plugin may have accepted; `leads_to` is the bridge by which the host reaches an address. `None` if a listing has
-    /// nothing of the attachment.
+    /// plugin may have accepted; `leads_to` is the bridge by which the host reaches an address. `None` if nothing differs.
     pub fn remove(
         &self,
         known: &[IpAddr],
@@ -149,14 +148,11 @@ impl Record {
         if listing.has_chain(&self.name) {
             lines.extend(emptying(&self.name));
         }
-        if lines.is_empty() {
-            return None;
-        }
         let rest: Vec<IpAddr> = accepted(listing)
             .filter(|address| !addresses.contains(address))
             .collect();
-        let mut bridges: Vec<&str> = own.iter().filter_map(|it| it.bridge.as_deref()).collect();
-        bridges.dedup();
+        // Also those that the Go plugin has isolated.
+        let mut bridges: Vec<&str> = isolated(listing).collect();
         bridges.retain(|bridge| {
             let is_recorded = others.iter().any(|it| it.bridge.as_deref() == Some(bridge));
             !is_recorded
@@ -165,6 +161,7 @@ impl Record {
                     .any(|it| leads_to(*it).as_deref() == Some(bridge))
         });
         lines.extend(unisolate(&bridges, listing));
+        // The Go plugin leaves its chains.
         if rest.is_empty() && listing.has_chain(FORWARD) {
             lines.extend(jumps_to(FORWARD, listing).map(|rule| deletion(rule)));
             lines.extend(emptying(FORWARD));
@@ -331,6 +328,17 @@ fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
     let out = format!("-o {bridge} ");
     let second = commented(STAGE_2, &out, &isolation(ANY_POLICY), "DROP");
     [first, vec![second]]
+}
+
+/// The bridges with isolation rules.
+fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
+    let prefixes = [format!("-A {STAGE_1} -i "), format!("-A {STAGE_2} -o ")];
+    listing.rules().filter_map(move |rule| {
+        let rest = prefixes
+            .iter()
+            .find_map(|prefix| rule.strip_prefix(prefix))?;
+        rest.split(' ').next()
+    })
 }
 
 /// Whether a rule of the isolation chains is about a bridge.

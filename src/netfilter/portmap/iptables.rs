@@ -14,6 +14,7 @@ use crate::net::Family;
 use crate::netfilter::Feature;
 use crate::netfilter::iptables::{Iptables, Outcome, TableUse, Variant};
 use crate::netfilter::iptables_save::Listing;
+use crate::netfilter::lock::serialized;
 use crate::netfilter::owned_chain::OwnedChain;
 use crate::netfilter::portmap::rules::{
     self, Chain, DNAT, HOOKS, MASQUERADE, Mapped, OLD_SNAT, SET_MARK, mapped,
@@ -66,6 +67,17 @@ impl HostPorts {
             Iptables::default_for(family, NAT).ok_or_else(|| not_installed(family))
         };
         let programs: Vec<Iptables> = forwarded.iter().map(find).collect::<Result<_, _>>()?;
+        serialized(NAT.name, || {
+            self.install_with(programs, forwarded, is_alive)
+        })
+    }
+
+    fn install_with(
+        &self,
+        programs: Vec<Iptables>,
+        forwarded: &[Forwarded],
+        is_alive: IsAlive,
+    ) -> Result<(), Error> {
         let listings = concurrently(&programs, Iptables::list).into_iter();
         let listings: Vec<Listing> = listings.collect::<Result<_, _>>()?;
         let mut changes = Vec::new();
@@ -148,7 +160,9 @@ impl HostPorts {
             if has_table == Some(true)
                 && let Some(iptables) = Iptables::of(Variant::Legacy, family, NAT)
             {
-                failures.note(iptables.apply_with_retry(&|listing| self.chain.remove(listing)));
+                failures.note(serialized(NAT.name, || {
+                    iptables.apply_with_retry(&|listing| self.chain.remove(listing))
+                }));
             }
         }
         failures.into_result()
@@ -165,10 +179,12 @@ impl HostPorts {
             };
             chain.plan_removal(nftables, &mut batch, |_| true)?;
         }
-        let entries = match batch.is_empty() {
-            true => return Ok(batch),
-            false => nftables.rules(table, Some(DNAT))?,
-        };
+        // The Go plugin leaves the shared chains: without entries, only the jumps of the base chains use this one.
+        let uses = nftables.chain(table, DNAT)?;
+        if batch.is_empty() && uses.is_none_or(|uses| uses as usize > HOOKS.len()) {
+            return Ok(batch);
+        }
+        let entries = nftables.rules(table, Some(DNAT))?;
         if entries
             .iter()
             .any(|rule| rule.target() != Some(self.chain.name()))

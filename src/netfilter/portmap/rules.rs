@@ -203,7 +203,7 @@ impl Chain {
         let is_other = |rule: &&String| {
             rule.starts_with(&prefix) && !rule.ends_with(&format!(" -j {}", self.name))
         };
-        if lines.is_empty() || listing.rules().any(|rule| is_other(&rule)) {
+        if listing.rules().any(|rule| is_other(&rule)) {
             return transaction("nat", &lines);
         }
         let is_own = |rule: &&String| {

@@ -308,14 +308,18 @@ impl Table {
         row[index.expect("a client")]
     }
 
+    fn chain<'n>(&self, node: &'n Node, backend: &str) -> Chain<'n> {
+        portmap_chain(node, backend, &self.keys).with("bridge", "hairpinMode", self.hairpin)
+    }
+
     fn run(&self, backend: &str) {
         let site = Site::new(|node| {
             self.filter.set(node);
-            portmap_chain(node, backend, &self.keys).with("bridge", "hairpinMode", self.hairpin)
+            self.chain(node, backend)
         });
         let mut differences =
             site.differences(|client, is_v6| self.expected(backend, client, is_v6));
-        let chain = portmap_chain(&site.node, backend, &self.keys).with_ports(mappings());
+        let chain = self.chain(&site.node, backend).with_ports(mappings());
         chain.check(&site.pod, &site.result).ok();
         chain.del(&site.pod, &site.result);
         let after = site.differences(|_, _| NoAnswer);
