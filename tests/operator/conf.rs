@@ -234,7 +234,7 @@ fn a_plugin_without_support_for_the_version_is_a_warning() {
     ));
     fixture.run(&format!(
         "cp -L {} {bin}/portmap",
-        crate::support::plugin_file("portmap").display()
+        crate::support::go_plugins().join("portmap").display()
     ));
     let conf = |flags: &str| {
         fixture.gangplank(&format!(
