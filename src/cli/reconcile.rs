@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::Answer;
 use crate::cli::args::ReconcileArgs;
-use crate::cli::node::{Network, Node, Pod, Problem};
+use crate::cli::node::{ChainedCall, Network, Node, Pod, Problem, RECHECK_DELAY};
 use crate::error::Error;
 use crate::kernel::netlink::Link;
 use crate::kernel::sysctl::Parameter;
@@ -61,8 +61,38 @@ pub fn reconcile(args: &ReconcileArgs) -> Result<Answer, Error> {
             }
         }
     }
+    for call in differing_calls(&node, args.network.as_deref()) {
+        let restored = match args.dry_run {
+            true => Ok(()),
+            false => call.restore(),
+        };
+        let difference = |what| Difference {
+            network: call.network().to_string(),
+            what,
+        };
+        match restored {
+            Ok(()) => report.restored.push(difference(call.to_string())),
+            Err(error) => report.failures.push(difference(format!("{call}: {error}"))),
+        }
+    }
     let status = u8::from(!report.failures.is_empty());
     Ok(Answer::report(&report, args.format, text).with_status(status))
+}
+
+/// The chained plugins of a network, or of all, whose entries are to be restored.
+fn differing_calls(node: &Node, network: Option<&str>) -> Vec<ChainedCall> {
+    let is_selected = |call: &ChainedCall| network.is_none_or(|it| it == call.network().as_str());
+    let differing = node.differing_calls().into_iter();
+    let mut calls: Vec<ChainedCall> = differing
+        .map(|(call, _)| call)
+        .filter(is_selected)
+        .collect();
+    if !calls.is_empty() {
+        // A DEL in progress looks like this for a moment.
+        std::thread::sleep(RECHECK_DELAY);
+        calls.retain(|call| call.difference().is_some());
+    }
+    calls
 }
 
 /// The repairs that the running pods of a network need.

@@ -14,22 +14,18 @@ mod links;
 mod rules;
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::cli::Answer;
 use crate::cli::args::DoctorArgs;
-use crate::cli::node::Node;
+use crate::cli::node::{Node, RECHECK_DELAY};
 use crate::cli::style::{Style, Tone};
 use crate::error::Error;
 use finding::{Finding, Severity};
 
 /// The exit status if there are unresolved findings.
 const UNRESOLVED: u8 = 3;
-
-/// The time between the two observations of a node with findings.
-const RECHECK_DELAY: Duration = Duration::from_millis(500);
 
 /// A finding and the result of its repair.
 #[derive(Serialize)]

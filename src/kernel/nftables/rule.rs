@@ -232,6 +232,18 @@ impl RuleEntry {
         Cidr::new(as_ip(&address)?, u8::try_from(prefix).ok()?)
     }
 
+    /// The values that the rule compares with or loads, in its order.
+    pub fn values(&self) -> impl Iterator<Item = &[u8]> {
+        self.expressions().filter_map(|expression| {
+            let data = match name_of(expression)? {
+                "cmp" => NFTA_CMP_DATA,
+                "immediate" => NFTA_IMMEDIATE_DATA,
+                _ => return None,
+            };
+            get_path(expression, &[NFTA_EXPR_DATA, data, NFTA_DATA_VALUE])
+        })
+    }
+
     /// The chain of the jump or goto at the end of the rule.
     pub fn target(&self) -> Option<&str> {
         self.verdict(NFTA_VERDICT_CHAIN).and_then(as_str)

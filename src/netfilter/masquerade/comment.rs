@@ -31,6 +31,14 @@ impl RuleComment {
         RuleComment { key, comment }
     }
 
+    /// The comment of an entry, which may have been cut.
+    pub fn of_entry(comment: &str) -> RuleComment {
+        RuleComment {
+            key: comment.split(',').next().unwrap_or_default().to_owned(),
+            comment: comment.to_owned(),
+        }
+    }
+
     pub fn comment(&self) -> &str {
         &self.comment
     }

@@ -22,7 +22,7 @@ use crate::netfilter::portmap::rules::{
 use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping};
 use crate::netfilter::tables;
 
-const NAT: TableUse = TableUse {
+pub(super) const NAT: TableUse = TableUse {
     table: "nat",
     name: "portmap",
 };
@@ -45,7 +45,7 @@ pub type IsAlive<'a> = &'a (dyn Fn(IpAddr) -> Result<bool, Error> + Sync);
 /// The mapped ports of an attachment.
 #[derive(Clone, Debug)]
 pub struct HostPorts {
-    chain: Chain,
+    pub(super) chain: Chain,
 }
 
 impl HostPorts {

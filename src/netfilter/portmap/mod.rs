@@ -1,5 +1,6 @@
 //! Host ports that are forwarded to a container.
 
+pub mod inventory;
 pub mod iptables;
 pub mod localnet;
 pub mod nftables;

@@ -42,7 +42,7 @@ use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::portmap::iptables::IsAlive;
 use crate::netfilter::portmap::{Forwarded, PortMapping, Protocol, SourceNat, TABLE};
 
-const FEATURE: Feature = Feature {
+pub(super) const FEATURE: Feature = Feature {
     name: "portmap",
     remedy: "the backend nftables needs Linux 5.6; set backend to iptables",
 };
@@ -67,17 +67,17 @@ const fn base_chain(name: &'static str, hook: Hook, priority: i32) -> BaseChain 
 
 /// The maps of a family.
 #[derive(Clone, Copy, Debug)]
-struct Maps {
-    family: Family,
+pub(super) struct Maps {
+    pub family: Family,
     /// Ports of all host addresses.
-    ports: &'static str,
+    pub ports: &'static str,
     /// Ports of one host address.
-    addresses: &'static str,
+    pub addresses: &'static str,
     snat: &'static str,
 }
 
 impl Maps {
-    const BOTH: [Maps; 2] = [
+    pub const BOTH: [Maps; 2] = [
         Maps {
             family: Family::V4,
             ports: "ports4",
@@ -147,18 +147,18 @@ impl Maps {
 
 /// A mapped port of any container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct MappedElement {
-    mapping: PortMapping,
+pub(super) struct MappedElement {
+    pub mapping: PortMapping,
     /// The address of the container.
-    address: IpAddr,
-    comment: String,
+    pub address: IpAddr,
+    pub comment: String,
 }
 
 /// The mapped ports of an attachment.
 #[derive(Clone, Debug)]
 pub struct MapEntries {
-    comment: RuleComment,
-    chain: String,
+    pub(super) comment: RuleComment,
+    pub(super) chain: String,
 }
 
 impl MapEntries {
@@ -448,7 +448,7 @@ fn base_rules() -> Vec<(&'static str, Vec<Rule>)> {
     ]
 }
 
-fn complete_base(nftables: &Nftables, batch: &mut Batch) -> Result<(), NftablesError> {
+pub(super) fn complete_base(nftables: &Nftables, batch: &mut Batch) -> Result<(), NftablesError> {
     let present = nftables.rules(TABLE, None)?;
     let rules = base_rules();
     if rules
@@ -502,7 +502,7 @@ fn source_nat(forwarded: &Forwarded) -> Vec<Rule> {
 }
 
 /// The chain of the attachment that a comment names: it begins with two hashes.
-fn chain_of(comment: &str) -> String {
+pub(super) fn chain_of(comment: &str) -> String {
     let key = comment.split(',').next().unwrap_or_default();
     format!("pod-{key}")
 }
@@ -543,7 +543,7 @@ impl Stale {
 
 impl MappedElement {
     /// An element of the maps `ports` or `addresses` of a family.
-    fn parse(element: &Element, family: Family) -> Option<MappedElement> {
+    pub fn parse(element: &Element, family: Family) -> Option<MappedElement> {
         let length = address_key(family.default_destination().address()).len();
         let (host_ip, rest) = match element.key.len() > 8 {
             true => element.key.split_at_checked(length)?,
@@ -579,7 +579,7 @@ impl MappedElement {
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
         .ok()

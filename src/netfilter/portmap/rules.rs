@@ -32,7 +32,7 @@ pub const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
 pub const OLD_SNAT: &str = "CNI-HOSTPORT-SNAT";
 
 /// The beginning of the names of containers' chains.
-const PREFIX: &str = "CNI-DN-";
+pub const PREFIX: &str = "CNI-DN-";
 
 /// The largest number of ports of a multiport match (XT_MULTI_PORTS, linux/netfilter/xt_multiport.h).
 const MAX_PORTS: usize = 15;
@@ -316,12 +316,17 @@ fn shared(forwarded: &Forwarded, listing: &Listing) -> Vec<String> {
     }
     lines.extend(new(DNAT));
     for hook in HOOKS {
-        let jump = format!("-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}");
+        let jump = jump_of(hook);
         if !listing.has(&jump) {
             lines.push(jump);
         }
     }
     lines
+}
+
+/// The jump of a base chain to [`DNAT`].
+pub fn jump_of(hook: &str) -> String {
+    format!("-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}")
 }
 
 /// Inserts the jump to [`MASQUERADE`] at the top of POSTROUTING, unless it precedes all rules that end the evaluation.

@@ -1,0 +1,237 @@
+//! The mapped ports of all containers of the node, listed once: of this plugin and of the Go plugin, in both backends.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+
+use crate::cni::names::{Attachment, NetworkName};
+use crate::error::Error;
+use crate::kernel::nftables::{Batch, RuleEntry, Table, TableFamily};
+use crate::netfilter::iptables_save::Listing;
+use crate::netfilter::masquerade::Backend;
+use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::portmap::iptables::HostPorts;
+use crate::netfilter::portmap::nftables::{
+    FEATURE, MapEntries, MappedElement, Maps, chain_of, complete_base, ip,
+};
+use crate::netfilter::portmap::rules::{self, Chain, HOOKS};
+use crate::netfilter::portmap::{PortMapping, Protocol, TABLE};
+
+/// The table of the Go plugin's nftables backend, and its chains with a rule for each port.
+const GO_TABLE: &str = "cni_hostport";
+const GO_CHAINS: [&str; 2] = ["hostports", "hostip_hostports"];
+
+/// A mapped port of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedPort {
+    pub mapping: PortMapping,
+    /// The address of the container.
+    pub address: IpAddr,
+    /// Empty if unknown: rules of the Go plugin in nftables name only the container.
+    pub network: String,
+    /// The container ID, as far as the comment is not cut.
+    pub container: String,
+    pub backend: Backend,
+    entry: Entry,
+}
+
+/// The object that has the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Entry {
+    /// A chain of the nat table.
+    Chain { name: String, comment: String },
+    /// The element of a map, by its comment.
+    Element(String),
+    /// A rule of the Go plugin.
+    GoRule,
+}
+
+impl MappedPort {
+    /// Whether the port is mapped to an attachment. Compared by the name of the chain or the key of the element, because
+    /// comments may have been cut.
+    pub fn is_of(&self, network: &NetworkName, attachment: &Attachment) -> bool {
+        match &self.entry {
+            Entry::Chain { name, .. } => Chain::of(network, &attachment.container).name() == name,
+            Entry::Element(comment) => RuleComment::of(network, attachment).matches(comment),
+            Entry::GoRule => attachment.container.as_str() == self.container,
+        }
+    }
+
+    /// Removes all ports that are mapped to the container by the same chain, or the same elements.
+    ///
+    /// # Errors
+    /// If they cannot be removed; those of the Go plugin in nftables are not.
+    pub fn remove(&self) -> Result<(), Error> {
+        match &self.entry {
+            Entry::Chain { name, comment } => match self.network.parse() {
+                Ok(network) => Chain::named(&network, comment, name)
+                    .map_or(Ok(()), |chain| HostPorts { chain }.remove()),
+                Err(_) => Ok(()),
+            },
+            Entry::Element(comment) => MapEntries::of_entry(comment).remove(),
+            Entry::GoRule => Ok(()),
+        }
+    }
+
+    /// Whether only the Go plugin's DEL removes it.
+    pub fn is_go_rule(&self) -> bool {
+        self.entry == Entry::GoRule
+    }
+}
+
+/// `HOSTIP:PORT/PROTOCOL to ADDRESS:PORT`
+impl fmt::Display for MappedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = SocketAddr::new(self.address, self.mapping.container_port.get());
+        write!(f, "{} to {to}", self.mapping)
+    }
+}
+
+/// The mapped ports in tables of iptables.
+pub fn in_iptables(listing: &Listing) -> impl Iterator<Item = MappedPort> {
+    let mapped = rules::mapped(listing).into_iter();
+    mapped.map(|mapped| MappedPort {
+        mapping: mapped.mapping,
+        address: mapped.address,
+        backend: Backend::Iptables,
+        entry: Entry::Chain {
+            comment: format!("dnat name: \"{}\" id: \"", mapped.network),
+            name: mapped.chain,
+        },
+        network: mapped.network,
+        container: mapped.container,
+    })
+}
+
+/// The mapped ports in the maps of this plugin and in the rules of the Go plugin.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn in_nftables() -> Result<Vec<MappedPort>, Error> {
+    let found = FEATURE.with_existing("list mapped ports", |nftables| {
+        let mut ports = Vec::new();
+        for maps in Maps::BOTH {
+            for map in [maps.ports, maps.addresses] {
+                let elements = nftables.elements(TABLE, map)?;
+                let parsed = elements
+                    .iter()
+                    .filter_map(|it| MappedElement::parse(it, maps.family));
+                ports.extend(parsed.map(of_element));
+            }
+            let family = TableFamily::Ip(maps.family);
+            let table = Table {
+                family,
+                name: GO_TABLE,
+            };
+            let rules = nftables.rules(table, None)?;
+            ports.extend(rules.iter().filter_map(go_rule));
+        }
+        Ok(ports)
+    })?;
+    Ok(found.unwrap_or_default())
+}
+
+fn of_element(element: MappedElement) -> MappedPort {
+    let (network, container) = RuleComment::parse(&element.comment);
+    MappedPort {
+        mapping: element.mapping,
+        address: element.address,
+        network: network.to_owned(),
+        container: container.to_owned(),
+        backend: Backend::Nftables,
+        entry: Entry::Element(element.comment),
+    }
+}
+
+/// `[ip daddr HOSTIP] tcp dport PORT dnat to ADDRESS:PORT comment "CONTAINER"`
+fn go_rule(rule: &RuleEntry) -> Option<MappedPort> {
+    if !GO_CHAINS.contains(&rule.chain.as_str()) || rule.comment.is_empty() {
+        return None;
+    }
+    let values: Vec<&[u8]> = rule.values().collect();
+    let (host_ip, rest) = match values[..] {
+        [host_ip, ref rest @ ..] if rest.len() == 4 => (ip(host_ip), rest),
+        ref rest => (None, rest),
+    };
+    let &[&[number], host_port, address, container_port] = rest else {
+        return None;
+    };
+    let port = |bytes: &[u8]| NonZeroU16::new(u16::from_be_bytes(bytes.try_into().ok()?));
+    Some(MappedPort {
+        mapping: PortMapping {
+            protocol: Protocol::ALL.into_iter().find(|it| it.number() == number)?,
+            host_port: port(host_port)?,
+            container_port: port(container_port)?,
+            host_ip,
+        },
+        address: ip(address)?,
+        network: String::new(),
+        container: rule.comment.clone(),
+        backend: Backend::Nftables,
+        entry: Entry::GoRule,
+    })
+}
+
+/// The jumps to the mapped ports that the base chains of a nat table lack, although it has mapped ports.
+pub fn missing_jumps(listing: &Listing) -> Vec<String> {
+    let is_used = in_iptables(listing).next().is_some();
+    let jumps = HOOKS.map(rules::jump_of).into_iter();
+    jumps.filter(|jump| is_used && !listing.has(jump)).collect()
+}
+
+/// Whether the table of this plugin lacks shared chains, maps or rules, although it has mapped ports.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn is_base_incomplete(ports: &[MappedPort]) -> Result<bool, Error> {
+    if !ports.iter().any(|it| matches!(it.entry, Entry::Element(_))) {
+        return Ok(false);
+    }
+    FEATURE.with_nftables("list rules", |nftables| {
+        let mut batch = Batch::default();
+        complete_base(nftables, &mut batch)?;
+        Ok(!batch.is_empty())
+    })
+}
+
+/// Restores what containers share in the table of this plugin.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn restore_base() -> Result<(), Error> {
+    FEATURE
+        .with_nftables("restore the shared rules", |nftables| {
+            nftables.change(&|| {
+                let mut batch = Batch::default();
+                complete_base(nftables, &mut batch)?;
+                Ok(batch)
+            })
+        })
+        .map(drop)
+}
+
+/// The containers with chains that have no rules any more, by the names of the chains.
+pub fn emptied_chains(listing: &Listing) -> BTreeSet<String> {
+    let is_empty = |chain: &&String| {
+        let prefix = format!("-A {chain} ");
+        !listing.rules().any(|rule| rule.starts_with(&prefix))
+    };
+    let chains = listing.chains.iter();
+    chains
+        .filter(|chain| chain.starts_with(rules::PREFIX))
+        .filter(is_empty)
+        .cloned()
+        .collect()
+}
+
+impl MapEntries {
+    /// Those of an element's comment.
+    fn of_entry(comment: &str) -> MapEntries {
+        let comment = RuleComment::of_entry(comment);
+        MapEntries {
+            chain: chain_of(comment.comment()),
+            comment,
+        }
+    }
+}
