@@ -1,10 +1,14 @@
 //! A finding: its ID, severity, cause, evidence and remedy, and how `--fix` repairs it.
 
+use std::rc::Rc;
+
 use serde::Serialize;
 
+use crate::cli::node::{ChainedCall, SharedRepair};
 use crate::cni::names::{Attachment, NetworkName};
 use crate::net::{Family, IfName};
 use crate::netfilter::masquerade::MasqueradeEntry;
+use crate::netfilter::portmap::inventory::MappedPort;
 use crate::plugins::bridge::reconcile::Repair;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,6 +53,8 @@ findings! {
     BridgeMac "bridge-mac" Warning,
     BridgeMissing "bridge-missing" Error,
     BridgeNetfilter "bridge-netfilter" Error,
+    FirewallLeftOver "firewall-left-over" Warning,
+    FirewallMissing "firewall-missing" Error,
     ForwardAcceptMissing "forward-accept-missing" Error,
     ForwardDrop "forward-drop" Error,
     ForwardingOff "forwarding-off" Error,
@@ -72,6 +78,8 @@ findings! {
     Port "port" Error,
     PortElsewhere "port-elsewhere" Error,
     PortFlags "port-flags" Warning,
+    PortMappingLeftOver "port-mapping-left-over" Warning,
+    PortMappingMissing "port-mapping-missing" Error,
     QuestionableKey "questionable-key" Warning,
     RangeFull "range-full" Error,
     RangeNearlyFull "range-nearly-full" Warning,
@@ -108,6 +116,13 @@ pub enum Fix {
     /// Removes these masquerade entries.
     RemoveMasquerade(NetworkName, Vec<MasqueradeEntry>),
     Reconcile(usize, Box<Repair>),
+    /// Repeats the ADD of a chained plugin.
+    RestoreCall(Rc<ChainedCall>),
+    RestoreShared(SharedRepair),
+    RemovePortMappings(Vec<MappedPort>),
+    RemoveFirewall(NetworkName, Attachment),
+    /// Removes the isolation rules of these bridges.
+    RemoveIsolation(Vec<String>),
     EnableForwarding(Family),
     /// Sets `accept_ra` of an interface to 2: router advertisements are accepted although the host forwards.
     AcceptRouterAdvertisements(IfName),

@@ -4,6 +4,7 @@
 //! Each submodule examines one part of the [`Node`] and changes nothing; only [`fix`] does.
 
 mod addresses;
+mod chained;
 mod configurations;
 mod files;
 pub mod finding;
@@ -81,6 +82,7 @@ fn examine(node: &Node, args: &DoctorArgs) -> Vec<Finding> {
     addresses::examine(node, &mut findings);
     links::examine(node, &mut findings);
     rules::examine(node, &mut findings);
+    chained::examine(node, &mut findings);
     host::examine(node, &mut findings);
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings

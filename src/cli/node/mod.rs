@@ -5,6 +5,7 @@
 mod cache;
 mod chained;
 mod configurations;
+mod ownership;
 mod pods;
 
 use std::cell::OnceCell;
@@ -33,7 +34,7 @@ use crate::netfilter::portmap::inventory::{self, MappedPort};
 use crate::plugins::bridge::config::Gateway;
 
 pub use cache::CachedResult;
-pub use chained::{ChainedCall, ChainedPlugin};
+pub use chained::{ChainedCall, ChainedPlugin, SharedRepair};
 pub use configurations::{Configurations, Configured};
 pub use pods::{Pod, Problem};
 
@@ -201,7 +202,7 @@ impl Node {
     }
 
     /// Whether an interface in another network namespace may have an address.
-    fn may_be_in_use(&self, address: IpAddr) -> bool {
+    pub fn may_be_in_use(&self, address: IpAddr) -> bool {
         let live = self.live.get_or_init(|| LiveAttachments::observe().ok());
         live.as_ref().is_none_or(|live| live.has_address(address))
     }

@@ -1,5 +1,6 @@
 //! Filter rules for the packets of containers that the host forwards.
 
+pub mod inventory;
 pub mod iptables;
 pub mod rules;
 

@@ -27,7 +27,7 @@ use crate::netfilter::masquerade::comment::short_hash;
 pub const FORWARD: &str = "CNI-FORWARD";
 const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
 const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
-const RECORD: &str = "GANGPLANK-FW-";
+pub(super) const RECORD: &str = "GANGPLANK-FW-";
 
 const RULES: &str = "CNI firewall plugin rules";
 const ADMIN: &str = "CNI firewall plugin admin overrides";
@@ -194,7 +194,7 @@ fn comment_of(network: &NetworkName) -> String {
 }
 
 /// The rules that accept the packets of an address.
-fn accepts(address: IpAddr) -> [String; 2] {
+pub(super) fn accepts(address: IpAddr) -> [String; 2] {
     let address = Cidr::host(address);
     [
         format!("-A {FORWARD} -d {address} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
@@ -271,7 +271,7 @@ fn rules_of<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l S
         .filter(move |rule| rule.starts_with(&prefix))
 }
 
-fn jumps_to<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
+pub(super) fn jumps_to<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
     let target = format!(" -j {chain}");
     listing.rules().filter(move |rule| rule.ends_with(&target))
 }
@@ -331,7 +331,7 @@ fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
 }
 
 /// The bridges with isolation rules.
-fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
+pub(super) fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
     let prefixes = [format!("-A {STAGE_1} -i "), format!("-A {STAGE_2} -o ")];
     listing.rules().filter_map(move |rule| {
         let rest = prefixes
@@ -374,7 +374,7 @@ fn isolate(ingress: &Ingress, listing: &Listing) -> Vec<String> {
 }
 
 /// Removes the isolation rules of bridges, and the chains with the last ones.
-fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
+pub(super) fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
     let is_going = |rule: &&String| bridges.iter().any(|bridge| is_about(rule, bridge));
     let mut lines: Vec<String> = listing
         .rules()

@@ -1,6 +1,5 @@
 //! The mapped ports of all containers of the node, listed once: of this plugin and of the Go plugin, in both backends.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -8,10 +7,13 @@ use std::num::NonZeroU16;
 use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
 use crate::kernel::nftables::{Batch, RuleEntry, Table, TableFamily};
-use crate::netfilter::iptables_save::Listing;
+use crate::net::Family;
+use crate::netfilter::iptables::{Iptables, Variant};
+use crate::netfilter::iptables_save::{Listing, transaction};
+use crate::netfilter::lock::serialized;
 use crate::netfilter::masquerade::Backend;
 use crate::netfilter::masquerade::comment::RuleComment;
-use crate::netfilter::portmap::iptables::HostPorts;
+use crate::netfilter::portmap::iptables::{HostPorts, NAT};
 use crate::netfilter::portmap::nftables::{
     FEATURE, MapEntries, MappedElement, Maps, chain_of, complete_base, ip,
 };
@@ -51,6 +53,10 @@ impl MappedPort {
     /// Whether the port is mapped to an attachment. Compared by the name of the chain or the key of the element, because
     /// comments may have been cut.
     pub fn is_of(&self, network: &NetworkName, attachment: &Attachment) -> bool {
+        let container = self.container.trim_end_matches('.');
+        if !attachment.container.as_str().starts_with(container) {
+            return false;
+        }
         match &self.entry {
             Entry::Chain { name, .. } => Chain::of(network, &attachment.container).name() == name,
             Entry::Element(comment) => RuleComment::of(network, attachment).matches(comment),
@@ -180,6 +186,18 @@ pub fn missing_jumps(listing: &Listing) -> Vec<String> {
     jumps.filter(|jump| is_used && !listing.has(jump)).collect()
 }
 
+/// Restores the jumps of a nat table to its mapped ports.
+///
+/// # Errors
+/// When iptables fails.
+pub fn restore_jumps(variant: Variant, family: Family) -> Result<(), Error> {
+    let Some(iptables) = Iptables::of(variant, family, NAT) else {
+        return Ok(());
+    };
+    let plan = |listing: &Listing| transaction(NAT.table, &missing_jumps(listing));
+    serialized(NAT.name, || iptables.apply_with_retry(&plan))
+}
+
 /// Whether the table of this plugin lacks shared chains, maps or rules, although it has mapped ports.
 ///
 /// # Errors
@@ -211,18 +229,16 @@ pub fn restore_base() -> Result<(), Error> {
         .map(drop)
 }
 
-/// The containers with chains that have no rules any more, by the names of the chains.
-pub fn emptied_chains(listing: &Listing) -> BTreeSet<String> {
-    let is_empty = |chain: &&String| {
-        let prefix = format!("-A {chain} ");
-        !listing.rules().any(|rule| rule.starts_with(&prefix))
-    };
-    let chains = listing.chains.iter();
-    chains
-        .filter(|chain| chain.starts_with(rules::PREFIX))
-        .filter(is_empty)
-        .cloned()
-        .collect()
+/// The chain of a container that has lost its rules.
+pub fn emptied_chain(
+    network: &NetworkName,
+    attachment: &Attachment,
+    listing: &Listing,
+) -> Option<String> {
+    let chain = Chain::of(network, &attachment.container).name().to_owned();
+    let prefix = format!("-A {chain} ");
+    let has_rules = listing.rules().any(|rule| rule.starts_with(&prefix));
+    Some(chain).filter(|chain| listing.has_chain(chain) && !has_rules)
 }
 
 impl MapEntries {

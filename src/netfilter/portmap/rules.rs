@@ -32,7 +32,7 @@ pub const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
 pub const OLD_SNAT: &str = "CNI-HOSTPORT-SNAT";
 
 /// The beginning of the names of containers' chains.
-pub const PREFIX: &str = "CNI-DN-";
+const PREFIX: &str = "CNI-DN-";
 
 /// The largest number of ports of a multiport match (XT_MULTI_PORTS, linux/netfilter/xt_multiport.h).
 const MAX_PORTS: usize = 15;
