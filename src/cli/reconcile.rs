@@ -92,10 +92,10 @@ fn restore_chained(node: &Node, args: &ReconcileArgs, report: &mut ReconcileRepo
 }
 
 /// The chained plugins of a network, or of all, whose entries are to be restored.
-fn differing_calls(node: &Node, network: Option<&str>) -> Vec<ChainedCall> {
-    let is_selected = |call: &ChainedCall| network.is_none_or(|it| it == call.network().as_str());
-    let differing = node.differing_calls().into_iter();
-    let mut calls: Vec<ChainedCall> = differing
+fn differing_calls<'n>(node: &'n Node, network: Option<&str>) -> Vec<&'n ChainedCall> {
+    let is_selected = |call: &&ChainedCall| network.is_none_or(|it| it == call.network().as_str());
+    let differing = node.differing_calls().iter();
+    let mut calls: Vec<&ChainedCall> = differing
         .map(|(call, _)| call)
         .filter(is_selected)
         .collect();

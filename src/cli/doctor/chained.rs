@@ -2,11 +2,10 @@
 //! containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
 use crate::cli::doctor::addresses::join;
 use crate::cli::doctor::finding::{Finding, Fix, Id};
-use crate::cli::node::{ChainedCall, ChainedPlugin, Node, Pod};
+use crate::cli::node::{ChainedPlugin, Node, Pod};
 use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Error, Failures};
 use crate::net::Family;
@@ -19,36 +18,34 @@ const RESTART: &str =
     "restart the pod: its configuration is unknown without the runtime's cached result";
 
 pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
-    let differing = node.differing_calls();
-    let calls: Vec<Rc<ChainedCall>> = differing
-        .into_iter()
-        .map(|(call, difference)| {
-            let call = Rc::new(call);
-            let id = match call.plugin {
-                ChainedPlugin::Firewall => Id::FirewallMissing,
-                ChainedPlugin::Portmap => Id::PortMappingMissing,
-            };
-            let cause = format!("{call} on network {} are missing or differ", call.network());
-            findings.push(
-                Finding::new(id, cause)
-                    .evidence(difference.to_string())
-                    .remedy("gangplank reconcile")
-                    .fix(Fix::RestoreCall(Rc::clone(&call))),
-            );
-            call
-        })
-        .collect();
-    if !calls.iter().any(|it| it.plugin == ChainedPlugin::Portmap) {
+    let calls = node.differing_calls();
+    for (at, (call, difference)) in calls.iter().enumerate() {
+        let id = match call.plugin {
+            ChainedPlugin::Firewall => Id::FirewallMissing,
+            ChainedPlugin::Portmap => Id::PortMappingMissing,
+        };
+        let cause = format!("{call} on network {} are missing or differ", call.network());
+        findings.push(
+            Finding::new(id, cause)
+                .evidence(difference.to_string())
+                .remedy("gangplank reconcile")
+                .fix(Fix::RestoreCall(at)),
+        );
+    }
+    if !calls
+        .iter()
+        .any(|(it, _)| it.plugin == ChainedPlugin::Portmap)
+    {
         findings.extend(shared_port_mappings(node));
     }
-    findings.extend(emptied_port_mappings(node, &calls));
+    findings.extend(emptied_port_mappings(node));
     findings.extend(stale_port_mappings(node));
     let mut bridges = BTreeSet::new();
     for family in Family::BOTH {
         for table in tables::saved(family, "filter") {
             let listing = Listing::parse(&table);
             for record in records(&listing) {
-                let found = firewall_record(node, &calls, &record, &listing);
+                let found = firewall_record(node, &record, &listing);
                 // The tables of both families have the record.
                 let is_new = |new: &Finding| findings.iter().all(|it| it.cause != new.cause);
                 findings.extend(found.filter(is_new));
@@ -70,10 +67,10 @@ fn shared_port_mappings(node: &Node) -> impl Iterator<Item = Finding> {
 }
 
 /// Chains of running containers that were flushed, and whose ports are not in a cached result.
-fn emptied_port_mappings(node: &Node, calls: &[Rc<ChainedCall>]) -> Vec<Finding> {
+fn emptied_port_mappings(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
     for network in &node.networks {
-        let is_unknown = |pod: &&Pod| !has_call(calls, ChainedPlugin::Portmap, pod);
+        let is_unknown = |pod: &&Pod| !differs(node, ChainedPlugin::Portmap, &pod.attachment);
         for pod in network.pods.iter().filter(is_unknown) {
             let mut tables = node.inventory.nat_tables();
             let chain = tables
@@ -89,9 +86,9 @@ fn emptied_port_mappings(node: &Node, calls: &[Rc<ChainedCall>]) -> Vec<Finding>
     findings
 }
 
-fn has_call(calls: &[Rc<ChainedCall>], plugin: ChainedPlugin, pod: &Pod) -> bool {
-    let mut calls = calls.iter();
-    calls.any(|it| it.plugin == plugin && it.target.attachment == pod.attachment)
+fn differs(node: &Node, plugin: ChainedPlugin, attachment: &Attachment) -> bool {
+    let mut calls = node.differing_calls().iter();
+    calls.any(|(it, _)| it.plugin == plugin && it.target.attachment == *attachment)
 }
 
 /// Port mappings of containers that no longer exist.
@@ -124,12 +121,7 @@ fn stale_port_mappings(node: &Node) -> Vec<Finding> {
 }
 
 /// A record of a container that no longer exists, or whose rules are incomplete.
-fn firewall_record(
-    node: &Node,
-    calls: &[Rc<ChainedCall>],
-    record: &FirewallRecord,
-    listing: &Listing,
-) -> Option<Finding> {
+fn firewall_record(node: &Node, record: &FirewallRecord, listing: &Listing) -> Option<Finding> {
     let FirewallRecord {
         network,
         attachment,
@@ -151,10 +143,7 @@ fn firewall_record(
                 .fix(Fix::RemoveFirewall(network.clone(), attachment.clone())),
         );
     }
-    let is_call = |it: &&Rc<ChainedCall>| {
-        it.plugin == ChainedPlugin::Firewall && it.target.attachment == *attachment
-    };
-    if calls.iter().any(|call| is_call(&call)) {
+    if differs(node, ChainedPlugin::Firewall, attachment) {
         return None;
     }
     let missing = record.missing(listing)?;

@@ -1,14 +1,11 @@
 //! A finding: its ID, severity, cause, evidence and remedy, and how `--fix` repairs it.
 
-use std::rc::Rc;
-
 use serde::Serialize;
 
-use crate::cli::node::{ChainedCall, SharedRepair};
 use crate::cni::names::{Attachment, NetworkName};
 use crate::net::{Family, IfName};
 use crate::netfilter::masquerade::MasqueradeEntry;
-use crate::netfilter::portmap::inventory::MappedPort;
+use crate::netfilter::portmap::inventory::{MappedPort, SharedRepair};
 use crate::plugins::bridge::reconcile::Repair;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -106,7 +103,8 @@ pub struct Finding {
     pub fix: Option<Fix>,
 }
 
-/// A repair that interrupts no pod. A number is the index of a network in [`crate::cli::node::Node::networks`].
+/// A repair that interrupts no pod. A number is the index of a network in [`crate::cli::node::Node::networks`], unless
+/// specified otherwise.
 #[derive(Clone, Debug)]
 pub enum Fix {
     /// Like a DEL without a namespace.
@@ -116,8 +114,8 @@ pub enum Fix {
     /// Removes these masquerade entries.
     RemoveMasquerade(NetworkName, Vec<MasqueradeEntry>),
     Reconcile(usize, Box<Repair>),
-    /// Repeats the ADD of a chained plugin.
-    RestoreCall(Rc<ChainedCall>),
+    /// Repeats the ADD of a plugin: the index of [`crate::cli::node::Node::differing_calls`].
+    RestoreCall(usize),
     RestoreShared(SharedRepair),
     RemovePortMappings(Vec<MappedPort>),
     RemoveFirewall(NetworkName, Attachment),

@@ -30,7 +30,7 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
         },
         Fix::RemoveMasquerade(network, entries) => masquerade::remove_left_over(network, entries),
         Fix::Reconcile(at, repair) => reconcile::apply(repair, node, &node.networks[*at]),
-        Fix::RestoreCall(call) => call.restore(),
+        Fix::RestoreCall(at) => node.differing_calls()[*at].0.restore(),
         Fix::RestoreShared(repair) => repair.apply(),
         Fix::RemovePortMappings(ports) => chained::remove_port_mappings(ports),
         Fix::RemoveFirewall(network, attachment) => {

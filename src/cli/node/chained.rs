@@ -15,9 +15,7 @@ use crate::cni::request::Request;
 use crate::error::Error;
 use crate::kernel::netlink::{Address, Netlink};
 use crate::kernel::netns::{Netns, OwnNetns};
-use crate::net::{Cidr, Family};
-use crate::netfilter::iptables::Variant;
-use crate::netfilter::portmap::inventory;
+use crate::net::Cidr;
 use crate::plugins;
 use crate::plugins::firewall::FirewallPlugin;
 use crate::plugins::plugin::Plugin;
@@ -177,57 +175,14 @@ impl ChainedCall {
     }
 }
 
-/// What mapped ports share and can be restored without knowing their configuration.
-#[derive(Clone, Copy, Debug)]
-pub enum SharedRepair {
-    /// The jumps of a nat table to the mapped ports.
-    Jumps(Variant, Family),
-    /// The shared rules of the table in nf_tables.
-    Base,
-}
-
-impl fmt::Display for SharedRepair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SharedRepair::Jumps(_, family) => {
-                write!(
-                    f,
-                    "the jumps of the nat table of {family} to the port mappings"
-                )
-            }
-            SharedRepair::Base => f.write_str("the shared rules of the port mappings in nftables"),
-        }
-    }
-}
-
-impl SharedRepair {
-    /// # Errors
-    /// When iptables or the kernel refuses.
-    pub fn apply(self) -> Result<(), Error> {
-        match self {
-            SharedRepair::Jumps(variant, family) => inventory::restore_jumps(variant, family),
-            SharedRepair::Base => inventory::restore_base(),
-        }
-    }
-}
-
 impl Node {
-    /// The repairs of what mapped ports share.
-    pub fn shared_repairs(&self) -> Vec<SharedRepair> {
-        let tables = self.inventory.nat_tables();
-        let tables = tables.filter(|(.., listing)| !inventory::missing_jumps(listing).is_empty());
-        let mut repairs: Vec<SharedRepair> = tables
-            .map(|(variant, family, _)| SharedRepair::Jumps(variant, family))
-            .collect();
-        // If the kernel does not answer, the mapped ports could not be listed either.
-        if inventory::is_base_incomplete(&self.mapped_ports).unwrap_or_default() {
-            repairs.push(SharedRepair::Base);
-        }
-        repairs
+    /// The plugins of running containers whose entries are not as ADD left them, with the first difference. Compared on
+    /// first use.
+    pub fn differing_calls(&self) -> &[(ChainedCall, Error)] {
+        self.differing_calls.get_or_init(|| self.compare_calls())
     }
 
-    /// The plugins of running containers whose entries are not as ADD left them, with the first difference.
-    pub fn differing_calls(&self) -> Vec<(ChainedCall, Error)> {
+    fn compare_calls(&self) -> Vec<(ChainedCall, Error)> {
         let calls = self.cache.iter().flat_map(ChainedCall::all_of);
         let differing = calls
             .filter(|call| !self.has_go_rules(call))

@@ -30,11 +30,11 @@ use crate::kernel::sysctl;
 use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Inventory;
-use crate::netfilter::portmap::inventory::{self, MappedPort};
+use crate::netfilter::portmap::inventory::{self, MappedPort, SharedRepair};
 use crate::plugins::bridge::config::Gateway;
 
 pub use cache::CachedResult;
-pub use chained::{ChainedCall, ChainedPlugin, SharedRepair};
+pub use chained::{ChainedCall, ChainedPlugin};
 pub use configurations::{Configurations, Configured};
 pub use pods::{Pod, Problem};
 
@@ -63,6 +63,7 @@ pub struct Node {
     pub host: Netlink,
     /// Observed on first use; `None` if it cannot be observed.
     live: OnceCell<Option<LiveAttachments>>,
+    differing_calls: OnceCell<Vec<(ChainedCall, Error)>>,
 }
 
 /// A network whose pods are ports of a bridge. Links are indexes in [`Node::links`].
@@ -115,6 +116,7 @@ impl Node {
             mapped_ports: Vec::new(),
             host,
             live: OnceCell::new(),
+            differing_calls: OnceCell::new(),
         };
         node.list_mapped_ports();
         for configured in found.networks {
@@ -123,6 +125,11 @@ impl Node {
         }
         node.orphaned_leases = node.read_orphaned_leases(&paths.data_dir)?;
         Ok(node)
+    }
+
+    /// The repairs of what mapped ports share.
+    pub fn shared_repairs(&self) -> Vec<SharedRepair> {
+        SharedRepair::plan(self.inventory.nat_tables(), &self.mapped_ports)
     }
 
     fn list_mapped_ports(&mut self) {

@@ -180,53 +180,85 @@ fn go_rule(rule: &RuleEntry) -> Option<MappedPort> {
 }
 
 /// The jumps to the mapped ports that the base chains of a nat table lack, although it has mapped ports.
-pub fn missing_jumps(listing: &Listing) -> Vec<String> {
+fn missing_jumps(listing: &Listing) -> Vec<String> {
     let is_used = in_iptables(listing).next().is_some();
     let jumps = HOOKS.map(rules::jump_of).into_iter();
     jumps.filter(|jump| is_used && !listing.has(jump)).collect()
 }
 
-/// Restores the jumps of a nat table to its mapped ports.
-///
-/// # Errors
-/// When iptables fails.
-pub fn restore_jumps(variant: Variant, family: Family) -> Result<(), Error> {
-    let Some(iptables) = Iptables::of(variant, family, NAT) else {
-        return Ok(());
-    };
-    let plan = |listing: &Listing| transaction(NAT.table, &missing_jumps(listing));
-    serialized(NAT.name, || iptables.apply_with_retry(&plan))
+/// What mapped ports share and can be restored although their configuration is unknown.
+#[derive(Clone, Copy, Debug)]
+pub enum SharedRepair {
+    /// The jumps of a nat table to the mapped ports.
+    Jumps(Variant, Family),
+    /// The shared chains, maps and rules of the table in nf_tables.
+    Base,
 }
 
-/// Whether the table of this plugin lacks shared chains, maps or rules, although it has mapped ports.
-///
-/// # Errors
-/// When the kernel does not list them.
-pub fn is_base_incomplete(ports: &[MappedPort]) -> Result<bool, Error> {
-    if !ports.iter().any(|it| matches!(it.entry, Entry::Element(_))) {
-        return Ok(false);
+impl fmt::Display for SharedRepair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SharedRepair::Jumps(_, family) => {
+                write!(
+                    f,
+                    "the jumps of the {family} nat table to the port mappings"
+                )
+            }
+            SharedRepair::Base => f.write_str("the shared rules of the port mappings in nftables"),
+        }
     }
-    FEATURE.with_nftables("list rules", |nftables| {
-        let mut batch = Batch::default();
-        complete_base(nftables, &mut batch)?;
-        Ok(!batch.is_empty())
-    })
 }
 
-/// Restores what containers share in the table of this plugin.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn restore_base() -> Result<(), Error> {
-    FEATURE
-        .with_nftables("restore the shared rules", |nftables| {
-            nftables.change(&|| {
+impl SharedRepair {
+    /// The repairs that the mapped ports of the node need.
+    pub fn plan<'l>(
+        nat_tables: impl Iterator<Item = (Variant, Family, &'l Listing)>,
+        ports: &[MappedPort],
+    ) -> Vec<SharedRepair> {
+        let damaged = nat_tables.filter(|(.., listing)| !missing_jumps(listing).is_empty());
+        let mut repairs: Vec<SharedRepair> = damaged
+            .map(|(variant, family, _)| SharedRepair::Jumps(variant, family))
+            .collect();
+        if ports.iter().any(|it| matches!(it.entry, Entry::Element(_))) {
+            let complete = FEATURE.with_nftables("list rules", |nftables| {
                 let mut batch = Batch::default();
                 complete_base(nftables, &mut batch)?;
                 Ok(batch)
-            })
-        })
-        .map(drop)
+            });
+            // If the kernel does not answer, the elements could not be listed either.
+            repairs.extend(
+                complete
+                    .ok()
+                    .filter(|it| !it.is_empty())
+                    .map(|_| SharedRepair::Base),
+            );
+        }
+        repairs
+    }
+
+    /// # Errors
+    /// When iptables or the kernel refuses.
+    pub fn apply(self) -> Result<(), Error> {
+        match self {
+            SharedRepair::Jumps(variant, family) => {
+                let Some(iptables) = Iptables::of(variant, family, NAT) else {
+                    return Ok(());
+                };
+                let plan = |listing: &Listing| transaction(NAT.table, &missing_jumps(listing));
+                serialized(NAT.name, || iptables.apply_with_retry(&plan))
+            }
+            SharedRepair::Base => {
+                let changed = FEATURE.with_nftables("restore the shared rules", |nftables| {
+                    nftables.change(&|| {
+                        let mut batch = Batch::default();
+                        complete_base(nftables, &mut batch)?;
+                        Ok(batch)
+                    })
+                });
+                changed.map(drop)
+            }
+        }
+    }
 }
 
 /// The chain of a container that has lost its rules.
