@@ -10,14 +10,11 @@ use serde_json::{Value, json};
 
 use crate::cli::args::ConfArgs;
 use crate::cli::doctor::finding::Finding;
-use crate::cli::plugin_list::PluginList;
+use crate::cli::plugin_list::{ListedPlugin, PluginList};
 use crate::cli::routes;
 use crate::cli::{Answer, unreadable};
-use crate::cni::args::Args;
-use crate::cni::conf::NetConf;
 use crate::cni::result::{RouteKeys, pretty};
 use crate::error::{Code, Error};
-use crate::ipam::HostLocal;
 use crate::ipam::config::{HostLocalKeys, IpamKeys};
 use crate::ipam::range::RangeKeys;
 use crate::kernel::netlink::{Netlink, RouteQuery};
@@ -26,7 +23,7 @@ use crate::link::namespace::host_netlink;
 use crate::link::plan::MIN_MTU_IPV6;
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::MasqueradeKeys;
-use crate::plugins::bridge::config::{BridgeConfig, BridgeKeys, Mtu};
+use crate::plugins::bridge::config::{BridgeKeys, Mtu};
 
 /// A list of plugins (CNI spec 1.1, section 1).
 #[derive(Serialize)]
@@ -83,7 +80,7 @@ pub fn conf(
     let document = pretty(&list_conf(args, &subnets, mtu)) + "\n";
     let list =
         PluginList::parse(document.as_bytes()).map_err(|error| error.context("configuration"))?;
-    check_bridge(&list)?;
+    list.plugins.iter().try_for_each(ListedPlugin::validate)?;
     let warning = |it: Finding| format!("{} ({}); {}", it.cause, it.evidence.join("; "), it.remedy);
     let warnings = list.unsupported(&args.cni_path).into_iter().map(warning);
     let warnings = warnings.collect();
@@ -166,17 +163,6 @@ fn list_conf<'a>(args: &'a ConfArgs, subnets: &[Cidr], mtu: Option<u32>) -> List
         name: &args.name,
         plugins,
     }
-}
-
-/// Checks that the plugin bridge accepts its configuration.
-fn check_bridge(list: &PluginList) -> Result<(), Error> {
-    let requests = list.plugins.iter().filter(|it| it.plugin_type == "bridge");
-    for request in requests.filter_map(|it| it.request.clone()) {
-        let conf = NetConf::parse(Value::Object(request).to_string().into_bytes())?;
-        BridgeConfig::parse(&conf, &Args::default())?;
-        HostLocal::parse(&conf, &Args::default())?;
-    }
-    Ok(())
 }
 
 /// The pod ranges of the node on stdin.

@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use crate::cli::doctor::finding::{Finding, Id};
 use crate::cli::plugins::{find, status, supported_versions};
 use crate::cni::Version;
+use crate::cni::conf::NetConf;
 use crate::error::Error;
+use crate::plugins;
 
 /// A list of plugins (CNI spec 1.1, section 1). A configuration of a single plugin is a list of one.
 #[derive(Debug)]
@@ -26,6 +28,23 @@ pub struct ListedPlugin {
     /// What a runtime passes to it (CNI spec 1.1, section 3, "Deriving request configuration"); absent for an IPAM plugin,
     /// which another plugin calls.
     pub request: Option<Map<String, Value>>,
+}
+
+impl ListedPlugin {
+    /// Checks the keys, if it is a plugin of this program. A name with a prefix may be that of another program.
+    ///
+    /// # Errors
+    /// The first invalid key.
+    pub fn validate(&self) -> Result<(), Error> {
+        let entry = plugins::named(&self.plugin_type).filter(|it| it.name() == self.plugin_type);
+        match entry.zip(self.request.clone()) {
+            Some((entry, request)) => {
+                let request = Value::Object(request).to_string();
+                entry.validate(NetConf::parse(request.into_bytes())?)
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl PluginList {

@@ -15,3 +15,15 @@ pub struct Request {
     /// CNI_NETNS_OVERRIDE: CNI_NETNS may be the plugin's own namespace.
     pub own_netns_allowed: bool,
 }
+
+impl Request {
+    /// A request with an empty environment.
+    pub fn of_configuration(conf: NetConf) -> Request {
+        Request {
+            conf,
+            cni_path: Vec::new(),
+            args: String::new(),
+            own_netns_allowed: false,
+        }
+    }
+}

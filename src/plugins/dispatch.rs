@@ -32,6 +32,7 @@ const GO_RELEASE: &str = "v1.9.1";
 pub struct Entry {
     name: &'static str,
     keys: &'static [fn() -> KeyPaths],
+    validate: fn(&Request) -> Result<(), Error>,
     run: for<'e> fn(&mut Call<'e>, &Operation, &Request) -> Result<(), Error>,
 }
 
@@ -40,12 +41,21 @@ impl Entry {
         Entry {
             name,
             keys: P::KEYS,
+            validate: |request| P::parse(request).map(drop),
             run: |call, operation, request| call.run::<P>(operation, request),
         }
     }
 
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Parses a configuration as for an ADD.
+    ///
+    /// # Errors
+    /// If a key is invalid; the error names it.
+    pub fn validate(&self, conf: NetConf) -> Result<(), Error> {
+        (self.validate)(&Request::of_configuration(conf))
     }
 
     /// Name and version, printed without CNI_COMMAND in the form of the Go plugins. The first semantic version is the Go

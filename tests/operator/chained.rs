@@ -373,3 +373,24 @@ fn isolation_of_a_missing_bridge_is_found_and_removed() {
     assert_eq!(attached.fixture.fix().all[0]["fixed"], true);
     assert_eq!(attached.rules(), before);
 }
+
+#[test]
+fn invalid_keys_of_chained_plugins_are_found() {
+    requires!();
+    for (plugin, key, value) in [
+        ("portmap", "backend", json!("ipfw")),
+        ("portmap", "markMasqBit", json!(32)),
+        ("firewall", "ingressPolicy", json!("closed")),
+        ("firewall", "backend", json!(5)),
+    ] {
+        let fixture = Fixture::new();
+        let chain = fixture.chain(&small_chain()).with(plugin, key, value);
+        fixture.write(
+            &format!("{CONF}/10-net.conflist"),
+            &chain.list().to_string(),
+        );
+        let findings = fixture.findings();
+        assert_eq!(findings.ids(), ["unusable-configuration"], "{key}");
+        assert!(findings.text_of("unusable-configuration").contains(key));
+    }
+}

@@ -16,7 +16,6 @@ use crate::error::Error;
 use crate::kernel::netlink::{Address, Netlink};
 use crate::kernel::netns::{Netns, OwnNetns};
 use crate::net::Cidr;
-use crate::plugins;
 use crate::plugins::firewall::FirewallPlugin;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::portmap::Portmap;
@@ -34,8 +33,9 @@ impl ChainedPlugin {
 
     /// The plugin that a configuration's `type` names.
     fn named(plugin_type: &str) -> Option<ChainedPlugin> {
-        let name = plugins::named(plugin_type)?.name();
-        ChainedPlugin::ALL.into_iter().find(|it| it.name() == name)
+        ChainedPlugin::ALL
+            .into_iter()
+            .find(|it| it.name() == plugin_type)
     }
 
     fn name(self) -> &'static str {
@@ -87,12 +87,7 @@ impl ChainedPlugin {
 }
 
 fn request(conf: Vec<u8>) -> Result<Request, Error> {
-    Ok(Request {
-        conf: NetConf::parse(conf)?,
-        cni_path: Vec::new(),
-        args: String::new(),
-        own_netns_allowed: false,
-    })
+    Ok(Request::of_configuration(NetConf::parse(conf)?))
 }
 
 /// The call of a plugin for a running container, as its runtime made it.

@@ -69,7 +69,7 @@ impl Configurations {
                 Err(Error::failed(what))
             }
             ("bridge", Some(request)) => parse_bridge(file, request.clone(), data_dir).map(Some),
-            _ => Ok(None),
+            _ => plugin.validate().map(|()| None),
         };
         let parsed: Vec<Result<Option<Configured>, Error>> =
             list.plugins.iter().map(parse).collect();
