@@ -53,6 +53,16 @@ impl Parameter {
         Ok(fs::read_to_string(self.path(interface))?.trim().to_owned())
     }
 
+    /// The value that new interfaces get.
+    ///
+    /// # Errors
+    /// If the kernel lacks the sysctl.
+    pub fn read_default(self) -> io::Result<String> {
+        let (family, key) = self.family_and_key();
+        let path = format!("/proc/sys/net/{family}/conf/default/{key}");
+        Ok(fs::read_to_string(path)?.trim().to_owned())
+    }
+
     fn path(self, interface: &IfName) -> String {
         let (family, key) = self.family_and_key();
         format!("/proc/sys/net/{family}/conf/{interface}/{key}")

@@ -42,7 +42,7 @@ impl Attached {
         ]))
     }
 
-    /// The rules of both backends, sorted. That of route_localnet is not restored.
+    /// The rules of both backends, sorted.
     fn rules(&self) -> Vec<String> {
         let in_iptables = ["iptables-save", "ip6tables-save"].map(|it| self.fixture.run(it));
         let in_nftables = self.fixture.run("nft -s list ruleset");
@@ -50,11 +50,7 @@ impl Attached {
         let own = own.and_then(|it| it.split("\n}").next());
         let rules = in_iptables.iter().flat_map(|it| it.lines());
         let rules = rules.filter(|line| line.starts_with("-A "));
-        let own = own.map(|it| match it.split_once("\tchain localnet {") {
-            Some((before, after)) => format!("{before}{}", after.split_once('}').unwrap().1),
-            None => it.to_owned(),
-        });
-        let own = own.iter().flat_map(|it| it.lines());
+        let own = own.into_iter().flat_map(str::lines);
         let own = own.filter(|line| !line.trim().is_empty());
         let mut lines: Vec<String> = rules.chain(own).map(str::to_owned).collect();
         lines.sort();

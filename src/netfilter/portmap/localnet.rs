@@ -9,8 +9,9 @@
 //!     }
 //! }
 //! ```
-//! The rules record the interfaces whose sysctl is reset with the last mapped port. An interface whose sysctl was set
-//! before has no rule.
+//! The rules record the interfaces whose sysctl is reset with the last mapped port. If new interfaces have the sysctl
+//! (net.ipv4.conf.default), it is the administrator's, and there is no rule. If only the interface has it, the Go plugin
+//! has set it, or the rule was flushed.
 
 use crate::error::{Error, Failures};
 use crate::kernel::nftables::{
@@ -43,7 +44,9 @@ pub fn enable(interface: &IfName) -> Result<(), Error> {
         let what = format!("portmap: cannot set net.ipv4.conf.{interface}.route_localnet: {cause}");
         Error::failed(what)
     };
-    if Parameter::RouteLocalnet.read(interface).map_err(failed)? == "1" {
+    let sysctl = Parameter::RouteLocalnet;
+    let is_set = sysctl.read(interface).map_err(failed)? == "1";
+    if is_set && sysctl.read_default().map_err(failed)? == "1" {
         return Ok(());
     }
     let rule = rule_of(interface);
@@ -59,7 +62,10 @@ pub fn enable(interface: &IfName) -> Result<(), Error> {
             Ok(batch)
         })
     })?;
-    Parameter::RouteLocalnet.set(interface, 1).map_err(failed)
+    match is_set {
+        true => Ok(()),
+        false => sysctl.set(interface, 1).map_err(failed),
+    }
 }
 
 /// Disables route_localnet for the interfaces for which it was enabled.
