@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::fixture::{CONF, Fixture, LEASES};
+use crate::support::implementation::Implementation::{Gangplank, Go};
+use crate::support::implementation::ready_for_chains;
 use crate::support::{Chain, NodeState, Pod, requires, small_chain};
 
 const BACKENDS: [&str; 2] = ["iptables", "nftables"];
@@ -16,7 +18,10 @@ struct Attached {
 
 impl Attached {
     fn new(backend: &'static str) -> Attached {
-        let fixture = Fixture::new();
+        Attached::on(Fixture::new(), backend)
+    }
+
+    fn on(fixture: Fixture, backend: &'static str) -> Attached {
         fixture.run("ip addr add 192.0.2.1/32 dev lo");
         let pod = fixture.pod("web");
         let attached = Attached {
@@ -123,6 +128,22 @@ fn flushed_chains_are_restored() {
     ] {
         attached.assert_restored(damage, &[PORTS]);
     }
+}
+
+#[test]
+fn flushed_chains_of_iptables_legacy_are_restored() {
+    requires!("iptables-legacy");
+    let fixture = Fixture::new();
+    fixture.use_iptables_variant("xtables-legacy-multi");
+    let attached = Attached::on(fixture, "iptables");
+    attached.assert_restored("iptables -t nat -F", &[PORTS]);
+    attached.assert_restored("iptables -F; ip6tables -F", &[FILTER]);
+    attached.fixture.delete_cache("small", "web");
+    attached.fixture.run("ip6tables -t nat -F PREROUTING");
+    let done = attached.fixture.reconcile("");
+    let jumps = "all networks: restored the jumps of the IPv6 nat table to the port mappings\n";
+    assert_eq!(done.success(), jumps);
+    attached.fixture.assert_healthy();
 }
 
 #[test]
@@ -388,5 +409,81 @@ fn invalid_keys_of_chained_plugins_are_found() {
         let findings = fixture.findings();
         assert_eq!(findings.ids(), ["unusable-configuration"], "{key}");
         assert!(findings.text_of("unusable-configuration").contains(key));
+    }
+}
+
+#[test]
+fn entries_of_the_go_plugins_are_listed_and_restored() {
+    let Some(go) = ready_for_chains(&[]) else {
+        return;
+    };
+    for backend in BACKENDS {
+        let fixture = Fixture::new();
+        for plugin in ["portmap", "firewall"] {
+            fixture.install_go_plugin_of(&go, plugin);
+        }
+        let chain = fixture.chain(&small_chain());
+        let chain = chain.with("portmap", "backend", backend);
+        let chain = chain.by(&[Gangplank, Go, Go]).with_ports(json!([
+            { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+        ]));
+        fixture.write(
+            &format!("{CONF}/10-net.conflist"),
+            &chain.list().to_string(),
+        );
+        let pod = fixture.pod("web");
+        fixture.run_chain(&chain, &pod);
+        fixture.assert_healthy();
+        let ports = || {
+            let status = fixture.status("--json").ok();
+            let ports = status[0]["pods"][0]["portMappings"].clone();
+            ports.as_array().unwrap().len()
+        };
+        assert_eq!(ports(), 2, "{backend}");
+        assert_eq!(fixture.reconcile("").success(), "nothing to restore\n");
+        fixture.run("nft flush ruleset");
+        assert_eq!(ports(), 0);
+        let done = fixture.reconcile("");
+        assert!(
+            done.success().contains(PORTS) && done.stdout.contains(FILTER),
+            "{done:?}"
+        );
+        assert_eq!(ports(), 2, "{backend}");
+        fixture.assert_healthy();
+    }
+}
+
+#[test]
+fn concurrent_adds_and_dels_of_chains_leave_nothing_to_repair() {
+    requires!("iptables", "nft");
+    for backend in BACKENDS {
+        let attached = Attached::new(backend);
+        let fixture = &attached.fixture;
+        std::thread::scope(|scope| {
+            for worker in 0..2 {
+                let chain = attached.chain().with_ports(json!([
+                    { "hostPort": 9000 + worker, "containerPort": 80, "protocol": "tcp" },
+                ]));
+                scope.spawn(move || {
+                    for turn in 0..6 {
+                        let pod = fixture.pod(&format!("p{worker}-{turn}"));
+                        let result = fixture.run_chain(&chain, &pod);
+                        chain.del(&pod, &result);
+                        fixture.delete_cache("small", pod.id());
+                    }
+                });
+            }
+            for _ in 0..4 {
+                let done = fixture.reconcile("");
+                for what in ["port mappings", "firewall rules"] {
+                    assert!(!done.stdout.contains(what), "{done:?}");
+                }
+                let fixed = fixture.fix();
+                assert!(fixed.all.is_empty(), "{:#?}", fixed.all);
+            }
+        });
+        fixture.assert_healthy();
+        let left = fixture.run("nft list ruleset");
+        assert!(!left.contains("p0-") && !left.contains("p1-"), "{left}");
     }
 }
