@@ -61,15 +61,9 @@ impl CompatRule {
             Field::Destination => (destination_offset(family), NFT_CMP_EQ),
             Field::NotDestination => (destination_offset(family), NFT_CMP_NEQ),
         };
-        let mut comment = self.comment.as_bytes().to_vec();
-        comment.resize(COMMENT_SIZE, 0);
-        let matches = Attributes::default()
-            .put_strz(NFTA_MATCH_NAME, "comment")
-            .put_be32(NFTA_MATCH_REV, 0)
-            .put(NFTA_MATCH_INFO, &comment);
         let matched = Expressions::default()
             .network(offset, operation, self.network)
-            .push("match", matches);
+            .xt_comment(&self.comment);
         match &self.target {
             Target::Accept => matched.verdict(NF_ACCEPT, None),
             Target::Chain(name) => matched.verdict(NFT_JUMP, Some(name)),
@@ -82,6 +76,58 @@ impl CompatRule {
             }
         }
     }
+}
+
+impl Expressions {
+    fn xt_match(self, name: &str, revision: u32, info: &[u8]) -> Expressions {
+        let data = Attributes::default()
+            .put_strz(NFTA_MATCH_NAME, name)
+            .put_be32(NFTA_MATCH_REV, revision)
+            .put(NFTA_MATCH_INFO, info);
+        self.push("match", data)
+    }
+
+    pub(super) fn xt_comment(self, comment: &str) -> Expressions {
+        let mut info = comment.as_bytes().to_vec();
+        info.resize(COMMENT_SIZE, 0);
+        self.xt_match("comment", 0, &info)
+    }
+
+    /// `match_flags` and `state_mask` are the only fields of struct xt_conntrack_mtinfo3 that are not 0
+    /// (linux/netfilter/xt_conntrack.h).
+    pub(super) fn xt_conntrack(self, states: &[XtState]) -> Expressions {
+        let mask = states.iter().fold(0, |mask, state| mask | *state as u16);
+        let mut info = [0; 164];
+        info[146..148].copy_from_slice(&XT_CONNTRACK_STATE.to_ne_bytes());
+        info[150..152].copy_from_slice(&mask.to_ne_bytes());
+        self.xt_match("conntrack", 3, &info)
+    }
+}
+
+/// A state of a connection (XT_CONNTRACK_STATE_BIT, linux/netfilter/xt_conntrack.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XtState {
+    Established = 1 << 1,
+    Related = 1 << 2,
+    /// The destination was translated.
+    Dnat = 1 << 7,
+}
+
+/// Whether a rule ends the evaluation of its chain for all packets.
+pub fn is_final(entry: &RuleEntry) -> bool {
+    let is_match = |expression: &&[u8]| {
+        let data = get(expression, NFTA_EXPR_DATA).unwrap_or_default();
+        name_of(expression) != Some("counter") && get_str(data, NFTA_MATCH_NAME) != Some("comment")
+    };
+    let mut rest = entry.expressions().filter(is_match);
+    let (last, other) = (rest.next(), rest.next());
+    let is_reject = |last: &[u8]| {
+        let data = get(last, NFTA_EXPR_DATA).unwrap_or_default();
+        name_of(last) == Some("reject")
+            || name_of(last) == Some("target") && get_str(data, NFTA_TARGET_NAME) == Some("REJECT")
+    };
+    let ends = entry.accepts() || entry.drops() || last.is_some_and(is_reject);
+    ends && other.is_none()
 }
 
 /// The comment of a rule of iptables: of its comment match, or of its user data after a restore with nft(8).

@@ -17,6 +17,8 @@ pub enum Field {
     Protocol = 12,
     /// inet_service
     Port = 13,
+    /// ifname
+    Interface = 41,
 }
 
 impl Field {
@@ -24,7 +26,7 @@ impl Field {
     fn length(self) -> u32 {
         match self {
             Field::Ipv4 => 4,
-            Field::Ipv6 => 16,
+            Field::Ipv6 | Field::Interface => 16,
             Field::Protocol => 1,
             Field::Port => 2,
         }

@@ -23,10 +23,10 @@ use crate::net::Family;
 
 use attribute::{Attributes, get_be32};
 pub use batch::{BaseChain, Batch, Hook};
-pub use compat::{CompatRule, Field, Target, comment};
+pub use compat::{CompatRule, Field, Target, XtState, comment, is_final};
 pub use element::{Element, Field as MapField, MapType, Value, address_key, concatenation};
-pub use expression::Load;
 use expression::nfproto;
+pub use expression::{Load, interface_key};
 use message::Message;
 use rule::rules_of;
 pub use rule::{Action, Encoded, Match, Rule, RuleEntry};
@@ -217,6 +217,17 @@ impl Nftables {
     pub fn chain(&self, table: Table, name: &str) -> Result<Option<u32>, NftablesError> {
         let request = Message::new(NFT_MSG_GETCHAIN, table, batch::chain(table, name));
         self.use_count(request, NFTA_CHAIN_USE)
+    }
+
+    /// Whether the policy of a base chain is drop. `None` if the chain does not exist.
+    ///
+    /// # Errors
+    /// If the kernel refuses the query.
+    pub fn drops_by_policy(&self, table: Table, name: &str) -> Result<Option<bool>, NftablesError> {
+        let request = Message::new(NFT_MSG_GETCHAIN, table, batch::chain(table, name));
+        let answer = not_found_as_none(self.socket.fetch(request))?;
+        let policy = answer.map(|answer| get_be32(&answer, NFTA_CHAIN_POLICY));
+        Ok(policy.map(|policy| policy == Some(NF_DROP.cast_unsigned())))
     }
 
     fn use_count(&self, request: Message, attribute: u16) -> Result<Option<u32>, NftablesError> {

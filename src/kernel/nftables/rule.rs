@@ -7,6 +7,7 @@ use super::attribute::{
     Attributes, as_be32, as_ip, as_str, attributes, get, get_be32, get_be64, get_path, get_str,
 };
 use super::comment::{comment_of, userdata};
+use super::compat::XtState;
 use super::expression::{
     Expressions, Load, address_length, destination_offset, name_of, nfproto, source_offset,
 };
@@ -24,6 +25,8 @@ pub enum Match {
     Input(IfName),
     /// The output interface.
     Output(IfName),
+    /// Any other output interface.
+    NotOutput(IfName),
     EthernetSource(Mac),
     /// The source network.
     Source(Cidr),
@@ -31,8 +34,10 @@ pub enum Match {
     LocalDestination,
     /// The destination of the connection was translated (`ct status dnat`).
     DestinationTranslated,
-    /// `ct state established,related`
-    Established,
+    /// A match of iptables: `-m comment`. At most 255 bytes.
+    XtComment(String),
+    /// A match of iptables: `-m conntrack --ctstate`.
+    XtConntrack(&'static [XtState]),
 }
 
 /// The last expressions of a rule.
@@ -123,8 +128,9 @@ impl Match {
             Match::Destination(cidr) => {
                 so_far.network(destination_offset(cidr.family()), NFT_CMP_EQ, *cidr)
             }
-            Match::Input(name) => so_far.interface(NFT_META_IIFNAME, name),
-            Match::Output(name) => so_far.interface(NFT_META_OIFNAME, name),
+            Match::Input(name) => so_far.interface(NFT_META_IIFNAME, NFT_CMP_EQ, name),
+            Match::Output(name) => so_far.interface(NFT_META_OIFNAME, NFT_CMP_EQ, name),
+            Match::NotOutput(name) => so_far.interface(NFT_META_OIFNAME, NFT_CMP_NEQ, name),
             // h_source of struct ethhdr (linux/if_ether.h).
             Match::EthernetSource(mac) => so_far
                 .payload(NFT_PAYLOAD_LL_HEADER, 6..12)
@@ -132,9 +138,8 @@ impl Match {
             Match::Source(cidr) => so_far.network(source_offset(cidr.family()), NFT_CMP_EQ, *cidr),
             Match::LocalDestination => so_far.local_destination(),
             Match::DestinationTranslated => so_far.connection(NFT_CT_STATUS, IPS_DST_NAT),
-            Match::Established => {
-                so_far.connection(NFT_CT_STATE, CT_STATE_ESTABLISHED | CT_STATE_RELATED)
-            }
+            Match::XtComment(comment) => so_far.xt_comment(comment),
+            Match::XtConntrack(states) => so_far.xt_conntrack(states),
         }
     }
 }
@@ -209,13 +214,22 @@ impl RuleEntry {
 
     /// The source network of the rule in that family.
     pub fn source(&self, family: Family) -> Option<Cidr> {
-        let is_source = |expression: &[u8]| {
+        self.network(source_offset(family), family)
+    }
+
+    /// The destination network of the rule in that family.
+    pub fn destination(&self, family: Family) -> Option<Cidr> {
+        self.network(destination_offset(family), family)
+    }
+
+    fn network(&self, offset: u32, family: Family) -> Option<Cidr> {
+        let is_loaded = |expression: &[u8]| {
             name_of(expression) == Some("payload")
                 && data_be32(expression, NFTA_PAYLOAD_BASE) == Some(NFT_PAYLOAD_NETWORK_HEADER)
-                && data_be32(expression, NFTA_PAYLOAD_OFFSET) == Some(source_offset(family))
+                && data_be32(expression, NFTA_PAYLOAD_OFFSET) == Some(offset)
         };
         let mut expressions = self.expressions();
-        expressions.find(|it| is_source(it))?;
+        expressions.find(|it| is_loaded(it))?;
         let mut next = expressions.next()?;
         let mask = [NFTA_EXPR_DATA, NFTA_BITWISE_MASK, NFTA_DATA_VALUE];
         let mask = get_path(next, &mask).filter(|_| name_of(next) == Some("bitwise"));
@@ -239,8 +253,17 @@ impl RuleEntry {
 
     /// Whether the rule ends with accept.
     pub fn accepts(&self) -> bool {
+        self.has_verdict(NF_ACCEPT)
+    }
+
+    /// Whether the rule ends with drop.
+    pub fn drops(&self) -> bool {
+        self.has_verdict(NF_DROP)
+    }
+
+    fn has_verdict(&self, verdict: i32) -> bool {
         let code = self.verdict(NFTA_VERDICT_CODE).and_then(as_be32);
-        code == Some(NF_ACCEPT.cast_unsigned())
+        code == Some(verdict.cast_unsigned())
     }
 
     /// An attribute of the verdict at the end of the rule.

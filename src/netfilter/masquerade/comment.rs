@@ -31,6 +31,15 @@ impl RuleComment {
         RuleComment { key, comment }
     }
 
+    /// That of an object.
+    pub fn read(comment: &str) -> RuleComment {
+        let key = comment.split(',').next().unwrap_or_default();
+        RuleComment {
+            key: key.to_owned(),
+            comment: comment.to_owned(),
+        }
+    }
+
     pub fn comment(&self) -> &str {
         &self.comment
     }
