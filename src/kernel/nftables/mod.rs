@@ -6,6 +6,7 @@ mod batch;
 mod comment;
 mod compat;
 pub mod element;
+mod entry;
 mod expression;
 mod message;
 mod rule;
@@ -23,13 +24,14 @@ use crate::net::Family;
 
 use attribute::{Attributes, get_be32};
 pub use batch::{BaseChain, Batch, Hook};
-pub use compat::{CompatRule, Field, Target, XtState, comment, is_final};
+pub use compat::{CompatRule, Field, Target, XtState, comment, dnat_address, is_final, multiport};
 pub use element::{Element, Field as MapField, MapType, Value, address_key, concatenation};
+pub use entry::RuleEntry;
 use expression::nfproto;
 pub use expression::{Load, interface_key};
 use message::Message;
 use rule::rules_of;
-pub use rule::{Action, Encoded, Match, Rule, RuleEntry};
+pub use rule::{Action, Encoded, Match, Rule};
 use socket::Socket;
 use uapi::*;
 

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
-use crate::cni::names::{Attachment, NetworkName};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Error, Failures};
-use crate::kernel::nftables::{Batch, Nftables, NftablesError, Table, TableFamily, comment};
+use crate::kernel::nftables::{
+    Batch, Nftables, NftablesError, RuleEntry, Table, TableFamily, comment, dnat_address, multiport,
+};
 use crate::kernel::threads::concurrently;
 use crate::net::Family;
 use crate::netfilter::Feature;
@@ -17,9 +19,9 @@ use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
 use crate::netfilter::owned_chain::OwnedChain;
 use crate::netfilter::portmap::rules::{
-    self, Chain, DNAT, HOOKS, MASQUERADE, Mapped, OLD_SNAT, SET_MARK, mapped,
+    self, Chain, DNAT, HOOKS, MASQUERADE, OLD_SNAT, SET_MARK, mapped,
 };
-use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping};
+use crate::netfilter::portmap::{Forwarded, IsAlive, Mapped, MarkChain, stale_among};
 use crate::netfilter::tables;
 
 const NAT: TableUse = TableUse {
@@ -39,23 +41,26 @@ fn nat(family: Family) -> Table {
     }
 }
 
-/// Whether an address belongs to a container that exists. Looked up only for ports that are mapped already.
-pub type IsAlive<'a> = &'a (dyn Fn(IpAddr) -> Result<bool, Error> + Sync);
-
 /// The mapped ports of an attachment.
 #[derive(Clone, Debug)]
 pub struct HostPorts {
-    chain: Chain,
+    container: ContainerId,
+    /// In this order: the chain of the Go plugin, unless it has another owner.
+    chains: [Chain; 2],
 }
 
 impl HostPorts {
     pub fn of(network: &NetworkName, attachment: &Attachment) -> HostPorts {
         HostPorts {
-            chain: Chain::of(network, &attachment.container),
+            container: attachment.container.clone(),
+            chains: [
+                Chain::of(network, &attachment.container),
+                Chain::separate(network, attachment),
+            ],
         }
     }
 
-    /// Forwards the ports, in place of those that the container has. Rules of containers that no longer exist are
+    /// Forwards the ports, in place of those that the attachment has. Rules of containers that no longer exist are
     /// removed if they forward the same port.
     ///
     /// # Errors
@@ -129,49 +134,152 @@ impl HostPorts {
                 wanted,
             ));
         }
-        let family = forwarded.address.family();
-        let mut stale = BTreeSet::new();
-        for other in mapped(listing) {
-            let mut own = forwarded.mappings.iter();
-            let overlapping = own.find(|it| it.applies_to(family) && it.overlaps(&other.mapping));
-            let Some(own) = overlapping.filter(|_| other.chain != self.chain.name()) else {
-                continue;
-            };
-            if is_alive(other.address)? {
-                return Err(conflict(own, &other));
-            }
-            stale.insert(other.chain);
-        }
-        Ok(self.chain.install(forwarded, listing, &stale))
+        let mapped = mapped(listing);
+        let stale = stale_among(forwarded, &self.container, &mapped, is_alive)?;
+        let mut stale: BTreeSet<String> = stale.iter().map(|it| it.object.clone()).collect();
+        let chain = self.chain(forwarded.address.address(), listing, is_alive)?;
+        // A chain of the attachment that it does not use any more.
+        stale.remove(chain.name());
+        Ok(chain.install(forwarded, listing, &stale))
     }
 
-    /// Removes the rules of the container, also those of the Go plugin, from both families and variants, and with the
-    /// last container the shared chains.
+    /// The chain for an address. That of the Go plugin is shared by all interfaces of a container on a network, and by
+    /// containers whose names do not differ without a separator.
+    fn chain(
+        &self,
+        address: IpAddr,
+        listing: &Listing,
+        is_alive: IsAlive,
+    ) -> Result<&Chain, Error> {
+        let [shared, separate] = &self.chains;
+        if listing.has_chain(separate.name()) || shared.has_other_owner(listing) {
+            return Ok(separate);
+        }
+        for other in shared.addresses(listing) {
+            if other != address && is_alive(other)? {
+                return Ok(separate);
+            }
+        }
+        Ok(shared)
+    }
+
+    /// Removes the rules of the attachment, also those of the Go plugin, from both families and variants, and with the
+    /// last container the shared chains. `known` are the addresses of prevResult. Returns the addresses to which the rules
+    /// forwarded.
     ///
     /// # Errors
     /// When something could not be removed, after everything else was tried.
-    pub fn remove(&self) -> Result<(), Error> {
-        let mut failures = Failures::default();
+    pub fn remove(&self, known: &[IpAddr], is_alive: IsAlive) -> Result<BTreeSet<IpAddr>, Error> {
+        let (mut failures, mut addresses) = (Failures::default(), BTreeSet::new());
         for family in Family::BOTH {
-            failures.note(FEATURE.with_existing("remove rules", |nftables| {
-                nftables.change(&|| self.plan_removal(nftables, nat(family)))
-            }));
+            addresses.extend(
+                failures
+                    .note(self.remove_from_nf_tables(family, known, is_alive))
+                    .unwrap_or_default(),
+            );
             let has_table = failures.note(tables::exists(Variant::Legacy, family, NAT.table));
             if has_table == Some(true)
                 && let Some(iptables) = Iptables::of(Variant::Legacy, family, NAT)
             {
-                failures.note(serialized(NAT.name, || {
-                    iptables.apply_with_retry(&|listing| self.chain.remove(listing))
-                }));
+                let removed = serialized(NAT.name, || {
+                    let removed = RefCell::new(BTreeSet::new());
+                    iptables.apply_with_retry(&|listing| {
+                        let chain = self.owned(listing, known, is_alive)?;
+                        removed.replace(chain.addresses(listing));
+                        chain.remove(listing)
+                    })?;
+                    Ok(removed.into_inner())
+                });
+                addresses.extend(failures.note(removed).unwrap_or_default());
             }
         }
-        failures.into_result()
+        failures.into_result().map(|()| addresses)
     }
 
+    /// The chain of the attachment in a listing; that of the Go plugin if it has none, for its leftovers.
+    fn owned(&self, listing: &Listing, known: &[IpAddr], is_alive: IsAlive) -> Option<&Chain> {
+        let [shared, separate] = &self.chains;
+        if listing.has_chain(separate.name()) {
+            return Some(separate);
+        }
+        let addresses = shared.addresses(listing);
+        let is_own = !shared.has_other_owner(listing) && is_of(&addresses, known, is_alive);
+        is_own.then_some(shared)
+    }
+
+    fn remove_from_nf_tables(
+        &self,
+        family: Family,
+        known: &[IpAddr],
+        is_alive: IsAlive,
+    ) -> Result<BTreeSet<IpAddr>, Error> {
+        let removed = RefCell::new(BTreeSet::new());
+        FEATURE.with_existing("remove rules", |nftables| {
+            nftables.change(&|| {
+                let table = nat(family);
+                let [shared, separate] = &self.chains;
+                let chain = match nftables.chain(table, separate.name())? {
+                    Some(_) => separate,
+                    None => shared,
+                };
+                let addresses: BTreeSet<IpAddr> = nftables
+                    .rules(table, Some(chain.name()))?
+                    .iter()
+                    .filter_map(|rule| dnat_address(rule, family))
+                    .collect();
+                if chain == shared && !is_of(&addresses, known, is_alive) {
+                    return Ok(Batch::default());
+                }
+                removed.replace(addresses);
+                chain.plan_removal(nftables, table)
+            })
+        })?;
+        Ok(removed.into_inner())
+    }
+
+    /// The first difference between the rules and those that [`HostPorts::install`] adds, in the variant of iptables
+    /// that has them.
+    ///
+    /// # Errors
+    /// When the rules differ or cannot be listed.
+    pub fn check(&self, forwarded: &Forwarded) -> Result<(), Error> {
+        let family = forwarded.address.family();
+        let mut difference = format!("the nat table of {family} does not exist");
+        for variant in [Variant::Nft, Variant::Legacy] {
+            let exists = tables::exists(variant, family, NAT.table)?;
+            let iptables = Iptables::of(variant, family, NAT).filter(|_| exists);
+            let Some(iptables) = iptables else { continue };
+            let listing = iptables.list()?;
+            let [shared, separate] = &self.chains;
+            let chain = match listing.has_chain(separate.name()) {
+                true => separate,
+                false => shared,
+            };
+            match chain.difference(forwarded, &listing) {
+                None => return Ok(()),
+                Some(found) => difference = found,
+            }
+        }
+        let what = format!("check: host ports of {family} are not forwarded as configured");
+        Err(Error::failed(what).details(difference))
+    }
+}
+
+impl Chain {
     fn plan_removal(&self, nftables: &Nftables, table: Table) -> Result<Batch, NftablesError> {
         let mut batch = Batch::default();
-        let old = self.chain.old_snat();
-        for (name, from) in [(self.chain.name(), DNAT), (&old, OLD_SNAT)] {
+        let entries = match nftables.chain(table, self.name())? {
+            Some(_) => nftables.rules(table, Some(DNAT))?,
+            None => Vec::new(),
+        };
+        let own = entries
+            .iter()
+            .filter(|rule| rule.target() == Some(self.name()));
+        if own.clone().any(|rule| self.is_of_other(&comment(rule))) {
+            return Ok(batch);
+        }
+        let old = self.old_snat();
+        for (name, from) in [(self.name(), DNAT), (&old, OLD_SNAT)] {
             let chain = OwnedChain {
                 table,
                 name,
@@ -187,7 +295,7 @@ impl HostPorts {
         let entries = nftables.rules(table, Some(DNAT))?;
         if entries
             .iter()
-            .any(|rule| rule.target() != Some(self.chain.name()))
+            .any(|rule| rule.target() != Some(self.name()))
         {
             return Ok(batch);
         }
@@ -205,7 +313,7 @@ impl HostPorts {
         }
         // Other programs may use the chain that sets the mark.
         if let Some(uses) = nftables.chain(table, SET_MARK)? {
-            let own = nftables.rules(table, Some(self.chain.name()))?;
+            let own = nftables.rules(table, Some(self.name()))?;
             let jumps = own.iter().filter(|rule| rule.target() == Some(SET_MARK));
             let rules = nftables.rules(table, Some(SET_MARK))?;
             if uses as usize == rules.len() + jumps.count() {
@@ -214,27 +322,14 @@ impl HostPorts {
         }
         Ok(batch)
     }
+}
 
-    /// The first difference between the rules and those that [`HostPorts::install`] adds, in the variant of iptables
-    /// that has them.
-    ///
-    /// # Errors
-    /// When the rules differ or cannot be listed.
-    pub fn check(&self, forwarded: &Forwarded) -> Result<(), Error> {
-        let family = forwarded.address.family();
-        let mut difference = format!("the nat table of {family} does not exist");
-        for variant in [Variant::Nft, Variant::Legacy] {
-            let exists = tables::exists(variant, family, NAT.table)?;
-            let iptables = Iptables::of(variant, family, NAT).filter(|_| exists);
-            let Some(iptables) = iptables else { continue };
-            match self.chain.difference(forwarded, &iptables.list()?) {
-                None => return Ok(()),
-                Some(found) => difference = found,
-            }
-        }
-        let what = format!("check: host ports of {family} are not forwarded as configured");
-        Err(Error::failed(what).details(difference))
-    }
+/// Whether a chain that forwards to these addresses belongs to an attachment with known ones. Otherwise it belongs to
+/// another interface of the container, or is left over from an earlier address.
+fn is_of(addresses: &BTreeSet<IpAddr>, known: &[IpAddr], is_alive: IsAlive) -> bool {
+    let mut others = addresses.iter().filter(|it| !known.contains(it));
+    let has_known = addresses.iter().any(|it| known.contains(it));
+    known.is_empty() || has_known || !others.any(|it| is_alive(*it).unwrap_or(true))
 }
 
 pub fn is_installed(family: Family) -> bool {
@@ -263,8 +358,8 @@ pub fn is_used(family: Family) -> Result<bool, Error> {
 /// When something could not be listed or removed, after everything else was tried.
 pub fn gc(network: &NetworkName, valid: &ValidAttachments) -> Result<(), Error> {
     let kept: BTreeSet<Chain> = valid
-        .containers()
-        .map(|container| Chain::of(network, container))
+        .all()
+        .flat_map(|attachment| HostPorts::of(network, &attachment).chains)
         .collect();
     let (mut failures, mut stale) = (Failures::default(), BTreeSet::new());
     for family in Family::BOTH {
@@ -275,10 +370,73 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments) -> Result<(), Error> 
         );
     }
     for chain in stale.difference(&kept) {
-        let stale = HostPorts {
-            chain: chain.clone(),
-        };
-        failures.note(stale.remove());
+        failures.note(remove_chain(chain));
+    }
+    failures.into_result()
+}
+
+/// Removes the chain of a container that does not exist any more.
+fn remove_chain(chain: &Chain) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    for family in Family::BOTH {
+        failures.note(FEATURE.with_existing("remove rules", |nftables| {
+            nftables.change(&|| chain.plan_removal(nftables, nat(family)))
+        }));
+        if failures.note(tables::exists(Variant::Legacy, family, NAT.table)) == Some(true)
+            && let Some(iptables) = Iptables::of(Variant::Legacy, family, NAT)
+        {
+            failures.note(serialized(NAT.name, || {
+                iptables.apply_with_retry(&|listing| chain.remove(listing))
+            }));
+        }
+    }
+    failures.into_result()
+}
+
+/// The mapped ports in the tables of iptables that may overlap with those of a container. Programs run only if an entry rule
+/// has one of the ports.
+///
+/// # Errors
+/// When the tables cannot be listed.
+pub fn mapped_like(forwarded: &Forwarded) -> Result<Vec<Mapped>, Error> {
+    let family = forwarded.address.family();
+    let has_port = |rule: &RuleEntry| {
+        let ports = multiport(rule);
+        let mut own = forwarded.mappings.iter();
+        own.any(|it| ports.contains(&it.host_port.get()))
+    };
+    let entries = FEATURE.with_existing("look for rules", |nftables| {
+        match nftables.chain(nat(family), DNAT)? {
+            Some(_) => nftables.rules(nat(family), Some(DNAT)),
+            None => Ok(Vec::new()),
+        }
+    })?;
+    let in_nf_tables = entries.iter().flatten().any(has_port);
+    let mut found = Vec::new();
+    for (variant, may_have) in [
+        (Variant::Nft, in_nf_tables),
+        (
+            Variant::Legacy,
+            tables::exists(Variant::Legacy, family, NAT.table)?,
+        ),
+    ] {
+        let iptables = Iptables::of(variant, family, NAT).filter(|_| may_have);
+        if let Some(iptables) = iptables {
+            found.extend(mapped(&iptables.list()?));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the chains of containers that no longer exist.
+///
+/// # Errors
+/// When something could not be removed, after everything else was tried.
+pub fn remove_stale(stale: &[&Mapped]) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    let chains: BTreeSet<&str> = stale.iter().map(|it| it.object.as_str()).collect();
+    for chain in chains {
+        failures.note(remove_chain(&Chain::with_name(chain)));
     }
     failures.into_result()
 }
@@ -299,17 +457,6 @@ fn chains_of(network: &NetworkName, family: Family) -> Result<Vec<Chain>, Error>
         chains.extend(rules::chains_of(network, &iptables.list()?));
     }
     Ok(chains)
-}
-
-fn conflict(own: &PortMapping, other: &Mapped) -> Error {
-    let Mapped {
-        network, container, ..
-    } = other;
-    let what = format!(
-        "portmap: host port {own} is mapped already: container {container} on network {network} has {}",
-        other.mapping
-    );
-    Error::failed(what).details("choose another hostPort or hostIP, or remove that container")
 }
 
 fn not_installed(family: Family) -> Error {

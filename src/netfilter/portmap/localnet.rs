@@ -22,7 +22,7 @@ use crate::netfilter::Feature;
 use crate::netfilter::portmap::TABLE;
 
 /// The priority is NF_IP_PRI_RAW (linux/netfilter_ipv4.h): before connection tracking translates addresses of replies.
-const CHAIN: BaseChain = BaseChain {
+pub const CHAIN: BaseChain = BaseChain {
     name: "localnet",
     kind: "filter",
     hook: Hook::Prerouting,

@@ -2,11 +2,12 @@
 
 pub mod config;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cni::environment::{DelTarget, Target};
 use crate::cni::json::{KeyPaths, key_paths};
-use crate::cni::names::{Attachment, NetworkName};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::{Error, Failures};
@@ -16,7 +17,9 @@ use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::portmap::iptables::{self, HostPorts};
 use crate::netfilter::portmap::nftables::{self, MapEntries};
-use crate::netfilter::portmap::{Forwarded, PortMapping, SourceNat, localnet};
+use crate::netfilter::portmap::{
+    Forwarded, Mapped, PortMapping, Protocol, SourceNat, flows, go_nftables, localnet, stale_among,
+};
 use crate::plugins::plugin::Plugin;
 use crate::plugins::portmap::config::{Backend, PortmapConfig, PortmapKeys};
 use crate::undo::Undo;
@@ -45,30 +48,24 @@ impl Plugin for Portmap {
         let ports = Ports::of(&self.network, &target.attachment);
         if self.config.mappings.is_empty() {
             // Of an earlier ADD with ports.
-            ports.remove()?;
+            ports.remove(&all_addresses(previous))?;
             return Ok(previous.clone());
         }
         let addresses = addresses(previous, &target.attachment.interface)?;
         let forwarded = self.forwarded(&addresses);
         let removed = ports.clone();
-        undo.push(move || removed.remove());
-        log::timed_span("portmap", || match self.backend(&addresses) {
-            Backend::Iptables => {
-                ports.in_nftables.remove()?;
-                ports.in_iptables.install(&forwarded, &is_alive)
-            }
-            Backend::Nftables => {
-                ports.in_iptables.remove()?;
-                ports.in_nftables.install(&forwarded, &is_alive)
-            }
-        })?;
+        undo.push(move || removed.remove(&[]));
+        log::timed_span("portmap", || self.install(&ports, &addresses, &forwarded))?;
         self.enable_loopback(&addresses)?;
         Ok(previous.clone())
     }
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
         let ports = Ports::of(&request.conf.name, &target.attachment);
-        log::timed_span("portmap", || ports.remove())
+        // Reads only what names resources: an invalid key or prevResult does not prevent the removal.
+        let previous = request.conf.prev_result().ok().flatten();
+        let known = previous.as_ref().map(all_addresses).unwrap_or_default();
+        log::timed_span("portmap", || ports.remove(&known))
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
@@ -82,7 +79,16 @@ impl Plugin for Portmap {
         let mut families = forwarded.iter();
         match self.backend(&addresses) {
             Backend::Iptables => families.try_for_each(|it| ports.in_iptables.check(it)),
-            Backend::Nftables => ports.in_nftables.check(&forwarded),
+            Backend::Nftables if ports.in_nftables.exist()? => ports.in_nftables.check(&forwarded),
+            Backend::Nftables => {
+                for forwarded in &forwarded {
+                    // The Go plugin may have added them.
+                    if go_nftables::forwards(&ports.container, forwarded)? != Some(true) {
+                        return ports.in_nftables.check(&[*forwarded]);
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
@@ -100,6 +106,7 @@ impl Plugin for Portmap {
 /// The mapped ports of an attachment, which another configuration may have added with another backend.
 #[derive(Clone)]
 struct Ports {
+    container: ContainerId,
     in_iptables: HostPorts,
     in_nftables: MapEntries,
 }
@@ -107,16 +114,24 @@ struct Ports {
 impl Ports {
     fn of(network: &NetworkName, attachment: &Attachment) -> Ports {
         Ports {
+            container: attachment.container.clone(),
             in_iptables: HostPorts::of(network, attachment),
             in_nftables: MapEntries::of(network, attachment),
         }
     }
 
-    /// Removes the mapped ports, and with the last one of the host route_localnet.
-    fn remove(&self) -> Result<(), Error> {
-        let mut failures = Failures::default();
-        failures.note(self.in_nftables.remove());
-        failures.note(self.in_iptables.remove());
+    /// Removes the mapped ports and the connection tracking entries that forward to them, and with the last one of the
+    /// host route_localnet. `known` are the addresses of prevResult.
+    fn remove(&self, known: &[IpAddr]) -> Result<(), Error> {
+        let (mut failures, mut addresses) = (Failures::default(), BTreeSet::new());
+        for removed in [
+            self.in_nftables.remove(),
+            self.in_iptables.remove(known, &is_alive),
+            go_nftables::remove(&self.container, known, &is_alive),
+        ] {
+            addresses.extend(failures.note(removed).unwrap_or_default());
+        }
+        failures.note(flows::delete_forwarded_to(&addresses));
         failures.into_result()?;
         let is_needed = localnet::enabled()?.is_empty()
             || nftables::is_used()?
@@ -129,6 +144,61 @@ impl Ports {
 }
 
 impl Portmap {
+    /// Forwards the ports, unless another container has one of them, with any backend or implementation.
+    fn install(
+        &self,
+        ports: &Ports,
+        addresses: &[Cidr],
+        forwarded: &[Forwarded],
+    ) -> Result<(), Error> {
+        let backend = self.backend(addresses);
+        let (container, known) = (&ports.container, all(addresses));
+        for forwarded in forwarded {
+            let stale = |mapped: &[Mapped], remove: fn(&[&Mapped]) -> Result<(), Error>| {
+                let stale = stale_among(forwarded, container, mapped, &is_alive)?;
+                match stale.is_empty() {
+                    true => Ok(()),
+                    false => remove(&stale),
+                }
+            };
+            let family = forwarded.address.family();
+            stale(&go_nftables::mapped(family)?, go_nftables::remove_stale)?;
+            go_nftables::restrict_to_host(family)?;
+            match backend {
+                Backend::Iptables => {
+                    stale(&nftables::mapped_like(forwarded)?, nftables::remove_stale)?;
+                }
+                Backend::Nftables => {
+                    stale(&iptables::mapped_like(forwarded)?, iptables::remove_stale)?;
+                }
+            }
+        }
+        // Of an earlier ADD with another backend, or of the Go plugin.
+        go_nftables::remove(container, &known, &is_alive)?;
+        match backend {
+            Backend::Iptables => {
+                ports.in_nftables.remove()?;
+                ports.in_iptables.install(forwarded, &is_alive)?;
+            }
+            Backend::Nftables => {
+                ports.in_iptables.remove(&known, &is_alive)?;
+                ports.in_nftables.install(forwarded, &is_alive)?;
+            }
+        }
+        let has_udp = self
+            .config
+            .mappings
+            .iter()
+            .any(|it| it.protocol == Protocol::Udp);
+        if has_udp {
+            let local = local_addresses()?;
+            forwarded
+                .iter()
+                .try_for_each(|it| flows::delete_stale(it, &local))?;
+        }
+        Ok(())
+    }
+
     /// The configured backend, or else iptables if it is installed for the families of all addresses.
     fn backend(&self, addresses: &[Cidr]) -> Backend {
         let has_iptables = |address: &Cidr| iptables::is_installed(address.family());
@@ -206,6 +276,23 @@ fn addresses(previous: &AddResult, interface: &IfName) -> Result<Vec<Cidr>, Erro
         }
         false => Ok(found),
     }
+}
+
+fn all(addresses: &[Cidr]) -> Vec<IpAddr> {
+    addresses.iter().map(|it| it.address()).collect()
+}
+
+/// The addresses of all interfaces in prevResult.
+fn all_addresses(previous: &AddResult) -> Vec<IpAddr> {
+    previous.ips.iter().map(|it| it.address.address()).collect()
+}
+
+/// The addresses of the host.
+fn local_addresses() -> Result<Vec<IpAddr>, Error> {
+    let listed = host_netlink()?.all_addresses();
+    let listed = listed
+        .map_err(|cause| Error::failed(format!("portmap: cannot list addresses: {cause}")))?;
+    Ok(listed.iter().map(|it| it.cidr.address()).collect())
 }
 
 /// Whether a container has an address. Lists the network namespaces of the host.
