@@ -3,6 +3,7 @@
 pub mod iptables;
 mod isolation;
 mod nftables;
+mod observed;
 mod records;
 mod rules;
 

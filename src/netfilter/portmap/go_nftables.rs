@@ -37,6 +37,12 @@ fn table(family: Family) -> Table {
     }
 }
 
+/// Whether the table exists in any family.
+pub fn exist_in(nftables: &Nftables) -> Result<bool, NftablesError> {
+    let [v4, v6] = Family::BOTH.map(|family| nftables.table(table(family)));
+    Ok(v4?.is_some() || v6?.is_some())
+}
+
 /// The rules of containers.
 fn rules(nftables: &Nftables, family: Family) -> Result<Vec<RuleEntry>, NftablesError> {
     if nftables.table(table(family))?.is_none() {

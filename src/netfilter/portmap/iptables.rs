@@ -18,6 +18,7 @@ use crate::netfilter::iptables::{Iptables, Outcome, TableUse, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
 use crate::netfilter::owned_chain::OwnedChain;
+use crate::netfilter::portmap::observed;
 use crate::netfilter::portmap::rules::{
     self, Chain, DNAT, HOOKS, MASQUERADE, OLD_SNAT, SET_MARK, mapped,
 };
@@ -83,7 +84,12 @@ impl HostPorts {
         forwarded: &[Forwarded],
         is_alive: IsAlive,
     ) -> Result<(), Error> {
-        let listings = concurrently(&programs, Iptables::list).into_iter();
+        let families: Vec<_> = forwarded.iter().zip(&programs).collect();
+        let observe = |(forwarded, iptables): &(&Forwarded, &Iptables)| {
+            let observed = self.observe(forwarded, iptables)?;
+            observed.map_or_else(|| iptables.list(), Ok)
+        };
+        let listings = concurrently(&families, observe).into_iter();
         let listings: Vec<Listing> = listings.collect::<Result<_, _>>()?;
         let mut changes = Vec::new();
         for ((forwarded, iptables), listing) in forwarded.iter().zip(programs).zip(&listings) {
@@ -102,7 +108,22 @@ impl HostPorts {
         failures.into_result()
     }
 
-    /// Installs rules in a table that is changed concurrently.
+    fn observe(
+        &self,
+        forwarded: &Forwarded,
+        iptables: &Iptables,
+    ) -> Result<Option<Listing>, Error> {
+        if !iptables.is_nft() {
+            return Ok(None);
+        }
+        let table = nat(forwarded.address.family());
+        let observed = FEATURE.with_existing("look for rules", |nftables| {
+            observed::listing(nftables, table, &self.chains, forwarded)
+        });
+        observed.map(Option::flatten)
+    }
+
+    /// Installs rules in a table that is changed concurrently, or is not as observed.
     fn install_again(
         &self,
         forwarded: &Forwarded,
@@ -194,6 +215,19 @@ impl HostPorts {
             }
         }
         failures.into_result().map(|()| addresses)
+    }
+
+    /// Whether nf_tables has chains of the attachment.
+    pub fn exist_in(&self, nftables: &Nftables) -> Result<bool, NftablesError> {
+        for family in Family::BOTH {
+            let [shared, separate] = &self.chains;
+            for name in [shared.name(), separate.name(), &shared.old_snat()] {
+                if nftables.chain(nat(family), name)?.is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// The chain of the attachment in a listing; that of the Go plugin if it has none, for its leftovers.

@@ -5,6 +5,8 @@ pub mod go_nftables;
 pub mod iptables;
 pub mod localnet;
 pub mod nftables;
+mod observed;
+pub mod ports;
 pub mod rules;
 
 use std::fmt;
@@ -131,6 +133,12 @@ pub enum MarkChain {
     Own { bit: u8 },
     /// An existing one (`externalSetMarkChain`).
     External(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Iptables,
+    Nftables,
 }
 
 /// The settings of a network.

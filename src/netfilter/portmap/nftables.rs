@@ -195,8 +195,8 @@ impl MapEntries {
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(&self) -> Result<BTreeSet<IpAddr>, Error> {
-        let exists = |nftables: &Nftables| Ok(nftables.chain(TABLE, &self.chain)?.is_some());
-        remove_matching(&exists, &|comment| self.comment.matches(comment))
+        let exist = |nftables: &Nftables| self.exist_in(nftables);
+        remove_matching(&exist, &|comment| self.comment.matches(comment))
     }
 
     /// Whether the attachment has mapped ports.
@@ -204,10 +204,12 @@ impl MapEntries {
     /// # Errors
     /// When the kernel refuses the query.
     pub fn exist(&self) -> Result<bool, Error> {
-        let found = FEATURE.with_existing("look for rules", |nftables| {
-            Ok(nftables.chain(TABLE, &self.chain)?.is_some())
-        })?;
+        let found = FEATURE.with_existing("look for rules", |nftables| self.exist_in(nftables))?;
         Ok(found.unwrap_or_default())
+    }
+
+    pub fn exist_in(&self, nftables: &Nftables) -> Result<bool, NftablesError> {
+        Ok(nftables.chain(TABLE, &self.chain)?.is_some())
     }
 
     /// # Errors
