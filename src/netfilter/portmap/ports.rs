@@ -1,20 +1,21 @@
 //! The mapped ports of an attachment, in all backends and implementations: another configuration or the Go plugin may have
 //! added them.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cni::ValidAttachments;
 use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Error, Failures};
-use crate::kernel::nftables::Nftables;
-use crate::net::Family;
+use crate::kernel::nftables::{Batch, Nftables, NftablesError};
+use crate::net::{Family, IfName};
 use crate::netfilter::Feature;
 use crate::netfilter::iptables::Variant;
 use crate::netfilter::portmap::iptables::{self, HostPorts};
 use crate::netfilter::portmap::nftables::{self, MapEntries};
 use crate::netfilter::portmap::{
-    Backend, Forwarded, IsAlive, Mapped, flows, go_nftables, localnet, stale_among,
+    Backend, Forwarded, IsAlive, Mapped, TABLE, flows, go_nftables, localnet, stale_among,
 };
 use crate::netfilter::tables;
 
@@ -73,16 +74,10 @@ impl Ports {
                 }
             }
         }
-        go_nftables::remove(&self.container, &self.known, self.is_alive)?;
+        self.remove_others(backend)?;
         match backend {
-            Backend::Iptables => {
-                self.in_nftables.remove()?;
-                self.in_iptables.install(forwarded, self.is_alive)?;
-            }
-            Backend::Nftables => {
-                self.in_iptables.remove(&self.known, self.is_alive)?;
-                self.in_nftables.install(forwarded, self.is_alive)?;
-            }
+            Backend::Iptables => self.in_iptables.install(forwarded, self.is_alive)?,
+            Backend::Nftables => self.in_nftables.install(forwarded, self.is_alive)?,
         }
         flows::delete_stale(forwarded)
     }
@@ -101,6 +96,37 @@ impl Ports {
         }
     }
 
+    /// Removes mapped ports of the attachment that an earlier ADD with another backend has added, or the Go plugin.
+    fn remove_others(&self, backend: Backend) -> Result<(), Error> {
+        let known = (&self.known[..], self.is_alive);
+        FEATURE.with_existing("remove rules", |nftables| {
+            nftables.change(&|| {
+                let mut batch = Batch::default();
+                go_nftables::plan_removal(nftables, &self.container, known, &mut batch)?;
+                match backend {
+                    Backend::Iptables if self.in_nftables.exist_in(nftables)? => {
+                        let removal = self.in_nftables.plan_removal(nftables, &mut batch)?;
+                        if removal.is_last {
+                            nftables::plan_base_removal(nftables, &mut batch)?;
+                        }
+                    }
+                    Backend::Nftables if self.in_iptables.exist_in(nftables)? => {
+                        self.in_iptables.plan_removal(nftables, known, &mut batch)?;
+                    }
+                    _ => {}
+                }
+                Ok(batch)
+            })
+        })?;
+        match backend {
+            Backend::Iptables => Ok(()),
+            Backend::Nftables => {
+                let removed = self.in_iptables.remove_from_legacy(known.0, known.1);
+                removed.map(drop)
+            }
+        }
+    }
+
     /// Removes the mapped ports and the connection tracking entries that forward to them, and with the last one of the
     /// host route_localnet.
     ///
@@ -110,23 +136,55 @@ impl Ports {
         if !self.may_exist()? {
             return Ok(());
         }
-        let (mut failures, mut addresses) = (Failures::default(), BTreeSet::new());
-        for removed in [
-            self.in_nftables.remove(),
-            self.in_iptables.remove(&self.known, self.is_alive),
-            go_nftables::remove(&self.container, &self.known, self.is_alive),
-        ] {
-            addresses.extend(failures.note(removed).unwrap_or_default());
+        let mut failures = Failures::default();
+        let legacy = self
+            .in_iptables
+            .remove_from_legacy(&self.known, self.is_alive);
+        let legacy = failures.note(legacy);
+        let is_used = !legacy.as_ref().is_none_or(|it| it.is_last);
+        let legacy = legacy.map(|it| it.addresses).unwrap_or_default();
+        let attempt = RefCell::new(Attempt::default());
+        let removed = FEATURE.with_existing("remove rules", |nftables| {
+            nftables.change(&|| self.plan_removal(nftables, is_used, &mut attempt.borrow_mut()))?;
+            // Before the socket is closed, which waits for the grace period.
+            let addresses = &attempt.borrow().addresses | &legacy;
+            Ok(flows::delete_forwarded_to(&addresses))
+        });
+        let without_nf_tables = || flows::delete_forwarded_to(&legacy);
+        failures.note(removed.and_then(|deleted| deleted.unwrap_or_else(without_nf_tables)));
+        failures.note(attempt.into_inner().sysctls.map_or(Ok(()), Err));
+        failures.into_result()
+    }
+
+    /// Plans the removal in one transaction: each that deletes something costs an RCU grace period, some 10 ms. Resets
+    /// route_localnet unless `is_used`, or sets it again if a port has been mapped since an earlier attempt.
+    fn plan_removal(
+        &self,
+        nftables: &Nftables,
+        is_used: bool,
+        attempt: &mut Attempt,
+    ) -> Result<Batch, NftablesError> {
+        let mut batch = Batch::default();
+        let known = (&self.known[..], self.is_alive);
+        let in_go = go_nftables::plan_removal(nftables, &self.container, known, &mut batch)?;
+        let in_iptables = self.in_iptables.plan_removal(nftables, known, &mut batch)?;
+        let in_nftables = self.in_nftables.plan_removal(nftables, &mut batch)?;
+        let is_unused = in_iptables.is_last && in_nftables.is_last && !is_used;
+        let interfaces = localnet::enabled(nftables)?;
+        if is_unused && !interfaces.is_empty() {
+            attempt.set(interfaces, false);
+            batch.delete_table(TABLE);
+        } else {
+            let reset = std::mem::take(&mut attempt.reset);
+            attempt.set(reset, true);
+            if in_nftables.is_last && !in_nftables.addresses.is_empty() {
+                nftables::plan_base_removal(nftables, &mut batch)?;
+            }
         }
-        failures.note(flows::delete_forwarded_to(&addresses));
-        failures.into_result()?;
-        let is_needed = localnet::enabled()?.is_empty()
-            || nftables::is_used()?
-            || iptables::is_used(Family::V4)?;
-        match is_needed {
-            true => Ok(()),
-            false => localnet::disable_all(),
-        }
+        attempt.addresses = in_go;
+        attempt.addresses.extend(in_iptables.addresses);
+        attempt.addresses.extend(in_nftables.addresses);
+        Ok(batch)
     }
 
     /// Whether a backend may have mapped ports of the attachment. With most runtimes, most containers have none: nine
@@ -163,6 +221,23 @@ impl Ports {
             }
         }
         self.in_nftables.check(forwarded)
+    }
+}
+
+/// An attempt at a removal, which is repeated if the ruleset changes meanwhile.
+#[derive(Default)]
+struct Attempt {
+    /// To which the removed rules forward.
+    addresses: BTreeSet<IpAddr>,
+    /// The interfaces whose route_localnet was reset.
+    reset: Vec<IfName>,
+    sysctls: Option<Error>,
+}
+
+impl Attempt {
+    fn set(&mut self, interfaces: Vec<IfName>, enabled: bool) {
+        self.sysctls = localnet::set(&interfaces, enabled).err();
+        self.reset = interfaces;
     }
 }
 
