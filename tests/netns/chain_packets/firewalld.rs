@@ -1,0 +1,314 @@
+//! The backend firewalld of firewall, with a real firewalld.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::support::firewalld::{Firewalld, ready};
+use crate::support::{Answer, Chain, Node, Pod, requires, skip_for_go, small_chain, testing_go};
+
+/// The index of firewall in the chain.
+const FIREWALL: usize = 2;
+
+const ADDRESSES: [&str; 2] = ["10.77.0.2/32", "fd00:77::2/128"];
+
+/// A node whose firewall plugin has the default backend.
+struct Site {
+    packages: PathBuf,
+    node: Node,
+}
+
+impl Site {
+    fn new() -> Option<Site> {
+        requires_iptables().then_some(())?;
+        Some(Site {
+            packages: ready()?,
+            node: Node::new("node"),
+        })
+    }
+
+    fn firewalld(&self) -> Firewalld<'_> {
+        let mut firewalld = Firewalld::bus(&self.node);
+        firewalld.start(&self.packages);
+        firewalld
+    }
+
+    fn chain(&self) -> Chain<'_> {
+        self.node
+            .chain(&small_chain())
+            .with("firewall", "backend", Value::Null)
+    }
+}
+
+fn requires_iptables() -> bool {
+    crate::support::require(&["iptables", "ip6tables", "cni:firewall"])
+}
+
+/// The result of the plugin bridge.
+fn bridged(chain: &Chain, pod: &Pod) -> Value {
+    chain.call(0, "ADD", &Value::Null).pod(pod).run().ok()
+}
+
+fn run(chain: &Chain, verb: &str, prev: &Value, pod: &Pod) -> Answer {
+    chain.call(FIREWALL, verb, prev).pod(pod).run()
+}
+
+fn zones(firewalld: &Firewalld) -> [String; 2] {
+    ADDRESSES.map(|address| firewalld.zone_of(address))
+}
+
+fn accepted(node: &Node) -> bool {
+    node.run("iptables -S").contains("10.77.0.2/32")
+}
+
+#[test]
+fn addresses_are_added_to_the_zone_and_removed_from_it() {
+    let Some(site) = Site::new() else { return };
+    let firewalld = site.firewalld();
+    for (backend, zone) in [(Value::Null, ""), ("firewalld".into(), "internal")] {
+        let chain = site.chain().with("firewall", "backend", backend);
+        let chain = chain.with("firewall", "firewalldZone", zone);
+        let pod = site.node.pod(&format!("a{zone}"));
+        let result = bridged(&chain, &pod);
+        let addresses: Vec<String> = result["ips"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|ip| {
+                ip["address"]
+                    .as_str()
+                    .unwrap()
+                    .split('/')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            })
+            .map(|ip| {
+                if ip.contains(':') {
+                    ip + "/128"
+                } else {
+                    ip + "/32"
+                }
+            })
+            .collect();
+        let zones = || {
+            addresses
+                .iter()
+                .map(|it| firewalld.zone_of(it))
+                .collect::<Vec<_>>()
+        };
+        let expected = if zone.is_empty() { "trusted" } else { zone };
+        // A repeated ADD succeeds.
+        for _ in 0..2 {
+            assert_eq!(run(&chain, "ADD", &result, &pod).ok(), result);
+            assert_eq!(zones(), [expected; 2]);
+        }
+        assert!(!site.node.run("iptables -S").contains("CNI-FORWARD"));
+        run(&chain, "CHECK", &result, &pod).ok();
+        for _ in 0..2 {
+            run(&chain, "DEL", &result, &pod).ok();
+            assert_eq!(zones(), [""; 2]);
+        }
+    }
+}
+
+#[test]
+fn packets_of_the_zone_are_forwarded() {
+    let Some(site) = Site::new() else { return };
+    let _firewalld = site.firewalld();
+    let chain = site.chain();
+    let pods = ["a", "b"].map(|name| site.node.pod(name));
+    let results = pods.each_ref().map(|pod| chain.add(pod));
+    pods.iter().for_each(|pod| pod.wait_for_dad());
+    let _server = site.node.serve(9000);
+    for address in ["10.77.0.1:9000", "[fd00:77::1]:9000"] {
+        let ask = |pod: &Pod| pod.asks(crate::support::Protocol::Tcp, address, super::ANSWER);
+        assert!(ask(&pods[0]).is_some(), "{address}");
+    }
+    // The node rejects packets of other zones, after DEL again.
+    run(&chain, "DEL", &results[0], &pods[0]).ok();
+    let refused = pods[0].asks(
+        crate::support::Protocol::Tcp,
+        "10.77.0.1:9000",
+        super::NO_ANSWER,
+    );
+    assert_eq!(refused, None);
+}
+
+#[test]
+fn ingress_policies_apply_with_firewalld() {
+    let Some(site) = Site::new() else { return };
+    let _firewalld = site.firewalld();
+    let chain = site
+        .chain()
+        .with("firewall", "ingressPolicy", "same-bridge");
+    let pod = site.node.pod("a");
+    let result = bridged(&chain, &pod);
+    run(&chain, "ADD", &result, &pod).ok();
+    run(&chain, "CHECK", &result, &pod).ok();
+    for program in ["iptables", "ip6tables"] {
+        let rules = site.node.run(&format!("{program} -S"));
+        assert!(rules.contains("-A CNI-ISOLATION-STAGE-2 -o br0"), "{rules}");
+    }
+    run(&chain, "DEL", &result, &pod).ok();
+    if !testing_go() {
+        assert!(!site.node.run("iptables -S").contains("CNI-ISOLATION"));
+    }
+}
+
+#[test]
+fn a_configured_firewalld_that_is_not_running_is_an_error() {
+    let Some(site) = Site::new() else { return };
+    let chain = site.chain().with("firewall", "backend", "firewalld");
+    let pod = site.node.pod("a");
+    let result = bridged(&chain, &pod);
+    let error = run(&chain, "ADD", &result, &pod).error();
+    assert!(error.msg.contains("/system_bus_socket"), "{}", error.msg);
+    let _bus = Firewalld::bus(&site.node);
+    let error = run(&chain, "ADD", &result, &pod).error();
+    assert!(error.msg.contains("FirewallD1"), "{}", error.msg);
+    if !skip_for_go("without a bus every verb fails") {
+        run(&chain, "DEL", &result, &pod).ok();
+    }
+}
+
+#[test]
+fn iptables_is_the_default_while_firewalld_does_not_run() {
+    let Some(site) = Site::new() else { return };
+    let mut firewalld = Firewalld::bus(&site.node);
+    let (chain, pod) = (site.chain(), site.node.pod("a"));
+    let result = bridged(&chain, &pod);
+    run(&chain, "ADD", &result, &pod).ok();
+    assert!(accepted(&site.node));
+    run(&chain, "DEL", &result, &pod).ok();
+    assert!(!accepted(&site.node));
+    firewalld.start(&site.packages);
+    run(&chain, "ADD", &result, &pod).ok();
+    assert_eq!(zones(&firewalld), ["trusted"; 2]);
+}
+
+/// FD11. firewalld answers ZONE_CONFLICT, which the Go plugin reports too, without the name of the zone.
+#[test]
+fn an_address_of_another_zone_is_an_error_that_names_it() {
+    let Some(site) = Site::new() else { return };
+    let firewalld = site.firewalld();
+    firewalld.zone_call("addSource string:drop string:fd00:77::2/128");
+    let (chain, pod) = (site.chain(), site.node.pod("a"));
+    let result = bridged(&chain, &pod);
+    let error = run(&chain, "ADD", &result, &pod).error();
+    assert!(error.msg.contains("fd00:77::2"), "{}", error.msg);
+    if !testing_go() {
+        assert!(error.details.contains("zone drop"), "{}", error.details);
+        // Nothing remains of the failed ADD.
+        assert_eq!(zones(&firewalld), ["", "drop"]);
+    }
+    run(&chain, "DEL", &result, &pod).ok();
+    assert_eq!(zones(&firewalld), ["", "drop"]);
+}
+
+/// FD10.
+#[test]
+fn check_reports_an_address_that_the_zone_lost() {
+    if skip_for_go("it ignores the answer") {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let firewalld = site.firewalld();
+    let (chain, pod) = (site.chain(), site.node.pod("a"));
+    let result = bridged(&chain, &pod);
+    run(&chain, "ADD", &result, &pod).ok();
+    firewalld.zone_call("removeSource string:trusted string:10.77.0.2/32");
+    let error = run(&chain, "CHECK", &result, &pod).error();
+    assert!(
+        error
+            .msg
+            .contains("10.77.0.2 is not in the firewalld zone trusted"),
+        "{}",
+        error.msg
+    );
+}
+
+/// FD15.
+#[test]
+fn del_removes_what_another_backend_added() {
+    if skip_for_go("DEL only uses the backend of the moment") {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let mut firewalld = Firewalld::bus(&site.node);
+    let (chain, pod) = (site.chain(), site.node.pod("a"));
+    let result = bridged(&chain, &pod);
+    run(&chain, "ADD", &result, &pod).ok();
+    assert!(accepted(&site.node));
+    firewalld.start(&site.packages);
+    run(&chain, "DEL", &result, &pod).ok();
+    assert!(!accepted(&site.node), "firewalld was started");
+
+    run(&chain, "ADD", &result, &pod).ok();
+    assert_eq!(zones(&firewalld), ["trusted"; 2]);
+    let iptables = chain.with("firewall", "backend", "iptables");
+    run(&iptables, "DEL", &result, &pod).ok();
+    assert_eq!(zones(&firewalld), [""; 2], "another backend was configured");
+
+    run(&chain, "ADD", &result, &pod).ok();
+    firewalld.stop();
+    run(&chain, "DEL", &result, &pod).ok();
+}
+
+#[test]
+fn del_without_prev_result_and_gc_remove_addresses_from_the_zone() {
+    if skip_for_go("it needs prevResult, and has no GC") {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let firewalld = site.firewalld();
+    let chain = site.chain().version("1.1.0");
+    let pods = ["a", "b"].map(|name| site.node.pod(name));
+    let results = pods.each_ref().map(|pod| bridged(&chain, pod));
+    for (pod, result) in pods.iter().zip(&results) {
+        run(&chain, "ADD", result, pod).ok();
+    }
+    run(&chain, "DEL", &Value::Null, &pods[0]).ok();
+    assert_eq!(zones(&firewalld), [""; 2]);
+    assert_eq!(firewalld.zone_of("10.77.0.3/32"), "trusted");
+    let mut config = chain.config(FIREWALL);
+    config["cni.dev/valid-attachments"] = json!([]);
+    let gc = site.node.cni("firewall").verb("GC").config(&config);
+    gc.run().ok();
+    assert_eq!(firewalld.zone_of("10.77.0.3/32"), "");
+}
+
+#[test]
+fn a_late_del_keeps_the_next_owner_of_the_address_in_the_zone() {
+    if skip_for_go("FD3: it does not record owners") {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let firewalld = site.firewalld();
+    let (chain, pod) = (site.chain(), site.node.pod("a"));
+    let result = bridged(&chain, &pod);
+    run(&chain, "ADD", &result, &pod).ok();
+    let next = site.node.pod("b");
+    run(&chain, "ADD", &result, &next).ok();
+    run(&chain, "DEL", &result, &pod).ok();
+    assert_eq!(zones(&firewalld), ["trusted"; 2]);
+    run(&chain, "DEL", &result, &next).ok();
+    assert_eq!(zones(&firewalld), [""; 2]);
+}
+
+#[test]
+fn the_bus_address_is_that_of_the_environment() {
+    let Some(site) = Site::new() else { return };
+    requires!("dbus-daemon");
+    let firewalld = site.firewalld();
+    site.node
+        .run("mv /run/dbus/system_bus_socket /run/dbus/else%where");
+    let (chain, pod) = (site.chain(), site.node.pod("a"));
+    let result = bridged(&chain, &pod);
+    let address = "unix:path=/nowhere;unix:path=/run/dbus/else%25where";
+    let call = chain.call(FIREWALL, "ADD", &result).pod(&pod);
+    call.env("DBUS_SYSTEM_BUS_ADDRESS", address).run().ok();
+    site.node
+        .run("mv /run/dbus/else%where /run/dbus/system_bus_socket");
+    assert_eq!(zones(&firewalld), ["trusted"; 2]);
+}
