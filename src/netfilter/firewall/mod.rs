@@ -112,12 +112,13 @@ impl Firewall {
         match settings.backend {
             Backend::Nftables => return change("install rules", install).map(drop),
             Backend::Firewalld => {
+                // First, because a firewalld that is starting flushes the tables of iptables before it answers.
+                firewalld::install(&settings.zone, addresses)?;
                 let old = match settings.ingress {
                     Ingress::Open => change_if_supported(install)?.unwrap_or_default(),
                     _ => change("install rules", install)?,
                 };
-                firewalld::remove(&settings.zone, &old)?;
-                return firewalld::install(&settings.zone, addresses);
+                return firewalld::remove(&settings.zone, &old);
             }
             Backend::Iptables => {}
         }

@@ -43,8 +43,8 @@ impl Plugin for FirewallPlugin {
         let settings = self.settings(previous)?;
         let firewall = Firewall::of(&self.network, &target.attachment);
         let addresses = addresses(previous);
-        let installed = firewall.clone();
-        undo.push(move || installed.remove(&[], &leads_to, &self.config.zone));
+        let (installed, known) = (firewall.clone(), addresses.clone());
+        undo.push(move || installed.remove(&known, &leads_to, &self.config.zone));
         log::timed_span("firewall", || firewall.install(&addresses, &settings))?;
         for port in ports(previous, &settings.ingress)? {
             let flags = port.port.unwrap_or_default();
