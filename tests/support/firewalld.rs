@@ -68,7 +68,8 @@ impl<'n> Firewalld<'n> {
         firewalld
     }
 
-    /// Starts the firewalld of the unpacked packages.
+    /// Starts the firewalld of the unpacked packages. It owns its name before it answers, and flushes the tables of
+    /// iptables in between.
     pub fn start(&mut self, packages: &Path) {
         let dir = packages.display();
         self.node
@@ -86,6 +87,12 @@ impl<'n> Firewalld<'n> {
             .stderr(Stdio::null());
         self.daemon = Some(self.node.inside(|| daemon.spawn().unwrap()));
         self.wait_until(|| self.is_running());
+    }
+
+    /// Waits until firewalld answers.
+    pub fn wait_until_started(&self) {
+        let answer = self.zone_call("getZones");
+        assert!(answer.contains("trusted"), "{answer}");
     }
 
     pub fn stop(&mut self) {

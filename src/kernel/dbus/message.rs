@@ -1,9 +1,37 @@
 //! Messages of D-Bus ("Message Protocol").
 
-use crate::kernel::dbus::{DbusError, Interface, Value};
-
 /// The longest message that is read, in bytes. The specification allows 128 MiB; answers here are a few words.
 pub(super) const MAX_MESSAGE: usize = 1 << 20;
+
+/// An interface of an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Interface {
+    /// The bus name of its owner.
+    pub destination: &'static str,
+    pub path: &'static str,
+    pub name: &'static str,
+}
+
+/// The first value of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    Text(String),
+    Bool(bool),
+    /// None, or one of a type that no caller needs.
+    Other,
+}
+
+/// An answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({name})")]
+pub struct Refused {
+    pub name: String,
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an answer on the system bus cannot be parsed")]
+pub struct Malformed;
 
 /// A method call, little-endian.
 pub(super) fn call(serial: u32, interface: Interface, method: &str, arguments: &[&str]) -> Vec<u8> {
@@ -51,20 +79,20 @@ pub(super) fn put_string(bytes: &mut Vec<u8>, value: &str) {
 }
 
 /// The length of a message, from its first 16 bytes.
-pub(super) fn length(start: &[u8]) -> Result<usize, DbusError> {
+pub(super) fn length(start: &[u8]) -> Result<usize, Malformed> {
     let [body, fields] = [4, 12].map(|at| Reader::at(start, at).and_then(|mut it| it.u32()));
     let length = (16 + fields? as usize).next_multiple_of(8) + body? as usize;
     match length <= MAX_MESSAGE {
         true => Ok(length),
-        false => Err(DbusError::Malformed),
+        false => Err(Malformed),
     }
 }
 
 /// Parses a message: the answer to the call with this serial number, or `None` if it is another message.
 ///
 /// # Errors
-/// [`DbusError::Refused`] if the answer is an error.
-pub fn answer(bytes: &[u8], serial: u32) -> Result<Option<Value>, DbusError> {
+/// If it is no message of D-Bus, or its end is missing.
+pub fn answer(bytes: &[u8], serial: u32) -> Result<Option<Result<Value, Refused>>, Malformed> {
     let mut reader = Reader::at(bytes, 12)?;
     let end = 16 + reader.u32()? as usize;
     let (mut reply_to, mut name, mut signature) = (None, String::new(), String::new());
@@ -78,7 +106,7 @@ pub fn answer(bytes: &[u8], serial: u32) -> Result<Option<Value>, DbusError> {
             (_, "u") => drop(reader.u32()?),
             (_, "s" | "o") => drop(reader.string()?),
             (_, "g") => drop(reader.signature()?),
-            _ => return Err(DbusError::Malformed),
+            _ => return Err(Malformed),
         }
     }
     reader.align(8);
@@ -87,16 +115,16 @@ pub fn answer(bytes: &[u8], serial: u32) -> Result<Option<Value>, DbusError> {
         Some(b'b') => Value::Bool(reader.u32()? != 0),
         _ => Value::Other,
     };
-    match (bytes[1], value) {
-        (2 | 3, _) if reply_to != Some(serial) => Ok(None),
-        (2, value) => Ok(Some(value)),
-        (3, Value::Text(text)) => Err(DbusError::Refused { name, text }),
-        (3, _) => Err(DbusError::Refused {
-            text: String::new(),
-            name,
-        }),
-        _ => Ok(None),
-    }
+    let is_answer = reply_to == Some(serial);
+    Ok(match (bytes[1], value) {
+        (2, value) if is_answer => Some(Ok(value)),
+        (3, Value::Text(text)) if is_answer => Some(Err(Refused { name, text })),
+        (3, _) if is_answer => {
+            let text = String::new();
+            Some(Err(Refused { name, text }))
+        }
+        _ => None,
+    })
 }
 
 /// Reads values of a message ("Marshaling").
@@ -107,11 +135,11 @@ struct Reader<'m> {
 }
 
 impl<'m> Reader<'m> {
-    fn at(bytes: &'m [u8], at: usize) -> Result<Reader<'m>, DbusError> {
+    fn at(bytes: &'m [u8], at: usize) -> Result<Reader<'m>, Malformed> {
         let is_big_endian = match bytes.first_chunk() {
             Some([b'l', _, _, 1]) => false,
             Some([b'B', _, _, 1]) => true,
-            _ => return Err(DbusError::Malformed),
+            _ => return Err(Malformed),
         };
         Ok(Reader {
             bytes,
@@ -124,42 +152,42 @@ impl<'m> Reader<'m> {
         self.at = self.at.next_multiple_of(alignment);
     }
 
-    fn take(&mut self, count: usize) -> Result<&'m [u8], DbusError> {
-        let end = self.at.checked_add(count).ok_or(DbusError::Malformed)?;
-        let taken = self.bytes.get(self.at..end).ok_or(DbusError::Malformed)?;
+    fn take(&mut self, count: usize) -> Result<&'m [u8], Malformed> {
+        let end = self.at.checked_add(count).ok_or(Malformed)?;
+        let taken = self.bytes.get(self.at..end).ok_or(Malformed)?;
         self.at = end;
         Ok(taken)
     }
 
-    fn u8(&mut self) -> Result<u8, DbusError> {
+    fn u8(&mut self) -> Result<u8, Malformed> {
         Ok(self.take(1)?[0])
     }
 
-    fn u32(&mut self) -> Result<u32, DbusError> {
+    fn u32(&mut self) -> Result<u32, Malformed> {
         self.align(4);
-        let bytes = self.take(4)?.try_into().map_err(|_| DbusError::Malformed)?;
+        let bytes = self.take(4)?.try_into().map_err(|_| Malformed)?;
         Ok(match self.is_big_endian {
             true => u32::from_be_bytes(bytes),
             false => u32::from_le_bytes(bytes),
         })
     }
 
-    fn string(&mut self) -> Result<String, DbusError> {
+    fn string(&mut self) -> Result<String, Malformed> {
         let length = self.u32()? as usize;
         self.text(length)
     }
 
-    fn signature(&mut self) -> Result<String, DbusError> {
+    fn signature(&mut self) -> Result<String, Malformed> {
         let length = self.u8()?.into();
         self.text(length)
     }
 
     /// A text of this length and the zero byte after it.
-    fn text(&mut self, length: usize) -> Result<String, DbusError> {
+    fn text(&mut self, length: usize) -> Result<String, Malformed> {
         let text = self.take(length)?.to_vec();
         match self.u8()? {
-            0 => String::from_utf8(text).map_err(|_| DbusError::Malformed),
-            _ => Err(DbusError::Malformed),
+            0 => String::from_utf8(text).map_err(|_| Malformed),
+            _ => Err(Malformed),
         }
     }
 }

@@ -17,6 +17,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use crate::kernel::dbus::message::MAX_MESSAGE;
+pub use crate::kernel::dbus::message::{Interface, Malformed, Refused, Value};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals::{self, Terminated};
 
@@ -36,22 +37,12 @@ pub enum DbusError {
     TimedOut,
     #[error("the system bus rejects the authentication: {0:?}")]
     Rejected(String),
-    #[error("an answer on the system bus cannot be parsed")]
-    Malformed,
-    /// The answer is an error.
-    #[error("{text} ({name})")]
-    Refused { name: String, text: String },
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Refused(#[from] Refused),
     #[error(transparent)]
     Terminated(#[from] Terminated),
-}
-
-/// An interface of an object.
-#[derive(Clone, Copy, Debug)]
-pub struct Interface {
-    /// The bus name of its owner.
-    pub destination: &'static str,
-    pub path: &'static str,
-    pub name: &'static str,
 }
 
 /// The bus itself.
@@ -60,15 +51,6 @@ pub const BUS: Interface = Interface {
     path: "/org/freedesktop/DBus",
     name: "org.freedesktop.DBus",
 };
-
-/// The first value of an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    Text(String),
-    Bool(bool),
-    /// None, or one of a type that no caller needs.
-    Other,
-}
 
 /// A connection to the system bus.
 #[derive(Debug)]
@@ -142,8 +124,8 @@ impl Bus {
             self.at_least(length, deadline)?;
             let message: Vec<u8> = self.received.drain(..length).collect();
             // Others are signals.
-            if let Some(value) = message::answer(&message, self.serial)? {
-                return Ok(value);
+            if let Some(answer) = message::answer(&message, self.serial)? {
+                return Ok(answer?);
             }
         }
     }
@@ -167,7 +149,7 @@ impl Bus {
             }
             count = bytes.len() + 1;
             if count > MAX_MESSAGE {
-                return Err(DbusError::Malformed);
+                return Err(Malformed.into());
             }
         }
     }

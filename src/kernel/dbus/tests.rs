@@ -102,7 +102,7 @@ fn malformed_answers_are_errors() {
     }
     let mut huge = valid;
     huge[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(matches!(length(&huge), Err(DbusError::Malformed)));
+    assert!(length(&huge).is_err());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The backend firewalld: binds the addresses of containers to a zone, over D-Bus. The bindings belong to firewalld's
 //! runtime configuration, which a reload discards.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::error::{Code, Error, Failures};
 use crate::kernel::dbus::{BUS, Bus, DbusError, Interface, Value};
@@ -60,6 +60,16 @@ pub fn check(zone: &str, addresses: &[IpAddr]) -> Result<(), Error> {
     Ok(())
 }
 
+/// # Errors
+/// If firewalld does not answer, or has no such zone.
+pub fn status(zone: &str) -> Result<(), Error> {
+    let contains = Firewalld::connect()?.contains(zone, Ipv4Addr::UNSPECIFIED.into());
+    contains.map(drop).map_err(|cause| {
+        let what = format!("firewall: cannot use the firewalld zone {zone}: {cause}");
+        Error::new(code_of(&cause), what)
+    })
+}
+
 impl Firewalld {
     fn connect() -> Result<Firewalld, Error> {
         let bus = Bus::system().map_err(|cause| {
@@ -104,7 +114,7 @@ impl Firewalld {
             Err(cause) => cause,
         };
         // Also the answer to an address that the zone has.
-        if let DbusError::Refused { .. } = cause {
+        if let DbusError::Refused(_) = cause {
             match self.zone_of(address) {
                 Some(other) if other == zone => return Ok(()),
                 Some(other) => {
@@ -126,9 +136,7 @@ impl Firewalld {
         };
         // An address or zone that does not exist is an error too.
         match cause {
-            DbusError::Refused { .. } if !matches!(self.contains(zone, address), Ok(true)) => {
-                Ok(())
-            }
+            DbusError::Refused(_) if !matches!(self.contains(zone, address), Ok(true)) => Ok(()),
             cause => Err(failed("remove", (address, zone), &cause)),
         }
     }

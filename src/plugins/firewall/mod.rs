@@ -86,6 +86,17 @@ impl Plugin for FirewallPlugin {
         }
     }
 
+    fn status(&self) -> Result<(), Error> {
+        let uses_firewalld = match self.config.backend {
+            Some(backend) => backend == Backend::Firewalld,
+            None => firewalld::is_running(),
+        };
+        match uses_firewalld {
+            true => firewalld::status(&self.config.zone).map_err(Error::into_not_available),
+            false => Ok(()),
+        }
+    }
+
     fn gc(request: &Request) -> Result<(), Error> {
         match request.conf.valid_attachments()? {
             Some(valid) => {

@@ -32,6 +32,7 @@ impl Site {
     fn firewalld(&self) -> Firewalld<'_> {
         let mut firewalld = Firewalld::bus(&self.node);
         firewalld.start(&self.packages);
+        firewalld.wait_until_started();
         firewalld
     }
 
@@ -109,9 +110,10 @@ fn packets_of_the_zone_are_forwarded() {
 }
 
 #[test]
-fn ingress_policies_apply_with_firewalld() {
+fn ingress_policies_apply_with_a_firewalld_that_is_starting() {
     let Some(site) = Site::new() else { return };
-    let _firewalld = site.firewalld();
+    let mut firewalld = Firewalld::bus(&site.node);
+    firewalld.start(&site.packages);
     let chain = site
         .chain()
         .with("firewall", "ingressPolicy", "same-bridge");
@@ -143,6 +145,30 @@ fn a_configured_firewalld_that_is_not_running_is_an_error() {
     if !skip_for_go("without a bus every verb fails") {
         run(&chain, "DEL", &result, &pod).ok();
     }
+}
+
+#[test]
+fn status_reports_a_zone_that_does_not_exist() {
+    if skip_for_go("it has no STATUS") {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let _firewalld = site.firewalld();
+    let status = |zone: &str| {
+        let chain = site.chain().version("1.1.0");
+        let config = chain
+            .with("firewall", "firewalldZone", zone)
+            .config(FIREWALL);
+        site.node
+            .cni("firewall")
+            .verb("STATUS")
+            .config(&config)
+            .run()
+    };
+    status("internal").ok();
+    let error = status("nowhere").error();
+    assert_eq!(error.code, 50);
+    assert!(error.msg.contains("INVALID_ZONE: nowhere"), "{}", error.msg);
 }
 
 #[test]
