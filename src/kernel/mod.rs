@@ -4,6 +4,7 @@
 //! on CNI.
 
 pub mod boot;
+pub mod dbus;
 pub mod conntrack;
 pub mod files;
 pub mod locks;

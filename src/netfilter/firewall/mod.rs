@@ -1,5 +1,6 @@
 //! Filter rules for the packets of containers that the host forwards.
 
+pub mod firewalld;
 pub mod iptables;
 mod isolation;
 mod nftables;
@@ -55,6 +56,8 @@ impl Ingress {
 pub enum Backend {
     Iptables,
     Nftables,
+    /// firewalld accepts the packets; the other rules are those of nftables.
+    Firewalld,
 }
 
 /// The settings of a network.
@@ -63,6 +66,8 @@ pub struct Settings {
     pub backend: Backend,
     /// `iptablesAdminChainName`
     pub admin_chain: String,
+    /// `firewalldZone`
+    pub zone: String,
     pub ingress: Ingress,
 }
 
@@ -100,11 +105,23 @@ impl Firewall {
             let own = records.of(&self.comment).map(|it| it.address);
             Ok(own.filter(|it| !addresses.contains(it)).collect())
         };
-        if settings.backend == Backend::Nftables {
-            return change("install rules", |nftables, batch| {
-                let old: Vec<IpAddr> = replace(nftables, batch)?;
-                nftables::install(nftables, (addresses, &old), &settings.ingress, batch)
-            });
+        let install = |nftables: &Nftables, batch: &mut Batch| {
+            let old: Vec<IpAddr> = replace(nftables, batch)?;
+            nftables::install(nftables, (addresses, &old), &settings.ingress, batch)?;
+            Ok(old)
+        };
+        match settings.backend {
+            Backend::Nftables => return change("install rules", install).map(drop),
+            Backend::Firewalld => {
+                // First, because a firewalld that is starting flushes the tables of iptables before it answers.
+                firewalld::install(&settings.zone, addresses)?;
+                let old = match settings.ingress {
+                    Ingress::Open => change_if_supported(install)?.unwrap_or_default(),
+                    _ => change("install rules", install)?,
+                };
+                return firewalld::remove(&settings.zone, &old);
+            }
+            Backend::Iptables => {}
         }
         let programs = iptables::programs_for(addresses)?;
         serialized(FEATURE.name, || {
@@ -120,11 +137,11 @@ impl Firewall {
     }
 
     /// Removes the rules of the attachment, also those of the Go plugin, and with the last ones the shared chains. `known`
-    /// are addresses that the Go plugin may have accepted.
+    /// are addresses that the Go plugin may have accepted. firewalld may have been started or stopped since the ADD.
     ///
     /// # Errors
     /// When something could not be removed, after everything else was tried.
-    pub fn remove(&self, known: &[IpAddr], leads_to: LeadsTo) -> Result<(), Error> {
+    pub fn remove(&self, known: &[IpAddr], leads_to: LeadsTo, zone: &str) -> Result<(), Error> {
         let mut failures = Failures::default();
         let removed = change_if_supported(|nftables, batch| {
             let records = Records::list(nftables)?;
@@ -139,6 +156,7 @@ impl Firewall {
         let removed = failures.note(removed).flatten();
         let (addresses, others) = removed.unwrap_or_else(|| (known.to_vec(), Vec::new()));
         failures.note(iptables::remove_from_legacy(&addresses, &others, leads_to));
+        failures.note(firewalld::remove(zone, &addresses));
         failures.into_result()
     }
 
@@ -156,18 +174,31 @@ impl Firewall {
     pub fn check(&self, addresses: &[IpAddr], settings: &Settings) -> Result<(), Error> {
         match settings.backend {
             Backend::Iptables => iptables::check(addresses, settings),
-            Backend::Nftables => {
-                let found = FEATURE.with_nftables("list rules", |nftables| {
-                    let records = Records::list(nftables)?;
-                    let own = records.of(&self.comment);
-                    let own: Vec<IpAddr> = own.map(|it| it.address).collect();
-                    match addresses.iter().find(|it| !own.contains(it)) {
-                        Some(address) => Ok(Some(format!("{} of {address}", records::TABLE.name))),
-                        None => nftables::difference(nftables, addresses, &settings.ingress),
-                    }
-                })?;
-                found.map_or(Ok(()), |difference| Err(not_as_configured(&difference)))
+            Backend::Nftables => self.check_nftables(addresses, settings),
+            Backend::Firewalld => {
+                self.check_nftables(addresses, settings)?;
+                firewalld::check(&settings.zone, addresses)
             }
+        }
+    }
+
+    fn check_nftables(&self, addresses: &[IpAddr], settings: &Settings) -> Result<(), Error> {
+        let is_required = settings.backend == Backend::Nftables;
+        let found = FEATURE.with_existing("list rules", |nftables| {
+            let records = Records::list(nftables)?;
+            let own: Vec<IpAddr> = records.of(&self.comment).map(|it| it.address).collect();
+            match addresses.iter().find(|it| !own.contains(it)) {
+                // With firewalld the Go plugin may have added the addresses.
+                Some(address) if is_required => {
+                    Ok(Some(format!("{} of {address}", records::TABLE.name)))
+                }
+                _ => nftables::difference(nftables, addresses, &settings.ingress),
+            }
+        })?;
+        let unsupported = || is_required.then(|| records::TABLE.name.to_owned());
+        match found.unwrap_or_else(unsupported) {
+            Some(difference) => Err(not_as_configured(&difference)),
+            None => Ok(()),
         }
     }
 }
@@ -181,7 +212,12 @@ fn not_as_configured(difference: &str) -> Error {
 ///
 /// # Errors
 /// When something could not be listed or removed, after everything else was tried.
-pub fn gc(network: &NetworkName, valid: &ValidAttachments, leads_to: LeadsTo) -> Result<(), Error> {
+pub fn gc(
+    network: &NetworkName,
+    valid: &ValidAttachments,
+    leads_to: LeadsTo,
+    zone: &str,
+) -> Result<(), Error> {
     let listed = FEATURE.with_existing("list records", Records::list)?;
     let kept: Vec<RuleComment> = valid
         .all()
@@ -190,7 +226,7 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments, leads_to: LeadsTo) ->
     let mut failures = Failures::default();
     for stale in listed.unwrap_or_default().stale(network, &kept) {
         let firewall = Firewall { comment: stale };
-        failures.note(firewall.remove(&[], leads_to));
+        failures.note(firewall.remove(&[], leads_to, zone));
     }
     failures.into_result()
 }

@@ -14,7 +14,7 @@ use crate::kernel::log;
 use crate::kernel::netlink::{Kind, Link, Netlink, PortFlags};
 use crate::link::namespace::host_netlink;
 use crate::net::{Family, IfName};
-use crate::netfilter::firewall::{self, Firewall, Ingress, Settings, iptables};
+use crate::netfilter::firewall::{self, Firewall, Ingress, Settings, firewalld, iptables};
 use crate::plugins::firewall::config::{Backend, FirewallConfig, FirewallKeys, IngressPolicy};
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
@@ -43,8 +43,8 @@ impl Plugin for FirewallPlugin {
         let settings = self.settings(previous)?;
         let firewall = Firewall::of(&self.network, &target.attachment);
         let addresses = addresses(previous);
-        let installed = firewall.clone();
-        undo.push(move || installed.remove(&[], &leads_to));
+        let (installed, known) = (firewall.clone(), addresses.clone());
+        undo.push(move || installed.remove(&known, &leads_to, &self.config.zone));
         log::timed_span("firewall", || firewall.install(&addresses, &settings))?;
         for port in ports(previous, &settings.ingress)? {
             let flags = port.port.unwrap_or_default();
@@ -65,7 +65,8 @@ impl Plugin for FirewallPlugin {
         let previous = request.conf.prev_result().ok().flatten();
         let known = previous.as_ref().map(addresses).unwrap_or_default();
         let firewall = Firewall::of(&request.conf.name, &target.attachment);
-        log::timed_span("firewall", || firewall.remove(&known, &leads_to))
+        let zone = config::zone_of(&request.conf.root());
+        log::timed_span("firewall", || firewall.remove(&known, &leads_to, &zone))
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
@@ -85,9 +86,23 @@ impl Plugin for FirewallPlugin {
         }
     }
 
+    fn status(&self) -> Result<(), Error> {
+        let uses_firewalld = match self.config.backend {
+            Some(backend) => backend == Backend::Firewalld,
+            None => firewalld::is_running(),
+        };
+        match uses_firewalld {
+            true => firewalld::status(&self.config.zone).map_err(Error::into_not_available),
+            false => Ok(()),
+        }
+    }
+
     fn gc(request: &Request) -> Result<(), Error> {
         match request.conf.valid_attachments()? {
-            Some(valid) => firewall::gc(&request.conf.name, &valid, &leads_to),
+            Some(valid) => {
+                let zone = config::zone_of(&request.conf.root());
+                firewall::gc(&request.conf.name, &valid, &leads_to, &zone)
+            }
             None => Ok(()),
         }
     }
@@ -99,11 +114,14 @@ impl FirewallPlugin {
         self.previous.as_ref().ok_or_else(|| Error::failed(missing))
     }
 
-    /// The configured backend, or else iptables if it is installed for the families of all addresses.
+    /// The configured backend; or else firewalld if it is running, or iptables if it is installed for the families of all
+    /// addresses.
     fn backend(&self, previous: &AddResult) -> firewall::Backend {
         let families = addresses(previous).into_iter().map(Family::of);
         match self.config.backend {
             Some(Backend::Nftables) => firewall::Backend::Nftables,
+            Some(Backend::Firewalld) => firewall::Backend::Firewalld,
+            None if firewalld::is_running() => firewall::Backend::Firewalld,
             None if !families.into_iter().all(iptables::is_installed) => {
                 firewall::Backend::Nftables
             }
@@ -115,6 +133,7 @@ impl FirewallPlugin {
         Ok(Settings {
             backend: self.backend(previous),
             admin_chain: self.config.admin_chain.clone(),
+            zone: self.config.zone.clone(),
             ingress: match self.config.policy {
                 IngressPolicy::Open => Ingress::Open,
                 IngressPolicy::SameBridge => Ingress::SameBridge(bridge_of(previous)?),

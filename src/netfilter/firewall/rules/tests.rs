@@ -6,6 +6,7 @@ fn settings(ingress: Ingress) -> Settings {
     Settings {
         backend: Backend::Iptables,
         admin_chain: "CNI-ADMIN".to_owned(),
+        zone: String::new(),
         ingress,
     }
 }
