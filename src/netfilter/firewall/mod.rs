@@ -1,6 +1,7 @@
 //! Filter rules for the packets of containers that the host forwards.
 
 pub mod firewalld;
+pub mod inventory;
 pub mod iptables;
 mod isolation;
 mod nftables;

@@ -10,7 +10,7 @@
 
 use std::net::IpAddr;
 
-use crate::cni::names::NetworkName;
+use crate::cni::names::{Attachment, NetworkName};
 use crate::kernel::nftables::{
     Batch, Element, MapField, MapType, Nftables, NftablesError, Table, TableFamily, Value,
     address_key, interface_key,
@@ -81,6 +81,14 @@ impl Records {
             records.extend(elements.iter().filter_map(Recorded::parse));
         }
         Ok(Records(records))
+    }
+
+    /// The attachments, with each address.
+    pub fn attachments(&self) -> impl Iterator<Item = (NetworkName, Attachment, IpAddr)> {
+        self.0.iter().filter_map(|it| {
+            let (network, attachment) = RuleComment::attachment(&it.comment)?;
+            Some((network, attachment, it.address))
+        })
     }
 
     pub fn of(&self, owner: &RuleComment) -> impl Iterator<Item = &Recorded> {

@@ -84,6 +84,12 @@ impl Inventory {
         Ok(())
     }
 
+    /// The nat tables of all families and variants.
+    pub fn nat_tables(&self) -> impl Iterator<Item = (Variant, Family, &Listing)> {
+        let listings = self.listings.iter();
+        listings.map(|(variant, family, listing)| (*variant, *family, listing))
+    }
+
     /// The first of an attachment's addresses that is not masqueraded.
     pub fn lacking(
         &self,

@@ -53,8 +53,8 @@ use crate::netfilter::portmap::{
     Forwarded, IsAlive, Mapped, PortMapping, Protocol, Removal, SourceNat, TABLE, stale_among,
 };
 
-pub use base::delete as plan_base_removal;
 use base::{HOST_PORTS, Maps, has_only};
+pub use base::{complete as plan_base, delete as plan_base_removal};
 
 const FEATURE: Feature = Feature {
     name: "portmap",
@@ -269,6 +269,11 @@ impl MapEntries {
         }
         Ok(None)
     }
+}
+
+/// Whether any container has mapped ports.
+pub fn is_used(nftables: &Nftables) -> Result<bool, NftablesError> {
+    Ok(nftables.chain(TABLE, HOST_PORTS)?.is_some())
 }
 
 /// The mapped ports that may overlap with those of a container.
