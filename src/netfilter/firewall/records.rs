@@ -16,7 +16,7 @@ use crate::kernel::nftables::{
     address_key, interface_key,
 };
 use crate::net::{Family, IfName};
-use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::rule_comment::RuleComment;
 
 pub const TABLE: Table = Table {
     family: TableFamily::Inet,
@@ -24,12 +24,15 @@ pub const TABLE: Table = Table {
 };
 
 fn map_of(family: Family) -> (&'static str, MapType) {
-    let (name, key): (_, &[MapField]) = match family {
-        Family::V4 => ("pods4", &[MapField::Ipv4]),
-        Family::V6 => ("pods6", &[MapField::Ipv6]),
+    let name = match family {
+        Family::V4 => "pods4",
+        Family::V6 => "pods6",
     };
-    let value = &[MapField::Interface];
-    (name, MapType { key, value })
+    let map_type = MapType {
+        key: MapField::address(family),
+        value: &[MapField::Interface],
+    };
+    (name, map_type)
 }
 
 /// An address and its owner.

@@ -11,10 +11,10 @@ use crate::netfilter::iptables::{Iptables, Variant};
 use crate::netfilter::iptables_save::{Listing, transaction};
 use crate::netfilter::lock::serialized;
 use crate::netfilter::masquerade::Backend;
-use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::portmap::iptables::{self, FEATURE, HostPorts, NAT};
 use crate::netfilter::portmap::rules::{self, HOOKS};
 use crate::netfilter::portmap::{Mapped, go_nftables, nftables};
+use crate::netfilter::rule_comment::RuleComment;
 
 /// A mapped port of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,7 +28,7 @@ pub const NAT: TableUse = TableUse {
     name: "portmap",
 };
 
-pub const FEATURE: Feature = Feature {
+pub(super) const FEATURE: Feature = Feature {
     name: NAT.name,
     remedy: "it needs nf_tables, or the legacy iptables in use",
 };

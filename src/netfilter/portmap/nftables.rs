@@ -48,10 +48,10 @@ use crate::kernel::nftables::{
 };
 use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
-use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::portmap::{
     Forwarded, IsAlive, Mapped, PortMapping, Protocol, Removal, SourceNat, TABLE, stale_among,
 };
+use crate::netfilter::rule_comment::RuleComment;
 
 use base::{HOST_PORTS, Maps, has_only};
 pub use base::{complete as plan_base, delete as plan_base_removal};
