@@ -195,7 +195,7 @@ pub fn ports_with_other_flags<'n>(
     let pods = network.pods.iter().filter(|pod| pod.is_outdated);
     pods.filter_map(|pod| Some((pod, node.link_of(pod)?)))
         .filter(|(_, port)| port.master == Some(bridge.index))
-        .filter(|(_, port)| port.port.is_some_and(|flags| flags != configured))
+        .filter(|(_, port)| port.port.is_some_and(|flags| !flags.satisfy(configured)))
         .collect()
 }
 

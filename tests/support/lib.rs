@@ -7,6 +7,7 @@
 mod call;
 mod chain;
 mod echo;
+pub mod firewalld;
 pub mod implementation;
 pub mod namespace;
 mod node;

@@ -2,16 +2,18 @@
 //! containers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::cli::doctor::addresses::join;
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{ChainedPlugin, Node, Pod};
-use crate::cni::names::{Attachment, NetworkName};
+use crate::cni::names::Attachment;
 use crate::error::{Error, Failures};
 use crate::net::Family;
-use crate::netfilter::firewall::inventory::{FirewallRecord, isolated_bridges, records};
+use crate::netfilter::firewall::inventory::{FirewallRecord, TABLE, isolated_bridges, records};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::portmap::inventory::{MappedPort, emptied_chain};
+use crate::netfilter::portmap::ports;
 use crate::netfilter::tables;
 
 const RESTART: &str =
@@ -40,19 +42,19 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
     }
     findings.extend(emptied_port_mappings(node));
     findings.extend(stale_port_mappings(node));
-    let mut bridges = BTreeSet::new();
+    let mut listings = Vec::new();
     for family in Family::BOTH {
-        for table in tables::saved(family, "filter") {
-            let listing = Listing::parse(&table);
-            for record in records(&listing) {
-                let found = firewall_record(node, &record, &listing);
-                // The tables of both families have the record.
-                let is_new = |new: &Finding| findings.iter().all(|it| it.cause != new.cause);
-                findings.extend(found.filter(is_new));
-            }
-            bridges.extend(isolated_bridges(&listing));
-        }
+        let saved = tables::saved(family, "filter").into_iter();
+        listings.extend(saved.map(|table| (family, Listing::parse(&table))));
     }
+    // If the kernel does not answer, the mapped ports could not be listed either.
+    for record in records().unwrap_or_default() {
+        findings.extend(firewall_record(node, &record, &listings));
+    }
+    let bridges = listings
+        .iter()
+        .flat_map(|(_, listing)| isolated_bridges(listing));
+    let bridges = bridges.collect();
     findings.extend(isolation_of_missing_bridges(node, bridges));
 }
 
@@ -96,7 +98,7 @@ fn stale_port_mappings(node: &Node) -> Vec<Finding> {
     let mut containers: BTreeMap<(&str, &str), Vec<MappedPort>> = BTreeMap::new();
     for port in &node.mapped_ports {
         if node.is_left_over(port) {
-            let owner = (port.network.as_str(), port.container.as_str());
+            let owner = (port.mapped.network.as_str(), port.mapped.container.as_str());
             containers.entry(owner).or_default().push(port.clone());
         }
     }
@@ -110,25 +112,26 @@ fn stale_port_mappings(node: &Node) -> Vec<Finding> {
         let mut names: Vec<String> = ports.iter().map(MappedPort::to_string).collect();
         names.sort();
         let finding = Finding::new(Id::PortMappingLeftOver, cause).evidence(join(&names));
-        match ports.iter().any(MappedPort::is_go_rule) {
-            true => finding.remedy(format!("nft delete the rules with the comment {container:?} in the tables cni_hostport of ip and ip6")),
-            false => finding
-                .remedy("remove them: they lead packets to an address that may be reassigned")
-                .fix(Fix::RemovePortMappings(ports)),
-        }
+        finding
+            .remedy("remove them: they lead packets to an address that may be reassigned")
+            .fix(Fix::RemovePortMappings(ports))
     });
     findings.collect()
 }
 
 /// A record of a container that no longer exists, or whose rules are incomplete.
-fn firewall_record(node: &Node, record: &FirewallRecord, listing: &Listing) -> Option<Finding> {
+fn firewall_record(
+    node: &Node,
+    record: &FirewallRecord,
+    listings: &[(Family, Listing)],
+) -> Option<Finding> {
     let FirewallRecord {
         network,
         attachment,
         addresses,
-        chain,
     } = record;
-    let evidence = format!("chain {chain} of the filter table");
+    let recorded: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+    let evidence = format!("table inet {TABLE} has {}", join(&recorded));
     let is_known = node
         .valid_attachments(network.as_str())
         .contains(&attachment.container, attachment.interface.as_str());
@@ -146,7 +149,8 @@ fn firewall_record(node: &Node, record: &FirewallRecord, listing: &Listing) -> O
     if differs(node, ChainedPlugin::Firewall, attachment) {
         return None;
     }
-    let missing = record.missing(listing)?;
+    let mut tables = listings.iter();
+    let missing = tables.find_map(|(family, listing)| record.missing(*family, listing))?;
     let cause = format!("firewall rules of {attachment} on network {network} are missing");
     Some(
         Finding::new(Id::FirewallMissing, cause)
@@ -180,17 +184,6 @@ pub fn remove_port_mappings(ports: &[MappedPort]) -> Result<(), Error> {
     for port in ports {
         failures.note(port.remove());
     }
-    // With the last port of the host, route_localnet is reset.
-    let owner = ports.first().and_then(|it| {
-        let network: NetworkName = it.network.parse().ok()?;
-        Some((network, it.container.parse().ok()?))
-    });
-    if let Some((network, container)) = owner {
-        let attachment = Attachment {
-            container,
-            interface: "eth0".parse().expect("it is valid"),
-        };
-        failures.note(ChainedPlugin::Portmap.del(&network, &attachment));
-    }
+    failures.note(ports::reset_unused_localnet());
     failures.into_result()
 }

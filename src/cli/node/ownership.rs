@@ -39,7 +39,7 @@ impl Node {
     /// Whether the container of a mapped port no longer exists. Unless leases list all attachments of its network, its
     /// address decides.
     pub fn is_left_over(&self, port: &MappedPort) -> bool {
-        let names: Vec<&str> = match port.network.as_str() {
+        let names: Vec<&str> = match port.mapped.network.as_str() {
             "" => self.lists.iter().map(|(list, _)| &*list.name).collect(),
             name => vec![name],
         };
@@ -48,6 +48,7 @@ impl Node {
             let network = name.parse();
             network.is_ok_and(|network| valid.all().any(|it| port.is_of(&network, &it)))
         });
-        !may_exist && (self.has_leases(&port.network) || !self.may_be_in_use(port.address))
+        !may_exist
+            && (self.has_leases(&port.mapped.network) || !self.may_be_in_use(port.mapped.address))
     }
 }

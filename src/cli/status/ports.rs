@@ -57,7 +57,7 @@ impl<'n> Ports<'n> {
         // Rules of the Go plugin in nftables do not name the network.
         let has_address = |port: &MappedPort| {
             let mut addresses = pod.addresses.iter();
-            !port.is_go_rule() || addresses.any(|it| it.address() == port.address)
+            !port.is_go_rule() || addresses.any(|it| it.address() == port.mapped.address)
         };
         let is_own =
             |port: &mut &MappedPort| port.is_of(network, &pod.attachment) && has_address(port);
@@ -68,10 +68,10 @@ impl<'n> Ports<'n> {
     /// Takes the other ports of the networks of this name.
     pub fn take_others(&mut self, name: &str) -> Vec<OtherPortStatus> {
         let node = self.node;
-        let own = self.left.extract_if(.., |port| port.network == name);
+        let own = self.left.extract_if(.., |port| port.mapped.network == name);
         own.map(|port| OtherPortStatus {
             port: PortStatus::of(port),
-            container: port.container.clone(),
+            container: port.mapped.container.clone(),
             pod: pod_of(node, port),
             left_over: node.is_left_over(port),
         })
@@ -80,7 +80,7 @@ impl<'n> Ports<'n> {
 
     /// The network of a port that has not been taken; empty if unknown.
     pub fn next_network(&self) -> Option<String> {
-        Some(self.left.first()?.network.clone())
+        Some(self.left.first()?.mapped.network.clone())
     }
 
     /// The configuration of a network; empty if there is none.
@@ -100,14 +100,14 @@ fn pod_of(node: &Node, port: &MappedPort) -> Option<String> {
 
 impl PortStatus {
     fn of(port: &MappedPort) -> PortStatus {
-        let mapping = &port.mapping;
+        let mapping = &port.mapped.mapping;
         PortStatus {
             protocol: mapping.protocol.name(),
             host_address: mapping.host_address(),
             host_port: mapping.host_port.get(),
-            container_address: port.address,
+            container_address: port.mapped.address,
             container_port: mapping.container_port.get(),
-            backend: port.backend.name(),
+            backend: port.backend().name(),
             host: mapping.to_string(),
         }
     }

@@ -1,4 +1,4 @@
-//! What the firewall rules of a filter table record about their attachments, for comparison with those that exist.
+//! The recorded attachments and their rules in a filter table, for comparison with those that exist.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,13 +7,15 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Error, Failures};
 use crate::net::Family;
 use crate::netfilter::firewall::iptables::FILTER;
-use crate::netfilter::firewall::rules::{
-    FORWARD, RECORD, Record, accepts, isolated, jumps_to, unisolate,
-};
+use crate::netfilter::firewall::records::{self, Records};
+use crate::netfilter::firewall::rules::{accepted, accepts, isolated, jumps_to, unisolate};
+use crate::netfilter::firewall::{ACCEPT, FEATURE};
 use crate::netfilter::iptables::{Iptables, Variant};
 use crate::netfilter::iptables_save::{Listing, transaction};
 use crate::netfilter::lock::serialized;
 use crate::netfilter::tables;
+
+pub const TABLE: &str = records::TABLE.name;
 
 /// An attachment whose addresses are recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,52 +23,50 @@ pub struct FirewallRecord {
     pub network: NetworkName,
     pub attachment: Attachment,
     pub addresses: Vec<IpAddr>,
-    pub chain: String,
 }
 
-/// The records of a table. A record whose comment was cut is ignored.
-pub fn records(listing: &Listing) -> Vec<FirewallRecord> {
-    let prefix = format!("-A {RECORD}");
+/// The recorded attachments. One whose comment was cut is ignored.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn records() -> Result<Vec<FirewallRecord>, Error> {
+    let listed = FEATURE.with_existing("list records", Records::list)?;
     let mut found: Vec<FirewallRecord> = Vec::new();
-    for rule in listing.rules().filter(|rule| rule.starts_with(&prefix)) {
-        let Some(record) = parse(rule) else { continue };
-        match found.iter_mut().find(|it| it.chain == record.chain) {
-            Some(known) => known.addresses.extend(record.addresses),
-            None => found.push(record),
+    for (network, attachment, address) in listed.unwrap_or_default().attachments() {
+        match found
+            .iter_mut()
+            .find(|it| it.network == network && it.attachment == attachment)
+        {
+            Some(known) => known.addresses.push(address),
+            None => found.push(FirewallRecord {
+                network,
+                attachment,
+                addresses: vec![address],
+            }),
         }
     }
-    found
-}
-
-fn parse(rule: &str) -> Option<FirewallRecord> {
-    let quoted = |key: &str| {
-        let (_, rest) = rule.split_once(&format!("{key}: \\\""))?;
-        Some(rest.split_once("\\\"")?.0)
-    };
-    let mut words = rule.split(' ').skip(1);
-    let chain = words.next()?.to_owned();
-    let address = words.nth(1)?.parse::<crate::net::Cidr>().ok()?.address();
-    let network: NetworkName = quoted("name")?.parse().ok()?;
-    let attachment = Attachment {
-        container: quoted(" id")?.parse().ok()?,
-        interface: quoted(" if")?.parse().ok()?,
-    };
-    let is_own = Record::of(&network, &attachment).name() == chain;
-    is_own.then(|| FirewallRecord {
-        network,
-        attachment,
-        addresses: vec![address],
-        chain,
-    })
+    Ok(found)
 }
 
 impl FirewallRecord {
-    /// What a table lacks of the rules that accept the packets of the attachment.
-    pub fn missing(&self, listing: &Listing) -> Option<String> {
-        let own = self.addresses.iter().flat_map(|it| accepts(*it));
-        let missing = own.into_iter().find(|rule| !listing.has(rule));
-        let has_jump = jumps_to(FORWARD, listing).any(|rule| rule.starts_with("-A FORWARD "));
-        missing.or_else(|| (!has_jump).then(|| format!("the jump of FORWARD to {FORWARD}")))
+    /// What a table of a family lacks of the rules that accept the packets of the attachment. The backend nftables adds
+    /// them only where FORWARD drops packets.
+    pub fn missing(&self, family: Family, listing: &Listing) -> Option<String> {
+        let own = self
+            .addresses
+            .iter()
+            .filter(|it| Family::of(**it) == family);
+        let own: Vec<String> = own.flat_map(|it| accepts(*it)).collect();
+        let (present, missing): (Vec<&String>, Vec<&String>) =
+            own.iter().partition(|rule| listing.has(rule));
+        let is_flushed = listing.has_chain(ACCEPT) && accepted(listing).next().is_none();
+        if present.is_empty() && !is_flushed {
+            return None;
+        }
+        let has_jump = jumps_to(ACCEPT, listing).any(|rule| rule.starts_with("-A FORWARD "));
+        let jump =
+            (!own.is_empty() && !has_jump).then(|| format!("the jump of FORWARD to {ACCEPT}"));
+        missing.first().map(|rule| rule.to_string()).or(jump)
     }
 }
 
@@ -100,40 +100,33 @@ pub fn remove_isolation(bridges: &[String]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netfilter::firewall::Ingress;
-    use crate::netfilter::firewall::rules::Wanted;
-    use crate::netfilter::iptables_save::listing_after;
 
     #[test]
-    fn a_record_names_its_attachment_and_shows_what_is_missing() {
-        let network: NetworkName = "net".parse().unwrap();
-        let attachment = Attachment {
-            container: "c1".parse().unwrap(),
-            interface: "eth0".parse().unwrap(),
+    fn a_record_shows_what_is_missing() {
+        let record = FirewallRecord {
+            network: "net".parse().unwrap(),
+            attachment: Attachment {
+                container: "c1".parse().unwrap(),
+                interface: "eth0".parse().unwrap(),
+            },
+            addresses: vec!["10.1.0.2".parse().unwrap()],
         };
-        let addresses = ["10.1.0.2", "10.1.0.3"].map(|it| it.parse().unwrap());
-        let wanted = Wanted {
-            addresses: &addresses,
-            admin_chain: "CNI-ADMIN",
-            ingress: &Ingress::SameBridge("br0".parse().unwrap()),
+        let missing = |rules: &[&str]| {
+            let listing = format!(":CNI-FORWARD - [0:0]\n{}\n", rules.join("\n"));
+            record.missing(Family::V4, &Listing::parse(&listing))
         };
-        let record = Record::of(&network, &attachment);
-        let script = record.install(&wanted, &Listing::default()).unwrap();
-        let mut listing = listing_after(&[&script]);
-        let found = records(&listing);
-        let [only] = &found[..] else {
-            panic!("{found:?}")
-        };
-        assert_eq!((&only.network, &only.attachment), (&network, &attachment));
-        assert_eq!(only.addresses, addresses);
-        assert_eq!(only.missing(&listing), None);
-        assert_eq!(isolated_bridges(&listing), ["br0".to_owned()].into());
-        listing
-            .rules
-            .retain(|rule| !rule.starts_with("-A FORWARD "));
-        assert!(only.missing(&listing).unwrap().contains("jump of FORWARD"));
-        let accept = "-A CNI-FORWARD -s 10.1.0.3/32 -j ACCEPT";
-        listing.rules.retain(|rule| rule != accept);
-        assert_eq!(only.missing(&listing).as_deref(), Some(accept));
+        let jump = "-A FORWARD -j CNI-FORWARD";
+        let [to, from] = accepts(record.addresses[0]);
+        assert_eq!(missing(&[jump, &to, &from]), None);
+        assert!(missing(&[&to, &from]).unwrap().contains("jump of FORWARD"));
+        assert_eq!(missing(&[jump, &to]), Some(from));
+        assert_eq!(missing(&[jump]), Some(to));
+        let other = "-A CNI-FORWARD -s 10.1.0.9/32 -j ACCEPT";
+        assert_eq!(
+            missing(&[jump, other]),
+            None,
+            "perhaps of the backend nftables"
+        );
+        assert_eq!(record.missing(Family::V6, &Listing::default()), None);
     }
 }

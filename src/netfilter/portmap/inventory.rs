@@ -1,51 +1,36 @@
 //! The mapped ports of all containers of the node, listed once: of this plugin and of the Go plugin, in both backends.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
+use std::net::SocketAddr;
 
 use crate::cni::names::{Attachment, NetworkName};
 use crate::error::Error;
-use crate::kernel::nftables::{Batch, RuleEntry, Table, TableFamily};
+use crate::kernel::nftables::Batch;
 use crate::net::Family;
 use crate::netfilter::iptables::{Iptables, Variant};
 use crate::netfilter::iptables_save::{Listing, transaction};
 use crate::netfilter::lock::serialized;
 use crate::netfilter::masquerade::Backend;
-use crate::netfilter::masquerade::comment::RuleComment;
-use crate::netfilter::portmap::iptables::{HostPorts, NAT};
-use crate::netfilter::portmap::nftables::{
-    FEATURE, MapEntries, MappedElement, Maps, chain_of, complete_base, ip,
-};
-use crate::netfilter::portmap::rules::{self, Chain, HOOKS};
-use crate::netfilter::portmap::{PortMapping, Protocol, TABLE};
-
-/// The table of the Go plugin's nftables backend, and its chains with a rule for each port.
-const GO_TABLE: &str = "cni_hostport";
-const GO_CHAINS: [&str; 2] = ["hostports", "hostip_hostports"];
+use crate::netfilter::portmap::iptables::{self, FEATURE, HostPorts, NAT};
+use crate::netfilter::portmap::rules::{self, HOOKS};
+use crate::netfilter::portmap::{Mapped, go_nftables, nftables};
+use crate::netfilter::rule_comment::RuleComment;
 
 /// A mapped port of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappedPort {
-    pub mapping: PortMapping,
-    /// The address of the container.
-    pub address: IpAddr,
-    /// Empty if unknown: rules of the Go plugin in nftables name only the container.
-    pub network: String,
-    /// The container ID, as far as the comment is not cut.
-    pub container: String,
-    pub backend: Backend,
+    pub mapped: Mapped,
     entry: Entry,
 }
 
 /// The object that has the port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entry {
     /// A chain of the nat table.
-    Chain { name: String, comment: String },
-    /// The element of a map, by its comment.
-    Element(String),
-    /// A rule of the Go plugin.
+    Chain,
+    /// The element of a map.
+    Element,
+    /// A rule of the Go plugin in nftables.
     GoRule,
 }
 
@@ -53,61 +38,58 @@ impl MappedPort {
     /// Whether the port is mapped to an attachment. Compared by the name of the chain or the key of the element, because
     /// comments may have been cut.
     pub fn is_of(&self, network: &NetworkName, attachment: &Attachment) -> bool {
-        let container = self.container.trim_end_matches('.');
+        let container = self.mapped.container.trim_end_matches('.');
         if !attachment.container.as_str().starts_with(container) {
             return false;
         }
-        match &self.entry {
-            Entry::Chain { name, .. } => Chain::of(network, &attachment.container).name() == name,
-            Entry::Element(comment) => RuleComment::of(network, attachment).matches(comment),
-            Entry::GoRule => attachment.container.as_str() == self.container,
+        let object = &self.mapped.object;
+        match self.entry {
+            Entry::Chain => HostPorts::of(network, attachment).may_have(object),
+            Entry::Element => RuleComment::of(network, attachment).matches(object),
+            Entry::GoRule => attachment.container.as_str() == object,
         }
     }
 
-    /// Removes all ports that are mapped to the container by the same chain, or the same elements.
+    /// Removes all ports that are mapped to the container by the same object.
     ///
     /// # Errors
-    /// If they cannot be removed; those of the Go plugin in nftables are not.
+    /// If they cannot be removed.
     pub fn remove(&self) -> Result<(), Error> {
-        match &self.entry {
-            Entry::Chain { name, comment } => match self.network.parse() {
-                Ok(network) => Chain::named(&network, comment, name)
-                    .map_or(Ok(()), |chain| HostPorts { chain }.remove()),
-                Err(_) => Ok(()),
-            },
-            Entry::Element(comment) => MapEntries::of_entry(comment).remove(),
-            Entry::GoRule => Ok(()),
+        let stale = [&self.mapped];
+        match self.entry {
+            Entry::Chain => iptables::remove_stale(&stale),
+            Entry::Element => nftables::remove_stale(&stale),
+            Entry::GoRule => go_nftables::remove_stale(&stale),
         }
     }
 
-    /// Whether only the Go plugin's DEL removes it.
+    /// Whether the entry does not name the network.
     pub fn is_go_rule(&self) -> bool {
         self.entry == Entry::GoRule
+    }
+
+    pub fn backend(&self) -> Backend {
+        match self.entry {
+            Entry::Chain => Backend::Iptables,
+            Entry::Element | Entry::GoRule => Backend::Nftables,
+        }
     }
 }
 
 /// `HOSTIP:PORT/PROTOCOL to ADDRESS:PORT`
 impl fmt::Display for MappedPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let to = SocketAddr::new(self.address, self.mapping.container_port.get());
-        write!(f, "{} to {to}", self.mapping)
+        let Mapped {
+            address, mapping, ..
+        } = &self.mapped;
+        let to = SocketAddr::new(*address, mapping.container_port.get());
+        write!(f, "{mapping} to {to}")
     }
 }
 
 /// The mapped ports in tables of iptables.
 pub fn in_iptables(listing: &Listing) -> impl Iterator<Item = MappedPort> {
-    let mapped = rules::mapped(listing).into_iter();
-    mapped.map(|mapped| MappedPort {
-        mapping: mapped.mapping,
-        address: mapped.address,
-        backend: Backend::Iptables,
-        entry: Entry::Chain {
-            comment: format!("dnat name: \"{}\" id: \"", mapped.network),
-            name: mapped.chain,
-        },
-        network: mapped.network,
-        container: mapped.container,
-    })
+    ports_of(Entry::Chain, rules::mapped(listing))
 }
 
 /// The mapped ports in the maps of this plugin and in the rules of the Go plugin.
@@ -115,74 +97,22 @@ pub fn in_iptables(listing: &Listing) -> impl Iterator<Item = MappedPort> {
 /// # Errors
 /// When the kernel does not list them.
 pub fn in_nftables() -> Result<Vec<MappedPort>, Error> {
-    let found = FEATURE.with_existing("list mapped ports", |nftables| {
-        let mut ports = Vec::new();
-        for maps in Maps::BOTH {
-            for map in [maps.ports, maps.addresses] {
-                let elements = nftables.elements(TABLE, map)?;
-                let parsed = elements
-                    .iter()
-                    .filter_map(|it| MappedElement::parse(it, maps.family));
-                ports.extend(parsed.map(of_element));
-            }
-            let family = TableFamily::Ip(maps.family);
-            let table = Table {
-                family,
-                name: GO_TABLE,
-            };
-            let rules = nftables.rules(table, None)?;
-            ports.extend(rules.iter().filter_map(go_rule));
-        }
-        Ok(ports)
-    })?;
-    Ok(found.unwrap_or_default())
+    let mut ports: Vec<MappedPort> = ports_of(Entry::Element, nftables::mapped()?).collect();
+    for family in Family::BOTH {
+        ports.extend(ports_of(Entry::GoRule, go_nftables::mapped(family)?));
+    }
+    Ok(ports)
 }
 
-fn of_element(element: MappedElement) -> MappedPort {
-    let (network, container) = RuleComment::parse(&element.comment);
-    MappedPort {
-        mapping: element.mapping,
-        address: element.address,
-        network: network.to_owned(),
-        container: container.to_owned(),
-        backend: Backend::Nftables,
-        entry: Entry::Element(element.comment),
-    }
-}
-
-/// `[ip daddr HOSTIP] tcp dport PORT dnat to ADDRESS:PORT comment "CONTAINER"`
-fn go_rule(rule: &RuleEntry) -> Option<MappedPort> {
-    if !GO_CHAINS.contains(&rule.chain.as_str()) || rule.comment.is_empty() {
-        return None;
-    }
-    let values: Vec<&[u8]> = rule.values().collect();
-    let (host_ip, rest) = match values[..] {
-        [host_ip, ref rest @ ..] if rest.len() == 4 => (ip(host_ip), rest),
-        ref rest => (None, rest),
-    };
-    let &[&[number], host_port, address, container_port] = rest else {
-        return None;
-    };
-    let port = |bytes: &[u8]| NonZeroU16::new(u16::from_be_bytes(bytes.try_into().ok()?));
-    Some(MappedPort {
-        mapping: PortMapping {
-            protocol: Protocol::ALL.into_iter().find(|it| it.number() == number)?,
-            host_port: port(host_port)?,
-            container_port: port(container_port)?,
-            host_ip,
-        },
-        address: ip(address)?,
-        network: String::new(),
-        container: rule.comment.clone(),
-        backend: Backend::Nftables,
-        entry: Entry::GoRule,
-    })
+fn ports_of(entry: Entry, mapped: Vec<Mapped>) -> impl Iterator<Item = MappedPort> {
+    let mapped = mapped.into_iter();
+    mapped.map(move |mapped| MappedPort { mapped, entry })
 }
 
 /// The jumps to the mapped ports that the base chains of a nat table lack, although it has mapped ports.
 fn missing_jumps(listing: &Listing) -> Vec<String> {
     let is_used = in_iptables(listing).next().is_some();
-    let jumps = HOOKS.map(rules::jump_of).into_iter();
+    let jumps = HOOKS.map(rules::jump_from).into_iter();
     jumps.filter(|jump| is_used && !listing.has(jump)).collect()
 }
 
@@ -219,10 +149,10 @@ impl SharedRepair {
         let mut repairs: Vec<SharedRepair> = damaged
             .map(|(variant, family, _)| SharedRepair::Jumps(variant, family))
             .collect();
-        if ports.iter().any(|it| matches!(it.entry, Entry::Element(_))) {
+        if ports.iter().any(|it| it.entry == Entry::Element) {
             let complete = FEATURE.with_nftables("list rules", |nftables| {
                 let mut batch = Batch::default();
-                complete_base(nftables, &mut batch)?;
+                nftables::plan_base(nftables, &mut batch)?;
                 Ok(batch)
             });
             // If the kernel does not answer, the elements could not be listed either.
@@ -251,7 +181,7 @@ impl SharedRepair {
                 let changed = FEATURE.with_nftables("restore the shared rules", |nftables| {
                     nftables.change(&|| {
                         let mut batch = Batch::default();
-                        complete_base(nftables, &mut batch)?;
+                        nftables::plan_base(nftables, &mut batch)?;
                         Ok(batch)
                     })
                 });
@@ -267,19 +197,11 @@ pub fn emptied_chain(
     attachment: &Attachment,
     listing: &Listing,
 ) -> Option<String> {
-    let chain = Chain::of(network, &attachment.container).name().to_owned();
-    let prefix = format!("-A {chain} ");
-    let has_rules = listing.rules().any(|rule| rule.starts_with(&prefix));
-    Some(chain).filter(|chain| listing.has_chain(chain) && !has_rules)
-}
-
-impl MapEntries {
-    /// Those of an element's comment.
-    fn of_entry(comment: &str) -> MapEntries {
-        let comment = RuleComment::of_entry(comment);
-        MapEntries {
-            chain: chain_of(comment.comment()),
-            comment,
-        }
-    }
+    let ports = HostPorts::of(network, attachment);
+    let is_empty = |chain: &&String| {
+        let prefix = format!("-A {chain} ");
+        !listing.rules().any(|rule| rule.starts_with(&prefix))
+    };
+    let mut own = listing.chains.iter().filter(|chain| ports.may_have(chain));
+    own.find(is_empty).cloned()
 }
