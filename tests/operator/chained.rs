@@ -40,6 +40,7 @@ impl Attached {
     fn chain(&self) -> Chain<'_> {
         let chain = self.fixture.chain(&small_chain());
         let chain = chain.with("portmap", "backend", self.backend);
+        let chain = chain.with("firewall", "backend", self.backend);
         let chain = chain.with("firewall", "ingressPolicy", "same-bridge");
         chain.with_ports(json!([
             { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
@@ -51,11 +52,15 @@ impl Attached {
     fn rules(&self) -> Vec<String> {
         let in_iptables = ["iptables-save", "ip6tables-save"].map(|it| self.fixture.run(it));
         let in_nftables = self.fixture.run("nft -s list ruleset");
-        let own = in_nftables.split("table inet gangplank_portmap {").nth(1);
-        let own = own.and_then(|it| it.split("\n}").next());
+        let own = in_nftables.split("\ntable ");
+        let own = own.filter(|table| {
+            table
+                .trim_start_matches("table ")
+                .starts_with("inet gangplank_")
+        });
         let rules = in_iptables.iter().flat_map(|it| it.lines());
         let rules = rules.filter(|line| line.starts_with("-A "));
-        let own = own.into_iter().flat_map(str::lines);
+        let own = own.flat_map(|table| table.lines().skip(1));
         let own = own.filter(|line| !line.trim().is_empty());
         let mut lines: Vec<String> = rules.chain(own).map(str::to_owned).collect();
         lines.sort();
@@ -128,6 +133,8 @@ fn flushed_chains_are_restored() {
     ] {
         attached.assert_restored(damage, &[PORTS]);
     }
+    attached.assert_restored("nft delete table inet gangplank_firewall", &[FILTER]);
+    attached.assert_restored("nft flush map inet gangplank_firewall pods4", &[FILTER]);
 }
 
 #[test]
@@ -389,6 +396,33 @@ fn isolation_of_a_missing_bridge_is_found_and_removed() {
     assert!(findings.text_of("firewall-left-over").contains("gone0"));
     assert_eq!(attached.fixture.fix().all[0]["fixed"], true);
     assert_eq!(attached.rules(), before);
+}
+
+#[test]
+fn the_ingress_policy_of_the_last_add_is_restored() {
+    requires!("iptables", "nft");
+    for backend in BACKENDS {
+        let attached = Attached::new(backend);
+        let fixture = &attached.fixture;
+        let chain = attached
+            .chain()
+            .with("firewall", "ingressPolicy", "isolated");
+        let list = chain.list().to_string();
+        fixture.write(&format!("{CONF}/10-net.conflist"), &list);
+        let alone = fixture.pod("alone");
+        fixture.run_chain(&chain.with_ports(json!([])), &alone);
+        fixture.assert_healthy();
+        let before = attached.rules();
+        fixture.run("nft flush ruleset");
+        assert_eq!(fixture.reconcile("").success().lines().count(), 3);
+        assert_eq!(fixture.reconcile("").success(), "nothing to restore\n");
+        let isolation = |rules: Vec<String>| -> Vec<String> {
+            let rules = rules.into_iter();
+            rules.filter(|rule| rule.contains("ISOLATION")).collect()
+        };
+        assert_eq!(isolation(attached.rules()), isolation(before));
+        fixture.assert_healthy();
+    }
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The plugins portmap and firewall of running containers. Their configuration and the mapped ports are only in the
 //! runtime's cache. CHECK finds what other programs removed, and ADD restores it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
@@ -20,6 +22,9 @@ use crate::plugins::firewall::FirewallPlugin;
 use crate::plugins::plugin::Plugin;
 use crate::plugins::portmap::Portmap;
 use crate::undo::Undo;
+
+/// The key of firewall whose rules the attachments of a bridge share.
+const POLICY: &str = "ingressPolicy";
 
 /// The plugins whose entries are restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,14 +117,19 @@ impl fmt::Display for ChainedCall {
 }
 
 impl ChainedCall {
-    /// The calls of a cached ADD whose container is running.
-    fn all_of(cached: &CachedResult) -> Vec<ChainedCall> {
+    /// The calls of a cached ADD whose container is running. If the bridge has another ingress policy since, this one is
+    /// not restored.
+    fn all_of(cached: &CachedResult, last_policy: Option<&Value>) -> Vec<ChainedCall> {
         let list = cached.configuration();
         let list = list.and_then(|content| PluginList::parse(&content).ok());
         let plugins = list.into_iter().flat_map(|list| list.plugins);
         let calls = plugins.filter_map(|plugin| {
             let named = ChainedPlugin::named(&plugin.plugin_type)?;
-            let conf = derive(plugin.request?, cached)?;
+            let mut keys = plugin.request?;
+            if named == ChainedPlugin::Firewall && last_policy != keys.get(POLICY) {
+                keys.insert(POLICY.to_owned(), "open".into());
+            }
+            let conf = derive(keys, cached)?;
             let target = Target {
                 attachment: cached.attachment.clone(),
                 netns: cached.netns()?.to_owned(),
@@ -178,22 +188,44 @@ impl Node {
     }
 
     fn compare_calls(&self) -> Vec<(ChainedCall, Error)> {
-        let calls = self.cache.iter().flat_map(ChainedCall::all_of);
-        let differing = calls
-            .filter(|call| !self.has_go_rules(call))
-            .filter_map(|call| call.difference().map(|difference| (call, difference)));
+        let policies = self.last_policies();
+        let calls = self.cache.iter().flat_map(|cached| {
+            let bridge = cached.host_interfaces().next();
+            let last_policy = policies
+                .get(&bridge)
+                .and_then(|(_, policy)| policy.as_ref());
+            ChainedCall::all_of(cached, last_policy)
+        });
+        let differing =
+            calls.filter_map(|call| call.difference().map(|difference| (call, difference)));
         let mut differing: Vec<(ChainedCall, Error)> = differing.collect();
         differing.sort_by(|(one, _), (other, _)| one.file.cmp(&other.file));
         differing
     }
 
-    /// Whether the Go plugin has mapped the ports in its table, which CHECK does not know.
-    fn has_go_rules(&self, call: &ChainedCall) -> bool {
-        let mut ports = self.mapped_ports.iter().filter(|it| it.is_go_rule());
-        let attachment = &call.target.attachment;
-        call.plugin == ChainedPlugin::Portmap
-            && ports.any(|port| port.is_of(call.network(), attachment))
+    /// The ingress policy of the last ADD on each bridge, which is in force for all its attachments: the configuration may
+    /// have changed between two ADDs.
+    fn last_policies(&self) -> BTreeMap<Option<&str>, (Option<SystemTime>, Option<Value>)> {
+        let mut policies = BTreeMap::new();
+        for cached in &self.cache {
+            if let Some(policy) = policy_of(cached) {
+                let bridge = cached.host_interfaces().next();
+                let last = policies.entry(bridge).or_insert((None, None));
+                if last.0 <= cached.written {
+                    *last = (cached.written, policy);
+                }
+            }
+        }
+        policies
     }
+}
+
+/// `None` if the list has no firewall.
+fn policy_of(cached: &CachedResult) -> Option<Option<Value>> {
+    let list = PluginList::parse(&cached.configuration()?).ok()?;
+    let mut plugins = list.plugins.into_iter();
+    let firewall = plugins.find(|it| it.plugin_type == ChainedPlugin::Firewall.name())?;
+    Some(firewall.request?.remove(POLICY))
 }
 
 /// What a runtime passes to a chained plugin (CNI spec 1.1, section 3, "Deriving request configuration").
