@@ -21,7 +21,10 @@ pub use crate::kernel::dbus::message::{Interface, Malformed, Refused, Value};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals::{self, Terminated};
 
-/// Time limit for connecting, for a write and for an answer.
+/// Time limit for connecting, for a write and for an answer of the bus itself.
+const BUS_LIMIT: Duration = Duration::from_secs(3);
+
+/// Time limit for other answers. The bus starts a program that is not running, if it may.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The address if DBUS_SYSTEM_BUS_ADDRESS is not set ("Well-known Message Bus Instances").
@@ -33,8 +36,8 @@ pub enum DbusError {
     NotConnected { address: String, cause: io::Error },
     #[error("the connection to the system bus failed: {0}")]
     Broken(#[from] io::Error),
-    #[error("no answer on the system bus within {} s", LIMIT.as_secs())]
-    TimedOut,
+    #[error("no answer on the system bus within {} s", .0.as_secs())]
+    TimedOut(Duration),
     #[error("the system bus rejects the authentication: {0:?}")]
     Rejected(String),
     #[error(transparent)]
@@ -59,6 +62,19 @@ pub struct Bus {
     /// The serial number of the last call.
     serial: u32,
     received: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    began: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Deadline {
+        let began = Instant::now();
+        Deadline { began, limit }
+    }
 }
 
 impl Bus {
@@ -92,7 +108,7 @@ impl Bus {
             received: Vec::new(),
         };
         bus.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Deadline::after(BUS_LIMIT);
         loop {
             let line = bus.line(deadline)?;
             match line.split(' ').next() {
@@ -118,7 +134,10 @@ impl Bus {
     ) -> Result<Value, DbusError> {
         self.serial += 1;
         self.send(&message::call(self.serial, interface, method, arguments))?;
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Deadline::after(match interface.destination == BUS.destination {
+            true => BUS_LIMIT,
+            false => LIMIT,
+        });
         loop {
             let length = message::length(self.at_least(16, deadline)?)?;
             self.at_least(length, deadline)?;
@@ -132,13 +151,15 @@ impl Bus {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), DbusError> {
         match self.stream.write_all(bytes) {
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => Err(DbusError::TimedOut),
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+                Err(DbusError::TimedOut(BUS_LIMIT))
+            }
             sent => Ok(sent?),
         }
     }
 
     /// A line of the authentication protocol, without its end.
-    fn line(&mut self, deadline: Instant) -> Result<String, DbusError> {
+    fn line(&mut self, deadline: Deadline) -> Result<String, DbusError> {
         let is_end = |it: &[u8]| it == b"\r\n";
         let mut count = 2;
         loop {
@@ -155,7 +176,7 @@ impl Bus {
     }
 
     /// What was received, after waiting for this number of bytes.
-    fn at_least(&mut self, count: usize, deadline: Instant) -> Result<&[u8], DbusError> {
+    fn at_least(&mut self, count: usize, deadline: Deadline) -> Result<&[u8], DbusError> {
         let mut chunk = [0; 4096];
         while self.received.len() < count {
             match recv(self.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
@@ -163,9 +184,9 @@ impl Bus {
                 Ok(length) => self.received.extend(&chunk[..length]),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
+                    let left = deadline.limit.saturating_sub(deadline.began.elapsed());
                     if left.is_zero() {
-                        return Err(DbusError::TimedOut);
+                        return Err(DbusError::TimedOut(deadline.limit));
                     }
                     signals::wait_readable(self.stream.as_fd(), left)?;
                     signals::check()?;
@@ -206,7 +227,7 @@ fn open(address: &UnixAddr) -> io::Result<UnixStream> {
     setsockopt(
         &socket,
         SendTimeout,
-        &TimeVal::new(LIMIT.as_secs() as i64, 0),
+        &TimeVal::new(BUS_LIMIT.as_secs() as i64, 0),
     )?;
     connect(socket.as_raw_fd(), address)?;
     Ok(socket.into())
