@@ -159,6 +159,11 @@ impl RuleEntry {
         self.has_verdict(NF_DROP)
     }
 
+    /// Whether the rule ends with return.
+    pub fn returns(&self) -> bool {
+        self.has_verdict(NFT_RETURN)
+    }
+
     fn has_verdict(&self, verdict: i32) -> bool {
         let code = self.verdict(NFTA_VERDICT_CODE).and_then(as_be32);
         code == Some(verdict.cast_unsigned())

@@ -7,8 +7,11 @@ use crate::error::{Error, Failures};
 use crate::kernel::threads::concurrently;
 use crate::net::Family;
 use crate::netfilter::firewall::records::Recorded;
-use crate::netfilter::firewall::{LeadsTo, Settings, Wanted, by_family, not_as_configured, rules};
-use crate::netfilter::iptables::{Iptables, TableUse, Variant};
+use crate::netfilter::firewall::{
+    FEATURE, LeadsTo, Settings, Wanted, by_family, not_as_configured, observed, rules,
+};
+use crate::netfilter::iptables::{Iptables, Outcome, TableUse, Variant};
+use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
 use crate::netfilter::tables;
 
@@ -44,16 +47,35 @@ pub fn install(
 ) -> Result<(), Error> {
     let families: Vec<_> = programs.iter().zip(by_family(addresses)).collect();
     let mut failures = Failures::default();
-    for installed in concurrently(&families, |(iptables, (_, addresses))| {
+    for installed in concurrently(&families, |(iptables, (family, addresses))| {
         let wanted = Wanted {
             addresses,
             settings,
         };
+        let is_new = old.is_empty() && iptables.is_nft();
+        let observed = match is_new {
+            true => observe(*family, &wanted)?,
+            false => None,
+        };
+        let script = observed.map(|listing| rules::install(&wanted, old, &listing));
+        if let Some(script) = script.flatten()
+            && let Outcome::Committed = iptables.commit(&script)?
+        {
+            return Ok(());
+        }
+        // The table is not as observed.
         iptables.apply_with_retry(&|listing| rules::install(&wanted, old, listing))
     }) {
         failures.note(installed);
     }
     failures.into_result()
+}
+
+fn observe(family: Family, wanted: &Wanted) -> Result<Option<Listing>, Error> {
+    let observed = FEATURE.with_existing("look for rules", |nftables| {
+        observed::listing(nftables, family, wanted)
+    });
+    observed.map(Option::flatten)
 }
 
 /// Removes rules from the tables of iptables-legacy, where they exist.

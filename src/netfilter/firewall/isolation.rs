@@ -204,6 +204,7 @@ fn bridge_of(rule: &RuleEntry) -> Option<IfName> {
     rule.input().or_else(|| rule.output())
 }
 
-fn is_about(rule: &RuleEntry, bridge: &IfName) -> bool {
+/// Whether a rule of a stage isolates a bridge.
+pub fn is_about(rule: &RuleEntry, bridge: &IfName) -> bool {
     bridge_of(rule).as_ref() == Some(bridge)
 }

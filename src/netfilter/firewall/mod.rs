@@ -4,6 +4,7 @@ pub mod firewalld;
 pub mod iptables;
 mod isolation;
 mod nftables;
+mod observed;
 mod records;
 mod rules;
 

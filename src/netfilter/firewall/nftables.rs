@@ -112,7 +112,7 @@ fn accept_rules(address: IpAddr, ingress: &Ingress) -> [Rule; 3] {
 }
 
 /// The rules that accept packets of addresses.
-fn accepting(
+pub fn accepting(
     nftables: &Nftables,
     family: Family,
     addresses: &[IpAddr],

@@ -21,8 +21,8 @@ use crate::netfilter::firewall::records::Recorded;
 use crate::netfilter::firewall::{ACCEPT, COMMENT, ISOLATION_COMMENT, Ingress, LeadsTo, Wanted};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
 
-const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
-const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
+pub const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
+pub const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
 
 const ADMIN: &str = "CNI firewall plugin admin overrides";
 
@@ -33,6 +33,26 @@ fn isolation(policy: &str) -> String {
 
 fn commented(chain: &str, matches: &str, comment: &str, target: &str) -> String {
     format!("-A {chain} {matches}-m comment --comment \"{comment}\" -j {target}")
+}
+
+/// The rule with the jump from FORWARD to [`ACCEPT`].
+pub fn forward_jump() -> String {
+    commented("FORWARD", "", COMMENT, ACCEPT)
+}
+
+/// The rule with the jump from FORWARD to [`STAGE_1`].
+pub fn isolation_jump() -> String {
+    commented("FORWARD", "", ISOLATION_COMMENT, STAGE_1)
+}
+
+/// The rule with the jump from [`ACCEPT`] to the chain of the administrator.
+pub fn admin_jump(chain: &str) -> String {
+    commented(ACCEPT, "", ADMIN, chain)
+}
+
+/// The last rule of an isolation chain.
+pub fn return_rule(chain: &str) -> String {
+    commented(chain, "", ISOLATION_COMMENT, "RETURN")
 }
 
 /// Adds the rules that a listing lacks, and removes those of `old` addresses and of another policy of the bridge. `None` if
@@ -68,7 +88,7 @@ fn missing(
     let new = chains.iter().filter(|chain| !listing.has_chain(chain));
     let mut lines: Vec<String> = new.map(|chain| format!("-N {chain}")).collect();
     lines.extend(jumps(ingress, listing));
-    let admin = commented(ACCEPT, "", ADMIN, admin_chain);
+    let admin = admin_jump(admin_chain);
     if !listing.has(&admin) {
         lines.push(admin.replacen(&format!("-A {ACCEPT}"), &format!("-I {ACCEPT} 1"), 1));
     }
@@ -176,8 +196,7 @@ fn is_final(rule: &str) -> bool {
 
 /// Both jump rules of FORWARD, at its top, unless each is there once, isolation first, before a rule for all packets.
 fn jumps(ingress: &Ingress, listing: &Listing) -> Vec<String> {
-    let forward = commented("FORWARD", "", COMMENT, ACCEPT);
-    let isolate = commented("FORWARD", "", ISOLATION_COMMENT, STAGE_1);
+    let (forward, isolate) = (forward_jump(), isolation_jump());
     let needs_isolation = ingress.bridge().is_some() || listing.has(&isolate);
     let expected: Vec<&String> = match needs_isolation {
         true => vec![&isolate, &forward],
@@ -197,7 +216,7 @@ fn jumps(ingress: &Ingress, listing: &Listing) -> Vec<String> {
 }
 
 /// The isolation rules of a bridge, in the order of the chains.
-fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
+pub fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
     let Some(bridge) = ingress.bridge() else {
         return [Vec::new(), Vec::new()];
     };
@@ -251,7 +270,7 @@ fn isolate(ingress: &Ingress, listing: &Listing) -> Vec<String> {
                 |rule: &String| rule.replacen(&format!("-A {chain}"), &format!("-I {chain} 1"), 1);
             lines.extend(wanted.iter().rev().map(insert));
         }
-        let last = commented(chain, "", ISOLATION_COMMENT, "RETURN");
+        let last = return_rule(chain);
         if !listing.has(&last) {
             lines.push(last);
         }

@@ -6,32 +6,43 @@ use std::net::IpAddr;
 
 use crate::error::Error;
 use crate::kernel::conntrack::{Flow, Selection, delete_flows};
+use crate::kernel::netlink::Netlink;
 use crate::net::Family;
 use crate::netfilter::portmap::{Forwarded, PortMapping, Protocol};
 
-/// Deletes the entries of UDP packets to mapped ports that were not forwarded to the container: those to `local`
-/// addresses of the host.
+/// Deletes the entries of UDP packets to mapped ports at an address of the host that were not forwarded to the container.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn delete_stale(forwarded: &Forwarded, local: &[IpAddr]) -> Result<(), Error> {
-    let family = forwarded.address.family();
-    let is_udp = |it: &&PortMapping| it.protocol == Protocol::Udp && it.applies_to(family);
-    let udp: Vec<&PortMapping> = forwarded.mappings.iter().filter(is_udp).collect();
-    if udp.is_empty() {
+pub fn delete_stale(forwarded: &[Forwarded]) -> Result<(), Error> {
+    let is_udp = |it: &&PortMapping| it.protocol == Protocol::Udp;
+    if forwarded
+        .iter()
+        .flat_map(|it| it.mappings)
+        .all(|it| !is_udp(&it))
+    {
         return Ok(());
     }
+    let host = Netlink::open().map_err(failed)?;
+    let local = host.all_addresses().map_err(failed)?;
+    let is_local = |address: IpAddr| local.iter().any(|it| it.cidr.address() == address);
     let is_stale = |flow: &Flow| {
-        let is_mapped = udp.iter().any(|it| {
+        let family = Family::of(flow.destination);
+        let is_mapped = |it: &PortMapping| {
             let to = it.host_address();
-            it.host_port.get() == flow.port && to.is_none_or(|to| to == flow.destination)
-        });
-        is_mapped
-            && flow.protocol == Protocol::Udp.number()
-            && local.contains(&flow.destination)
-            && flow.answering != forwarded.address.address()
+            it.applies_to(family)
+                && it.host_port.get() == flow.port
+                && to.is_none_or(|to| to == flow.destination)
+        };
+        let mut of_family = forwarded.iter().filter(|it| it.address.family() == family);
+        flow.protocol == Protocol::Udp.number()
+            && of_family.any(|it| {
+                let mut udp = it.mappings.iter().filter(is_udp);
+                it.address.address() != flow.answering && udp.any(is_mapped)
+            })
+            && is_local(flow.destination)
     };
-    delete_flows(family, Selection::All, &is_stale).map_err(failed)
+    delete_flows(Selection::All, &is_stale).map_err(failed)
 }
 
 /// Deletes the entries of connections that were forwarded to addresses of a container.
@@ -39,13 +50,11 @@ pub fn delete_stale(forwarded: &Forwarded, local: &[IpAddr]) -> Result<(), Error
 /// # Errors
 /// When the kernel refuses.
 pub fn delete_forwarded_to(addresses: &BTreeSet<IpAddr>) -> Result<(), Error> {
-    let is_own = |flow: &Flow| flow.is_translated && addresses.contains(&flow.answering);
-    for family in Family::BOTH {
-        if addresses.iter().any(|it| Family::of(*it) == family) {
-            delete_flows(family, Selection::Translated, &is_own).map_err(failed)?;
-        }
+    if addresses.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let is_own = |flow: &Flow| flow.is_translated && addresses.contains(&flow.answering);
+    delete_flows(Selection::Translated, &is_own).map_err(failed)
 }
 
 fn failed(cause: impl std::fmt::Display) -> Error {

@@ -8,13 +8,12 @@
 //! }
 //! ```
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use crate::cni::names::ContainerId;
-use crate::error::{Error, Failures};
+use crate::error::Error;
 use crate::kernel::nftables::{
     Action, Batch, Match, Nftables, NftablesError, Rule, RuleEntry, Table, TableFamily,
 };
@@ -35,6 +34,12 @@ fn table(family: Family) -> Table {
         family: TableFamily::Ip(family),
         name: "cni_hostport",
     }
+}
+
+/// Whether the table exists in any family.
+pub fn exist_in(nftables: &Nftables) -> Result<bool, NftablesError> {
+    let [v4, v6] = Family::BOTH.map(|family| nftables.table(table(family)));
+    Ok(v4?.is_some() || v6?.is_some())
 }
 
 /// The rules of containers.
@@ -101,23 +106,21 @@ fn address_of(rule: &RuleEntry, family: Family) -> Option<IpAddr> {
     translated.or_else(|| rule.destination(family).map(Cidr::address))
 }
 
-/// Removes the rules of a container, but not those of its other networks: rules name only the container. `known` are the
-/// addresses of prevResult. Returns the addresses to which the rules forwarded.
-///
-/// # Errors
-/// When something could not be removed, after everything else was tried.
-pub fn remove(
+/// Plans the removal of the rules of a container, but not of those of its other networks: rules name only the container.
+/// `known` are the addresses of prevResult. Returns the addresses to which the rules forwarded.
+pub fn plan_removal(
+    nftables: &Nftables,
     container: &ContainerId,
-    known: &[IpAddr],
-    is_alive: IsAlive,
-) -> Result<BTreeSet<IpAddr>, Error> {
+    (known, is_alive): (&[IpAddr], IsAlive),
+    batch: &mut Batch,
+) -> Result<BTreeSet<IpAddr>, NftablesError> {
     let is_own = |rule: &RuleEntry, family: Family| {
         let is_known = |address: IpAddr| {
             known.is_empty() || known.contains(&address) || !is_alive(address).unwrap_or(true)
         };
         rule.comment == container.as_str() && address_of(rule, family).is_none_or(is_known)
     };
-    remove_matching(&is_own)
+    plan_removal_of(nftables, &is_own, batch)
 }
 
 /// Removes the rules of containers that no longer exist.
@@ -130,36 +133,37 @@ pub fn remove_stale(stale: &[&Mapped]) -> Result<(), Error> {
             .iter()
             .any(|it| rule.comment == it.object && address_of(rule, family) == Some(it.address))
     };
-    remove_matching(&is_stale).map(drop)
+    let removed = FEATURE.with_existing("remove rules", |nftables| {
+        nftables.change(&|| {
+            let mut batch = Batch::default();
+            plan_removal_of(nftables, &is_stale, &mut batch)?;
+            Ok(batch)
+        })
+    });
+    removed.map(drop)
 }
 
-fn remove_matching(
+fn plan_removal_of(
+    nftables: &Nftables,
     matches: &dyn Fn(&RuleEntry, Family) -> bool,
-) -> Result<BTreeSet<IpAddr>, Error> {
-    let (mut failures, mut addresses) = (Failures::default(), BTreeSet::new());
+    batch: &mut Batch,
+) -> Result<BTreeSet<IpAddr>, NftablesError> {
+    let mut addresses = BTreeSet::new();
     for family in Family::BOTH {
-        let removed = RefCell::new(BTreeSet::new());
-        failures.note(FEATURE.with_existing("remove rules", |nftables| {
-            nftables.change(&|| {
-                let mut batch = Batch::default();
-                let rules = rules(nftables, family)?;
-                let (own, others): (Vec<_>, Vec<_>) =
-                    rules.iter().partition(|rule| matches(rule, family));
-                let of_own = own.iter().filter_map(|rule| address_of(rule, family));
-                removed.replace(of_own.collect());
-                for rule in own {
-                    batch.delete_rule(table(family), &rule.chain, rule.handle);
-                }
-                // The Go plugin leaves its table.
-                if others.is_empty() && nftables.table(table(family))?.is_some() {
-                    batch.delete_table(table(family));
-                }
-                Ok(batch)
-            })
-        }));
-        addresses.extend(removed.into_inner());
+        let table = table(family);
+        let rules = rules(nftables, family)?;
+        let (own, others): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| matches(rule, family));
+        addresses.extend(own.iter().filter_map(|rule| address_of(rule, family)));
+        // The Go plugin leaves its table.
+        if others.is_empty() && nftables.table(table)?.is_some() {
+            batch.delete_table(table);
+        } else {
+            for rule in own {
+                batch.delete_rule(table, &rule.chain, rule.handle);
+            }
+        }
     }
-    failures.into_result().map(|()| addresses)
+    Ok(addresses)
 }
 
 /// Restricts the rules of versions before 1.9.0 to packets to an address of the host (CVE-2025-67499).

@@ -5,8 +5,11 @@ pub mod go_nftables;
 pub mod iptables;
 pub mod localnet;
 pub mod nftables;
+mod observed;
+pub mod ports;
 pub mod rules;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -133,6 +136,12 @@ pub enum MarkChain {
     External(String),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Iptables,
+    Nftables,
+}
+
 /// The settings of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -164,6 +173,15 @@ pub struct Mapped {
     pub container: String,
     /// The chain, or the comment of the element or rule.
     pub object: String,
+}
+
+/// Mapped ports of an attachment that are removed.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    /// The addresses of the container to which they forward.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether no container has mapped ports there afterwards.
+    pub is_last: bool,
 }
 
 /// Whether an address belongs to a container that exists. Looked up only for ports that are mapped already.

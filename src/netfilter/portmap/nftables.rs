@@ -50,9 +50,10 @@ use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
 use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::portmap::{
-    Forwarded, IsAlive, Mapped, PortMapping, Protocol, SourceNat, TABLE, stale_among,
+    Forwarded, IsAlive, Mapped, PortMapping, Protocol, Removal, SourceNat, TABLE, stale_among,
 };
 
+pub use base::delete as plan_base_removal;
 use base::{HOST_PORTS, Maps, has_only};
 
 const FEATURE: Feature = Feature {
@@ -189,14 +190,18 @@ impl MapEntries {
         elements
     }
 
-    /// Removes the mapped ports, and the table with the last ones. Sends two queries if there are none. Returns the
-    /// addresses to which they were forwarded.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn remove(&self) -> Result<BTreeSet<IpAddr>, Error> {
-        let exists = |nftables: &Nftables| Ok(nftables.chain(TABLE, &self.chain)?.is_some());
-        remove_matching(&exists, &|comment| self.comment.matches(comment))
+    /// Plans the removal of the mapped ports, without what containers share.
+    pub fn plan_removal(
+        &self,
+        nftables: &Nftables,
+        batch: &mut Batch,
+    ) -> Result<Removal, NftablesError> {
+        if !self.exist_in(nftables)? {
+            let is_last = nftables.chain(TABLE, HOST_PORTS)?.is_none();
+            let addresses = BTreeSet::new();
+            return Ok(Removal { addresses, is_last });
+        }
+        plan_removal_of(nftables, batch, &|comment| self.comment.matches(comment))
     }
 
     /// Whether the attachment has mapped ports.
@@ -204,10 +209,12 @@ impl MapEntries {
     /// # Errors
     /// When the kernel refuses the query.
     pub fn exist(&self) -> Result<bool, Error> {
-        let found = FEATURE.with_existing("look for rules", |nftables| {
-            Ok(nftables.chain(TABLE, &self.chain)?.is_some())
-        })?;
+        let found = FEATURE.with_existing("look for rules", |nftables| self.exist_in(nftables))?;
         Ok(found.unwrap_or_default())
+    }
+
+    pub fn exist_in(&self, nftables: &Nftables) -> Result<bool, NftablesError> {
+        Ok(nftables.chain(TABLE, &self.chain)?.is_some())
     }
 
     /// # Errors
@@ -264,17 +271,6 @@ impl MapEntries {
     }
 }
 
-/// Whether any container has mapped ports.
-///
-/// # Errors
-/// When the kernel refuses the query.
-pub fn is_used() -> Result<bool, Error> {
-    let found = FEATURE.with_existing("look for rules", |nftables| {
-        Ok(nftables.chain(TABLE, HOST_PORTS)?.is_some())
-    })?;
-    Ok(found.unwrap_or_default())
-}
-
 /// The mapped ports that may overlap with those of a container.
 ///
 /// # Errors
@@ -324,7 +320,7 @@ fn overlapping(nftables: &Nftables, forwarded: &Forwarded) -> Result<Vec<Mapped>
 /// When the kernel refuses.
 pub fn remove_stale(stale: &[&Mapped]) -> Result<(), Error> {
     let is_stale = |comment: &str| stale.iter().any(|it| it.object == comment);
-    remove_matching(&|_| Ok(!stale.is_empty()), &is_stale).map(drop)
+    remove_matching(&is_stale)
 }
 
 /// Removes the mapped ports of a network that belong to no valid attachment.
@@ -339,36 +335,41 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments) -> Result<(), Error> 
     let is_stale = |comment: &str| {
         RuleComment::is_of_network(network, comment) && !valid.iter().any(|it| it.matches(comment))
     };
-    let exists = |nftables: &Nftables| Ok(nftables.chain(TABLE, HOST_PORTS)?.is_some());
-    remove_matching(&exists, &is_stale).map(drop)
+    remove_matching(&is_stale)
 }
 
-/// Removes the mapped ports whose comments match, if there may be any. Returns their addresses.
-fn remove_matching(
-    may_exist: &dyn Fn(&Nftables) -> Result<bool, NftablesError>,
-    matches: &dyn Fn(&str) -> bool,
-) -> Result<BTreeSet<IpAddr>, Error> {
-    let removed = RefCell::new(BTreeSet::new());
-    FEATURE.with_existing("remove rules", |nftables| {
+/// Removes the mapped ports whose comments match.
+fn remove_matching(matches: &dyn Fn(&str) -> bool) -> Result<(), Error> {
+    let removed = FEATURE.with_existing("remove rules", |nftables| {
         nftables.change(&|| {
             let mut batch = Batch::default();
-            if !may_exist(nftables)? {
-                return Ok(batch);
-            }
-            let elements = delete_elements(nftables, &mut batch, matches)?;
-            for chain in &elements.chains {
-                if nftables.chain(TABLE, chain)?.is_some() {
-                    batch.delete_chain(TABLE, chain);
+            if nftables.chain(TABLE, HOST_PORTS)?.is_some() {
+                let removal = plan_removal_of(nftables, &mut batch, matches)?;
+                if removal.is_last {
+                    base::delete(nftables, &mut batch)?;
                 }
             }
-            if elements.were_all && !elements.chains.is_empty() {
-                base::delete(nftables, &mut batch)?;
-            }
-            removed.replace(elements.addresses);
             Ok(batch)
         })
-    })?;
-    Ok(removed.into_inner())
+    });
+    removed.map(drop)
+}
+
+fn plan_removal_of(
+    nftables: &Nftables,
+    batch: &mut Batch,
+    matches: &dyn Fn(&str) -> bool,
+) -> Result<Removal, NftablesError> {
+    let elements = delete_elements(nftables, batch, matches)?;
+    for chain in &elements.chains {
+        if nftables.chain(TABLE, chain)?.is_some() {
+            batch.delete_chain(TABLE, chain);
+        }
+    }
+    Ok(Removal {
+        addresses: elements.addresses,
+        is_last: elements.were_all,
+    })
 }
 
 /// Elements that are removed.

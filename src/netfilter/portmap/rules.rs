@@ -359,7 +359,7 @@ fn shared(forwarded: &Forwarded, listing: &Listing) -> Vec<String> {
     }
     lines.extend(new(DNAT));
     for hook in HOOKS {
-        let jump = format!("-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}");
+        let jump = jump_from(hook);
         if !listing.has(&jump) {
             lines.push(jump);
         }
@@ -367,10 +367,21 @@ fn shared(forwarded: &Forwarded, listing: &Listing) -> Vec<String> {
     lines
 }
 
+/// The rule with the jump from a base chain to [`DNAT`].
+pub fn jump_from(hook: &str) -> String {
+    format!("-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}")
+}
+
+/// The rule with the jump to [`MASQUERADE`].
+pub fn masquerade_jump() -> String {
+    format!(
+        "-A POSTROUTING -m comment --comment \"CNI portfwd requiring masquerade\" -j {MASQUERADE}"
+    )
+}
+
 /// Inserts the jump to [`MASQUERADE`] at the top of POSTROUTING, unless it precedes all rules that end the evaluation.
 fn move_to_top(listing: &Listing) -> Vec<String> {
-    let rest = format!("-m comment --comment \"CNI portfwd requiring masquerade\" -j {MASQUERADE}");
-    let jump = format!("-A POSTROUTING {rest}");
+    let jump = masquerade_jump();
     let rules = listing.rules();
     let mut before = rules.filter(|rule| rule.starts_with("-A POSTROUTING "));
     let ends = |rule: &String| {
@@ -382,7 +393,7 @@ fn move_to_top(listing: &Listing) -> Vec<String> {
     }
     let copies = listing.rules().filter(|rule| **rule == jump);
     let mut lines: Vec<String> = copies.map(|rule| deletion(rule)).collect();
-    lines.push(format!("-I POSTROUTING 1 {rest}"));
+    lines.push(jump.replacen("-A POSTROUTING", "-I POSTROUTING 1", 1));
     lines
 }
 
