@@ -59,8 +59,11 @@ pub const BUS: Interface = Interface {
 #[derive(Debug)]
 pub struct Bus {
     stream: UnixStream,
+    is_authenticated: bool,
     /// The serial number of the last call.
     serial: u32,
+    /// What the next call sends first.
+    unsent: Vec<u8>,
     received: Vec<u8>,
 }
 
@@ -91,7 +94,7 @@ impl Bus {
         let mut failure = io::ErrorKind::Unsupported.into();
         for address in addresses.split(';').filter_map(socket_address) {
             match retry_on_eintr(|| open(&address)) {
-                Ok(stream) => return Bus::on(stream),
+                Ok(stream) => return Ok(Bus::on(stream)),
                 Err(cause) => failure = cause,
             }
         }
@@ -100,32 +103,38 @@ impl Bus {
         Err(DbusError::NotConnected { address, cause })
     }
 
-    /// Authenticates as the user of the process, whom the bus knows from the socket ("EXTERNAL").
-    fn on(stream: UnixStream) -> Result<Bus, DbusError> {
-        let mut bus = Bus {
+    fn on(stream: UnixStream) -> Bus {
+        // Authenticates as the user of the process, whom the bus knows from the socket ("EXTERNAL"). Nothing waits for
+        // answers before the first call: the bus processes what follows BEGIN as messages.
+        let mut unsent = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n".to_vec();
+        unsent.extend(message::call(1, BUS, "Hello", &[]));
+        Bus {
             stream,
-            serial: 0,
+            is_authenticated: false,
+            serial: 1,
+            unsent,
             received: Vec::new(),
-        };
-        bus.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
+        }
+    }
+
+    fn authenticate(&mut self) -> Result<(), DbusError> {
         let deadline = Deadline::after(BUS_LIMIT);
-        loop {
-            let line = bus.line(deadline)?;
+        while !self.is_authenticated {
+            let line = self.line(deadline)?;
             match line.split(' ').next() {
-                Some("OK") => break,
+                Some("OK") => self.is_authenticated = true,
                 // The request for the identity; the empty answer is sent already.
                 Some("DATA") => {}
                 _ => return Err(DbusError::Rejected(line)),
             }
         }
-        bus.call(BUS, "Hello", &[])?;
-        Ok(bus)
+        Ok(())
     }
 
     /// Calls a method.
     ///
     /// # Errors
-    /// [`DbusError::Refused`] if the answer is an error.
+    /// [`DbusError::Refused`] if the answer is an error; [`DbusError::Rejected`] at the first call.
     pub fn call(
         &mut self,
         interface: Interface,
@@ -133,7 +142,10 @@ impl Bus {
         arguments: &[&str],
     ) -> Result<Value, DbusError> {
         self.serial += 1;
-        self.send(&message::call(self.serial, interface, method, arguments))?;
+        let mut bytes = std::mem::take(&mut self.unsent);
+        bytes.extend(message::call(self.serial, interface, method, arguments));
+        self.send(&bytes)?;
+        self.authenticate()?;
         let deadline = Deadline::after(match interface.destination == BUS.destination {
             true => BUS_LIMIT,
             false => LIMIT,
@@ -142,7 +154,7 @@ impl Bus {
             let length = message::length(self.at_least(16, deadline)?)?;
             self.at_least(length, deadline)?;
             let message: Vec<u8> = self.received.drain(..length).collect();
-            // Others are signals.
+            // Others are signals, and the answer to Hello.
             if let Some(answer) = message::answer(&message, self.serial)? {
                 return Ok(answer?);
             }
