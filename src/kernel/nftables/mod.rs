@@ -12,6 +12,7 @@ mod message;
 mod rule;
 mod socket;
 mod uapi;
+mod xt;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::net::Family;
 
 use attribute::{Attributes, get_be32};
 pub use batch::{BaseChain, Batch, Hook};
-pub use compat::{CompatRule, Field, Target, XtState, comment, dnat_address, is_final, multiport};
+pub use compat::{CompatRule, Field, Target, comment, dnat_address, is_final, multiport};
 pub use element::{Element, Field as MapField, MapType, Value, address_key, concatenation};
 pub use entry::RuleEntry;
 use expression::nfproto;
@@ -34,6 +35,7 @@ use rule::rules_of;
 pub use rule::{Action, Encoded, Match, Rule};
 use socket::Socket;
 use uapi::*;
+pub use xt::XtState;
 
 /// How long a change is retried if other processes keep changing the ruleset.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);

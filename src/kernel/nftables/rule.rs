@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use super::Table;
 use super::attribute::Attributes;
 use super::comment::userdata;
-use super::compat::XtState;
 use super::expression::{Expressions, Load, destination_offset, nfproto, source_offset};
 use super::uapi::*;
+use super::xt::XtState;
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, IfName, Mac};
 

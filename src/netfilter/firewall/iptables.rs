@@ -15,7 +15,7 @@ use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
 use crate::netfilter::tables;
 
-const FILTER: TableUse = TableUse {
+pub(super) const FILTER: TableUse = TableUse {
     table: "filter",
     name: "firewall",
 };

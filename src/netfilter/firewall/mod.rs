@@ -1,6 +1,7 @@
 //! Filter rules for the packets of containers that the host forwards.
 
 pub mod firewalld;
+pub mod inventory;
 pub mod iptables;
 mod isolation;
 mod nftables;
@@ -17,7 +18,7 @@ use crate::kernel::nftables::{Batch, Nftables, NftablesError};
 use crate::net::{Family, IfName};
 use crate::netfilter::Feature;
 use crate::netfilter::lock::serialized;
-use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::rule_comment::RuleComment;
 
 use records::Records;
 

@@ -10,13 +10,13 @@
 
 use std::net::IpAddr;
 
-use crate::cni::names::NetworkName;
+use crate::cni::names::{Attachment, NetworkName};
 use crate::kernel::nftables::{
     Batch, Element, MapField, MapType, Nftables, NftablesError, Table, TableFamily, Value,
     address_key, interface_key,
 };
 use crate::net::{Family, IfName};
-use crate::netfilter::masquerade::comment::RuleComment;
+use crate::netfilter::rule_comment::RuleComment;
 
 pub const TABLE: Table = Table {
     family: TableFamily::Inet,
@@ -24,12 +24,15 @@ pub const TABLE: Table = Table {
 };
 
 fn map_of(family: Family) -> (&'static str, MapType) {
-    let (name, key): (_, &[MapField]) = match family {
-        Family::V4 => ("pods4", &[MapField::Ipv4]),
-        Family::V6 => ("pods6", &[MapField::Ipv6]),
+    let name = match family {
+        Family::V4 => "pods4",
+        Family::V6 => "pods6",
     };
-    let value = &[MapField::Interface];
-    (name, MapType { key, value })
+    let map_type = MapType {
+        key: MapField::address(family),
+        value: &[MapField::Interface],
+    };
+    (name, map_type)
 }
 
 /// An address and its owner.
@@ -81,6 +84,14 @@ impl Records {
             records.extend(elements.iter().filter_map(Recorded::parse));
         }
         Ok(Records(records))
+    }
+
+    /// The attachments, with each address.
+    pub fn attachments(&self) -> impl Iterator<Item = (NetworkName, Attachment, IpAddr)> {
+        self.0.iter().filter_map(|it| {
+            let (network, attachment) = RuleComment::attachment(&it.comment)?;
+            Some((network, attachment, it.address))
+        })
     }
 
     pub fn of(&self, owner: &RuleComment) -> impl Iterator<Item = &Recorded> {

@@ -125,7 +125,7 @@ pub fn remove(
 }
 
 /// The rules that accept the packets of an address.
-fn accepts(address: IpAddr) -> [String; 2] {
+pub fn accepts(address: IpAddr) -> [String; 2] {
     let address = Cidr::host(address);
     [
         format!("-A {ACCEPT} -d {address} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
@@ -162,7 +162,7 @@ fn unaccepting(address: IpAddr, listing: &Listing) -> Vec<String> {
 }
 
 /// The addresses whose packets are accepted.
-fn accepted(listing: &Listing) -> impl Iterator<Item = IpAddr> {
+pub fn accepted(listing: &Listing) -> impl Iterator<Item = IpAddr> {
     let prefix = format!("-A {ACCEPT} -s ");
     listing.rules().filter_map(move |rule| {
         let address = rule.strip_prefix(&prefix)?.strip_suffix(" -j ACCEPT")?;
@@ -177,7 +177,10 @@ fn rules_of<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l S
         .filter(move |rule| rule.starts_with(&prefix))
 }
 
-fn jumps_to<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
+pub fn jumps_to<'l>(
+    chain: &str,
+    listing: &'l Listing,
+) -> impl Iterator<Item = &'l String> + use<'l> {
     let target = format!(" -j {chain}");
     listing.rules().filter(move |rule| rule.ends_with(&target))
 }
@@ -236,7 +239,7 @@ pub fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
 }
 
 /// The bridges with isolation rules.
-fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
+pub fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
     let prefixes = [format!("-A {STAGE_1} -i "), format!("-A {STAGE_2} -o ")];
     listing.rules().filter_map(move |rule| {
         let rest = prefixes
@@ -279,7 +282,7 @@ fn isolate(ingress: &Ingress, listing: &Listing) -> Vec<String> {
 }
 
 /// Removes the isolation rules of bridges, and the chains with the last ones.
-fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
+pub fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
     let is_going = |rule: &&String| bridges.iter().any(|bridge| is_about(rule, bridge));
     let mut lines: Vec<String> = listing
         .rules()

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Error, Failures};
-use crate::kernel::nftables::{RuleEntry, Table, TableFamily, multiport};
+use crate::kernel::nftables::{Nftables, NftablesError, RuleEntry, Table, TableFamily, multiport};
 use crate::kernel::threads::concurrently;
 use crate::net::Family;
 use crate::netfilter::Feature;
@@ -23,12 +23,12 @@ use crate::netfilter::tables;
 
 pub use removal::{gc, remove_stale};
 
-const NAT: TableUse = TableUse {
+pub const NAT: TableUse = TableUse {
     table: "nat",
     name: "portmap",
 };
 
-const FEATURE: Feature = Feature {
+pub(super) const FEATURE: Feature = Feature {
     name: NAT.name,
     remedy: "it needs nf_tables, or the legacy iptables in use",
 };
@@ -57,6 +57,11 @@ impl HostPorts {
                 Chain::separate(network, attachment),
             ],
         }
+    }
+
+    /// Whether a chain has a name of the attachment's chains.
+    pub fn may_have(&self, chain: &str) -> bool {
+        self.chains.iter().any(|it| it.name() == chain)
     }
 
     /// Forwards the ports, in place of those that the attachment has. Rules of containers that no longer exist are
@@ -208,6 +213,11 @@ impl HostPorts {
         let what = format!("check: host ports of {family} are not forwarded as configured");
         Err(Error::failed(what).details(difference))
     }
+}
+
+/// Whether any container has mapped ports in nf_tables.
+pub fn is_used(nftables: &Nftables) -> Result<bool, NftablesError> {
+    Ok(nftables.chain(nat(Family::V4), DNAT)?.is_some())
 }
 
 pub fn is_installed(family: Family) -> bool {

@@ -2,6 +2,7 @@
 
 pub mod flows;
 pub mod go_nftables;
+pub mod inventory;
 pub mod iptables;
 pub mod localnet;
 pub mod nftables;

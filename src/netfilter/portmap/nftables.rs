@@ -48,13 +48,13 @@ use crate::kernel::nftables::{
 };
 use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
-use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::portmap::{
     Forwarded, IsAlive, Mapped, PortMapping, Protocol, Removal, SourceNat, TABLE, stale_among,
 };
+use crate::netfilter::rule_comment::RuleComment;
 
-pub use base::delete as plan_base_removal;
 use base::{HOST_PORTS, Maps, has_only};
+pub use base::{complete as plan_base, delete as plan_base_removal};
 
 const FEATURE: Feature = Feature {
     name: "portmap",
@@ -269,6 +269,11 @@ impl MapEntries {
         }
         Ok(None)
     }
+}
+
+/// Whether any container has mapped ports.
+pub fn is_used(nftables: &Nftables) -> Result<bool, NftablesError> {
+    Ok(nftables.chain(TABLE, HOST_PORTS)?.is_some())
 }
 
 /// The mapped ports that may overlap with those of a container.

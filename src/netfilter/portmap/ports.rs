@@ -249,5 +249,32 @@ pub fn gc(network: &NetworkName, valid: &ValidAttachments) -> Result<(), Error> 
     let mut failures = Failures::default();
     failures.note(iptables::gc(network, valid));
     failures.note(nftables::gc(network, valid));
+    failures.note(reset_unused_localnet());
     failures.into_result()
+}
+
+/// Resets route_localnet if no port is mapped any more.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn reset_unused_localnet() -> Result<(), Error> {
+    let is_used = tables::exists(Variant::Legacy, Family::V4, "nat")?;
+    let reset = FEATURE.with_existing("reset route_localnet", |nftables| {
+        let interfaces = localnet::enabled(nftables)?;
+        if is_used
+            || interfaces.is_empty()
+            || nftables::is_used(nftables)?
+            || iptables::is_used(nftables)?
+        {
+            return Ok(Ok(()));
+        }
+        let reset = localnet::set(&interfaces, false);
+        nftables.change(&|| {
+            let mut batch = Batch::default();
+            batch.delete_table(TABLE);
+            Ok(batch)
+        })?;
+        Ok(reset)
+    })?;
+    reset.unwrap_or(Ok(()))
 }

@@ -8,9 +8,9 @@ use crate::error::{Code, Error};
 use crate::kernel::nftables::RuleEntry;
 use crate::kernel::process::{self, ProcessError};
 use crate::net::Family;
-use crate::netfilter::masquerade::comment::short_hash;
 use crate::netfilter::portmap::nftables::base::TRANSLATE;
 use crate::netfilter::portmap::{Settings, TABLE};
+use crate::netfilter::rule_comment::short_hash;
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -51,6 +51,19 @@ impl RuleComment {
         (network, after(", id: "))
     }
 
+    /// The network and the attachment of a comment; `None` if it has been cut.
+    pub fn attachment(comment: &str) -> Option<(NetworkName, Attachment)> {
+        let (network, container) = RuleComment::parse(comment);
+        let (_, rest) = comment.split_once(", if: ")?;
+        let network = network.parse().ok()?;
+        let attachment = Attachment {
+            container: container.parse().ok()?,
+            interface: rest.split(", id: ").next()?.parse().ok()?,
+        };
+        let is_whole = RuleComment::of(&network, &attachment).matches(comment);
+        is_whole.then_some((network, attachment))
+    }
+
     pub fn matches(&self, comment: &str) -> bool {
         comment.starts_with(&self.key)
     }
