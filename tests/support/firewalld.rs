@@ -102,6 +102,11 @@ impl<'n> Firewalld<'n> {
         self.wait_until(|| !self.is_running());
     }
 
+    /// Stops the execution of the message bus.
+    pub fn hang(&self) {
+        self.node.run(&format!("kill -STOP {}", self.bus.id()));
+    }
+
     fn is_running(&self) -> bool {
         let bus = "org.freedesktop.DBus";
         let object = "/org/freedesktop/DBus";

@@ -25,6 +25,9 @@ pub use node::{Node, Pod, connect};
 pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
+/// gangplank's plugins, sorted.
+pub const PLUGINS: [&str; 5] = ["bridge", "firewall", "host-local", "loopback", "portmap"];
+
 /// The directories of Debian's programs; the PATH of an unprivileged user lacks some of them.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -107,9 +110,6 @@ pub fn binary() -> PathBuf {
     );
     binary
 }
-
-/// gangplank's plugins.
-pub const PLUGINS: [&str; 5] = ["bridge", "host-local", "loopback", "portmap", "firewall"];
 
 /// The file of a plugin under test. Plugins that gangplank does not have are Go plugins.
 pub fn plugin_file(plugin: &str) -> PathBuf {

@@ -21,7 +21,10 @@ pub use crate::kernel::dbus::message::{Interface, Malformed, Refused, Value};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals::{self, Terminated};
 
-/// Time limit for connecting, for a write and for an answer.
+/// Time limit for connecting, for a write and for an answer of the bus itself.
+const BUS_LIMIT: Duration = Duration::from_secs(3);
+
+/// Time limit for other answers. The bus starts a program that is not running, if it may.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The address if DBUS_SYSTEM_BUS_ADDRESS is not set ("Well-known Message Bus Instances").
@@ -33,8 +36,8 @@ pub enum DbusError {
     NotConnected { address: String, cause: io::Error },
     #[error("the connection to the system bus failed: {0}")]
     Broken(#[from] io::Error),
-    #[error("no answer on the system bus within {} s", LIMIT.as_secs())]
-    TimedOut,
+    #[error("no answer on the system bus within {} s", .0.as_secs())]
+    TimedOut(Duration),
     #[error("the system bus rejects the authentication: {0:?}")]
     Rejected(String),
     #[error(transparent)]
@@ -56,9 +59,25 @@ pub const BUS: Interface = Interface {
 #[derive(Debug)]
 pub struct Bus {
     stream: UnixStream,
+    is_authenticated: bool,
     /// The serial number of the last call.
     serial: u32,
+    /// What the next call sends first.
+    unsent: Vec<u8>,
     received: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    began: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Deadline {
+        let began = Instant::now();
+        Deadline { began, limit }
+    }
 }
 
 impl Bus {
@@ -75,7 +94,7 @@ impl Bus {
         let mut failure = io::ErrorKind::Unsupported.into();
         for address in addresses.split(';').filter_map(socket_address) {
             match retry_on_eintr(|| open(&address)) {
-                Ok(stream) => return Bus::on(stream),
+                Ok(stream) => return Ok(Bus::on(stream)),
                 Err(cause) => failure = cause,
             }
         }
@@ -84,32 +103,38 @@ impl Bus {
         Err(DbusError::NotConnected { address, cause })
     }
 
-    /// Authenticates as the user of the process, whom the bus knows from the socket ("EXTERNAL").
-    fn on(stream: UnixStream) -> Result<Bus, DbusError> {
-        let mut bus = Bus {
+    fn on(stream: UnixStream) -> Bus {
+        // Authenticates as the user of the process, whom the bus knows from the socket ("EXTERNAL"). Nothing waits for
+        // answers before the first call: the bus processes what follows BEGIN as messages.
+        let mut unsent = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n".to_vec();
+        unsent.extend(message::call(1, BUS, "Hello", &[]));
+        Bus {
             stream,
-            serial: 0,
+            is_authenticated: false,
+            serial: 1,
+            unsent,
             received: Vec::new(),
-        };
-        bus.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let line = bus.line(deadline)?;
+        }
+    }
+
+    fn authenticate(&mut self) -> Result<(), DbusError> {
+        let deadline = Deadline::after(BUS_LIMIT);
+        while !self.is_authenticated {
+            let line = self.line(deadline)?;
             match line.split(' ').next() {
-                Some("OK") => break,
+                Some("OK") => self.is_authenticated = true,
                 // The request for the identity; the empty answer is sent already.
                 Some("DATA") => {}
                 _ => return Err(DbusError::Rejected(line)),
             }
         }
-        bus.call(BUS, "Hello", &[])?;
-        Ok(bus)
+        Ok(())
     }
 
     /// Calls a method.
     ///
     /// # Errors
-    /// [`DbusError::Refused`] if the answer is an error.
+    /// [`DbusError::Refused`] if the answer is an error; [`DbusError::Rejected`] at the first call.
     pub fn call(
         &mut self,
         interface: Interface,
@@ -117,13 +142,19 @@ impl Bus {
         arguments: &[&str],
     ) -> Result<Value, DbusError> {
         self.serial += 1;
-        self.send(&message::call(self.serial, interface, method, arguments))?;
-        let deadline = Instant::now() + LIMIT;
+        let mut bytes = std::mem::take(&mut self.unsent);
+        bytes.extend(message::call(self.serial, interface, method, arguments));
+        self.send(&bytes)?;
+        self.authenticate()?;
+        let deadline = Deadline::after(match interface.destination == BUS.destination {
+            true => BUS_LIMIT,
+            false => LIMIT,
+        });
         loop {
             let length = message::length(self.at_least(16, deadline)?)?;
             self.at_least(length, deadline)?;
             let message: Vec<u8> = self.received.drain(..length).collect();
-            // Others are signals.
+            // Others are signals, and the answer to Hello.
             if let Some(answer) = message::answer(&message, self.serial)? {
                 return Ok(answer?);
             }
@@ -132,13 +163,15 @@ impl Bus {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), DbusError> {
         match self.stream.write_all(bytes) {
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => Err(DbusError::TimedOut),
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+                Err(DbusError::TimedOut(BUS_LIMIT))
+            }
             sent => Ok(sent?),
         }
     }
 
     /// A line of the authentication protocol, without its end.
-    fn line(&mut self, deadline: Instant) -> Result<String, DbusError> {
+    fn line(&mut self, deadline: Deadline) -> Result<String, DbusError> {
         let is_end = |it: &[u8]| it == b"\r\n";
         let mut count = 2;
         loop {
@@ -155,7 +188,7 @@ impl Bus {
     }
 
     /// What was received, after waiting for this number of bytes.
-    fn at_least(&mut self, count: usize, deadline: Instant) -> Result<&[u8], DbusError> {
+    fn at_least(&mut self, count: usize, deadline: Deadline) -> Result<&[u8], DbusError> {
         let mut chunk = [0; 4096];
         while self.received.len() < count {
             match recv(self.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
@@ -163,9 +196,9 @@ impl Bus {
                 Ok(length) => self.received.extend(&chunk[..length]),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
+                    let left = deadline.limit.saturating_sub(deadline.began.elapsed());
                     if left.is_zero() {
-                        return Err(DbusError::TimedOut);
+                        return Err(DbusError::TimedOut(deadline.limit));
                     }
                     signals::wait_readable(self.stream.as_fd(), left)?;
                     signals::check()?;
@@ -206,7 +239,7 @@ fn open(address: &UnixAddr) -> io::Result<UnixStream> {
     setsockopt(
         &socket,
         SendTimeout,
-        &TimeVal::new(LIMIT.as_secs() as i64, 0),
+        &TimeVal::new(BUS_LIMIT.as_secs() as i64, 0),
     )?;
     connect(socket.as_raw_fd(), address)?;
     Ok(socket.into())

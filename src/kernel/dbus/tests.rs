@@ -49,11 +49,11 @@ fn bus(answer: Vec<u8>) -> Bus {
         server.shutdown(Shutdown::Write).unwrap();
         let _ = server.read_to_end(&mut Vec::new());
     });
-    let received = Vec::new();
     Bus {
-        stream,
+        is_authenticated: true,
         serial: 0,
-        received,
+        unsent: Vec::new(),
+        ..Bus::on(stream)
     }
 }
 
@@ -114,14 +114,9 @@ fn a_closed_connection_is_an_error() {
 #[test]
 fn a_missing_answer_is_a_timeout() {
     let (stream, _server) = UnixStream::pair().unwrap();
-    let received = Vec::new();
-    let mut bus = Bus {
-        stream,
-        serial: 0,
-        received,
-    };
-    let soon = Instant::now() + Duration::from_millis(20);
-    assert!(matches!(bus.at_least(1, soon), Err(DbusError::TimedOut)));
+    let mut bus = Bus::on(stream);
+    let soon = Deadline::after(Duration::from_millis(20));
+    assert!(matches!(bus.at_least(1, soon), Err(DbusError::TimedOut(_))));
 }
 
 #[test]
@@ -132,7 +127,8 @@ fn authentication_succeeds_or_names_the_answer() {
     ] {
         let mut bytes = answer.as_bytes().to_vec();
         bytes.extend(message(2, 1, "", ("s", &text(":1.7"))));
-        let outcome = Bus::on(bus(bytes).stream);
+        bytes.extend(message(2, 2, "", ("s", &text(":1.3"))));
+        let outcome = Bus::on(bus(bytes).stream).call(BUS, "GetNameOwner", &["x"]);
         assert_eq!(outcome.is_ok(), is_ok, "{outcome:?}");
     }
 }

@@ -73,11 +73,14 @@ pub fn status(zone: &str) -> Result<(), Error> {
 impl Firewalld {
     fn connect() -> Result<Firewalld, Error> {
         let bus = Bus::system().map_err(|cause| {
-            let error = Error::new(
-                code_of(&cause),
-                format!("firewall: cannot use firewalld: {cause}"),
-            );
-            error.details("start firewalld, or remove the key backend")
+            let what = format!("firewall: cannot use firewalld: {cause}");
+            let error = Error::new(code_of(&cause), what);
+            match cause {
+                DbusError::NotConnected { .. } => {
+                    error.details("start firewalld, or remove the key backend")
+                }
+                _ => error,
+            }
         })?;
         Ok(Firewalld(bus))
     }
@@ -154,7 +157,7 @@ fn failed(operation: &str, (address, zone): (IpAddr, &str), cause: &DbusError) -
 
 fn code_of(cause: &DbusError) -> Code {
     match cause {
-        DbusError::TimedOut | DbusError::Terminated(_) => Code::TRY_AGAIN,
+        DbusError::TimedOut(_) | DbusError::Terminated(_) => Code::TRY_AGAIN,
         _ => Code::PLUGIN,
     }
 }

@@ -311,10 +311,8 @@ fn map_type(family: Family) -> MapType {
 
 fn base_rules() -> [Rule; 2] {
     Family::BOTH.map(|family| {
-        Rule::new(
-            vec![Match::Family(family)],
-            Action::VerdictMap(vec![Load::Source(family)], map_of(family)),
-        )
+        let action = Action::VerdictMap(vec![Load::Source(family)], map_of(family));
+        Rule::new(vec![Match::Family(family)], action)
     })
 }
 

@@ -33,13 +33,11 @@
 
 mod base;
 mod conditions;
+mod elements;
+mod removal;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-use std::num::NonZeroU16;
 
-use crate::cni::ValidAttachments;
 use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::Error;
 use crate::kernel::nat::PortAllocation;
@@ -49,12 +47,16 @@ use crate::kernel::nftables::{
 use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
 use crate::netfilter::portmap::{
-    Forwarded, IsAlive, Mapped, PortMapping, Protocol, Removal, SourceNat, TABLE, stale_among,
+    Forwarded, IsAlive, Mapped, PortMapping, SourceNat, TABLE, stale_among,
 };
 use crate::netfilter::rule_comment::RuleComment;
 
+pub use removal::{gc, remove_stale};
+
 use base::{HOST_PORTS, Maps, has_only};
 pub use base::{complete as plan_base, delete as plan_base_removal};
+use elements::{chain_of, key_of, parse, with_address, without_address};
+use removal::{delete_elements, delete_stale};
 
 const FEATURE: Feature = Feature {
     name: "portmap",
@@ -190,20 +192,6 @@ impl MapEntries {
         elements
     }
 
-    /// Plans the removal of the mapped ports, without what containers share.
-    pub fn plan_removal(
-        &self,
-        nftables: &Nftables,
-        batch: &mut Batch,
-    ) -> Result<Removal, NftablesError> {
-        if !self.exist_in(nftables)? {
-            let is_last = nftables.chain(TABLE, HOST_PORTS)?.is_none();
-            let addresses = BTreeSet::new();
-            return Ok(Removal { addresses, is_last });
-        }
-        plan_removal_of(nftables, batch, &|comment| self.comment.matches(comment))
-    }
-
     /// Whether the attachment has mapped ports.
     ///
     /// # Errors
@@ -319,104 +307,6 @@ fn overlapping(nftables: &Nftables, forwarded: &Forwarded) -> Result<Vec<Mapped>
     Ok(found.collect())
 }
 
-/// Removes the mapped ports of containers that no longer exist.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn remove_stale(stale: &[&Mapped]) -> Result<(), Error> {
-    let is_stale = |comment: &str| stale.iter().any(|it| it.object == comment);
-    remove_matching(&is_stale)
-}
-
-/// Removes the mapped ports of a network that belong to no valid attachment.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn gc(network: &NetworkName, valid: &ValidAttachments) -> Result<(), Error> {
-    let valid: Vec<RuleComment> = valid
-        .all()
-        .map(|it| RuleComment::of(network, &it))
-        .collect();
-    let is_stale = |comment: &str| {
-        RuleComment::is_of_network(network, comment) && !valid.iter().any(|it| it.matches(comment))
-    };
-    remove_matching(&is_stale)
-}
-
-/// Removes the mapped ports whose comments match.
-fn remove_matching(matches: &dyn Fn(&str) -> bool) -> Result<(), Error> {
-    let removed = FEATURE.with_existing("remove rules", |nftables| {
-        nftables.change(&|| {
-            let mut batch = Batch::default();
-            if nftables.chain(TABLE, HOST_PORTS)?.is_some() {
-                let removal = plan_removal_of(nftables, &mut batch, matches)?;
-                if removal.is_last {
-                    base::delete(nftables, &mut batch)?;
-                }
-            }
-            Ok(batch)
-        })
-    });
-    removed.map(drop)
-}
-
-fn plan_removal_of(
-    nftables: &Nftables,
-    batch: &mut Batch,
-    matches: &dyn Fn(&str) -> bool,
-) -> Result<Removal, NftablesError> {
-    let elements = delete_elements(nftables, batch, matches)?;
-    for chain in &elements.chains {
-        if nftables.chain(TABLE, chain)?.is_some() {
-            batch.delete_chain(TABLE, chain);
-        }
-    }
-    Ok(Removal {
-        addresses: elements.addresses,
-        is_last: elements.were_all,
-    })
-}
-
-/// Elements that are removed.
-struct Removed {
-    /// The chains that belong to them and are not used by others.
-    chains: Vec<String>,
-    /// The addresses to which they forward.
-    addresses: BTreeSet<IpAddr>,
-    /// Whether no other elements exist.
-    were_all: bool,
-}
-
-/// Plans the removal of the elements whose comments match.
-fn delete_elements(
-    nftables: &Nftables,
-    batch: &mut Batch,
-    matches: &dyn Fn(&str) -> bool,
-) -> Result<Removed, NftablesError> {
-    let (mut chains, mut used) = (BTreeSet::new(), BTreeSet::new());
-    let (mut addresses, mut were_all) = (BTreeSet::new(), true);
-    for maps in Maps::BOTH {
-        for map in maps.names() {
-            let elements = nftables.elements(TABLE, map)?;
-            let (own, others): (Vec<_>, Vec<_>) =
-                elements.iter().partition(|it| matches(&it.comment));
-            were_all &= others.is_empty();
-            used.extend(others.iter().filter_map(|it| it.chain().map(str::to_owned)));
-            for element in &own {
-                chains.insert(chain_of(&element.comment));
-                chains.extend(element.chain().map(str::to_owned));
-                addresses.extend(parse(element, maps.family).map(|it| it.address));
-            }
-            batch.delete_elements(TABLE, map, own.into_iter());
-        }
-    }
-    Ok(Removed {
-        chains: chains.difference(&used).cloned().collect(),
-        addresses,
-        were_all,
-    })
-}
-
 /// The rules of an attachment's chain: whose connections get the address of the host.
 fn source_nat(forwarded: &Forwarded) -> Vec<Rule> {
     let family = forwarded.address.family();
@@ -437,81 +327,4 @@ fn source_nat(forwarded: &Forwarded) -> Vec<Rule> {
         }
         (SourceNat::Local, Family::V6) => vec![masquerade(Some(forwarded.address.network()))],
     }
-}
-
-/// The chain of the attachment that a comment names: it begins with two hashes.
-fn chain_of(comment: &str) -> String {
-    let key = comment.split(',').next().unwrap_or_default();
-    format!("pod-{key}")
-}
-
-fn key_of(mapping: &PortMapping, maps: Maps) -> (&'static str, Vec<u8>) {
-    match mapping.host_address() {
-        Some(address) => (maps.addresses, with_address(address, mapping)),
-        None => (maps.ports, without_address(mapping)),
-    }
-}
-
-fn without_address(mapping: &PortMapping) -> Vec<u8> {
-    let port = mapping.host_port.get().to_be_bytes();
-    concatenation(&[&[mapping.protocol.number()], &port])
-}
-
-fn with_address(address: IpAddr, mapping: &PortMapping) -> Vec<u8> {
-    [address_key(address), without_address(mapping)].concat()
-}
-
-/// Plans the removal of elements of containers that no longer exist.
-fn delete_stale(
-    stale: &[&Mapped],
-    nftables: &Nftables,
-    batch: &mut Batch,
-) -> Result<(), NftablesError> {
-    for stale in stale {
-        let maps = Maps::of(Family::of(stale.address));
-        let (map, key) = key_of(&stale.mapping, maps);
-        let guard = maps.conditions[usize::from(map == maps.addresses)];
-        for map in [map, guard] {
-            if let Some(element) = nftables.element(TABLE, map, &key)? {
-                batch.delete_elements(TABLE, map, [element].iter());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// An element of the maps `ports` or `addresses` of a family.
-fn parse(element: &Element, family: Family) -> Option<Mapped> {
-    let length = address_key(family.default_destination().address()).len();
-    let (host_ip, rest) = match element.key.len() > 8 {
-        true => element.key.split_at_checked(length)?,
-        false => (&[][..], &element.key[..]),
-    };
-    let Value::Fields(value) = &element.value else {
-        return None;
-    };
-    let port = |bytes: &[u8]| {
-        let port = u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?);
-        NonZeroU16::new(port)
-    };
-    let number = *rest.first()?;
-    let (network, container) = RuleComment::parse(&element.comment);
-    Some(Mapped {
-        mapping: PortMapping {
-            protocol: Protocol::ALL.into_iter().find(|it| it.number() == number)?,
-            host_port: port(rest.get(4..)?)?,
-            container_port: port(value.get(length..)?)?,
-            host_ip: ip(host_ip),
-        },
-        address: ip(value.get(..length)?)?,
-        network: network.to_owned(),
-        container: container.to_owned(),
-        object: element.comment.clone(),
-    })
-}
-
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
 }

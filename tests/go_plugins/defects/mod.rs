@@ -51,7 +51,8 @@
 //! - FD9: isolation rules behind the accept rules have no effect, and stay there. FD10: CHECK ignores them. FD12: rules
 //!   of an earlier policy remain. FD13: an interface of the pod is taken for a bridge. FD14: invalid policies are
 //!   detected after changes were made, and make DEL fail. FD16: concurrent first ADDs duplicate shared rules.
-//! - FD11, FD15: firewalld (`tests/netns`).
+//! - firewalld (`tests/netns/chain_packets`): FD2, FD3 and FD10 with its zones. FD11: an error does not name the zone that
+//!   has the address. FD15: DEL only uses the backend of the moment.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 

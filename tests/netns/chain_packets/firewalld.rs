@@ -1,6 +1,7 @@
 //! The backend firewalld of firewall, with a real firewalld.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -169,6 +170,23 @@ fn status_reports_a_zone_that_does_not_exist() {
     let error = status("nowhere").error();
     assert_eq!(error.code, 50);
     assert!(error.msg.contains("INVALID_ZONE: nowhere"), "{}", error.msg);
+}
+
+#[test]
+fn a_message_bus_that_hangs_is_a_temporary_error() {
+    if skip_for_go("it waits for ever") {
+        return;
+    }
+    let Some(site) = Site::new() else { return };
+    let bus = Firewalld::bus(&site.node);
+    let chain = site.chain().with("firewall", "backend", "firewalld");
+    let pod = site.node.pod("a");
+    let result = bridged(&chain, &pod);
+    bus.hang();
+    let start = Instant::now();
+    let error = run(&chain, "ADD", &result, &pod).error();
+    assert_eq!(error.code, 11, "{}", error.msg);
+    assert!(start.elapsed() < Duration::from_secs(9));
 }
 
 #[test]
