@@ -12,6 +12,7 @@ use crate::netfilter::iptables_save::{Listing, transaction};
 use crate::netfilter::lock::serialized;
 use crate::netfilter::masquerade::Backend;
 use crate::netfilter::portmap::iptables::{self, FEATURE, HostPorts, NAT};
+use crate::netfilter::portmap::listed::mapped;
 use crate::netfilter::portmap::rules::{self, HOOKS};
 use crate::netfilter::portmap::{Mapped, go_nftables, nftables};
 use crate::netfilter::rule_comment::RuleComment;
@@ -89,7 +90,7 @@ impl fmt::Display for MappedPort {
 
 /// The mapped ports in tables of iptables.
 pub fn in_iptables(listing: &Listing) -> impl Iterator<Item = MappedPort> {
-    ports_of(Entry::Chain, rules::mapped(listing))
+    ports_of(Entry::Chain, mapped(listing))
 }
 
 /// The mapped ports in the maps of this plugin and in the rules of the Go plugin.

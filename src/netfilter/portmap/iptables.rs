@@ -16,8 +16,9 @@ use crate::netfilter::Feature;
 use crate::netfilter::iptables::{Iptables, Outcome, TableUse, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
+use crate::netfilter::portmap::listed::{DNAT, mapped};
 use crate::netfilter::portmap::observed;
-use crate::netfilter::portmap::rules::{Chain, DNAT, mapped};
+use crate::netfilter::portmap::rules::Chain;
 use crate::netfilter::portmap::{Forwarded, IsAlive, Mapped, MarkChain, stale_among};
 use crate::netfilter::tables;
 

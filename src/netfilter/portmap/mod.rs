@@ -4,6 +4,7 @@ pub mod flows;
 pub mod go_nftables;
 pub mod inventory;
 pub mod iptables;
+mod listed;
 pub mod localnet;
 pub mod nftables;
 mod observed;

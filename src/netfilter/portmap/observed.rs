@@ -2,8 +2,9 @@
 
 use crate::kernel::nftables::{Nftables, NftablesError, RuleEntry, Table, multiport};
 use crate::netfilter::iptables_save::Listing;
+use crate::netfilter::portmap::listed::DNAT;
 use crate::netfilter::portmap::rules::{
-    Chain, DNAT, HOOKS, MASQUERADE, SET_MARK, jump_from, masquerade_jump,
+    Chain, HOOKS, MASQUERADE, SET_MARK, jump_from, masquerade_jump,
 };
 use crate::netfilter::portmap::{Forwarded, MarkChain};
 

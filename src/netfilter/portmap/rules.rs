@@ -14,17 +14,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha512};
 
 use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::net::{Cidr, Family};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
-use crate::netfilter::portmap::{Forwarded, Mapped, MarkChain, PortMapping, Protocol, SourceNat};
+use crate::netfilter::portmap::listed::{DNAT, argument, mapped};
+use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping, Protocol, SourceNat};
 
-pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
 pub const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
 pub const MASQUERADE: &str = "CNI-HOSTPORT-MASQ";
 
@@ -316,15 +315,6 @@ fn emptying(chain: &str) -> [String; 2] {
     [format!("-F {chain}"), format!("-X {chain}")]
 }
 
-/// The value of an option of a rule; the rest of the rule for a comment.
-fn argument<'r>(rule: &'r str, option: &str) -> Option<&'r str> {
-    let (_, rest) = rule.split_once(&format!(" {option}"))?;
-    match rest.strip_prefix('"') {
-        Some(quoted) => quoted.split("\" -").next(),
-        None => rest.split(' ').next(),
-    }
-}
-
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "chain {}", self.name)
@@ -397,67 +387,9 @@ fn move_to_top(listing: &Listing) -> Vec<String> {
     lines
 }
 
-/// The chains of containers whose entry rules name a network.
-pub fn chains_of(network: &NetworkName, listing: &Listing) -> Vec<Chain> {
-    let prefix = format!("-A {DNAT} ");
-    let entries = listing.rules().filter(|rule| rule.starts_with(&prefix));
-    let chains = entries.filter_map(|entry| {
-        let comment = argument(entry, "--comment ")?.replace("\\\"", "\"");
-        Chain::named(network, &comment, entry.rsplit_once(" -j ")?.1)
-    });
-    chains.collect()
-}
-
 /// The beginning of the comments of a network's entry rules.
 fn comment_of(network: &NetworkName) -> String {
     format!("dnat name: \"{network}\" id: \"")
-}
-
-/// The mapped ports of all containers: the DNAT rules of each chain to which [`DNAT`] has a jump.
-pub fn mapped(listing: &Listing) -> Vec<Mapped> {
-    let mut found: Vec<Mapped> = Vec::new();
-    let prefix = format!("-A {DNAT} ");
-    for entry in listing.rules().filter(|rule| rule.starts_with(&prefix)) {
-        let Some((_, chain)) = entry.rsplit_once(" -j ") else {
-            continue;
-        };
-        let (network, container) = owner(entry);
-        if found.iter().any(|it| it.object == chain) {
-            continue;
-        }
-        let of_chain = listing
-            .rules()
-            .filter(|rule| rule.starts_with(&format!("-A {chain} ")));
-        found.extend(of_chain.filter_map(|rule| {
-            let (_, destination) = rule.split_once(" -j DNAT --to-destination ")?;
-            let destination: SocketAddr = destination.parse().ok()?;
-            let protocol = argument(rule, "-p ")?;
-            let to: Option<Cidr> = argument(rule, "-d ").and_then(|to| to.parse().ok());
-            Some(Mapped {
-                mapping: PortMapping {
-                    protocol: Protocol::ALL.into_iter().find(|it| it.name() == protocol)?,
-                    host_port: argument(rule, "--dport ")?.parse().ok()?,
-                    container_port: NonZeroU16::new(destination.port())?,
-                    host_ip: to.map(Cidr::address),
-                },
-                network: network.to_owned(),
-                container: container.to_owned(),
-                object: chain.to_owned(),
-                address: destination.ip(),
-            })
-        }));
-    }
-    found
-}
-
-/// The network and the container that the comment of an entry rule names.
-fn owner(entry: &str) -> (&str, &str) {
-    let after = |key: &str| {
-        let (_, rest) = entry.split_once(key)?;
-        rest.split(['\\', '"']).next()
-    };
-    let network = after("dnat name: \\\"").unwrap_or_default();
-    (network, after(" id: \\\"").unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -16,9 +16,8 @@ use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
 use crate::netfilter::owned_chain::OwnedChain;
 use crate::netfilter::portmap::iptables::{FEATURE, HostPorts, NAT, nat};
-use crate::netfilter::portmap::rules::{
-    Chain, DNAT, HOOKS, MASQUERADE, OLD_SNAT, SET_MARK, chains_of,
-};
+use crate::netfilter::portmap::listed::{DNAT, argument};
+use crate::netfilter::portmap::rules::{Chain, HOOKS, MASQUERADE, OLD_SNAT, SET_MARK};
 use crate::netfilter::portmap::{IsAlive, Mapped, Removal};
 use crate::netfilter::tables;
 
@@ -231,6 +230,17 @@ fn of_network(network: &NetworkName, family: Family) -> Result<Vec<Chain>, Error
     let in_legacy = with_legacy(family, &|listing| (None, chains_of(network, listing)))?;
     chains.extend(in_legacy.into_iter().flat_map(|(chains, _)| chains));
     Ok(chains)
+}
+
+/// The chains of containers whose entry rules name a network.
+fn chains_of(network: &NetworkName, listing: &Listing) -> Vec<Chain> {
+    let prefix = format!("-A {DNAT} ");
+    let entries = listing.rules().filter(|rule| rule.starts_with(&prefix));
+    let chains = entries.filter_map(|entry| {
+        let comment = argument(entry, "--comment ")?.replace("\\\"", "\"");
+        Chain::named(network, &comment, entry.rsplit_once(" -j ")?.1)
+    });
+    chains.collect()
 }
 
 /// Removes the chains of containers that no longer exist.

@@ -1,3 +1,5 @@
+use std::num::NonZeroU16;
+
 use super::*;
 use crate::netfilter::iptables_save::listing_after;
 use crate::netfilter::portmap::Settings;
