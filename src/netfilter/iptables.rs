@@ -96,6 +96,23 @@ impl Iptables {
         Iptables::named(name_of(family), table_use)
     }
 
+    /// The programs of the default variant for a table.
+    ///
+    /// # Errors
+    /// When they are not installed.
+    pub fn required(family: Family, table_use: TableUse) -> Result<Iptables, Error> {
+        Iptables::default_for(family, table_use).ok_or_else(|| {
+            let what = format!(
+                "{}: {}-restore is not installed: it is needed for {family}",
+                table_use.name,
+                name_of(family)
+            );
+            Error::failed(what).details(
+                "looked in PATH and in the system's directories; install the package iptables, or set backend to nftables",
+            )
+        })
+    }
+
     /// The programs of a variant; `None` if they are not installed.
     pub fn of(variant: Variant, family: Family, table_use: TableUse) -> Option<Iptables> {
         let name = name_of(family);

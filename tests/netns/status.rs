@@ -266,3 +266,41 @@ fn a_delegate_without_status_is_checked_by_its_versions() {
         "{add:?}"
     );
 }
+
+#[test]
+fn status_of_chained_plugins_names_the_missing_program() {
+    requires!("iptables", "nft");
+    if skip_for_go("STATUS of portmap and firewall checks nothing") {
+        return;
+    }
+    let node = Node::new("node");
+    let config = |plugin: &str, backend: &str| {
+        let mut config = json!({ "cniVersion": "1.1.0", "name": "small", "type": plugin });
+        config["backend"] = backend.into();
+        config
+    };
+    let mut conditional = config("portmap", "nftables");
+    conditional["conditionsV4"] = json!(["ip", "saddr", "192.0.2.9"]);
+    let iptables = [
+        config("portmap", "iptables"),
+        config("firewall", "iptables"),
+    ];
+    let nftables = [
+        config("portmap", "nftables"),
+        config("firewall", "nftables"),
+    ];
+    for config in iptables.iter().chain(&nftables).chain([&conditional]) {
+        assert_eq!(status(&node, config).ok(), Value::Null, "{config}");
+    }
+    node.run("mkdir /run/none");
+    node.bind("/run/none", "/usr/sbin");
+    for config in &iptables {
+        let error = unavailable(&node, config);
+        assert!(error.text().contains("iptables-restore"), "{error:?}");
+    }
+    for config in &nftables {
+        assert_eq!(status(&node, config).ok(), Value::Null, "{config}");
+    }
+    let error = unavailable(&node, &conditional);
+    assert!(error.text().contains("program nft"), "{error:?}");
+}

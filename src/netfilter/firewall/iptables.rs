@@ -25,10 +25,14 @@ pub(super) const FILTER: TableUse = TableUse {
 /// # Errors
 /// When iptables is not installed for one.
 pub fn programs_for(addresses: &[IpAddr]) -> Result<Vec<Iptables>, Error> {
-    let find = |(family, _): (Family, _)| {
-        Iptables::default_for(family, FILTER).ok_or_else(|| not_installed(family))
-    };
+    let find = |(family, _): (Family, _)| Iptables::required(family, FILTER);
     by_family(addresses).into_iter().map(find).collect()
+}
+
+/// # Errors
+/// When iptables is not installed.
+pub fn require(family: Family) -> Result<(), Error> {
+    Iptables::required(family, FILTER).map(drop)
 }
 
 pub fn is_installed(family: Family) -> bool {
@@ -90,16 +94,15 @@ pub fn remove_from_legacy(
     let mut failures = Failures::default();
     for family in Family::BOTH {
         let exists = failures.note(tables::exists(Variant::Legacy, family, FILTER.table));
-        if exists != Some(true) {
+        // Without the programs, neither this plugin nor the Go plugin has added rules.
+        let iptables = Iptables::of(Variant::Legacy, family, FILTER);
+        let Some(iptables) = iptables.filter(|_| exists == Some(true)) else {
             continue;
-        }
-        let remove = || {
-            let iptables = Iptables::of(Variant::Legacy, family, FILTER);
-            let iptables = iptables.ok_or_else(|| not_installed(family))?;
+        };
+        failures.note(serialized(FILTER.name, || {
             let plan = |listing: &_| rules::remove((addresses, others), leads_to, listing);
             iptables.apply_with_retry(&plan)
-        };
-        failures.note(serialized(FILTER.name, remove));
+        }));
     }
     failures.into_result()
 }
@@ -127,15 +130,4 @@ pub fn check(addresses: &[IpAddr], settings: &Settings) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn not_installed(family: Family) -> Error {
-    let program = match family {
-        Family::V4 => "iptables-restore",
-        Family::V6 => "ip6tables-restore",
-    };
-    Error::failed(format!(
-        "firewall: {program} is not installed, and the container has {family} addresses"
-    ))
-    .details("looked in PATH and in the system's directories; install the package iptables, or set backend to nftables")
 }

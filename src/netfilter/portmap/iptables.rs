@@ -72,10 +72,7 @@ impl HostPorts {
     /// Before anything is changed: when iptables is not installed, another container has one of the ports, or the
     /// external chain does not exist. When iptables fails; one family may have its rules.
     pub fn install(&self, forwarded: &[Forwarded], is_alive: IsAlive) -> Result<(), Error> {
-        let find = |forwarded: &Forwarded| {
-            let family = forwarded.address.family();
-            Iptables::default_for(family, NAT).ok_or_else(|| not_installed(family))
-        };
+        let find = |forwarded: &Forwarded| Iptables::required(forwarded.address.family(), NAT);
         let programs: Vec<Iptables> = forwarded.iter().map(find).collect::<Result<_, _>>()?;
         serialized(NAT.name, || {
             self.install_with(programs, forwarded, is_alive)
@@ -221,6 +218,12 @@ pub fn is_used(nftables: &Nftables) -> Result<bool, NftablesError> {
     Ok(nftables.chain(nat(Family::V4), DNAT)?.is_some())
 }
 
+/// # Errors
+/// When iptables is not installed.
+pub fn require(family: Family) -> Result<(), Error> {
+    Iptables::required(family, NAT).map(drop)
+}
+
 pub fn is_installed(family: Family) -> bool {
     Iptables::default_for(family, NAT).is_some()
 }
@@ -258,15 +261,4 @@ pub fn mapped_like(forwarded: &Forwarded) -> Result<Vec<Mapped>, Error> {
         }
     }
     Ok(found)
-}
-
-fn not_installed(family: Family) -> Error {
-    let program = match family {
-        Family::V4 => "iptables-restore",
-        Family::V6 => "ip6tables-restore",
-    };
-    Error::failed(format!(
-        "portmap: {program} is not installed, and {family} ports are mapped"
-    ))
-    .details("looked in PATH and in the system's directories; install the package iptables")
 }

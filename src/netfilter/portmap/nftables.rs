@@ -47,7 +47,7 @@ use crate::kernel::nftables::{
 use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
 use crate::netfilter::portmap::{
-    Forwarded, IsAlive, Mapped, PortMapping, SourceNat, TABLE, stale_among,
+    Forwarded, IsAlive, Mapped, PortMapping, Settings, SourceNat, TABLE, stale_among,
 };
 use crate::netfilter::rule_comment::RuleComment;
 
@@ -256,6 +256,20 @@ impl MapEntries {
             }
         }
         Ok(None)
+    }
+}
+
+/// # Errors
+/// When the kernel lacks nf_tables, or conditions need the program nft and it is not installed.
+pub fn require(settings: &Settings) -> Result<(), Error> {
+    FEATURE.with_nftables("look for rules", is_used)?;
+    let families = Family::BOTH.into_iter();
+    match families
+        .map(|it| settings.conditions(it))
+        .all(<[String]>::is_empty)
+    {
+        true => Ok(()),
+        false => conditions::program().map(drop),
     }
 }
 

@@ -87,6 +87,9 @@ impl Plugin for FirewallPlugin {
     }
 
     fn status(&self) -> Result<(), Error> {
+        if self.config.backend == Some(Backend::Iptables) {
+            return iptables::require(Family::V4).map_err(Error::into_not_available);
+        }
         let uses_firewalld = match self.config.backend {
             Some(backend) => backend == Backend::Firewalld,
             None => firewalld::is_running(),

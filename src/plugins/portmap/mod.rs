@@ -15,7 +15,9 @@ use crate::kernel::log;
 use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::portmap::ports::{self, Ports};
-use crate::netfilter::portmap::{Backend, Forwarded, PortMapping, SourceNat, iptables, localnet};
+use crate::netfilter::portmap::{
+    Backend, Forwarded, PortMapping, SourceNat, iptables, localnet, nftables,
+};
 use crate::plugins::plugin::Plugin;
 use crate::plugins::portmap::config::{PortmapConfig, PortmapKeys};
 use crate::undo::Undo;
@@ -76,6 +78,16 @@ impl Plugin for Portmap {
         let ports = Ports::of(&self.network, &target.attachment, known, &is_alive);
         let addresses = addresses(previous, &target.attachment.interface)?;
         ports.check(self.backend(&addresses), &self.forwarded(&addresses))
+    }
+
+    fn status(&self) -> Result<(), Error> {
+        let settings = &self.config.settings;
+        match self.config.backend {
+            Some(Backend::Iptables) => iptables::require(Family::V4),
+            Some(Backend::Nftables) => nftables::require(settings),
+            None => Ok(()),
+        }
+        .map_err(Error::into_not_available)
     }
 
     fn gc(request: &Request) -> Result<(), Error> {

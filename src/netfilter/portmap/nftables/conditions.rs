@@ -1,6 +1,7 @@
 //! Conditions (`conditionsV4`, `conditionsV6`) in the syntax of nft(8), which compiles them: the only use of a program,
 //! once for each network.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cni::names::NetworkName;
@@ -36,15 +37,21 @@ pub fn are_current(settings: &Settings, rules: &[RuleEntry]) -> bool {
     rules.len() == wanted.count() && rules.iter().all(|rule| rule.comment == comment)
 }
 
+/// # Errors
+/// When nft is not installed.
+pub fn program() -> Result<PathBuf, Error> {
+    process::find("nft").ok_or_else(|| {
+        Error::failed("portmap: conditions in the syntax of nftables need the program nft")
+            .details("looked in PATH and in the system's directories; install the package nftables")
+    })
+}
+
 /// Replaces the rules of a network's chain, which exists.
 ///
 /// # Errors
 /// When nft is not installed or rejects the conditions.
 pub fn install(chain: &str, settings: &Settings) -> Result<(), Error> {
-    let program = process::find("nft").ok_or_else(|| {
-        Error::failed("portmap: conditions in the syntax of nftables need the program nft")
-            .details("looked in PATH and in the system's directories; install the package nftables")
-    })?;
+    let program = program()?;
     let table = TABLE.name;
     let mut script = format!("flush chain inet {table} {chain}\n");
     for family in Family::BOTH {
