@@ -213,7 +213,10 @@ impl Fixture {
     ) -> Answer {
         let mut results = self.results.lock().unwrap();
         let prev = match (verb, self.kind.chain) {
-            ("ADD", _) => results.remove(pod.id()),
+            ("ADD", _) => {
+                results.remove(pod.id());
+                None
+            }
             (_, Some(_)) => results.get(pod.id()).cloned(),
             // bridge does not need it.
             (_, None) => None,
