@@ -76,6 +76,11 @@ impl Args {
         mac.map_err(|cause| invalid(format!("MAC: {cause}")))
     }
 
+    /// The same as text.
+    pub fn mac_text(&self) -> Option<&str> {
+        self.mac.as_deref()
+    }
+
     /// The requested addresses, without their prefix lengths.
     ///
     /// # Errors

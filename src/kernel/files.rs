@@ -105,6 +105,23 @@ pub fn name_new(file: &Path, name: &Path, content: &[u8]) -> io::Result<()> {
     })
 }
 
+/// Replaces a file, of mode 0600. Other processes see the old content or the new one; a temporary file may remain if the
+/// process is killed.
+///
+/// # Errors
+/// Those of open(2), write(2) and rename(2).
+pub fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let mut options = no_follow();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let replaced = retry_on_eintr(|| options.open(&temporary))
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .and_then(|()| retry_on_eintr(|| fs::rename(&temporary, path)));
+    replaced.inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
 /// The errors of an operation that the file system does not support (link(2), rename(2)).
 fn is_unsupported(cause: &Error) -> bool {
     let errno = Errno::from_raw(cause.raw_os_error().unwrap_or(0));

@@ -41,6 +41,7 @@ registry! {
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
     "portmap" => portmap::Portmap,
+    "tuning" => tuning::Tuning,
 }
 
 /// The name of the operator's command line.
