@@ -18,5 +18,6 @@ mod loopback;
 mod mac_spoof_check;
 mod masquerade;
 mod status;
+mod tuning;
 mod undo;
 mod walkthroughs;

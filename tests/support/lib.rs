@@ -108,7 +108,14 @@ pub fn binary() -> PathBuf {
 }
 
 /// gangplank's plugins.
-pub const PLUGINS: [&str; 5] = ["bridge", "host-local", "loopback", "portmap", "firewall"];
+pub const PLUGINS: [&str; 6] = [
+    "bridge",
+    "host-local",
+    "loopback",
+    "portmap",
+    "firewall",
+    "tuning",
+];
 
 /// The file of a plugin under test. Plugins that gangplank does not have are Go plugins.
 pub fn plugin_file(plugin: &str) -> PathBuf {
