@@ -41,6 +41,7 @@ registry! {
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
     "portmap" => portmap::Portmap,
+    "static" => static_addresses::StaticPlugin,
     "tuning" => tuning::Tuning,
 }
 

@@ -52,6 +52,11 @@
 //!   of an earlier policy remain. FD13: an interface of the pod is taken for a bridge. FD14: invalid policies are
 //!   detected after changes were made, and make DEL fail. FD16: concurrent first ADDs duplicate shared rules.
 //! - FD11, FD15: firewalld (`tests/netns`).
+//! - TD1: sysctls in `args.cni` alone crash the plugin. TD2: sysctls are not restored. TD3: a repeated ADD overwrites the
+//!   saved values. TD4: a failed ADD is not undone. TD5: the backup file remains. TD6: failures to restore are silent.
+//! - TD7: directories without the permission to search. TD8: an unreadable allowlist fails every ADD. TD10: CHECK
+//!   compares texts, and fails for ports of bridges. TD11: two values of one sysctl, in random order. TD12: a small MTU
+//!   makes the kernel remove IPv6 addresses. TD9 is kept: an allowlist entry matches any part of a name.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
@@ -65,6 +70,7 @@ mod portmap;
 mod portmap_cleanup;
 mod portmap_packets;
 mod routes;
+mod tuning;
 
 use serde_json::{Value, json};
 
