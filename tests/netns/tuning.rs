@@ -2,9 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, Pod, requires, skip_for_go};
+use crate::support::{Network, Node, Pod, go_is_recent, requires, skip_for_go, small_network};
 
 const BACKUP: &str = "/run/cni/tuning/a_eth0.json";
+
+/// Whether the test must return, because the Go plugin is too old for it.
+fn skip_for_old_go() -> bool {
+    !go_is_recent() && skip_for_go("version 1.1.1 has neither txQLen nor IFNAME")
+}
 
 /// A pod with an interface `eth0`.
 fn pod(node: &Node, name: &str) -> Pod {
@@ -62,6 +67,9 @@ fn all_settings() -> Value {
 #[test]
 fn settings_of_the_interface_are_in_effect_until_del() {
     requires!();
+    if skip_for_old_go() {
+        return;
+    }
     let node = Node::new("node");
     let pod = pod(&node, "a");
     let before = link(&pod);
@@ -102,6 +110,9 @@ fn settings_of_the_interface_are_in_effect_until_del() {
 #[test]
 fn check_fails_if_a_setting_changed() {
     requires!();
+    if skip_for_old_go() {
+        return;
+    }
     let node = Node::new("node");
     let pod = pod(&node, "a");
     let mut keys = all_settings();
@@ -211,6 +222,9 @@ fn sysctls_outside_of_net_and_unknown_ones_are_rejected() {
 #[test]
 fn the_allowlist_limits_sysctls() {
     requires!("sysctl");
+    if skip_for_old_go() {
+        return;
+    }
     let node = Node::new("node");
     let pod = pod(&node, "a");
     node.run_all("mount -t tmpfs tmpfs /etc\nmkdir -p /etc/cni/tuning");
@@ -356,4 +370,37 @@ fn data_dir_is_created_and_closed_to_other_users() {
     assert_eq!(files.trim(), "a_eth0.json");
     network.del(&pod);
     assert_eq!(node.run("ls -A /run/x/y/z"), "");
+}
+
+#[test]
+fn a_bridged_pod_is_reachable_and_valid_after_tuning() {
+    requires!("ping");
+    let node = Node::new("node");
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": "small",
+        "plugins": [
+            small_network(),
+            { "type": "tuning", "mac": "02:00:00:00:00:0a", "mtu": 1400,
+              "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" } },
+        ],
+    });
+    let chain = node.chain(&list);
+    let pod = node.pod("a");
+    let result = chain.add(&pod);
+    assert_eq!(
+        (link(&pod).0.as_str(), link(&pod).1),
+        ("02:00:00:00:00:0a", 1400)
+    );
+    node.reaches(&Network::address(&result));
+    chain.check(&pod, &result).ok();
+    chain.del(&pod, &result);
+    assert!(pod.link("eth0").is_none());
+    assert!(!has_backup(&node));
+    // The namespace is gone at DEL.
+    let pod = node.pod("b");
+    let result = chain.add(&pod);
+    node.run("ip netns del b");
+    chain.del(&pod, &result);
+    assert_eq!(node.run("ls /run/cni/tuning"), "");
 }

@@ -108,13 +108,14 @@ pub fn binary() -> PathBuf {
 }
 
 /// gangplank's plugins.
-pub const PLUGINS: [&str; 6] = [
+pub const PLUGINS: [&str; 7] = [
     "bridge",
     "host-local",
     "loopback",
     "portmap",
     "firewall",
     "tuning",
+    "static",
 ];
 
 /// The file of a plugin under test. Plugins that gangplank does not have are Go plugins.

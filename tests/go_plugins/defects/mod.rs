@@ -57,6 +57,8 @@
 //! - TD7: directories without the permission to search. TD8: an unreadable allowlist fails every ADD. TD10: CHECK
 //!   compares texts, and fails for ports of bridges. TD11: two values of one sysctl, in random order. TD12: a small MTU
 //!   makes the kernel remove IPv6 addresses. TD9 is kept: an allowlist entry matches any part of a name.
+//! - SD1: GATEWAY in CNI_ARGS does not apply to configured addresses. SD2: requested addresses have no gateway. SD3: CHECK
+//!   succeeds if an address is missing. SD4: null routes and routes without a destination are printed.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
@@ -70,6 +72,7 @@ mod portmap;
 mod portmap_cleanup;
 mod portmap_packets;
 mod routes;
+mod static_addresses;
 mod tuning;
 
 use serde_json::{Value, json};
