@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cli::Answer;
 use crate::cli::args::ReconcileArgs;
-use crate::cli::node::{Network, Node, Pod, Problem};
+use crate::cli::node::{ChainedCall, ChainedPlugin, Network, Node, Pod, Problem, RECHECK_DELAY};
 use crate::error::Error;
 use crate::kernel::netlink::Link;
 use crate::kernel::sysctl::Parameter;
@@ -61,8 +61,50 @@ pub fn reconcile(args: &ReconcileArgs) -> Result<Answer, Error> {
             }
         }
     }
+    restore_chained(&node, args, &mut report);
     let status = u8::from(!report.failures.is_empty());
     Ok(Answer::report(&report, args.format, text).with_status(status))
+}
+
+/// Restores the entries of portmap and firewall: of each container, or else what containers share.
+fn restore_chained(node: &Node, args: &ReconcileArgs, report: &mut ReconcileReport) {
+    let calls = differing_calls(node, args.network.as_deref());
+    let mut note = |network: &str, what: String, restore: &dyn Fn() -> Result<(), Error>| {
+        let network = network.to_owned();
+        match if args.dry_run { Ok(()) } else { restore() } {
+            Ok(()) => report.restored.push(Difference { network, what }),
+            Err(error) => report.failures.push(Difference {
+                network,
+                what: format!("{what}: {error}"),
+            }),
+        }
+    };
+    for call in &calls {
+        note(call.network().as_str(), call.to_string(), &|| {
+            call.restore()
+        });
+    }
+    if args.network.is_none() && !calls.iter().any(|it| it.plugin == ChainedPlugin::Portmap) {
+        for repair in node.shared_repairs() {
+            note("all networks", repair.to_string(), &|| repair.apply());
+        }
+    }
+}
+
+/// The chained plugins of a network, or of all, whose entries are to be restored.
+fn differing_calls<'n>(node: &'n Node, network: Option<&str>) -> Vec<&'n ChainedCall> {
+    let is_selected = |call: &&ChainedCall| network.is_none_or(|it| it == call.network().as_str());
+    let differing = node.differing_calls().iter();
+    let mut calls: Vec<&ChainedCall> = differing
+        .map(|(call, _)| call)
+        .filter(is_selected)
+        .collect();
+    if !calls.is_empty() {
+        // A DEL in progress looks like this for a moment.
+        std::thread::sleep(RECHECK_DELAY);
+        calls.retain(|call| call.difference().is_some());
+    }
+    calls
 }
 
 /// The repairs that the running pods of a network need.
@@ -153,7 +195,7 @@ pub fn ports_with_other_flags<'n>(
     let pods = network.pods.iter().filter(|pod| pod.is_outdated);
     pods.filter_map(|pod| Some((pod, node.link_of(pod)?)))
         .filter(|(_, port)| port.master == Some(bridge.index))
-        .filter(|(_, port)| port.port.is_some_and(|flags| flags != configured))
+        .filter(|(_, port)| port.port.is_some_and(|flags| !flags.satisfy(configured)))
         .collect()
 }
 

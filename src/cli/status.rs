@@ -1,5 +1,7 @@
 //! `gangplank status`: each network with its bridge, addresses, masquerading and pods.
 
+mod ports;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -12,14 +14,17 @@ use crate::cli::style::{Style, Tone, table};
 use crate::error::Error;
 use crate::kernel::netlink::Link;
 use crate::net::{Cidr, Mac};
-use crate::netfilter::masquerade::{Backend, MasqueradeEntry};
+use crate::netfilter::masquerade::MasqueradeEntry;
+use ports::{OtherPortStatus, PortStatus, Ports, port_table};
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct NetworkStatus {
     name: String,
     file: String,
-    bridge: BridgeStatus,
+    /// `None` for a network without a bridge, which is listed only if it has mapped ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridge: Option<BridgeStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ipam: Option<String>,
     ranges: Vec<RangeUsage>,
@@ -27,6 +32,8 @@ struct NetworkStatus {
     pods: Vec<PodStatus>,
     /// Ports of the bridge that belong to no known pod.
     other_ports: Vec<String>,
+    /// Ports of the host that are mapped to no known pod.
+    other_port_mappings: Vec<OtherPortStatus>,
 }
 
 #[derive(Default, Serialize)]
@@ -56,6 +63,7 @@ struct PodStatus {
     received_bytes: u64,
     sent_bytes: u64,
     dropped_packets: u64,
+    port_mappings: Vec<PortStatus>,
     health: Vec<&'static str>,
 }
 
@@ -64,25 +72,36 @@ pub fn status(args: &StatusArgs, style: Style) -> Result<Answer, Error> {
     let selected = node.select(args.network.as_deref())?.into_iter();
     let entries = node.inventory.entries();
     let fdb = node.host.fdb().unwrap_or_default();
-    let networks: Vec<NetworkStatus> = selected
+    let mut ports = Ports::of(&node);
+    let mut networks: Vec<NetworkStatus> = selected
         .map(|network| NetworkStatus {
             name: network.name().to_string(),
             file: network.configured.file.display().to_string(),
-            bridge: bridge_status(&node, network),
+            bridge: Some(bridge_status(&node, network)),
             ipam: network.configured.ipam.clone(),
             ranges: network.usage(),
             masquerade: backends(network, &entries),
             pods: network
                 .pods
                 .iter()
-                .map(|pod| pod_status(pod, node.link_of(pod), &fdb))
+                .map(|pod| PodStatus {
+                    port_mappings: ports.take_of(network.name(), pod),
+                    ..pod_status(pod, node.link_of(pod), &fdb)
+                })
                 .collect(),
             other_ports: node
                 .unknown_ports(network)
                 .map(|port| port.name.clone())
                 .collect(),
+            other_port_mappings: Vec::new(),
         })
         .collect();
+    for network in &mut networks {
+        network.other_port_mappings = ports.take_others(&network.name);
+    }
+    if args.network.is_none() {
+        networks.extend(networks_without_bridge(ports));
+    }
     let text = |networks: &Vec<NetworkStatus>| text(&node, networks, args, style);
     Ok(Answer::report(&networks, args.format, text))
 }
@@ -91,11 +110,22 @@ fn backends(network: &Network, entries: &BTreeSet<MasqueradeEntry>) -> BTreeSet<
     let entries = entries.iter();
     entries
         .filter(|entry| entry.network == network.name().as_str())
-        .map(|entry| match entry.backend {
-            Backend::Iptables => "iptables",
-            Backend::Nftables => "nftables",
-        })
+        .map(|entry| entry.backend.name())
         .collect()
+}
+
+/// The networks of the remaining mapped ports.
+fn networks_without_bridge(mut ports: Ports) -> Vec<NetworkStatus> {
+    let mut networks = Vec::new();
+    while let Some(name) = ports.next_network() {
+        networks.push(NetworkStatus {
+            file: ports.file_of(&name),
+            other_port_mappings: ports.take_others(&name),
+            name,
+            ..NetworkStatus::default()
+        });
+    }
+    networks
 }
 
 fn bridge_status(node: &Node, network: &Network) -> BridgeStatus {
@@ -136,6 +166,7 @@ fn pod_status(pod: &Pod, link: Option<&Link>, fdb: &[(u32, Mac)]) -> PodStatus {
         received_bytes: traffic.bytes[1],
         sent_bytes: traffic.bytes[0],
         dropped_packets: traffic.dropped.iter().sum(),
+        port_mappings: Vec::new(),
         health: pod.problems.iter().map(|it| it.as_str()).collect(),
     }
 }
@@ -160,9 +191,22 @@ fn text(node: &Node, networks: &[NetworkStatus], args: &StatusArgs, style: Style
 }
 
 fn write_network(text: &mut String, network: &NetworkStatus, style: Style) {
-    let bridge = &network.bridge;
-    let title = style.tone(Tone::Title, &network.name);
-    let _ = writeln!(text, "{title}  {}", network.file);
+    let title = style.tone(Tone::Title, or_unknown(&network.name));
+    let _ = writeln!(text, "{}", format!("{title}  {}", network.file).trim_end());
+    if let Some(bridge) = &network.bridge {
+        write_bridge(text, bridge, style);
+        write_addresses(text, network);
+        if network.pods.is_empty() {
+            text.push_str("  no pods\n");
+        } else {
+            text.push_str(&pod_table(&network.pods, style));
+        }
+    }
+    text.push_str(&port_table(network, style));
+    text.push('\n');
+}
+
+fn write_bridge(text: &mut String, bridge: &BridgeStatus, style: Style) {
     let tone = match bridge.state {
         "up" => Tone::Good,
         _ => Tone::Bad,
@@ -180,6 +224,9 @@ fn write_network(text: &mut String, network: &NetworkStatus, style: Style) {
         ),
     };
     let _ = writeln!(text, "  bridge      {} {state}{details}", bridge.name);
+}
+
+fn write_addresses(text: &mut String, network: &NetworkStatus) {
     for RangeUsage { range, used, size } in &network.ranges {
         let _ = writeln!(text, "  addresses   {used} of {size} used in {range}");
     }
@@ -191,12 +238,13 @@ fn write_network(text: &mut String, network: &NetworkStatus, style: Style) {
     if !network.other_ports.is_empty() {
         let _ = writeln!(text, "  other ports {}", network.other_ports.join(" "));
     }
-    if network.pods.is_empty() {
-        text.push_str("  no pods\n");
-    } else {
-        text.push_str(&pod_table(&network.pods, style));
+}
+
+fn or_unknown(name: &str) -> &str {
+    match name {
+        "" => "unknown network",
+        name => name,
     }
-    text.push('\n');
 }
 
 fn pod_table(pods: &[PodStatus], style: Style) -> String {

@@ -4,6 +4,8 @@
 //! on CNI.
 
 pub mod boot;
+pub mod conntrack;
+pub mod dbus;
 pub mod files;
 pub mod locks;
 pub mod log;

@@ -130,6 +130,13 @@ impl Iptables {
         })
     }
 
+    /// Whether the programs are those of iptables-nft, by the name of their file.
+    pub fn is_nft(&self) -> bool {
+        let file = std::fs::canonicalize(&self.restore).unwrap_or_default();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.contains("nft")
+    }
+
     /// Runs a transaction.
     ///
     /// # Errors

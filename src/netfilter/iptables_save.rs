@@ -5,6 +5,8 @@
 pub struct Listing {
     /// The names of its chains.
     pub chains: Vec<String>,
+    /// The base chains whose policy is DROP.
+    pub drop_policies: Vec<String>,
     /// Its rules, each with the `-A` and the chain at its beginning.
     pub rules: Vec<String>,
 }
@@ -15,9 +17,12 @@ impl Listing {
         let mut listing = Listing::default();
         for line in text.lines() {
             if let Some(chain) = line.strip_prefix(':') {
-                listing
-                    .chains
-                    .extend(chain.split_whitespace().next().map(str::to_owned));
+                let mut words = chain.split_whitespace();
+                let name = words.next().unwrap_or_default().to_owned();
+                if words.next() == Some("DROP") {
+                    listing.drop_policies.push(name.clone());
+                }
+                listing.chains.push(name);
             } else if line.starts_with("-A ") {
                 listing.rules.push(line.trim_end().to_owned());
             }

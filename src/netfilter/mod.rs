@@ -9,6 +9,7 @@ pub mod mac_spoof_check;
 pub mod masquerade;
 mod owned_chain;
 pub mod portmap;
+pub mod rule_comment;
 pub mod tables;
 
 use crate::error::{Code, Error};

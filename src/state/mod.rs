@@ -75,7 +75,7 @@ pub fn port_differences(
 ) -> Vec<PortDifference> {
     let is_attached = port.master.is_some() && port.master == bridge.map(|bridge| bridge.index);
     let flags = desired.unwrap_or_default();
-    let has_flags = desired.is_none() || port.port == desired;
+    let has_flags = desired.is_none() || port.port.is_some_and(|it| it.satisfy(flags));
     only_true([
         (!is_attached, PortDifference::Detached),
         (!port.is_up, PortDifference::Down),

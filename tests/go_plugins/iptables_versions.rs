@@ -172,7 +172,10 @@ fn rules_written_with_other_versions_of_iptables_are_checked_and_deleted() {
             let chain = chain(&node, Gangplank);
             chain.check(&pod, &result).ok();
             chain.del(&pod, &result);
-            assert_eq!(rules(&node), [""; 0], "{version}, {by:?}");
+            // The chain of the administrator is kept.
+            let mut left = rules(&node);
+            left.retain(|rule| !rule.ends_with("-N CNI-ADMIN"));
+            assert_eq!(left, [""; 0], "{version}, {by:?}");
         }
     }
 }
@@ -183,18 +186,23 @@ fn each_version_of_iptables_deletes_and_checks_rules_of_gangplank() {
         return;
     };
     for (version, directory) in unpacked() {
-        for by in [Go, Gangplank] {
+        // Whether CHECK passes, and the rules that DEL leaves.
+        let outcome = |writer: Implementation, by: Implementation| {
             let node = node_with(&go);
             node.use_iptables_variant("xtables-nft-multi");
-            let (pod, result) = add(&node, Gangplank);
+            let (pod, result) = add(&node, writer);
             install(&node, version, &directory);
             let chain = chain(&node, by);
-            let answer = chain.check(&pod, &result);
-            assert_eq!(answer.code, Some(0), "{version}, {by:?}: {answer:?}");
+            let passes = chain.check(&pod, &result).code == Some(0);
             chain.del(&pod, &result);
             let mut left = rules(&node);
             left.retain(|rule| rule.contains("10.77.0.2") || rule.contains("fd00:77::2"));
-            assert_eq!(left, [""; 0], "{version}, {by:?}");
-        }
+            (passes, left)
+        };
+        // 1.8.7 does not print matches of ports that newer versions wrote, so that CHECK of the Go plugin fails.
+        let expected = outcome(Go, Go);
+        assert_eq!(expected, (version != "1.8.7", Vec::new()), "{version}");
+        assert_eq!(outcome(Gangplank, Go), expected, "{version}");
+        assert_eq!(outcome(Gangplank, Gangplank), expected, "{version}");
     }
 }

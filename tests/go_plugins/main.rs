@@ -9,6 +9,7 @@ mod defects;
 mod gangplank_keys;
 mod hot_swap;
 mod hot_swap_chain;
+mod hot_swap_firewalld;
 mod hot_swap_static;
 mod hot_swap_tuning;
 mod iptables_versions;

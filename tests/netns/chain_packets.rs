@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::support::{Node, connect};
 
 mod firewall;
+mod firewalld;
 mod portmap;
 
 /// Time limits for answers that are expected, and for those that are not.

@@ -597,7 +597,7 @@ fn missing_permissions_are_reported() {
 
 #[test]
 fn plugins_that_do_not_support_the_version_or_status_are_found() {
-    requires!("cni:portmap", "cni:tuning");
+    requires!("cni:vlan", "cni:sbr");
     let mut config = small_network();
     config["cniVersion"] = "1.1.0".into();
     let fixture = Fixture::new();
@@ -607,14 +607,14 @@ fn plugins_that_do_not_support_the_version_or_status_are_found() {
         crate::support::binary().display()
     ));
     let script = "case $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"1.1.0\"]}';; *) cat >/run/asked; echo '{\"code\":50,\"msg\":\"no firewall\"}'; exit 1;; esac\n";
-    fixture.write(&format!("{bin}/tuning"), &format!("#!/bin/sh\n{script}"));
-    fixture.write(&format!("{bin}/portmap"), "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}';; *) echo 'missing containerID' >&2; exit 1;; esac\n");
-    fixture.run(&format!("chmod 755 {bin}/tuning {bin}/portmap"));
+    fixture.write(&format!("{bin}/sbr"), &format!("#!/bin/sh\n{script}"));
+    fixture.write(&format!("{bin}/vlan"), "#!/bin/sh\ncase $CNI_COMMAND in VERSION) echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}';; *) echo 'missing containerID' >&2; exit 1;; esac\n");
+    fixture.run(&format!("chmod 755 {bin}/sbr {bin}/vlan"));
     let chained = |kind: &str| json!({ "type": kind });
     let found = |config: &Value| -> Vec<Value> {
         fixture.configure_list(
             "10-net.conflist",
-            &[config, &chained("portmap"), &chained("tuning")],
+            &[config, &chained("vlan"), &chained("sbr")],
         );
         let directory_flags =
             format!("--conf-dir {CONF} --data-dir {LEASES} --cache-dir {CACHE} --cni-path {bin}");
@@ -635,7 +635,7 @@ fn plugins_that_do_not_support_the_version_or_status_are_found() {
         (
             &version,
             [
-                "plugin portmap",
+                "plugin vlan",
                 "VERSION: 0.4.0, 1.0.0",
                 "missing containerID",
                 "set cniVersion to 1.0.0",
@@ -644,7 +644,7 @@ fn plugins_that_do_not_support_the_version_or_status_are_found() {
         (
             &status,
             [
-                "plugin tuning",
+                "plugin sbr",
                 "no firewall (code 50)",
                 "10-net.conflist",
                 "NotReady",
@@ -659,9 +659,9 @@ fn plugins_that_do_not_support_the_version_or_status_are_found() {
     let asked: Value = serde_json::from_str(&fixture.read("/run/asked")).unwrap();
     assert_eq!(
         asked,
-        json!({ "type": "tuning", "name": "small", "cniVersion": "1.1.0" })
+        json!({ "type": "sbr", "name": "small", "cniVersion": "1.1.0" })
     );
-    // STATUS requires 1.1.0, and tuning does not support 1.0.0.
+    // STATUS requires 1.1.0, and sbr does not support 1.0.0.
     config["cniVersion"] = "1.0.0".into();
     let ids: Vec<Value> = found(&config)
         .iter()
@@ -672,7 +672,7 @@ fn plugins_that_do_not_support_the_version_or_status_are_found() {
             && ids[0]
                 .as_str()
                 .unwrap()
-                .contains("plugin tuning does not support"),
+                .contains("plugin sbr does not support"),
         "{ids:?}"
     );
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Network, Node, PATH, Pod, binary, command};
+use crate::support::{Answer, Chain, Network, Node, PATH, Pod, binary, command};
 
 /// Directories of the configurations, of the runtime's cache, and of the leases.
 pub const CONF: &str = "/run/net.d";
@@ -67,16 +67,22 @@ impl Fixture {
 
     /// Writes libcni's cache entry of an ADD.
     pub fn write_cache(&self, network: &Network, pod: &Pod, result: &Value) {
-        let name = network.config["name"].as_str().unwrap();
+        self.write_cache_of((&network.config, &json!({})), pod, result);
+    }
+
+    /// Writes libcni's cache entry of an ADD with a configuration and values for capabilities.
+    fn write_cache_of(&self, (config, capabilities): (&Value, &Value), pod: &Pod, result: &Value) {
+        let name = config["name"].as_str().unwrap();
         let id = pod.id();
         let cache = json!({
             "kind": "cniCacheV1",
             "containerId": id,
-            "config": "e30=",
+            "config": base64(config.to_string().as_bytes()),
             "ifName": "eth0",
             "networkName": name,
             "netns": pod.path,
             "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", format!("{id}-0")]],
+            "capabilityArgs": capabilities,
             "result": result,
         });
         self.write(&format!("{CACHE}/{name}-{id}-eth0"), &cache.to_string());
@@ -88,6 +94,19 @@ impl Fixture {
         let result = network.add(pod);
         self.write_cache(network, pod, &result);
         result
+    }
+
+    /// Attaches a pod to a list of plugins and writes the cache entry, as a runtime does.
+    #[track_caller]
+    pub fn run_chain(&self, chain: &Chain, pod: &Pod) -> Value {
+        let result = chain.add(pod);
+        self.write_cache_of((&chain.list(), chain.capability_args()), pod, &result);
+        result
+    }
+
+    /// Deletes the cache entry of a pod.
+    pub fn delete_cache(&self, network: &str, pod: &str) {
+        self.run(&format!("rm {CACHE}/{network}-{pod}-eth0"));
     }
 
     /// Runs a command of gangplank with an empty stdin.
@@ -161,6 +180,21 @@ impl Fixture {
         let file = format!("{LEASES}/{network}/{address}");
         self.run(&format!("touch --no-create --date=-1hour {file}"));
     }
+}
+
+/// As Go encodes a byte slice in JSON (RFC 4648, section 4).
+fn base64(bytes: &[u8]) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let bits = (0..3).fold(0, |bits, at| {
+            bits << 8 | usize::from(*group.get(at).unwrap_or(&0))
+        });
+        let digits = (0..=group.len()).map(|at| char::from(alphabet[bits >> (18 - 6 * at) & 63]));
+        text.extend(digits);
+        text.push_str(&"=="[..3 - group.len()]);
+    }
+    text
 }
 
 /// Flags for `status` and `reconcile`.

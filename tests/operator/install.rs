@@ -1,10 +1,9 @@
 //! `gangplank install` and `uninstall`.
 
 use crate::fixture::Fixture;
-use crate::support::{binary, requires};
+use crate::support::{PLUGINS, binary, requires};
 
 const BIN: &str = "/run/opt/bin";
-const NAMES: [&str; 3] = ["bridge", "host-local", "loopback"];
 
 /// A node with its own copy of the binary, and with the Go plugins in a directory.
 fn with_go() -> Fixture {
@@ -13,10 +12,10 @@ fn with_go() -> Fixture {
         "mkdir -p {BIN}\ncp -L {} /run/gangplank",
         binary().display()
     ));
-    for name in NAMES {
+    for name in PLUGINS {
         fixture.run(&format!("cp /usr/lib/cni/{name} {BIN}/{name}"));
     }
-    fixture.run(&format!("cp /usr/lib/cni/portmap {BIN}/portmap"));
+    fixture.run(&format!("cp /usr/lib/cni/vlan {BIN}/vlan"));
     fixture
 }
 
@@ -28,7 +27,7 @@ fn is_same(fixture: &Fixture, one: &str, other: &str) -> bool {
 }
 
 fn installed(fixture: &Fixture) -> Vec<bool> {
-    NAMES
+    PLUGINS
         .iter()
         .map(|name| is_same(fixture, &format!("{BIN}/{name}"), "/run/gangplank"))
         .collect()
@@ -36,7 +35,7 @@ fn installed(fixture: &Fixture) -> Vec<bool> {
 
 #[test]
 fn the_go_plugins_are_saved_and_restored() {
-    requires!("cni:bridge", "cni:portmap");
+    requires!("cni:bridge", "cni:vlan");
     let fixture = with_go();
     let before = fixture.files(BIN);
     let answer = fixture.under(&format!("/run/gangplank install {BIN}"));
@@ -45,8 +44,8 @@ fn the_go_plugins_are_saved_and_restored() {
             && answer.stdout.contains("is kept as bridge.orig"),
         "{answer:?}"
     );
-    assert_eq!(installed(&fixture), [true; 3]);
-    for name in NAMES {
+    assert_eq!(installed(&fixture), [true; PLUGINS.len()]);
+    for name in PLUGINS {
         assert!(
             is_same(
                 &fixture,
@@ -69,28 +68,36 @@ fn the_go_plugins_are_saved_and_restored() {
         "/usr/lib/cni/bridge"
     ));
     let back = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
-    assert_eq!(back.success().matches("is back").count(), 3, "{back:?}");
+    assert_eq!(
+        back.success().matches("is back").count(),
+        PLUGINS.len(),
+        "{back:?}"
+    );
     assert_eq!(fixture.files(BIN), before);
     // A second uninstall keeps the Go plugins.
     let again = fixture.under(&format!("/run/gangplank uninstall {BIN}"));
-    assert_eq!(again.success().matches("and stays").count(), 3, "{again:?}");
+    assert_eq!(
+        again.success().matches("and stays").count(),
+        PLUGINS.len(),
+        "{again:?}"
+    );
     assert_eq!(fixture.files(BIN), before);
 }
 
 #[test]
 fn an_older_gangplank_is_replaced_and_its_saved_plugins_are_kept() {
-    requires!("cni:bridge", "cni:portmap");
+    requires!("cni:bridge", "cni:vlan");
     let fixture = with_go();
     fixture
         .under(&format!("/run/gangplank install {BIN}"))
         .success();
     // Another build: the binary with appended bytes.
-    fixture.write("/run/more", &format!("for f in bridge host-local loopback; do cp {BIN}/$f /run/old && echo x >>/run/old && mv /run/old {BIN}/$f; done\n"));
+    fixture.write("/run/more", &format!("for f in {}; do cp {BIN}/$f /run/old && echo x >>/run/old && mv /run/old {BIN}/$f; done\n", PLUGINS.join(" ")));
     fixture.run("bash /run/more");
-    assert_eq!(installed(&fixture), [false; 3]);
+    assert_eq!(installed(&fixture), [false; PLUGINS.len()]);
     let answer = fixture.under(&format!("/run/gangplank install {BIN}"));
     assert!(!answer.success().contains("kept"), "{answer:?}");
-    assert_eq!(installed(&fixture), [true; 3]);
+    assert_eq!(installed(&fixture), [true; PLUGINS.len()]);
     assert!(is_same(
         &fixture,
         &format!("{BIN}/bridge.orig"),
@@ -100,7 +107,7 @@ fn an_older_gangplank_is_replaced_and_its_saved_plugins_are_kept() {
 
 #[test]
 fn a_foreign_program_installed_later_is_saved_too() {
-    requires!("cni:bridge", "cni:portmap");
+    requires!("cni:bridge", "cni:vlan");
     let fixture = with_go();
     fixture
         .under(&format!("/run/gangplank install {BIN}"))
@@ -140,30 +147,30 @@ fn uninstall_leaves_an_empty_directory_if_nothing_was_replaced() {
     requires!();
     let fixture = Fixture::new();
     let answer = fixture.gangplank("install /run/new/cni/bin");
-    assert_eq!(answer.success().lines().count(), 3);
+    assert_eq!(answer.success().lines().count(), PLUGINS.len());
     assert_eq!(
         fixture.run("ls -A /run/new/cni/bin"),
-        "bridge\nhost-local\nloopback\n"
+        format!("{}\n", PLUGINS.join("\n"))
     );
     let back = fixture.gangplank("uninstall /run/new/cni/bin");
     assert_eq!(
         back.success()
             .matches("nothing had been there before")
             .count(),
-        3,
+        PLUGINS.len(),
         "{back:?}"
     );
     assert_eq!(fixture.run("ls -A /run/new/cni/bin"), "");
     let again = fixture.gangplank("uninstall /run/new/cni/bin");
     assert_eq!(
         again.success().matches("is not there").count(),
-        3,
+        PLUGINS.len(),
         "{again:?}"
     );
     let never = fixture.gangplank("uninstall /run/never");
     assert_eq!(
         never.success().matches("is not there").count(),
-        3,
+        PLUGINS.len(),
         "{never:?}"
     );
     assert!(!fixture.try_run("ls /run/never").status.success());
@@ -190,30 +197,31 @@ fn an_installed_binary_can_install_and_uninstall_itself() {
         let answer = fixture.under(&format!("bash /run/self {program} {verb}"));
         assert_eq!(
             answer.success().lines().count(),
-            3,
+            PLUGINS.len(),
             "{program} {verb}: {answer:?}"
         );
         assert!(!answer.stdout.contains("orig"), "{answer:?}");
         let names = fixture.run(&format!("ls -A {BIN}"));
-        let wanted = if verb == "install" {
-            "bridge\ngangplank\nhost-local\nloopback\n"
-        } else {
-            "gangplank\n"
-        };
+        let mut wanted = vec!["gangplank"];
+        if verb == "install" {
+            wanted.extend(PLUGINS);
+        }
+        wanted.sort_unstable();
+        let names: Vec<&str> = names.lines().collect();
         assert_eq!(names, wanted, "{program} {verb}");
     }
 }
 
 #[test]
 fn symbolic_links_and_other_files_are_saved_too() {
-    requires!("cni:bridge", "cni:portmap");
+    requires!("cni:bridge", "cni:vlan");
     let fixture = with_go();
     fixture.run_all(&format!("ln -sf /usr/lib/cni/bridge {BIN}/bridge\nln -sf /nowhere {BIN}/loopback\nrm {BIN}/host-local"));
     fixture.write(&format!("{BIN}/host-local"), "not a program");
     fixture
         .under(&format!("/run/gangplank install {BIN}"))
         .success();
-    assert_eq!(installed(&fixture), [true; 3]);
+    assert_eq!(installed(&fixture), [true; PLUGINS.len()]);
     assert!(is_same(
         &fixture,
         "/usr/lib/cni/bridge",
@@ -231,7 +239,7 @@ fn symbolic_links_and_other_files_are_saved_too() {
 
 #[test]
 fn an_unwritable_directory_is_unchanged() {
-    requires!("cni:bridge", "cni:portmap");
+    requires!("cni:bridge", "cni:vlan");
     let fixture = with_go();
     let before = fixture.files(BIN);
     fixture.run_all(&format!(
@@ -282,7 +290,7 @@ fn a_wrapper_script_is_saved_and_not_executed_to_identify_it() {
 
 #[test]
 fn earlier_saved_files_are_not_overwritten() {
-    requires!("cni:bridge", "cni:portmap");
+    requires!("cni:bridge", "cni:vlan");
     let fixture = with_go();
     let put = |text: &str| {
         fixture.write("/run/newer", text);
@@ -324,7 +332,7 @@ fn install_with(fixture: &Fixture, capabilities: &str) -> crate::support::Answer
 
 #[test]
 fn the_capabilities_of_the_daemonset_suffice_for_a_directory_of_another_user() {
-    requires!("cni:bridge", "cni:portmap", "setpriv");
+    requires!("cni:bridge", "cni:vlan", "setpriv");
     let manifest = crate::support::example("install/daemonset.yaml");
     let lines: Vec<&str> = manifest.lines().map(str::trim).collect();
     assert!(lines.contains(&r#"drop: ["ALL"]"#), "{manifest}");
@@ -348,7 +356,7 @@ fn the_capabilities_of_the_daemonset_suffice_for_a_directory_of_another_user() {
         assert!(answer.contains(word), "{word}: {failed:?}");
     }
     assert_eq!(fixture.files(BIN), before);
-    for program in NAMES {
+    for program in PLUGINS {
         // With the sticky bit, and programs of another owner.
         fixture.run_all(&format!(
             "chown 996:996 {BIN}/{program}\nchmod 4750 {BIN}/{program}\nchmod 1775 {BIN}"
@@ -357,10 +365,10 @@ fn the_capabilities_of_the_daemonset_suffice_for_a_directory_of_another_user() {
     let answer = install_with(&fixture, "-all,+dac_override,+fowner");
     assert_eq!(
         answer.success().matches("is kept as").count(),
-        3,
+        PLUGINS.len(),
         "{answer:?}"
     );
-    assert_eq!(installed(&fixture), [true; 3]);
+    assert_eq!(installed(&fixture), [true; PLUGINS.len()]);
     assert!(is_same(
         &fixture,
         &format!("{BIN}/bridge.orig"),
@@ -378,6 +386,6 @@ fn a_symbolic_link_at_the_temporary_file_is_not_followed() {
     assert_eq!(fixture.read("/run/victim"), "precious");
     assert_eq!(
         fixture.run(&format!("ls -A {BIN}")),
-        "bridge\nhost-local\nloopback\n"
+        format!("{}\n", PLUGINS.join("\n"))
     );
 }

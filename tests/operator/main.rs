@@ -3,6 +3,7 @@
 
 use gangplank_test_support as support;
 
+mod chained;
 mod command_line;
 mod conf;
 mod doctor;

@@ -12,12 +12,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
-use support::{Answer, binary, plugin_file, skip_for_go, testing_go};
+use support::{Answer, PLUGINS, binary, plugin_file, skip_for_go, testing_go};
 
 const VERSIONS: [&str; 7] = [
     "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
 ];
-const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 
 /// The versions of the plugins under test: Debian's are older.
 fn versions() -> &'static [&'static str] {
@@ -331,7 +330,7 @@ fn the_release_binary_is_static_and_small() {
         return support::note("cannot run: GANGPLANK_BIN is not set; use tests/run");
     };
     let elf = std::fs::read(file).unwrap();
-    assert!(elf.len() <= 3_000_000, "{} bytes", elf.len());
+    assert!(elf.len() <= 3_300_000, "{} bytes", elf.len());
     // ELF-64: offset, size and number of the program headers (elf(5)).
     let number = |at: usize, bytes: usize| {
         let read = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);

@@ -94,6 +94,18 @@ impl<'n> Chain<'n> {
         config
     }
 
+    /// The network configuration list.
+    pub fn list(&self) -> Value {
+        let mut list = self.common.clone();
+        list["plugins"] = self.plugins.iter().map(|it| it.config.clone()).collect();
+        list
+    }
+
+    /// The values that a runtime passes for capabilities.
+    pub fn capability_args(&self) -> &Value {
+        &self.runtime
+    }
+
     /// A call of the plugin at `index`.
     pub fn call(&self, index: usize, verb: &str, prev: &Value) -> Call<'n> {
         let mut config = self.config(index);

@@ -7,6 +7,7 @@
 mod call;
 mod chain;
 mod echo;
+pub mod firewalld;
 pub mod implementation;
 pub mod namespace;
 mod node;
@@ -23,6 +24,17 @@ pub use echo::{EchoServer, Protocol, UdpClient};
 pub use node::{Node, Pod, connect};
 pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
+
+/// gangplank's plugins, sorted.
+pub const PLUGINS: [&str; 7] = [
+    "bridge",
+    "firewall",
+    "host-local",
+    "loopback",
+    "portmap",
+    "static",
+    "tuning",
+];
 
 /// The directories of Debian's programs; the PATH of an unprivileged user lacks some of them.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -106,17 +118,6 @@ pub fn binary() -> PathBuf {
     );
     binary
 }
-
-/// gangplank's plugins.
-pub const PLUGINS: [&str; 7] = [
-    "bridge",
-    "host-local",
-    "loopback",
-    "portmap",
-    "firewall",
-    "tuning",
-    "static",
-];
 
 /// The file of a plugin under test. Plugins that gangplank does not have are Go plugins.
 pub fn plugin_file(plugin: &str) -> PathBuf {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::cni::names::{Attachment, NetworkName};
 use crate::net::{Family, IfName};
 use crate::netfilter::masquerade::MasqueradeEntry;
+use crate::netfilter::portmap::inventory::{MappedPort, SharedRepair};
 use crate::plugins::bridge::reconcile::Repair;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,6 +50,8 @@ findings! {
     BridgeMac "bridge-mac" Warning,
     BridgeMissing "bridge-missing" Error,
     BridgeNetfilter "bridge-netfilter" Error,
+    FirewallLeftOver "firewall-left-over" Warning,
+    FirewallMissing "firewall-missing" Error,
     ForwardAcceptMissing "forward-accept-missing" Error,
     ForwardDrop "forward-drop" Error,
     ForwardingOff "forwarding-off" Error,
@@ -72,6 +75,8 @@ findings! {
     Port "port" Error,
     PortElsewhere "port-elsewhere" Error,
     PortFlags "port-flags" Warning,
+    PortMappingLeftOver "port-mapping-left-over" Warning,
+    PortMappingMissing "port-mapping-missing" Error,
     QuestionableKey "questionable-key" Warning,
     RangeFull "range-full" Error,
     RangeNearlyFull "range-nearly-full" Warning,
@@ -98,7 +103,8 @@ pub struct Finding {
     pub fix: Option<Fix>,
 }
 
-/// A repair that interrupts no pod. A number is the index of a network in [`crate::cli::node::Node::networks`].
+/// A repair that interrupts no pod. A number is the index of a network in [`crate::cli::node::Node::networks`], unless
+/// specified otherwise.
 #[derive(Clone, Debug)]
 pub enum Fix {
     /// Like a DEL without a namespace.
@@ -108,6 +114,13 @@ pub enum Fix {
     /// Removes these masquerade entries.
     RemoveMasquerade(NetworkName, Vec<MasqueradeEntry>),
     Reconcile(usize, Box<Repair>),
+    /// Repeats the ADD of a plugin: the index of [`crate::cli::node::Node::differing_calls`].
+    RestoreCall(usize),
+    RestoreShared(SharedRepair),
+    RemovePortMappings(Vec<MappedPort>),
+    RemoveFirewall(NetworkName, Attachment),
+    /// Removes the isolation rules of these bridges.
+    RemoveIsolation(Vec<String>),
     EnableForwarding(Family),
     /// Sets `accept_ra` of an interface to 2: router advertisements are accepted although the host forwards.
     AcceptRouterAdvertisements(IfName),

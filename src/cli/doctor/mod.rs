@@ -4,6 +4,7 @@
 //! Each submodule examines one part of the [`Node`] and changes nothing; only [`fix`] does.
 
 mod addresses;
+mod chained;
 mod configurations;
 mod files;
 pub mod finding;
@@ -14,22 +15,18 @@ mod links;
 mod rules;
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::cli::Answer;
 use crate::cli::args::DoctorArgs;
-use crate::cli::node::Node;
+use crate::cli::node::{Node, RECHECK_DELAY};
 use crate::cli::style::{Style, Tone};
 use crate::error::Error;
 use finding::{Finding, Severity};
 
 /// The exit status if there are unresolved findings.
 const UNRESOLVED: u8 = 3;
-
-/// The time between the two observations of a node with findings.
-const RECHECK_DELAY: Duration = Duration::from_millis(500);
 
 /// A finding and the result of its repair.
 #[derive(Serialize)]
@@ -85,6 +82,7 @@ fn examine(node: &Node, args: &DoctorArgs) -> Vec<Finding> {
     addresses::examine(node, &mut findings);
     links::examine(node, &mut findings);
     rules::examine(node, &mut findings);
+    chained::examine(node, &mut findings);
     host::examine(node, &mut findings);
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings

@@ -6,8 +6,6 @@ use crate::cli::doctor::addresses::join;
 use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::doctor::forward::{Filter, Packet};
 use crate::cli::node::{Network, Node};
-use crate::cni::ValidAttachments;
-use crate::ipam::{LeaseFile, Store};
 use crate::kernel::sysctl;
 use crate::net::Family;
 use crate::netfilter::masquerade::MasqueradeEntry;
@@ -42,7 +40,7 @@ fn stale_masquerading(node: &Node, findings: &mut Vec<Finding>) {
         let Ok(network) = entry.network.parse() else {
             continue;
         };
-        if !entry.is_of(&network, &valid_attachments(node, &entry.network)) {
+        if !entry.is_of(&network, &node.valid_attachments(&entry.network)) {
             let entries = left_over.entry(entry.network.clone());
             entries.or_default().push(entry);
         }
@@ -53,7 +51,7 @@ fn stale_masquerading(node: &Node, findings: &mut Vec<Finding>) {
             format!("network {name} has masquerading rules of containers that no longer exist");
         let names: Vec<String> = entries.iter().map(MasqueradeEntry::to_string).collect();
         let finding = Finding::new(Id::MasqueradeLeftOver, cause).evidence(join(&names));
-        findings.push(match has_leases(node, &name) {
+        findings.push(match node.has_leases(&name) {
             true => finding
                 .remedy(
                     "remove them; the Go plugin leaves them when DEL is called without a namespace",
@@ -65,36 +63,6 @@ fn stale_masquerading(node: &Node, findings: &mut Vec<Finding>) {
                 .remedy("remove them if none of these containers is running"),
         });
     }
-}
-
-/// Whether the leases of all networks of this name list all attachments.
-fn has_leases(node: &Node, name: &str) -> bool {
-    let with_leases = node
-        .networks_named(name)
-        .filter(|network| network.configured.host_local.is_some());
-    match node.lists_named(name) {
-        0 => orphaned_leases(node, name).next().is_some(),
-        count => with_leases.count() >= count,
-    }
-}
-
-/// All attachments to networks of this name that may still exist.
-fn valid_attachments(node: &Node, name: &str) -> ValidAttachments {
-    let pods = node.networks_named(name).flat_map(|it| &it.pods);
-    let cached = node.cache.iter().filter(|it| it.network.as_str() == name);
-    let orphaned = orphaned_leases(node, name).flat_map(|(_, leases)| leases);
-    pods.map(|pod| pod.attachment.clone())
-        .chain(cached.map(|cached| cached.attachment.clone()))
-        .chain(orphaned.filter_map(LeaseFile::attachment))
-        .collect()
-}
-
-fn orphaned_leases<'n>(
-    node: &'n Node,
-    name: &'n str,
-) -> impl Iterator<Item = &'n (Store, Vec<LeaseFile>)> {
-    let leases = node.orphaned_leases.iter();
-    leases.filter(move |(store, _)| store.directory().ends_with(name))
 }
 
 /// Rules of iptables-legacy and of iptables-nft at the same time.

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use serde_json::Value;
+
 use crate::cni::Version;
 use crate::cni::json::{self, JsonCursor};
 use crate::cni::names::{Attachment, NetworkName};
@@ -20,6 +22,9 @@ pub struct CachedResult {
     pub written: Option<SystemTime>,
     /// `None` if it cannot be parsed.
     result: Option<AddResult>,
+    pub file: PathBuf,
+    /// The whole entry; its keys are in lower case.
+    root: Value,
 }
 
 impl CachedResult {
@@ -34,8 +39,8 @@ impl CachedResult {
         // Opening a FIFO blocks until it has a writer.
         let metadata = fs::metadata(&file).ok().filter(|it| it.is_file())?;
         let content = fs::read(&file).ok()?;
-        let root = json::parse("cache", &content).ok()?;
-        let root = JsonCursor::root("cache", &root);
+        let entry = json::parse("cache", &content).ok()?;
+        let root = JsonCursor::root("cache", &entry);
         let text = |key| root.text(key).ok().flatten();
         if text("kind")? != "cniCacheV1" {
             return None;
@@ -50,7 +55,31 @@ impl CachedResult {
             pod: pod_name(&root),
             written: metadata.modified().ok(),
             result: result.and_then(|it| AddResult::parse(&it, Version::NEWEST).ok()),
+            root: entry,
+            file,
         })
+    }
+
+    /// The configuration of ADD: a list of plugins, or a single one. `None` if the entry has none.
+    pub fn configuration(&self) -> Option<Vec<u8>> {
+        base64(self.root.get("config")?.as_str()?)
+    }
+
+    /// A value that the runtime passed to ADD for a capability.
+    pub fn capability(&self, name: &str) -> Option<&Value> {
+        let all = self.root.get("capabilityargs")?;
+        all.get(name.to_ascii_lowercase())
+    }
+
+    /// The result as the last plugin returned it.
+    pub fn document(&self) -> Option<&Value> {
+        self.root.get("result")
+    }
+
+    /// The path of the container's network namespace.
+    pub fn netns(&self) -> Option<&str> {
+        let sandbox = self.container_interface().map(|it| &*it.sandbox);
+        sandbox.or_else(|| self.root.get("netns")?.as_str())
     }
 
     fn interfaces(&self) -> impl Iterator<Item = &Interface> {
@@ -83,6 +112,28 @@ impl CachedResult {
     }
 }
 
+/// Decodes a text as Go encodes a byte slice in JSON (RFC 4648, section 4).
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => Some(byte - b'A'),
+        b'a'..=b'z' => Some(byte - b'a' + 26),
+        b'0'..=b'9' => Some(byte - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let digits = text.trim_end_matches('=').as_bytes();
+    let mut bytes = Vec::with_capacity(digits.len());
+    for group in digits.chunks(4) {
+        let bits = group
+            .iter()
+            .try_fold(0, |bits, byte| Some(bits << 6 | u32::from(digit(*byte)?)))?;
+        let decoded = (bits << (6 * (4 - group.len()))).to_be_bytes();
+        bytes.extend(&decoded[1..group.len()]);
+    }
+    Some(bytes)
+}
+
 /// The pod's name from `"cniArgs": [["K8S_POD_NAMESPACE", "default"], …]`.
 fn pod_name(root: &JsonCursor) -> Option<String> {
     let pairs = root.list("cniArgs").ok().flatten()?;
@@ -98,4 +149,16 @@ fn pod_name(root: &JsonCursor) -> Option<String> {
     };
     let (namespace, name) = (value("K8S_POD_NAMESPACE")?, value("K8S_POD_NAME")?);
     Some(format!("{namespace}/{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_decoded() {
+        let decoded = ["", "eA==", "eDE=", "eDEy", "fn7/+w=="].map(|it| base64(it).unwrap());
+        assert_eq!(decoded, [&b""[..], b"x", b"x1", b"x12", b"~~\xff\xfb"]);
+        assert_eq!(base64("e-8="), None);
+    }
 }

@@ -3,7 +3,9 @@
 //! Changes nothing. [`crate::cli::status`], [`crate::cli::doctor`] and [`crate::cli::reconcile`] work on it.
 
 mod cache;
+mod chained;
 mod configurations;
+mod ownership;
 mod pods;
 
 use std::cell::OnceCell;
@@ -11,6 +13,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
@@ -27,11 +30,16 @@ use crate::kernel::sysctl;
 use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::Inventory;
+use crate::netfilter::portmap::inventory::{self, MappedPort, SharedRepair};
 use crate::plugins::bridge::config::Gateway;
 
 pub use cache::CachedResult;
+pub use chained::{ChainedCall, ChainedPlugin};
 pub use configurations::{Configurations, Configured};
 pub use pods::{Pod, Problem};
+
+/// The time between two observations of a difference: that of an ADD or DEL in progress is not in both.
+pub const RECHECK_DELAY: Duration = Duration::from_millis(500);
 
 pub struct Node {
     /// The networks with a bridge, in the order of their files.
@@ -50,10 +58,12 @@ pub struct Node {
     /// The address families that the host does not forward, except for those that the kernel does not support.
     pub not_forwarded: Vec<Family>,
     pub inventory: Inventory,
+    pub mapped_ports: Vec<MappedPort>,
     /// A socket in the host's network namespace.
     pub host: Netlink,
     /// Observed on first use; `None` if it cannot be observed.
     live: OnceCell<Option<LiveAttachments>>,
+    differing_calls: OnceCell<Vec<(ChainedCall, Error)>>,
 }
 
 /// A network whose pods are ports of a bridge. Links are indexes in [`Node::links`].
@@ -103,15 +113,33 @@ impl Node {
             uplinks: host.uplinks().map_err(unreadable("routes"))?,
             not_forwarded: Family::BOTH.into_iter().filter(is_off).collect(),
             inventory: Inventory::take(),
+            mapped_ports: Vec::new(),
             host,
             live: OnceCell::new(),
+            differing_calls: OnceCell::new(),
         };
+        node.list_mapped_ports();
         for configured in found.networks {
             let network = node.observe_network(configured)?;
             node.networks.push(network);
         }
         node.orphaned_leases = node.read_orphaned_leases(&paths.data_dir)?;
         Ok(node)
+    }
+
+    /// The repairs of what mapped ports share.
+    pub fn shared_repairs(&self) -> Vec<SharedRepair> {
+        SharedRepair::plan(self.inventory.nat_tables(), &self.mapped_ports)
+    }
+
+    fn list_mapped_ports(&mut self) {
+        let tables = self.inventory.nat_tables();
+        let listed = tables.flat_map(|(.., listing)| inventory::in_iptables(listing));
+        self.mapped_ports = listed.collect();
+        match inventory::in_nftables() {
+            Ok(ports) => self.mapped_ports.extend(ports),
+            Err(error) => self.inventory.failures.push(error),
+        }
     }
 
     fn observe_network(&self, configured: Configured) -> Result<Network, Error> {
@@ -181,7 +209,7 @@ impl Node {
     }
 
     /// Whether an interface in another network namespace may have an address.
-    fn may_be_in_use(&self, address: IpAddr) -> bool {
+    pub fn may_be_in_use(&self, address: IpAddr) -> bool {
         let live = self.live.get_or_init(|| LiveAttachments::observe().ok());
         live.as_ref().is_none_or(|live| live.has_address(address))
     }

@@ -146,19 +146,20 @@ impl Netlink {
         flags: PortFlags,
         alias: &str,
     ) -> Result<(), NetlinkError> {
-        let port = vec![
-            InfoBridgePort::HairpinMode(flags.hairpin),
-            InfoBridgePort::Isolated(flags.isolated),
-        ];
-        let info = vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(port)),
-        ];
         // `LinkAttribute::IfAlias` appends a zero byte: see the documentation of this module's parent.
         let alias = DefaultNla::new(IFLA_IFALIAS, alias.as_bytes().to_vec());
         let mut message = flagged(named(name), LinkFlags::Up, LinkFlags::Up);
         message.attributes.push(LinkAttribute::Other(alias));
-        message.attributes.push(LinkAttribute::LinkInfo(info));
+        message.attributes.push(port_info(flags));
+        self.change(RTM_NEWLINK, &message, 0)
+    }
+
+    ///
+    /// # Errors
+    /// When there is no such port.
+    pub fn set_port_flags(&self, index: u32, flags: PortFlags) -> Result<(), NetlinkError> {
+        let mut message = indexed(index);
+        message.attributes.push(port_info(flags));
         self.change(RTM_NEWLINK, &message, 0)
     }
 
@@ -245,6 +246,17 @@ fn message(attributes: Vec<LinkAttribute>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes = attributes;
     message
+}
+
+fn port_info(flags: PortFlags) -> LinkAttribute {
+    let port = vec![
+        InfoBridgePort::HairpinMode(flags.hairpin),
+        InfoBridgePort::Isolated(flags.isolated),
+    ];
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(port)),
+    ])
 }
 
 fn named(name: &IfName) -> LinkMessage {

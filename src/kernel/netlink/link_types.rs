@@ -117,6 +117,11 @@ pub struct PortFlags {
 }
 
 impl PortFlags {
+    /// Whether a port with these flags is as desired. Plugins that follow in the chain may isolate it.
+    pub fn satisfy(self, desired: PortFlags) -> bool {
+        self.hairpin == desired.hairpin && self.isolated >= desired.isolated
+    }
+
     fn of(port: &[InfoBridgePort]) -> PortFlags {
         PortFlags {
             hairpin: port.contains(&InfoBridgePort::HairpinMode(true)),

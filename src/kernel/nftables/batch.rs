@@ -57,6 +57,11 @@ impl Batch {
         self.messages.push((flags, message));
     }
 
+    /// Adds the messages of another batch, which creates no maps.
+    pub fn append_batch(&mut self, other: Batch) {
+        self.messages.extend(other.messages);
+    }
+
     /// Creates a table unless it exists.
     pub fn create_table(&mut self, table: Table) {
         let name = Attributes::default().put_strz(NFTA_TABLE_NAME, table.name);

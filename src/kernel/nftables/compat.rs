@@ -4,15 +4,13 @@
 //! encode the same rule differently: a rule that is not recognised must be looked up with the programs.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
-use super::attribute::{Attributes, attributes, get, get_path, get_str};
+use super::attribute::{Attributes, as_ip, attributes, get, get_be32, get_path, get_str};
+use super::entry::RuleEntry;
 use super::expression::{Expressions, destination_offset, name_of, source_offset};
-use super::rule::RuleEntry;
 use super::uapi::*;
 use crate::net::{Cidr, Family};
-
-/// The size of struct xt_comment_info (linux/netfilter/xt_comment.h), in bytes.
-const COMMENT_SIZE: usize = 256;
 
 /// A rule of iptables with one address, a comment and a target without options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,15 +59,9 @@ impl CompatRule {
             Field::Destination => (destination_offset(family), NFT_CMP_EQ),
             Field::NotDestination => (destination_offset(family), NFT_CMP_NEQ),
         };
-        let mut comment = self.comment.as_bytes().to_vec();
-        comment.resize(COMMENT_SIZE, 0);
-        let matches = Attributes::default()
-            .put_strz(NFTA_MATCH_NAME, "comment")
-            .put_be32(NFTA_MATCH_REV, 0)
-            .put(NFTA_MATCH_INFO, &comment);
         let matched = Expressions::default()
             .network(offset, operation, self.network)
-            .push("match", matches);
+            .xt_comment(&self.comment);
         match &self.target {
             Target::Accept => matched.verdict(NF_ACCEPT, None),
             Target::Chain(name) => matched.verdict(NFT_JUMP, Some(name)),
@@ -82,6 +74,23 @@ impl CompatRule {
             }
         }
     }
+}
+
+/// Whether a rule ends the evaluation of its chain for all packets.
+pub fn is_final(entry: &RuleEntry) -> bool {
+    let is_match = |expression: &&[u8]| {
+        let data = get(expression, NFTA_EXPR_DATA).unwrap_or_default();
+        name_of(expression) != Some("counter") && get_str(data, NFTA_MATCH_NAME) != Some("comment")
+    };
+    let mut rest = entry.expressions().filter(is_match);
+    let (last, other) = (rest.next(), rest.next());
+    let is_reject = |last: &[u8]| {
+        let data = get(last, NFTA_EXPR_DATA).unwrap_or_default();
+        name_of(last) == Some("reject")
+            || name_of(last) == Some("target") && get_str(data, NFTA_TARGET_NAME) == Some("REJECT")
+    };
+    let ends = entry.accepts() || entry.drops() || last.is_some_and(is_reject);
+    ends && other.is_none()
 }
 
 /// The comment of a rule of iptables: of its comment match, or of its user data after a restore with nft(8).
@@ -99,6 +108,36 @@ pub fn comment(entry: &RuleEntry) -> Cow<'_, str> {
         Some(comment) => String::from_utf8_lossy(comment),
         None => Cow::Borrowed(&entry.comment),
     }
+}
+
+/// The destination ports that a rule matches with the match multiport: struct xt_multiport_v1
+/// (linux/netfilter/xt_multiport.h).
+pub fn multiport(entry: &RuleEntry) -> Vec<u16> {
+    let info = entry.expressions().find_map(|expression| {
+        let data = get(expression, NFTA_EXPR_DATA)?;
+        let is_multiport = get_str(data, NFTA_MATCH_NAME) == Some("multiport");
+        get(data, NFTA_MATCH_INFO).filter(|_| is_multiport)
+    });
+    let info = info.unwrap_or_default();
+    let count = info.get(1).copied().unwrap_or_default();
+    let ports = info.get(2..).unwrap_or_default().chunks_exact(2);
+    let ports = ports.map(|port| u16::from_ne_bytes([port[0], port[1]]));
+    ports.take(count.into()).collect()
+}
+
+/// The address of the target DNAT: struct nf_nat_range2, or before revision 2 struct nf_nat_range or for IPv4 struct
+/// nf_nat_ipv4_multi_range_compat (linux/netfilter/nf_nat.h).
+pub fn dnat_address(entry: &RuleEntry, family: Family) -> Option<IpAddr> {
+    let data = get(entry.expressions().last()?, NFTA_EXPR_DATA)?;
+    let is_dnat = get_str(data, NFTA_TARGET_NAME) == Some("DNAT");
+    let info = get(data, NFTA_TARGET_INFO).filter(|_| is_dnat)?;
+    let revision = get_be32(data, NFTA_TARGET_REV)?;
+    let address = match (family, revision) {
+        (Family::V4, 0) => info.get(8..12)?,
+        (Family::V4, _) => info.get(4..8)?,
+        (Family::V6, _) => info.get(4..20)?,
+    };
+    as_ip(address)
 }
 
 /// The data of the target MASQUERADE without options: for IPv4 one empty range (struct

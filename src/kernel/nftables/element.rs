@@ -7,6 +7,7 @@ use super::attribute::{Attributes, as_ip, as_str, attributes, get, get_path, ip_
 use super::comment::{comment_of, userdata};
 use super::expression::{data_value, verdict};
 use super::uapi::*;
+use crate::net::Family;
 
 /// The type of a field of a key or value. Only nft(8) uses the number (nftables, include/datatype.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +18,24 @@ pub enum Field {
     Protocol = 12,
     /// inet_service
     Port = 13,
+    /// ifname
+    Interface = 41,
 }
 
 impl Field {
+    /// One address of a family.
+    pub fn address(family: Family) -> &'static [Field] {
+        match family {
+            Family::V4 => &[Field::Ipv4],
+            Family::V6 => &[Field::Ipv6],
+        }
+    }
+
     /// In bytes.
     fn length(self) -> u32 {
         match self {
             Field::Ipv4 => 4,
-            Field::Ipv6 => 16,
+            Field::Ipv6 | Field::Interface => 16,
             Field::Protocol => 1,
             Field::Port => 2,
         }

@@ -83,10 +83,8 @@ impl Expressions {
     }
 
     /// Compares the name of the input or output interface (NFT_META_IIFNAME, NFT_META_OIFNAME).
-    pub fn interface(self, key: u32, name: &IfName) -> Expressions {
-        let mut bytes = name.as_str().as_bytes().to_vec();
-        bytes.resize(IFNAMSIZ, 0);
-        self.meta(key).cmp(NFT_CMP_EQ, &bytes)
+    pub fn interface(self, key: u32, operation: u32, name: &IfName) -> Expressions {
+        self.meta(key).cmp(operation, &interface_key(name.as_str()))
     }
 
     /// Compares the network part of an address at this offset of the network header, as nft(8) and iptables do: of a
@@ -275,6 +273,13 @@ fn register(slot: u32) -> u32 {
         true => NFT_REG_1 + slot / 4,
         false => NFT_REG32_00 + slot,
     }
+}
+
+/// The name of an interface, as metadata and maps contain it.
+pub fn interface_key(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(IFNAMSIZ, 0);
+    bytes
 }
 
 /// The name of an expression.

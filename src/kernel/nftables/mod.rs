@@ -6,11 +6,13 @@ mod batch;
 mod comment;
 mod compat;
 pub mod element;
+mod entry;
 mod expression;
 mod message;
 mod rule;
 mod socket;
 mod uapi;
+mod xt;
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -23,15 +25,17 @@ use crate::net::Family;
 
 use attribute::{Attributes, get_be32};
 pub use batch::{BaseChain, Batch, Hook};
-pub use compat::{CompatRule, Field, Target, comment};
+pub use compat::{CompatRule, Field, Target, comment, dnat_address, is_final, multiport};
 pub use element::{Element, Field as MapField, MapType, Value, address_key, concatenation};
-pub use expression::Load;
+pub use entry::RuleEntry;
 use expression::nfproto;
+pub use expression::{Load, interface_key};
 use message::Message;
 use rule::rules_of;
-pub use rule::{Action, Encoded, Match, Rule, RuleEntry};
+pub use rule::{Action, Encoded, Match, Rule};
 use socket::Socket;
 use uapi::*;
+pub use xt::XtState;
 
 /// How long a change is retried if other processes keep changing the ruleset.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
@@ -217,6 +221,17 @@ impl Nftables {
     pub fn chain(&self, table: Table, name: &str) -> Result<Option<u32>, NftablesError> {
         let request = Message::new(NFT_MSG_GETCHAIN, table, batch::chain(table, name));
         self.use_count(request, NFTA_CHAIN_USE)
+    }
+
+    /// Whether the policy of a base chain is drop. `None` if the chain does not exist.
+    ///
+    /// # Errors
+    /// If the kernel refuses the query.
+    pub fn drops_by_policy(&self, table: Table, name: &str) -> Result<Option<bool>, NftablesError> {
+        let request = Message::new(NFT_MSG_GETCHAIN, table, batch::chain(table, name));
+        let answer = not_found_as_none(self.socket.fetch(request))?;
+        let policy = answer.map(|answer| get_be32(&answer, NFTA_CHAIN_POLICY));
+        Ok(policy.map(|policy| policy == Some(NF_DROP.cast_unsigned())))
     }
 
     fn use_count(&self, request: Message, attribute: u16) -> Result<Option<u32>, NftablesError> {

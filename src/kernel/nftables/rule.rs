@@ -3,14 +3,11 @@
 use std::net::IpAddr;
 
 use super::Table;
-use super::attribute::{
-    Attributes, as_be32, as_ip, as_str, attributes, get, get_be32, get_be64, get_path, get_str,
-};
-use super::comment::{comment_of, userdata};
-use super::expression::{
-    Expressions, Load, address_length, destination_offset, name_of, nfproto, source_offset,
-};
+use super::attribute::Attributes;
+use super::comment::userdata;
+use super::expression::{Expressions, Load, destination_offset, nfproto, source_offset};
 use super::uapi::*;
+use super::xt::XtState;
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family, IfName, Mac};
 
@@ -24,6 +21,8 @@ pub enum Match {
     Input(IfName),
     /// The output interface.
     Output(IfName),
+    /// Any other output interface.
+    NotOutput(IfName),
     EthernetSource(Mac),
     /// The source network.
     Source(Cidr),
@@ -31,8 +30,10 @@ pub enum Match {
     LocalDestination,
     /// The destination of the connection was translated (`ct status dnat`).
     DestinationTranslated,
-    /// `ct state established,related`
-    Established,
+    /// A match of iptables: `-m comment`. At most 255 bytes.
+    XtComment(String),
+    /// A match of iptables: `-m conntrack --ctstate`.
+    XtConntrack(&'static [XtState]),
 }
 
 /// The last expressions of a rule.
@@ -57,16 +58,6 @@ pub struct Rule {
     pub action: Action,
     /// May be empty.
     pub comment: String,
-}
-
-/// A rule in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleEntry {
-    pub chain: String,
-    /// Identifies the rule within its table.
-    pub handle: u64,
-    pub comment: String,
-    expressions: Vec<u8>,
 }
 
 /// The identity of a rule: comment and expressions as the kernel lists them.
@@ -123,8 +114,9 @@ impl Match {
             Match::Destination(cidr) => {
                 so_far.network(destination_offset(cidr.family()), NFT_CMP_EQ, *cidr)
             }
-            Match::Input(name) => so_far.interface(NFT_META_IIFNAME, name),
-            Match::Output(name) => so_far.interface(NFT_META_OIFNAME, name),
+            Match::Input(name) => so_far.interface(NFT_META_IIFNAME, NFT_CMP_EQ, name),
+            Match::Output(name) => so_far.interface(NFT_META_OIFNAME, NFT_CMP_EQ, name),
+            Match::NotOutput(name) => so_far.interface(NFT_META_OIFNAME, NFT_CMP_NEQ, name),
             // h_source of struct ethhdr (linux/if_ether.h).
             Match::EthernetSource(mac) => so_far
                 .payload(NFT_PAYLOAD_LL_HEADER, 6..12)
@@ -132,9 +124,8 @@ impl Match {
             Match::Source(cidr) => so_far.network(source_offset(cidr.family()), NFT_CMP_EQ, *cidr),
             Match::LocalDestination => so_far.local_destination(),
             Match::DestinationTranslated => so_far.connection(NFT_CT_STATUS, IPS_DST_NAT),
-            Match::Established => {
-                so_far.connection(NFT_CT_STATE, CT_STATE_ESTABLISHED | CT_STATE_RELATED)
-            }
+            Match::XtComment(comment) => so_far.xt_comment(comment),
+            Match::XtConntrack(states) => so_far.xt_conntrack(states),
         }
     }
 }
@@ -156,118 +147,6 @@ impl Action {
     }
 }
 
-impl RuleEntry {
-    /// `None` if the answer is not a rule.
-    pub fn parse(answer: &[u8]) -> Option<RuleEntry> {
-        let expressions = get(answer, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
-        Some(RuleEntry {
-            chain: get_str(answer, NFTA_RULE_CHAIN)?.to_owned(),
-            handle: get_be64(answer, NFTA_RULE_HANDLE)?,
-            comment: comment_of(get(answer, NFTA_RULE_USERDATA).unwrap_or_default()),
-            expressions: expressions.to_vec(),
-        })
-    }
-
-    /// Whether comment and expressions are those of the rule.
-    pub fn is(&self, rule: &Rule) -> bool {
-        let encodings = rule.encodings();
-        encodings.iter().any(|it| it.as_key() == self.key())
-    }
-
-    /// Comment and expressions.
-    pub fn key(&self) -> (&str, &[u8]) {
-        (&self.comment, &self.expressions)
-    }
-
-    pub(super) fn expressions(&self) -> impl Iterator<Item = &[u8]> {
-        attributes(&self.expressions).map(|(_, expression)| expression)
-    }
-
-    pub(super) fn ends_with(&self, expression: &[u8]) -> bool {
-        self.expressions.ends_with(expression)
-    }
-
-    /// The input interface, if the rule compares it first.
-    pub fn input(&self) -> Option<IfName> {
-        self.interface(NFT_META_IIFNAME)
-    }
-
-    /// The output interface, if the rule compares it first.
-    pub fn output(&self) -> Option<IfName> {
-        self.interface(NFT_META_OIFNAME)
-    }
-
-    fn interface(&self, key: u32) -> Option<IfName> {
-        let mut expressions = self.expressions();
-        let loaded = expressions.next()?;
-        if name_of(loaded) != Some("meta") || data_be32(loaded, NFTA_META_KEY) != Some(key) {
-            return None;
-        }
-        let name = std::str::from_utf8(equal_to(expressions.next()?)?).ok()?;
-        name.trim_end_matches('\0').parse().ok()
-    }
-
-    /// The source network of the rule in that family.
-    pub fn source(&self, family: Family) -> Option<Cidr> {
-        let is_source = |expression: &[u8]| {
-            name_of(expression) == Some("payload")
-                && data_be32(expression, NFTA_PAYLOAD_BASE) == Some(NFT_PAYLOAD_NETWORK_HEADER)
-                && data_be32(expression, NFTA_PAYLOAD_OFFSET) == Some(source_offset(family))
-        };
-        let mut expressions = self.expressions();
-        expressions.find(|it| is_source(it))?;
-        let mut next = expressions.next()?;
-        let mask = [NFTA_EXPR_DATA, NFTA_BITWISE_MASK, NFTA_DATA_VALUE];
-        let mask = get_path(next, &mask).filter(|_| name_of(next) == Some("bitwise"));
-        if mask.is_some() {
-            next = expressions.next()?;
-        }
-        let value = equal_to(next)?;
-        let prefix = match mask {
-            Some(mask) => mask.iter().map(|byte| byte.count_ones()).sum(),
-            None => value.len() as u32 * 8,
-        };
-        let mut address = value.to_vec();
-        address.resize(address_length(family) as usize, 0);
-        Cidr::new(as_ip(&address)?, u8::try_from(prefix).ok()?)
-    }
-
-    /// The chain of the jump or goto at the end of the rule.
-    pub fn target(&self) -> Option<&str> {
-        self.verdict(NFTA_VERDICT_CHAIN).and_then(as_str)
-    }
-
-    /// Whether the rule ends with accept.
-    pub fn accepts(&self) -> bool {
-        let code = self.verdict(NFTA_VERDICT_CODE).and_then(as_be32);
-        code == Some(NF_ACCEPT.cast_unsigned())
-    }
-
-    /// An attribute of the verdict at the end of the rule.
-    fn verdict(&self, kind: u16) -> Option<&[u8]> {
-        let last = self.expressions().last()?;
-        let path = [NFTA_EXPR_DATA, NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, kind];
-        get_path(last, &path)
-    }
-}
-
-/// An integer of an expression.
-fn data_be32(expression: &[u8], kind: u16) -> Option<u32> {
-    get_be32(get(expression, NFTA_EXPR_DATA)?, kind)
-}
-
-/// The value that a comparison requires.
-fn equal_to(expression: &[u8]) -> Option<&[u8]> {
-    if name_of(expression) != Some("cmp") || data_be32(expression, NFTA_CMP_OP) != Some(NFT_CMP_EQ)
-    {
-        return None;
-    }
-    get_path(
-        expression,
-        &[NFTA_EXPR_DATA, NFTA_CMP_DATA, NFTA_DATA_VALUE],
-    )
-}
-
 /// The attributes that identify a chain, or all chains of a table, in messages about rules.
 pub(super) fn rules_of(table: Table, chain: Option<&str>) -> Attributes {
     let rules = Attributes::default().put_strz(NFTA_RULE_TABLE, table.name);
@@ -280,6 +159,8 @@ pub(super) fn rules_of(table: Table, chain: Option<&str>) -> Attributes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::nftables::RuleEntry;
+    use crate::kernel::nftables::attribute::Attributes;
 
     #[test]
     fn a_jump_rule_is_parsed_as_it_was_encoded() {

@@ -26,6 +26,9 @@ pub const NF_NAT_RANGE_MAP_IPS: u32 = 1;
 pub const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
+// linux/netfilter/xt_conntrack.h
+pub const XT_CONNTRACK_STATE: u16 = 1;
+
 // linux/if.h
 pub const IFNAMSIZ: usize = 16;
 
@@ -70,6 +73,7 @@ pub const NFTA_TABLE_USE: u16 = 3;
 pub const NFTA_CHAIN_TABLE: u16 = 1;
 pub const NFTA_CHAIN_NAME: u16 = 3;
 pub const NFTA_CHAIN_HOOK: u16 = 4;
+pub const NFTA_CHAIN_POLICY: u16 = 5;
 pub const NFTA_CHAIN_USE: u16 = 6;
 pub const NFTA_CHAIN_TYPE: u16 = 7;
 pub const NFTA_HOOK_HOOKNUM: u16 = 1;
@@ -180,15 +184,12 @@ pub const RTN_LOCAL: u32 = 2;
 pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
 pub const NFTA_CT_DIRECTION: u16 = 3;
-pub const NFT_CT_STATE: u32 = 0;
 pub const NFT_CT_STATUS: u32 = 2;
 pub const NFT_CT_PROTO_DST: u32 = 12;
 
-// linux/netfilter/nf_conntrack_common.h; states as bits (NF_CT_STATE_BIT)
+// linux/netfilter/nf_conntrack_common.h
 pub const IP_CT_DIR_ORIGINAL: u8 = 0;
 pub const IPS_DST_NAT: u32 = 1 << 5;
-pub const CT_STATE_ESTABLISHED: u32 = 1 << 1;
-pub const CT_STATE_RELATED: u32 = 1 << 2;
 
 // enum nft_masq_attributes
 pub const NFTA_MASQ_FLAGS: u16 = 1;

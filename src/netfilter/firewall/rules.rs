@@ -1,5 +1,5 @@
 //! The iptables rules of an attachment in the filter table, in the format of iptables-save(8), and the transactions that
-//! add and remove them. Except for the chain of the attachment, they are those of the Go plugin:
+//! add and remove them. Except for new connections, they are those of the Go plugin:
 //!
 //! ```text
 //! -A FORWARD -m comment --comment "…" -j CNI-ISOLATION-STAGE-1                at the top, with an ingress policy
@@ -7,261 +7,167 @@
 //! -A CNI-FORWARD -m comment --comment "…" -j CNI-ADMIN
 //! -A CNI-FORWARD -d 10.1.0.2/32 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 //! -A CNI-FORWARD -s 10.1.0.2/32 -j ACCEPT
+//! -A CNI-FORWARD -d 10.1.0.2/32 -j ACCEPT                                     if FORWARD drops new connections
 //! -A CNI-ISOLATION-STAGE-1 -i cni0 -o cni0 -m comment --comment "…" -j DROP    isolated
 //! -A CNI-ISOLATION-STAGE-1 -i cni0 ! -o cni0 -m comment --comment "…" -j CNI-ISOLATION-STAGE-2
 //! -A CNI-ISOLATION-STAGE-2 -o cni0 -m comment --comment "…" -j DROP
-//! -A GANGPLANK-FW-HASH -s 10.1.0.2/32 -i cni0 -m comment --comment "name: … id: … if: …"
 //! ```
-//! No rule jumps to the last chain, whose rules have no target: it records the addresses and the bridge of the
-//! attachment. DEL needs it, because the rules of the Go plugin do not name their owner.
+//! The rules do not name their owner: see [`records`](super::records).
 
-use std::fmt;
 use std::net::IpAddr;
 
-use crate::cni::names::{Attachment, NetworkName};
 use crate::net::Cidr;
-use crate::netfilter::firewall::Ingress;
+use crate::netfilter::firewall::records::Recorded;
+use crate::netfilter::firewall::{ACCEPT, COMMENT, ISOLATION_COMMENT, Ingress, LeadsTo, Wanted};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
-use crate::netfilter::masquerade::comment::short_hash;
 
-pub const FORWARD: &str = "CNI-FORWARD";
-const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
-const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
-const RECORD: &str = "GANGPLANK-FW-";
+pub const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
+pub const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
 
-const RULES: &str = "CNI firewall plugin rules";
 const ADMIN: &str = "CNI firewall plugin admin overrides";
 
-/// The comment of isolation rules. The Go plugin writes the policy in force into some of them.
+/// The comment of rules that only this policy has.
 fn isolation(policy: &str) -> String {
-    format!("{} (ingressPolicy: {policy})", RULES)
+    format!("{COMMENT} (ingressPolicy: {policy})")
 }
-
-const ANY_POLICY: &str = "same-bridge|isolated";
 
 fn commented(chain: &str, matches: &str, comment: &str, target: &str) -> String {
     format!("-A {chain} {matches}-m comment --comment \"{comment}\" -j {target}")
 }
 
-/// The rules of an attachment in one family.
-#[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
-    pub addresses: &'a [IpAddr],
-    /// `iptablesAdminChainName`
-    pub admin_chain: &'a str,
-    pub ingress: &'a Ingress,
+/// The rule with the jump from FORWARD to [`ACCEPT`].
+pub fn forward_jump() -> String {
+    commented("FORWARD", "", COMMENT, ACCEPT)
 }
 
-/// The chain that records the addresses of an attachment.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Record {
-    name: String,
-    comment: String,
+/// The rule with the jump from FORWARD to [`STAGE_1`].
+pub fn isolation_jump() -> String {
+    commented("FORWARD", "", ISOLATION_COMMENT, STAGE_1)
 }
 
-impl Record {
-    pub fn of(network: &NetworkName, attachment: &Attachment) -> Record {
-        let Attachment {
-            container,
-            interface,
-        } = attachment;
-        let hash = short_hash(&format!("{network}/{container}/{interface}"));
-        let mut comment = format!("{}{container}\" if: \"{interface}\"", comment_of(network));
-        // XT_MAX_COMMENT_LEN (linux/netfilter/xt_comment.h)
-        comment.truncate(comment.floor_char_boundary(255));
-        Record {
-            name: format!("{RECORD}{hash:.14}"),
-            comment: comment.replace('"', "\\\""),
-        }
-    }
-
-    fn rules(&self, wanted: &Wanted) -> Vec<String> {
-        let bridge = wanted.ingress.bridge();
-        let bridge = bridge.map_or(String::new(), |bridge| format!("-i {bridge} "));
-        let rule = |address: &IpAddr| {
-            let (name, comment) = (&self.name, &self.comment);
-            let address = Cidr::host(*address);
-            format!("-A {name} -s {address} {bridge}-m comment --comment \"{comment}\"")
-        };
-        wanted.addresses.iter().map(rule).collect()
-    }
-
-    /// Adds the rules that a listing lacks, and removes those of other addresses of the attachment and of another policy
-    /// of the bridge. `None` if nothing differs.
-    pub fn install(&self, wanted: &Wanted, listing: &Listing) -> Option<String> {
-        let mut lines = Vec::new();
-        let mut chains = vec![FORWARD, wanted.admin_chain];
-        if wanted.ingress.bridge().is_some() {
-            chains.extend([STAGE_1, STAGE_2]);
-        }
-        let new = |chain: &&&str| !listing.has_chain(chain);
-        lines.extend(chains.iter().filter(new).map(|chain| format!("-N {chain}")));
-        let (record, recorded) = (self.rules(wanted), recorded(listing));
-        let present = rules_of(&self.name, listing);
-        if !present.eq(record.iter()) {
-            let (own, others): (Vec<_>, Vec<_>) =
-                recorded.iter().partition(|it| it.chain == self.name);
-            let is_kept = |address: IpAddr| {
-                wanted.addresses.contains(&address) || others.iter().any(|it| it.address == address)
-            };
-            let old = own.iter().map(|it| it.address).filter(|it| !is_kept(*it));
-            lines.extend(old.flat_map(|address| unaccepting(address, listing)));
-            lines.push(match listing.has_chain(&self.name) {
-                true => format!("-F {}", self.name),
-                false => format!("-N {}", self.name),
-            });
-            lines.extend(record);
-        }
-        lines.extend(jumps(wanted, listing));
-        let admin = commented(FORWARD, "", ADMIN, wanted.admin_chain);
-        if !listing.has(&admin) {
-            lines.push(admin.replacen(&format!("-A {FORWARD}"), &format!("-I {FORWARD} 1"), 1));
-        }
-        let accepts = wanted
-            .addresses
-            .iter()
-            .flat_map(|address| accepts(*address));
-        lines.extend(accepts.filter(|rule| !listing.has(rule)));
-        lines.extend(isolate(wanted.ingress, listing));
-        transaction("filter", &lines)
-    }
-
-    /// Removes the rules of the attachment, and with the last ones the shared chains. `known` are addresses that the Go
-    /// plugin may have accepted; `leads_to` is the bridge by which the host reaches an address. `None` if nothing differs.
-    pub fn remove(
-        &self,
-        known: &[IpAddr],
-        leads_to: &dyn Fn(IpAddr) -> Option<String>,
-        listing: &Listing,
-    ) -> Option<String> {
-        let recorded = recorded(listing);
-        let (own, others): (Vec<_>, Vec<_>) = recorded.iter().partition(|it| it.chain == self.name);
-        let mut addresses: Vec<IpAddr> = own.iter().map(|it| it.address).collect();
-        if own.is_empty() {
-            addresses = known.to_vec();
-        }
-        addresses.retain(|address| others.iter().all(|it| it.address != *address));
-        let mut lines: Vec<String> = addresses
-            .iter()
-            .flat_map(|address| unaccepting(*address, listing))
-            .collect();
-        if listing.has_chain(&self.name) {
-            lines.extend(emptying(&self.name));
-        }
-        let rest: Vec<IpAddr> = accepted(listing)
-            .filter(|address| !addresses.contains(address))
-            .collect();
-        // Also those that the Go plugin has isolated.
-        let mut bridges: Vec<&str> = isolated(listing).collect();
-        bridges.retain(|bridge| {
-            let is_recorded = others.iter().any(|it| it.bridge.as_deref() == Some(bridge));
-            !is_recorded
-                && !rest
-                    .iter()
-                    .any(|it| leads_to(*it).as_deref() == Some(bridge))
-        });
-        lines.extend(unisolate(&bridges, listing));
-        // The Go plugin leaves its chains.
-        if rest.is_empty() && listing.has_chain(FORWARD) {
-            lines.extend(jumps_to(FORWARD, listing).map(|rule| deletion(rule)));
-            lines.extend(emptying(FORWARD));
-        }
-        transaction("filter", &lines)
-    }
-
-    /// The first difference from the rules that [`Record::install`] adds.
-    pub fn difference(&self, wanted: &Wanted, listing: &Listing) -> Option<String> {
-        // The Go plugin has no record.
-        let mut with_record = listing.clone();
-        if !listing.has_chain(&self.name) {
-            with_record.chains.push(self.name.clone());
-            with_record.rules.extend(self.rules(wanted));
-        }
-        let change = self.install(wanted, &with_record)?;
-        change.lines().nth(1).map(str::to_owned)
-    }
+/// The rule with the jump from [`ACCEPT`] to the chain of the administrator.
+pub fn admin_jump(chain: &str) -> String {
+    commented(ACCEPT, "", ADMIN, chain)
 }
 
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
+/// The last rule of an isolation chain.
+pub fn return_rule(chain: &str) -> String {
+    commented(chain, "", ISOLATION_COMMENT, "RETURN")
 }
 
-/// The beginning of the comments of a network's records.
-fn comment_of(network: &NetworkName) -> String {
-    format!("name: \"{network}\" id: \"")
+/// Adds the rules that a listing lacks, and removes those of `old` addresses and of another policy of the bridge. `None` if
+/// nothing differs.
+pub fn install(wanted: &Wanted, old: &[IpAddr], listing: &Listing) -> Option<String> {
+    let inbound = wanted.addresses.iter().filter(|_| drops(listing));
+    let inbound = inbound.map(|address| inbound_rule(*address, &wanted.settings.ingress));
+    let accepts = wanted.addresses.iter().flat_map(|it| accepts(*it));
+    let mut lines: Vec<String> = old
+        .iter()
+        .flat_map(|it| unaccepting(*it, listing))
+        .collect();
+    lines.extend(missing(wanted, accepts.chain(inbound), listing));
+    transaction("filter", &lines)
+}
+
+/// The first rule of those that the Go plugin adds, too, which a listing lacks.
+pub fn difference(wanted: &Wanted, listing: &Listing) -> Option<String> {
+    let accepts = wanted.addresses.iter().flat_map(|it| accepts(*it));
+    missing(wanted, accepts, listing).into_iter().next()
+}
+
+fn missing(
+    wanted: &Wanted,
+    accepts: impl Iterator<Item = String>,
+    listing: &Listing,
+) -> Vec<String> {
+    let (ingress, admin_chain) = (&wanted.settings.ingress, &wanted.settings.admin_chain);
+    let mut chains = vec![ACCEPT, admin_chain];
+    if ingress.bridge().is_some() {
+        chains.extend([STAGE_1, STAGE_2]);
+    }
+    let new = chains.iter().filter(|chain| !listing.has_chain(chain));
+    let mut lines: Vec<String> = new.map(|chain| format!("-N {chain}")).collect();
+    lines.extend(jumps(ingress, listing));
+    let admin = admin_jump(admin_chain);
+    if !listing.has(&admin) {
+        lines.push(admin.replacen(&format!("-A {ACCEPT}"), &format!("-I {ACCEPT} 1"), 1));
+    }
+    lines.extend(accepts.filter(|rule| !listing.has(rule)));
+    lines.extend(isolate(ingress, listing));
+    lines
+}
+
+/// Removes the rules of addresses, and with the last ones the shared chains. A bridge is isolated as long as it has another
+/// attachment, recorded or accepted. `None` if nothing differs.
+pub fn remove(
+    (addresses, others): (&[IpAddr], &[Recorded]),
+    leads_to: LeadsTo,
+    listing: &Listing,
+) -> Option<String> {
+    let own = addresses.iter();
+    let mut lines: Vec<String> = own.flat_map(|it| unaccepting(*it, listing)).collect();
+    let rest: Vec<IpAddr> = accepted(listing)
+        .filter(|address| !addresses.contains(address))
+        .collect();
+    let mut bridges: Vec<&str> = isolated(listing).collect();
+    bridges.retain(|bridge| {
+        let is_bridge = |it: &Recorded| it.bridge.as_ref().is_some_and(|it| it.as_str() == *bridge);
+        let leads_there = |it: &IpAddr| leads_to(*it).as_deref() == Some(bridge);
+        !others.iter().any(is_bridge) && !rest.iter().any(leads_there)
+    });
+    lines.extend(unisolate(&bridges, listing));
+    // The Go plugin leaves its chains.
+    if rest.is_empty() && listing.has_chain(ACCEPT) {
+        lines.extend(jumps_to(ACCEPT, listing).map(|rule| deletion(rule)));
+        lines.extend(emptying(ACCEPT));
+    }
+    transaction("filter", &lines)
 }
 
 /// The rules that accept the packets of an address.
-fn accepts(address: IpAddr) -> [String; 2] {
+pub fn accepts(address: IpAddr) -> [String; 2] {
     let address = Cidr::host(address);
     [
-        format!("-A {FORWARD} -d {address} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
-        format!("-A {FORWARD} -s {address} -j ACCEPT"),
+        format!("-A {ACCEPT} -d {address} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+        format!("-A {ACCEPT} -s {address} -j ACCEPT"),
     ]
 }
 
-/// The deletions of the accept rules of an address.
+/// The rule that accepts new connections to an address.
+fn inbound_rule(address: IpAddr, ingress: &Ingress) -> String {
+    let address = Cidr::host(address);
+    match ingress {
+        Ingress::Open => format!("-A {ACCEPT} -d {address} -j ACCEPT"),
+        _ => format!("-A {ACCEPT} -d {address} -m conntrack --ctstate DNAT -j ACCEPT"),
+    }
+}
+
+/// Whether FORWARD drops packets that no rule accepts.
+fn drops(listing: &Listing) -> bool {
+    let is_drop = |rule: &String| is_final(rule) && !rule.ends_with(" -j ACCEPT");
+    let by_policy = listing.drop_policies.iter().any(|chain| chain == "FORWARD");
+    by_policy || rules_of("FORWARD", listing).any(is_drop)
+}
+
+/// The deletions of all rules that accept packets of an address.
 fn unaccepting(address: IpAddr, listing: &Listing) -> Vec<String> {
-    let own = accepts(address);
-    let present = listing.rules().filter(|rule| own.contains(rule));
+    let address = Cidr::host(address);
+    let prefixes = ["-s", "-d"].map(|option| format!("-A {ACCEPT} {option} {address} "));
+    let is_own = |rule: &&String| {
+        let starts = prefixes.iter().any(|prefix| rule.starts_with(prefix));
+        starts && rule.ends_with(" -j ACCEPT")
+    };
+    let present = listing.rules().filter(is_own);
     present.map(|rule| deletion(rule)).collect()
 }
 
 /// The addresses whose packets are accepted.
-fn accepted(listing: &Listing) -> impl Iterator<Item = IpAddr> {
-    let prefix = format!("-A {FORWARD} -s ");
+pub fn accepted(listing: &Listing) -> impl Iterator<Item = IpAddr> {
+    let prefix = format!("-A {ACCEPT} -s ");
     listing.rules().filter_map(move |rule| {
         let address = rule.strip_prefix(&prefix)?.strip_suffix(" -j ACCEPT")?;
         address.parse().ok().map(Cidr::address)
     })
-}
-
-/// An address of a record.
-struct Recorded {
-    chain: String,
-    address: IpAddr,
-    bridge: Option<String>,
-}
-
-fn recorded(listing: &Listing) -> Vec<Recorded> {
-    let prefix = format!("-A {RECORD}");
-    let records = listing.rules().filter(|rule| rule.starts_with(&prefix));
-    let parse = |rule: &String| {
-        let mut words = rule.split(' ').skip(1);
-        let chain = words.next()?.to_owned();
-        let address: Cidr = words.nth(1)?.parse().ok()?;
-        let bridge = (words.next() == Some("-i")).then(|| words.next().map(str::to_owned));
-        Some(Recorded {
-            chain,
-            address: address.address(),
-            bridge: bridge.flatten(),
-        })
-    };
-    records.filter_map(parse).collect()
-}
-
-/// The records of a network, with their chain as name.
-pub fn records_of(network: &NetworkName, listing: &Listing) -> Vec<Record> {
-    let comment = format!("--comment \"{}", comment_of(network).replace('"', "\\\""));
-    let prefix = format!("-A {RECORD}");
-    let of_network = listing
-        .rules()
-        .filter(|rule| rule.starts_with(&prefix) && rule.contains(&comment));
-    let record = |rule: &String| Record {
-        name: rule.split(' ').nth(1).unwrap_or_default().to_owned(),
-        comment: String::new(),
-    };
-    let mut records: Vec<Record> = of_network.map(record).collect();
-    records.dedup();
-    records
-}
-
-impl Record {
-    pub fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 fn rules_of<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
@@ -271,7 +177,10 @@ fn rules_of<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l S
         .filter(move |rule| rule.starts_with(&prefix))
 }
 
-fn jumps_to<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
+pub fn jumps_to<'l>(
+    chain: &str,
+    listing: &'l Listing,
+) -> impl Iterator<Item = &'l String> + use<'l> {
     let target = format!(" -j {chain}");
     listing.rules().filter(move |rule| rule.ends_with(&target))
 }
@@ -289,10 +198,9 @@ fn is_final(rule: &str) -> bool {
 }
 
 /// Both jump rules of FORWARD, at its top, unless each is there once, isolation first, before a rule for all packets.
-fn jumps(wanted: &Wanted, listing: &Listing) -> Vec<String> {
-    let forward = commented("FORWARD", "", RULES, FORWARD);
-    let isolate = commented("FORWARD", "", &isolation(ANY_POLICY), STAGE_1);
-    let needs_isolation = wanted.ingress.bridge().is_some() || listing.has(&isolate);
+fn jumps(ingress: &Ingress, listing: &Listing) -> Vec<String> {
+    let (forward, isolate) = (forward_jump(), isolation_jump());
+    let needs_isolation = ingress.bridge().is_some() || listing.has(&isolate);
     let expected: Vec<&String> = match needs_isolation {
         true => vec![&isolate, &forward],
         false => vec![&forward],
@@ -311,7 +219,7 @@ fn jumps(wanted: &Wanted, listing: &Listing) -> Vec<String> {
 }
 
 /// The isolation rules of a bridge, in the order of the chains.
-fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
+pub fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
     let Some(bridge) = ingress.bridge() else {
         return [Vec::new(), Vec::new()];
     };
@@ -326,12 +234,12 @@ fn isolation_rules(ingress: &Ingress) -> [Vec<String>; 2] {
         first.insert(0, commented(STAGE_1, &same, &isolation(policy), "DROP"));
     }
     let out = format!("-o {bridge} ");
-    let second = commented(STAGE_2, &out, &isolation(ANY_POLICY), "DROP");
+    let second = commented(STAGE_2, &out, ISOLATION_COMMENT, "DROP");
     [first, vec![second]]
 }
 
 /// The bridges with isolation rules.
-fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
+pub fn isolated(listing: &Listing) -> impl Iterator<Item = &str> {
     let prefixes = [format!("-A {STAGE_1} -i "), format!("-A {STAGE_2} -o ")];
     listing.rules().filter_map(move |rule| {
         let rest = prefixes
@@ -365,7 +273,7 @@ fn isolate(ingress: &Ingress, listing: &Listing) -> Vec<String> {
                 |rule: &String| rule.replacen(&format!("-A {chain}"), &format!("-I {chain} 1"), 1);
             lines.extend(wanted.iter().rev().map(insert));
         }
-        let last = commented(chain, "", &isolation(ANY_POLICY), "RETURN");
+        let last = return_rule(chain);
         if !listing.has(&last) {
             lines.push(last);
         }
@@ -374,7 +282,7 @@ fn isolate(ingress: &Ingress, listing: &Listing) -> Vec<String> {
 }
 
 /// Removes the isolation rules of bridges, and the chains with the last ones.
-fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
+pub fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
     let is_going = |rule: &&String| bridges.iter().any(|bridge| is_about(rule, bridge));
     let mut lines: Vec<String> = listing
         .rules()

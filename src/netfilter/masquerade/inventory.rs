@@ -10,11 +10,11 @@ use crate::kernel::nftables::RuleEntry;
 use crate::net::{Cidr, Family};
 use crate::netfilter::iptables::{Iptables, Variant};
 use crate::netfilter::iptables_save::Listing;
-use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::masquerade::iptables_nft;
 use crate::netfilter::masquerade::nftables::{self, FEATURE, NftablesEntry};
 use crate::netfilter::masquerade::rules::Chain;
 use crate::netfilter::masquerade::{Backend, Masquerade, Policy};
+use crate::netfilter::rule_comment::RuleComment;
 use crate::netfilter::tables;
 
 /// The rules of the nat tables, the elements of our maps and the rules of the Go plugin's table.
@@ -82,6 +82,12 @@ impl Inventory {
         })?;
         self.entries = entries.unwrap_or_default();
         Ok(())
+    }
+
+    /// The nat tables of all families and variants.
+    pub fn nat_tables(&self) -> impl Iterator<Item = (Variant, Family, &Listing)> {
+        let listings = self.listings.iter();
+        listings.map(|(variant, family, listing)| (*variant, *family, listing))
     }
 
     /// The first of an attachment's addresses that is not masqueraded.

@@ -1,6 +1,5 @@
 //! Masquerading: packets of a container that leave its subnet get the address of the host.
 
-pub mod comment;
 mod inventory;
 mod iptables_nft;
 mod nftables;
@@ -19,9 +18,9 @@ use crate::kernel::xtables;
 use crate::net::{Cidr, Family};
 use crate::netfilter::iptables::{Iptables, Outcome, Variant};
 use crate::netfilter::iptables_save::Listing;
-use crate::netfilter::masquerade::comment::RuleComment;
 use crate::netfilter::masquerade::nftables::FEATURE;
 use crate::netfilter::masquerade::rules::{Chain, StaleChains};
+use crate::netfilter::rule_comment::RuleComment;
 
 pub use inventory::{Inventory, MasqueradeEntry};
 pub use policy::{Backend, MasqueradeKeys, Policy};

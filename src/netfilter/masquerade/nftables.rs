@@ -35,7 +35,7 @@ use crate::kernel::nftables::{
 use crate::net::{Cidr, Family};
 use crate::netfilter::Feature;
 use crate::netfilter::masquerade::Policy;
-use crate::netfilter::masquerade::comment::{RuleComment, short_hash};
+use crate::netfilter::rule_comment::{RuleComment, short_hash};
 
 use network::{Completion, NetworkRules};
 
@@ -304,20 +304,15 @@ fn map_of(family: Family) -> &'static str {
 
 fn map_type(family: Family) -> MapType {
     MapType {
-        key: match family {
-            Family::V4 => &[MapField::Ipv4],
-            Family::V6 => &[MapField::Ipv6],
-        },
+        key: MapField::address(family),
         value: &[],
     }
 }
 
 fn base_rules() -> [Rule; 2] {
     Family::BOTH.map(|family| {
-        Rule::new(
-            vec![Match::Family(family)],
-            Action::VerdictMap(vec![Load::Source(family)], map_of(family)),
-        )
+        let action = Action::VerdictMap(vec![Load::Source(family)], map_of(family));
+        Rule::new(vec![Match::Family(family)], action)
     })
 }
 

@@ -1,33 +1,34 @@
 //! The iptables backend: one `iptables-restore` transaction per address family, whatever the number of ports. Rules in
 //! nf_tables, including those of iptables-nft, are removed over netlink.
 
+mod removal;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::cni::ValidAttachments;
-use crate::cni::names::{Attachment, NetworkName};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::error::{Error, Failures};
-use crate::kernel::nftables::{Batch, Nftables, NftablesError, Table, TableFamily, comment};
+use crate::kernel::nftables::{Nftables, NftablesError, RuleEntry, Table, TableFamily, multiport};
 use crate::kernel::threads::concurrently;
 use crate::net::Family;
 use crate::netfilter::Feature;
 use crate::netfilter::iptables::{Iptables, Outcome, TableUse, Variant};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::lock::serialized;
-use crate::netfilter::owned_chain::OwnedChain;
-use crate::netfilter::portmap::rules::{
-    self, Chain, DNAT, HOOKS, MASQUERADE, Mapped, OLD_SNAT, SET_MARK, mapped,
-};
-use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping};
+use crate::netfilter::portmap::observed;
+use crate::netfilter::portmap::rules::{Chain, DNAT, mapped};
+use crate::netfilter::portmap::{Forwarded, IsAlive, Mapped, MarkChain, stale_among};
 use crate::netfilter::tables;
 
-const NAT: TableUse = TableUse {
+pub use removal::{gc, remove_stale};
+
+pub const NAT: TableUse = TableUse {
     table: "nat",
     name: "portmap",
 };
 
-const FEATURE: Feature = Feature {
+pub(super) const FEATURE: Feature = Feature {
     name: NAT.name,
     remedy: "it needs nf_tables, or the legacy iptables in use",
 };
@@ -39,23 +40,31 @@ fn nat(family: Family) -> Table {
     }
 }
 
-/// Whether an address belongs to a container that exists. Looked up only for ports that are mapped already.
-pub type IsAlive<'a> = &'a (dyn Fn(IpAddr) -> Result<bool, Error> + Sync);
-
 /// The mapped ports of an attachment.
 #[derive(Clone, Debug)]
 pub struct HostPorts {
-    chain: Chain,
+    container: ContainerId,
+    /// In this order: the chain of the Go plugin, unless it has another owner.
+    chains: [Chain; 2],
 }
 
 impl HostPorts {
     pub fn of(network: &NetworkName, attachment: &Attachment) -> HostPorts {
         HostPorts {
-            chain: Chain::of(network, &attachment.container),
+            container: attachment.container.clone(),
+            chains: [
+                Chain::of(network, &attachment.container),
+                Chain::separate(network, attachment),
+            ],
         }
     }
 
-    /// Forwards the ports, in place of those that the container has. Rules of containers that no longer exist are
+    /// Whether a chain has a name of the attachment's chains.
+    pub fn may_have(&self, chain: &str) -> bool {
+        self.chains.iter().any(|it| it.name() == chain)
+    }
+
+    /// Forwards the ports, in place of those that the attachment has. Rules of containers that no longer exist are
     /// removed if they forward the same port.
     ///
     /// # Errors
@@ -78,7 +87,12 @@ impl HostPorts {
         forwarded: &[Forwarded],
         is_alive: IsAlive,
     ) -> Result<(), Error> {
-        let listings = concurrently(&programs, Iptables::list).into_iter();
+        let families: Vec<_> = forwarded.iter().zip(&programs).collect();
+        let observe = |(forwarded, iptables): &(&Forwarded, &Iptables)| {
+            let observed = self.observe(forwarded, iptables)?;
+            observed.map_or_else(|| iptables.list(), Ok)
+        };
+        let listings = concurrently(&families, observe).into_iter();
         let listings: Vec<Listing> = listings.collect::<Result<_, _>>()?;
         let mut changes = Vec::new();
         for ((forwarded, iptables), listing) in forwarded.iter().zip(programs).zip(&listings) {
@@ -97,7 +111,22 @@ impl HostPorts {
         failures.into_result()
     }
 
-    /// Installs rules in a table that is changed concurrently.
+    fn observe(
+        &self,
+        forwarded: &Forwarded,
+        iptables: &Iptables,
+    ) -> Result<Option<Listing>, Error> {
+        if !iptables.is_nft() {
+            return Ok(None);
+        }
+        let table = nat(forwarded.address.family());
+        let observed = FEATURE.with_existing("look for rules", |nftables| {
+            observed::listing(nftables, table, &self.chains, forwarded)
+        });
+        observed.map(Option::flatten)
+    }
+
+    /// Installs rules in a table that is changed concurrently, or is not as observed.
     fn install_again(
         &self,
         forwarded: &Forwarded,
@@ -129,90 +158,33 @@ impl HostPorts {
                 wanted,
             ));
         }
-        let family = forwarded.address.family();
-        let mut stale = BTreeSet::new();
-        for other in mapped(listing) {
-            let mut own = forwarded.mappings.iter();
-            let overlapping = own.find(|it| it.applies_to(family) && it.overlaps(&other.mapping));
-            let Some(own) = overlapping.filter(|_| other.chain != self.chain.name()) else {
-                continue;
-            };
-            if is_alive(other.address)? {
-                return Err(conflict(own, &other));
-            }
-            stale.insert(other.chain);
-        }
-        Ok(self.chain.install(forwarded, listing, &stale))
+        let mapped = mapped(listing);
+        let stale = stale_among(forwarded, &self.container, &mapped, is_alive)?;
+        let mut stale: BTreeSet<String> = stale.iter().map(|it| it.object.clone()).collect();
+        let chain = self.chain(forwarded.address.address(), listing, is_alive)?;
+        // A chain of the attachment that it does not use any more.
+        stale.remove(chain.name());
+        Ok(chain.install(forwarded, listing, &stale))
     }
 
-    /// Removes the rules of the container, also those of the Go plugin, from both families and variants, and with the
-    /// last container the shared chains.
-    ///
-    /// # Errors
-    /// When something could not be removed, after everything else was tried.
-    pub fn remove(&self) -> Result<(), Error> {
-        let mut failures = Failures::default();
-        for family in Family::BOTH {
-            failures.note(FEATURE.with_existing("remove rules", |nftables| {
-                nftables.change(&|| self.plan_removal(nftables, nat(family)))
-            }));
-            let has_table = failures.note(tables::exists(Variant::Legacy, family, NAT.table));
-            if has_table == Some(true)
-                && let Some(iptables) = Iptables::of(Variant::Legacy, family, NAT)
-            {
-                failures.note(serialized(NAT.name, || {
-                    iptables.apply_with_retry(&|listing| self.chain.remove(listing))
-                }));
+    /// The chain for an address. That of the Go plugin is shared by all interfaces of a container on a network, and by
+    /// containers whose names do not differ without a separator.
+    fn chain(
+        &self,
+        address: IpAddr,
+        listing: &Listing,
+        is_alive: IsAlive,
+    ) -> Result<&Chain, Error> {
+        let [shared, separate] = &self.chains;
+        if listing.has_chain(separate.name()) || shared.has_other_owner(listing) {
+            return Ok(separate);
+        }
+        for other in shared.addresses(listing) {
+            if other != address && is_alive(other)? {
+                return Ok(separate);
             }
         }
-        failures.into_result()
-    }
-
-    fn plan_removal(&self, nftables: &Nftables, table: Table) -> Result<Batch, NftablesError> {
-        let mut batch = Batch::default();
-        let old = self.chain.old_snat();
-        for (name, from) in [(self.chain.name(), DNAT), (&old, OLD_SNAT)] {
-            let chain = OwnedChain {
-                table,
-                name,
-                from: Some(from),
-            };
-            chain.plan_removal(nftables, &mut batch, |_| true)?;
-        }
-        // The Go plugin leaves the shared chains: without entries, only the jumps of the base chains use this one.
-        let uses = nftables.chain(table, DNAT)?;
-        if batch.is_empty() && uses.is_none_or(|uses| uses as usize > HOOKS.len()) {
-            return Ok(batch);
-        }
-        let entries = nftables.rules(table, Some(DNAT))?;
-        if entries
-            .iter()
-            .any(|rule| rule.target() != Some(self.chain.name()))
-        {
-            return Ok(batch);
-        }
-        for (name, base_chains) in [(DNAT, &HOOKS[..]), (MASQUERADE, &["POSTROUTING"])] {
-            for base_chain in base_chains {
-                for rule in nftables.rules(table, Some(base_chain))? {
-                    if rule.target() == Some(name) {
-                        batch.delete_rule(table, base_chain, rule.handle);
-                    }
-                }
-            }
-            if nftables.chain(table, name)?.is_some() {
-                batch.delete_chain(table, name);
-            }
-        }
-        // Other programs may use the chain that sets the mark.
-        if let Some(uses) = nftables.chain(table, SET_MARK)? {
-            let own = nftables.rules(table, Some(self.chain.name()))?;
-            let jumps = own.iter().filter(|rule| rule.target() == Some(SET_MARK));
-            let rules = nftables.rules(table, Some(SET_MARK))?;
-            if uses as usize == rules.len() + jumps.count() {
-                batch.delete_chain(table, SET_MARK);
-            }
-        }
-        Ok(batch)
+        Ok(shared)
     }
 
     /// The first difference between the rules and those that [`HostPorts::install`] adds, in the variant of iptables
@@ -227,7 +199,13 @@ impl HostPorts {
             let exists = tables::exists(variant, family, NAT.table)?;
             let iptables = Iptables::of(variant, family, NAT).filter(|_| exists);
             let Some(iptables) = iptables else { continue };
-            match self.chain.difference(forwarded, &iptables.list()?) {
+            let listing = iptables.list()?;
+            let [shared, separate] = &self.chains;
+            let chain = match listing.has_chain(separate.name()) {
+                true => separate,
+                false => shared,
+            };
+            match chain.difference(forwarded, &listing) {
                 None => return Ok(()),
                 Some(found) => difference = found,
             }
@@ -237,79 +215,48 @@ impl HostPorts {
     }
 }
 
+/// Whether any container has mapped ports in nf_tables.
+pub fn is_used(nftables: &Nftables) -> Result<bool, NftablesError> {
+    Ok(nftables.chain(nat(Family::V4), DNAT)?.is_some())
+}
+
 pub fn is_installed(family: Family) -> bool {
     Iptables::default_for(family, NAT).is_some()
 }
 
-/// Whether any container has mapped ports of a family.
+/// The mapped ports in the tables of iptables that may overlap with those of a container. Programs run only if an entry rule
+/// has one of the ports.
 ///
 /// # Errors
 /// When the tables cannot be listed.
-pub fn is_used(family: Family) -> Result<bool, Error> {
-    let in_nf_tables = FEATURE.with_existing("look for rules", |nftables| {
-        Ok(nftables.chain(nat(family), DNAT)?.is_some())
+pub fn mapped_like(forwarded: &Forwarded) -> Result<Vec<Mapped>, Error> {
+    let family = forwarded.address.family();
+    let has_port = |rule: &RuleEntry| {
+        let ports = multiport(rule);
+        let mut own = forwarded.mappings.iter();
+        own.any(|it| ports.contains(&it.host_port.get()))
+    };
+    let entries = FEATURE.with_existing("look for rules", |nftables| {
+        match nftables.chain(nat(family), DNAT)? {
+            Some(_) => nftables.rules(nat(family), Some(DNAT)),
+            None => Ok(Vec::new()),
+        }
     })?;
-    if in_nf_tables == Some(true) {
-        return Ok(true);
+    let in_nf_tables = entries.iter().flatten().any(has_port);
+    let mut found = Vec::new();
+    for (variant, may_have) in [
+        (Variant::Nft, in_nf_tables),
+        (
+            Variant::Legacy,
+            tables::exists(Variant::Legacy, family, NAT.table)?,
+        ),
+    ] {
+        let iptables = Iptables::of(variant, family, NAT).filter(|_| may_have);
+        if let Some(iptables) = iptables {
+            found.extend(mapped(&iptables.list()?));
+        }
     }
-    let has_table = tables::exists(Variant::Legacy, family, NAT.table)?;
-    let legacy = Iptables::of(Variant::Legacy, family, NAT).filter(|_| has_table);
-    legacy.map_or(Ok(false), |it| Ok(it.list()?.has_chain(DNAT)))
-}
-
-/// Removes the rules of a network that belong to no valid attachment.
-///
-/// # Errors
-/// When something could not be listed or removed, after everything else was tried.
-pub fn gc(network: &NetworkName, valid: &ValidAttachments) -> Result<(), Error> {
-    let kept: BTreeSet<Chain> = valid
-        .containers()
-        .map(|container| Chain::of(network, container))
-        .collect();
-    let (mut failures, mut stale) = (Failures::default(), BTreeSet::new());
-    for family in Family::BOTH {
-        stale.extend(
-            failures
-                .note(chains_of(network, family))
-                .unwrap_or_default(),
-        );
-    }
-    for chain in stale.difference(&kept) {
-        let stale = HostPorts {
-            chain: chain.clone(),
-        };
-        failures.note(stale.remove());
-    }
-    failures.into_result()
-}
-
-/// The chains whose entry rules name a network.
-fn chains_of(network: &NetworkName, family: Family) -> Result<Vec<Chain>, Error> {
-    let entries = FEATURE.with_existing("list rules", |nftables| {
-        nftables.rules(nat(family), Some(DNAT))
-    })?;
-    let named = entries
-        .iter()
-        .flatten()
-        .filter_map(|rule| Chain::named(network, &comment(rule), rule.target()?));
-    let mut chains: Vec<Chain> = named.collect();
-    if tables::exists(Variant::Legacy, family, NAT.table)?
-        && let Some(iptables) = Iptables::of(Variant::Legacy, family, NAT)
-    {
-        chains.extend(rules::chains_of(network, &iptables.list()?));
-    }
-    Ok(chains)
-}
-
-fn conflict(own: &PortMapping, other: &Mapped) -> Error {
-    let Mapped {
-        network, container, ..
-    } = other;
-    let what = format!(
-        "portmap: host port {own} is mapped already: container {container} on network {network} has {}",
-        other.mapping
-    );
-    Error::failed(what).details("choose another hostPort or hostIP, or remove that container")
+    Ok(found)
 }
 
 fn not_installed(family: Family) -> Error {

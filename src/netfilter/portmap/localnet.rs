@@ -22,7 +22,7 @@ use crate::netfilter::Feature;
 use crate::netfilter::portmap::TABLE;
 
 /// The priority is NF_IP_PRI_RAW (linux/netfilter_ipv4.h): before connection tracking translates addresses of replies.
-const CHAIN: BaseChain = BaseChain {
+pub const CHAIN: BaseChain = BaseChain {
     name: "localnet",
     kind: "filter",
     hook: Hook::Prerouting,
@@ -62,50 +62,29 @@ pub fn enable(interface: &IfName) -> Result<(), Error> {
     Parameter::RouteLocalnet.set(interface, 1).map_err(failed)
 }
 
-/// Disables route_localnet for the interfaces for which it was enabled.
+/// Sets route_localnet of these interfaces.
 ///
 /// # Errors
-/// When the kernel refuses.
-pub fn disable_all() -> Result<(), Error> {
+/// When the kernel refuses, after all were tried.
+pub fn set(interfaces: &[IfName], enabled: bool) -> Result<(), Error> {
     let mut failures = Failures::default();
-    for interface in enabled()? {
-        match Parameter::RouteLocalnet.set(&interface, 0) {
+    for interface in interfaces {
+        match Parameter::RouteLocalnet.set(interface, enabled.into()) {
             Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                let what = "cannot reset net.ipv4.conf";
+                let what = "cannot set net.ipv4.conf";
                 let what = format!("portmap: {what}.{interface}.route_localnet: {cause}");
                 failures.note::<()>(Err(Error::failed(what)));
             }
             _ => {}
         }
     }
-    failures.into_result()?;
-    let removed = FEATURE.with_existing("remove rules", |nftables| {
-        nftables.change(&|| removal(nftables))
-    });
-    removed.map(drop)
+    failures.into_result()
 }
 
 /// The interfaces for which route_localnet was enabled.
-///
-/// # Errors
-/// When the kernel refuses the query.
-pub fn enabled() -> Result<Vec<IfName>, Error> {
-    let rules = FEATURE.with_existing("list rules", |nftables| {
-        nftables.rules(TABLE, Some(CHAIN.name))
-    })?;
-    let rules = rules.iter().flatten();
-    Ok(rules.filter_map(RuleEntry::input).collect())
-}
-
-fn removal(nftables: &Nftables) -> Result<Batch, NftablesError> {
-    let mut batch = Batch::default();
-    if nftables.chain(TABLE, CHAIN.name)?.is_some() {
-        match nftables.table(TABLE)? {
-            Some(1) => batch.delete_table(TABLE),
-            _ => batch.delete_chain(TABLE, CHAIN.name),
-        }
-    }
-    Ok(batch)
+pub fn enabled(nftables: &Nftables) -> Result<Vec<IfName>, NftablesError> {
+    let rules = nftables.rules(TABLE, Some(CHAIN.name))?;
+    Ok(rules.iter().filter_map(RuleEntry::input).collect())
 }
 
 fn rule_of(interface: &IfName) -> Rule {

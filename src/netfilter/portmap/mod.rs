@@ -1,16 +1,24 @@
 //! Host ports that are forwarded to a container.
 
+pub mod flows;
+pub mod go_nftables;
+pub mod inventory;
 pub mod iptables;
 pub mod localnet;
 pub mod nftables;
+mod observed;
+pub mod ports;
 pub mod rules;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use serde::Deserialize;
 
+use crate::cni::names::ContainerId;
+use crate::error::Error;
 use crate::kernel::nftables::{Table, TableFamily};
 use crate::net::{Cidr, Family};
 
@@ -129,6 +137,12 @@ pub enum MarkChain {
     External(String),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Iptables,
+    Nftables,
+}
+
 /// The settings of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -148,6 +162,82 @@ impl Settings {
     }
 }
 
+/// A mapped port of a container on the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    pub mapping: PortMapping,
+    /// The address of the container.
+    pub address: IpAddr,
+    /// Empty if unknown.
+    pub network: String,
+    /// As far as the comment that names it is not cut.
+    pub container: String,
+    /// The chain, or the comment of the element or rule.
+    pub object: String,
+}
+
+/// Mapped ports of an attachment that are removed.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    /// The addresses of the container to which they forward.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether no container has mapped ports there afterwards.
+    pub is_last: bool,
+}
+
+/// Whether an address belongs to a container that exists. Looked up only for ports that are mapped already.
+pub type IsAlive<'a> = &'a (dyn Fn(IpAddr) -> Result<bool, Error> + Sync);
+
+/// The mapped ports of containers that no longer exist, among those that overlap with ports of a container.
+///
+/// # Errors
+/// When another container that exists has one of the ports. A container may map a port on several networks.
+pub fn stale_among<'m>(
+    forwarded: &Forwarded,
+    container: &ContainerId,
+    mapped: &'m [Mapped],
+    is_alive: IsAlive,
+) -> Result<Vec<&'m Mapped>, Error> {
+    let own = || {
+        forwarded
+            .mappings
+            .iter()
+            .filter(|it| it.applies_to(forwarded.address.family()))
+    };
+    let mut stale = Vec::new();
+    for other in mapped {
+        let is_own = !other.container.is_empty() && container.as_str() == other.container;
+        let overlapping = own().find(|it| it.overlaps(&other.mapping));
+        let Some(own) = overlapping.filter(|_| !is_own) else {
+            continue;
+        };
+        match is_alive(other.address)? {
+            true => return Err(other.conflict(own)),
+            false => stale.push(other),
+        }
+    }
+    Ok(stale)
+}
+
+impl Mapped {
+    fn conflict(&self, own: &PortMapping) -> Error {
+        let Mapped {
+            network,
+            container,
+            mapping,
+            ..
+        } = self;
+        let network = match network.as_str() {
+            "" => String::new(),
+            network => format!(" on network {network}"),
+        };
+        let what = format!(
+            "portmap: host port {own} is mapped already: container {container}{network} has {mapping}"
+        );
+        Error::failed(what).details("choose another hostPort or hostIP, or remove that container")
+    }
+}
+
 /// The ports to forward to one address of a container.
 #[derive(Clone, Copy, Debug)]
 pub struct Forwarded<'a> {
@@ -156,4 +246,11 @@ pub struct Forwarded<'a> {
     /// Those of other families are skipped.
     pub mappings: &'a [PortMapping],
     pub settings: &'a Settings,
+}
+
+impl Forwarded<'_> {
+    /// Whether packets of the family must meet conditions.
+    pub fn has_conditions(&self) -> bool {
+        !self.settings.conditions(self.address.family()).is_empty()
+    }
 }

@@ -19,10 +19,10 @@ use std::num::NonZeroU16;
 
 use sha2::{Digest, Sha512};
 
-use crate::cni::names::{ContainerId, NetworkName};
+use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::net::{Cidr, Family};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
-use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping, Protocol, SourceNat};
+use crate::netfilter::portmap::{Forwarded, Mapped, MarkChain, PortMapping, Protocol, SourceNat};
 
 pub const DNAT: &str = "CNI-HOSTPORT-DNAT";
 pub const SET_MARK: &str = "CNI-HOSTPORT-SETMARK";
@@ -54,10 +54,24 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// The chain of the Go plugin for a container.
     pub fn of(network: &NetworkName, container: &ContainerId) -> Chain {
-        let digest = Sha512::new()
-            .chain_update(network.as_str())
-            .chain_update(container.as_str());
+        Chain::hashed(network, container, &[network.as_str(), container.as_str()])
+    }
+
+    /// The chain of one attachment, for use where that of the Go plugin has another owner: one interface of the container
+    /// on the same network, or another container, because its name has no separator.
+    pub fn separate(network: &NetworkName, attachment: &Attachment) -> Chain {
+        let Attachment {
+            container,
+            interface,
+        } = attachment;
+        let parts = [network.as_str(), container.as_str(), interface.as_str()];
+        Chain::hashed(network, container, &[&parts.join("/")])
+    }
+
+    fn hashed(network: &NetworkName, container: &ContainerId, parts: &[&str]) -> Chain {
+        let digest = parts.iter().fold(Sha512::new(), Sha512::chain_update);
         let hex: String = digest.finalize()[..11]
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -81,6 +95,19 @@ impl Chain {
             name: target.to_owned(),
             comment: comment.to_owned(),
         })
+    }
+
+    /// A chain whose owner does not matter.
+    pub fn with_name(name: &str) -> Chain {
+        Chain {
+            name: name.to_owned(),
+            comment: String::new(),
+        }
+    }
+
+    /// Whether the comment of an entry rule is that of another container, whose chain has the same name.
+    pub fn is_of_other(&self, comment: &str) -> bool {
+        !self.comment.is_empty() && comment.starts_with("dnat name: ") && comment != self.comment
     }
 
     pub fn name(&self) -> &str {
@@ -258,6 +285,22 @@ impl Chain {
             .map(|line| format!("the nat table lacks: {line}"))
     }
 
+    /// Whether another container has the chain of this name.
+    pub fn has_other_owner(&self, listing: &Listing) -> bool {
+        self.jumps(listing).any(|entry| {
+            let comment = argument(entry, "--comment ").unwrap_or_default();
+            self.is_of_other(&comment.replace("\\\"", "\""))
+        })
+    }
+
+    /// The addresses to which the chain forwards.
+    pub fn addresses(&self, listing: &Listing) -> BTreeSet<IpAddr> {
+        let own = mapped(listing)
+            .into_iter()
+            .filter(|it| it.object == self.name);
+        own.map(|it| it.address).collect()
+    }
+
     /// The rules with a jump to the chain.
     fn jumps<'l>(&self, listing: &'l Listing) -> impl Iterator<Item = &'l String> {
         jumps_to(&self.name, listing)
@@ -316,7 +359,7 @@ fn shared(forwarded: &Forwarded, listing: &Listing) -> Vec<String> {
     }
     lines.extend(new(DNAT));
     for hook in HOOKS {
-        let jump = format!("-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}");
+        let jump = jump_from(hook);
         if !listing.has(&jump) {
             lines.push(jump);
         }
@@ -324,10 +367,21 @@ fn shared(forwarded: &Forwarded, listing: &Listing) -> Vec<String> {
     lines
 }
 
+/// The rule with the jump from a base chain to [`DNAT`].
+pub fn jump_from(hook: &str) -> String {
+    format!("-A {hook} -m addrtype --dst-type LOCAL -j {DNAT}")
+}
+
+/// The rule with the jump to [`MASQUERADE`].
+pub fn masquerade_jump() -> String {
+    format!(
+        "-A POSTROUTING -m comment --comment \"CNI portfwd requiring masquerade\" -j {MASQUERADE}"
+    )
+}
+
 /// Inserts the jump to [`MASQUERADE`] at the top of POSTROUTING, unless it precedes all rules that end the evaluation.
 fn move_to_top(listing: &Listing) -> Vec<String> {
-    let rest = format!("-m comment --comment \"CNI portfwd requiring masquerade\" -j {MASQUERADE}");
-    let jump = format!("-A POSTROUTING {rest}");
+    let jump = masquerade_jump();
     let rules = listing.rules();
     let mut before = rules.filter(|rule| rule.starts_with("-A POSTROUTING "));
     let ends = |rule: &String| {
@@ -339,7 +393,7 @@ fn move_to_top(listing: &Listing) -> Vec<String> {
     }
     let copies = listing.rules().filter(|rule| **rule == jump);
     let mut lines: Vec<String> = copies.map(|rule| deletion(rule)).collect();
-    lines.push(format!("-I POSTROUTING 1 {rest}"));
+    lines.push(jump.replacen("-A POSTROUTING", "-I POSTROUTING 1", 1));
     lines
 }
 
@@ -359,18 +413,6 @@ fn comment_of(network: &NetworkName) -> String {
     format!("dnat name: \"{network}\" id: \"")
 }
 
-/// A mapped port that a listing has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapped {
-    pub mapping: PortMapping,
-    /// Of the container, as far as the comment is not cut.
-    pub network: String,
-    pub container: String,
-    pub chain: String,
-    /// The address of the container.
-    pub address: IpAddr,
-}
-
 /// The mapped ports of all containers: the DNAT rules of each chain to which [`DNAT`] has a jump.
 pub fn mapped(listing: &Listing) -> Vec<Mapped> {
     let mut found: Vec<Mapped> = Vec::new();
@@ -380,7 +422,7 @@ pub fn mapped(listing: &Listing) -> Vec<Mapped> {
             continue;
         };
         let (network, container) = owner(entry);
-        if found.iter().any(|it| it.chain == chain) {
+        if found.iter().any(|it| it.object == chain) {
             continue;
         }
         let of_chain = listing
@@ -400,7 +442,7 @@ pub fn mapped(listing: &Listing) -> Vec<Mapped> {
                 },
                 network: network.to_owned(),
                 container: container.to_owned(),
-                chain: chain.to_owned(),
+                object: chain.to_owned(),
                 address: destination.ip(),
             })
         }));

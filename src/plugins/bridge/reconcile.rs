@@ -280,7 +280,9 @@ fn restore_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) ->
             vlan_ports::join_container_port(host, &name, &bridge, vlans)?;
         }
     }
-    host.start_port(&name, live.desired_flags(config), &link.alias)
+    let mut flags = live.desired_flags(config);
+    flags.isolated |= link.port.is_some_and(|it| it.isolated);
+    host.start_port(&name, flags, &link.alias)
         .context("start port", &name)
 }
 

@@ -82,11 +82,21 @@ impl FirewallConfig {
         Ok(FirewallConfig {
             backend,
             admin_chain,
-            zone: match keys.firewalld_zone {
-                zone if zone.is_empty() => "trusted".to_owned(),
-                zone => zone,
-            },
+            zone: or_default_zone(keys.firewalld_zone),
             policy,
         })
+    }
+}
+
+/// `firewalldZone`, or its default if the configuration is invalid.
+pub fn zone_of(root: &JsonCursor) -> String {
+    let keys: FirewallKeys = root.read().unwrap_or_default();
+    or_default_zone(keys.firewalld_zone)
+}
+
+fn or_default_zone(configured: String) -> String {
+    match configured {
+        zone if zone.is_empty() => "trusted".to_owned(),
+        zone => zone,
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cni::json::JsonCursor;
 use crate::error::Error;
 use crate::net::{Family, parse_ip};
-use crate::netfilter::portmap::{MarkChain, PortMapping, Protocol, Settings, SourceNat};
+use crate::netfilter::portmap::{Backend, MarkChain, PortMapping, Protocol, Settings, SourceNat};
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -51,12 +51,6 @@ pub struct PortmapConfig {
     pub settings: Settings,
     /// `None` for the default.
     pub backend: Option<Backend>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    Iptables,
-    Nftables,
 }
 
 impl PortmapConfig {

@@ -6,19 +6,18 @@ use std::net::IpAddr;
 
 use crate::cni::environment::{DelTarget, Target};
 use crate::cni::json::{KeyPaths, key_paths};
-use crate::cni::names::{Attachment, NetworkName};
+use crate::cni::names::NetworkName;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
-use crate::error::{Error, Failures};
+use crate::error::Error;
 use crate::ipam::live::LiveAttachments;
 use crate::kernel::log;
 use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family, IfName};
-use crate::netfilter::portmap::iptables::{self, HostPorts};
-use crate::netfilter::portmap::nftables::{self, MapEntries};
-use crate::netfilter::portmap::{Forwarded, PortMapping, SourceNat, localnet};
+use crate::netfilter::portmap::ports::{self, Ports};
+use crate::netfilter::portmap::{Backend, Forwarded, PortMapping, SourceNat, iptables, localnet};
 use crate::plugins::plugin::Plugin;
-use crate::plugins::portmap::config::{Backend, PortmapConfig, PortmapKeys};
+use crate::plugins::portmap::config::{PortmapConfig, PortmapKeys};
 use crate::undo::Undo;
 
 /// A valid request for ADD, CHECK or STATUS.
@@ -42,7 +41,8 @@ impl Plugin for Portmap {
 
     fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
         let previous = self.previous("must be called as chained plugin")?;
-        let ports = Ports::of(&self.network, &target.attachment);
+        let known = all_addresses(previous);
+        let ports = Ports::of(&self.network, &target.attachment, known, &is_alive);
         if self.config.mappings.is_empty() {
             // Of an earlier ADD with ports.
             ports.remove()?;
@@ -52,22 +52,18 @@ impl Plugin for Portmap {
         let forwarded = self.forwarded(&addresses);
         let removed = ports.clone();
         undo.push(move || removed.remove());
-        log::timed_span("portmap", || match self.backend(&addresses) {
-            Backend::Iptables => {
-                ports.in_nftables.remove()?;
-                ports.in_iptables.install(&forwarded, &is_alive)
-            }
-            Backend::Nftables => {
-                ports.in_iptables.remove()?;
-                ports.in_nftables.install(&forwarded, &is_alive)
-            }
+        log::timed_span("portmap", || {
+            ports.install(self.backend(&addresses), &forwarded)
         })?;
         self.enable_loopback(&addresses)?;
         Ok(previous.clone())
     }
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
-        let ports = Ports::of(&request.conf.name, &target.attachment);
+        // Reads only what names resources: an invalid key or prevResult does not prevent the removal.
+        let previous = request.conf.prev_result().ok().flatten();
+        let known = previous.as_ref().map(all_addresses).unwrap_or_default();
+        let ports = Ports::of(&request.conf.name, &target.attachment, known, &is_alive);
         log::timed_span("portmap", || ports.remove())
     }
 
@@ -76,54 +72,16 @@ impl Plugin for Portmap {
         if self.config.mappings.is_empty() {
             return Ok(());
         }
-        let ports = Ports::of(&self.network, &target.attachment);
+        let known = all_addresses(previous);
+        let ports = Ports::of(&self.network, &target.attachment, known, &is_alive);
         let addresses = addresses(previous, &target.attachment.interface)?;
-        let forwarded = self.forwarded(&addresses);
-        let mut families = forwarded.iter();
-        match self.backend(&addresses) {
-            Backend::Iptables => families.try_for_each(|it| ports.in_iptables.check(it)),
-            Backend::Nftables => ports.in_nftables.check(&forwarded),
-        }
+        ports.check(self.backend(&addresses), &self.forwarded(&addresses))
     }
 
     fn gc(request: &Request) -> Result<(), Error> {
-        let Some(valid) = request.conf.valid_attachments()? else {
-            return Ok(());
-        };
-        let mut failures = Failures::default();
-        failures.note(iptables::gc(&request.conf.name, &valid));
-        failures.note(nftables::gc(&request.conf.name, &valid));
-        failures.into_result()
-    }
-}
-
-/// The mapped ports of an attachment, which another configuration may have added with another backend.
-#[derive(Clone)]
-struct Ports {
-    in_iptables: HostPorts,
-    in_nftables: MapEntries,
-}
-
-impl Ports {
-    fn of(network: &NetworkName, attachment: &Attachment) -> Ports {
-        Ports {
-            in_iptables: HostPorts::of(network, attachment),
-            in_nftables: MapEntries::of(network, attachment),
-        }
-    }
-
-    /// Removes the mapped ports, and with the last one of the host route_localnet.
-    fn remove(&self) -> Result<(), Error> {
-        let mut failures = Failures::default();
-        failures.note(self.in_nftables.remove());
-        failures.note(self.in_iptables.remove());
-        failures.into_result()?;
-        let is_needed = localnet::enabled()?.is_empty()
-            || nftables::is_used()?
-            || iptables::is_used(Family::V4)?;
-        match is_needed {
-            true => Ok(()),
-            false => localnet::disable_all(),
+        match request.conf.valid_attachments()? {
+            Some(valid) => ports::gc(&request.conf.name, &valid),
+            None => Ok(()),
         }
     }
 }
@@ -206,6 +164,11 @@ fn addresses(previous: &AddResult, interface: &IfName) -> Result<Vec<Cidr>, Erro
         }
         false => Ok(found),
     }
+}
+
+/// The addresses of all interfaces in prevResult.
+fn all_addresses(previous: &AddResult) -> Vec<IpAddr> {
+    previous.ips.iter().map(|it| it.address.address()).collect()
 }
 
 /// Whether a container has an address. Lists the network namespaces of the host.

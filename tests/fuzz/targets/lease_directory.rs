@@ -12,15 +12,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
 use gangplank::cni::ValidAttachments;
-use gangplank::cni::conf::NetConf;
 use gangplank::cni::args::Args;
+use gangplank::cni::conf::NetConf;
 use gangplank::cni::names::Attachment;
 use gangplank::ipam::allocate::next_free;
 use gangplank::ipam::config::Config;
 use gangplank::ipam::lease_file::{LeaseOwner, owner_for};
-use gangplank::ipam::store::scan::{LeaseScan, address_named, parse_last_reserved};
 use gangplank::ipam::store::index::{Index, text_of};
 use gangplank::ipam::store::is_kept;
+use gangplank::ipam::store::scan::{LeaseScan, address_named, parse_last_reserved};
 use libfuzzer_sys::fuzz_target;
 
 const INDEX: &[u8] = b".gangplank.index";
@@ -62,7 +62,9 @@ fn read(content: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 fn scan(files: &Files, attachment: &Attachment) -> LeaseScan {
-    let entries = files.iter().map(|(name, content)| (OsStr::from_bytes(name), || read(content)));
+    let entries = files
+        .iter()
+        .map(|(name, content)| (OsStr::from_bytes(name), || read(content)));
     LeaseScan::of(entries, attachment)
 }
 
@@ -74,7 +76,10 @@ fn owner_of(files: &Files, address: IpAddr, attachment: &Attachment) -> Option<L
 
 /// Whether an address is free: its file does not exist or is corrupt.
 fn is_free(files: &Files, address: IpAddr, attachment: &Attachment) -> bool {
-    match files.get(address.to_string().as_bytes()).map(|content| read(content)) {
+    match files
+        .get(address.to_string().as_bytes())
+        .map(|content| read(content))
+    {
         None => true,
         Some(Ok(content)) => owner_for(&content, attachment) == LeaseOwner::Invalid,
         Some(Err(cause)) => cause.kind() == ErrorKind::NotFound,
@@ -91,7 +96,8 @@ impl Directory {
             interface: interface.parse().unwrap(),
         };
         let attachments = [("c1", "eth0"), ("c1", "net1"), ("10.1.0.2", "eth0")];
-        let attachments = attachments.map(|(container, interface)| attachment(container, interface));
+        let attachments =
+            attachments.map(|(container, interface)| attachment(container, interface));
         Directory {
             config: Config::parse(&conf, &Args::default()).unwrap(),
             valid: [attachments[0].clone()].into_iter().collect(),
@@ -104,23 +110,37 @@ impl Directory {
     fn check_next_address(&self, files: &Files, attachment: &Attachment, scan: &LeaseScan) {
         let taken = scan.taken();
         let mine = |address: &IpAddr| {
-            matches!(owner_of(files, *address, attachment), Some(LeaseOwner::Attachment | LeaseOwner::Container))
+            matches!(
+                owner_of(files, *address, attachment),
+                Some(LeaseOwner::Attachment | LeaseOwner::Container)
+            )
         };
         assert!(scan.of_attachment.iter().all(mine));
-        assert!(taken.iter().all(|address| !is_free(files, *address, attachment)));
+        assert!(
+            taken
+                .iter()
+                .all(|address| !is_free(files, *address, attachment))
+        );
         for (index, pool) in self.config.pools.iter().enumerate() {
             let cursor = files.get(format!("last_reserved_ip.{index}").as_bytes());
             let last = cursor.and_then(|content| parse_last_reserved(content));
             let is_taken = |address| taken.contains(&address);
-            let Some((range, address)) = next_free(&pool.set, last, &self.config.gateways, is_taken) else {
-                let leased = taken.iter().filter(|address| pool.set.range_of(**address).is_some());
+            let Some((range, address)) =
+                next_free(&pool.set, last, &self.config.gateways, is_taken)
+            else {
+                let leased = taken
+                    .iter()
+                    .filter(|address| pool.set.range_of(**address).is_some());
                 assert!(leased.count() as u128 >= pool.set.usable(&self.config.gateways));
                 continue;
             };
             assert!(range.contains(address) && !range.is_edge(address));
             assert!(!self.config.gateways.contains(&address));
             assert!(is_free(files, address, attachment), "{address} is leased");
-            let (name, lease) = (address.to_string(), format!("{}\r\n{}", attachment.container, attachment.interface));
+            let (name, lease) = (
+                address.to_string(),
+                format!("{}\r\n{}", attachment.container, attachment.interface),
+            );
             let mut after = files.clone();
             after.insert(name.as_bytes(), lease.as_bytes());
             let after = self::scan(&after, attachment);
@@ -138,9 +158,19 @@ impl Directory {
         let index = Index::validate(text.clone(), changed, (7, 8)).unwrap();
         assert_eq!(index.addresses(), scan.taken());
         let indexed = index.leases_of(attachment);
-        let is = |expected: LeaseOwner| move |address: &IpAddr| owner_of(files, *address, attachment).as_ref() == Some(&expected);
-        if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment)) && indexed.of_container.iter().all(is(LeaseOwner::Container)) {
-            let mut from_index = if indexed.of_attachment.is_empty() { indexed.of_container } else { indexed.of_attachment };
+        let is = |expected: LeaseOwner| {
+            move |address: &IpAddr| {
+                owner_of(files, *address, attachment).as_ref() == Some(&expected)
+            }
+        };
+        if indexed.of_attachment.iter().all(is(LeaseOwner::Attachment))
+            && indexed.of_container.iter().all(is(LeaseOwner::Container))
+        {
+            let mut from_index = if indexed.of_attachment.is_empty() {
+                indexed.of_container
+            } else {
+                indexed.of_attachment
+            };
             let mut from_scan = scan.of_attachment.clone();
             from_index.sort();
             from_scan.sort();
@@ -160,9 +190,14 @@ impl Directory {
     fn check_gc(&self, files: &Files) {
         let valid = &self.attachments[0];
         for (name, content) in files {
-            let Some(address) = address_named(OsStr::from_bytes(name)) else { continue };
+            let Some(address) = address_named(OsStr::from_bytes(name)) else {
+                continue;
+            };
             let kept = is_kept(content, &self.valid);
-            if matches!(owner_of(files, address, valid), Some(LeaseOwner::Attachment | LeaseOwner::Container)) {
+            if matches!(
+                owner_of(files, address, valid),
+                Some(LeaseOwner::Attachment | LeaseOwner::Container)
+            ) {
                 assert!(kept, "{address} is valid");
             }
             let names_it = content.windows(2).any(|bytes| bytes == b"c1");

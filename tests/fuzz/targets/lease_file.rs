@@ -27,16 +27,25 @@ fuzz_target!(|data: &[u8]| {
     let written = format!("{}\r\n{}", own.container, own.interface);
     assert_eq!(owner_for(written.as_bytes(), &own), LeaseOwner::Attachment);
     if own.container != unrelated.container {
-        assert_eq!(owner_for(written.as_bytes(), &unrelated), LeaseOwner::OtherContainer);
+        assert_eq!(
+            owner_for(written.as_bytes(), &unrelated),
+            LeaseOwner::OtherContainer
+        );
     }
     let other = attachment(container, "another").unwrap();
     if other != own {
-        assert_eq!(owner_for(written.as_bytes(), &other), LeaseOwner::OtherInterface);
+        assert_eq!(
+            owner_for(written.as_bytes(), &other),
+            LeaseOwner::OtherInterface
+        );
     }
     assert_eq!(owner_for(container.as_bytes(), &own), LeaseOwner::Container);
     // A truncated lease, as on a full disk, is never attributed to another container.
     for cut in 0..written.len() {
         let claimed = owner_for(&written.as_bytes()[..cut], &own);
-        assert!(cut < container.len() || claimed != LeaseOwner::OtherContainer, "{cut}");
+        assert!(
+            cut < container.len() || claimed != LeaseOwner::OtherContainer,
+            "{cut}"
+        );
     }
 });

@@ -51,7 +51,8 @@
 //! - FD9: isolation rules behind the accept rules have no effect, and stay there. FD10: CHECK ignores them. FD12: rules
 //!   of an earlier policy remain. FD13: an interface of the pod is taken for a bridge. FD14: invalid policies are
 //!   detected after changes were made, and make DEL fail. FD16: concurrent first ADDs duplicate shared rules.
-//! - FD11, FD15: firewalld (`tests/netns`).
+//! - firewalld (`tests/netns/chain_packets`): FD2, FD3 and FD10 with its zones. FD11: an error does not name the zone that
+//!   has the address. FD15: DEL only uses the backend of the moment.
 //! - TD1: sysctls in `args.cni` alone crash the plugin. TD2: sysctls are not restored. TD3: a repeated ADD overwrites the
 //!   saved values. TD4: a failed ADD is not undone. TD5: the backup file remains. TD6: failures to restore are silent.
 //! - TD7: directories without the permission to search. TD8: an unreadable allowlist fails every ADD. TD10: CHECK

@@ -214,14 +214,13 @@ fn pd22_gc_removes_mappings_of_invalid_attachments() {
             let fixture = ChainFixture::new(implementation, &go);
             let pods = ["stale-pod", "valid-pod"].map(|name| fixture.node.pod(name));
             let chain = fixture.chain(backend).with_ports(tcp(8080));
-            let result = chain.add(&pods[0]);
+            chain.add(&pods[0]);
             let chain = chain.with_ports(tcp(8081));
-            let valid = chain.add(&pods[1]);
+            chain.add(&pods[1]);
             let valid_attachments = json!([{ "containerID": "valid-pod", "ifname": "eth0" }]);
             let gc = chain.with("portmap", "cni.dev/valid-attachments", valid_attachments);
             gc.version("1.1.0").call(1, "GC", &Value::Null).run().ok();
-            [(&pods[0], &result), (&pods[1], &valid)]
-                .map(|(pod, result)| fixture.has_rules_of(pod, result))
+            [8080, 8081].map(|port| !fixture.rules_with(&port.to_string()).is_empty())
         };
         compare(scenario, [false, true], [true, true]);
     }

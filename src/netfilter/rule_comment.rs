@@ -31,6 +31,15 @@ impl RuleComment {
         RuleComment { key, comment }
     }
 
+    /// That of an object.
+    pub fn read(comment: &str) -> RuleComment {
+        let key = comment.split(',').next().unwrap_or_default();
+        RuleComment {
+            key: key.to_owned(),
+            comment: comment.to_owned(),
+        }
+    }
+
     pub fn comment(&self) -> &str {
         &self.comment
     }
@@ -40,6 +49,19 @@ impl RuleComment {
         let after = |entry: &str| comment.split_once(entry).map_or("", |(_, rest)| rest);
         let network = after(", net: ").split(", if: ").next().unwrap_or_default();
         (network, after(", id: "))
+    }
+
+    /// The network and the attachment of a comment; `None` if it has been cut.
+    pub fn attachment(comment: &str) -> Option<(NetworkName, Attachment)> {
+        let (network, container) = RuleComment::parse(comment);
+        let (_, rest) = comment.split_once(", if: ")?;
+        let network = network.parse().ok()?;
+        let attachment = Attachment {
+            container: container.parse().ok()?,
+            interface: rest.split(", id: ").next()?.parse().ok()?,
+        };
+        let is_whole = RuleComment::of(&network, &attachment).matches(comment);
+        is_whole.then_some((network, attachment))
     }
 
     pub fn matches(&self, comment: &str) -> bool {
