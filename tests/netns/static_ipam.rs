@@ -242,3 +242,21 @@ fn del_always_succeeds_and_check_compares_with_prev_result() {
     assert!(error.msg.contains("10.77.0.55"), "{error:?}");
     assert_eq!(Network::address(&result), "10.77.0.55");
 }
+
+#[test]
+fn the_ptp_plugin_works_with_static() {
+    requires!("ping", "cni:ptp");
+    let node = Node::new("node");
+    node.install("ptp");
+    let pod = node.pod("a");
+    let network = node.network(bridge(addresses())).with("type", "ptp");
+    let mut ipam = addresses();
+    ipam["addresses"].as_array_mut().unwrap().truncate(1);
+    let network = network.with("ipam", ipam);
+    let result = network.add(&pod);
+    assert_eq!(pod.addresses("eth0"), ["10.77.0.55/24"]);
+    pod.reaches("10.77.0.1");
+    network.check(&pod, &result).ok();
+    network.del(&pod);
+    assert!(pod.link("eth0").is_none());
+}

@@ -404,3 +404,32 @@ fn a_bridged_pod_is_reachable_and_valid_after_tuning() {
     chain.del(&pod, &result);
     assert_eq!(node.run("ls /run/cni/tuning"), "");
 }
+
+#[test]
+fn del_restores_what_a_killed_add_set() {
+    requires!("strace", "sysctl");
+    if skip_for_go("TD2: it saves no sysctls, and nothing before the first change") {
+        return;
+    }
+    let node = Node::new("node");
+    let pod = pod(&node, "a");
+    let mut keys = all_settings();
+    keys["sysctl"] = json!({ "net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1" });
+    let network = network(&node, &pod, keys);
+    let state = || (link(&pod), sysctl(&pod, "net.core.somaxconn"));
+    let before = state();
+    let mut killed = 0;
+    for (call, times) in [("sendto", 10), ("write", 5), ("rename", 1), ("setns", 6)] {
+        for number in 1..=times {
+            let strace =
+                format!("strace -f -o /dev/null --inject={call}:signal=KILL:when={number}");
+            let answer = network.call("ADD", &pod).under(&strace).run();
+            killed += u32::from(answer.code.is_none());
+            network.del(&pod);
+            assert_eq!(state(), before, "killed at {call} {number}");
+            let left = node.run("find /run/cni -name *_eth0*");
+            assert_eq!(left, "", "killed at {call} {number}");
+        }
+    }
+    assert!(killed > 15, "{killed}");
+}

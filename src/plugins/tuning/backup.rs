@@ -2,8 +2,7 @@
 //! which the Go plugin ignores.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, DirEntry};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -135,15 +134,18 @@ impl Backup {
             .map_err(|cause| self.failed("write", cause))
     }
 
-    /// Removes the file, if it exists.
+    /// Removes the file and its temporary file, as far as they exist.
     ///
     /// # Errors
-    /// If it cannot be removed.
+    /// If one cannot be removed.
     pub fn remove(&self) -> Result<(), Error> {
-        match fs::remove_file(&self.path) {
-            Err(cause) if is_absent(&cause) => Ok(()),
-            removed => removed.map_err(|cause| self.failed("remove", cause)),
-        }
+        let files = [&self.path, &files::temporary(&self.path)];
+        files
+            .into_iter()
+            .try_for_each(|file| match fs::remove_file(file) {
+                Err(cause) if is_absent(&cause) => Ok(()),
+                removed => removed.map_err(|cause| self.failed("remove", cause)),
+            })
     }
 
     fn failed(&self, operation: &str, cause: io::Error) -> Error {
@@ -168,12 +170,14 @@ pub fn gc(directory: &Path, network: &NetworkName, valid: &ValidAttachments) -> 
             ))
         })?,
     };
-    let valid: BTreeSet<OsString> = valid.all().map(|it| file_name(&it).into()).collect();
+    let valid: BTreeSet<String> = valid.all().map(|it| file_name(&it)).collect();
+    let is_stale = |entry: &DirEntry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        !valid.contains(name.strip_suffix(files::TEMPORARY).unwrap_or(&name))
+    };
     let mut failures = Failures::default();
-    for entry in entries
-        .flatten()
-        .filter(|it| !valid.contains(&it.file_name()))
-    {
+    for entry in entries.flatten().filter(is_stale) {
         let path = entry.path();
         if read(&path).is_ok_and(|saved| saved.network == network.as_str()) {
             failures.note(Backup { path }.remove());

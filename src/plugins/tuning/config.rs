@@ -103,6 +103,10 @@ impl TuningConfig {
         Ok(config)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.settings.is_empty() && self.sysctl_names().next().is_none()
+    }
+
     /// The names of the sysctls as configured.
     pub fn sysctl_names(&self) -> impl Iterator<Item = &str> {
         let all = self.own_sysctls.iter().chain(&self.args_sysctls);

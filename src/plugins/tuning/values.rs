@@ -96,8 +96,10 @@ impl Container {
     /// If the link has such addresses and is to have a small MTU.
     pub fn reject_loss_of_ipv6(&self, wanted: &Values) -> Result<(), Error> {
         let is_small = |setting: &LinkSetting| matches!(setting, LinkSetting::Mtu(..IPV6_MIN_MTU));
-        let setting = wanted.settings.iter().find(|it| is_small(it));
-        let Some((setting, link)) = setting.zip(self.link_for(wanted)?) else {
+        let Some(setting) = wanted.settings.iter().find(|it| is_small(it)) else {
+            return Ok(());
+        };
+        let Some(link) = self.link_for(wanted)? else {
             return Ok(());
         };
         let addresses = self.netlink.addresses(link.index);
