@@ -17,8 +17,8 @@ use crate::cni::json::{KeyPaths, key_paths};
 use crate::cni::names::NetworkName;
 use crate::cni::request::Request;
 use crate::cni::result::AddResult;
-use crate::error::{Error, Failures};
-use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+use crate::error::{Code, Error, Failures};
+use crate::kernel::netns::OwnNetns;
 use crate::kernel::{files, log};
 use crate::link::namespace;
 use crate::net::IfName;
@@ -71,47 +71,20 @@ impl Plugin for Tuning {
         Ok(result)
     }
 
-    /// Restores the saved values, as far as namespace and interface still exist, and removes the backup file. Values that
-    /// cannot be restored do not make DEL fail, because the other plugins of the chain would not be called; the file is
-    /// kept.
+    /// Restores the saved values and removes the backup file. If that fails, the file is kept and DEL succeeds: otherwise
+    /// the runtime would not call the other plugins of the chain.
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
         let directory = data_dir(&request.conf.root())?;
         let backup = Backup::of(&directory, &target.attachment);
         let own_netns = OwnNetns::allowed(request.own_netns_allowed);
-        let netns = match target
-            .netns
-            .as_deref()
-            .map(|path| Netns::open(path, own_netns))
-        {
-            None => None,
-            Some(Err(cause)) if cause.is_gone() => None,
-            Some(Ok(netns)) => Some(netns),
-            Some(Err(cause)) => {
-                let is_own = matches!(cause, NetnsError::Own);
-                let error = namespace::error(target.netns.as_deref().unwrap_or_default(), cause);
-                if is_own {
-                    return Err(error);
-                }
+        let restored = log::timed_span("tuning", || restore(&backup, target, own_netns));
+        match restored.and_then(|()| backup.remove()) {
+            Err(error) if error.code != Code::OWN_NETNS => {
                 log::warn(&error.to_string());
-                return Ok(());
+                Ok(())
             }
-        };
-        let saved = backup.read().unwrap_or_else(|invalid| {
-            log::warn(&invalid.to_string());
-            None
-        });
-        if let Some((netns, saved)) = netns.zip(saved) {
-            let restored = Container::of(netns, &target.attachment.interface).and_then(|it| {
-                let mut failures = Failures::default();
-                it.restore(&saved.values(), &mut failures);
-                failures.into_result()
-            });
-            if let Err(error) = restored {
-                log::warn(&error.to_string());
-                return Ok(());
-            }
+            outcome => outcome,
         }
-        backup.remove()
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
@@ -141,6 +114,22 @@ impl Plugin for Tuning {
         });
         ready.map_err(Error::into_not_available)
     }
+}
+
+/// Restores the saved values, as far as namespace and interface still exist. An invalid file has none.
+fn restore(backup: &Backup, target: &DelTarget, own_netns: OwnNetns) -> Result<(), Error> {
+    let netns = namespace::open_existing(target.netns.as_deref(), own_netns)?;
+    let saved = backup.read().unwrap_or_else(|invalid| {
+        log::warn(&invalid.to_string());
+        None
+    });
+    let Some((netns, saved)) = netns.zip(saved) else {
+        return Ok(());
+    };
+    let container = Container::of(netns, &target.attachment.interface)?;
+    let mut failures = Failures::default();
+    container.restore(&saved.values(), &mut failures);
+    failures.into_result()
 }
 
 impl Tuning {
