@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::implementation::Implementation::{Gangplank, Go};
 use crate::implementation::{BOTH, node_with, ready_for_chains};
-use crate::support::{Node, Pod};
+use crate::support::{Network, Node, Pod, small_network};
 
 const BACKUP: &str = "/run/cni/tuning/a_eth0.json";
 
@@ -118,5 +118,35 @@ fn gangplank_keeps_the_backup_of_the_go_plugin_when_add_is_repeated() {
             by.call_for(&node, &config).verb(verb).pod(&pod).run().ok();
         }
         assert_eq!(pod.link("eth0"), before);
+    }
+}
+
+#[test]
+fn bridge_and_tuning_may_be_of_different_implementations() {
+    let Some(go) = ready_for_chains(&["ping"]) else {
+        return;
+    };
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": "small",
+        "plugins": [
+            small_network(),
+            { "type": "tuning", "mac": "02:00:00:00:00:0a", "mtu": 1400, "promisc": true },
+        ],
+    });
+    let all = BOTH.map(|bridge| BOTH.map(|tuning| [bridge, tuning]));
+    for add in all.as_flattened() {
+        for rest in all.as_flattened() {
+            let node = node_with(&go);
+            let pod = node.pod("a");
+            let chain = node.chain(&list);
+            let result = chain.by(add).add(&pod);
+            node.reaches(&Network::address(&result));
+            let chain = chain.by(rest);
+            let checked = chain.check(&pod, &result);
+            assert_eq!(checked.code, Some(0), "{add:?}, then {rest:?}: {checked:?}");
+            chain.del(&pod, &result);
+            assert!(pod.link("eth0").is_none() && !has_backup(&node));
+        }
     }
 }
