@@ -183,6 +183,8 @@ fn addresses(keys: &StaticKeys, args: &Args, version: Version) -> Result<Vec<IpC
         }
     };
     let mut gateways = args.gateways()?;
+    // The last one in a subnet is used, as with the Go plugin.
+    gateways.reverse();
     // A requested address replaces a configured one, whose gateway is that of the subnet.
     let configured = keys
         .ipam

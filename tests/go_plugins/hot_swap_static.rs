@@ -42,7 +42,7 @@ fn requests() -> Vec<(Value, &'static str)> {
         (with("args", json!({ "cni": other })), ""),
         (
             json!({ "ipam": { "type": "static" } }),
-            "IP=10.78.0.7/24,fd00:78::7/64;GATEWAY=10.78.0.1",
+            "IP=10.78.0.7/24,fd00:78::7/64;GATEWAY=10.78.0.1,10.78.0.2",
         ),
     ]
 }

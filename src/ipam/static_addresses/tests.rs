@@ -54,7 +54,7 @@ fn the_last_source_that_is_not_empty_wins() {
 #[test]
 fn addresses_without_a_gateway_get_that_of_their_subnet() {
     let keys = json!({ "ipam": ipam(&[["10.0.0.5/24", ""], ["10.5.0.5/24", "10.5.0.9"]]) });
-    let args = "GATEWAY=10.0.0.1, 10.5.0.1";
+    let args = "GATEWAY=10.0.0.9,10.0.0.1, 10.5.0.1";
     let expected = ["10.0.0.5/24 via 10.0.0.1", "10.5.0.5/24 via 10.5.0.9"];
     assert_eq!(ips(keys.clone(), args), expected);
     let mut requested = keys;
