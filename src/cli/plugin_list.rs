@@ -92,8 +92,8 @@ impl PluginList {
                 plugin_type: text(&request, "type"),
                 request: Some(request),
             });
-            // The plugin bridge needs no other program for host-local.
-            if !matches!(ipam.as_str(), "" | "host-local") {
+            // The plugin bridge needs no other program for host-local and static.
+            if !matches!(ipam.as_str(), "" | "host-local" | "static") {
                 list.plugins.push(ListedPlugin {
                     plugin_type: ipam,
                     request: None,

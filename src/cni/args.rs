@@ -12,13 +12,14 @@ use crate::net::{Cidr, Mac, ParseError, parse_ip};
 pub struct Args {
     mac: Option<String>,
     ips: Option<String>,
+    gateways: Option<String>,
     /// `K8S_POD_NAMESPACE/K8S_POD_NAME`
     pub pod: Option<String>,
 }
 
 impl Args {
     /// Keys for other plugins, set by runtimes.
-    const IGNORED: [&'static str; 3] = ["GATEWAY", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];
+    const IGNORED: [&'static str; 2] = ["K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];
 
     /// Parses `KEY=VALUE;KEY=VALUE`; keys are case-sensitive, empty values count as absent.
     ///
@@ -51,6 +52,7 @@ impl Args {
                 }
                 "MAC" => args.mac = non_empty(value),
                 "IP" => args.ips = non_empty(value),
+                "GATEWAY" => args.gateways = non_empty(value),
                 "K8S_POD_NAMESPACE" => namespace = Some(value),
                 "K8S_POD_NAME" => name = Some(value),
                 _ if Args::IGNORED.contains(&key) => {}
@@ -76,16 +78,44 @@ impl Args {
         mac.map_err(|cause| invalid(format!("MAC: {cause}")))
     }
 
+    /// The same as text.
+    pub fn mac_text(&self) -> Option<&str> {
+        self.mac.as_deref()
+    }
+
     /// The requested addresses, without their prefix lengths.
     ///
     /// # Errors
     /// Code 4 if `IP=` is not a list of addresses.
     pub fn ips(&self) -> Result<Vec<IpAddr>, Error> {
-        let ips = self.ips.iter().flat_map(|ips| ips.split(','));
-        ips.map(parse_requested_ip)
-            .collect::<Result<_, _>>()
-            .map_err(|cause| invalid(format!("IP: {cause}")))
+        parse_list("IP", &self.ips, parse_requested_ip)
     }
+
+    /// The requested addresses with their prefix lengths.
+    ///
+    /// # Errors
+    /// Code 4 if `IP=` is not a list of addresses in CIDR notation.
+    pub fn cidrs(&self) -> Result<Vec<Cidr>, Error> {
+        parse_list("IP", &self.ips, |text| text.trim().parse())
+    }
+
+    /// The gateways of the requested addresses.
+    ///
+    /// # Errors
+    /// Code 4 if `GATEWAY=` is not a list of addresses.
+    pub fn gateways(&self) -> Result<Vec<IpAddr>, Error> {
+        parse_list("GATEWAY", &self.gateways, |text| parse_ip(text.trim()))
+    }
+}
+
+fn parse_list<T>(
+    key: &str,
+    list: &Option<String>,
+    parse: impl Fn(&str) -> Result<T, ParseError>,
+) -> Result<Vec<T>, Error> {
+    let items = list.iter().flat_map(|list| list.split(','));
+    let parsed = items.map(parse).collect::<Result<_, _>>();
+    parsed.map_err(|cause| invalid(format!("{key}: {cause}")))
 }
 
 fn non_empty(value: &str) -> Option<String> {
@@ -120,6 +150,9 @@ mod tests {
         assert_eq!(args.mac(), Ok("02:00:00:00:00:01".parse().ok()));
         let ip: IpAddr = "10.1.2.3".parse().unwrap();
         assert_eq!(args.ips(), Ok(vec![ip]));
+        let args = Args::parse("IP= 10.1.2.3/24, fd00::3/64;GATEWAY=10.1.2.1, fd00::1").unwrap();
+        assert_eq!(args.cidrs().unwrap()[1].to_string(), "fd00::3/64");
+        assert_eq!(args.gateways().unwrap()[0].to_string(), "10.1.2.1");
         assert_eq!(Args::parse("").unwrap(), Args::default());
         assert_eq!(Args::parse("IP=;MAC=").unwrap(), Args::default());
     }

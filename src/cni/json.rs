@@ -5,6 +5,7 @@
 //! no fraction or exponent, an unpaired surrogate is U+FFFD.
 
 mod deserialize;
+mod entries;
 mod escape;
 
 use std::cell::Cell;
@@ -21,6 +22,7 @@ use crate::error::{Code, Error};
 use crate::net::ParseError;
 
 pub use deserialize::{KeyPath, KeyPaths, key_paths};
+pub use entries::entries;
 
 /// Maximum length of a document in bytes: enough for a GC of 40,000 attachments.
 pub const MAX_BYTES: usize = 4 << 20;

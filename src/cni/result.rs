@@ -362,9 +362,14 @@ fn parse_gateway(json: &JsonCursor) -> Result<Option<IpAddr>, Error> {
 
 /// Serializes with an indent of four spaces and without a newline at the end.
 pub(crate) fn pretty(value: &impl Serialize) -> String {
+    indented(value, b"    ")
+}
+
+/// Serializes with an indent and without a newline at the end.
+pub(crate) fn indented(value: &impl Serialize, indent: &[u8]) -> String {
     let mut bytes = Vec::with_capacity(1024);
-    let mut serializer =
-        Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(b"    "));
+    let formatter = PrettyFormatter::with_indent(indent);
+    let mut serializer = Serializer::with_formatter(&mut bytes, formatter);
     value
         .serialize(&mut serializer)
         .and_then(|()| String::from_utf8(bytes).map_err(serde_json::Error::custom))

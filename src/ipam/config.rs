@@ -123,7 +123,9 @@ impl Config {
         }
         let requested = parse_requested(&root, args)?;
         Ok(Config {
-            routes: parse_routes(&ipam, &sets, conf.version)?,
+            routes: parse_routes(&ipam, conf.version, |family| {
+                sets.iter().any(|set| set.family() == family)
+            })?,
             pools: assign(sets, &requested, &gateways)?,
             gateways,
             resolv_conf: Some(keys.ipam.resolv_conf)
@@ -213,17 +215,29 @@ fn check_sets(sets: &[RangeSet], ipam: &JsonCursor, version: Version) -> Result<
             }
         }
     }
-    let repeated = Family::BOTH
-        .into_iter()
-        .find(|family| sets.iter().filter(|set| set.family() == *family).count() > 1);
+    let families = sets.iter().map(RangeSet::family);
+    check_families(families, version).map_err(|(family, wanted)| {
+        let value = format!("more than one {family} set");
+        ipam.at("ranges").invalid(value, wanted)
+    })
+}
+
+/// Whether a result of this version can have addresses of these families. The error is a repeated family, and the
+/// requirement.
+pub(super) fn check_families(
+    families: impl Iterator<Item = Family> + Clone,
+    version: Version,
+) -> Result<(), (Family, String)> {
+    let is_repeated = |family: &Family| families.clone().filter(|it| it == family).count() > 1;
+    let repeated = Family::BOTH.into_iter().find(is_repeated);
     match repeated.filter(|_| version.schema() == Schema::V0_1) {
         None => Ok(()),
-        Some(family) => Err(ipam.at("ranges").invalid(
-            format!("more than one {family} set"),
-            format!(
+        Some(family) => {
+            let wanted = format!(
                 "a result of cniVersion {version} has one address per family: use 0.3.0 or newer"
-            ),
-        )),
+            );
+            Err((family, wanted))
+        }
     }
 }
 
@@ -306,20 +320,22 @@ fn assign(
 
 /// The routes that a result of this version can represent: before 0.3.0, only destination and next hop of the families
 /// that have an address (CNI spec 0.2.0, "Result"). The Go plugin bridge gets the same routes from its host-local.
-fn parse_routes(
+///
+/// # Errors
+/// Code 6 or 7 for an invalid route.
+pub(super) fn parse_routes(
     ipam: &JsonCursor,
-    sets: &[RangeSet],
     version: Version,
+    has_address: impl Fn(Family) -> bool,
 ) -> Result<Vec<Route>, Error> {
     let routes = elements(ipam, "routes")?.into_iter().map(parse_route);
     let routes: Vec<Route> = routes.collect::<Result<_, _>>()?;
     if version.schema() != Schema::V0_1 {
         return Ok(routes);
     }
-    let has_address = |route: &Route| sets.iter().any(|set| set.family() == route.dst.family());
     Ok(routes
         .into_iter()
-        .filter(has_address)
+        .filter(|route| has_address(route.dst.family()))
         .map(|route| Route::new(route.dst, route.gw))
         .collect())
 }

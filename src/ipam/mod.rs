@@ -1,7 +1,7 @@
 //! IP address management: allocation and leases.
 //!
-//! [`host_local`] runs in process and shares its lease directory with the Go plugin; any other type is executed
-//! ([`delegate`]). [`Ipam::parse`] rejects invalid configurations before anything is changed; `release` is the inverse
+//! [`host_local`] and [`static_addresses`] run in process, and host-local shares its lease directory with the Go plugin;
+//! any other type is executed ([`delegate`]). [`Ipam::parse`] rejects invalid configurations before anything is changed; `release` is the inverse
 //! of `reserve`. Knows no links, bridges or namespaces.
 
 pub mod allocate;
@@ -12,6 +12,7 @@ pub mod lease_file;
 pub mod live;
 pub mod range;
 pub mod resolv;
+pub mod static_addresses;
 pub mod store;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use crate::net::{Family, Route};
 
 pub use delegate::Delegate;
 pub use host_local::HostLocal;
+pub use static_addresses::StaticAddresses;
 pub use store::{HeldLeases, LeaseFile, LeaseLock, Store};
 
 /// The IPAM plugin of a network.
@@ -33,6 +35,8 @@ pub use store::{HeldLeases, LeaseFile, LeaseLock, Store};
 pub enum Ipam {
     /// `host-local`, in process.
     HostLocal(HostLocal),
+    /// `static`, in process.
+    Static(StaticAddresses),
     /// Any other type, executed from CNI_PATH.
     Delegate(Delegate),
 }
@@ -42,6 +46,8 @@ pub enum Ipam {
 pub enum IpamLeases {
     /// The lease directory of host-local.
     HostLocal(Store),
+    /// static has none.
+    Static,
     /// Another IPAM plugin; only it can list its leases.
     Delegate(Delegate),
 }
@@ -87,6 +93,7 @@ impl Ipam {
         };
         match ipam.non_empty_text("type")? {
             Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
+            Some("static") => Ok(Some(Ipam::Static(StaticAddresses::parse(conf, args)?))),
             Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path)))),
             None => reject_missing_type(&ipam).map(|()| None),
         }
@@ -98,7 +105,7 @@ impl Ipam {
     /// Code 7 if it does not exist or is not an IPAM plugin.
     pub fn locate(&self) -> Result<(), Error> {
         match self {
-            Ipam::HostLocal(_) => Ok(()),
+            Ipam::HostLocal(_) | Ipam::Static(_) => Ok(()),
             Ipam::Delegate(delegate) => delegate.locate().map(drop),
         }
     }
@@ -107,6 +114,7 @@ impl Ipam {
     pub fn routes(&self) -> &[Route] {
         match self {
             Ipam::HostLocal(host_local) => host_local.routes(),
+            Ipam::Static(addresses) => addresses.routes(),
             Ipam::Delegate(_) => &[],
         }
     }
@@ -119,6 +127,7 @@ impl Ipam {
     pub fn reserve(&self, attachment: &Attachment) -> Result<Lease, Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.reserve(attachment),
+            Ipam::Static(addresses) => addresses.lease_for_link(),
             Ipam::Delegate(delegate) => delegate.reserve(attachment),
         }
     }
@@ -126,6 +135,7 @@ impl Ipam {
     pub fn leases(&self) -> IpamLeases {
         match self {
             Ipam::HostLocal(host_local) => IpamLeases::HostLocal(host_local.store().clone()),
+            Ipam::Static(_) => IpamLeases::Static,
             Ipam::Delegate(delegate) => IpamLeases::Delegate(delegate.clone()),
         }
     }
@@ -137,6 +147,7 @@ impl Ipam {
     pub fn status(&self) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.status(),
+            Ipam::Static(_) => Ok(()),
             Ipam::Delegate(delegate) => delegate.status(),
         }
     }
@@ -145,6 +156,7 @@ impl Ipam {
     pub fn families(&self) -> Option<Vec<Family>> {
         match self {
             Ipam::HostLocal(host_local) => Some(host_local.families()),
+            Ipam::Static(addresses) => Some(addresses.families()),
             Ipam::Delegate(_) => None,
         }
     }
@@ -156,6 +168,7 @@ impl Ipam {
     pub fn check(&self, attachment: &Attachment) -> Result<(), Error> {
         match self {
             Ipam::HostLocal(host_local) => host_local.check(attachment),
+            Ipam::Static(addresses) => addresses.check(),
             Ipam::Delegate(delegate) => delegate.check(attachment),
         }
     }
@@ -173,31 +186,32 @@ impl IpamLeases {
         };
         Ok(match ipam.non_empty_text("type")? {
             Some("host-local") => Some(IpamLeases::HostLocal(Store::of(conf)?)),
+            Some("static") => Some(IpamLeases::Static),
             Some(plugin) => Some(IpamLeases::Delegate(Delegate::new(plugin, conf, cni_path))),
             None => None,
         })
     }
 
-    /// The addresses of an attachment; `None` if only another IPAM plugin knows them. Does not wait for the lock.
+    /// The addresses of an attachment; `None` if they are not leased, or only another IPAM plugin knows them. Does not wait for the lock.
     ///
     /// # Errors
     /// If the directory cannot be read.
     pub fn held(&self, attachment: &Attachment) -> Result<Option<HeldLeases>, Error> {
         match self {
             IpamLeases::HostLocal(store) => store.held(attachment).map(Some),
-            IpamLeases::Delegate(_) => Ok(None),
+            IpamLeases::Static | IpamLeases::Delegate(_) => Ok(None),
         }
     }
 
     /// Locks the leases of these addresses: waits until no program that an earlier call started for the attachment is
-    /// running. `None` if only another IPAM plugin knows the leases.
+    /// running. `None` if there are no lease files.
     ///
     /// # Errors
     /// Code 11 if one runs for too long.
     pub fn lock(&self, held: &HeldLeases) -> Result<Option<LeaseLock>, Error> {
         match self {
             IpamLeases::HostLocal(store) => store.lock_leases(held.addresses()).map(Some),
-            IpamLeases::Delegate(_) => Ok(None),
+            IpamLeases::Static | IpamLeases::Delegate(_) => Ok(None),
         }
     }
 
@@ -212,6 +226,7 @@ impl IpamLeases {
                 let held = held.map_or_else(|| store.held(attachment), Ok)?;
                 store.release(attachment, &held)
             }
+            IpamLeases::Static => Ok(()),
             IpamLeases::Delegate(delegate) => delegate.release(attachment),
         }
     }

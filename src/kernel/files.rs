@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Error, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
@@ -103,6 +103,30 @@ pub fn name_new(file: &Path, name: &Path, content: &[u8]) -> io::Result<()> {
     new.write_all(content).inspect_err(|_| {
         let _ = fs::remove_file(name);
     })
+}
+
+/// The suffix of temporary files.
+pub const TEMPORARY: &str = ".tmp";
+
+/// The temporary file of [`replace`], which may remain if the process is killed.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(TEMPORARY);
+    path.with_file_name(name)
+}
+
+/// Replaces a file, of mode 0600. Other processes see the old content or the new one.
+///
+/// # Errors
+/// Those of open(2), write(2) and rename(2).
+pub fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let temporary = temporary(path);
+    let mut options = no_follow();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let replaced = retry_on_eintr(|| options.open(&temporary))
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .and_then(|()| retry_on_eintr(|| fs::rename(&temporary, path)));
+    replaced.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// The errors of an operation that the file system does not support (link(2), rename(2)).

@@ -72,6 +72,15 @@ pub fn write(line: Line) {
     }
 }
 
+/// Reports a problem that does not make the operation fail, on stderr and in the log.
+pub fn warn(what: &str) {
+    // A closed stderr is not an error.
+    let _ = writeln!(io::stderr(), "gangplank: {what}");
+    if enabled(Level::Error) {
+        write(Line::new(Level::Error).field("warning", what));
+    }
+}
+
 /// Runs a part of an operation and adds its duration to the span of that name.
 pub fn timed_span<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     let Some(log) = LOG.get() else {

@@ -108,7 +108,69 @@ pub fn bridge_calls_iptables() -> Option<bool> {
     Some(value.trim() == "1")
 }
 
-fn write(path: &str, value: u8) -> io::Result<()> {
+/// Any sysctl below net.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetSysctl(String);
+
+impl NetSysctl {
+    /// A sysctl by its path below /proc/sys, for example `net/core/somaxconn`; `None` if it is not below net.
+    pub fn at(path: &str) -> Option<NetSysctl> {
+        let segments: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+        let is_below = segments.len() > 1 && segments[0] == "net";
+        let is_plain = |segment: &&str| !matches!(*segment, "." | "..") && !segment.contains('\0');
+        (is_below && segments.iter().all(is_plain)).then(|| NetSysctl(segments.join("/")))
+    }
+
+    /// The path below /proc/sys.
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+
+    /// The value without the newline at its end.
+    ///
+    /// # Errors
+    /// If the kernel lacks the sysctl or it can only be written.
+    pub fn read(&self) -> io::Result<String> {
+        let bytes = fs::read(self.file())?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+    }
+
+    /// # Errors
+    /// If the kernel lacks the sysctl or refuses the value.
+    pub fn set(&self, value: &str) -> io::Result<()> {
+        write(&self.file(), value)
+    }
+
+    fn file(&self) -> String {
+        format!("/proc/sys/{}", self.0)
+    }
+}
+
+fn write(path: &str, value: impl ToString) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(path)?;
     file.write_all(value.to_string().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sysctls_below_net_are_accepted() {
+        let path = |text: &str| NetSysctl::at(text).map(|it| it.path().to_owned());
+        let accepted = path("/net//core/somaxconn");
+        assert_eq!(accepted.as_deref(), Some("net/core/somaxconn"));
+        for refused in [
+            "",
+            "net",
+            "net/",
+            "kernel/x",
+            "net/../kernel/x",
+            "net/./x",
+            "net/a\0",
+        ] {
+            assert_eq!(path(refused), None, "{refused:?}");
+        }
+    }
 }

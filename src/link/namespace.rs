@@ -62,6 +62,30 @@ pub fn open(path: &str, own_netns: OwnNetns) -> Result<Netns, Error> {
     Netns::open(path, own_netns).map_err(|cause| error(path, cause))
 }
 
+/// Opens the network namespace at the path in CNI_NETNS for a DEL; `None` if it no longer exists.
+///
+/// # Errors
+/// If it cannot be opened, or if it is the plugin's own and that is not allowed.
+pub fn open_existing(path: Option<&str>, own_netns: OwnNetns) -> Result<Option<Netns>, Error> {
+    let Some(path) = path else { return Ok(None) };
+    match Netns::open(path, own_netns) {
+        Ok(netns) => Ok(Some(netns)),
+        Err(cause) if cause.is_gone() => Ok(None),
+        Err(cause) => Err(error(path, cause)),
+    }
+}
+
+/// For IPAM plugins, which do not enter the namespace: any path except that of the plugin's own namespace is accepted.
+///
+/// # Errors
+/// If it is the plugin's own namespace and that is not allowed.
+pub fn reject_own(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
+    match Netns::open(path, own_netns) {
+        Err(own @ NetnsError::Own) => Err(error(path, own)),
+        _ => Ok(()),
+    }
+}
+
 /// Opens a netlink socket in the container's network namespace.
 ///
 /// # Errors

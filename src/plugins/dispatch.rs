@@ -74,7 +74,7 @@ pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Err(cause) = Settings::of_environment(env).and_then(start_log) {
-        warn(&cause);
+        log::warn(&cause);
     }
     let mut call = Call {
         env,
@@ -92,11 +92,6 @@ pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
 
 fn start_log(settings: Option<Settings>) -> Result<(), String> {
     settings.map_or(Ok(()), |settings| settings.start())
-}
-
-/// Reports that the log cannot be written. The call continues.
-fn warn(cause: &str) {
-    let _ = writeln!(io::stderr(), "gangplank: {cause}");
 }
 
 /// Reports a panic.
@@ -207,7 +202,7 @@ impl Call<'_> {
         {
             match settings.start() {
                 Ok(()) => self.record.configuration(&conf.bytes),
-                Err(cause) => warn(&cause),
+                Err(cause) => log::warn(&cause),
             }
         }
         if log::enabled(Level::Error) {

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::ipam::config::HostLocalKeys;
 use crate::ipam::{HostLocal, Store};
 use crate::kernel::log;
-use crate::kernel::netns::{Netns, NetnsError, OwnNetns};
+use crate::kernel::netns::OwnNetns;
 use crate::link::namespace;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
@@ -31,7 +31,7 @@ impl Plugin for HostLocalPlugin {
     }
 
     fn add<'a>(&'a self, target: &'a Target, undo: &mut Undo<'a>) -> Result<AddResult, Error> {
-        reject_own_netns(&target.netns, self.own_netns)?;
+        namespace::reject_own(&target.netns, self.own_netns)?;
         let lease = log::timed_span("ipam", || self.host_local.reserve(&target.attachment))?;
         let held = lease.held();
         undo.push(move || self.host_local.store().release(&target.attachment, &held));
@@ -40,7 +40,7 @@ impl Plugin for HostLocalPlugin {
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
         if let Some(netns) = &target.netns {
-            reject_own_netns(netns, OwnNetns::allowed(request.own_netns_allowed))?;
+            namespace::reject_own(netns, OwnNetns::allowed(request.own_netns_allowed))?;
         }
         let store = Store::of(&request.conf)?;
         log::timed_span("ipam", || {
@@ -49,7 +49,7 @@ impl Plugin for HostLocalPlugin {
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
-        reject_own_netns(&target.netns, self.own_netns)?;
+        namespace::reject_own(&target.netns, self.own_netns)?;
         log::timed_span("ipam", || self.host_local.check(&target.attachment))
     }
 
@@ -63,13 +63,5 @@ impl Plugin for HostLocalPlugin {
 
     fn status(&self) -> Result<(), Error> {
         log::timed_span("ipam", || self.host_local.status())
-    }
-}
-
-/// host-local does not enter the namespace: any path except that of the plugin's own namespace is accepted.
-fn reject_own_netns(path: &str, own_netns: OwnNetns) -> Result<(), Error> {
-    match Netns::open(path, own_netns) {
-        Err(own @ NetnsError::Own) => Err(namespace::error(path, own)),
-        _ => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use crate::cni::request::Request;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
 use crate::kernel::netlink::{Link, Netlink, NetlinkError};
-use crate::kernel::netns::{Netns, OwnNetns};
+use crate::kernel::netns::OwnNetns;
 use crate::link::namespace;
 use crate::net::IfName;
 use crate::plugins::plugin::Plugin;
@@ -63,13 +63,9 @@ impl Plugin for Loopback {
 
     /// Takes down `lo`, if the namespace still exists.
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
-        let Some(path) = &target.netns else {
-            return Ok(());
-        };
         let own_netns = OwnNetns::allowed(request.own_netns_allowed);
-        let netns = match Netns::open(path, own_netns) {
-            Err(cause) if cause.is_gone() => return Ok(()),
-            opened => opened.map_err(|cause| namespace::error(path, cause))?,
+        let Some(netns) = namespace::open_existing(target.netns.as_deref(), own_netns)? else {
+            return Ok(());
         };
         let pod = namespace::netlink(&netns)?;
         pod.set_down(loopback_link(&pod)?.index)

@@ -41,6 +41,8 @@ registry! {
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
     "portmap" => portmap::Portmap,
+    "static" => static_addresses::StaticPlugin,
+    "tuning" => tuning::Tuning,
 }
 
 /// The name of the operator's command line.

@@ -10,6 +10,8 @@ mod gangplank_keys;
 mod hot_swap;
 mod hot_swap_chain;
 mod hot_swap_firewalld;
+mod hot_swap_static;
+mod hot_swap_tuning;
 mod iptables_versions;
 mod mixed_chains;
 mod normalize;

@@ -548,10 +548,9 @@ fn the_lease_index_is_rebuilt_after_a_backup_was_restored() {
 
 #[test]
 fn del_in_a_namespace_of_another_pod_removes_only_its_own_rules() {
-    requires!("iptables", "ip6tables", "cni:static");
+    requires!("iptables", "ip6tables");
     let node = Node::new("node");
     node.use_iptables_variant("xtables-nft-multi");
-    node.install("static");
     let config = |address: &str| {
         let mut config = small_network();
         config["cniVersion"] = "0.3.1".into();

@@ -144,3 +144,23 @@ fn nftables_needs_no_program() {
     let node = Node::new("node");
     assert_eq!(programs(&node, masqueraded("nftables", dual())), [0; 3]);
 }
+
+#[test]
+fn tuning_needs_two_lookups_and_one_request_for_each_setting() {
+    requires!("strace");
+    if skip_for_go("it makes thousands of system calls") {
+        return;
+    }
+    let node = Node::new("node");
+    let pod = node.pod("a");
+    pod.run("ip link add eth0 type veth peer name peer0");
+    let network = node.network(json!({
+        "cniVersion": "1.0.0", "name": "tuned", "type": "tuning", "mtu": 1400, "promisc": true,
+        "prevResult": { "cniVersion": "1.0.0" },
+    }));
+    for (verb, messages) in [("ADD", 4), ("CHECK", 1), ("DEL", 3)] {
+        let (_, cost) = traced(&node, network.call(verb, &pod));
+        assert_eq!((cost.messages, cost.programs), (messages, 0), "{verb}");
+        assert!(cost.calls <= CALLS, "{verb}: {cost:?}");
+    }
+}

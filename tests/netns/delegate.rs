@@ -16,35 +16,6 @@ fn script(node: &Node, path: &str, text: &str) {
 }
 
 #[test]
-fn static_assigns_the_configured_addresses() {
-    requires!("ping", "cni:static");
-    let node = Node::new("node");
-    node.install("static");
-    let network = node.network(with_ipam(json!({
-        "type": "static",
-        "addresses": [
-            { "address": "10.77.0.55/24", "gateway": "10.77.0.1" },
-            { "address": "fd00:77::55/64" },
-        ],
-        "routes": [{ "dst": "0.0.0.0/0" }],
-        "dns": { "nameservers": ["10.0.0.53"] },
-    })));
-    let pod = node.pod("a");
-    let result = network.add(&pod);
-    assert_eq!(pod.addresses("eth0"), ["10.77.0.55/24", "fd00:77::55/64"]);
-    assert_eq!(node.addresses("br0"), ["10.77.0.1/24", "fd00:77::1/64"]);
-    assert_eq!(result["ips"][1]["gateway"], "fd00:77::1");
-    assert!(pod.run("ip route").contains("default via 10.77.0.1"));
-    if !testing_go() {
-        assert_eq!(result["dns"], json!({ "nameservers": ["10.0.0.53"] }));
-    }
-    node.reaches("10.77.0.55");
-    network.check(&pod, &result).ok();
-    network.del(&pod);
-    network.del(&pod);
-}
-
-#[test]
 fn a_delegate_gets_the_same_stdin_and_environment() {
     requires!();
     let node = Node::new("node");

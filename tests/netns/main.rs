@@ -17,6 +17,8 @@ mod log_record;
 mod loopback;
 mod mac_spoof_check;
 mod masquerade;
+mod static_ipam;
 mod status;
+mod tuning;
 mod undo;
 mod walkthroughs;

@@ -254,8 +254,8 @@ fn a_delegate_without_status_is_checked_by_its_versions() {
         }
     }
     // Debian's static plugin, whose ADD rejects 1.1.0 too.
-    node.install("static");
-    config["ipam"] = json!({ "type": "static", "addresses": [{ "address": "10.77.0.2/24" }] });
+    node.install_go_plugin("static");
+    config["ipam"] = json!({ "type": "go-static", "addresses": [{ "address": "10.77.0.2/24" }] });
     let add = node
         .network(config.clone())
         .call("ADD", &node.pod("a"))

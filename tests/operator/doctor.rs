@@ -259,11 +259,11 @@ fn unusable_configurations_are_found() {
 fn duplicate_names_and_missing_plugins_are_found() {
     requires!();
     let fixture = Fixture::with(&small_network());
-    let tuning = json!({ "type": "tuning" });
-    fixture.configure_list("20-again.conflist", &[&small_network(), &tuning]);
+    let sbr = json!({ "type": "sbr" });
+    fixture.configure_list("20-again.conflist", &[&small_network(), &sbr]);
     let found = fixture.findings();
     assert_eq!(found.ids(), ["plugin-missing", "same-name"], "{found:#?}");
-    assert!(found.text_of("plugin-missing").contains("tuning"));
+    assert!(found.text_of("plugin-missing").contains("sbr"));
     assert!(found.text_of("same-name").contains("20-again.conflist"));
     fixture.run(&format!("rm {CONF}/20-again.conflist"));
     fixture.run(&format!("rm {}/host-local", Node::BIN));

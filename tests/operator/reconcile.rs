@@ -416,12 +416,11 @@ fn both_families_are_restored() {
 
 #[test]
 fn pods_with_another_ipam_plugin_are_restored() {
-    requires!("ping", "iptables", "cni:static");
+    requires!("ping", "iptables");
     let mut config = small_network();
     config["ipMasq"] = true.into();
     config["ipam"] = json!({ "type": "static", "addresses": [{ "address": "10.77.0.2/24", "gateway": "10.77.0.1" }] });
     let fixture = Fixture::with(&config);
-    fixture.install("static");
     let pod = fixture.pod("a");
     fixture.run_pod(&fixture.network(config), &pod);
     pod.reaches("10.77.0.1");

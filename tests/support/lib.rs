@@ -26,7 +26,15 @@ pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
 /// gangplank's plugins, sorted.
-pub const PLUGINS: [&str; 5] = ["bridge", "firewall", "host-local", "loopback", "portmap"];
+pub const PLUGINS: [&str; 7] = [
+    "bridge",
+    "firewall",
+    "host-local",
+    "loopback",
+    "portmap",
+    "static",
+    "tuning",
+];
 
 /// The directories of Debian's programs; the PATH of an unprivileged user lacks some of them.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

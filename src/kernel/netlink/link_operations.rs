@@ -13,7 +13,7 @@ use nix::libc::{IFLA_IFALIAS, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK, RTMGRP_LINK
 
 use super::connection::Netlink;
 use super::error::{NetlinkError, not_found_as_none};
-use super::link_types::{Link, PortFlags};
+use super::link_types::{Link, LinkSetting, PortFlags};
 use crate::kernel::netns::Netns;
 use crate::net::{IfName, Mac};
 
@@ -188,13 +188,23 @@ impl Netlink {
         self.set(&flagged(indexed(index), LinkFlags::empty(), LinkFlags::Up))
     }
 
-    /// Sets a link to promiscuous mode.
     ///
     /// # Errors
-    /// When there is no such link.
-    pub fn set_promiscuous(&self, index: u32) -> Result<(), NetlinkError> {
-        let promiscuous = LinkFlags::Promisc;
-        self.set(&flagged(indexed(index), promiscuous, promiscuous))
+    /// When there is no such link or the value is not valid for it.
+    pub fn configure(&self, index: u32, setting: LinkSetting) -> Result<(), NetlinkError> {
+        let flag = |flag: LinkFlags, enabled: bool| {
+            let flags = if enabled { flag } else { LinkFlags::empty() };
+            self.set(&flagged(indexed(index), flags, flag))
+        };
+        match setting {
+            LinkSetting::Mac(address) => self.set_mac(index, address),
+            LinkSetting::Promiscuous(enabled) => flag(LinkFlags::Promisc, enabled),
+            LinkSetting::Mtu(mtu) => self.set_attribute(index, LinkAttribute::Mtu(mtu)),
+            LinkSetting::AllMulticast(enabled) => flag(LinkFlags::Allmulti, enabled),
+            LinkSetting::TxQueueLength(length) => {
+                self.set_attribute(index, LinkAttribute::TxQueueLen(length))
+            }
+        }
     }
 
     /// Makes a link a port of a bridge.
@@ -202,9 +212,7 @@ impl Netlink {
     /// # Errors
     /// When there is no such link or no such bridge.
     pub fn set_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
-        let mut message = indexed(index);
-        message.attributes.push(LinkAttribute::Controller(bridge));
-        self.set(&message)
+        self.set_attribute(index, LinkAttribute::Controller(bridge))
     }
 
     /// Sets a link's MAC address.
@@ -212,8 +220,12 @@ impl Netlink {
     /// # Errors
     /// When there is no such link or the address is not assignable.
     pub fn set_mac(&self, index: u32, address: Mac) -> Result<(), NetlinkError> {
+        self.set_attribute(index, mac(address))
+    }
+
+    fn set_attribute(&self, index: u32, attribute: LinkAttribute) -> Result<(), NetlinkError> {
         let mut message = indexed(index);
-        message.attributes.push(mac(address));
+        message.attributes.push(attribute);
         self.set(&message)
     }
 

@@ -44,6 +44,10 @@ pub struct Link {
     pub is_running: bool,
     /// IFF_PROMISC, which a packet capture does not set.
     pub is_promiscuous: bool,
+    /// IFF_ALLMULTI.
+    pub receives_all_multicast: bool,
+    /// In packets.
+    pub tx_queue_length: u32,
     /// The index of the bridge of which the link is a port.
     pub master: Option<u32>,
     /// The index of the other end of a veth pair, in the network namespace of that end.
@@ -53,6 +57,33 @@ pub struct Link {
     pub port: Option<PortFlags>,
     /// If counters were requested.
     pub traffic: Option<Traffic>,
+}
+
+/// A setting of a link that can be changed while the link is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkSetting {
+    Mac(Mac),
+    /// IFF_PROMISC.
+    Promiscuous(bool),
+    /// In bytes.
+    Mtu(u32),
+    /// IFF_ALLMULTI.
+    AllMulticast(bool),
+    /// In packets.
+    TxQueueLength(u32),
+}
+
+impl std::fmt::Display for LinkSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let switch = |enabled: &bool| if *enabled { "on" } else { "off" };
+        match self {
+            LinkSetting::Mac(mac) => write!(f, "MAC address {mac}"),
+            LinkSetting::Promiscuous(enabled) => write!(f, "promiscuous mode {}", switch(enabled)),
+            LinkSetting::Mtu(mtu) => write!(f, "MTU {mtu}"),
+            LinkSetting::AllMulticast(enabled) => write!(f, "all-multicast {}", switch(enabled)),
+            LinkSetting::TxQueueLength(length) => write!(f, "transmit queue length {length}"),
+        }
+    }
 }
 
 /// The counters of a link since it was created, received before sent.
@@ -140,6 +171,17 @@ impl Link {
         }
     }
 
+    /// The current value of the same setting; `None` if the link has no address of six bytes.
+    pub fn current(&self, setting: LinkSetting) -> Option<LinkSetting> {
+        Some(match setting {
+            LinkSetting::Mac(_) => LinkSetting::Mac(self.mac?),
+            LinkSetting::Promiscuous(_) => LinkSetting::Promiscuous(self.is_promiscuous),
+            LinkSetting::Mtu(_) => LinkSetting::Mtu(self.mtu),
+            LinkSetting::AllMulticast(_) => LinkSetting::AllMulticast(self.receives_all_multicast),
+            LinkSetting::TxQueueLength(_) => LinkSetting::TxQueueLength(self.tx_queue_length),
+        })
+    }
+
     /// Decodes an RTM_NEWLINK message without its netlink header; `None` when it is truncated.
     pub fn parse(bytes: &[u8]) -> Option<Link> {
         LinkMessage::decode(bytes).map(Link::from)
@@ -172,6 +214,8 @@ impl From<LinkMessage> for Link {
             is_up: flags.contains(LinkFlags::Up),
             is_running: false,
             is_promiscuous: flags.contains(LinkFlags::Promisc),
+            receives_all_multicast: flags.contains(LinkFlags::Allmulti),
+            tx_queue_length: 0,
             master: None,
             peer: None,
             filtering: VlanFiltering::Unsupported,
@@ -183,6 +227,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::TxQueueLen(length) => link.tx_queue_length = length,
                 LinkAttribute::Address(mac) => {
                     link.mac = <[u8; 6]>::try_from(mac).ok().map(Mac::from_bytes);
                 }

@@ -17,9 +17,9 @@ use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteLwEnCapType,
 use nix::libc::{
     IFLA_ADDRESS, IFLA_AF_SPEC, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
     IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_OPERSTATE, IFLA_STATS64, RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE,
-    RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETNSID, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK,
-    RTM_NEWROUTE, RTM_SETLINK,
+    IFLA_MASTER, IFLA_MTU, IFLA_OPERSTATE, IFLA_STATS64, IFLA_TXQLEN, RTM_DELADDR, RTM_DELLINK,
+    RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETNSID, RTM_GETROUTE, RTM_NEWADDR,
+    RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK,
 };
 
 use crate::net::Family;
@@ -47,7 +47,7 @@ impl Message for LinkMessage {
             // Without AF_BRIDGE it has the IPv4 and IPv6 settings of the interface.
             IFLA_AF_SPEC if family != AddressFamily::Bridge => None,
             IFLA_ADDRESS | IFLA_AF_SPEC | IFLA_LINK | IFLA_LINK_NETNSID | IFLA_MASTER
-            | IFLA_MTU | IFLA_OPERSTATE | IFLA_STATS64 => {
+            | IFLA_MTU | IFLA_OPERSTATE | IFLA_STATS64 | IFLA_TXQLEN => {
                 LinkAttribute::parse_with_param(nla, family).ok()
             }
             _ => None,

@@ -28,6 +28,6 @@ pub use address::{Address, Detection};
 pub use connection::Netlink;
 pub use error::{NetlinkError, not_found_as_none};
 pub use link_operations::{NewBridge, NewVeth};
-pub use link_types::{Kind, Link, PortFlags, Traffic, VlanFiltering};
+pub use link_types::{Kind, Link, LinkSetting, PortFlags, Traffic, VlanFiltering};
 pub use peers::{CrossLink, NetnsId};
 pub use route::{RouteEntry, RouteQuery};

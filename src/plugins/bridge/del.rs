@@ -29,7 +29,7 @@ use crate::plugins::bridge::ownership::{ContainerEnd, KnownAttachment, is_owner}
 /// # Errors
 /// If something could not be removed; the lease is kept then, so that its address is not reassigned.
 pub(super) fn del(request: &Request, target: &DelTarget, own_netns: OwnNetns) -> Result<(), Error> {
-    let netns = open_netns(target.netns.as_deref(), own_netns);
+    let netns = namespace::open_existing(target.netns.as_deref(), own_netns);
     if let Err(error) = &netns
         && error.code == Code::OWN_NETNS
     {
@@ -96,16 +96,6 @@ pub fn detach(
     ipam.map_or(Ok(()), |ipam| {
         timed_span("ipam", || ipam.release(attachment, held))
     })
-}
-
-/// `None` if the container's namespace no longer exists.
-fn open_netns(path: Option<&str>, own_netns: OwnNetns) -> Result<Option<Netns>, Error> {
-    let Some(path) = path else { return Ok(None) };
-    match Netns::open(path, own_netns) {
-        Ok(netns) => Ok(Some(netns)),
-        Err(cause) if cause.is_gone() => Ok(None),
-        Err(cause) => Err(namespace::error(path, cause)),
-    }
 }
 
 /// An attachment whose link and rules are to be removed.

@@ -1,7 +1,7 @@
 //! Creates the bridge, or configures an existing one as containers need it.
 
 use crate::error::Error;
-use crate::kernel::netlink::{Kind, Link, Netlink, NetlinkError, NewBridge};
+use crate::kernel::netlink::{Kind, Link, LinkSetting, Netlink, NetlinkError, NewBridge};
 use crate::kernel::sysctl::Parameter;
 use crate::kernel::sysfs;
 use crate::link::{Context, created_link, failed, new_mac};
@@ -35,7 +35,7 @@ pub(super) fn ensure_bridge(
     ignore_router_advertisements(&bridge);
     fix_mac(host, &mut bridge)?;
     if config.promiscuous && !bridge.is_promiscuous {
-        host.set_promiscuous(bridge.index)
+        host.configure(bridge.index, LinkSetting::Promiscuous(true))
             .context("make promiscuous bridge", name)?;
     }
     if !bridge.is_up {

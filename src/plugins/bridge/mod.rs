@@ -29,6 +29,7 @@ use crate::cni::request::Request;
 use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::ipam::config::HostLocalKeys;
+use crate::ipam::static_addresses::StaticKeys;
 use crate::ipam::{Ipam, Lease};
 use crate::kernel::log;
 use crate::kernel::netns::OwnNetns;
@@ -69,6 +70,7 @@ impl Plugin for Bridge {
         key_paths::<VlanKeys>,
         key_paths::<MasqueradeKeys>,
         key_paths::<HostLocalKeys>,
+        key_paths::<StaticKeys>,
     ];
 
     fn parse(request: &Request) -> Result<Bridge, Error> {
@@ -129,7 +131,7 @@ impl Plugin for Bridge {
         gc::gc(&request.conf, &request.cni_path)
     }
 
-    /// With host-local, runs no process and writes nothing: containerd requests STATUS every few seconds.
+    /// With host-local and static, runs no process and writes nothing: containerd requests STATUS every few seconds.
     fn status(&self) -> Result<(), Error> {
         let Some(ipam) = &self.ipam else {
             return Ok(());
@@ -171,7 +173,7 @@ impl Bridge {
     ) -> Result<AddResult, Error> {
         let attachment = input.attachment;
         // host-local rejects a second ADD itself, under its lock.
-        if let Some(Ipam::Delegate(_)) = self.ipam {
+        if let Some(Ipam::Static(_) | Ipam::Delegate(_)) = self.ipam {
             require_unused_names(
                 &attachment.host_interface(&self.network),
                 &attachment.interface,

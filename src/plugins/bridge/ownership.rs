@@ -99,6 +99,8 @@ mod tests {
             is_up: true,
             is_running: true,
             is_promiscuous: false,
+            receives_all_multicast: false,
+            tx_queue_length: 0,
             master: Some(master),
             peer: Some(2),
             filtering: VlanFiltering::Unsupported,

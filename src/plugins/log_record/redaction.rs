@@ -17,17 +17,18 @@ const ARGS: &str = "IgnoreUnknown MAC IP GATEWAY K8S_POD_NAMESPACE K8S_POD_NAME 
 const HIDDEN: &str = "…";
 
 /// The keys of the CNI specification and conventions, and those of the log: first the key of an object, or `/` for the
-/// configuration itself, then its keys, separated by spaces. Lower case, because keys are case-insensitive.
+/// configuration itself, then its keys, separated by spaces, or `*` for all. Lower case, because keys are case-insensitive.
 const KEYS: &[&str] = &[
     "/ cniversion name type ipmasq dns ipam args runtimeconfig prevresult capabilities logfile loglevel \
-     cni.dev/valid-attachments cni.dev/attachments",
+     cni.dev/valid-attachments cni.dev/attachments sysctl",
+    "sysctl *",
     "ipam type addresses routes dns",
     "addresses address gateway",
     "routes dst gw mtu advmss priority table scope",
     "dns nameservers domain search options",
     "runtimeconfig mac ips ipranges",
     "args cni",
-    "cni mac ips",
+    "cni mac ips sysctl",
     "capabilities mac ips ipranges",
     "prevresult cniversion interfaces ips ip4 ip6 routes dns",
     "interfaces name mac mtu sandbox",
@@ -111,7 +112,7 @@ fn is_specified(path: &[String]) -> bool {
     };
     KEYS.iter().any(|line| {
         let (under, known) = line.split_once(' ').unwrap_or((line, ""));
-        under == parent && has(known, key)
+        under == parent && (known == "*" || has(known, key))
     })
 }
 
@@ -143,6 +144,14 @@ mod tests {
         }
         assert_eq!(configuration(b"{s3cret", &[]), "7 bytes that are not JSON");
         assert_eq!(configuration(b"", &[]), "");
+    }
+
+    #[test]
+    fn sysctls_are_shown() {
+        let text = r#"{"sysctl": {"net.core.somaxconn": "500", "x": {"y": "s3cret"}}, "args": {"cni": {"sysctl": {"net.a": "600"}}}}"#;
+        let shown = configuration(text.as_bytes(), &[]);
+        assert!(shown.contains("500") && shown.contains("600"), "{shown}");
+        assert!(!shown.contains("s3cret"), "{shown}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use gangplank::ipam::config::Config;
 use gangplank::ipam::{Ipam, IpamLeases, Lease};
 use gangplank::plugins::bridge::config::{BridgeConfig, Mtu};
 use gangplank::plugins::bridge::plan::{ObservedLinks, Plan, PlanInput};
+use gangplank::plugins::tuning::config::TuningConfig;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -35,6 +36,11 @@ fuzz_target!(|data: &[u8]| {
     let args = Args::default();
     let _ = Ipam::parse(&conf, &[], &args);
     let _ = IpamLeases::parse(&conf, &[]);
+    let tuning = TuningConfig::parse(&conf, &args);
+    if let Ok(sysctls) = tuning.and_then(|tuning| tuning.sysctls(&attachment().interface)) {
+        let mut paths = sysctls.iter().map(|(sysctl, _)| sysctl.path());
+        assert!(paths.all(|path| path.starts_with("net/") && !path.contains("..")));
+    }
     let addresses = Config::parse(&conf, &args).map(|config| allocate(&config));
     let Ok(bridge) = BridgeConfig::parse(&conf, &args) else {
         return;

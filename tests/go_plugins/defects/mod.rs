@@ -53,6 +53,13 @@
 //!   detected after changes were made, and make DEL fail. FD16: concurrent first ADDs duplicate shared rules.
 //! - firewalld (`tests/netns/chain_packets`): FD2, FD3 and FD10 with its zones. FD11: an error does not name the zone that
 //!   has the address. FD15: DEL only uses the backend of the moment.
+//! - TD1: sysctls in `args.cni` alone crash the plugin. TD2: sysctls are not restored. TD3: a repeated ADD overwrites the
+//!   saved values. TD4: a failed ADD is not undone. TD5: the backup file remains. TD6: failures to restore are silent.
+//! - TD7: directories without the permission to search. TD8: an unreadable allowlist fails every ADD. TD10: CHECK
+//!   compares texts, and fails for ports of bridges. TD11: two values of one sysctl, in random order. TD12: a small MTU
+//!   makes the kernel remove IPv6 addresses. TD9 is kept: an allowlist entry matches any part of a name.
+//! - SD1: GATEWAY in CNI_ARGS does not apply to configured addresses. SD2: requested addresses have no gateway. SD3: CHECK
+//!   succeeds if an address is missing. SD4: null routes and routes without a destination are printed.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
@@ -66,6 +73,8 @@ mod portmap;
 mod portmap_cleanup;
 mod portmap_packets;
 mod routes;
+mod static_addresses;
+mod tuning;
 
 use serde_json::{Value, json};
 
