@@ -311,6 +311,10 @@ fn fact(line: &str) -> Option<String> {
                 words.drain(at..(at + 4).min(words.len()));
             }
             words.retain(|word| !word.starts_with('['));
+            // nft prints the address of a target of iptables only sometimes.
+            if let Some(at) = words.iter().position(|word| *word == "dnat") {
+                words.truncate(at + 1);
+            }
             (!words.is_empty()).then(|| words.join(" "))
         }
     }

@@ -190,7 +190,7 @@ fn an_unknown_plugin_name_is_rejected_without_any_change() {
         "BRIDGE",
         "Bridge",
         "xbridge",
-        "portmap",
+        "macvlan",
         "hostlocal",
         "local",
         "gangplank-0.1.0",

@@ -12,6 +12,7 @@ use crate::cni::result::AddResult;
 use crate::error::Error;
 use crate::ipam::live::LiveAttachments;
 use crate::kernel::log;
+use crate::kernel::netlink::NetlinkError;
 use crate::link::namespace::host_netlink;
 use crate::net::{Cidr, Family, IfName};
 use crate::netfilter::portmap::ports::{self, Ports};
@@ -120,9 +121,14 @@ impl Portmap {
             return Ok(());
         };
         let host = host_netlink()?;
-        // Without a route, other clients may still reach the container.
-        let Ok(route) = host.route_to(address.address(), None) else {
-            return Ok(());
+        let route = match host.route_to(address.address(), None) {
+            Ok(route) => route,
+            // Without a route, as with the Go plugin.
+            Err(NetlinkError::Unreachable) => return Ok(()),
+            Err(cause) => {
+                let what = format!("portmap: cannot look up the route to {address}: {cause}");
+                return Err(Error::failed(what));
+            }
         };
         let link = route.link.map(|index| host.link_at(index));
         let link = link.transpose().map_err(|cause| {

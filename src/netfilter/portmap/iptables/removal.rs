@@ -22,9 +22,15 @@ use crate::netfilter::portmap::{IsAlive, Mapped, Removal};
 use crate::netfilter::tables;
 
 impl HostPorts {
-    /// Whether nf_tables has chains of the attachment.
+    /// Whether nf_tables has chains of the attachment, or shared chains that no container uses: the Go plugin leaves them.
     pub fn exist_in(&self, nftables: &Nftables) -> Result<bool, NftablesError> {
         for family in Family::BOTH {
+            let Some(uses) = nftables.chain(nat(family), DNAT)? else {
+                continue;
+            };
+            if uses as usize <= HOOKS.len() {
+                return Ok(true);
+            }
             let [shared, separate] = &self.chains;
             for name in [shared.name(), separate.name(), &shared.old_snat()] {
                 if nftables.chain(nat(family), name)?.is_some() {
