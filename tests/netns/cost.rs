@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Call, Node, requires, skip_for_go, small_network};
+use crate::support::{Call, Node, requires, skip_for_go, small_chain, small_network};
 
 /// Limit for route netlink requests of an ADD.
 const MESSAGES: usize = 12;
@@ -162,5 +162,59 @@ fn tuning_needs_two_lookups_and_one_request_for_each_setting() {
         let (_, cost) = traced(&node, network.call(verb, &pod));
         assert_eq!((cost.messages, cost.programs), (messages, 0), "{verb}");
         assert!(cost.calls <= CALLS, "{verb}: {cost:?}");
+    }
+}
+
+#[test]
+fn portmap_without_ports_sends_only_queries() {
+    requires!("strace", "iptables", "nft");
+    if skip_for_go("it runs iptables") {
+        return;
+    }
+    let node = Node::new("node");
+    let chain = node.chain(&small_chain());
+    // Another pod has mapped ports.
+    let mapping = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }]);
+    chain.with_ports(mapping).add(&node.pod("first"));
+    let pod = node.pod("a");
+    let result = chain.call(0, "ADD", &Value::Null).pod(&pod).run().ok();
+    for verb in ["ADD", "CHECK", "DEL"] {
+        let (_, cost) = traced(&node, chain.call(1, verb, &result).pod(&pod));
+        assert!(cost.messages <= 9 && cost.programs == 0, "{verb}: {cost:?}");
+        let trace = node.read("/run/trace");
+        assert!(!trace.contains("BATCH_BEGIN"), "{verb}: {trace}");
+    }
+}
+
+#[test]
+fn portmap_and_firewall_run_one_program_per_family_for_add_with_iptables_and_none_otherwise() {
+    requires!("strace", "iptables", "nft");
+    if skip_for_go("it runs at least eight programs") {
+        return;
+    }
+    let port = |port: u16| json!({ "hostPort": port, "containerPort": 80, "protocol": "tcp" });
+    for (backend, expected) in [("iptables", 2), ("nftables", 0)] {
+        let node = Node::new("node");
+        let chain = node
+            .chain(&small_chain())
+            .with("portmap", "backend", backend)
+            .with("firewall", "backend", backend);
+        chain
+            .with_ports(json!([port(8080)]))
+            .add(&node.pod("first"));
+        let pod = node.pod("a");
+        let chain = chain.with_ports((8100..8200).map(port).collect());
+        let mut result = chain.call(0, "ADD", &Value::Null).pod(&pod).run().ok();
+        let mut programs = Vec::new();
+        for verb in ["ADD", "DEL"] {
+            for plugin in [1, 2] {
+                let (next, cost) = traced(&node, chain.call(plugin, verb, &result).pod(&pod));
+                programs.push(cost.programs);
+                if verb == "ADD" {
+                    result = next;
+                }
+            }
+        }
+        assert_eq!(programs, [expected, expected, 0, 0], "{backend}");
     }
 }

@@ -187,7 +187,7 @@ impl Ports {
         Ok(batch)
     }
 
-    /// Whether a backend may have mapped ports of the attachment. With most runtimes, most containers have none: five
+    /// Whether a backend may have mapped ports of the attachment. With most runtimes, most containers have none: nine
     /// queries over one socket.
     fn may_exist(&self) -> Result<bool, Error> {
         for family in Family::BOTH {

@@ -32,7 +32,7 @@ impl HostPorts {
                 return Ok(true);
             }
             let [shared, separate] = &self.chains;
-            for name in [shared.name(), separate.name(), &shared.old_snat()] {
+            for name in [shared.name(), separate.name()] {
                 if nftables.chain(nat(family), name)?.is_some() {
                     return Ok(true);
                 }
