@@ -16,6 +16,8 @@ use gangplank::ipam::config::Config;
 use gangplank::ipam::{Ipam, IpamLeases, Lease};
 use gangplank::plugins::bridge::config::{BridgeConfig, Mtu};
 use gangplank::plugins::bridge::plan::{ObservedLinks, Plan, PlanInput};
+use gangplank::plugins::firewall::config::FirewallConfig;
+use gangplank::plugins::portmap::config::PortmapConfig;
 use gangplank::plugins::tuning::config::TuningConfig;
 use libfuzzer_sys::fuzz_target;
 
@@ -36,6 +38,8 @@ fuzz_target!(|data: &[u8]| {
     let args = Args::default();
     let _ = Ipam::parse(&conf, &[], &args);
     let _ = IpamLeases::parse(&conf, &[]);
+    let _ = PortmapConfig::parse(&conf.root());
+    let _ = FirewallConfig::parse(&conf.root());
     let tuning = TuningConfig::parse(&conf, &args);
     if let Ok(sysctls) = tuning.and_then(|tuning| tuning.sysctls(&attachment().interface)) {
         let mut paths = sysctls.iter().map(|(sysctl, _)| sysctl.path());
