@@ -37,9 +37,9 @@ pub fn named(name: &str) -> Option<Entry> {
 
 registry! {
     "bridge" => bridge::Bridge,
-    "firewall" => firewall::FirewallPlugin,
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
+    "firewall" => firewall::FirewallPlugin,
     "portmap" => portmap::Portmap,
     "static" => static_addresses::StaticPlugin,
     "tuning" => tuning::Tuning,
