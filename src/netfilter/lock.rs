@@ -2,6 +2,7 @@
 //! depend on the ruleset from which they were derived: of two that add a shared rule, both succeed.
 
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::error::{Code, Error};
@@ -19,7 +20,9 @@ pub fn serialized<T>(feature: &str, change: impl FnOnce() -> Result<T, Error>) -
     let path = Path::new(DIRECTORY).join("iptables.lock");
     let open = || {
         fs::create_dir_all(DIRECTORY)?;
-        match File::options().write(true).create_new(true).open(&path) {
+        // With read permission, any user could hold the lock.
+        let mut options = File::options();
+        match options.write(true).create_new(true).mode(0o600).open(&path) {
             Err(cause) if cause.kind() != std::io::ErrorKind::AlreadyExists => Err(cause),
             _ => open_plain(&path),
         }
