@@ -62,6 +62,23 @@ impl Variant {
     }
 }
 
+/// Checks the name of a chain in a configuration; it becomes a part of a rule.
+///
+/// # Errors
+/// Code 7, with the key.
+pub fn check_chain_name(key: &str, name: &str) -> Result<(), Error> {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    // XT_EXTENSION_MAXNAMELEN (linux/netfilter/x_tables.h)
+    let is_short = (1..=28).contains(&name.len());
+    match is_short && name.chars().all(is_valid) && !name.starts_with('-') {
+        true => Ok(()),
+        false => {
+            let wanted = "it must be the name of a chain: 1 to 28 letters, digits, \"-\", \"_\", \".\" and \":\"";
+            Err(Error::config(key, format!("{name:?}"), wanted))
+        }
+    }
+}
+
 fn name_of(family: Family) -> &'static str {
     match family {
         Family::V4 => "iptables",

@@ -29,6 +29,37 @@ impl Listing {
         }
         listing
     }
+
+    pub fn has_chain(&self, name: &str) -> bool {
+        self.chains.iter().any(|chain| chain == name)
+    }
+
+    pub fn has(&self, rule: &str) -> bool {
+        self.rules.iter().any(|present| present == rule)
+    }
+
+    pub fn rules(&self) -> impl Iterator<Item = &String> {
+        self.rules.iter()
+    }
+
+    /// The rules of a chain.
+    pub fn rules_of<'l>(&'l self, chain: &str) -> impl Iterator<Item = &'l String> + use<'l> {
+        let prefix = format!("-A {chain} ");
+        let rules = self.rules.iter();
+        rules.filter(move |rule| rule.starts_with(&prefix))
+    }
+
+    /// The rules that jump to a chain.
+    pub fn jumps_to<'l>(&'l self, chain: &str) -> impl Iterator<Item = &'l String> + use<'l> {
+        let target = format!(" -j {chain}");
+        let rules = self.rules.iter();
+        rules.filter(move |rule| rule.ends_with(&target))
+    }
+}
+
+/// The lines that delete a chain with its rules.
+pub fn emptying(chain: &str) -> [String; 2] {
+    [format!("-F {chain}"), format!("-X {chain}")]
 }
 
 /// The line that deletes a rule.

@@ -8,7 +8,7 @@ use crate::error::{Error, Failures};
 use crate::net::Family;
 use crate::netfilter::firewall::iptables::FILTER;
 use crate::netfilter::firewall::records::{self, Records};
-use crate::netfilter::firewall::rules::{accepted, accepts, isolated, jumps_to, unisolate};
+use crate::netfilter::firewall::rules::{accepted, accepts, isolated, unisolate};
 use crate::netfilter::firewall::{ACCEPT, FEATURE};
 use crate::netfilter::iptables::{Iptables, Variant};
 use crate::netfilter::iptables_save::{Listing, transaction};
@@ -63,7 +63,9 @@ impl FirewallRecord {
         if present.is_empty() && !is_flushed {
             return None;
         }
-        let has_jump = jumps_to(ACCEPT, listing).any(|rule| rule.starts_with("-A FORWARD "));
+        let has_jump = listing
+            .jumps_to(ACCEPT)
+            .any(|rule| rule.starts_with("-A FORWARD "));
         let jump =
             (!own.is_empty() && !has_jump).then(|| format!("the jump of FORWARD to {ACCEPT}"));
         missing.first().map(|rule| rule.to_string()).or(jump)

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use crate::net::Cidr;
 use crate::netfilter::firewall::records::Recorded;
 use crate::netfilter::firewall::{ACCEPT, COMMENT, ISOLATION_COMMENT, Ingress, LeadsTo, Wanted};
-use crate::netfilter::iptables_save::{Listing, deletion, transaction};
+use crate::netfilter::iptables_save::{Listing, deletion, emptying, transaction};
 
 pub const STAGE_1: &str = "CNI-ISOLATION-STAGE-1";
 pub const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
@@ -118,7 +118,7 @@ pub fn remove(
     lines.extend(unisolate(&bridges, listing));
     // The Go plugin leaves its chains.
     if rest.is_empty() && listing.has_chain(ACCEPT) {
-        lines.extend(jumps_to(ACCEPT, listing).map(|rule| deletion(rule)));
+        lines.extend(listing.jumps_to(ACCEPT).map(|rule| deletion(rule)));
         lines.extend(emptying(ACCEPT));
     }
     transaction("filter", &lines)
@@ -146,7 +146,7 @@ fn inbound_rule(address: IpAddr, ingress: &Ingress) -> String {
 fn drops(listing: &Listing) -> bool {
     let is_drop = |rule: &String| is_final(rule) && !rule.ends_with(" -j ACCEPT");
     let by_policy = listing.drop_policies.iter().any(|chain| chain == "FORWARD");
-    by_policy || rules_of("FORWARD", listing).any(is_drop)
+    by_policy || listing.rules_of("FORWARD").any(is_drop)
 }
 
 /// The deletions of all rules that accept packets of an address.
@@ -170,25 +170,6 @@ pub fn accepted(listing: &Listing) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-fn rules_of<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
-    let prefix = format!("-A {chain} ");
-    listing
-        .rules()
-        .filter(move |rule| rule.starts_with(&prefix))
-}
-
-pub fn jumps_to<'l>(
-    chain: &str,
-    listing: &'l Listing,
-) -> impl Iterator<Item = &'l String> + use<'l> {
-    let target = format!(" -j {chain}");
-    listing.rules().filter(move |rule| rule.ends_with(&target))
-}
-
-fn emptying(chain: &str) -> [String; 2] {
-    [format!("-F {chain}"), format!("-X {chain}")]
-}
-
 /// Whether no packet reaches the rules of a chain behind this one.
 fn is_final(rule: &str) -> bool {
     let rest = rule.strip_prefix("-A FORWARD -j ").unwrap_or_default();
@@ -205,9 +186,11 @@ fn jumps(ingress: &Ingress, listing: &Listing) -> Vec<String> {
         true => vec![&isolate, &forward],
         false => vec![&forward],
     };
-    let mut before = rules_of("FORWARD", listing).take_while(|rule| !is_final(rule));
+    let mut before = listing
+        .rules_of("FORWARD")
+        .take_while(|rule| !is_final(rule));
     let is_jump = |rule: &&String| **rule == forward || **rule == isolate;
-    let copies: Vec<&String> = rules_of("FORWARD", listing).filter(is_jump).collect();
+    let copies: Vec<&String> = listing.rules_of("FORWARD").filter(is_jump).collect();
     let found: Vec<&String> = before.by_ref().filter(is_jump).collect();
     if found == expected && copies.len() == expected.len() {
         return Vec::new();
@@ -264,7 +247,8 @@ fn isolate(ingress: &Ingress, listing: &Listing) -> Vec<String> {
     };
     let mut lines = Vec::new();
     for (chain, wanted) in [STAGE_1, STAGE_2].into_iter().zip(isolation_rules(ingress)) {
-        let own: Vec<&String> = rules_of(chain, listing)
+        let own: Vec<&String> = listing
+            .rules_of(chain)
             .filter(|rule| is_about(rule, bridge.as_str()))
             .collect();
         if !own.iter().copied().eq(wanted.iter()) {
@@ -295,9 +279,9 @@ pub fn unisolate(bridges: &[&str], listing: &Listing) -> Vec<String> {
     let is_other = |rule: &String| !rule.ends_with(" -j RETURN") && !is_going(&rule);
     let mut others = [STAGE_1, STAGE_2]
         .into_iter()
-        .flat_map(|chain| rules_of(chain, listing));
+        .flat_map(|chain| listing.rules_of(chain));
     if !others.any(is_other) {
-        let jumps = jumps_to(STAGE_1, listing);
+        let jumps = listing.jumps_to(STAGE_1);
         lines.extend(jumps.map(|rule| deletion(rule)));
         lines.extend(emptying(STAGE_1));
         lines.extend(emptying(STAGE_2));

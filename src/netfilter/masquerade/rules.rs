@@ -12,7 +12,7 @@ use crate::cni::ValidAttachments;
 use crate::cni::names::{ContainerId, NetworkName};
 use crate::kernel::nat::PortAllocation;
 use crate::net::{Cidr, Family};
-use crate::netfilter::iptables_save::{Listing, deletion, transaction};
+use crate::netfilter::iptables_save::{Listing, deletion, emptying, transaction};
 use crate::netfilter::masquerade::Policy;
 
 /// The longest comment in bytes, without its terminator (XT_MAX_COMMENT_LEN, linux/netfilter/xt_comment.h).
@@ -185,7 +185,7 @@ impl Chain {
         let jumps = addresses.iter();
         let jumps = jumps.map(|address| deletion(&self.jump(*address)));
         let mut lines: Vec<String> = jumps.collect();
-        lines.extend(self.emptying());
+        lines.extend(emptying(&self.name));
         nat(lines)
     }
 
@@ -206,13 +206,9 @@ impl Chain {
             }
         }
         if listing.has_chain(&self.name) && !still_used {
-            lines.extend(self.emptying());
+            lines.extend(emptying(&self.name));
         }
         lines
-    }
-
-    fn emptying(&self) -> [String; 2] {
-        [format!("-F {}", self.name), format!("-X {}", self.name)]
     }
 }
 
@@ -317,18 +313,6 @@ impl Listing {
             Some((chain.to_owned(), network.to_owned(), container.to_owned()))
         });
         chains.collect()
-    }
-
-    pub(crate) fn has_chain(&self, name: &str) -> bool {
-        self.chains.iter().any(|chain| chain == name)
-    }
-
-    pub(crate) fn has(&self, rule: &str) -> bool {
-        self.rules.iter().any(|present| present == rule)
-    }
-
-    pub(crate) fn rules(&self) -> impl Iterator<Item = &String> {
-        self.rules.iter()
     }
 }
 

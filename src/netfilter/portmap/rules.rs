@@ -20,7 +20,7 @@ use sha2::{Digest, Sha512};
 
 use crate::cni::names::{Attachment, ContainerId, NetworkName};
 use crate::net::{Cidr, Family};
-use crate::netfilter::iptables_save::{Listing, deletion, transaction};
+use crate::netfilter::iptables_save::{Listing, deletion, emptying, transaction};
 use crate::netfilter::portmap::listed::{DNAT, argument, mapped};
 use crate::netfilter::portmap::{Forwarded, MarkChain, PortMapping, Protocol, SourceNat};
 
@@ -202,7 +202,7 @@ impl Chain {
     ) -> String {
         let mut lines = shared(forwarded, listing);
         for chain in stale {
-            lines.extend(jumps_to(chain, listing).map(|rule| deletion(rule)));
+            lines.extend(listing.jumps_to(chain).map(|rule| deletion(rule)));
             lines.extend(emptying(chain));
         }
         lines.extend(self.jumps(listing).map(|rule| deletion(rule)));
@@ -222,7 +222,7 @@ impl Chain {
         let own = [self.name.as_str(), &snat];
         let mut lines = Vec::new();
         for chain in own.into_iter().filter(|chain| listing.has_chain(chain)) {
-            lines.extend(jumps_to(chain, listing).map(|rule| deletion(rule)));
+            lines.extend(listing.jumps_to(chain).map(|rule| deletion(rule)));
             lines.extend(emptying(chain));
         }
         let prefix = format!("-A {DNAT} ");
@@ -238,9 +238,9 @@ impl Chain {
         };
         for chain in [DNAT, MASQUERADE, SET_MARK] {
             // Other programs may use the chain that sets the mark.
-            let mut others = jumps_to(chain, listing).filter(|rule| !is_own(rule));
+            let mut others = listing.jumps_to(chain).filter(|rule| !is_own(rule));
             if listing.has_chain(chain) && (chain != SET_MARK || others.next().is_none()) {
-                let jumps = jumps_to(chain, listing).filter(|rule| !is_own(rule));
+                let jumps = listing.jumps_to(chain).filter(|rule| !is_own(rule));
                 lines.extend(jumps.map(|rule| deletion(rule)));
                 lines.extend(emptying(chain));
             }
@@ -302,17 +302,8 @@ impl Chain {
 
     /// The rules with a jump to the chain.
     fn jumps<'l>(&self, listing: &'l Listing) -> impl Iterator<Item = &'l String> {
-        jumps_to(&self.name, listing)
+        listing.jumps_to(&self.name)
     }
-}
-
-fn jumps_to<'l>(chain: &str, listing: &'l Listing) -> impl Iterator<Item = &'l String> + use<'l> {
-    let target = format!(" -j {chain}");
-    listing.rules().filter(move |rule| rule.ends_with(&target))
-}
-
-fn emptying(chain: &str) -> [String; 2] {
-    [format!("-F {chain}"), format!("-X {chain}")]
 }
 
 impl fmt::Display for Chain {

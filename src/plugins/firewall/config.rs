@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cni::json::JsonCursor;
 use crate::error::Error;
+use crate::netfilter::iptables::check_chain_name;
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -70,15 +71,7 @@ impl FirewallConfig {
             name if name.is_empty() => "CNI-ADMIN".to_owned(),
             name => name,
         };
-        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-        // XT_EXTENSION_MAXNAMELEN (linux/netfilter/x_tables.h)
-        if admin_chain.len() > 28
-            || admin_chain.starts_with('-')
-            || !admin_chain.chars().all(is_valid)
-        {
-            let wanted = "it must be the name of a chain: 1 to 28 letters, digits, \"-\", \"_\", \".\" and \":\"";
-            return invalid("iptablesAdminChainName", &admin_chain, wanted);
-        }
+        check_chain_name("iptablesAdminChainName", &admin_chain)?;
         Ok(FirewallConfig {
             backend,
             admin_chain,

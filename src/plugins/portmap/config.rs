@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cni::json::JsonCursor;
 use crate::error::Error;
 use crate::net::{Family, parse_ip};
+use crate::netfilter::iptables::check_chain_name;
 use crate::netfilter::portmap::{Backend, MarkChain, PortMapping, Protocol, Settings, SourceNat};
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -87,21 +88,7 @@ impl PortmapKeys {
                     wanted,
                 ));
             }
-            // XT_EXTENSION_MAXNAMELEN (linux/netfilter/x_tables.h); the text is part of a rule.
-            let is_valid =
-                |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-            if chain.is_empty()
-                || chain.len() > 28
-                || !chain.chars().all(is_valid)
-                || chain.starts_with('-')
-            {
-                let wanted = "it must be the name of a chain: 1 to 28 letters, digits, \"-\", \"_\", \".\" and \":\"";
-                return Err(Error::config(
-                    "externalSetMarkChain",
-                    format!("{chain:?}"),
-                    wanted,
-                ));
-            }
+            check_chain_name("externalSetMarkChain", chain)?;
             return Ok(MarkChain::External(chain.clone()));
         }
         let bit = self.mark_masq_bit.unwrap_or(MARK_BIT);

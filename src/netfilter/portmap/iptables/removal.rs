@@ -12,7 +12,7 @@ use crate::kernel::nftables::{
 };
 use crate::net::Family;
 use crate::netfilter::iptables::{Iptables, Variant};
-use crate::netfilter::iptables_save::Listing;
+use crate::netfilter::iptables_save::{Listing, emptying};
 use crate::netfilter::lock::serialized;
 use crate::netfilter::owned_chain::OwnedChain;
 use crate::netfilter::portmap::iptables::{FEATURE, HostPorts, NAT, nat};
@@ -87,14 +87,19 @@ impl HostPorts {
             (Failures::default(), BTreeSet::new(), true);
         for family in Family::BOTH {
             let removed = with_legacy(family, &|listing| {
+                let is_unused = !listing.has_chain(DNAT);
                 let Some(chain) = self.owned(listing, known, is_alive) else {
-                    return (None, BTreeSet::new());
+                    return (None, (BTreeSet::new(), is_unused));
                 };
-                (chain.remove(listing), chain.addresses(listing))
+                let script = chain.remove(listing);
+                let [_, deletion] = emptying(DNAT);
+                let mut lines = script.iter().flat_map(|script| script.lines());
+                let is_last = is_unused || lines.any(|line| line == deletion);
+                (script, (chain.addresses(listing), is_last))
             });
-            if let Some(Some((of_family, left))) = failures.note(removed) {
+            if let Some(Some((of_family, is_last_of_family))) = failures.note(removed) {
                 addresses.extend(of_family);
-                is_last &= !left.has_chain(DNAT);
+                is_last &= is_last_of_family;
             }
         }
         failures
@@ -115,11 +120,11 @@ impl HostPorts {
 }
 
 /// Applies a change to the table of iptables-legacy, if it exists and the program is installed. Returns what `plan`
-/// returned for the applied change, and the table afterwards.
+/// returned for the applied change.
 fn with_legacy<T>(
     family: Family,
     plan: &dyn Fn(&Listing) -> (Option<String>, T),
-) -> Result<Option<(T, Listing)>, Error> {
+) -> Result<Option<T>, Error> {
     let exists = tables::exists(Variant::Legacy, family, NAT.table)?;
     let Some(iptables) = Iptables::of(Variant::Legacy, family, NAT).filter(|_| exists) else {
         return Ok(None);
@@ -131,8 +136,7 @@ fn with_legacy<T>(
             outcome.replace(Some(planned));
             script
         })?;
-        let left = iptables.list()?;
-        Ok(outcome.into_inner().map(|planned| (planned, left)))
+        Ok(outcome.into_inner())
     })
 }
 
@@ -234,7 +238,7 @@ fn of_network(network: &NetworkName, family: Family) -> Result<Vec<Chain>, Error
     let named = |rule: &RuleEntry| Chain::named(network, &comment(rule), rule.target()?);
     let mut chains: Vec<Chain> = entries.iter().flatten().filter_map(named).collect();
     let in_legacy = with_legacy(family, &|listing| (None, chains_of(network, listing)))?;
-    chains.extend(in_legacy.into_iter().flat_map(|(chains, _)| chains));
+    chains.extend(in_legacy.into_iter().flatten());
     Ok(chains)
 }
 
