@@ -2,22 +2,31 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::net::{Cidr, IfName};
+use crate::plugins;
 
 /// The directory in which runtimes look for plugins by default.
 const DEFAULT_BIN_DIR: &str = "/opt/cni/bin";
 
-const AFTER_HELP: &str = "\
-Exit status: 0 done, no findings; 1 failed; 2 invalid command line; 3 doctor has unresolved findings.
+fn about() -> String {
+    let names = plugins::NAMES.join(", ");
+    format!("Container networking in one small binary: the CNI plugins {names}")
+}
 
-Called by the name of a plugin (bridge, host-local, static, loopback, portmap, firewall, tuning), with or without a prefix such
-as cnv-, this program is that CNI plugin. Called as gangplank with CNI_COMMAND set, it is bridge.";
+fn after_help() -> String {
+    let names = plugins::NAMES.join(", ");
+    format!(
+        "Exit status: 0 done, no findings; 1 failed; 2 invalid command line; 3 doctor has unresolved findings.\n\n\
+         Called by the name of a plugin ({names}), with or without a prefix such as cnv-, this program is that CNI \
+         plugin. Called as gangplank with CNI_COMMAND set, it is bridge."
+    )
+}
 
-/// Container networking in one small binary: the CNI plugins bridge, host-local, static, loopback, portmap, firewall and tuning
 #[derive(Debug, Parser)]
-#[command(name = "gangplank", version, after_help = AFTER_HELP, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "gangplank", version, about = about(), after_help = after_help(), max_term_width = 100, arg_required_else_help = true)]
 pub struct CommandLine {
     #[command(subcommand)]
     pub command: Subcommands,
@@ -190,4 +199,17 @@ pub struct InstallArgs {
     /// CNI bin directory
     #[arg(value_name = "DIR", default_value = DEFAULT_BIN_DIR)]
     pub directory: PathBuf,
+    /// Only these plugins; the files of all others stay as they are
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = PossibleValuesParser::new(plugins::NAMES))]
+    pub only: Vec<String>,
+}
+
+impl InstallArgs {
+    /// The names of the plugins to install or uninstall.
+    pub fn names(&self) -> Vec<&str> {
+        match self.only.is_empty() {
+            true => plugins::NAMES.to_vec(),
+            false => self.only.iter().map(String::as_str).collect(),
+        }
+    }
 }

@@ -12,17 +12,16 @@ use crate::cli::plugins::{Identity, identify, self_description};
 use crate::error::Error;
 use crate::kernel::locks::lock_within;
 use crate::kernel::process;
-use crate::plugins;
 
 /// Another installation copies two megabytes, and executes the programs that it replaces, which may hang.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// Installs all plugins in a directory, which is created if it does not exist. Another program of the same name is kept
-/// as `NAME.orig`. Returns a line for each plugin.
+/// Installs the named plugins in a directory, which is created if it does not exist. Another program of the same name is
+/// kept as `NAME.orig`. Returns a line for each plugin.
 ///
 /// # Errors
 /// If the directory cannot be written. Each name then refers either to the old or to the new program.
-pub fn install(directory: &Path) -> Result<String, Error> {
+pub fn install(directory: &Path, names: &[&str]) -> Result<String, Error> {
     with_path(directory, "create", fs::create_dir_all(directory))?;
     let _lock = lock(directory)?;
     let staged = directory.join(".gangplank.new");
@@ -30,21 +29,21 @@ pub fn install(directory: &Path) -> Result<String, Error> {
         let _ = fs::remove_file(&staged);
     });
     with_path(&staged, "write", written)?;
-    let installed = for_each_plugin(|name| install_plugin(directory, &staged, name));
+    let installed = for_each(names, |name| install_plugin(directory, &staged, name));
     with_path(&staged, "remove", fs::remove_file(&staged))?;
     installed
 }
 
-/// Removes the plugins from a directory and restores each `NAME.orig`. A program other than gangplank is left unchanged.
+/// Removes the named plugins from a directory and restores each `NAME.orig`. A program other than gangplank is left unchanged.
 /// Returns a line for each plugin.
-pub fn uninstall(directory: &Path) -> Result<String, Error> {
+pub fn uninstall(directory: &Path, names: &[&str]) -> Result<String, Error> {
     let _lock = lock(directory)?;
-    for_each_plugin(|name| uninstall_plugin(directory, name))
+    for_each(names, |name| uninstall_plugin(directory, name))
 }
 
-/// Calls `run` for all plugins, and returns its lines or its first error.
-fn for_each_plugin(run: impl Fn(&str) -> Result<String, Error>) -> Result<String, Error> {
-    let lines: Vec<Result<String, Error>> = plugins::NAMES.iter().map(|name| run(name)).collect();
+/// Calls `run` for all names, and returns its lines or its first error.
+fn for_each(names: &[&str], run: impl Fn(&str) -> Result<String, Error>) -> Result<String, Error> {
+    let lines: Vec<Result<String, Error>> = names.iter().map(|name| run(name)).collect();
     lines.into_iter().collect()
 }
 

@@ -103,8 +103,12 @@ fn execute(command_line: CommandLine) -> Result<Answer, Error> {
         Subcommands::Doctor(args) => doctor::doctor(&args, style),
         Subcommands::Reconcile(args) => reconcile::reconcile(&args),
         Subcommands::Routes(args) => routes::routes(&args, &read_stdin()?),
-        Subcommands::Install(args) => install::install(&args.directory).map(Answer::text),
-        Subcommands::Uninstall(args) => install::uninstall(&args.directory).map(Answer::text),
+        Subcommands::Install(args) => {
+            install::install(&args.directory, &args.names()).map(Answer::text)
+        }
+        Subcommands::Uninstall(args) => {
+            install::uninstall(&args.directory, &args.names()).map(Answer::text)
+        }
         Subcommands::Completions { shell } => generated(generated::completions(shell)),
         Subcommands::Man => generated(generated::manual()),
         Subcommands::Conf(args) => conf::conf(&args, read_stdin),

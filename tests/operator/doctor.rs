@@ -316,6 +316,16 @@ fn plugins_other_than_this_program_are_found() {
     );
     let answer = fixture.under(&line);
     assert!(answer.stdout.contains("[plugin-foreign]"), "{answer:?}");
+    assert!(
+        answer
+            .stdout
+            .contains("gangplank install /run/bin --only bridge"),
+        "{answer:?}"
+    );
+    // No configuration calls portmap.
+    fixture.write_executable("/run/bin/portmap", "#!/bin/sh\n");
+    let answer = fixture.under(&line);
+    assert!(!answer.stdout.contains("/run/bin/portmap"), "{answer:?}");
 }
 
 #[test]

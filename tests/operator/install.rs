@@ -177,6 +177,40 @@ fn uninstall_leaves_an_empty_directory_if_nothing_was_replaced() {
 }
 
 #[test]
+fn a_subset_leaves_all_other_files_unchanged() {
+    requires!("cni:bridge", "cni:vlan");
+    let fixture = with_go();
+    let before = fixture.files(BIN);
+    let expected = |ours: &[&str]| -> Vec<bool> {
+        let is_ours = |name: &&str| ours.contains(name);
+        PLUGINS.iter().map(is_ours).collect()
+    };
+    let answer = fixture.gangplank(&format!("install {BIN} --only tuning host-local"));
+    assert_eq!(answer.success().lines().count(), 2, "{answer:?}");
+    assert_eq!(installed(&fixture), expected(&["tuning", "host-local"]));
+    fixture
+        .gangplank(&format!("install --only=bridge,tuning {BIN}"))
+        .success();
+    assert_eq!(
+        installed(&fixture),
+        expected(&["bridge", "tuning", "host-local"])
+    );
+    let back = fixture.gangplank(&format!("uninstall {BIN} --only tuning"));
+    assert!(back.success().contains("tuning.orig is back"), "{back:?}");
+    assert_eq!(installed(&fixture), expected(&["bridge", "host-local"]));
+    fixture.gangplank(&format!("uninstall {BIN}")).success();
+    assert_eq!(fixture.files(BIN), before);
+    // A name is checked before anything changes, and the answer lists the plugins.
+    let unknown = fixture.gangplank(&format!("install {BIN} --only bridge vlan"));
+    assert_eq!(unknown.code, Some(2), "{unknown:?}");
+    assert!(
+        unknown.stderr.contains("vlan") && unknown.stderr.contains("host-local"),
+        "{unknown:?}"
+    );
+    assert_eq!(fixture.files(BIN), before);
+}
+
+#[test]
 fn an_installed_binary_can_install_and_uninstall_itself() {
     requires!();
     let fixture = Fixture::new();

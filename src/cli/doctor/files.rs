@@ -12,12 +12,11 @@ pub fn examine(node: &Node, args: &DoctorArgs, findings: &mut Vec<Finding>) {
     unusable_configurations(node, findings);
     same_names(node, findings);
     missing_plugins(node, &args.cni_path, findings);
-    if !node.lists.is_empty() {
-        let files = plugins::NAMES
-            .iter()
-            .filter_map(|name| find(&args.cni_path, name));
-        findings.extend(files.filter_map(other_program));
-    }
+    let names = plugins::NAMES
+        .iter()
+        .filter(|name| is_configured(node, name));
+    let files = names.filter_map(|name| find(&args.cni_path, name));
+    findings.extend(files.filter_map(other_program));
 }
 
 fn unusable_configurations(node: &Node, findings: &mut Vec<Finding>) {
@@ -75,6 +74,12 @@ fn missing_plugins(node: &Node, cni_path: &str, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Whether a configuration of this node calls a plugin.
+fn is_configured(node: &Node, name: &str) -> bool {
+    let mut plugins = node.lists.iter().flat_map(|(list, _)| &list.plugins);
+    plugins.any(|it| it.plugin_type == name)
+}
+
 /// A file with the name of a plugin of this binary that is another program or version: two implementations may manage
 /// the same pods.
 fn other_program(file: PathBuf) -> Option<Finding> {
@@ -92,8 +97,8 @@ fn other_program(file: PathBuf) -> Option<Finding> {
                 .unwrap_or_else(|| "it prints no description of itself".to_owned()),
         ),
     };
-    let directory = file.parent()?.display();
-    let remedy = format!("gangplank install {directory}");
+    let (directory, name) = (file.parent()?.display(), file.file_name()?.display());
+    let remedy = format!("gangplank install {directory} --only {name}");
     let cause = format!("{} {what}", file.display());
     Some(Finding::new(id, cause).evidence(evidence).remedy(remedy))
 }
