@@ -19,9 +19,8 @@ SOURCE=${E2E_SOURCE:-$(cd "$HERE/../.." && pwd)}
 WORK=${E2E_WORK:-}
 LIMIT=${LIMIT:-60}   # seconds for `drive`
 CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/gangplank-e2e
-GO_PLUGINS=/usr/lib/cni
 NEEDS=(ip:iproute2 nsenter:util-linux mount:mount iptables:iptables nft:nftables jq:jq ping:iputils-ping socat:socat
-	busybox:busybox-static ps:procps "$GO_PLUGINS/portmap:containernetworking-plugins")
+	busybox:busybox-static ps:procps)
 
 # The uplink, and a host outside without routes to pods.
 NODE_IP=172.18.0.5
@@ -143,18 +142,15 @@ apt_of() {
 	apt-get "${options[@]}" "${@:2}" >"$dir/log" 2>&1
 }
 
-# Copies the plugins to $WORK/bin: those of a directory, or gangplank, and the other Go plugins.
+# Copies the plugins to $WORK/bin: those of a directory, or gangplank alone.
 copy_plugins() {
-	local plugin
 	mkdir "$WORK/bin"
-	cp -a "$GO_PLUGINS"/. "$WORK/bin/"
 	if [ -n "${1:-}" ]; then
 		[ -x "$1/bridge" ] || { say "no plugin at $1/bridge"; exit 1; }
-		for plugin in bridge host-local loopback; do cp -L --remove-destination "$1/$plugin" "$WORK/bin/$plugin"; done
+		cp -L "$1"/* "$WORK/bin/"
 		return
 	fi
 	copy_gangplank
-	rm "$WORK"/bin/{bridge,host-local,loopback}
 	"$WORK/gangplank" install "$WORK/bin" >"$WORK/install.log"
 }
 
@@ -207,7 +203,7 @@ run_on_host() {
 	local status=0 left
 	case ${1:-} in
 	-h | --help)
-		echo "usage: $0 [DIR]   DIR contains the plugins bridge, host-local and loopback; default: a build of gangplank"
+		echo "usage: $0 [DIR]   DIR contains the plugins; default: a build of gangplank"
 		exit 0
 		;;
 	esac
@@ -269,6 +265,8 @@ mount_all() {
 	rm -rf /etc/cni /opt/cni
 	mkdir -p /etc/cni/net.d /opt/cni/bin
 	mount --bind "$WORK/bin" /opt/cni/bin
+	# Debian's directory of the Go plugins: no client may find other plugins than those under test.
+	if [ -d /usr/lib/cni ]; then mount -t tmpfs tmpfs /usr/lib/cni; fi
 	ip link set lo up
 }
 
