@@ -17,6 +17,8 @@ pub struct Case {
     pub plugins: &'static [&'static str],
     /// The variant of iptables on the case's nodes.
     pub iptables: Option<&'static str>,
+    /// Files that the plugins read, with their content.
+    pub files: &'static [(&'static str, &'static str)],
     /// What existing pods have besides leases: with gangplank, and with the other plugins.
     pub fills: [&'static [Fill]; 2],
     /// Default numbers of existing pods.
@@ -55,6 +57,7 @@ pub fn case(name: &'static str, config: fn(usize) -> Vec<Value>) -> Case {
         verbs: ALL_VERBS,
         plugins: &["bridge"],
         iptables: None,
+        files: &[],
         fills: [&[], &[]],
         pod_counts: &[0, 500, 4000],
         config,
@@ -141,6 +144,10 @@ impl Case {
     pub fn prepare(&self, node: &Node) {
         if let Some(variant) = self.iptables {
             node.use_iptables_variant(variant);
+        }
+        for (file, content) in self.files {
+            node.run(&format!("mkdir -p $(dirname {file})"));
+            node.write(file, content);
         }
         if !(self.previous)(0).is_null() {
             node.run_all(

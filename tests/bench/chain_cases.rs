@@ -57,7 +57,53 @@ pub fn all() -> Vec<Case> {
             theirs: Some(|_| chain("iptables")),
             ..firewall("chain-nftables", |_| chain("nftables"))
         },
+        Case {
+            plugins: &["bridge", "portmap", "firewall", "tuning"],
+            previous: |_| Value::Null,
+            ..firewall("nerdctl", |_| {
+                let mut plugins = chain("iptables");
+                plugins.push(of_type("tuning"));
+                plugins
+            })
+        },
+        Case {
+            plugins: &["ptp", "portmap"],
+            previous: |_| Value::Null,
+            ..firewall("kind", |_| kind())
+        },
+        Case {
+            plugins: &["flannel", "portmap", "bandwidth"],
+            files: &[("/run/flannel/subnet.env", FLANNEL_SUBNET)],
+            previous: |_| Value::Null,
+            ..firewall("k3s", |_| k3s())
+        },
     ]
+}
+
+/// What flanneld writes.
+const FLANNEL_SUBNET: &str = "FLANNEL_NETWORK=10.64.0.0/12\nFLANNEL_SUBNET=10.64.0.1/16\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+fn of_type(plugin: &str) -> Value {
+    json!({ "cniVersion": "1.0.0", "name": "bench", "type": plugin })
+}
+
+/// A pod of kind without host ports.
+fn kind() -> Vec<Value> {
+    let mut ptp = of_type("ptp");
+    ptp["mtu"] = 1500.into();
+    ptp["ipMasq"] = false.into();
+    ptp["ipam"] = json!({
+        "type": "host-local", "dataDir": "/run/cni-ipam-state", "ranges": v4(), "routes": [{ "dst": "0.0.0.0/0" }],
+    });
+    vec![ptp, portmap_config(None, 0, 0)]
+}
+
+/// A pod of k3s without host ports and limits.
+fn k3s() -> Vec<Value> {
+    let mut flannel = of_type("flannel");
+    flannel["delegate"] =
+        json!({ "hairpinMode": true, "forceAddress": true, "isDefaultGateway": true });
+    vec![flannel, portmap_config(None, 0, 0), of_type("bandwidth")]
 }
 
 /// The default chain of nerdctl, without ports.
