@@ -91,6 +91,20 @@ fails() {
 	if OUTPUT=$("$@" 2>&1); then fail "should have failed: $*" "$OUTPUT"; fi
 }
 
+# The rate in kbit/s at which a command writes 1,000,000 bytes to stdout: rate_of COMMAND...
+rate_of() {
+	local start size
+	start=$(date +%s%N)
+	size=$("$@" </dev/null | wc -c)
+	same 'the bytes received' 1000000 "$size"
+	echo $((8 * size * 1000000 / ($(date +%s%N) - start)))
+}
+
+# Asserts that a rate in kbit/s is that of the limit 8M, less the overhead of headers: is_limited WHAT RATE
+is_limited() {
+	[ "$2" -gt 7000 ] && [ "$2" -lt 8400 ] || fail "$1: $2 kbit/s instead of 8000"
+}
+
 # The leased addresses of a network, one per line.
 leases_of() { find "/var/lib/cni/networks/$1" -name '[0-9]*' -printf '%f\n' | sort; }
 
@@ -321,6 +335,9 @@ create_outside_host() {
 }
 
 outside_is_reachable() { [ "$(busybox nc "$WORLD_IP" 8080 </dev/null)" = "$NODE_IP" ]; }
+
+# Starts a server outside, at port 9090, that sends zeros.
+start_source() { start source ip netns exec outside socat TCP-LISTEN:9090,fork,reuseaddr OPEN:/dev/zero; }
 
 declare -A STARTED=()
 
