@@ -52,7 +52,7 @@ pub fn of_pods(state: &BTreeSet<String>) -> Vec<String> {
     let belongs_to_a_pod = |fact: &&String| {
         let file = fact.strip_prefix('/').and_then(|path| path.rsplit('/').next());
         let is_lease = file.is_some_and(|name| name.parse::<std::net::IpAddr>().is_ok());
-        is_lease || fact.contains("veth") || fact.contains("ifb") || fact.contains("pod-") || has_hash(fact)
+        is_lease || fact.contains("veth") || fact.contains("ifb") || fact.contains("victim-") || has_hash(fact)
     };
     state.iter().filter(belongs_to_a_pod).cloned().collect()
 }

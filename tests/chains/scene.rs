@@ -104,6 +104,13 @@ impl<'c> Scene<'c> {
     }
 
     fn prepare(&self) {
+        // Creates the tables, which iptables-save lists once they were used.
+        for program in ["iptables", "ip6tables"] {
+            for table in ["filter", "nat"] {
+                self.node.run(&format!("{program} -t {table} -P OUTPUT ACCEPT"));
+            }
+            self.node.run(&format!("{program} -P FORWARD ACCEPT"));
+        }
         for line in self.runtime().node.lines() {
             match line.strip_prefix("write ") {
                 Some(rest) => {
@@ -124,7 +131,7 @@ impl<'c> Scene<'c> {
     pub fn pod(&mut self) -> Attachment {
         self.pods += 1;
         Attachment {
-            pod: self.node.pod(&format!("pod-{}", self.pods)),
+            pod: self.node.pod(&format!("victim-{}", self.pods)),
             number: self.pods,
             result: Value::Null,
         }
@@ -187,6 +194,10 @@ impl<'c> Scene<'c> {
 
     /// Calls DEL of all plugins, which must succeed.
     fn del(&self, of: &Attachment, how: Del) {
+        run_all(&self.del_calls(of, how), how);
+    }
+
+    fn del_calls(&self, of: &Attachment, how: Del) -> Vec<Call<'_>> {
         let (chain, prev) = (self.chain(of.number), self.prev_result("DEL", of));
         let call = |index: usize| {
             let call = chain.call(index, "DEL", &prev).pod(&of.pod);
@@ -196,14 +207,10 @@ impl<'c> Scene<'c> {
             }
         };
         let in_order = 0..chain.plugins.len();
-        let calls: Vec<Call> = match how {
+        match how {
             Del::Forward => in_order.map(call).collect(),
             Del::Repeated => in_order.clone().rev().chain(in_order.rev()).map(call).collect(),
             Del::Reverse | Del::WithoutNetns => in_order.rev().map(call).collect(),
-        };
-        for call in calls {
-            let answer = call.run();
-            assert_eq!(answer.code, Some(0), "DEL {how:?}: {answer:?}");
         }
     }
 
@@ -230,8 +237,11 @@ impl<'c> Scene<'c> {
     pub fn any_order_of_del_removes_everything(&mut self) {
         for how in [Del::Forward, Del::Repeated, Del::WithoutNetns] {
             let attachment = self.add();
-            self.del(&attachment, how);
-            drop(attachment);
+            let calls = self.del_calls(&attachment, how);
+            if matches!(how, Del::WithoutNetns) {
+                attachment.pod.end();
+            }
+            run_all(&calls, how);
             self.assert_nothing_left(&format!("after DEL {how:?}"));
         }
     }
@@ -286,5 +296,12 @@ impl<'c> Scene<'c> {
             self.del(&Attachment { result, ..pod }, Del::Reverse);
             self.assert_nothing_left(&format!("after an ADD killed at {step}"));
         }
+    }
+}
+
+fn run_all(calls: &[Call], how: Del) {
+    for call in calls {
+        let answer = call.run();
+        assert_eq!(answer.code, Some(0), "DEL {how:?}: {answer:?}");
     }
 }

@@ -48,10 +48,10 @@ impl Runtime {
 const KUBERNETES: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{n};\
     K8S_POD_INFRA_CONTAINER_ID=0123456789abcdef;K8S_POD_UID=5d9f0ed6-3c3a-4d4b-8a1e-4f7a0c6d0a0{n}";
 
-/// What flanneld writes.
+/// What flanneld writes. With `--ip-masq` it masquerades itself, and the file says that bridge need not.
 const FLANNEL: &str = "mkdir -p /run/flannel\n\
     write /run/flannel/subnet.env FLANNEL_NETWORK=10.42.0.0/16 FLANNEL_SUBNET=10.42.0.1/24 FLANNEL_MTU=1450 \
-    FLANNEL_IPMASQ=false";
+    FLANNEL_IPMASQ=true";
 
 /// The chain in which kube-proxy marks packets, and its masquerade rule.
 const KUBE_PROXY: &str = "iptables -t nat -N KUBE-MARK-MASQ\n\
