@@ -58,8 +58,12 @@ fn addresses(result: &Value) -> Vec<String> {
         None => true,
     };
     let ips = result["ips"].as_array().into_iter().flatten();
-    let texts = ips.filter(is_of_eth0).filter_map(|ip| ip["address"].as_str());
-    texts.map(|address| address.split('/').next().unwrap().to_owned()).collect()
+    let texts = ips
+        .filter(is_of_eth0)
+        .filter_map(|ip| ip["address"].as_str());
+    texts
+        .map(|address| address.split('/').next().unwrap().to_owned())
+        .collect()
 }
 
 impl Scene<'_> {
@@ -70,7 +74,8 @@ impl Scene<'_> {
         }
         if addresses(&pods[0].result).is_empty() {
             for to in &pods {
-                to.pod.run(&format!("ip addr add 10.99.0.{}/24 dev eth0", to.number));
+                to.pod
+                    .run(&format!("ip addr add 10.99.0.{}/24 dev eth0", to.number));
             }
         }
         let list = self.runtime().list().to_string();
@@ -96,10 +101,17 @@ impl Scene<'_> {
         }
         if has("bandwidth") {
             let qdiscs = self.node.run("tc qdisc show");
-            assert_eq!(qdiscs.matches("qdisc tbf").count(), 4, "two per pod: {qdiscs}");
+            assert_eq!(
+                qdiscs.matches("qdisc tbf").count(),
+                4,
+                "two per pod: {qdiscs}"
+            );
         }
         if has("somaxconn") {
-            assert_eq!(pods[0].pod.read("/proc/sys/net/core/somaxconn").trim(), "500");
+            assert_eq!(
+                pods[0].pod.read("/proc/sys/net/core/somaxconn").trim(),
+                "500"
+            );
             assert!(pods[0].pod.run("ip link show eth0").contains("mtu 1400"));
         }
         self.delete_in_order(pods.into());
@@ -117,7 +129,9 @@ impl Scene<'_> {
                 all.push(format!("10.99.0.{}", pods[to].number));
             }
             for address in all {
-                let seen = pods[from].pod.asks(Protocol::Tcp, &at(&address, 9000), ANSWER);
+                let seen = pods[from]
+                    .pod
+                    .asks(Protocol::Tcp, &at(&address, 9000), ANSWER);
                 assert!(seen.is_some(), "{} from another pod", address);
             }
         }
@@ -157,7 +171,9 @@ impl Scene<'_> {
     fn is_isolated_from_other_bridges(&mut self, from: &Attachment) {
         let chain = self.chain(99).named("other");
         let ipam = json!({ "type": "host-local", "ranges": [[{ "subnet": "10.99.1.0/24" }]] });
-        let chain = chain.with("bridge", "bridge", "other0").with("bridge", "ipam", ipam);
+        let chain = chain
+            .with("bridge", "bridge", "other0")
+            .with("bridge", "ipam", ipam);
         let pod = self.node.pod("other");
         let result = chain.add(&pod);
         let _server = pod.serve(9000);
@@ -172,9 +188,16 @@ impl Scene<'_> {
     fn cannot_spoof(&self, pods: &[Attachment; 2]) {
         let to = format!("10.99.0.{}", pods[1].number);
         pods[0].pod.reaches(&to);
-        let address = pods[0].pod.link("eth0").unwrap()["address"].as_str().unwrap().to_owned();
-        pods[0].pod.run("ip link set eth0 address 02:00:00:00:99:99");
+        let address = pods[0].pod.link("eth0").unwrap()["address"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        pods[0]
+            .pod
+            .run("ip link set eth0 address 02:00:00:00:99:99");
         pods[0].pod.does_not_reach(&to);
-        pods[0].pod.run(&format!("ip link set eth0 address {address}"));
+        pods[0]
+            .pod
+            .run(&format!("ip link set eth0 address {address}"));
     }
 }

@@ -31,16 +31,13 @@ impl Runtime {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 
-    /// The programs that the runtime executes, directly or through a plugin that delegates.
+    /// The plugins of the chain. gangplank's plugins do not execute host-local or static, and those of Go execute
+    /// gangplank's.
     pub fn programs(&self) -> Vec<String> {
         let list = self.list();
-        let mut programs = Vec::new();
-        for plugin in list["plugins"].as_array().expect("plugins") {
-            for name in [&plugin["type"], &plugin["ipam"]["type"]] {
-                programs.extend(name.as_str().map(str::to_owned));
-            }
-        }
-        programs
+        let plugins = list["plugins"].as_array().expect("plugins").iter();
+        let types = plugins.map(|plugin| plugin["type"].as_str().expect("a type").to_owned());
+        types.collect()
     }
 }
 

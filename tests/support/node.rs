@@ -68,7 +68,10 @@ impl Node {
     pub fn replace_plugin(&self, plugin: &str, file: &Path) {
         let link = format!("{}/{plugin}", Node::BIN);
         let removed = self.inside(|| fs::remove_file(&link));
-        assert!(removed.is_ok() || !PLUGINS.contains(&plugin), "{link}: {removed:?}");
+        assert!(
+            removed.is_ok() || !PLUGINS.contains(&plugin),
+            "{link}: {removed:?}"
+        );
         self.link_plugin(file, plugin);
     }
 
