@@ -16,7 +16,7 @@ fn semantic(word: &str) -> Option<[u32; 3]> {
     numbers.ok()?.try_into().ok()
 }
 
-/// hashicorp/nomad 1.10, client/fingerprint/plugins_cni.go: executes each file of the directory without arguments and
+/// hashicorp/nomad, client/fingerprint/plugins_cni.go (306de280e9): executes each file of the directory without arguments and
 /// with the environment of the agent, for at most 3 s, and takes the first semantic version in its output.
 #[test]
 fn nomad_finds_a_version_of_each_plugin() {
@@ -29,12 +29,13 @@ fn nomad_finds_a_version_of_each_plugin() {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8(text).unwrap();
         let version = text.split_whitespace().find_map(semantic);
-        // Job constraints: bridge mode, CHECK of allocations (nomad/job_endpoint_hooks.go).
+        // A job with bridge mode requires 0.4.0 of bridge, firewall, host-local, loopback and portmap
+        // (nomad/job_endpoint_hooks.go), CHECK 1.3.0 of bridge.
         assert!(version >= Some([1, 3, 0]), "{text}");
     }
 }
 
-/// containerd/nerdctl 2.1, pkg/netutil/netutil_unix.go: parses stderr of firewall, after this prefix, to the end of the
+/// containerd/nerdctl, `FirewallPluginGEQVersion` in pkg/netutil/netutil_unix.go: parses stderr of firewall, after this prefix, to the end of the
 /// line. It requires 1.1.0 for same-bridge and 1.7.1 for isolated.
 #[test]
 fn nerdctl_finds_the_version_of_firewall_alone_on_its_line() {
@@ -49,7 +50,7 @@ fn nerdctl_finds_the_version_of_firewall_alone_on_its_line() {
     assert!(semantic(version) >= Some([1, 7, 1]), "{version}");
 }
 
-/// hashicorp/nomad 1.10, client/allocrunner/networking_cni.go: `Setup` of go-cni with the ID of the allocation and each
+/// hashicorp/nomad, client/allocrunner/networking_cni.go (eb31ad1a94): `Setup` of go-cni with the ID of the allocation and each
 /// port for TCP and UDP, `Remove` with the same ports. If DEL fails, Nomad looks for the masquerade rule with a regular
 /// expression, and deletes rule and chain.
 #[test]
@@ -121,9 +122,9 @@ fn first_address_of_the_first_sandbox(result: &Value) -> String {
     address.unwrap().split('/').next().unwrap().to_owned()
 }
 
-/// containerd/nerdctl 2.1, pkg/ocihook/ocihook.go: the container ID is `NAMESPACE-ID`; `--ip`, `--ip6` and `--mac-address`
-/// become the capabilities or arguments of go-cni. libcni caches the result, and passes it to DEL as prevResult; a cache
-/// that was removed means no prevResult, no capabilities and no arguments.
+/// containerd/nerdctl, pkg/netutil/netutil_unix.go: networks with IPv6 declare the capability `ips` of bridge. The container
+/// ID is `NAMESPACE-ID`, which the OCI hook passes to go-cni. libcni caches result, capabilities and arguments for DEL; if
+/// the cache was removed, DEL has none of them.
 #[test]
 fn nerdctl_requests_addresses_and_deletes_with_and_without_its_cache() {
     requires!("iptables", "ip6tables");
