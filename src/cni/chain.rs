@@ -3,28 +3,19 @@
 use crate::cni::result::{AddResult, Dns, IpConfig};
 
 impl AddResult {
-    /// Appends this result to that of the previous plugins (CNI spec 1.1, section 5, "Add Success").
-    pub fn after(self, previous: AddResult) -> AddResult {
-        let AddResult {
-            mut interfaces,
-            mut ips,
-            mut routes,
-            mut dns,
-        } = previous;
-        let shift = interfaces.len();
-        interfaces.extend(self.interfaces);
-        ips.extend(self.ips.into_iter().map(|ip| IpConfig {
+    /// Appends the result of the previous plugins (CNI spec 1.1, section 5, "Add Success"). The own items come first:
+    /// chained Go plugins take the first interface for the bridge and map host ports to the first address, and their
+    /// bridge drops prevResult. BuildKit and Nomad call loopback before bridge.
+    pub fn followed_by(mut self, previous: AddResult) -> AddResult {
+        let shift = self.interfaces.len();
+        self.interfaces.extend(previous.interfaces);
+        self.ips.extend(previous.ips.into_iter().map(|ip| IpConfig {
             interface: ip.interface.map(|index| index + shift),
             ..ip
         }));
-        routes.extend(self.routes);
-        dns.extend(self.dns);
-        AddResult {
-            interfaces,
-            ips,
-            routes,
-            dns,
-        }
+        self.routes.extend(previous.routes);
+        self.dns.extend(previous.dns);
+        self
     }
 }
 
@@ -71,21 +62,21 @@ mod tests {
     }
 
     #[test]
-    fn previous_entries_come_first_and_interface_indices_are_adjusted() {
-        let previous = result(&["p0", "p1"], None, &["a", "b"]);
-        let both = result(&["x", "y"], Some(1), &["b", "c"]).after(previous.clone());
+    fn previous_entries_come_last_and_their_interface_indices_are_adjusted() {
+        let previous = result(&["p0", "p1"], Some(1), &["b", "c"]);
+        let both = result(&["x", "y"], None, &["a", "b"]).followed_by(previous.clone());
         let names: Vec<&str> = both
             .interfaces
             .iter()
             .map(|interface| interface.name.as_str())
             .collect();
-        assert_eq!(names, ["p0", "p1", "x", "y"]);
+        assert_eq!(names, ["x", "y", "p0", "p1"]);
         assert_eq!(
             (both.ips[0].interface, both.ips[1].interface),
             (None, Some(3))
         );
         assert_eq!(both.dns.nameservers, ["a", "b", "c"]);
         assert_eq!(both.dns.domain, "a");
-        assert_eq!(previous.clone().after(AddResult::default()), previous);
+        assert_eq!(AddResult::default().followed_by(previous.clone()), previous);
     }
 }

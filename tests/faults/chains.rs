@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::concurrency::at_once;
 use crate::errors::fail_add;
-use crate::fixture::{Kind, PLAIN};
+use crate::fixture::{Fixture, Kind, PLAIN, difference};
 use crate::kill::{kill_add, kill_del};
 use crate::recovery::succeeded;
 use crate::report::FaultReport;
@@ -121,6 +121,34 @@ fn an_add_of_a_chain_with_nftables_in_which_any_system_call_fails_succeeds_or_le
         NFTABLES,
         61,
     );
+}
+
+#[test]
+fn del_of_a_chain_waits_for_a_program_started_by_a_killed_add() {
+    requires!("nft", "iptables", "ip6tables");
+    if skip_for_go("its DEL does not wait, so the rules stay") {
+        return;
+    }
+    for killed in [1, 2] {
+        let fixture = Fixture::new(IPTABLES);
+        let answer = fixture.run_with("ADD", &fixture.pod, |plugin, call| {
+            if plugin != killed {
+                return call.run();
+            }
+            fixture.slow_iptables("1.5", "0");
+            let limit = "timeout --foreground --signal=KILL 0.7";
+            call.clone().under(limit).run()
+        });
+        assert_eq!(answer.code, Some(137), "{answer:?}");
+        fixture.run("DEL", &fixture.pod).ok();
+        // Wait for a process that may still be running.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_eq!(
+            difference(&fixture.empty, &fixture.state()),
+            [""; 0],
+            "plugin {killed}"
+        );
+    }
 }
 
 const PODS: usize = 200;

@@ -14,6 +14,8 @@ pub struct Chain<'n> {
     pub plugins: Vec<Plugin>,
     /// `runtimeConfig`: each plugin gets the keys that it declares in `capabilities`.
     runtime: Value,
+    /// CNI_ARGS.
+    args: String,
 }
 
 #[derive(Clone)]
@@ -39,6 +41,7 @@ impl<'n> Chain<'n> {
                 .map(plugin)
                 .collect(),
             runtime: json!({}),
+            args: String::new(),
         }
     }
 
@@ -65,8 +68,20 @@ impl<'n> Chain<'n> {
 
     /// The same list with these values of `portMappings`.
     pub fn with_ports(&self, mappings: Value) -> Chain<'n> {
+        self.with_capability("portMappings", mappings)
+    }
+
+    /// The same list with this value for the plugins that declare the capability.
+    pub fn with_capability(&self, capability: &str, value: Value) -> Chain<'n> {
         let mut chain = self.clone();
-        chain.runtime["portMappings"] = mappings;
+        chain.runtime[capability] = value;
+        chain
+    }
+
+    /// The same list with CNI_ARGS.
+    pub fn with_args(&self, args: &str) -> Chain<'n> {
+        let mut chain = self.clone();
+        chain.args = args.to_owned();
         chain
     }
 
@@ -113,7 +128,11 @@ impl<'n> Chain<'n> {
             config["prevResult"] = prev.clone();
         }
         let by = self.plugins[index].by;
-        by.call_for(self.node, &config).verb(verb)
+        let call = by.call_for(self.node, &config).verb(verb);
+        match self.args.as_str() {
+            "" => call,
+            args => call.args(args),
+        }
     }
 
     /// Runs a verb of each plugin for the pod's `eth0`, up to the first failure; DEL in reverse order. `prev` is the

@@ -13,6 +13,7 @@ pub mod namespace;
 mod node;
 mod probes;
 mod snapshot;
+pub mod trace;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

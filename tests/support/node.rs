@@ -64,6 +64,17 @@ impl Node {
         directory.to_string_lossy().into_owned()
     }
 
+    /// Replaces an installed plugin with another file.
+    pub fn replace_plugin(&self, plugin: &str, file: &Path) {
+        let link = format!("{}/{plugin}", Node::BIN);
+        let removed = self.inside(|| fs::remove_file(&link));
+        assert!(
+            removed.is_ok() || !PLUGINS.contains(&plugin),
+            "{link}: {removed:?}"
+        );
+        self.link_plugin(file, plugin);
+    }
+
     fn link_plugin(&self, file: &Path, name: &str) {
         self.inside(|| std::os::unix::fs::symlink(file, format!("{}/{name}", Node::BIN)))
             .unwrap();

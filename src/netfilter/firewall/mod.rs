@@ -17,7 +17,7 @@ use crate::error::{Error, Failures};
 use crate::kernel::nftables::{Batch, Nftables, NftablesError};
 use crate::net::{Family, IfName};
 use crate::netfilter::Feature;
-use crate::netfilter::lock::serialized;
+use crate::netfilter::lock::{serialized, wait_for_changes};
 use crate::netfilter::rule_comment::RuleComment;
 
 use records::Records;
@@ -144,6 +144,7 @@ impl Firewall {
     /// When something could not be removed, after everything else was tried.
     pub fn remove(&self, known: &[IpAddr], leads_to: LeadsTo, zone: &str) -> Result<(), Error> {
         let mut failures = Failures::default();
+        failures.note(wait_for_changes(FEATURE.name));
         let removed = change_if_supported(|nftables, batch| {
             let records = Records::list(nftables)?;
             let (own, others) = records.partition(&self.comment);

@@ -12,6 +12,7 @@ use crate::kernel::nftables::{Batch, Nftables, NftablesError};
 use crate::net::{Family, IfName};
 use crate::netfilter::Feature;
 use crate::netfilter::iptables::Variant;
+use crate::netfilter::lock::wait_for_changes;
 use crate::netfilter::portmap::iptables::{self, HostPorts};
 use crate::netfilter::portmap::nftables::{self, MapEntries};
 use crate::netfilter::portmap::{
@@ -133,10 +134,11 @@ impl Ports {
     /// # Errors
     /// When something could not be removed, after everything else was tried.
     pub fn remove(&self) -> Result<(), Error> {
-        if !self.may_exist()? {
-            return Ok(());
-        }
         let mut failures = Failures::default();
+        failures.note(wait_for_changes(FEATURE.name));
+        if !self.may_exist()? {
+            return failures.into_result();
+        }
         let legacy = self
             .in_iptables
             .remove_from_legacy(&self.known, self.is_alive);

@@ -228,7 +228,7 @@ impl Bridge {
         let sandbox = context.netns.path().to_string_lossy();
         let result = plan.into_result(&self.config.bridge, &observed, &sandbox);
         let previous = self.previous.clone().ok().flatten();
-        Ok(result.after(previous.unwrap_or_default()))
+        Ok(result.followed_by(previous.unwrap_or_default()))
     }
 }
 

@@ -28,7 +28,7 @@ fn config() -> Value {
 }
 
 #[test]
-fn the_items_of_prev_result_come_first_in_the_result() {
+fn the_items_of_prev_result_come_last_in_the_result() {
     requires!("ping");
     if skip_for_go("the result of ADD does not include prevResult") {
         return;
@@ -45,23 +45,27 @@ fn the_items_of_prev_result_come_first_in_the_result() {
         .map(|index| result["interfaces"][index]["name"].as_str().unwrap())
         .collect();
     assert_eq!(
-        [names[0], names[1], names[2], names[4]],
-        ["uplink", "net0", "br0", "eth0"]
+        [names[0], names[2], names[3], names[4]],
+        ["br0", "eth0", "uplink", "net0"]
     );
     for index in 0..2 {
-        assert_eq!(result["interfaces"][index], previous()["interfaces"][index]);
+        assert_eq!(
+            result["interfaces"][index + 3],
+            previous()["interfaces"][index]
+        );
     }
-    assert_eq!(result["ips"][0], previous()["ips"][0]);
-    let gangplank = json!({ "interface": 4, "address": "10.77.0.2/24", "gateway": "10.77.0.1" });
-    assert_eq!(result["ips"][1], gangplank);
-    assert_eq!(result["routes"][0], previous()["routes"][0]);
+    let own = json!({ "interface": 2, "address": "10.77.0.2/24", "gateway": "10.77.0.1" });
+    assert_eq!(result["ips"][0], own);
+    let of_net0 = json!({ "interface": 4, "address": "192.0.2.7/24", "gateway": "192.0.2.1" });
+    assert_eq!(result["ips"][1], of_net0);
+    assert_eq!(result["routes"][1], previous()["routes"][0]);
     assert_eq!(
-        result["routes"][1],
+        result["routes"][0],
         json!({ "dst": "0.0.0.0/0", "gw": "10.77.0.1" })
     );
     assert_eq!(
         result["dns"],
-        json!({ "nameservers": ["192.0.2.53", "10.0.0.53"], "domain": "first.example" })
+        json!({ "nameservers": ["10.0.0.53", "192.0.2.53"], "domain": "second.example" })
     );
     // The address of the previous plugin is not added to `eth0`, and CHECK does not expect it there.
     assert_eq!(pod.addresses("eth0"), ["10.77.0.2/24"]);
@@ -87,7 +91,7 @@ fn prev_result_is_converted_and_ignored_before_0_3_0() {
     let pod = node.pod("a");
     let result = node.network(config.clone()).add(&pod);
     assert_eq!(result["ips"][1]["interface"], 4);
-    assert_eq!(result["ips"][0]["version"], "4");
+    assert_eq!(result["ips"][1]["version"], "4");
     config["cniVersion"] = "0.2.0".into();
     let pod = node.pod("b");
     let result = node.network(config).add(&pod);
