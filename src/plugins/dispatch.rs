@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::build;
 use crate::cni::Version;
 use crate::cni::conf::NetConf;
-use crate::cni::environment::{Environment, Invocation, Operation};
+use crate::cni::environment::{Command, Environment, Invocation, Operation};
 use crate::cni::json::KeyPaths;
 use crate::cni::request::Request;
 use crate::cni::result::{AddResult, pretty};
@@ -19,6 +19,7 @@ use crate::error::{Code, Error};
 use crate::kernel::log::{self, Level};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals;
+use crate::plugins::call_metrics::{self, Calls};
 use crate::plugins::log_record::{self, Record, Settings};
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
@@ -68,11 +69,11 @@ impl Entry {
 
 /// Serves one request of a runtime.
 pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
-    if env.var("CNI_COMMAND").is_none() {
+    let Some(command) = env.var("CNI_COMMAND") else {
         eprintln!("{}", plugin.about());
         eprintln!("CNI protocol versions supported: {}", Version::list());
         return ExitCode::SUCCESS;
-    }
+    };
     if let Err(cause) = Settings::of_environment(env).and_then(|it| start_log(it, env)) {
         log::warn(&cause);
     }
@@ -86,7 +87,14 @@ pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error, call.version),
     };
-    call.record.end(outcome.as_ref().err());
+    let error = outcome.as_ref().err();
+    call.record.end(error);
+    call_metrics::count(&Calls::one(
+        plugin.name,
+        Command::named(&command).map(Command::as_str),
+        error.map_or(0, |error| error.code.0),
+        call.record.began().elapsed(),
+    ));
     code
 }
 
