@@ -174,8 +174,8 @@ pub fn traceparent() -> Option<String> {
     LOG.get()?.trace.traceparent(CURRENT.get())
 }
 
-/// An operation of which the other spans are parts.
-pub struct Operation<'a> {
+/// The span of the operation of which the other spans are parts.
+pub struct RootSpan<'a> {
     pub name: String,
     pub began: Instant,
     pub error: Option<&'a str>,
@@ -183,7 +183,7 @@ pub struct Operation<'a> {
 }
 
 /// Writes the line of an operation with the duration of its spans, and the spans if they are logged.
-pub fn write_operation(line: Line, operation: &Operation) {
+pub fn write_with_spans(line: Line, operation: &RootSpan) {
     let Some(log) = LOG.get() else { return };
     let Ok(spans) = log.spans.lock() else { return };
     let time = operation.began.elapsed();

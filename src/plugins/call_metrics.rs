@@ -164,17 +164,9 @@ fn add(file: File, call: &Calls) -> Result<(), LockError> {
 }
 
 fn content(file: &File) -> io::Result<Vec<u8>> {
-    let mut content = vec![0; MAX_RECORDS * LENGTH];
-    let mut length = 0;
-    while length < content.len() {
-        match file.read_at(&mut content[length..], length as u64) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-            Err(cause) => return Err(cause),
-        }
-    }
-    content.truncate(length);
+    let length = file.metadata()?.len().min((MAX_RECORDS * LENGTH) as u64);
+    let mut content = vec![0; length as usize];
+    file.read_exact_at(&mut content, 0)?;
     Ok(content)
 }
 

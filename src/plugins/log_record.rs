@@ -13,7 +13,7 @@ pub mod redaction;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::cni::environment::Environment;
+use crate::cni::environment::{Command, Environment};
 use crate::cni::json::JsonCursor;
 use crate::cni::json::KeyPaths;
 use crate::cni::result::AddResult;
@@ -232,13 +232,13 @@ impl<'a> Record<'a> {
             // https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/
             ("error.type", code.unwrap_or_default()),
         ];
-        let operation = log::Operation {
-            name: format!("cni.{verb}"),
+        let root = log::RootSpan {
+            name: Command::named(&verb).map_or("cni".to_owned(), |it| format!("cni.{it}")),
             began: self.began,
             error: error.map(|error| error.msg.as_str()),
             attributes: &attributes,
         };
-        log::write_operation(line, &operation);
+        log::write_with_spans(line, &root);
     }
 }
 

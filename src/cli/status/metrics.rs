@@ -12,7 +12,7 @@ pub fn text(networks: &[NetworkStatus], calls: &[Calls]) -> String {
     let mut text = String::new();
     let version = build::version();
     let version = version.trim_start_matches("gangplank.");
-    Family::new(&mut text, "build_info gauge", "Version of gangplank.").sample(
+    Metric::new(&mut text, "build_info gauge", "Version of gangplank.").sample(
         "",
         &[("version", version)],
         1,
@@ -55,10 +55,10 @@ fn write_networks(text: &mut String, networks: &[NetworkStatus]) {
             },
         ),
     ];
-    for (family, help, count) in counts {
-        let mut family = Family::new(text, family, help);
+    for (name_and_type, help, count) in counts {
+        let mut metric = Metric::new(text, name_and_type, help);
         for network in networks.iter().filter(|it| !it.name.is_empty()) {
-            family.sample("", &[("network", &network.name)], count(network));
+            metric.sample("", &[("network", &network.name)], count(network));
         }
     }
 }
@@ -73,7 +73,7 @@ fn write_ranges(text: &mut String, networks: &[NetworkStatus]) {
                 .map(move |usage| (labels(usage.range.as_str()), usage))
         })
     };
-    let mut leases = Family::new(
+    let mut leases = Metric::new(
         text,
         "leases gauge",
         "Addresses of the range that are leased.",
@@ -81,7 +81,7 @@ fn write_ranges(text: &mut String, networks: &[NetworkStatus]) {
     for (labels, usage) in ranges() {
         leases.sample("", &labels, usage.used);
     }
-    let mut free = Family::new(
+    let mut free = Metric::new(
         text,
         "free_addresses gauge",
         "Addresses of the range that are not leased.",
@@ -99,7 +99,7 @@ fn write_calls(text: &mut String, calls: &[Calls]) {
             ("code", calls.code.clone()),
         ]
     };
-    let mut total = Family::new(
+    let mut total = Metric::new(
         text,
         "cni_calls_total counter",
         "CNI calls by plugin, command and error code; 0 is success.",
@@ -113,7 +113,7 @@ fn write_calls(text: &mut String, calls: &[Calls]) {
             calls.count(),
         );
     }
-    let mut duration = Family::new(
+    let mut duration = Metric::new(
         text,
         "cni_call_duration_seconds histogram",
         "Duration of CNI calls.",
@@ -135,20 +135,20 @@ fn write_calls(text: &mut String, calls: &[Calls]) {
 }
 
 /// The samples of a metric.
-struct Family<'t> {
+struct Metric<'t> {
     text: &'t mut String,
     name: String,
     /// The lines before the first sample. A metric without samples is not printed.
     header: Option<String>,
 }
 
-impl Family<'_> {
+impl Metric<'_> {
     /// `name_and_type` is without the prefix `gangplank_`.
-    fn new<'t>(text: &'t mut String, name_and_type: &str, help: &str) -> Family<'t> {
+    fn new<'t>(text: &'t mut String, name_and_type: &str, help: &str) -> Metric<'t> {
         let name = name_and_type.split(' ').next().unwrap_or_default();
         let name = format!("gangplank_{name}");
         let header = format!("# HELP {name} {help}\n# TYPE gangplank_{name_and_type}\n");
-        Family {
+        Metric {
             text,
             name,
             header: Some(header),

@@ -56,10 +56,10 @@ pub(super) struct Span {
 /// The numbers of spans, and if spans are logged, the trace to which they belong.
 pub(super) struct Trace {
     next: AtomicU64,
-    context: Option<Context>,
+    context: Option<TraceContext>,
 }
 
-struct Context {
+struct TraceContext {
     trace_id: u128,
     parent: Option<u64>,
     flags: u8,
@@ -88,7 +88,7 @@ impl Trace {
             let TraceParent {
                 trace_id, flags, ..
             } = parent.unwrap_or(new);
-            Context {
+            TraceContext {
                 trace_id,
                 parent: parent.map(|it| it.span_id),
                 flags,
@@ -148,7 +148,7 @@ impl Trace {
     }
 }
 
-impl Context {
+impl TraceContext {
     /// Since 1970. Spans that began before the trace have an earlier time.
     fn nanoseconds(&self, time: Instant) -> u128 {
         let (instant, system) = self.reference;
