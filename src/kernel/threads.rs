@@ -15,7 +15,7 @@ pub fn join<A: Send, E: Display + Send, B>(
 ) -> (Result<A, E>, B) {
     let first = || timed_span(name, &first);
     thread::scope(|scope| {
-        let started = thread::Builder::new().spawn_scoped(scope, &first);
+        let started = thread::Builder::new().spawn_scoped(scope, first);
         // The new thread may be queued on this processor. It begins at once, and soon waits.
         thread::yield_now();
         let second = second();

@@ -241,7 +241,7 @@ mod tests {
         );
         assert_eq!(fs::metadata(&path).unwrap().len(), 2 * LENGTH as u64);
         for code in 0..10_000 {
-            let _ = count_in(&path, &call("DEL", code, 1));
+            count_in(&path, &call("DEL", code, 1));
         }
         assert!(fs::metadata(&path).unwrap().len() <= (MAX_RECORDS * LENGTH) as u64);
         fs::remove_file(path).unwrap();
