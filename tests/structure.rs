@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["dispatch"],
     &["bridge"],
     &["plugin"],
-    &["log_record"],
+    &["call_metrics", "log_record"],
     &["state"],
     &["link"],
     &["undo"],

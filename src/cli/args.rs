@@ -109,6 +109,9 @@ pub struct OutputFormat {
 pub struct StatusArgs {
     /// Show only this network
     pub network: Option<String>,
+    /// Print metrics in the text format of Prometheus. The first time, it enables the counters of CNI calls
+    #[arg(long, conflicts_with = "json")]
+    pub metrics: bool,
     #[command(flatten)]
     pub format: OutputFormat,
     #[command(flatten)]

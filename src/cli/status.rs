@@ -1,5 +1,6 @@
 //! `gangplank status`: each network with its bridge, addresses, masquerading and pods.
 
+mod metrics;
 mod ports;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::kernel::netlink::Link;
 use crate::net::{Cidr, Mac};
 use crate::netfilter::masquerade::MasqueradeEntry;
+use crate::plugins::call_metrics;
 use ports::{OtherPortStatus, PortStatus, Ports, port_table};
 
 #[derive(Default, Serialize)]
@@ -102,8 +104,30 @@ pub fn status(args: &StatusArgs, style: Style) -> Result<Answer, Error> {
     if args.network.is_none() {
         networks.extend(networks_without_bridge(ports));
     }
+    if args.metrics {
+        return Ok(metrics(&node, &networks));
+    }
     let text = |networks: &Vec<NetworkStatus>| text(&node, networks, args, style);
     Ok(Answer::report(&networks, args.format, text))
+}
+
+/// The metrics, with warnings about those that are missing.
+fn metrics(node: &Node, networks: &[NetworkStatus]) -> Answer {
+    let mut warnings: Vec<String> = node
+        .inventory
+        .failures
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let calls = call_metrics::read().unwrap_or_else(|cause| {
+        warnings.push(format!(
+            "cannot read the counters in {}: {cause}",
+            call_metrics::PATH
+        ));
+        Vec::new()
+    });
+    let answer = Answer::text(metrics::text(networks, &calls));
+    Answer { warnings, ..answer }
 }
 
 fn backends(network: &Network, entries: &BTreeSet<MasqueradeEntry>) -> BTreeSet<&'static str> {

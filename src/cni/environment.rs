@@ -30,6 +30,11 @@ impl Command {
         Command::Version,
     ];
 
+    pub fn named(name: &str) -> Option<Command> {
+        let mut commands = Command::ALL.into_iter();
+        commands.find(|command| command.as_str() == name)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Command::Add => "ADD",
@@ -192,9 +197,7 @@ fn missing_variables(names: &[&str]) -> Error {
 }
 
 fn parse_command(text: &str) -> Result<Command, Error> {
-    let mut commands = Command::ALL.into_iter();
-    let command = commands.find(|command| command.as_str() == text);
-    command.ok_or_else(|| {
+    Command::named(text).ok_or_else(|| {
         let all = Command::ALL.map(Command::as_str).join(", ");
         invalid(format!(
             "unknown CNI_COMMAND {text:?}: it must be one of {all}"

@@ -156,6 +156,7 @@ fn start(
     let mut command = Command::new(program);
     command
         .args(args)
+        .envs(log::traceparent().map(|it| (log::TRACEPARENT, it)))
         .envs(env.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

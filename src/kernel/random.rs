@@ -21,7 +21,9 @@ pub fn number() -> io::Result<u64> {
     bytes().map(u64::from_ne_bytes)
 }
 
-fn bytes<const N: usize>() -> io::Result<[u8; N]> {
+/// # Errors
+/// When /dev/urandom cannot be read.
+pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)

@@ -1,27 +1,29 @@
 //! Scoped threads for work that waits for the kernel or for programs.
 
+use std::fmt::Display;
 use std::io;
 use std::thread::{self, ScopedJoinHandle};
 
 use crate::kernel::log::timed_span;
 
 /// Runs both closures concurrently, the first in a thread of its own. If no thread can be created (EAGAIN), runs one
-/// after the other. The log counts the wait for the first, after the second has ended, as the span `name`.
-pub fn join<A: Send, B>(
+/// after the other. The first is the span `name`.
+pub fn join<A: Send, E: Display + Send, B>(
     name: &'static str,
-    first: impl Fn() -> A + Sync,
+    first: impl Fn() -> Result<A, E> + Sync,
     second: impl FnOnce() -> B,
-) -> (A, B) {
+) -> (Result<A, E>, B) {
+    let first = || timed_span(name, &first);
     thread::scope(|scope| {
-        let started = thread::Builder::new().spawn_scoped(scope, &first);
+        let started = thread::Builder::new().spawn_scoped(scope, first);
         // The new thread may be queued on this processor. It begins at once, and soon waits.
         thread::yield_now();
         let second = second();
-        let finish = || match started {
+        let first = match started {
             Ok(thread) => thread.join().expect("a panic ends the process"),
             Err(_) => first(),
         };
-        (timed_span(name, finish), second)
+        (first, second)
     })
 }
 

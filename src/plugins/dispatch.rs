@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::build;
 use crate::cni::Version;
 use crate::cni::conf::NetConf;
-use crate::cni::environment::{Environment, Invocation, Operation};
+use crate::cni::environment::{Command, Environment, Invocation, Operation};
 use crate::cni::json::KeyPaths;
 use crate::cni::request::Request;
 use crate::cni::result::{AddResult, pretty};
@@ -19,6 +19,7 @@ use crate::error::{Code, Error};
 use crate::kernel::log::{self, Level};
 use crate::kernel::retry::retry_on_eintr;
 use crate::kernel::signals;
+use crate::plugins::call_metrics::{self, Calls};
 use crate::plugins::log_record::{self, Record, Settings};
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
@@ -68,12 +69,12 @@ impl Entry {
 
 /// Serves one request of a runtime.
 pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
-    if env.var("CNI_COMMAND").is_none() {
+    let Some(command) = env.var("CNI_COMMAND") else {
         eprintln!("{}", plugin.about());
         eprintln!("CNI protocol versions supported: {}", Version::list());
         return ExitCode::SUCCESS;
-    }
-    if let Err(cause) = Settings::of_environment(env).and_then(start_log) {
+    };
+    if let Err(cause) = Settings::of_environment(env).and_then(|it| start_log(it, env)) {
         log::warn(&cause);
     }
     let mut call = Call {
@@ -86,12 +87,19 @@ pub fn serve(plugin: Entry, env: &Environment, stdin: impl Read) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error, call.version),
     };
-    call.record.end(outcome.as_ref().err());
+    let error = outcome.as_ref().err();
+    call.record.end(error);
+    call_metrics::count(&Calls::one(
+        plugin.name,
+        Command::named(&command).map(Command::as_str),
+        error.map_or(0, |error| error.code.0),
+        call.record.began().elapsed(),
+    ));
     code
 }
 
-fn start_log(settings: Option<Settings>) -> Result<(), String> {
-    settings.map_or(Ok(()), |settings| settings.start())
+fn start_log(settings: Option<Settings>, env: &Environment) -> Result<(), String> {
+    settings.map_or(Ok(()), |settings| settings.start(env))
 }
 
 /// Reports a panic.
@@ -138,6 +146,17 @@ struct Call<'e> {
 
 impl Call<'_> {
     fn execute(&mut self, plugin: Entry, stdin: impl Read) -> Result<(), Error> {
+        let request = self
+            .read_request(stdin)
+            .inspect_err(|error| log::add_span("parse", self.record.began(), Some(error)))?;
+        match request {
+            Some((operation, request)) => (plugin.run)(self, &operation, &request),
+            None => log::timed_span("result", || write(&supported_versions())),
+        }
+    }
+
+    /// `None` for VERSION.
+    fn read_request(&mut self, stdin: impl Read) -> Result<Option<(Operation, Request)>, Error> {
         let invocation = Invocation::parse(self.env)?;
         let Invocation {
             command,
@@ -147,7 +166,7 @@ impl Call<'_> {
             own_netns_allowed,
         } = invocation;
         if operation == Operation::Version {
-            return write(&supported_versions());
+            return Ok(None);
         }
         let bytes = NetConf::read(stdin)?;
         if log::enabled(Level::Error) {
@@ -169,25 +188,32 @@ impl Call<'_> {
             },
             own_netns_allowed,
         };
-        (plugin.run)(self, &operation, &request)
+        Ok(Some((operation, request)))
     }
 
     fn run<P: Plugin>(&mut self, operation: &Operation, request: &Request) -> Result<(), Error> {
-        match operation {
-            Operation::Add(target) => {
-                signals::enable_cancellation();
-                let plugin = P::parse(request)?;
+        if let Operation::Add(_) = operation {
+            signals::enable_cancellation();
+        }
+        let parsed = match operation {
+            // They read only what names resources.
+            Operation::Del(_) | Operation::Gc | Operation::Version => Ok(None),
+            _ => P::parse(request).map(Some),
+        };
+        log::add_span("parse", self.record.began(), parsed.as_ref().err());
+        match (operation, parsed?) {
+            (Operation::Add(target), Some(plugin)) => {
                 let mut undo = Undo::default();
                 plugin
                     .add(target, &mut undo)
                     .and_then(|result| self.write_result(result, request))
                     .map_err(|cause| signals::uncancellable(|| undo.unwind(cause)))
             }
-            Operation::Check(target) => P::parse(request)?.check(target),
-            Operation::Del(target) => P::del(request, target),
-            Operation::Gc => P::gc(request),
-            Operation::Status => P::parse(request)?.status(),
-            Operation::Version => Ok(()),
+            (Operation::Check(target), Some(plugin)) => plugin.check(target),
+            (Operation::Del(target), _) => P::del(request, target),
+            (Operation::Gc, _) => P::gc(request),
+            (Operation::Status, Some(plugin)) => plugin.status(),
+            _ => Ok(()),
         }
     }
 
@@ -200,7 +226,7 @@ impl Call<'_> {
         if !log::enabled(Level::Error)
             && let Some(settings) = settings
         {
-            match settings.start() {
+            match settings.start(self.env) {
                 Ok(()) => self.record.configuration(&conf.bytes),
                 Err(cause) => log::warn(&cause),
             }
@@ -212,8 +238,10 @@ impl Call<'_> {
     }
 
     fn write_result(&mut self, result: AddResult, request: &Request) -> Result<(), Error> {
-        self.record.result(&result);
-        write(&result.to_document(request.conf.version)?)
+        log::timed_span("result", || {
+            self.record.result(&result);
+            write(&result.to_document(request.conf.version)?)
+        })
     }
 }
 

@@ -13,12 +13,12 @@ pub mod redaction;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::cni::environment::Environment;
+use crate::cni::environment::{Command, Environment};
 use crate::cni::json::JsonCursor;
 use crate::cni::json::KeyPaths;
 use crate::cni::result::AddResult;
 use crate::error::Error;
-use crate::kernel::log::{self, Level, Line};
+use crate::kernel::log::{self, Format, Level, Line, TRACEPARENT, TraceParent};
 
 const VARIABLE: &str = "GANGPLANK_LOG";
 
@@ -26,10 +26,11 @@ const VARIABLE: &str = "GANGPLANK_LOG";
 pub struct Settings {
     path: PathBuf,
     level: Level,
+    format: Format,
 }
 
 impl Settings {
-    /// Reads `logFile`, an absolute path, and `logLevel`, by default `info`.
+    /// Reads `logFile`, an absolute path, `logLevel`, by default `info`, and `logFormat`, by default `logfmt`.
     ///
     /// # Errors
     /// Code 6 for a wrong type, 7 for a wrong value.
@@ -41,6 +42,13 @@ impl Settings {
             })
         });
         let level = level.transpose()?.unwrap_or(Level::Info);
+        let format = root.text("logFormat")?.map(|text| {
+            format_of(text).ok_or_else(|| {
+                let wanted = "it must be \"logfmt\" or \"json\"";
+                root.at("logFormat").invalid(format!("{text:?}"), wanted)
+            })
+        });
+        let format = format.transpose()?.unwrap_or(Format::Logfmt);
         let Some(text) = root.non_empty_text("logFile")? else {
             return Ok(None);
         };
@@ -48,7 +56,11 @@ impl Settings {
             let wanted = "it must be an absolute path to a file";
             root.at("logFile").invalid(format!("{text:?}"), wanted)
         })?;
-        Ok(Some(Settings { path, level }))
+        Ok(Some(Settings {
+            path,
+            level,
+            format,
+        }))
     }
 
     /// Reads `GANGPLANK_LOG`.
@@ -59,30 +71,61 @@ impl Settings {
         let Some(text) = env.var(VARIABLE) else {
             return Ok(None);
         };
-        let (level, path) = match text.split_once(':') {
-            Some((level, path)) if !text.starts_with('/') => (level_of(level), path),
-            _ => (Some(Level::Info), text.as_str()),
+        let settings = |words: &str, path: &str| {
+            let mut settings = Settings {
+                path: path_of(path)?,
+                level: Level::Info,
+                format: Format::Logfmt,
+            };
+            for word in words.split_terminator(',') {
+                match (level_of(word), format_of(word)) {
+                    (Some(level), _) => settings.level = level,
+                    (_, Some(format)) => settings.format = format,
+                    _ => return None,
+                }
+            }
+            Some(settings)
         };
-        match (level, path_of(path)) {
-            (Some(level), Some(path)) => Ok(Some(Settings { path, level })),
-            _ => Err(format!(
-                "{VARIABLE} is {text:?}, but it must be an absolute path, optionally after \"error:\", \"info:\" or \"debug:\""
-            )),
-        }
+        let found = match text.split_once(':') {
+            Some((words, path)) if !text.starts_with('/') && !words.is_empty() => {
+                settings(words, path)
+            }
+            _ => settings("", &text),
+        };
+        found.map(Some).ok_or_else(|| {
+            format!(
+                "{VARIABLE} is {text:?}, but it must be an absolute path, optionally after \"error:\", \"info:\", \"debug:\", or with a format \"json:\" or \"debug,json:\""
+            )
+        })
     }
 
-    /// Opens the log.
+    /// Opens the log. Spans continue the trace of TRACEPARENT.
     ///
     /// # Errors
     /// If the file cannot be opened.
-    pub fn start(&self) -> Result<(), String> {
-        let started = log::start(&self.path, self.level);
-        started.map_err(|cause| format!("cannot log to {}: {cause}", self.path.display()))
+    pub fn start(&self, env: &Environment) -> Result<(), String> {
+        let text = env.var(TRACEPARENT).filter(|_| self.format == Format::Json);
+        let parent = text.as_deref().and_then(TraceParent::parse);
+        log::start(&self.path, self.level, self.format, parent)
+            .map_err(|cause| format!("cannot log to {}: {cause}", self.path.display()))?;
+        if let (Some(text), None) = (text, parent) {
+            let what = format!(
+                "{TRACEPARENT} is {text:?}, not 00-TRACE_ID-SPAN_ID-FLAGS in lower-case hexadecimal digits: this call has a trace of its own"
+            );
+            log::write(Line::new(Level::Error).field("warning", &what));
+        }
+        Ok(())
     }
 }
 
 fn level_of(text: &str) -> Option<Level> {
     Level::ALL.into_iter().find(|level| level.as_str() == text)
+}
+
+fn format_of(text: &str) -> Option<Format> {
+    Format::ALL
+        .into_iter()
+        .find(|format| format.as_str() == text)
 }
 
 fn path_of(text: &str) -> Option<PathBuf> {
@@ -136,8 +179,13 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Writes the line, with the error of a failed call.
-    pub fn end(self, error: Option<&Error>) {
+    /// When the call began.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Writes the line and the spans, with the error of a failed call.
+    pub fn end(&self, error: Option<&Error>) {
         let var = |name| self.env.var(name).unwrap_or_default();
         let verb = var("CNI_COMMAND");
         let level = match (error, verb.as_str()) {
@@ -150,11 +198,11 @@ impl<'a> Record<'a> {
             return;
         }
         let container = var("CNI_CONTAINERID");
-        let pod = redaction::pod(&var("CNI_ARGS")).unwrap_or_else(|| container.clone());
+        let pod = redaction::pod(&var("CNI_ARGS"));
         let line = Line::new(level)
             .field("plugin", self.plugin)
             .field("verb", &verb)
-            .field("pod", &pod)
+            .field("pod", pod.as_deref().unwrap_or(&container))
             .field("container", &container)
             .field("ifname", &var("CNI_IFNAME"))
             .field("network", &self.network);
@@ -167,11 +215,30 @@ impl<'a> Record<'a> {
                     &redaction::configuration(&self.configuration, self.keys),
                 ),
         };
-        let line = line.milliseconds("total_ms", self.began.elapsed());
-        let spans = log::spans().into_iter();
-        log::write(spans.fold(line, |line, (name, time)| {
-            line.milliseconds(&format!("{name}_ms"), time)
-        }));
+        let (namespace, pod) = pod
+            .as_deref()
+            .unwrap_or("/")
+            .split_once('/')
+            .unwrap_or_default();
+        let code = error.map(|error| error.code.0.to_string());
+        let attributes = [
+            ("cni.plugin", self.plugin.to_owned()),
+            ("cni.command", verb.clone()),
+            ("cni.network", self.network.clone()),
+            ("cni.interface", var("CNI_IFNAME")),
+            ("container.id", container),
+            ("k8s.namespace.name", namespace.to_owned()),
+            ("k8s.pod.name", pod.to_owned()),
+            // https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/
+            ("error.type", code.unwrap_or_default()),
+        ];
+        let root = log::RootSpan {
+            name: Command::named(&verb).map_or("cni".to_owned(), |it| format!("cni.{it}")),
+            began: self.began,
+            error: error.map(|error| error.msg.as_str()),
+            attributes: &attributes,
+        };
+        log::write_with_spans(line, &root);
     }
 }
 
@@ -207,6 +274,7 @@ mod tests {
         Some(Settings {
             path: path.into(),
             level,
+            format: Format::Logfmt,
         })
     }
 
@@ -230,6 +298,8 @@ mod tests {
             (r#"{"logFile": 5}"#, "logFile is 5", 6),
             (r#"{"logLevel": "INFO"}"#, "\"INFO\"", 7),
             (r#"{"logLevel": 3}"#, "logLevel is 3", 6),
+            (r#"{"logFormat": "JSON"}"#, "\"JSON\"", 7),
+            (r#"{"logFormat": true}"#, "logFormat is true", 6),
         ] {
             let error = of_configuration(text).unwrap_err();
             assert!(
@@ -251,7 +321,15 @@ mod tests {
             Ok(settings("/a:b", Level::Debug))
         );
         assert_eq!(of_environment(""), Ok(None));
-        for invalid in ["a.log", "warn:/a.log", "debug:", "debug:a", ":/a"] {
+        let json = |level| {
+            settings("/a:b", level).map(|it| Settings {
+                format: Format::Json,
+                ..it
+            })
+        };
+        assert_eq!(of_environment("json:/a:b"), Ok(json(Level::Info)));
+        assert_eq!(of_environment("debug,json:/a:b"), Ok(json(Level::Debug)));
+        for invalid in ["a.log", "warn:/a.log", "debug:", "debug:a", ":/a", "xml:/a"] {
             assert!(of_environment(invalid).unwrap_err().contains(invalid));
         }
     }

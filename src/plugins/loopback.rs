@@ -4,6 +4,7 @@ use crate::cni::environment::{DelTarget, Target};
 use crate::cni::request::Request;
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
+use crate::kernel::log;
 use crate::kernel::netlink::{Link, Netlink, NetlinkError};
 use crate::kernel::netns::OwnNetns;
 use crate::link::namespace;
@@ -30,7 +31,7 @@ impl Plugin for Loopback {
         let netns = &target.netns;
         let pod = open(netns, self.own_netns)?;
         let link = loopback_link(&pod)?;
-        pod.set_up(link.index)
+        log::timed_span("link", || pod.set_up(link.index))
             .map_err(|cause| failed("bring up", cause))?;
         let addresses = pod
             .addresses(link.index)
@@ -68,7 +69,8 @@ impl Plugin for Loopback {
             return Ok(());
         };
         let pod = namespace::netlink(&netns)?;
-        pod.set_down(loopback_link(&pod)?.index)
+        let link = loopback_link(&pod)?;
+        log::timed_span("link", || pod.set_down(link.index))
             .map_err(|cause| failed("take down", cause))
     }
 

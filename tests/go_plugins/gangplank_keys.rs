@@ -16,6 +16,7 @@ fn config() -> Value {
         ("ipMasqRandomFully", json!(true)),
         ("logFile", json!("/run/gangplank.log")),
         ("logLevel", json!("debug")),
+        ("logFormat", json!("json")),
     ] {
         config[key] = value;
     }

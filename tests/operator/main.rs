@@ -10,6 +10,7 @@ mod doctor;
 mod fix;
 mod fixture;
 mod install;
+mod metrics;
 mod reconcile;
 mod routes;
 mod status;

@@ -37,7 +37,7 @@ pub struct OtherPortStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<String>,
     /// Whether the container no longer exists.
-    left_over: bool,
+    pub left_over: bool,
 }
 
 /// The mapped ports that have not been taken yet.

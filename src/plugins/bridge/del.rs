@@ -75,7 +75,8 @@ pub fn detach(
         host: &host,
     };
     // Independent of the configuration, which may have changed since the ADD.
-    let masquerade = timed_span("masquerade", || detachment.masquerade(&mut failures));
+    let find = || Ok::<_, Error>(detachment.masquerade(&mut failures));
+    let masquerade = timed_span("masquerade", find)?;
     let delete = || timed_span("link", || detachment.remove());
     let (unmasqueraded, deleted) = match masquerade.is_empty() {
         true => (Ok(()), delete()),

@@ -19,7 +19,7 @@ const HIDDEN: &str = "…";
 /// The keys of the CNI specification and conventions, and those of the log: first the key of an object, or `/` for the
 /// configuration itself, then its keys, separated by spaces, or `*` for all. Lower case, because keys are case-insensitive.
 const KEYS: &[&str] = &[
-    "/ cniversion name type ipmasq dns ipam args runtimeconfig prevresult capabilities logfile loglevel \
+    "/ cniversion name type ipmasq dns ipam args runtimeconfig prevresult capabilities logfile loglevel logformat \
      cni.dev/valid-attachments cni.dev/attachments sysctl",
     "sysctl *",
     "ipam type addresses routes dns",
