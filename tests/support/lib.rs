@@ -26,7 +26,8 @@ pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
 /// gangplank's plugins, sorted.
-pub const PLUGINS: [&str; 7] = [
+pub const PLUGINS: [&str; 8] = [
+    "bandwidth",
     "bridge",
     "firewall",
     "host-local",

@@ -144,10 +144,10 @@ impl Message for NsidMessage {
     }
 }
 
-type Nla<'a> = NlaBuffer<&'a [u8]>;
+pub(super) type Nla<'a> = NlaBuffer<&'a [u8]>;
 
 /// The attributes behind the header of a message.
-fn attributes<'a, T>(
+pub(super) fn attributes<'a, T>(
     bytes: &'a [u8],
     header: &impl Emitable,
     decode: impl FnMut(&Nla<'a>) -> Option<T>,
@@ -189,6 +189,6 @@ pub(super) fn type_name(message_type: u16) -> &'static str {
         RTM_GETROUTE => "RTM_GETROUTE",
         RTM_GETNEIGH => "RTM_GETNEIGH",
         RTM_GETNSID => "RTM_GETNSID",
-        _ => "another request",
+        _ => super::tc::type_name(message_type).unwrap_or("another request"),
     }
 }
