@@ -8,6 +8,7 @@ mod call;
 mod chain;
 mod echo;
 pub mod firewalld;
+pub mod flows;
 pub mod implementation;
 pub mod namespace;
 mod node;

@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkPayload,
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkPayload,
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
@@ -72,6 +73,20 @@ impl Netlink {
             Ok(())
         })?;
         answer
+    }
+
+    /// Like [`Netlink::fetch`], for objects of which the kernel does not answer some.
+    pub(super) fn fetch_if_visible<M: Message>(
+        &self,
+        request: &M,
+    ) -> Result<Option<M>, NetlinkError> {
+        let mut answer = None;
+        // Without NLM_F_ECHO, the answer about a class is only sent to multicast groups (`rtnetlink_send`).
+        self.request(M::GET, request, NLM_F_ACK | NLM_F_ECHO, |message| {
+            answer = Some(decode(&message)?);
+            Ok(())
+        })?;
+        Ok(answer)
     }
 
     /// Requests a dump (RTM_GET*), again until nothing changed during it.

@@ -89,10 +89,7 @@ impl Netlink {
     ) -> Result<Vec<IngressFilter>, NetlinkError> {
         let request: FilterMessage = Tc(tc_message(link, parent, Handle(0)));
         let answers = self.dump(&request)?;
-        // A filter without a handle stands for all of its priority.
-        let filters = answers
-            .into_iter()
-            .filter(|it| u32::from(it.0.header.handle) != 0);
+        let filters = answers.into_iter().filter(is_filter);
         Ok(filters
             .map(|it| IngressFilter::from((it, parent)))
             .collect())
@@ -125,6 +122,16 @@ impl From<(FilterMessage, Handle)> for IngressFilter {
             redirects_to,
         }
     }
+}
+
+/// A dump also has a message without a handle for each priority, and those of the hash tables of `u32`, whose handles have
+/// no node (`gen_new_htid`, net/sched/cls_u32.c).
+fn is_filter(Tc(message): &FilterMessage) -> bool {
+    let handle = u32::from(message.header.handle);
+    let is_u32 = message
+        .attributes
+        .contains(&TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
+    handle != 0 && !(is_u32 && handle & 0xf_ffff == 0)
 }
 
 /// `tcm_info`: the priority, and the protocol in network byte order.

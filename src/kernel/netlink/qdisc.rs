@@ -203,10 +203,11 @@ impl Netlink {
 
     fn qdisc(&self, link: u32, parent: Handle) -> Result<Option<Qdisc>, NetlinkError> {
         let request: QdiscMessage = Tc(tc_message(link, parent, Handle(0)));
-        let answer = match self.fetch(&request) {
-            // A deleted qdisc, or one that the kernel does not list (`tc_get_qdisc`, net/sched/sch_api.c).
-            Err(NetlinkError::Refused(Errno::EINVAL)) => return Ok(None),
-            answer => not_found_as_none(answer)?,
+        // Built-in qdiscs are not answered (`tc_qdisc_dump_ignore`, net/sched/sch_api.c); of a deleted `ingress`, a
+        // built-in one remains.
+        let answer = match self.fetch_if_visible(&request) {
+            Err(NetlinkError::Refused(Errno::EINVAL)) => None,
+            answer => not_found_as_none(answer)?.flatten(),
         };
         Ok(answer.map(Qdisc::from))
     }
@@ -217,8 +218,8 @@ impl Netlink {
     /// As [`Netlink::root_qdisc`].
     pub fn htb_rate(&self, link: u32, class: Handle) -> Result<Option<u64>, NetlinkError> {
         let request: ClassMessage = Tc(tc_message(link, Handle(0), class));
-        let answer = not_found_as_none(self.fetch(&request))?;
-        Ok(answer.and_then(|it| {
+        let answer = not_found_as_none(self.fetch_if_visible(&request))?;
+        Ok(answer.flatten().and_then(|it| {
             let options = raw_options(&it.0.attributes)?;
             let parms = attribute(&options, PARMS)?;
             let rate = u32::from_ne_bytes(parms.get(8..12)?.try_into().ok()?);
