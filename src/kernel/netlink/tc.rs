@@ -2,10 +2,7 @@
 
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage};
-use nix::libc::{
-    RTM_DELQDISC, RTM_DELTFILTER, RTM_GETQDISC, RTM_GETTCLASS, RTM_GETTFILTER, RTM_NEWQDISC,
-    RTM_NEWTCLASS, RTM_NEWTFILTER,
-};
+use nix::libc::{RTM_DELQDISC, RTM_GETQDISC, RTM_GETTCLASS, RTM_GETTFILTER};
 
 use super::message::{Message, Nla, attributes};
 
@@ -134,19 +131,4 @@ pub(super) fn rate_specification(rate: u64) -> [u8; 12] {
 /// The bytes of a structure that consists of u32.
 pub(super) fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-/// The name of a message type in rtnetlink(7).
-pub(super) fn type_name(message_type: u16) -> Option<&'static str> {
-    Some(match message_type {
-        RTM_NEWQDISC => "RTM_NEWQDISC",
-        RTM_DELQDISC => "RTM_DELQDISC",
-        RTM_GETQDISC => "RTM_GETQDISC",
-        RTM_NEWTCLASS => "RTM_NEWTCLASS",
-        RTM_GETTCLASS => "RTM_GETTCLASS",
-        RTM_NEWTFILTER => "RTM_NEWTFILTER",
-        RTM_DELTFILTER => "RTM_DELTFILTER",
-        RTM_GETTFILTER => "RTM_GETTFILTER",
-        _ => return None,
-    })
 }

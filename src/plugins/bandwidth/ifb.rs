@@ -6,8 +6,8 @@
 
 use sha2::{Digest, Sha512};
 
-use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::ValidAttachments;
+use crate::cni::names::{Attachment, NetworkName};
 use crate::error::{Error, Failures};
 use crate::kernel::netlink::{
     Handle, IngressFilter, Kind, Link, Netlink, NetlinkError, NewIfb, NewQdisc, TcChange,
@@ -95,7 +95,10 @@ impl Identity {
     }
 }
 
-/// A veth whose received packets are redirected to an ifb.
+/// Whether the packets that a veth receives are redirected to an ifb.
+///
+/// # Errors
+/// If the kernel refuses a request.
 pub fn is_redirected(host: &Netlink, veth: &Link, ifb: &Link) -> Result<bool, Error> {
     let (_, filters) = Ingress::read(host, veth)?;
     Ok(filters.iter().any(|it| it.redirects_to == Some(ifb.index)))
@@ -104,8 +107,8 @@ pub fn is_redirected(host: &Netlink, veth: &Link, ifb: &Link) -> Result<bool, Er
 /// The qdisc of a veth for received packets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ingress {
-    None,
-    Ingress,
+    Absent,
+    Plain,
     /// Of another program.
     Clsact,
 }
@@ -115,8 +118,8 @@ impl Ingress {
         let qdisc = host.ingress_qdisc(veth.index);
         let ingress = match qdisc.context("look up the ingress qdisc of", &veth.name)? {
             Some(qdisc) if qdisc.kind == "clsact" => Ingress::Clsact,
-            Some(_) => Ingress::Ingress,
-            None => return Ok((Ingress::None, Vec::new())),
+            Some(_) => Ingress::Plain,
+            None => return Ok((Ingress::Absent, Vec::new())),
         };
         let filters = host.ingress_filters(veth.index, ingress.parent());
         Ok((ingress, filters.context("list the filters of", &veth.name)?))
@@ -138,7 +141,7 @@ impl Ingress {
 pub fn redirect(host: &Netlink, veth: &Link, ifb: &Link) -> Result<(), Error> {
     let (ingress, filters) = Ingress::read(host, veth)?;
     let mut changes = Vec::new();
-    if ingress == Ingress::None {
+    if ingress == Ingress::Absent {
         let (parent, handle) = (Handle::INGRESS, Handle::INGRESS_QDISC);
         changes.push(TcChange::add_qdisc(
             veth.index,
@@ -168,7 +171,7 @@ pub fn remove_redirection(host: &Netlink, veth: &Link, ifbs: &[Link]) -> Result<
         to == Some(0) || ifbs.iter().any(|ifb| to == Some(ifb.index))
     };
     let own: Vec<&IngressFilter> = filters.iter().filter(is_own).collect();
-    let changes = match own.len() == filters.len() && ingress == Ingress::Ingress {
+    let changes = match own.len() == filters.len() && ingress == Ingress::Plain {
         _ if own.is_empty() => return Ok(()),
         true => vec![TcChange::delete_qdisc(veth.index, Handle::INGRESS)],
         false => {

@@ -184,7 +184,7 @@ impl Limit {
         let frame = if mtu == 0 { 0 } else { mtu + FRAME_HEADER };
         let holds_frame = ticks(frame.into(), rate);
         let raised = if buffer < holds_frame {
-            holds_frame + 1
+            holds_frame.saturating_add(1)
         } else {
             buffer
         };
