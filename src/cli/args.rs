@@ -12,10 +12,10 @@ const DEFAULT_BIN_DIR: &str = "/opt/cni/bin";
 const AFTER_HELP: &str = "\
 Exit status: 0 done, no findings; 1 failed; 2 invalid command line; 3 doctor has unresolved findings.
 
-Called by the name of a plugin (bridge, host-local, static, loopback, portmap, firewall, tuning), with or without a prefix such
-as cnv-, this program is that CNI plugin. Called as gangplank with CNI_COMMAND set, it is bridge.";
+Called by the name of a plugin (bridge, host-local, static, loopback, portmap, firewall, tuning, bandwidth), with or
+without a prefix such as cnv-, this program is that CNI plugin. Called as gangplank with CNI_COMMAND set, it is bridge.";
 
-/// Container networking in one small binary: the CNI plugins bridge, host-local, static, loopback, portmap, firewall and tuning
+/// Container networking in one small binary: the CNI plugins bridge, host-local, static, loopback, portmap, firewall, tuning and bandwidth
 #[derive(Debug, Parser)]
 #[command(name = "gangplank", version, after_help = AFTER_HELP, max_term_width = 100, arg_required_else_help = true)]
 pub struct CommandLine {
