@@ -133,10 +133,11 @@ impl fmt::Display for Measurement {
         )?;
         for it in self.round_trips {
             let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-            write!(f, " {:.2}, {:.2}", ms(it.average), ms(it.longest))?;
+            let times = format!("{:.2}, {:.2}", ms(it.average), ms(it.longest));
             match it.lost {
-                0.0 => write!(f, " |")?,
-                lost => write!(f, ", {lost} % lost |")?,
+                0.0 => write!(f, " {times} |")?,
+                100.0 => write!(f, " no reply |")?,
+                lost => write!(f, " {times}, {lost:.0} % lost |")?,
             }
         }
         Ok(())

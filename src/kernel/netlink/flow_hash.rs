@@ -1,5 +1,5 @@
-//! A classic BPF program that computes the class of a packet from its addresses, protocol and ports. The classifier `bpf`
-//! takes the result as the class, 0 as none (`cls_bpf_classify`, net/sched/cls_bpf.c).
+//! A classic BPF program that computes the class of a packet from its addresses and ports. The classifier `bpf` takes the
+//! result as the class, 0 as none (`cls_bpf_classify`, net/sched/cls_bpf.c).
 
 use nix::libc::{
     BPF_A, BPF_ABS, BPF_ADD, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K,
@@ -20,7 +20,7 @@ const HASH: u32 = 0;
 pub(super) type Instruction = [u8; 8];
 
 /// A program that returns one of `count` classes, a power of two, of which `first` is the first. Packets that are neither
-/// IPv4 nor IPv6 have none; those without ports, and fragments, are sorted by addresses and protocol.
+/// TCP nor UDP have none; fragments are sorted by addresses.
 pub(super) fn flow_hash(first: u32, count: u32) -> Vec<Instruction> {
     let result = vec![
         op(BPF_LD | BPF_MEM, HASH),
@@ -68,12 +68,15 @@ fn addresses(words: &[u32]) -> Vec<Instruction> {
     words.flatten().collect()
 }
 
-/// Adds the protocol at this offset to the hash, and executes `then` if it has ports.
+/// Executes `then` if the protocol at this offset has ports; otherwise there is no class.
 fn if_ports(protocol: u32, then: Vec<Instruction>) -> Vec<Instruction> {
-    let is_udp = jump(BPF_JEQ, IPPROTO_UDP as u32, [0, then.len() as u8]);
-    let is_tcp = jump(BPF_JEQ, IPPROTO_TCP as u32, [1, 0]);
-    let protocol = [load(BPF_B, protocol)];
-    [&mix(&protocol)[..], &protocol, &[is_tcp, is_udp], &then].concat()
+    let is_ported = [
+        load(BPF_B, protocol),
+        jump(BPF_JEQ, IPPROTO_TCP as u32, [2, 0]),
+        jump(BPF_JEQ, IPPROTO_UDP as u32, [1, 0]),
+        op(BPF_RET | BPF_K, 0),
+    ];
+    [&is_ported[..], &then].concat()
 }
 
 /// Adds the loaded value to the hash.

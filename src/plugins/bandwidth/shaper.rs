@@ -1,7 +1,7 @@
 //! The queueing disciplines that limit what a link sends: a token bucket as of the Go plugin, or the low-latency shaper.
 //!
-//! The low-latency shaper is an HTB class with the rate, whose bucket holds at most 10 ms of it, above 32 leaf classes, into
-//! which packets are sorted by flow. Each leaf has a guaranteed 32nd of the rate: the packets of a flow that needs no more
+//! The low-latency shaper is an HTB class with the rate, whose bucket holds at most 10 ms of it, above 33 leaf classes, into
+//! which packets are sorted by flow. Each leaf has a guaranteed 33rd of the rate: the packets of a flow that needs no more
 //! pass at once, whatever the others send, because HTB serves classes within their guarantee first (`htb_dequeue`,
 //! net/sched/sch_htb.c). Leaves split GSO packets that take longer than 1 ms. If the kernel has `fq_codel`, it manages the
 //! queue of each leaf, otherwise that is a FIFO of 64 KiB or 25 ms.
@@ -24,8 +24,9 @@ const TOTAL: Handle = class_handle(1);
 /// The minor number of the first leaf class.
 const FIRST_LEAF: u16 = 0x10;
 
-/// A power of two.
-const LEAVES: u16 = 32;
+/// The leaf classes of TCP and UDP flows, a power of two. Other packets have the first leaf class for themselves.
+const FLOW_LEAVES: u16 = 32;
+const LEAVES: u16 = FLOW_LEAVES + 1;
 
 /// Ethernet header and VLAN tag.
 const FRAME_HEADER: u32 = 18;
@@ -256,7 +257,7 @@ impl Tree {
 
     fn fair_queue(&self, link: u32, number: u16) -> TcChange {
         let queue = NewQdisc::FqCodel {
-            flows: LEAVES.into(),
+            flows: FLOW_LEAVES.into(),
         };
         TcChange::add_qdisc(link, leaf_queue(number, 1), Handle(0), queue)
     }
