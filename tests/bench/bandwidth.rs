@@ -14,9 +14,9 @@ pub const HEADER: &str = "\
 |---|---|---|---|---|---|---|---|---|";
 
 /// In Mbit/s; 0 for none.
-const RATES: [u64; 6] = [1, 10, 100, 1000, 4000, 0];
+const RATES: [u64; 5] = [1, 10, 100, 1000, 0];
 
-const DURATION: Duration = Duration::from_secs(4);
+const DURATION: Duration = Duration::from_secs(3);
 
 /// What runtimes pass if only a rate is given.
 const BURST_OF_RUNTIMES: u64 = 2_147_483_647;

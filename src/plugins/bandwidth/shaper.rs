@@ -61,8 +61,8 @@ impl Shaper {
     fn install_low_latency(&self, host: &Netlink, link: &Link) -> Result<(), Error> {
         let tree = Tree::new(self.limit, link.mtu);
         change(host, &tree.root(link.index)).map_err(|cause| refused(link, cause))?;
-        let hash =
-            TcChange::classify_flows(link.index, HTB, class_handle(FIRST_LEAF), LEAVES.into());
+        let first = class_handle(FIRST_LEAF + 1);
+        let hash = TcChange::classify_flows(link.index, HTB, first, FLOW_LEAVES.into());
         let outcomes = host
             .change_all(&[hash, tree.fair_queue(link.index, 0)])
             .context("add a filter and a qdisc to", &link.name)?;
