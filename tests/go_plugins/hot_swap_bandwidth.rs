@@ -43,7 +43,7 @@ fn both_implementations_check_and_remove_the_limits_of_the_other() {
             let to = (&*node, "10.1.0.1:5001".parse().unwrap());
             let flow = pod.flow(Protocol::Udp, to, Duration::from_millis(600));
             let steady = flow.steady_rate();
-            assert!((steady / rate - 1.0).abs() < 0.05, "{add:?}: {steady}");
+            assert!((steady / rate - 1.0).abs() < 0.2, "{add:?}: {steady}");
             call(del, "DEL").ok();
             assert_eq!(node.run("ip -o link show type ifb"), "");
             if del == Gangplank {
