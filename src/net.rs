@@ -225,14 +225,15 @@ impl IfName {
         &self.0
     }
 
-    /// `veth` and the first 44 bits of a hash in hexadecimal: 15 bytes, the longest name.
-    pub fn veth(digest: impl AsRef<[u8]>) -> IfName {
+    /// A prefix of three letters or more and the first bits of a hash in hexadecimal: 15 bytes, the longest name.
+    pub fn derived(prefix: &str, digest: impl AsRef<[u8]>) -> IfName {
         let bytes = digest.as_ref().iter().take(6);
         let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
-        IfName(format!("veth{hex:.11}"))
+        let name = format!("{prefix}{hex}");
+        IfName(format!("{name:.15}"))
     }
 
-    /// Whether a name has the form of [`IfName::veth`]. The veth names of the Go plugins have eight digits instead of
+    /// Whether a name has the form of the host interfaces of [`IfName::derived`]. The veth names of the Go plugins have eight digits instead of
     /// eleven.
     pub fn is_derived_veth(name: &str) -> bool {
         let digits = name.strip_prefix("veth").unwrap_or_default();

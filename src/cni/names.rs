@@ -71,13 +71,17 @@ pub struct Attachment {
 impl Attachment {
     /// The name of the host interface. Derived, so that DEL finds it without the container's namespace.
     pub fn host_interface(&self, network: &NetworkName) -> IfName {
-        let digest = Sha512::new()
-            .chain_update(network.as_str())
-            .chain_update("\0")
-            .chain_update(self.container.as_str())
-            .chain_update("\0")
-            .chain_update(self.interface.as_str());
-        IfName::veth(digest.finalize())
+        IfName::derived("veth", self.digest(network))
+    }
+
+    /// Identifies the attachment among those of all networks.
+    pub fn digest(&self, network: &NetworkName) -> impl AsRef<[u8]> {
+        let names = [
+            network.as_str(),
+            self.container.as_str(),
+            self.interface.as_str(),
+        ];
+        Sha512::digest(names.join("\0"))
     }
 }
 

@@ -40,6 +40,7 @@ registry! {
     "bridge" => bridge::Bridge,
     "host-local" => host_local::HostLocalPlugin,
     "loopback" => loopback::Loopback,
+    "bandwidth" => bandwidth::Bandwidth,
     "firewall" => firewall::FirewallPlugin,
     "portmap" => portmap::Portmap,
     "static" => static_addresses::StaticPlugin,

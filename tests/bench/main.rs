@@ -3,6 +3,7 @@
 
 use gangplank_test_support as support;
 
+mod bandwidth;
 mod baseline;
 mod cases;
 mod chain_cases;
@@ -34,7 +35,8 @@ Usage: tests/bench/run [--runs N] [--pods N,N,…] [--against DIR] [CASE …]
   CASE            only cases whose name contains one of these words; besides the networks and chains:
                   \"baseline\" (bare netlink requests), \"concurrent\" (100 ADDs, 10 at a time),
                   \"memory\" (peak of an ADD), \"connections\" (new connections through masquerade),
-                  \"mapped-ports\" (new connections through a mapped port)
+                  \"mapped-ports\" (new connections through a mapped port),
+                  \"bandwidth\" (rates and round trips with limits)
 ";
 
 struct Options {
@@ -103,6 +105,12 @@ fn main() {
     if options.wants("mapped-ports") {
         println!("\n{}", mapped_connections::HEADER);
         for line in mapped_connections::measure(&cases, &options.against) {
+            println!("{line}");
+        }
+    }
+    if options.wants("bandwidth") {
+        println!("\n{}", bandwidth::HEADER);
+        for line in bandwidth::measure(&options.against) {
             println!("{line}");
         }
     }

@@ -8,6 +8,7 @@ mod concurrency;
 mod defects;
 mod gangplank_keys;
 mod hot_swap;
+mod hot_swap_bandwidth;
 mod hot_swap_chain;
 mod hot_swap_firewalld;
 mod hot_swap_static;

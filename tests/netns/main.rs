@@ -3,6 +3,7 @@
 
 use gangplank_test_support as support;
 
+mod bandwidth;
 mod bridge;
 mod chain_packets;
 mod check;

@@ -521,3 +521,15 @@ fn concurrent_adds_and_dels_of_chains_leave_nothing_to_repair() {
         assert!(!left.contains("p0-") && !left.contains("p1-"), "{left}");
     }
 }
+
+#[test]
+fn an_ifb_without_redirected_packets_is_found_and_deleted() {
+    requires!("iptables");
+    let attached = Attached::new("iptables");
+    let create = "ip link add bwp0123456789ab type ifb";
+    attached.fixture.run_all(create);
+    let findings = attached.fixture.findings();
+    assert_eq!(findings.ids(), ["bandwidth-left-over"]);
+    assert_eq!(attached.fixture.fix().all[0]["fixed"], true);
+    assert_eq!(attached.fixture.findings().ids(), [""; 0]);
+}

@@ -8,6 +8,7 @@ mod call;
 mod chain;
 mod echo;
 pub mod firewalld;
+pub mod flows;
 pub mod implementation;
 pub mod namespace;
 mod node;
@@ -27,7 +28,8 @@ pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
 /// gangplank's plugins, sorted.
-pub const PLUGINS: [&str; 7] = [
+pub const PLUGINS: [&str; 8] = [
+    "bandwidth",
     "bridge",
     "firewall",
     "host-local",

@@ -1,5 +1,5 @@
-//! Findings about the entries of portmap and firewall: of containers that no longer exist, and incomplete ones of running
-//! containers.
+//! Findings about the entries of portmap, firewall and bandwidth: of containers that no longer exist, and incomplete ones
+//! of running containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,12 +9,14 @@ use crate::cli::doctor::finding::{Finding, Fix, Id};
 use crate::cli::node::{ChainedPlugin, Node, Pod};
 use crate::cni::names::Attachment;
 use crate::error::{Error, Failures};
+use crate::kernel::netlink::Link;
 use crate::net::Family;
 use crate::netfilter::firewall::inventory::{FirewallRecord, TABLE, isolated_bridges, records};
 use crate::netfilter::iptables_save::Listing;
 use crate::netfilter::portmap::inventory::{MappedPort, emptied_chain};
 use crate::netfilter::portmap::ports;
 use crate::netfilter::tables;
+use crate::plugins::bandwidth::ifb;
 
 const RESTART: &str =
     "restart the pod: its configuration is unknown without the runtime's cached result";
@@ -56,6 +58,23 @@ pub fn examine(node: &Node, findings: &mut Vec<Finding>) {
         .flat_map(|(_, listing)| isolated_bridges(listing));
     let bridges = bridges.collect();
     findings.extend(isolation_of_missing_bridges(node, bridges));
+    findings.extend(unused_ifbs(node));
+}
+
+/// The ifbs of veths that no longer exist.
+fn unused_ifbs(node: &Node) -> impl Iterator<Item = Finding> {
+    let is_unused = |ifb: &Link| ifb::redirecting(&node.host, ifb).is_ok_and(|it| it.is_empty());
+    let ifbs = ifb::all(&node.host).unwrap_or_default().into_iter();
+    ifbs.filter(is_unused).map(|ifb| {
+        let cause = format!(
+            "no packets are redirected to the ifb {}",
+            ifb.display_name()
+        );
+        Finding::new(Id::BandwidthLeftOver, cause)
+            .evidence("the interface whose packets it limited was deleted")
+            .remedy("delete it, as DEL of bandwidth does")
+            .fix(Fix::RemoveIfb(Box::new(ifb)))
+    })
 }
 
 /// Port mappings to which no packet is led any more.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::cni::names::{Attachment, NetworkName};
+use crate::kernel::netlink::Link;
 use crate::net::{Family, IfName};
 use crate::netfilter::masquerade::MasqueradeEntry;
 use crate::netfilter::portmap::inventory::{MappedPort, SharedRepair};
@@ -45,6 +46,7 @@ macro_rules! findings {
 // A test compares this list with the table in .github/docs/operating.md.
 findings! {
     AdvertisedRoute "advertised-route" Error,
+    BandwidthLeftOver "bandwidth-left-over" Warning,
     BridgeAddress "bridge-address" Error,
     BridgeDown "bridge-down" Error,
     BridgeMac "bridge-mac" Warning,
@@ -119,6 +121,8 @@ pub enum Fix {
     RestoreShared(SharedRepair),
     RemovePortMappings(Vec<MappedPort>),
     RemoveFirewall(NetworkName, Attachment),
+    /// Deletes an ifb of bandwidth.
+    RemoveIfb(Box<Link>),
     /// Removes the isolation rules of these bridges.
     RemoveIsolation(Vec<String>),
     EnableForwarding(Family),

@@ -9,6 +9,7 @@ use crate::cli::reconcile;
 use crate::error::{Error, Failures};
 use crate::kernel::sysctl::Parameter;
 use crate::netfilter::{firewall, masquerade};
+use crate::plugins::bandwidth::ifb;
 use crate::plugins::bridge;
 
 /// `cni_path` is searched for IPAM plugins that release addresses.
@@ -36,6 +37,11 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
         Fix::RemoveFirewall(network, attachment) => {
             ChainedPlugin::Firewall.del(network, attachment)
         }
+        Fix::RemoveIfb(ifb) => match ifb::redirecting(&node.host, ifb)?.is_empty() {
+            true => ifb::delete(&node.host, ifb),
+            // An ADD was in progress.
+            false => Ok(()),
+        },
         Fix::RemoveIsolation(bridges) => firewall::inventory::remove_isolation(bridges),
         Fix::EnableForwarding(family) => bridge::forward(*family),
         Fix::AcceptRouterAdvertisements(interface) => {

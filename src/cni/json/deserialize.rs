@@ -167,6 +167,12 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de, '_> {
         visitor.visit_i64(self.read(value)?)
     }
 
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Invalid> {
+        let value = self.json.value.as_u64();
+        let value = value.ok_or_else(|| self.json.mistyped("a whole number that is not negative"));
+        visitor.visit_u64(self.read(value)?)
+    }
+
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Invalid> {
         let text = self.read(self.json.as_text())?;
         visitor.visit_borrowed_str(text)
@@ -212,7 +218,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer<'de, '_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct newtype_struct tuple
+        i8 i16 i32 i128 u8 u16 u32 u128 f32 f64 char bytes byte_buf unit unit_struct newtype_struct tuple
         tuple_struct map identifier ignored_any
     }
 }

@@ -5,13 +5,15 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkPayload,
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkPayload,
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use super::error::NetlinkError;
 use super::message::{Message, type_name};
+use super::tc::TcChange;
 use crate::kernel::log;
 use crate::kernel::netlink_socket::{NetlinkSocket, Progress, RawMessage};
 use crate::kernel::netns::{Netns, NetnsError};
@@ -73,6 +75,20 @@ impl Netlink {
         answer
     }
 
+    /// Like [`Netlink::fetch`], for objects of which the kernel does not answer some.
+    pub(super) fn fetch_if_visible<M: Message>(
+        &self,
+        request: &M,
+    ) -> Result<Option<M>, NetlinkError> {
+        let mut answer = None;
+        // Without NLM_F_ECHO, the answer about a class is only sent to multicast groups (`rtnetlink_send`).
+        self.request(M::GET, request, NLM_F_ACK | NLM_F_ECHO, |message| {
+            answer = Some(decode(&message)?);
+            Ok(())
+        })?;
+        Ok(answer)
+    }
+
     /// Requests a dump (RTM_GET*), again until nothing changed during it.
     pub(super) fn dump<M: Message>(&self, request: &M) -> Result<Vec<M>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
@@ -120,6 +136,39 @@ impl Netlink {
         }
     }
 
+    /// Sends changes of qdiscs, classes and filters in one datagram. The kernel executes each, also after one failed.
+    ///
+    /// # Errors
+    /// The socket's; those of the changes are the values.
+    pub fn change_all(
+        &self,
+        changes: &[TcChange],
+    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        let count = changes.len() as u32;
+        let first = self.socket.next_sequence_number(count);
+        let mut datagram = Vec::new();
+        for (number, it) in (first..).zip(changes) {
+            datagram.extend(encode(it.message_type, &it.message, it.flags, number).1);
+        }
+        let began = log::step_start();
+        self.socket.send(&datagram)?;
+        let mut outcomes = Vec::new();
+        self.socket.answers(count, first, |_, payload| {
+            if let NetlinkPayload::Error(error) = payload {
+                outcomes.push(end(error.raw_code()).map(drop));
+            }
+            Ok::<_, NetlinkError>(match outcomes.len() < changes.len() {
+                true => Progress::More,
+                false => Progress::Done,
+            })
+        })?;
+        log::step(began, || {
+            let failed = outcomes.iter().filter(|it| it.is_err()).count();
+            format!("{count} changes of traffic control, {failed} refused")
+        });
+        Ok(outcomes)
+    }
+
     /// Sends a request, calls `each` with the answers, and logs the request.
     fn request(
         &self,
@@ -128,15 +177,8 @@ impl Netlink {
         flags: u16,
         each: impl FnMut(RawMessage) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
-        let mut header = NetlinkHeader::default();
-        let header_size = header.buffer_len();
-        let mut datagram = vec![0; header_size + message.buffer_len()];
-        header.length = datagram.len() as u32;
-        header.message_type = message_type;
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.socket.next_sequence_number(1);
-        header.emit(&mut datagram);
-        message.emit(&mut datagram[header_size..]);
+        let number = self.socket.next_sequence_number(1);
+        let (header, datagram) = encode(message_type, message, flags, number);
         let began = log::step_start();
         let outcome = self.exchange(&header, &datagram, each);
         log::step(began, || match &outcome {
@@ -174,6 +216,25 @@ impl Netlink {
             false => Err(NetlinkError::Unsteady),
         }
     }
+}
+
+/// A request with its header.
+fn encode(
+    message_type: u16,
+    message: &dyn Emitable,
+    flags: u16,
+    number: u32,
+) -> (NetlinkHeader, Vec<u8>) {
+    let mut header = NetlinkHeader::default();
+    let header_size = header.buffer_len();
+    let mut datagram = vec![0; header_size + message.buffer_len()];
+    header.length = datagram.len() as u32;
+    header.message_type = message_type;
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = number;
+    header.emit(&mut datagram);
+    message.emit(&mut datagram[header_size..]);
+    (header, datagram)
 }
 
 /// Decodes an answer; one of another type is not an answer to the request.

@@ -44,6 +44,16 @@ pub struct NewVeth<'a> {
     pub mtu: Option<u32>,
 }
 
+/// An intermediate functional block to be created: traffic redirected to it can be queued (drivers/net/ifb.c).
+#[derive(Clone, Debug)]
+pub struct NewIfb<'a> {
+    pub name: &'a IfName,
+    /// In bytes.
+    pub mtu: u32,
+    /// At most 255 bytes.
+    pub alias: &'a str,
+}
+
 impl Netlink {
     ///
     /// # Errors
@@ -136,6 +146,24 @@ impl Netlink {
         self.change(RTM_NEWLINK, &port, NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// Creates an ifb that is up, with a random MAC address.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Exists`] when the name is taken, [`NetlinkError::Unsupported`] when this kernel has no ifb.
+    pub fn create_ifb(&self, ifb: &NewIfb) -> Result<(), NetlinkError> {
+        let mut message = flagged(named(ifb.name), LinkFlags::Up, LinkFlags::Up);
+        message.attributes.extend([
+            LinkAttribute::Mtu(ifb.mtu),
+            LinkAttribute::TxQueueLen(0),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
+        ]);
+        self.change(RTM_NEWLINK, &message, NLM_F_CREATE | NLM_F_EXCL)?;
+        // The kernel ignores the alias of a new link (`rtnl_create_link`).
+        let mut message = named(ifb.name);
+        message.attributes.push(alias(ifb.alias));
+        self.set(&message)
+    }
+
     /// Sets a port's flags and alias, and sets it up, in one request.
     ///
     /// # Errors
@@ -146,10 +174,8 @@ impl Netlink {
         flags: PortFlags,
         alias: &str,
     ) -> Result<(), NetlinkError> {
-        // `LinkAttribute::IfAlias` appends a zero byte: see the documentation of this module's parent.
-        let alias = DefaultNla::new(IFLA_IFALIAS, alias.as_bytes().to_vec());
         let mut message = flagged(named(name), LinkFlags::Up, LinkFlags::Up);
-        message.attributes.push(LinkAttribute::Other(alias));
+        message.attributes.push(self::alias(alias));
         message.attributes.push(port_info(flags));
         self.change(RTM_NEWLINK, &message, 0)
     }
@@ -257,6 +283,11 @@ fn port_info(flags: PortFlags) -> LinkAttribute {
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(port)),
     ])
+}
+
+/// `LinkAttribute::IfAlias` appends a zero byte: see the documentation of this module's parent.
+fn alias(alias: &str) -> LinkAttribute {
+    LinkAttribute::Other(DefaultNla::new(IFLA_IFALIAS, alias.as_bytes().to_vec()))
 }
 
 fn named(name: &IfName) -> LinkMessage {

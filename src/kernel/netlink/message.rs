@@ -18,8 +18,8 @@ use nix::libc::{
     IFLA_ADDRESS, IFLA_AF_SPEC, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
     IFLA_INFO_SLAVE_DATA, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
     IFLA_MASTER, IFLA_MTU, IFLA_OPERSTATE, IFLA_STATS64, IFLA_TXQLEN, RTM_DELADDR, RTM_DELLINK,
-    RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETNSID, RTM_GETROUTE, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK,
+    RTM_DELROUTE, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETNSID, RTM_GETQDISC, RTM_GETROUTE,
+    RTM_GETTCLASS, RTM_GETTFILTER, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK,
 };
 
 use crate::net::Family;
@@ -144,10 +144,10 @@ impl Message for NsidMessage {
     }
 }
 
-type Nla<'a> = NlaBuffer<&'a [u8]>;
+pub(super) type Nla<'a> = NlaBuffer<&'a [u8]>;
 
 /// The attributes behind the header of a message.
-fn attributes<'a, T>(
+pub(super) fn attributes<'a, T>(
     bytes: &'a [u8],
     header: &impl Emitable,
     decode: impl FnMut(&Nla<'a>) -> Option<T>,
@@ -189,6 +189,9 @@ pub(super) fn type_name(message_type: u16) -> &'static str {
         RTM_GETROUTE => "RTM_GETROUTE",
         RTM_GETNEIGH => "RTM_GETNEIGH",
         RTM_GETNSID => "RTM_GETNSID",
+        RTM_GETQDISC => "RTM_GETQDISC",
+        RTM_GETTCLASS => "RTM_GETTCLASS",
+        RTM_GETTFILTER => "RTM_GETTFILTER",
         _ => "another request",
     }
 }

@@ -29,7 +29,7 @@ pub struct Plan {
 
 /// The name of the peer of a gateway's interface, a port of the bridge.
 pub fn gateway_port(interface: &IfName) -> IfName {
-    IfName::veth(Sha512::digest(format!("gateway\0{interface}")))
+    IfName::derived("veth", Sha512::digest(format!("gateway\0{interface}")))
 }
 
 /// The input of a plan besides the lease.

@@ -60,11 +60,17 @@
 //!   makes the kernel remove IPv6 addresses. TD9 is kept: an allowlist entry matches any part of a name.
 //! - SD1: GATEWAY in CNI_ARGS does not apply to configured addresses. SD2: requested addresses have no gateway. SD3: CHECK
 //!   succeeds if an address is missing. SD4: null routes and routes without a destination are printed.
+//! - BD1: a large burst passes without a limit. BD2: the queue delays other flows. BD3: large numbers wrap. BD4: DEL leaves
+//!   qdiscs, with which a running pod reaches nothing and a new ADD fails. BD5, BD12: attachments share an ifb. BD6: a
+//!   burst smaller than a frame drops all frames. BD7: a rate below 1 byte per second is detected after changes were made.
+//! - BD8: ADD fails if the interface has a clsact, and is not undone. BD9: DEL of invalid limits fails, no GC. BD10: without
+//!   prevResult, the plugin crashes. BD11: CHECK ignores lost filters and qdiscs.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
 mod addresses;
 mod attach;
+mod bandwidth;
 mod chained;
 mod check;
 mod cleanup;
