@@ -91,13 +91,13 @@ fails() {
 	if OUTPUT=$("$@" 2>&1); then fail "should have failed: $*" "$OUTPUT"; fi
 }
 
-# The rate in kbit/s at which a command writes 1,000,000 bytes to stdout: rate_of COMMAND...
+# The rate in kbit/s at which a command writes 1,000,000 bytes to stdout, without the start of its programs: rate_of COMMAND...
 rate_of() {
-	local start size
-	start=$(date +%s%N)
-	size=$("$@" </dev/null | wc -c)
-	same 'the bytes received' 1000000 "$size"
-	echo $((8 * size * 1000000 / ($(date +%s%N) - start)))
+	local answer first start rest end
+	answer=$("$@" </dev/null | { head -c 1 | wc -c; date +%s%N; wc -c; date +%s%N; } | tr '\n' ' ')
+	read -r first start rest end <<<"$answer"
+	same 'the bytes received' 1000000 $((first + rest))
+	echo $((8 * rest * 1000000 / (end - start)))
 }
 
 # Asserts that a rate in kbit/s is that of the limit 8M, less the overhead of headers: is_limited WHAT RATE

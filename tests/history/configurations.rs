@@ -217,22 +217,16 @@ fn round_numbers(value: &mut Value) {
     }
 }
 
-/// Removes the items of prevResult, which come first in gangplank's lists: the Go plugin's ADD drops them.
+/// Removes the items of prevResult, which come last in gangplank's lists: the Go plugin's ADD drops them.
 fn remove_previous(gangplank: &mut Value, go: &Value) {
     let count = |value: &Value, key: &str| value[key].as_array().map_or(0, Vec::len);
-    let shift = count(gangplank, "interfaces").saturating_sub(count(go, "interfaces"));
     for key in ["interfaces", "ips", "routes"] {
-        let extra = count(gangplank, key).saturating_sub(count(go, key));
+        let own = count(go, key);
         if let Some(list) = gangplank.get_mut(key).and_then(Value::as_array_mut) {
-            list.drain(..extra);
+            list.truncate(own);
             if list.is_empty() {
                 gangplank.as_object_mut().unwrap().remove(key);
             }
-        }
-    }
-    for ip in list(gangplank, "ips") {
-        if let Some(index) = ip["interface"].as_f64() {
-            ip["interface"] = (index - shift as f64).into();
         }
     }
 }

@@ -49,6 +49,10 @@ fn status_of_a_usable_network_succeeds_without_any_change() {
     node.run("sh /run/traced");
     let trace = node.read("/run/trace");
     assert_eq!(trace.matches("execve(").count(), 1, "{trace}");
+    // Calls are counted only if the file exists.
+    let is_counting = |line: &&str| line.contains("\"/run/gangplank/metrics\"");
+    let trace: Vec<&str> = trace.lines().filter(|line| !is_counting(line)).collect();
+    let trace = trace.join("\n");
     for call in [
         "O_CREAT", "O_WRONLY", "O_RDWR", "clone(", "clone3(", "flock(", "socket(",
     ] {
