@@ -1,7 +1,7 @@
 //! Rates and round trips of a pod with limited bandwidth, with real flows to the pod.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -38,7 +38,7 @@ pub struct Measurement {
 }
 
 /// Measures each limit. `go` is the directory of the Go plugins.
-pub fn measure(go: &PathBuf) -> impl Iterator<Item = Measurement> {
+pub fn measure(go: &Path) -> impl Iterator<Item = Measurement> {
     let rows = RATES.into_iter().flat_map(|rate| {
         let tenth = rate * 100_000;
         let plugins = [
@@ -55,7 +55,7 @@ pub fn measure(go: &PathBuf) -> impl Iterator<Item = Measurement> {
 }
 
 impl Measurement {
-    fn take(go: &PathBuf, (rate, plugin, burst): (u64, Plugin, u64)) -> Measurement {
+    fn take(go: &Path, (rate, plugin, burst): (u64, Plugin, u64)) -> Measurement {
         let new = || {
             let node = Node::new("bench");
             let pod = connected_pod(&node, "a");
