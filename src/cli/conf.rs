@@ -23,7 +23,8 @@ use crate::link::namespace::host_netlink;
 use crate::link::plan::MIN_MTU_IPV6;
 use crate::net::{Cidr, Family};
 use crate::netfilter::masquerade::MasqueradeKeys;
-use crate::plugins::bridge::config::{BridgeKeys, Mtu};
+use crate::plugins::attachment::mtu::Mtu;
+use crate::plugins::bridge::config::BridgeKeys;
 
 /// A list of plugins (CNI spec 1.1, section 1).
 #[derive(Serialize)]

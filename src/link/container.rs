@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::kernel::netlink::{Detection, NetlinkError};
+use crate::kernel::netlink::{Detection, NetlinkError, SubnetRoute};
 use crate::kernel::netns::Netns;
 use crate::kernel::sysctl::Parameter;
 use crate::link::namespace::AttachContext;
-use crate::link::plan::VethPlan;
+use crate::link::plan::{GatewayRoute, Subnets, VethPlan};
 use crate::link::{Context, failed, namespace};
-use crate::net::{Family, IfName};
+use crate::net::{Family, IfName, Route};
 
 /// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
 const DETECTION_LIMIT: Duration = Duration::from_secs(10);
@@ -48,8 +48,12 @@ pub fn configure(
         true => Detection::Performed,
         false => Detection::Skipped,
     };
+    let (subnet_route, gateway_routes) = match &plan.subnets {
+        Subnets::OnLink => (SubnetRoute::Added, &[][..]),
+        Subnets::Routed(routes) => (SubnetRoute::Omitted, &routes[..]),
+    };
     for &address in &plan.addresses {
-        pod.add_address(link, address, detection)
+        pod.add_address(link, address, (detection, subnet_route))
             .context(&format!("add address {address} to"), name)?;
     }
     if !options.leave_down {
@@ -59,18 +63,24 @@ pub fn configure(
         let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
         unique.context("make sure that no neighbour has the addresses of", name)?;
     }
+    for GatewayRoute { route, source } in gateway_routes {
+        let added = pod.add_route_from(link, route, *source);
+        added.map_err(|cause| route_refused(route, name, cause))?;
+    }
     for route in &plan.routes {
-        let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
-        let operation = format!("add route {}{gw} over", route.dst);
-        pod.add_route(link, route).map_err(|cause| {
-            let error = failed(&operation, name, cause);
-            match cause {
-                NetlinkError::Unreachable => error.details(ROUTE_UNREACHABLE),
-                _ => error,
-            }
-        })?;
+        let added = pod.add_route(link, route);
+        added.map_err(|cause| route_refused(route, name, cause))?;
     }
     Ok(())
+}
+
+fn route_refused(route: &Route, name: &IfName, cause: NetlinkError) -> Error {
+    let gw = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+    let error = failed(&format!("add route {}{gw} over", route.dst), name, cause);
+    match cause {
+        NetlinkError::Unreachable => error.details(ROUTE_UNREACHABLE),
+        _ => error,
+    }
 }
 
 /// Sets the sysctls that must be in place before the container end comes up.

@@ -33,6 +33,23 @@ pub struct VethPlan {
     pub addresses: Vec<Cidr>,
     /// The routes of the container, without duplicates.
     pub routes: Vec<Route>,
+    pub subnets: Subnets,
+}
+
+/// How a container reaches the subnets of its addresses.
+#[derive(Clone, Debug)]
+pub enum Subnets {
+    /// They are on the link: the kernel adds the routes.
+    OnLink,
+    /// Through routes to gateways and over them, which are added in this order before those of the lease.
+    Routed(Vec<GatewayRoute>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayRoute {
+    pub route: Route,
+    /// The source address of packets.
+    pub source: IpAddr,
 }
 
 /// What a [`VethPlan`] is computed from, with a lease.
@@ -45,6 +62,7 @@ pub struct VethInput<'a> {
     pub mac: Option<Mac>,
     /// The MTU of both ends, in bytes; the kernel's default if `None`.
     pub mtu: Option<u32>,
+    pub subnets: Subnets,
 }
 
 impl VethPlan {
@@ -57,6 +75,7 @@ impl VethPlan {
             pod,
             mac,
             mtu,
+            subnets,
         } = input;
         let addresses: Vec<Cidr> = lease.ips.iter().map(|ip| ip.address).collect();
         let has_v6 = addresses.iter().any(|it| it.family() == Family::V6);
@@ -72,6 +91,7 @@ impl VethPlan {
             mtu,
             routes: kernel_routes(lease)?,
             addresses,
+            subnets,
         })
     }
 }

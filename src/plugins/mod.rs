@@ -3,6 +3,7 @@
 //! Each plugin is a module here and one line in the registry below. [`dispatch`] reads the request, calls the plugin,
 //! and writes the result or the error.
 
+pub mod attachment;
 pub mod call_metrics;
 pub mod dispatch;
 pub mod log_record;

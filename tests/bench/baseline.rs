@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use gangplank::kernel::netlink::{Detection, Netlink, NewVeth, PortFlags};
+use gangplank::kernel::netlink::{Detection, Netlink, NewVeth, PortFlags, SubnetRoute};
 use gangplank::kernel::netns::{Netns, OwnNetns};
 use gangplank::net::{IfName, Route};
 
@@ -53,12 +53,12 @@ pub fn run(verb: &str) {
         mtu: None,
     };
     host.create_veth(&veth, Some(&netns)).expect("a pair");
-    host.start_port(&host_end, PortFlags::default(), "baseline")
+    host.start_link(&host_end, Some(PortFlags::default()), "baseline")
         .expect("a port");
     let pair = host.link(&host_end).expect("an answer").expect("a pair");
     let container = pair.peer.expect("the other end");
     let address = var("ADDRESS").parse().expect("an address");
-    pod.add_address(container, address, Detection::Skipped)
+    pod.add_address(container, address, (Detection::Skipped, SubnetRoute::Added))
         .expect("the address");
     pod.set_up(container).expect("up");
     let default = Route::new(

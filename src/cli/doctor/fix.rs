@@ -10,7 +10,7 @@ use crate::error::{Error, Failures};
 use crate::kernel::sysctl::Parameter;
 use crate::netfilter::{firewall, masquerade};
 use crate::plugins::bandwidth::ifb;
-use crate::plugins::bridge;
+use crate::plugins::{attachment, bridge};
 
 /// `cni_path` is searched for IPAM plugins that release addresses.
 pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
@@ -43,7 +43,7 @@ pub fn apply(fix: &Fix, node: &Node, cni_path: &str) -> Result<(), Error> {
             false => Ok(()),
         },
         Fix::RemoveIsolation(bridges) => firewall::inventory::remove_isolation(bridges),
-        Fix::EnableForwarding(family) => bridge::forward(*family),
+        Fix::EnableForwarding(family) => attachment::forward(*family),
         Fix::AcceptRouterAdvertisements(interface) => {
             // A network manager may have set it to 0 in the meantime, and handle router advertisements itself.
             if Parameter::AcceptRa.read(interface).ok().as_deref() != Some("1") {

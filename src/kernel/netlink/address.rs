@@ -23,6 +23,14 @@ pub enum Detection {
     Performed,
 }
 
+/// Whether the kernel adds the route to the subnet of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubnetRoute {
+    Added,
+    /// The subnet is not on the link (IFA_F_NOPREFIXROUTE).
+    Omitted,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     pub cidr: Cidr,
@@ -67,9 +75,14 @@ impl Netlink {
         &self,
         index: u32,
         cidr: Cidr,
-        detection: Detection,
+        (detection, route): (Detection, SubnetRoute),
     ) -> Result<(), NetlinkError> {
         let mut message = message(index, cidr);
+        if route == SubnetRoute::Omitted {
+            // The header has only the lower eight flags.
+            let flags = AddressAttribute::Flags(AddressFlags::Noprefixroute);
+            message.attributes.push(flags);
+        }
         if cidr.family() == Family::V6 && detection == Detection::Skipped {
             message.header.flags = AddressHeaderFlags::Nodad;
         }

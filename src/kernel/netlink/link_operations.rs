@@ -164,19 +164,19 @@ impl Netlink {
         self.set(&message)
     }
 
-    /// Sets a port's flags and alias, and sets it up, in one request.
+    /// Sets the alias of a link, its flags if it is a port of a bridge, and sets it up, in one request.
     ///
     /// # Errors
-    /// When there is no such port.
-    pub fn start_port(
+    /// When there is no such link.
+    pub fn start_link(
         &self,
         name: &IfName,
-        flags: PortFlags,
+        flags: Option<PortFlags>,
         alias: &str,
     ) -> Result<(), NetlinkError> {
         let mut message = flagged(named(name), LinkFlags::Up, LinkFlags::Up);
         message.attributes.push(self::alias(alias));
-        message.attributes.push(port_info(flags));
+        message.attributes.extend(flags.map(port_info));
         self.change(RTM_NEWLINK, &message, 0)
     }
 

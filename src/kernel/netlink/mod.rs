@@ -30,7 +30,7 @@ mod tc;
 mod uplink;
 mod vlan;
 
-pub use address::{Address, Detection};
+pub use address::{Address, Detection, SubnetRoute};
 pub use connection::Netlink;
 pub use error::{NetlinkError, not_found_as_none};
 pub use filter::IngressFilter;

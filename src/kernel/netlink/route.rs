@@ -62,6 +62,34 @@ impl Netlink {
         self.change(RTM_NEWROUTE, &message, NLM_F_CREATE)
     }
 
+    /// Adds a route over a link whose packets have `source` as source address, unless the sender binds to another one.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_route`].
+    pub fn add_route_from(
+        &self,
+        link: u32,
+        route: &Route,
+        source: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let mut message = message(route, RouteProtocol::Boot);
+        let source = RouteAttribute::PrefSource(source.into());
+        message
+            .attributes
+            .extend([RouteAttribute::Oif(link), source]);
+        self.change(RTM_NEWROUTE, &message, NLM_F_CREATE)
+    }
+
+    /// As [`Netlink::add_route`], but replaces a route with the same destination and metric over another link.
+    ///
+    /// # Errors
+    /// When the kernel refuses the request.
+    pub fn move_route(&self, link: u32, route: &Route) -> Result<(), NetlinkError> {
+        let mut message = message(route, RouteProtocol::Boot);
+        message.attributes.push(RouteAttribute::Oif(link));
+        self.change(RTM_NEWROUTE, &message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
     /// Adds a route under a protocol number of its own. The kernel finds the link by the next hop.
     ///
     /// # Errors

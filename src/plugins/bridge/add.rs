@@ -90,7 +90,7 @@ fn start_port(
     if let Some(vlans) = &config.vlans {
         vlan_ports::join_container_port(host, &veth.host, bridge, vlans)?;
     }
-    host.start_port(&veth.host, config.port_flags(), &veth.alias)
+    host.start_link(&veth.host, Some(config.port_flags()), &veth.alias)
         .context("start port", &veth.host)?;
     created_link(host, &veth.host)
 }

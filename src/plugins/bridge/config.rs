@@ -1,10 +1,6 @@
 //! The keys of a `bridge` configuration.
 
-use std::fmt;
-use std::ops::RangeInclusive;
-
-use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
@@ -12,10 +8,13 @@ use crate::cni::json::{JsonCursor, is_unset};
 use crate::cni::result::Dns;
 use crate::cni::{Schema, Version};
 use crate::error::Error;
-use crate::kernel::netlink::PortFlags;
+use crate::kernel::netlink::{Netlink, PortFlags};
+use crate::link::Context;
 use crate::net::{IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::masquerade::Policy;
+use crate::plugins::attachment::mtu::Mtu;
+use crate::plugins::attachment::parse_dns;
 use crate::plugins::bridge::vlan::Vlans;
 use crate::state::DesiredBridge;
 
@@ -61,63 +60,6 @@ pub enum AddressConflict {
     Replace,
 }
 
-/// The MTU of bridge and veth pair: a number or `"auto"`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mtu {
-    /// The kernel's default: 1500. Numbers below 1 mean "not set", as in the Go plugin.
-    #[default]
-    Kernel,
-    Bytes(u32),
-    /// That of the node's uplink (`"auto"`), looked up when the link is created.
-    Uplink,
-}
-
-impl<'de> Deserialize<'de> for Mtu {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Mtu, D::Error> {
-        deserializer.deserialize_any(MtuVisitor)
-    }
-}
-
-struct MtuVisitor;
-
-impl Visitor<'_> for MtuVisitor {
-    type Value = Mtu;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number or \"auto\"")
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Mtu, E> {
-        if number <= 0 {
-            return Ok(Mtu::Kernel);
-        }
-        let bytes = u32::try_from(number).ok();
-        let bytes = bytes.filter(|bytes| MTUS.contains(bytes)).map(Mtu::Bytes);
-        let wanted = || format!("{} to {}", MTUS.start(), MTUS.end());
-        bytes.ok_or_else(|| E::custom(wanted()))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Mtu, E> {
-        match text {
-            "auto" => Ok(Mtu::Uplink),
-            _ => Err(E::custom("a number or \"auto\"")),
-        }
-    }
-}
-
-impl Serialize for Mtu {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Mtu::Kernel => serializer.serialize_none(),
-            Mtu::Bytes(bytes) => serializer.serialize_u32(*bytes),
-            Mtu::Uplink => serializer.serialize_str("auto"),
-        }
-    }
-}
-
-/// The smallest MTU of IPv4 (RFC 791) and the largest of a veth (`ETH_MAX_MTU`), in bytes.
-pub const MTUS: RangeInclusive<u32> = 68..=65535;
-
 /// A `bridge` configuration.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
@@ -157,6 +99,19 @@ impl BridgeConfig {
             promiscuous: self.promiscuous,
             filters_vlans: self.vlans.is_some(),
         }
+    }
+
+    /// The MTU of bridge and veth pair in bytes; `None` for the kernel's default. With `"auto"` and without an uplink,
+    /// that of the bridge.
+    ///
+    /// # Errors
+    /// If the kernel refuses a request.
+    pub fn resolve_mtu(&self, host: &Netlink) -> Result<Option<u32>, Error> {
+        let name = &self.bridge;
+        self.mtu.resolve(host, || {
+            let bridge = host.link(name).context("look up bridge", name)?;
+            Ok(bridge.map(|bridge| bridge.mtu))
+        })
     }
 
     pub fn port_flags(&self) -> PortFlags {
@@ -290,18 +245,6 @@ fn assignable(mac: Mac, json: &JsonCursor) -> Result<Mac, Error> {
         mac,
         "an interface's address must be unicast and not all zero",
     ))
-}
-
-/// `dns` replaces that of IPAM if its domain is set or any of its lists is present, even empty.
-fn parse_dns(root: &JsonCursor) -> Result<Option<Dns>, Error> {
-    let Some(json) = root.object("dns")? else {
-        return Ok(None);
-    };
-    let dns = Dns::parse(&json)?;
-    let has_list = ["nameservers", "search", "options"]
-        .iter()
-        .any(|key| json.get(key).is_some());
-    Ok((has_list || !dns.domain.is_empty()).then_some(dns))
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use crate::error::Error;
 use crate::kernel::netlink::{
-    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, not_found_as_none,
+    Detection, Kind, Link, Netlink, NetlinkError, NewVeth, PortFlags, SubnetRoute,
+    not_found_as_none,
 };
-use crate::kernel::sysctl;
 use crate::link::{Context, PORT_LIMIT, created_link, look_up, new_mac, peer_on_host};
 use crate::net::{Cidr, Family, IfName, ParseError};
+use crate::plugins::attachment::forward;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ignore_router_advertisements;
 use crate::plugins::bridge::plan::gateway_port;
@@ -43,17 +44,6 @@ pub(super) fn ensure(
     Ok(interface)
 }
 
-/// Enables forwarding on the host.
-///
-/// # Errors
-/// If it is disabled and cannot be enabled.
-pub fn forward(family: Family) -> Result<(), Error> {
-    sysctl::enable_forwarding(family).map_err(|cause| {
-        Error::failed(format!("cannot enable {family} forwarding: {cause}"))
-            .details("isGateway needs it; set it to 1 where /proc/sys is read-only here")
-    })
-}
-
 fn ensure_addresses(
     host: &Netlink,
     link: &Link,
@@ -79,7 +69,11 @@ fn ensure_addresses(
                 .map_err(|cause| fail(&format!("remove {other} from"), cause))?;
         }
         // Without duplicate address detection: the gateway must be reachable immediately, and its address is unique.
-        match host.add_address(link.index, *gateway, Detection::Skipped) {
+        match host.add_address(
+            link.index,
+            *gateway,
+            (Detection::Skipped, SubnetRoute::Added),
+        ) {
             Ok(()) | Err(NetlinkError::Exists) => {}
             Err(cause) => return Err(fail(&format!("add {gateway} to"), cause)),
         }
@@ -211,6 +205,6 @@ fn ensure_port(host: &Netlink, bridge: &Link, link: &Link, vlans: &Vlans) -> Res
         bridge,
     };
     vlan_ports::join(host, &port, &wanted, vlans)?;
-    host.start_port(&name, PortFlags::default(), &link.name)
+    host.start_link(&name, Some(PortFlags::default()), &link.name)
         .map_err(|cause| fail("start", cause))
 }

@@ -6,20 +6,17 @@
 mod add;
 mod check;
 pub mod config;
-mod del;
 mod ensure;
 mod forward_accept;
 mod gateway;
-mod gc;
-mod ownership;
 pub mod plan;
 pub mod reconcile;
 pub mod role;
-mod uplink;
 mod vlan;
 mod vlan_ports;
 
-use crate::cni::Schema;
+use std::path::PathBuf;
+
 use crate::cni::args::Args;
 use crate::cni::conf::NetConf;
 use crate::cni::environment::{DelTarget, Target};
@@ -32,25 +29,26 @@ use crate::ipam::config::HostLocalKeys;
 use crate::ipam::static_addresses::StaticKeys;
 use crate::ipam::{Ipam, Lease};
 use crate::kernel::log;
-use crate::kernel::netns::OwnNetns;
+use crate::kernel::netns::{Netns, OwnNetns};
 use crate::kernel::signals;
-use crate::kernel::threads::join;
 use crate::link::namespace::AttachContext;
 use crate::link::plan::check_routes;
 use crate::link::veth::require_unused_names;
-use crate::netfilter::mac_spoof_check::MacSpoofCheck;
-use crate::netfilter::masquerade::{self, Backend, Evidence, Masquerade, MasqueradeKeys, Scope};
+use crate::netfilter::mac_spoof_check::{self, MacSpoofCheck};
+use crate::netfilter::masquerade::{Masquerade, MasqueradeKeys};
+use crate::plugins::attachment::del::{self, Detachment};
+use crate::plugins::attachment::{
+    self, HostEnd, attach_masqueraded, gc, previous_in_chain, reserve,
+};
 use crate::plugins::bridge::add::attach;
-use crate::plugins::bridge::config::{AddressingMode, BridgeConfig, BridgeKeys};
+use crate::plugins::bridge::config::{AddressingMode, BridgeConfig, BridgeKeys, bridge_of};
 use crate::plugins::bridge::ensure::ensure_bridge;
 use crate::plugins::bridge::plan::{Plan, PlanInput};
 use crate::plugins::bridge::vlan::VlanKeys;
 use crate::plugins::plugin::Plugin;
 use crate::undo::Undo;
 
-pub use del::detach;
 pub use ensure::is_mac_fixed;
-pub use gateway::forward;
 
 /// A valid request for ADD, CHECK or STATUS.
 pub struct Bridge {
@@ -96,7 +94,7 @@ impl Plugin for Bridge {
             ipam.locate()?;
         }
         let context = AttachContext::open(&target.netns, self.own_netns)?;
-        let mtu = uplink::resolve_mtu(&context.host, &self.config)?;
+        let mtu = self.config.resolve_mtu(&context.host)?;
         let input = PlanInput {
             config: &self.config,
             mtu,
@@ -113,8 +111,8 @@ impl Plugin for Bridge {
     }
 
     fn del(request: &Request, target: &DelTarget) -> Result<(), Error> {
-        let own_netns = OwnNetns::allowed(request.own_netns_allowed);
-        del::del(request, target, own_netns)
+        let netns = del::open_netns(request, target)?;
+        detach(&request.conf, &request.cni_path, &target.attachment, netns)
     }
 
     fn check(&self, target: &Target) -> Result<(), Error> {
@@ -128,43 +126,27 @@ impl Plugin for Bridge {
     }
 
     fn gc(request: &Request) -> Result<(), Error> {
-        gc::gc(&request.conf, &request.cni_path)
+        let conf = &request.conf;
+        let host_end = HostEnd::PortOf(bridge_of(&conf.root()));
+        gc::gc(
+            conf,
+            &request.cni_path,
+            &host_end,
+            |kept, host, failures| {
+                failures.note(mac_spoof_check::gc(&conf.name, kept, host));
+                failures.note(forward_accept::remove_if_unused(host, conf));
+            },
+        )
     }
 
-    /// With host-local and static, runs no process and writes nothing: containerd requests STATUS every few seconds.
     fn status(&self) -> Result<(), Error> {
-        let Some(ipam) = &self.ipam else {
-            return Ok(());
-        };
-        if let Some(policy) = &self.config.masquerade {
-            masquerade::status(ipam.families().as_deref(), policy.backend)?;
-        }
-        ipam.status()
+        let policy = self.config.masquerade.as_ref();
+        let status = |ipam| attachment::status(ipam, policy);
+        self.ipam.as_ref().map_or(Ok(()), status)
     }
 }
 
 impl Bridge {
-    fn reserve<'a>(
-        &'a self,
-        ipam: &'a Ipam,
-        attachment: &'a Attachment,
-        undo: &mut Undo<'a>,
-    ) -> Result<Lease, Error> {
-        let lease = ipam.reserve(attachment)?;
-        let (leases, held) = (ipam.leases(), lease.held());
-        let locked = leases.clone();
-        undo.push(move || leases.release(attachment, Some(held)));
-        if self.config.masquerade.is_some() {
-            // Kept until the process ends: if it is killed, DEL waits for iptables programs that are still running.
-            let locked = locked.lock(&lease.held())?;
-            undo.push(move || {
-                drop(locked);
-                Ok(())
-            });
-        }
-        Ok(lease)
-    }
-
     fn attach<'a>(
         &'a self,
         input: PlanInput<'a>,
@@ -184,43 +166,24 @@ impl Bridge {
             // Creating the bridge shows whether the kernel supports VLAN filtering, before a lease is reserved.
             ensure_bridge(&context.host, &self.config, input.mtu)?;
         }
+        let policy = self.config.masquerade.as_ref();
         let lease = match &self.ipam {
             None => Lease::default(),
-            Some(ipam) => log::timed_span("ipam", || self.reserve(ipam, attachment, undo))?,
+            Some(ipam) => log::timed_span("ipam", || reserve(ipam, attachment, policy, undo))?,
         };
         signals::check()?;
         let plan = Plan::new(input, lease)?;
-        // Rules and link are independent. A program adds the rules while the link is created.
-        let rules = Masquerade::of(&self.network, attachment);
-        let addresses = &plan.veth.addresses;
-        let policy = self.config.masquerade.as_ref();
-        let policy = policy.filter(|_| !addresses.is_empty());
-        if policy.is_some() {
-            let masquerade = rules.clone();
-            let owned = addresses.iter().map(|address| address.address()).collect();
-            // Pushed before the installation, which may fail for one address family only.
-            undo.push(move || masquerade.remove(owned, Scope::Addresses, Evidence::Started));
-        }
         let forwarding = self.config.forwarding.as_ref();
         if let Some(forwarding) = forwarding {
             let (host, bridge) = (context.host.clone(), &self.config.bridge);
             // Pushed before the link, so that undo looks for remaining containers after the link is deleted.
             undo.push(move || forward_accept::remove_if_unused_on(&host, bridge, forwarding));
         }
-        let mut attach = || log::timed_span("link", || attach(&plan, &self.config, context, undo));
-        let install = || policy.map_or(Ok(()), |policy| rules.install(addresses, policy));
-        let backend = policy.map(|policy| masquerade::backend_for(addresses, policy));
-        let (installed, attached) = match backend {
-            Some(Backend::Iptables) => join("masquerade", install, attach),
-            // A transaction over netlink takes less time than a thread would save.
-            Some(Backend::Nftables) => {
-                log::timed_span("masquerade", install)?;
-                (Ok(()), attach())
-            }
-            None => (Ok(()), attach()),
-        };
-        let observed = attached?;
-        installed?;
+        let rules = Masquerade::of(&self.network, attachment);
+        let addresses = &plan.veth.addresses;
+        let observed = attach_masqueraded(&rules, (addresses, policy), undo, |undo| {
+            attach(&plan, &self.config, context, undo)
+        })?;
         if let Some(forwarding) = forwarding {
             let install = || forwarding.install(&forward_accept::families(addresses));
             log::timed_span("forward", install)?;
@@ -232,10 +195,30 @@ impl Bridge {
     }
 }
 
-/// prevResult. CNI versions before 0.3.0 have no chains.
-fn previous_in_chain(conf: &NetConf) -> Result<Option<AddResult>, Error> {
-    match conf.version.schema() {
-        Schema::V0_1 => Ok(None),
-        _ => conf.prev_result(),
-    }
+/// Removes an attachment; see [`del::Detachment::detach`]. `netns` is the container's namespace, if it still exists.
+///
+/// # Errors
+/// If something could not be removed.
+pub fn detach(
+    conf: &NetConf,
+    cni_path: &[PathBuf],
+    attachment: &Attachment,
+    netns: Result<Option<Netns>, Error>,
+) -> Result<(), Error> {
+    let detachment = Detachment {
+        conf,
+        cni_path,
+        attachment,
+        host_end: HostEnd::PortOf(bridge_of(&conf.root())),
+    };
+    detachment.detach(netns, |host, failures| {
+        // If the name is too long for the check's chains, there is none.
+        failures.note(
+            MacSpoofCheck::of(&conf.name, attachment)
+                .map_or(Ok(()), |spoof_check| spoof_check.remove(host)),
+        );
+        failures.note(log::timed_span("forward", || {
+            forward_accept::remove_if_unused(host, conf)
+        }));
+    })
 }

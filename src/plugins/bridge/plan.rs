@@ -6,7 +6,7 @@ use crate::cni::names::{Attachment, NetworkName};
 use crate::cni::result::{AddResult, Interface, IpConfig};
 use crate::error::Error;
 use crate::ipam::Lease;
-use crate::link::plan::{VethInput, VethPlan};
+use crate::link::plan::{Subnets, VethInput, VethPlan};
 use crate::net::{Cidr, Family, IfName, Mac, Route};
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::plugins::bridge::config::{BridgeConfig, Gateway};
@@ -80,6 +80,7 @@ impl Plan {
             pod,
             mac: config.mac,
             mtu,
+            subnets: Subnets::OnLink,
         };
         Ok(Plan {
             veth: VethPlan::new(input, &lease)?,
@@ -187,7 +188,7 @@ mod tests {
     use crate::cni::args::Args;
     use crate::cni::conf::NetConf;
     use crate::cni::result::Dns;
-    use crate::plugins::bridge::config::Mtu;
+    use crate::plugins::attachment::mtu::Mtu;
 
     fn plan(keys: &str, ips: &[(&str, &str)], routes: Vec<Route>) -> Result<Plan, Error> {
         let conf = format!(r#"{{"name": "n", "cniVersion": "1.0.0"{keys}}}"#);

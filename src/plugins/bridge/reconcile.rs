@@ -15,9 +15,10 @@ use crate::net::{Cidr, Family, IfName, Mac};
 use crate::netfilter::forward::Forwarding;
 use crate::netfilter::mac_spoof_check::MacSpoofCheck;
 use crate::netfilter::masquerade::Masquerade;
+use crate::plugins::attachment::forward;
 use crate::plugins::bridge::config::{AddressConflict, BridgeConfig};
 use crate::plugins::bridge::ensure::ensure_bridge;
-use crate::plugins::bridge::{forward_accept, gateway, uplink, vlan_ports};
+use crate::plugins::bridge::{forward_accept, gateway, vlan_ports};
 use crate::state::{self, BridgeDifference};
 
 /// An attachment whose link exists.
@@ -249,7 +250,7 @@ impl Repair {
                 let interface = gateway::ensure(host, &bridge, gateways, &config)?;
                 announce(host, &interface.unwrap_or(bridge))
             }
-            Repair::Forwarding(family) => gateway::forward(*family),
+            Repair::Forwarding(family) => forward(*family),
             Repair::Port(live) => restore_port(host, live, config),
             Repair::MacSpoofCheck(live, mac) => {
                 let spoof_check = MacSpoofCheck::of(network, &live.attachment)?;
@@ -266,7 +267,7 @@ impl Repair {
 }
 
 fn ensure_configured_bridge(host: &Netlink, config: &BridgeConfig) -> Result<Link, Error> {
-    ensure_bridge(host, config, uplink::resolve_mtu(host, config)?)
+    ensure_bridge(host, config, config.resolve_mtu(host)?)
 }
 
 fn restore_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) -> Result<(), Error> {
@@ -282,7 +283,7 @@ fn restore_port(host: &Netlink, live: &LiveAttachment, config: &BridgeConfig) ->
     }
     let mut flags = live.desired_flags(config);
     flags.isolated |= link.port.is_some_and(|it| it.isolated);
-    host.start_port(&name, flags, &link.alias)
+    host.start_link(&name, Some(flags), &link.alias)
         .context("start port", &name)
 }
 

@@ -26,8 +26,31 @@ pub struct KnownAttachment<'a> {
     pub prev: Option<&'a AddResult>,
     /// Its leased addresses; `None` if IPAM is not host-local.
     pub leased: Option<&'a [IpAddr]>,
-    /// The index of the network's bridge, if it exists.
-    pub bridge: Option<u32>,
+    /// What the host end must be connected to.
+    pub side: Side,
+}
+
+/// What the host ends of a network's attachments are connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Side {
+    /// The network's bridge does not exist.
+    #[default]
+    Unknown,
+    /// The bridge with this index.
+    PortOf(u32),
+    /// No bridge.
+    Routed,
+}
+
+impl Side {
+    /// Whether a link is a host end of the network, as far as its connection shows.
+    pub fn has(self, host_end: &Link) -> bool {
+        match self {
+            Side::Unknown => false,
+            Side::PortOf(bridge) => host_end.master == Some(bridge),
+            Side::Routed => host_end.master.is_none(),
+        }
+    }
 }
 
 /// Whether the interface belongs to the attachment. Another attachment may have the same interface name: on another
@@ -39,17 +62,17 @@ pub struct KnownAttachment<'a> {
 /// 1. prevResult lists the peer, or the interface with its MAC address.
 /// 2. The interface has an address of the lease or of prevResult. If it has only other addresses, or has addresses while
 ///    host-local has no lease, it belongs to another attachment.
-/// 3. Without addresses, or with those of another IPAM plugin: the peer is a port of the network's bridge.
+/// 3. Without addresses, or with those of another IPAM plugin: the peer is a port of the network's bridge, or of none if
+///    the network has none.
 pub fn is_owner(known: &KnownAttachment, end: &ContainerEnd) -> bool {
     let peer = end.peer.as_ref();
     if let Some(peer) = peer.filter(|peer| IfName::is_derived_veth(&peer.name)) {
         return peer.name == known.host;
     }
-    let by_bridge =
-        || peer.is_some_and(|peer| peer.master.is_some() && peer.master == known.bridge);
+    let by_side = || peer.is_some_and(|peer| known.side.has(peer));
     is_listed(known, end)
         .or_else(|| has_own_address(known, end))
-        .unwrap_or_else(by_bridge)
+        .unwrap_or_else(by_side)
 }
 
 /// Whether prevResult lists the interface or its peer; `None` if it lists no interface of either kind.
@@ -141,7 +164,7 @@ mod tests {
             host: "vethfedcba98765",
             prev: Some(&prev),
             leased: Some(&leased),
-            bridge: Some(3),
+            side: Side::PortOf(3),
         };
         assert!(!is_owner(
             &known,
@@ -165,7 +188,7 @@ mod tests {
                 host: "vethfedcba98765",
                 prev: Some(&prev),
                 leased: Some(&leased),
-                bridge: Some(3),
+                side: Side::PortOf(3),
             };
             let end = end("10.0.0.2", peer(GO, 3));
             assert_eq!(is_owner(&known, &end), expected, "{host} {mac}");
@@ -201,7 +224,7 @@ mod tests {
                 host: "vethfedcba98765",
                 prev,
                 leased,
-                bridge: Some(3),
+                side: Side::PortOf(3),
             };
             let end = end(address, peer(GO, master));
             assert_eq!(is_owner(&known, &end), expected, "{known:?} {end:?}");

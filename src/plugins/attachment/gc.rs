@@ -12,21 +12,24 @@ use crate::ipam::{IpamLeases, LeaseFile, Store};
 use crate::kernel::log;
 use crate::kernel::netlink::{Netlink, NetlinkError, not_found_as_none};
 use crate::link::namespace::host_netlink;
-use crate::link::{Context, Veth, failed, look_up, veths};
+use crate::link::{Context, Veth, failed, veths};
 use crate::net::IfName;
-use crate::netfilter::mac_spoof_check;
 use crate::netfilter::masquerade;
-use crate::plugins::bridge::config::bridge_of;
-use crate::plugins::bridge::forward_accept;
+use crate::plugins::attachment::HostEnd;
 
-/// Removes masquerading, MAC spoof checks, links and leases of this network that belong to no valid attachment, also those
-/// of the Go plugin, and the `forwardAccept` rules of a bridge without containers. A link is removed if a lease names its
+/// Removes masquerading, links and leases of this network that belong to no valid attachment, also those of the Go plugin.
+/// `also` removes what only one plugin creates, for all but these attachments. A link is removed if a lease names its
 /// attachment; without a lease it may belong to another network. An attachment whose link is not removed keeps its rules
 /// and leases. Without a list of valid attachments nothing is removed.
 ///
 /// # Errors
 /// If something could not be removed, after everything else was tried.
-pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
+pub fn gc(
+    conf: &NetConf,
+    cni_path: &[PathBuf],
+    host_end: &HostEnd,
+    also: impl FnOnce(&ValidAttachments, &Netlink, &mut Failures),
+) -> Result<(), Error> {
     let valid = conf.valid_attachments()?;
     let ipam = IpamLeases::parse(conf, cni_path)?;
     let Some(valid) = valid else {
@@ -42,7 +45,7 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
         && let Some((of_valid, others)) = failures.note(store.by_validity(&valid))
     {
         in_use = Some(match &host {
-            Some(host) => StaleLinks::new(conf, (store, host), (&valid, of_valid))
+            Some(host) => StaleLinks::new((conf, host_end), (store, host), (&valid, of_valid))
                 .delete(&others, &mut failures),
             None => others.iter().map(|lease| lease.address).collect(),
         });
@@ -71,8 +74,7 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
         _ => {}
     }
     if let Some(host) = &host {
-        failures.note(mac_spoof_check::gc(&conf.name, &kept, host));
-        failures.note(forward_accept::remove_if_unused(host, conf));
+        also(&kept, host, &mut failures);
     }
     failures.into_result()
 }
@@ -81,6 +83,7 @@ pub(super) fn gc(conf: &NetConf, cni_path: &[PathBuf]) -> Result<(), Error> {
 /// an interface has it.
 struct StaleLinks<'a> {
     conf: &'a NetConf,
+    host_end: &'a HostEnd,
     store: &'a Store,
     host: &'a Netlink,
     /// The addresses of valid attachments.
@@ -91,7 +94,7 @@ struct StaleLinks<'a> {
 
 impl StaleLinks<'_> {
     fn new<'a>(
-        conf: &'a NetConf,
+        (conf, host_end): (&'a NetConf, &'a HostEnd),
         (store, host): (&'a Store, &'a Netlink),
         (valid, leases): (&ValidAttachments, Vec<LeaseFile>),
     ) -> StaleLinks<'a> {
@@ -105,6 +108,7 @@ impl StaleLinks<'_> {
         };
         StaleLinks {
             conf,
+            host_end,
             store,
             host,
             valid: leases.iter().map(|lease| lease.address).collect(),
@@ -181,11 +185,20 @@ impl StaleLinks<'_> {
             let cause = format!("{interface}, the peer of {link}, has the address, {reason}");
             Err(lease.kept(cause))
         };
-        let bridge = bridge_of(&self.conf.root())?;
-        let found = look_up(self.host, &bridge)?;
         let owner = lease.owner.as_ref().map(|(_, interface)| interface.trim());
-        if found.is_none_or(|found| veth.host.master != Some(found.index)) {
-            return kept(format!("and {link} is no port of bridge {bridge}"));
+        let side = self
+            .host_end
+            .side(self.host)
+            .context("look up", "the bridge")?;
+        match self.host_end {
+            HostEnd::PortOf(bridge) if !side.has(&veth.host) => {
+                let bridge = bridge.clone()?;
+                return kept(format!("and {link} is no port of bridge {bridge}"));
+            }
+            HostEnd::Routed if !side.has(&veth.host) => {
+                return kept(format!("and {link} is a port of a bridge"));
+            }
+            _ => {}
         }
         if owner.is_some_and(|name| !name.is_empty() && name != interface) {
             return kept("but the lease names another interface".to_owned());
