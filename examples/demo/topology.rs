@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use gangplank::kernel::netlink::{Detection, Netlink, NewVeth};
+use gangplank::kernel::netlink::{Detection, Netlink, NewVeth, SubnetRoute};
 use gangplank::kernel::netns::{Netns, OwnNetns};
 use gangplank::kernel::process;
 use gangplank::kernel::random;
@@ -105,7 +105,11 @@ fn set_up(address: &str) -> Result<(), Failure> {
             .ok_or_else(|| format!("{link} does not exist"))?;
         netlink.set_up(link.index)?;
         if link.name == INTERFACE {
-            netlink.add_address(link.index, cidr(address), Detection::Skipped)?;
+            netlink.add_address(
+                link.index,
+                cidr(address),
+                (Detection::Skipped, SubnetRoute::Added),
+            )?;
         }
     }
     Ok(())

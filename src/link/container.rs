@@ -8,7 +8,7 @@ use crate::kernel::netns::Netns;
 use crate::kernel::sysctl::Parameter;
 use crate::link::namespace::AttachContext;
 use crate::link::plan::{GatewayRoute, Subnets, VethPlan};
-use crate::link::{Context, failed, namespace};
+use crate::link::{self, Context, failed, namespace};
 use crate::net::{Family, IfName, Route};
 
 /// Time limit of duplicate address detection, which takes about two seconds: one probe and its random delay.
@@ -63,6 +63,10 @@ pub fn configure(
         let unique = pod.wait_unique(link, &context.netns, DETECTION_LIMIT);
         unique.context("make sure that no neighbour has the addresses of", name)?;
     }
+    if !gateway_routes.is_empty() {
+        // The kernel refuses a source address that it does not deliver to yet (`ip6_route_info_create`, net/ipv6/route.c).
+        wait_delivered(plan, context, link)?;
+    }
     for GatewayRoute { route, source } in gateway_routes {
         let added = pod.add_route_from(link, route, *source);
         added.map_err(|cause| route_refused(route, name, cause))?;
@@ -72,6 +76,15 @@ pub fn configure(
         added.map_err(|cause| route_refused(route, name, cause))?;
     }
     Ok(())
+}
+
+/// Waits until packets to the addresses of the container end are delivered.
+///
+/// # Errors
+/// If they are not in time.
+pub fn wait_delivered(plan: &VethPlan, context: &AttachContext, link: u32) -> Result<(), Error> {
+    let end = (link, plan.container.as_str());
+    link::wait_delivered(&context.pod, Some(&context.netns), &plan.addresses, end)
 }
 
 fn route_refused(route: &Route, name: &IfName, cause: NetlinkError) -> Error {

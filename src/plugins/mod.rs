@@ -44,6 +44,7 @@ registry! {
     "bandwidth" => bandwidth::Bandwidth,
     "firewall" => firewall::FirewallPlugin,
     "portmap" => portmap::Portmap,
+    "ptp" => ptp::Ptp,
     "static" => static_addresses::StaticPlugin,
     "tuning" => tuning::Tuning,
 }

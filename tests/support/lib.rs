@@ -28,13 +28,14 @@ pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
 /// gangplank's plugins, sorted.
-pub const PLUGINS: [&str; 8] = [
+pub const PLUGINS: [&str; 9] = [
     "bandwidth",
     "bridge",
     "firewall",
     "host-local",
     "loopback",
     "portmap",
+    "ptp",
     "static",
     "tuning",
 ];

@@ -54,9 +54,7 @@ pub fn attach(
         .flatten()
         .unwrap_or(bridge);
     if !veth.addresses.is_empty() {
-        let container_end = (index, veth.container.as_str());
-        let netns = Some(&context.netns);
-        wait_delivered(&context.pod, netns, &veth.addresses, container_end)?;
+        container::wait_delivered(veth, context, index)?;
         let gateway = gateway.as_ref().unwrap_or(&bridge);
         let gateway_link = (gateway.index, gateway.name.as_str());
         wait_delivered(&context.host, None, &plan.gateways, gateway_link)?;
