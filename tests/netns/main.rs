@@ -18,6 +18,7 @@ mod log_record;
 mod loopback;
 mod mac_spoof_check;
 mod masquerade;
+mod ptp;
 mod static_ipam;
 mod status;
 mod tuning;

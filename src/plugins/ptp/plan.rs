@@ -94,8 +94,10 @@ impl Plan {
             }
         }
         veth.create(context, None, undo)?;
-        // Without IPv6 the parameter does not exist.
+        // Without IPv6 the parameters do not exist. During duplicate address detection, which takes seconds, the host
+        // resolves no neighbours for packets that it forwards (`ndisc_send_ns`, net/ipv6/ndisc.c).
         let _ = Parameter::AcceptRa.set(&veth.host, 0);
+        let _ = Parameter::AcceptDad.set(&veth.host, 0);
         host.start_link(&veth.host, None, &veth.alias)
             .context("start", &veth.host)?;
         let end = created_link(host, &veth.host)?;

@@ -65,6 +65,9 @@
 //!   burst smaller than a frame drops all frames. BD7: a rate below 1 byte per second is detected after changes were made.
 //! - BD8: ADD fails if the interface has a clsact, and is not undone. BD9: DEL of invalid limits fails, no GC. BD10: without
 //!   prevResult, the plugin crashes. BD11: CHECK ignores lost filters and qdiscs.
+//! - ptp PD1: DEL without the namespace leaves link and rules. PD2: the route of an earlier owner of the address remains.
+//!   PD3 to PD5: addresses without a gateway, with the full prefix length, or with a common gateway fail and leave a
+//!   link. PD6, PD7: a failed ADD is not undone. PD8: the IPv6 gateway is still tentative when ADD returns. PD11: no GC. CHECK ignores the host end.
 //!
 //! D4d, D16 and D21 are tested in `tests/netns`; D14, D19, D22 and D23 cannot be provoked here.
 
@@ -78,6 +81,7 @@ mod firewall;
 mod portmap;
 mod portmap_cleanup;
 mod portmap_packets;
+mod ptp;
 mod routes;
 mod static_addresses;
 mod tuning;
