@@ -22,6 +22,7 @@ use crate::net::{Family, IfName};
 use crate::netfilter::Feature;
 use crate::netfilter::iptables::{Iptables, TableUse, Variant};
 use crate::netfilter::iptables_save::{Listing, deletion, transaction};
+use crate::netfilter::lock::serialized;
 use crate::netfilter::owned_chain::OwnedChain;
 
 const FILTER: TableUse = TableUse {
@@ -79,11 +80,16 @@ impl Forwarding {
         })
     }
 
-    /// Adds the missing rules of these families.
+    /// Adds the missing rules of these families. The bridge has a container's port already, so that a concurrent
+    /// [`Forwarding::remove_unless`] sees it.
     ///
     /// # Errors
-    /// When the kernel or the legacy variant's program refuses.
+    /// When the kernel or the legacy variant's program refuses; code 11 if another process changes rules for too long.
     pub fn install(&self, families: &[Family]) -> Result<(), Error> {
+        serialized("forwardAccept", || self.add_missing(families))
+    }
+
+    fn add_missing(&self, families: &[Family]) -> Result<(), Error> {
         for family in families.iter().copied() {
             let legacy = legacy(family)?;
             if let Some(legacy) = &legacy {
@@ -140,38 +146,36 @@ impl Forwarding {
         Ok(found.unwrap_or_default())
     }
 
-    /// Removes the rules of both families and variants, but not table and FORWARD, which are shared. Returns the
-    /// families that had rules.
+    /// Removes the rules of both families and variants, but not table and FORWARD, which are shared, unless they are in use.
     ///
     /// # Errors
-    /// When something could not be removed, after everything else was tried.
-    pub fn remove(&self) -> Result<Vec<Family>, Error> {
-        let (mut failures, mut removed) = (Failures::default(), Vec::new());
+    /// When something could not be removed, after everything else was tried; code 11 if another process changes rules for
+    /// too long.
+    pub fn remove_unless(&self, in_use: impl FnOnce() -> Result<bool, Error>) -> Result<(), Error> {
+        serialized("forwardAccept", || match in_use()? {
+            true => Ok(()),
+            false => self.remove(),
+        })
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        let mut failures = Failures::default();
         for family in Family::BOTH {
-            let was_there = failures.note(self.remove_from_nftables(family));
-            let mut was_there = was_there.unwrap_or_default();
+            failures.note(self.remove_from_nftables(family));
             let look = || match unless_unknown(xtables::has_table(family, FILTER.table))? {
                 true => legacy(family),
                 false => Ok(None),
             };
             if let Some(legacy) = failures.note(look()).flatten() {
-                let clearing = |listing: &Listing| self.clear(listing);
-                was_there |= failures.note(legacy.apply_with_retry(&clearing)).is_some();
-            }
-            if was_there {
-                removed.push(family);
+                failures.note(legacy.apply_with_retry(&|listing| self.clear(listing)));
             }
         }
-        failures.into_result().map(|()| removed)
+        failures.into_result()
     }
 
-    fn remove_from_nftables(&self, family: Family) -> Result<bool, Error> {
-        let removed = FEATURE.with_existing("remove rules", |nftables| {
-            let existed = self.owned_chain(family).exists(nftables)?;
-            nftables.change(&|| self.removal(nftables, family))?;
-            Ok(existed)
-        })?;
-        Ok(removed.unwrap_or_default())
+    fn remove_from_nftables(&self, family: Family) -> Result<(), Error> {
+        let remove = |nftables: &Nftables| nftables.change(&|| self.removal(nftables, family));
+        FEATURE.with_existing("remove rules", remove).map(drop)
     }
 
     /// The missing rules in the table of iptables-nft.

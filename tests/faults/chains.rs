@@ -1,4 +1,4 @@
-//! Faults in the plugins of the chain bridge, portmap and firewall. After a fault the runtime calls DEL of the whole
+//! Faults in the plugins of a chain of bridge and all chained plugins. After a fault the runtime calls DEL of the whole
 //! chain.
 
 use std::collections::BTreeSet;

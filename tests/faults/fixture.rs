@@ -23,18 +23,20 @@ pub enum Rules {
 /// The network into whose calls faults are injected.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
+    pub plugin: &'static str,
     pub rules: Rules,
     pub dual: bool,
     /// Whether the network was used before, so that bridge and lease directory exist.
     pub used: bool,
     /// Whether there are so many other leases that the lease index exists.
     pub many_leases: bool,
-    /// The backend of portmap and firewall, if the network is a chain with them.
+    /// The backend of portmap and firewall, if the network is a chain of all plugins.
     pub chain: Option<&'static str>,
 }
 
 /// A gateway with addresses of one family, on a node that was used before.
 pub const PLAIN: Kind = Kind {
+    plugin: "bridge",
     rules: Rules::Without,
     dual: false,
     used: true,
@@ -136,6 +138,7 @@ impl Fixture {
     /// The network's configuration.
     pub fn config(&self) -> Value {
         let mut config = small_network();
+        config["type"] = self.kind.plugin.into();
         config["ipMasq"] = (self.kind.rules != Rules::Without).into();
         if self.kind.rules == Rules::Nftables {
             config["ipMasqBackend"] = "nftables".into();
@@ -169,7 +172,7 @@ impl Fixture {
         ));
     }
 
-    /// The network as a chain: of bridge alone, or with portmap and firewall.
+    /// The network as a chain: of one plugin, or with portmap, firewall, tuning and bandwidth.
     fn chain(&self, pod: &Pod) -> Chain<'_> {
         let bridge = self.config();
         let mut list = json!({
@@ -180,7 +183,15 @@ impl Fixture {
         let Some(backend) = self.kind.chain else {
             return self.node.chain(&list);
         };
-        let chained = small_chain()["plugins"].as_array().expect("plugins")[1..].to_vec();
+        let mut chained = small_chain()["plugins"].as_array().expect("plugins")[1..].to_vec();
+        let sysctl = json!({ "net.core.somaxconn": "500" });
+        chained.push(json!({ "type": "tuning", "sysctl": sysctl, "mtu": 1400, "allmulti": true }));
+        let limits = [1_000_000_000, 8_000_000];
+        chained.push(json!({
+            "type": "bandwidth",
+            "ingressRate": limits[0], "ingressBurst": limits[1],
+            "egressRate": limits[0], "egressBurst": limits[1],
+        }));
         list["plugins"]
             .as_array_mut()
             .expect("plugins")

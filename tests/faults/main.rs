@@ -12,6 +12,7 @@ mod del;
 mod errors;
 mod fixture;
 mod kill;
+mod ptp;
 mod recovery;
 mod report;
 mod term;

@@ -41,8 +41,6 @@ pub(super) fn remove_if_unused(host: &Netlink, conf: &NetConf) -> Result<(), Err
 
 /// Like [`remove_if_unused`], for known rules.
 ///
-/// A concurrent ADD creates its port before it installs the rules, so its port is visible after the removal.
-///
 /// # Errors
 /// If the kernel refuses.
 pub(super) fn remove_if_unused_on(
@@ -50,13 +48,9 @@ pub(super) fn remove_if_unused_on(
     bridge: &IfName,
     forwarding: &Forwarding,
 ) -> Result<(), Error> {
-    if has_containers(host, bridge)? {
-        return Ok(());
-    }
-    let removed = forwarding.remove()?;
     match has_containers(host, bridge)? {
-        true => forwarding.install(&removed),
-        false => Ok(()),
+        true => Ok(()),
+        false => forwarding.remove_unless(|| has_containers(host, bridge)),
     }
 }
 
