@@ -1,4 +1,4 @@
-//! gangplank: the CNI plugins `bridge`, `host-local` and `loopback` in one small binary.
+//! gangplank: the CNI plugins of a node in one small binary.
 //!
 //! An attachment owns a *lease* (a file), a *link* (a veth pair) and a *masquerade entry* (packet filter rules).
 //! Addresses, routes, port flags and sysctls are properties of the link and disappear with it. The bridge is shared and
@@ -12,7 +12,8 @@
 //! - [`state`]: desired and observed state of bridges and ports
 //! - `undo`: the effects of an ADD in reverse
 //! - [`link`]: veth pairs between the host and containers
-//! - [`ipam`]: address ranges, leases, other IPAM plugins
+//! - [`ipam`]: address ranges and leases
+//! - [`delegate`]: execution of other plugins
 //! - [`netfilter`]: masquerading, the MAC spoof check and forward accept rules
 //! - [`kernel`]: netlink, namespaces, sysctls, files, processes; the only module that talks to the kernel
 //! - [`cni`]: the protocol: environment, configuration, results, versions
@@ -21,6 +22,7 @@
 pub mod build;
 pub mod cli;
 pub mod cni;
+pub mod delegate;
 mod error;
 pub mod ipam;
 pub mod kernel;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::build;
 use crate::cni::Version;
-use crate::ipam::delegate::parse_error;
+use crate::delegate::parse_error;
 use crate::kernel::process::{self, Output};
 
 const TIMEOUT: Duration = Duration::from_secs(5);

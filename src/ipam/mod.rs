@@ -1,7 +1,7 @@
 //! IP address management: allocation and leases.
 //!
 //! [`host_local`] and [`static_addresses`] run in process, and host-local shares its lease directory with the Go plugin;
-//! any other type is executed ([`delegate`]). [`Ipam::parse`] rejects invalid configurations before anything is changed; `release` is the inverse
+//! any other type is executed ([`crate::delegate`]). [`Ipam::parse`] rejects invalid configurations before anything is changed; `release` is the inverse
 //! of `reserve`. Knows no links, bridges or namespaces.
 
 pub mod allocate;
@@ -22,10 +22,10 @@ use crate::cni::conf::NetConf;
 use crate::cni::json::JsonCursor;
 use crate::cni::names::Attachment;
 use crate::cni::result::{AddResult, Dns, IpConfig};
+use crate::delegate::{Delegate, Role};
 use crate::error::Error;
 use crate::net::{Family, Route};
 
-pub use delegate::Delegate;
 pub use host_local::HostLocal;
 pub use static_addresses::StaticAddresses;
 pub use store::{HeldLeases, LeaseFile, LeaseLock, Store};
@@ -94,7 +94,12 @@ impl Ipam {
         match ipam.non_empty_text("type")? {
             Some("host-local") => Ok(Some(Ipam::HostLocal(HostLocal::parse(conf, args)?))),
             Some("static") => Ok(Some(Ipam::Static(StaticAddresses::parse(conf, args)?))),
-            Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(plugin, conf, cni_path)))),
+            Some(plugin) => Ok(Some(Ipam::Delegate(Delegate::new(
+                Role::Ipam,
+                plugin,
+                conf,
+                cni_path,
+            )))),
             None => reject_missing_type(&ipam).map(|()| None),
         }
     }
@@ -128,7 +133,7 @@ impl Ipam {
         match self {
             Ipam::HostLocal(host_local) => host_local.reserve(attachment),
             Ipam::Static(addresses) => addresses.lease_for_link(),
-            Ipam::Delegate(delegate) => delegate.reserve(attachment),
+            Ipam::Delegate(delegate) => delegate::reserve(delegate, attachment),
         }
     }
 
@@ -187,7 +192,12 @@ impl IpamLeases {
         Ok(match ipam.non_empty_text("type")? {
             Some("host-local") => Some(IpamLeases::HostLocal(Store::of(conf)?)),
             Some("static") => Some(IpamLeases::Static),
-            Some(plugin) => Some(IpamLeases::Delegate(Delegate::new(plugin, conf, cni_path))),
+            Some(plugin) => Some(IpamLeases::Delegate(Delegate::new(
+                Role::Ipam,
+                plugin,
+                conf,
+                cni_path,
+            ))),
             None => None,
         })
     }
@@ -244,4 +254,4 @@ fn reject_missing_type(ipam: &JsonCursor) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A temporary directory, removed on drop.
-pub(in crate::ipam) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new() -> Scratch {
@@ -49,7 +49,7 @@ impl Drop for Scratch {
     }
 }
 
-pub(in crate::ipam) fn attachment_of(container: &str, interface: &str) -> Attachment {
+pub(crate) fn attachment_of(container: &str, interface: &str) -> Attachment {
     Attachment {
         container: container.parse().unwrap(),
         interface: interface.parse().unwrap(),

@@ -43,6 +43,7 @@ registry! {
     "loopback" => loopback::Loopback,
     "bandwidth" => bandwidth::Bandwidth,
     "firewall" => firewall::FirewallPlugin,
+    "flannel" => flannel::Flannel,
     "portmap" => portmap::Portmap,
     "ptp" => ptp::Ptp,
     "static" => static_addresses::StaticPlugin,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::flows::{Flow, RoundTrips, bandwidth, connected_pod};
-use crate::support::{Node, PLUGINS, Pod, Protocol};
+use crate::support::{Node, Pod, Protocol, plugins_of_go};
 
 pub const HEADER: &str = "\
 | limit | plugin | Mbit burst | first second | UDP | TCP | idle | under TCP load | in a UDP flood |
@@ -59,7 +59,7 @@ impl Measurement {
         let new = || {
             let node = Node::new("bench");
             let pod = connected_pod(&node, "a");
-            for name in PLUGINS.iter().filter(|_| plugin == Plugin::Go) {
+            for name in plugins_of_go().filter(|_| plugin == Plugin::Go) {
                 node.install_go_plugin_of(go, name);
             }
             add(&node, &pod, (rate, plugin, burst));

@@ -103,7 +103,12 @@ fn k3s() -> Vec<Value> {
     let mut flannel = of_type("flannel");
     flannel["delegate"] =
         json!({ "hairpinMode": true, "forceAddress": true, "isDefaultGateway": true });
-    vec![flannel, portmap_config(None, 0, 0), of_type("bandwidth")]
+    let mut plugins = vec![flannel, portmap_config(None, 0, 0), of_type("bandwidth")];
+    for plugin in &mut plugins {
+        // flannel 0.9 supports no newer version.
+        plugin["cniVersion"] = "0.4.0".into();
+    }
+    plugins
 }
 
 /// The default chain of nerdctl, without ports.

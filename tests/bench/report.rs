@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::PLUGINS;
+use crate::support::plugins_of_go;
 use crate::timed::Counts;
 
 /// The measurements of a verb of a case.
@@ -151,12 +151,13 @@ pub fn machine(against: &Path) -> String {
     let kernel = read("/proc/sys/kernel/osrelease");
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
-    let theirs: u64 = PLUGINS.iter().map(|name| size(&against.join(name))).sum();
+    let names: Vec<&str> = plugins_of_go().collect();
+    let theirs: u64 = names.iter().map(|name| size(&against.join(name))).sum();
     let ours = size(&crate::support::binary());
     format!(
         "Linux {}, {cpus} CPUs; theirs: {}\nsize in bytes: ours {ours}, theirs {theirs} ({})",
         kernel.trim(),
         against.display(),
-        PLUGINS.join(", ")
+        names.join(", ")
     )
 }

@@ -102,13 +102,6 @@ impl<'c> Scene<'c> {
             crate::support::binary().display(),
             Node::BIN
         ));
-        for plugin in self.runtime().programs() {
-            if !PLUGINS.contains(&plugin.as_str()) {
-                let file = crate::go_plugin(&plugin).expect("a Go plugin");
-                self.node.replace_plugin(&plugin, &file);
-                note(&format!("{}: gangplank has no {plugin}", self.case.name()));
-            }
-        }
         if let Some((plugin, file)) = &self.case.go {
             self.node.replace_plugin(plugin, file);
         }
@@ -162,11 +155,6 @@ impl<'c> Scene<'c> {
         // Go's flannel 0.9 supports versions up to 0.4.0.
         match &self.case.go {
             Some((plugin, _)) if plugin == "flannel" => chain.version("0.3.1"),
-            _ if !PLUGINS.contains(&"flannel")
-                && self.runtime().programs().contains(&"flannel".into()) =>
-            {
-                chain.version("0.3.1")
-            }
             _ => chain,
         }
     }

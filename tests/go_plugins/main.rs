@@ -11,6 +11,7 @@ mod hot_swap;
 mod hot_swap_bandwidth;
 mod hot_swap_chain;
 mod hot_swap_firewalld;
+mod hot_swap_flannel;
 mod hot_swap_ptp;
 mod hot_swap_static;
 mod hot_swap_tuning;

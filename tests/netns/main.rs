@@ -11,6 +11,7 @@ mod cost;
 mod del;
 mod delegate;
 mod error_messages;
+mod flannel;
 mod forward;
 mod gc;
 mod host_local;

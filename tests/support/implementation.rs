@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 
 use super::{
-    Answer, Call, Node, PLUGINS, Pod, go_plugins, leases, note, recent_go_plugins, require,
+    Answer, Call, Node, Pod, go_plugins, leases, note, plugins_of_go, recent_go_plugins, require,
     testing_go,
 };
 
@@ -28,8 +28,11 @@ pub fn ready(programs: &[&str]) -> bool {
         note("skipped: this test runs both implementations; unset GANGPLANK_TEST_PLUGINS");
         return false;
     }
-    let go_plugins = PLUGINS.map(|plugin| format!("cni:{plugin}"));
-    require(&[&go_plugins.each_ref().map(String::as_str), programs].concat())
+    let go_plugins: Vec<String> = plugins_of_go()
+        .map(|plugin| format!("cni:{plugin}"))
+        .collect();
+    let go_plugins: Vec<&str> = go_plugins.iter().map(String::as_str).collect();
+    require(&[&go_plugins, programs].concat())
 }
 
 /// The programs of both iptables variants.
@@ -48,7 +51,7 @@ pub fn node() -> Node {
 /// A node with gangplank and the Go plugins of a directory.
 pub fn node_with(plugins: &Path) -> Node {
     let node = Node::new("node");
-    for plugin in PLUGINS {
+    for plugin in plugins_of_go() {
         node.install_go_plugin_of(plugins, plugin);
     }
     node

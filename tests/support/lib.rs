@@ -28,10 +28,11 @@ pub use probes::{Namespace, Ping};
 pub use snapshot::{NodeState, chain_of, leases};
 
 /// gangplank's plugins, sorted.
-pub const PLUGINS: [&str; 9] = [
+pub const PLUGINS: [&str; 10] = [
     "bandwidth",
     "bridge",
     "firewall",
+    "flannel",
     "host-local",
     "loopback",
     "portmap",
@@ -39,6 +40,11 @@ pub const PLUGINS: [&str; 9] = [
     "static",
     "tuning",
 ];
+
+/// The plugins that the Go project has, which [`go_plugins`] contains. flannel left it after version 0.9.1.
+pub fn plugins_of_go() -> impl Iterator<Item = &'static str> {
+    PLUGINS.into_iter().filter(|plugin| *plugin != "flannel")
+}
 
 /// The directories of Debian's programs; the PATH of an unprivileged user lacks some of them.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::ipam::HostLocal;
 use crate::link::plan::check_routes;
 use crate::plugins::bridge::config::BridgeConfig;
+use crate::plugins::flannel;
 
 /// The configuration of a network whose pods are ports of a bridge.
 #[derive(Debug)]
@@ -69,6 +70,12 @@ impl Configurations {
                 Err(Error::failed(what))
             }
             ("bridge", Some(request)) => parse_bridge(file, request.clone(), data_dir).map(Some),
+            ("flannel", Some(request)) => {
+                let conf = NetConf::parse(Value::Object(request.clone()).to_string().into_bytes())?;
+                let delegated = flannel::bridge_configuration(&conf)?;
+                let parse = |request| parse_bridge(file, request, data_dir);
+                delegated.map(parse).transpose()
+            }
             _ => plugin.validate().map(|()| None),
         };
         let parsed: Vec<Result<Option<Configured>, Error>> =

@@ -8,7 +8,8 @@ use gangplank::cni::args::Args;
 use gangplank::cni::conf::NetConf;
 use gangplank::cni::names::Attachment;
 use gangplank::cni::result::AddResult;
-use gangplank::ipam::delegate::{Delegate, parse_error};
+use gangplank::delegate::{Delegate, Role, parse_error};
+use gangplank::ipam::delegate::lease;
 use gangplank::plugins::bridge::config::BridgeConfig;
 use gangplank::plugins::bridge::plan::{Plan, PlanInput};
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     if let Some(error) = parse_error(data) {
         let _ = error.to_string();
     }
-    let lease = match delegate.parse_result(data) {
+    let lease = match delegate.parse_result(data).and_then(lease) {
         Ok(lease) => lease,
         Err(error) => {
             assert_eq!(error.code.0, 999);
@@ -64,7 +65,7 @@ fn fixture() -> Fixture {
     let conf = br#"{"cniVersion":"1.0.0","name":"n","type":"bridge","isDefaultGateway":true,"ipam":{"type":"x"}}"#;
     let conf = NetConf::parse(conf.to_vec()).unwrap();
     Fixture {
-        delegate: Delegate::new("x", &conf, &[]),
+        delegate: Delegate::new(Role::Ipam, "x", &conf, &[]),
         config: BridgeConfig::parse(&conf, &Args::default()).unwrap(),
         conf,
         attachment: Attachment {

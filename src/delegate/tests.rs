@@ -1,4 +1,5 @@
 use super::*;
+use crate::ipam::delegate::reserve;
 use crate::ipam::tests::{Scratch, attachment_of};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +18,7 @@ fn delegate(scratch: &Scratch, plugin: &str) -> Delegate {
         r#"{{"cniVersion":"0.4.0","name":"net","type":"ptp","ipam":{{"type":"{plugin}"}}}}"#
     );
     let conf = NetConf::parse(text.into_bytes()).unwrap();
-    Delegate::new(plugin, &conf, &path)
+    Delegate::new(Role::Ipam, plugin, &conf, &path)
 }
 
 #[test]
@@ -28,7 +29,7 @@ fn results_of_all_versions_are_accepted() {
     ] {
         let scratch = Scratch::new();
         let delegate = plugin(&scratch, &format!("cat >/dev/null; echo '{result}'"));
-        let lease = delegate.reserve(&attachment_of("a", "eth0")).unwrap();
+        let lease = reserve(&delegate, &attachment_of("a", "eth0")).unwrap();
         assert_eq!(lease.ips.len(), 1);
         assert_eq!(lease.ips[0].address, "10.1.0.5/24".parse().unwrap());
         assert_eq!((lease.ips[0].interface, lease.routes.len()), (None, 1));
@@ -57,7 +58,7 @@ fn the_error_of_the_plugin_is_returned_unchanged() {
         &scratch,
         r#"echo '{"code":111,"msg":"pool is dry","details":"d"}'; echo noise >&2; exit 1"#,
     );
-    let error = delegate.reserve(&attachment_of("a", "eth0")).unwrap_err();
+    let error = reserve(&delegate, &attachment_of("a", "eth0")).unwrap_err();
     assert_eq!(
         (error.code.0, error.msg.as_str(), error.details.as_str()),
         (111, "pool is dry", "d")
@@ -98,7 +99,7 @@ fn an_invalid_result_is_followed_by_del() {
             commands.display()
         );
         let delegate = plugin(&scratch, &script);
-        let error = delegate.reserve(&attachment_of("a", "eth0")).unwrap_err();
+        let error = reserve(&delegate, &attachment_of("a", "eth0")).unwrap_err();
         assert_eq!(error.code, Code::PLUGIN, "{output}: {error}");
         assert!(
             error.msg.starts_with("IPAM plugin ipam-plugin: "),
