@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Call, Network, Node, NodeState, requires, skip_for_go, small_network, testing_go,
+    Call, Network, Node, NodeState, go_plugins, requires, skip_for_go, small_network, testing_go,
 };
 
 fn bridge(ipam: Value) -> Value {
@@ -247,7 +247,7 @@ fn del_always_succeeds_and_check_compares_with_prev_result() {
 fn the_ptp_plugin_works_with_static() {
     requires!("ping", "cni:ptp");
     let node = Node::new("node");
-    node.install("ptp");
+    node.replace_plugin("ptp", &go_plugins().join("ptp"));
     let pod = node.pod("a");
     let network = node.network(bridge(addresses())).with("type", "ptp");
     let mut ipam = addresses();

@@ -207,6 +207,36 @@ fn masquerade_rules_of_a_network_with_another_data_dir_are_kept() {
 }
 
 #[test]
+fn masquerade_rules_of_a_network_without_a_bridge_are_those_of_its_leases() {
+    requires!("iptables", "nft");
+    for backend in ["iptables", "nftables"] {
+        let mut config = masquerade_network();
+        config["type"] = "ptp".into();
+        config["ipMasqBackend"] = backend.into();
+        for data_dir in [None, Some("/run/elsewhere")] {
+            if let Some(data_dir) = data_dir {
+                config["ipam"]["dataDir"] = data_dir.into();
+            }
+            let fixture = Fixture::with(&config);
+            let network = fixture.network(config.clone());
+            let (running, deleted) = (fixture.pod("stays"), fixture.pod("goes"));
+            fixture.run_pod(&network, &running);
+            let result = network.add(&deleted);
+            fixture.assert_healthy();
+            fixture.run(&format!("ip link del {}", Network::host_link(&result)));
+            let leases = data_dir.unwrap_or(LEASES);
+            fixture.run(&format!("rm {leases}/small/{}", Network::address(&result)));
+            let fixed = fixture.fix();
+            assert_eq!(fixed.ids(), ["masquerade-left-over"], "{backend}");
+            let evidence = fixed.text_of("masquerade-left-over");
+            assert!(evidence.contains("goes"), "{evidence}");
+            assert!(!evidence.contains("stays"), "{evidence}");
+            fixture.assert_healthy();
+        }
+    }
+}
+
+#[test]
 fn stale_nftables_rules_of_newer_go_plugins_are_removed() {
     requires!("nft");
     let mut config = masquerade_network();

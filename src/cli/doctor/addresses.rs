@@ -169,7 +169,9 @@ fn overlapping_ranges(network: &Network, other: &Network) -> Option<Finding> {
 }
 
 fn unknown_networks(node: &Node) -> impl Iterator<Item = Finding> {
-    node.orphaned_leases.iter().map(|(store, leases)| {
+    let leases = node.other_leases.iter();
+    let unknown = leases.filter(|(store, _)| node.lists_named(store.network().as_str()) == 0);
+    unknown.map(|(store, leases)| {
         let addresses = leases.iter().map(|lease| lease.address.to_string());
         let addresses: Vec<String> = addresses.collect();
         let directory = store.directory().display();

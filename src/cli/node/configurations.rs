@@ -31,6 +31,8 @@ pub struct Configured {
 #[derive(Debug, Default)]
 pub struct Configurations {
     pub networks: Vec<Configured>,
+    /// host-local of the networks without a bridge.
+    pub others: Vec<HostLocal>,
     /// Files that no runtime can use, with the reason.
     pub unusable: Vec<(PathBuf, Error)>,
     /// The plugins of each file, of all types.
@@ -80,6 +82,12 @@ impl Configurations {
         };
         let parsed: Vec<Result<Option<Configured>, Error>> =
             list.plugins.iter().map(parse).collect();
+        let others = list.plugins.iter().filter(|plugin| {
+            let plugin_type = plugin.plugin_type.as_str();
+            !matches!(plugin_type, "bridge" | "flannel")
+        });
+        let others = others.filter_map(|plugin| other_host_local(plugin, data_dir));
+        self.others.extend(others);
         self.lists.push((list, file.to_owned()));
         for network in parsed {
             self.networks.extend(network?);
@@ -102,11 +110,8 @@ fn parse_bridge(
     let ipam = request.get("ipam").and_then(|ipam| ipam.get("type"));
     let ipam = ipam.and_then(Value::as_str).map(str::to_owned);
     let is_host_local = ipam.as_deref() == Some("host-local");
-    if let Some(Value::Object(ipam)) = request.get_mut("ipam").filter(|_| is_host_local) {
-        let configured = ipam.entry("dataDir").or_insert(Value::Null);
-        if configured.as_str().is_none_or(str::is_empty) {
-            *configured = data_dir.to_string_lossy().into();
-        }
+    if is_host_local {
+        set_data_dir(&mut request, data_dir);
     }
     let conf = NetConf::parse(Value::Object(request).to_string().into_bytes())?;
     let args = Args::default();
@@ -122,4 +127,26 @@ fn parse_bridge(
         ipam,
         conf,
     })
+}
+
+/// host-local of a plugin other than bridge. `None` also if it cannot be parsed: the plugins of other projects may
+/// complete their configuration themselves, as calico does with `"subnet": "usePodCidr"`.
+fn other_host_local(plugin: &ListedPlugin, data_dir: &Path) -> Option<HostLocal> {
+    let mut request = plugin.request.clone()?;
+    if request.get("ipam")?.get("type")? != "host-local" {
+        return None;
+    }
+    set_data_dir(&mut request, data_dir);
+    let conf = NetConf::parse(Value::Object(request).to_string().into_bytes()).ok()?;
+    HostLocal::parse(&conf, &Args::default()).ok()
+}
+
+/// Sets the directory of leases if the configuration of host-local names none.
+fn set_data_dir(request: &mut Map<String, Value>, data_dir: &Path) {
+    if let Some(Value::Object(ipam)) = request.get_mut("ipam") {
+        let configured = ipam.entry("dataDir").or_insert(Value::Null);
+        if configured.as_str().is_none_or(str::is_empty) {
+            *configured = data_dir.to_string_lossy().into();
+        }
+    }
 }

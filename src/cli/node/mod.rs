@@ -48,8 +48,8 @@ pub struct Node {
     pub unusable: Vec<(PathBuf, Error)>,
     /// The plugins of each configuration, also of networks without a bridge.
     pub lists: Vec<(PluginList, PathBuf)>,
-    /// Leases of networks without a configuration.
-    pub orphaned_leases: Vec<(Store, Vec<LeaseFile>)>,
+    /// Leases of networks without a bridge, and of networks without a configuration.
+    pub other_leases: Vec<(Store, Vec<LeaseFile>)>,
     pub cache: Vec<CachedResult>,
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
@@ -89,6 +89,11 @@ pub struct RangeUsage {
     pub size: u128,
 }
 
+/// Only root can read leases.
+fn as_root(error: Error) -> Error {
+    error.details("run it as root")
+}
+
 fn serialize_as_string<S: Serializer>(size: &u128, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(size)
 }
@@ -106,7 +111,7 @@ impl Node {
             networks: Vec::new(),
             unusable: found.unusable,
             lists: found.lists,
-            orphaned_leases: Vec::new(),
+            other_leases: Vec::new(),
             cache: CachedResult::read_all(&paths.cache_dir),
             links: host.links().map_err(unreadable("links"))?,
             addresses: host.all_addresses().map_err(unreadable("addresses"))?,
@@ -123,7 +128,13 @@ impl Node {
             let network = node.observe_network(configured)?;
             node.networks.push(network);
         }
-        node.orphaned_leases = node.read_orphaned_leases(&paths.data_dir)?;
+        for host_local in found.others {
+            let store = host_local.store();
+            let leases = store.all().map_err(as_root)?;
+            node.other_leases.push((store.clone(), leases));
+        }
+        let orphaned = node.read_orphaned_leases(&paths.data_dir)?;
+        node.other_leases.extend(orphaned);
         Ok(node)
     }
 
@@ -145,8 +156,7 @@ impl Node {
     fn observe_network(&self, configured: Configured) -> Result<Network, Error> {
         let (mut leases, mut from_before_boot) = (Vec::new(), HashSet::new());
         if let Some(host_local) = &configured.host_local {
-            let unreadable = |error: Error| error.details("run it as root");
-            leases = host_local.store().all().map_err(unreadable)?;
+            leases = host_local.store().all().map_err(as_root)?;
             // Only root can read the recorded boot.
             from_before_boot = host_local.store().from_before_boot().unwrap_or_default();
         }

@@ -2,7 +2,7 @@
 
 use crate::cli::node::Node;
 use crate::cni::ValidAttachments;
-use crate::ipam::{LeaseFile, Store};
+use crate::ipam::LeaseFile;
 use crate::netfilter::portmap::inventory::MappedPort;
 
 impl Node {
@@ -11,29 +11,25 @@ impl Node {
         let with_leases = self
             .networks_named(name)
             .filter(|network| network.configured.host_local.is_some());
-        match self.lists_named(name) {
-            0 => self.orphaned_leases_of(name).next().is_some(),
-            count => with_leases.count() >= count,
-        }
+        let count = with_leases.count() + self.other_leases_of(name).count();
+        count >= self.lists_named(name).max(1)
     }
 
     /// All attachments to networks of this name that may still exist.
     pub fn valid_attachments(&self, name: &str) -> ValidAttachments {
         let pods = self.networks_named(name).flat_map(|it| &it.pods);
         let cached = self.cache.iter().filter(|it| it.network.as_str() == name);
-        let orphaned = self.orphaned_leases_of(name).flat_map(|(_, leases)| leases);
+        let others = self.other_leases_of(name).flatten();
         pods.map(|pod| pod.attachment.clone())
             .chain(cached.map(|cached| cached.attachment.clone()))
-            .chain(orphaned.filter_map(LeaseFile::attachment))
+            .chain(others.filter_map(LeaseFile::attachment))
             .collect()
     }
 
-    fn orphaned_leases_of<'n>(
-        &'n self,
-        name: &'n str,
-    ) -> impl Iterator<Item = &'n (Store, Vec<LeaseFile>)> {
-        let leases = self.orphaned_leases.iter();
-        leases.filter(move |(store, _)| store.directory().ends_with(name))
+    fn other_leases_of(&self, name: &str) -> impl Iterator<Item = &Vec<LeaseFile>> {
+        let leases = self.other_leases.iter();
+        let named = leases.filter(move |(store, _)| store.network().as_str() == name);
+        named.map(|(_, leases)| leases)
     }
 
     /// Whether the container of a mapped port no longer exists. Unless leases list all attachments of its network, its

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::{Network, Node, leases, note, requires, skip_for_go, small_network};
+use crate::support::{
+    Network, Node, go_plugins, leases, note, requires, skip_for_go, small_network,
+};
 
 fn network() -> Value {
     json!({
@@ -118,7 +120,7 @@ fn twenty_concurrent_processes_of_each_implementation_share_a_directory() {
 fn the_ptp_plugin_works_with_host_local() {
     requires!("ping", "cni:ptp");
     let node = Node::new("node");
-    node.install("ptp");
+    node.replace_plugin("ptp", &go_plugins().join("ptp"));
     let mut config = network();
     config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
     let network = node.network(config);
