@@ -4,12 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
+use crate::kernel::locks::lock_within;
 use crate::kernel::retry::retry_on_eintr;
 
 /// The namespace of the calling thread.
@@ -151,9 +153,25 @@ fn same_file(a: &File, b: &File) -> io::Result<bool> {
     Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
 }
 
+/// Waits until no other process has a turn in the thread's network namespace. The turn lasts until the file is dropped.
+/// It is a courtesy, not a lock: `None` if the wait took longer than `limit`, or locks do not work. Every process can lock
+/// the file of its own namespace.
+pub fn take_turn(limit: Duration) -> Option<File> {
+    lock_within(File::open(OWN).ok()?, limit).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_turn_ends_when_it_is_dropped() {
+        let long = Duration::from_secs(20);
+        let turn = take_turn(long).unwrap();
+        assert!(take_turn(Duration::from_millis(20)).is_none());
+        drop(turn);
+        assert!(take_turn(long).is_some());
+    }
 
     #[test]
     fn other_paths_are_refused() {

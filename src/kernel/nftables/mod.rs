@@ -21,6 +21,7 @@ use nix::errno::Errno;
 
 use crate::kernel::log;
 use crate::kernel::netlink_socket::ANSWER_LIMIT;
+use crate::kernel::netns;
 use crate::net::Family;
 
 use attribute::{Attributes, get_be32};
@@ -39,6 +40,10 @@ pub use xt::XtState;
 
 /// How long a change is retried if other processes keep changing the ruleset.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a change waits for those of other processes of this program. Any change of the ruleset makes the others start
+/// again, so that one that reads much would never succeed among many that read little.
+const TURN_LIMIT: Duration = Duration::from_secs(5);
 
 /// The number of attempts at a dump that is interrupted by changes.
 const MAX_DUMPS: u32 = 10;
@@ -183,6 +188,7 @@ impl Nftables {
                 }
             }
         };
+        let _turn = netns::take_turn(TURN_LIMIT);
         let deadline = Instant::now() + CHANGE_LIMIT;
         loop {
             match attempt() {
