@@ -274,7 +274,8 @@ fn nodes_with_a_shared_lease_directory_keep_each_others_leases() {
     }
 }
 
-/// The number of exclusive locks in a trace, and those that were taken through a descriptor not opened for writing.
+/// The number of exclusive locks of leases in a trace, and those that were taken through a descriptor not opened for
+/// writing.
 fn exclusive_locks(node: &Node, trace: &str) -> (usize, Vec<String>) {
     let trace = node.read(trace);
     let mut opened = std::collections::BTreeMap::new();
@@ -291,9 +292,13 @@ fn exclusive_locks(node: &Node, trace: &str) -> (usize, Vec<String>) {
         } else if let Some(arguments) = call.strip_prefix("flock(")
             && arguments.contains("LOCK_EX")
         {
-            count += 1;
             let file = arguments.split(',').next().unwrap();
             let how = opened.get(file).cloned().unwrap_or_default();
+            // Changes of nf_tables: the file of a network namespace is not on NFS.
+            if how.contains("/ns/net\"") {
+                continue;
+            }
+            count += 1;
             if !how.contains("O_RDWR") {
                 read_only.push(format!("{line}: {how}"));
             }
